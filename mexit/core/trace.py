@@ -1,0 +1,103 @@
+"""A trace: the logits of every exit on a data set, made by the very artifact that will be deployed.
+
+Calibration needs nothing else. Stored as npz without pickle; the numbers as arrays, the rest as one JSON text.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexit.core.files import read_bytes
+from mexit.errors import BadInput, Damaged
+
+MAX_TRACE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a trace comes from.
+
+    Attributes:
+        model: id of the bundle.
+        variant: of its segments (`fp32`, ...).
+        engine: what ran them (`ort`, ...).
+        precision: in which they ran.
+        split: `calibration`, `certification` or `test`.
+        condition: `clean`, or the attack in full.
+        data_sha256: of the data set.
+    """
+
+    model: str
+    variant: str
+    engine: str
+    precision: str
+    split: str
+    condition: str
+    data_sha256: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Logits and labels.
+
+    Attributes:
+        logits: (E, N, C) float32.
+        labels: (N,) int64, or None where they are unknown.
+        index: (N,) int64, the samples' places in the data set; pairs a clean with an attacked trace.
+        origin: what made it, on what.
+    """
+
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+    index: NDArray[np.int64]
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        if self.logits.ndim != 3 or self.logits.dtype != np.float32:
+            raise BadInput(
+                f"a trace needs logits (E, N, C) float32, found {self.logits.shape} {self.logits.dtype}"
+            )
+        exits, samples, classes = self.logits.shape
+        if not exits or not samples or classes < 2:
+            raise BadInput(f"a trace needs an exit, a sample and two classes, found {self.logits.shape}")
+        for name, array in (("labels", self.labels), ("index", self.index)):
+            if array is not None and array.shape != (samples,):
+                raise BadInput(f"{samples} rows of logits need {samples} {name}, found shape {array.shape}")
+        if self.labels is not None and (self.labels.min() < 0 or self.labels.max() >= classes):
+            raise BadInput(f"labels must lie in 0..{classes - 1}, found {self.labels.min()}..{self.labels.max()}")
+
+    def to_bytes(self) -> bytes:
+        """The npz file."""
+        buffer = io.BytesIO()
+        arrays = {"logits": self.logits, "index": self.index}
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        origin = np.frombuffer(json.dumps(asdict(self.origin)).encode(), np.uint8)
+        np.savez_compressed(buffer, origin=origin, **arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    @staticmethod
+    def load(path: Path) -> Trace:
+        """Read a trace file. Raises `NotFound`, `Damaged`."""
+        return Trace.from_bytes(read_bytes(path, "trace", MAX_TRACE_BYTES), path)
+
+    @staticmethod
+    def from_bytes(content: bytes, path: Path) -> Trace:
+        """Parse a trace that was read from `path`. Raises `Damaged`."""
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                origin = json.loads(file["origin"].tobytes())
+                labels = file["labels"] if "labels" in file else None
+                names = {field.name for field in fields(Origin)}
+                return Trace(
+                    file["logits"], labels, file["index"], Origin(**{name: origin[name] for name in names})
+                )
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, BadInput) as error:
+            raise Damaged(f"trace {path} is not readable: {error}") from None

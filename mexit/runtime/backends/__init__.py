@@ -1,0 +1,1 @@
+"""Inference engines behind a seam of one method (`base.Segment.run`)."""

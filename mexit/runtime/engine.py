@@ -1,0 +1,98 @@
+"""The adaptive engine: run a segment, decide, keep only the rows that are still unsure.
+
+`reference.py` gives the same answers without tricks, one row at a time; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexit.core.policy import Policy, is_sure
+from mexit.errors import UsageError
+from mexit.runtime.backends.base import Backend
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers for B rows.
+
+    Attributes:
+        exits: (B,) int64, from 1.
+        probabilities: (B, C) float64, of the exit that answered.
+        reasons: one of `prediction.REASONS` for each row.
+        seconds: (B,) from the start of the call to the answer.
+    """
+
+    exits: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    reasons: tuple[str, ...]
+    seconds: NDArray[np.float64]
+
+
+def answer(
+    backend: Backend,
+    images: NDArray[np.float32],
+    policy: Policy,
+    classes: int,
+    *,
+    max_exit: int | None = None,
+    deadline_s: float | None = None,
+) -> Answers:
+    """Answer each image at the first exit that is sure.
+
+    Args:
+        backend: the loaded segments.
+        images: (B, C, H, W) float32 in [0, 1].
+        policy: decides who leaves where.
+        classes: C.
+        max_exit: nobody goes further than this exit.
+        deadline_s: seconds from now; once over, rows under way get the exit just computed.
+    """
+    start = time.perf_counter()
+    last = last_exit(len(backend.segments), max_exit)
+    scorer = policy.scorer(classes)
+    state = scorer.start(len(images))
+    exits = np.zeros(len(images), np.int64)
+    probabilities = np.zeros((len(images), classes))
+    seconds = np.zeros(len(images))
+    reasons = [""] * len(images)
+    rows = np.arange(len(images))
+    carried = backend.carry(images)
+    for k in range(1, last + 1):
+        if not len(rows):
+            break
+        carried, logits = backend.segments[k - 1].run(carried)
+        state, exit_probabilities, score = scorer.step(k, logits, state)
+        now = time.perf_counter() - start
+        late = deadline_s is not None and now >= deadline_s
+        sure = is_sure(score, policy.threshold(k)) if k < len(backend.segments) else np.ones(len(rows), np.bool_)
+        leaving = np.ones(len(rows), np.bool_) if k == last or late else sure
+        gone = rows[leaving]
+        exits[gone], probabilities[gone], seconds[gone] = k, exit_probabilities[leaving], now
+        for row, is_confident in zip(gone, sure[leaving], strict=True):
+            reasons[row] = _reason(k, len(backend.segments), bool(is_confident), late)
+        staying = np.flatnonzero(~leaving)
+        if k < last and len(staying) < len(rows):
+            rows, carried, state = rows[staying], carried.take(staying), state.take(staying)
+    return Answers(exits, probabilities, tuple(reasons), seconds)
+
+
+def _reason(k: int, count: int, confident: bool, late: bool) -> str:
+    if k == count:
+        return "last"
+    if confident:
+        return "confident"
+    return "deadline" if late else "max-exit"
+
+
+def last_exit(count: int, max_exit: int | None) -> int:
+    """The exit beyond which nobody goes. Raises `UsageError` outside 1..count."""
+    if max_exit is None:
+        return count
+    if not 1 <= max_exit <= count:
+        raise UsageError(f"max_exit must lie in 1..{count}, found {max_exit}")
+    return max_exit

@@ -1,0 +1,211 @@
+"""`Runtime`: open a bundle, answer images within a budget, keep account."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexit.core.budget import Budget
+from mexit.core.bundle import Bundle
+from mexit.core.policies import PolicyEntry
+from mexit.core.policy import Policy
+from mexit.data.prepare import check_tensor, prepare_batch
+from mexit.errors import BadInput, NotCalibrated, UsageError
+from mexit.runtime.backends.base import Backend
+from mexit.runtime.backends.ort import OrtBackend
+from mexit.runtime.engine import Answers, answer, last_exit
+from mexit.runtime.ledger import Ledger
+from mexit.runtime.prediction import Prediction
+
+BACKENDS = ("auto", "ort")
+BATCH = 64  # rows that travel together; more gain nothing on a CPU and hold back early answers
+
+
+class Runtime:
+    """A bundle in an engine. Safe to call from several threads.
+
+    Attributes:
+        bundle: the opened bundle.
+        backend: the loaded engine.
+        ledger: what was spent; `runtime.ledger.account()`.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, budget: str | Budget = "low") -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.ledger = Ledger(bundle.manifest.cumulative_macs)
+        self._entry = _entry_or_none(bundle, backend)
+        self._policy_of = lru_cache(maxsize=256)(self._find_policy)
+        self.budget = budget
+
+    @staticmethod
+    def open(
+        path: str | Path, budget: str | Budget = "low", *, backend: str = "auto", threads: int = 1
+    ) -> Runtime:
+        """Open a bundle directory.
+
+        Args:
+            path: the directory.
+            budget: default for calls that name none; `low`, `12M`, `40%`, ... (see `core.budget`).
+            backend: "auto" or "ort".
+            threads: of the engine.
+
+        Raises:
+            NotFound, Damaged, Untrusted, SchemaTooNew: see `Bundle.open`.
+            NotCalibrated: no thresholds for this engine; only the budget `full` works without.
+            BudgetInfeasible: below the cost of exit 1.
+            MissingExtra: the engine is not installed.
+        """
+        if backend not in BACKENDS:
+            raise UsageError(f"unknown backend '{backend}': choose from {', '.join(BACKENDS)}")
+        bundle = Bundle.open(path)
+        return Runtime(bundle, OrtBackend(bundle, threads), budget)
+
+    @property
+    def budget(self) -> Budget:
+        """The budget of calls that name none."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: str | Budget) -> None:
+        budget = _as_budget(budget)
+        self._policy_of(budget)
+        self._budget = budget
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether thresholds exist for the engine at hand."""
+        return self._entry is not None
+
+    def __call__(
+        self,
+        images: NDArray[Any] | Sequence[Any] | bytes,
+        *,
+        budget: str | Budget | None = None,
+        deadline_ms: float | None = None,
+        max_exit: int | None = None,
+    ) -> list[Prediction]:
+        """Answer images.
+
+        Args:
+            images: uint8 (H, W), (H, W, 3) or (B, H, W, 3); float32 (B, C, H, W) in [0, 1]; encoded bytes; or
+                a sequence of single images.
+            budget: for this call; the default is `runtime.budget`.
+            deadline_ms: once over, rows under way get the deepest exit computed so far. The first exit
+                always runs.
+            max_exit: no input goes further.
+
+        Returns:
+            One `Prediction` an image, in order.
+
+        Raises:
+            BadInput, TooLarge: an image that cannot be one.
+            BudgetInfeasible, NotCalibrated, UsageError: see `open`.
+        """
+        if deadline_ms is not None and not deadline_ms > 0:
+            raise UsageError(f"deadline_ms must be above zero, found {deadline_ms}")
+        return self.answer_tensor(self.prepare(images), budget=budget, deadline_ms=deadline_ms, max_exit=max_exit)
+
+    def answer_tensor(
+        self,
+        tensor: NDArray[np.float32],
+        *,
+        budget: str | Budget | None = None,
+        deadline_ms: float | None = None,
+        max_exit: int | None = None,
+    ) -> list[Prediction]:
+        """As a call, for images that `prepare` returned."""
+        budget = self._budget if budget is None else _as_budget(budget)
+        policy = self._policy_of(budget)
+        last_exit(len(self.backend.segments), max_exit)
+        predictions: list[Prediction] = []
+        waited_s = 0.0
+        for start in range(0, len(tensor), BATCH):
+            left_s = None if deadline_ms is None else deadline_ms / 1e3 - waited_s
+            answers = answer(
+                self.backend,
+                tensor[start : start + BATCH],
+                policy,
+                len(self.bundle.manifest.classes),
+                max_exit=max_exit,
+                deadline_s=left_s,
+            )
+            predictions += self._predictions(answers, budget, waited_s)
+            waited_s += float(answers.seconds.max(initial=0.0))
+        return predictions
+
+    def prepare(self, images: NDArray[Any] | Sequence[Any] | bytes) -> NDArray[np.float32]:
+        """Any accepted images as the input tensor (B, C, H, W) float32 in [0, 1]."""
+        spec = self.bundle.manifest.input
+        if isinstance(images, np.ndarray):
+            if images.dtype.kind == "f":
+                return check_tensor(images, spec)
+            if images.dtype != np.uint8:
+                raise BadInput(f"expected uint8 or float32 images, found {images.dtype}")
+            if images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)):
+                return prepare_batch(images[None], spec)
+            if images.ndim != 4:
+                raise BadInput(f"expected uint8 (H, W), (H, W, 3) or (B, H, W, 3), found {images.shape}")
+            return prepare_batch(images, spec)
+        if isinstance(images, list | tuple):
+            return prepare_batch(images, spec)
+        return prepare_batch([images], spec)
+
+    def policy(self, budget: str | Budget | None = None) -> Policy:
+        """The policy that a budget selects."""
+        return self._policy_of(self._budget if budget is None else _as_budget(budget))
+
+    def _find_policy(self, budget: Budget) -> Policy:
+        manifest = self.bundle.manifest
+        if budget.is_full and self._entry is None:
+            count = len(manifest.exits)
+            return Policy("max-probability", False, (1.0,) * count, (None,) * (count - 1))
+        if self._entry is None:
+            # Raises the error that says what to type.
+            self.bundle.policies().entry(self.backend.engine, self.backend.precision, self.backend.variant)
+        assert self._entry is not None
+        point = self._entry.point(budget, manifest.cumulative_macs)
+        policy = self._entry.policy(point)
+        return policy.never_leave() if budget.is_full else policy
+
+    def _predictions(self, answers: Answers, budget: Budget, waited_s: float) -> list[Prediction]:
+        manifest = self.bundle.manifest
+        costs, full = manifest.cumulative_macs, manifest.cumulative_macs[-1]
+        latency_ms = (answers.seconds + waited_s) * 1e3
+        self.ledger.add(answers.exits, latency_ms)
+        classes = answers.probabilities.argmax(axis=1)
+        predictions = []
+        for row, index in enumerate(classes.tolist()):
+            k = int(answers.exits[row])
+            probabilities = answers.probabilities[row]
+            predictions.append(
+                Prediction(
+                    index=index,
+                    label=manifest.classes[index],
+                    confidence=float(probabilities[index]),
+                    probabilities=probabilities,
+                    exit=k,
+                    reason=answers.reasons[row],
+                    macs=costs[k - 1],
+                    saved_macs=full - costs[k - 1],
+                    latency_ms=float(latency_ms[row]),
+                    budget=budget.text,
+                )
+            )
+        return predictions
+
+
+def _as_budget(budget: str | Budget) -> Budget:
+    return budget if isinstance(budget, Budget) else Budget.parse(budget)
+
+
+def _entry_or_none(bundle: Bundle, backend: Backend) -> PolicyEntry | None:
+    try:
+        return bundle.policies().entry(backend.engine, backend.precision, backend.variant)
+    except NotCalibrated:
+        return None
