@@ -11,6 +11,7 @@ import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mexit.errors import Damaged, SchemaTooNew
@@ -178,7 +179,7 @@ class Manifest:
                     f"variant {name} has {len(variant.segments)}"
                 )
         costs = self.cumulative_macs
-        if any(later < earlier for earlier, later in zip(costs, costs[1:], strict=False)) or costs[0] <= 0:
+        if any(later < earlier for earlier, later in pairwise(costs)) or costs[0] <= 0:
             raise Damaged(f"bundle.json: cumulative costs must be positive and never fall, found {costs}")
 
     @property

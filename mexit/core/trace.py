@@ -94,7 +94,7 @@ class Trace:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 origin = json.loads(file["origin"].tobytes())
-                labels = file["labels"] if "labels" in file else None
+                labels = file.get("labels")
                 names = {field.name for field in fields(Origin)}
                 return Trace(
                     file["logits"], labels, file["index"], Origin(**{name: origin[name] for name in names})

@@ -1,0 +1,141 @@
+"""Five disjoint parts of a data set, stored by index.
+
+    train          weights
+    selection      checkpoints and hyper-parameters
+    calibration    temperatures, choice of score, thresholds
+    certification  what is promised is measured here, and nothing is chosen
+    test           printed by evaluate and demo; nothing is ever chosen on it
+
+Every part holds every class in the same share. The cut depends on the data set alone, never on a training
+seed: one data set has one test part.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexit.core.files import read_bytes, sha256_bytes
+from mexit.data.dataset import DataSet
+from mexit.errors import BadInput, Damaged, UsageError
+
+NAMES = ("train", "selection", "calibration", "certification", "test")
+MAX_BYTES = 1 << 30
+_SEED = 20231106
+
+# Shares of the official training part; digits is small and has no official test part.
+_SHARES = {"selection": 0.04, "calibration": 0.08, "certification": 0.08}
+_SMALL_SHARES = {"selection": 0.06, "calibration": 0.18, "certification": 0.06}
+_SMALL = 5_000
+_TEST_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The five index lists of one data set.
+
+    Attributes:
+        data_set: its name.
+        data_sha256: its hash.
+        parts: name to sorted places (n,) int64.
+    """
+
+    data_set: str
+    data_sha256: str
+    parts: dict[str, NDArray[np.int64]]
+
+    def __post_init__(self) -> None:
+        if tuple(self.parts) != NAMES:
+            raise BadInput(f"splits must be {NAMES}, found {tuple(self.parts)}")
+        everyone = np.concatenate(list(self.parts.values()))
+        if len(np.unique(everyone)) != len(everyone):
+            raise BadInput("the five splits overlap")
+
+    def part(self, name: str) -> NDArray[np.int64]:
+        """The places of one part."""
+        if name not in self.parts:
+            raise UsageError(f"unknown split '{name}': choose from {', '.join(NAMES)}")
+        return self.parts[name]
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 of each part's indices."""
+        return {name: sha256_bytes(np.ascontiguousarray(part).tobytes()) for name, part in self.parts.items()}
+
+    def check(self, data: DataSet) -> None:
+        """Raise `Damaged` if `data` is not the set that was split."""
+        if data.sha256 != self.data_sha256:
+            raise Damaged(
+                f"these splits belong to {self.data_set} {self.data_sha256[:12]}, "
+                f"the data at hand is {data.name} {data.sha256[:12]}: it was changed, or is another set"
+            )
+
+    def to_bytes(self) -> bytes:
+        """As npz without pickle."""
+        about = json.dumps({"data_set": self.data_set, "data_sha256": self.data_sha256})
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, about=np.frombuffer(about.encode(), np.uint8), **self.parts)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    @staticmethod
+    def from_bytes(content: bytes, path: Path) -> Splits:
+        """Parse splits that were read from `path`. Raises `Damaged`."""
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                about = json.loads(file["about"].tobytes())
+                parts = {name: file[name].astype(np.int64) for name in NAMES}
+            return Splits(about["data_set"], about["data_sha256"], parts)
+        except Exception as error:  # numpy raises many kinds on damaged files
+            raise Damaged(f"splits {path} are not readable: {error}") from None
+
+    @staticmethod
+    def load(path: Path) -> Splits:
+        """Read a splits file. Raises `NotFound`, `Damaged`."""
+        return Splits.from_bytes(read_bytes(path, "splits", MAX_BYTES), path)
+
+
+def split(data: DataSet) -> Splits:
+    """Cut a data set into the five parts. Raises `BadInput` if a class is too rare to be in all of them."""
+    rng = np.random.default_rng(_SEED)
+    everyone = np.arange(len(data), dtype=np.int64)
+    if data.official_test is None:
+        order = _shuffle(everyone, data.labels, rng)
+        at = round(_TEST_SHARE * len(order))
+        test, rest = order[:at], order[at:]
+    else:
+        test = data.official_test
+        rest = _shuffle(np.setdiff1d(everyone, test), data.labels, rng)
+    parts = {"test": test}
+    start = 0
+    for name, share in (_SMALL_SHARES if len(rest) < _SMALL else _SHARES).items():
+        stop = start + max(1, round(share * len(rest)))
+        parts[name] = rest[start:stop]
+        start = stop
+    parts["train"] = rest[start:]
+    _check_classes(data, parts)
+    return Splits(data.name, data.sha256, {name: np.sort(parts[name]) for name in NAMES})
+
+
+def _shuffle(places: NDArray[np.int64], labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random order in which every stretch holds the classes in the same share."""
+    places = rng.permutation(places)
+    rank = np.zeros(len(places))
+    for label in np.unique(labels[places]):
+        members = np.flatnonzero(labels[places] == label)
+        rank[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    return places[np.argsort(rank, kind="stable")]
+
+
+def _check_classes(data: DataSet, parts: dict[str, NDArray[np.int64]]) -> None:
+    for name, places in parts.items():
+        present = np.unique(data.labels[places])
+        if len(present) < len(data.classes):
+            missing = sorted(set(range(len(data.classes))) - set(present.tolist()))
+            raise BadInput(
+                f"{data.name}: the split '{name}' ({len(places)} images) would hold no image of "
+                f"{', '.join(data.classes[label] for label in missing[:5])}: add images of these classes"
+            )

@@ -1,0 +1,79 @@
+"""Assemble a bundle: segments, manifest, costs, splits, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mexit.core.bundle import SPLITS
+from mexit.core.files import sha256_bytes
+from mexit.core.manifest import (
+    FORMAT,
+    VERSION,
+    DataSpec,
+    ExitSpec,
+    FileSpec,
+    InputSpec,
+    Manifest,
+    SegmentSpec,
+    SplitSpec,
+    Variant,
+)
+from mexit.data.splits import Splits
+from mexit.export.macs import count, count_parameters
+from mexit.export.to_onnx import OnnxSegment
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a bundle is made of: the manifest, and the files it vouches for by their path."""
+
+    manifest: Manifest
+    files: Mapping[str, bytes]
+
+
+def assemble(
+    name: str,
+    classes: Sequence[str],
+    spec: InputSpec,
+    segments: Sequence[OnnxSegment],
+    splits: Splits,
+    provenance: Mapping[str, Any],
+) -> Parts:
+    """Put the parts of an fp32 bundle together, costs counted on the graphs."""
+    splits_bytes = splits.to_bytes()
+    files = {f"segments/fp32/{k}.onnx": segment.content for k, segment in enumerate(segments, start=1)}
+    specs = tuple(
+        SegmentSpec(file, sha256_bytes(segment.content), len(segment.content), segment.inputs, segment.outputs)
+        for (file, _), segment in zip(files.items(), segments, strict=True)
+    )
+    hashes = splits.hashes()
+    data = DataSpec(
+        data_set=splits.data_set,
+        sha256=splits.data_sha256,
+        parts={part: SplitSpec(len(index), hashes[part]) for part, index in splits.parts.items()},
+        file=FileSpec(SPLITS, sha256_bytes(splits_bytes), len(splits_bytes)),
+    )
+    manifest = Manifest(
+        format=FORMAT,
+        version=VERSION,
+        name=name,
+        classes=tuple(classes),
+        input=spec,
+        exits=_exits(segments),
+        variants={"fp32": Variant(specs, None)},
+        splits=data,
+        provenance=provenance,
+    )
+    return Parts(manifest, {**files, SPLITS: splits_bytes})
+
+
+def _exits(segments: Sequence[OnnxSegment]) -> tuple[ExitSpec, ...]:
+    exits, macs, parameters = [], 0, 0
+    for segment in segments:
+        trunk, head = count(segment.model)
+        macs += trunk + head
+        parameters += count_parameters(segment.model)
+        exits.append(ExitSpec(trunk, head, macs, parameters))
+    return tuple(exits)

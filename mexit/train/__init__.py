@@ -1,0 +1,1 @@
+"""Training: networks, attacks, objectives, the loop. torch lives here (and in export)."""

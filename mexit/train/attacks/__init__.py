@@ -1,0 +1,1 @@
+"""Attacks: one gradient loop (`gradient`), and what it climbs (`objective`)."""

@@ -1,0 +1,161 @@
+"""A training run on disk. safetensors only, never pickle; every file is replaced atomically.
+
+settings.json            `TrainSettings`
+splits.npz               the five index lists
+checkpoint.safetensors   weights, optimiser, place in the run, kept weights: all in one file
+weights.safetensors      the result, once training is over
+log.jsonl  curves.png    for people
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from mexit.core.files import read_bytes, read_json, to_json, write_bytes
+from mexit.data.splits import Splits
+from mexit.errors import Damaged, NotFound
+from mexit.train.models import MultiExit, build
+from mexit.train.settings import TrainSettings
+
+SETTINGS, SPLITS, CHECKPOINT, WEIGHTS, LOG, CURVES = (
+    "settings.json",
+    "splits.npz",
+    "checkpoint.safetensors",
+    "weights.safetensors",
+    "log.jsonl",
+    "curves.png",
+)
+MAX_BYTES = 8 << 30
+_MAX_HEADER = 100 << 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch, step: next to do, from 0.
+        sums: running sums of the epoch's log values, and how many samples they cover under "n".
+        best: best mean attacked accuracy on the selection split so far; None before the first epoch ended.
+        log: how many bytes of the log belong to what is done.
+    """
+
+    epoch: int
+    step: int
+    sums: dict[str, float]
+    best: float | None
+    log: int
+
+
+def save(
+    run: Path, model: MultiExit, optimiser: torch.optim.SGD, progress: Progress, kept: Mapping[str, Tensor]
+) -> None:
+    """Write the checkpoint. Raises `MexitError` if that fails; the previous one is then untouched."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        buffer = optimiser.state.get(parameter, {}).get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum.{name}"] = buffer
+    tensors |= {f"kept.{name}": value for name, value in kept.items()}
+    metadata = {"progress": json.dumps(asdict(progress))}
+    write_bytes(run / CHECKPOINT, _serialise(tensors, metadata))
+
+
+def restore(run: Path, model: MultiExit, optimiser: torch.optim.SGD) -> tuple[Progress, dict[str, Tensor]]:
+    """Load the checkpoint into `model` and `optimiser`; returns the place and the kept weights.
+
+    Raises:
+        NotFound: there is none.
+        Damaged: not readable, or of another network.
+    """
+    path = run / CHECKPOINT
+    tensors, metadata = _read(path, "checkpoint")
+    try:
+        progress = Progress(**json.loads(metadata["progress"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"checkpoint {path} does not say where the run stood ({error})") from None
+    _load_weights(model, _with_prefix(tensors, "model."), path)
+    momenta = _with_prefix(tensors, "momentum.")
+    for name, parameter in model.named_parameters():
+        if name in momenta:
+            optimiser.state[parameter]["momentum_buffer"] = momenta[name].to(parameter.device)
+    return progress, _with_prefix(tensors, "kept.")
+
+
+def save_weights(run: Path, weights: Mapping[str, Tensor], settings: TrainSettings, classes: int) -> None:
+    """Write the result of a finished run."""
+    metadata = {"settings": json.dumps(settings.to_json()), "classes": str(classes)}
+    write_bytes(run / WEIGHTS, _serialise(dict(weights), metadata))
+
+
+def load_model(run: Path) -> tuple[MultiExit, TrainSettings, Splits]:
+    """A finished run: its network in eval mode, settings and splits.
+
+    Raises:
+        NotFound: no such run, or it was never finished.
+        Damaged: a file is not what was written.
+    """
+    settings = load_settings(run)
+    if not (run / WEIGHTS).exists() and (run / CHECKPOINT).exists():
+        raise NotFound(f"run {run} is not finished: mexit train --resume --out {run}")
+    tensors, metadata = _read(run / WEIGHTS, "weights")
+    if not metadata.get("classes", "").isdigit():
+        raise Damaged(f"weights {run / WEIGHTS} do not name their number of classes")
+    model = build(settings.model, int(metadata["classes"]))
+    _load_weights(model, tensors, run / WEIGHTS)
+    return model.eval(), settings, Splits.load(run / SPLITS)
+
+
+def load_settings(run: Path) -> TrainSettings:
+    """The settings of a run, finished or not."""
+    if not run.is_dir():
+        raise NotFound(f"run {run} does not exist: make one with mexit train")
+    return TrainSettings.from_json(read_json(run / SETTINGS, "settings"), str(run / SETTINGS))
+
+
+def begin(run: Path, settings: TrainSettings, splits: Splits) -> None:
+    """Make the directory of a new run."""
+    write_bytes(run / SETTINGS, to_json(settings.to_json()))
+    write_bytes(run / SPLITS, splits.to_bytes())
+
+
+def _serialise(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return save_tensors(plain, metadata)
+
+
+def _read(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    content = read_bytes(path, what, MAX_BYTES)
+    try:
+        size = int.from_bytes(content[:8], "little")
+        if not 0 < size <= min(_MAX_HEADER, len(content) - 8):
+            raise ValueError(f"its header claims {size} bytes")
+        metadata: dict[str, Any] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        return load_tensors(content), {str(key): str(value) for key, value in metadata.items()}
+    except (SafetensorError, ValueError, AttributeError) as error:
+        raise Damaged(f"{what} {path} is not readable: {error}") from None
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _load_weights(model: MultiExit, weights: Mapping[str, Tensor], path: Path) -> None:
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != found:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise Damaged(
+            f"{path} holds another network: {', '.join(wrong[:6])} missing, unexpected or of another shape"
+        )
+    model.load_state_dict(dict(weights))

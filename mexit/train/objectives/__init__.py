@@ -1,0 +1,46 @@
+"""The methods, by the name typed after `--method`: one file each, each a thin objective on the same loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mexit.errors import UsageError
+from mexit.train.objectives.adversarial import Adversarial
+from mexit.train.objectives.base import Objective, Outputs
+from mexit.train.objectives.clean import Clean
+from mexit.train.objectives.neo_kd import NeoKD
+
+__all__ = ["METHODS", "Objective", "Outputs", "build", "default_attack"]
+
+METHODS: dict[str, type[Any]] = {"clean": Clean, "adversarial": Adversarial, "neo-kd": NeoKD}
+
+# Published for NEO-KD by number of exits: 3 (MNIST, CIFAR-10), 5 (Tiny-ImageNet, ImageNet), 7 (CIFAR-100).
+NEO_KD_GAMMA = {5: (1.0, 1.0, 1.0, 1.5, 1.5), 7: (1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 1.5)}
+
+
+def default_attack(method: str) -> str:
+    """The attack a method trains on where none is named."""
+    return "max-average" if _find(method).needs_attack else "none"
+
+
+def build(method: str, exits: int, options: Mapping[str, Any]) -> Objective:
+    """The objective of a method; `options` are fields of its class. Raises `UsageError` for an unknown one."""
+    kind = _find(method)
+    fields = {field.name: field for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+    unknown = sorted(set(options) - set(fields))
+    if unknown:
+        have = ", ".join(fields) or "none"
+        raise UsageError(f"method {method} has no option {', '.join(unknown)}; it has: {have}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    if kind is NeoKD:
+        values.setdefault("gamma", NEO_KD_GAMMA.get(exits, (1.0,) * exits))
+    objective: Objective = kind(**values)
+    return objective
+
+
+def _find(method: str) -> type[Any]:
+    if method not in METHODS:
+        raise UsageError(f"unknown method '{method}': choose from {', '.join(METHODS)}")
+    return METHODS[method]

@@ -1,0 +1,152 @@
+"""The settings of a training run: one frozen dataclass, saved beside the weights, and the published schedules.
+
+Presets per data set (`--preset`): `neo_kd` (NEO-KD, NeurIPS 2023), `rdi` (RDI-Nets, ICLR 2020), `demo` (digits).
+Decay points are fractions of the run, so that they scale with `--epochs`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mexit.core.manifest import read_value
+from mexit.errors import UsageError
+from mexit.train.attacks.gradient import Steps
+from mexit.train.attacks.objective import Attack
+from mexit.train.objectives import default_attack
+
+KEEP = ("last", "best")
+RECIPES = ("auto", "bf16", "fp32")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides the weights of a run.
+
+    Attributes:
+        data: as typed after `--data`.
+        model, method: see `models.PRESETS` and `objectives.METHODS`.
+        options: fields of the method's class that differ from its defaults.
+        preset: the schedule these settings started from.
+        attack: what is trained on: none, single, average or max-average.
+        eps, step: radius and step size, fractions of the pixel range.
+        steps: of the training attack; `test_steps` of the one that evaluates.
+        craft_train_mode: craft with the network in train mode, as RDI-Nets' code does.
+        epochs, batch: passes over the training split, samples a step.
+        lr, momentum, weight_decay: of SGD.
+        decay_at: fractions of the run after which lr is multiplied by `decay_factor`.
+        seed: of weights, order, starts and dropout.
+        recipe: "bf16" (autocast and channels_last), "fp32", or "auto" (bf16 where the processor has it).
+        keep: which weights are kept: "last", or "best" mean attacked accuracy on the selection split.
+    """
+
+    data: str = "digits"
+    model: str = "digits-cnn"
+    method: str = "neo-kd"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    preset: str = "demo"
+    attack: str = "average"
+    eps: float = 0.1
+    step: float = 0.025
+    steps: int = 7
+    test_steps: int = 50
+    craft_train_mode: bool = False
+    epochs: int = 20
+    batch: int = 64
+    lr: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_at: tuple[float, ...] = ()
+    decay_factor: float = 0.1
+    seed: int = 0
+    recipe: str = "auto"
+    keep: str = "last"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 1:
+            raise UsageError(f"epochs and batch must be at least 1, found {self.epochs} and {self.batch}")
+        if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
+            raise UsageError(
+                f"lr must be above 0, momentum in [0, 1), weight decay at least 0; found {self.lr}, "
+                f"{self.momentum}, {self.weight_decay}"
+            )
+        if self.keep not in KEEP or self.recipe not in RECIPES:
+            raise UsageError(f"keep must be one of {', '.join(KEEP)}, recipe one of {', '.join(RECIPES)}")
+        self.training_attack()
+
+    def training_attack(self) -> Attack | None:
+        """What the run trains on; None for clean images only."""
+        if self.attack == "none":
+            return None
+        steps = Steps(self.eps, self.step, self.steps)
+        return Attack(self.attack, steps, train_mode=self.craft_train_mode)
+
+    def test_attack(self, objective: str, eps: float | None = None, steps: int | None = None) -> Attack:
+        """What the run is evaluated under."""
+        return Attack(objective, Steps(eps or self.eps, self.step, steps or self.test_steps))
+
+    def lr_at(self, progress: float) -> float:
+        """The learning rate after this share of the run, in [0, 1]."""
+        return self.lr * self.decay_factor ** sum(progress >= point for point in self.decay_at)
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(value: Any, where: str) -> TrainSettings:
+        """Check and convert stored settings. Raises `Damaged`."""
+        settings = read_value(value, TrainSettings, where)
+        assert isinstance(settings, TrainSettings)
+        return settings
+
+
+_MNIST_NEO_KD = {
+    "epochs": 150, "batch": 128, "lr": 0.01, "weight_decay": 5e-4, "decay_at": (50 / 150,),
+    "eps": 0.3, "step": 20 / 255, "steps": 7, "test_steps": 50,
+}  # fmt: skip
+# 13,100 steps of 256 images are 56 passes over MNIST.
+_MNIST_RDI = {
+    "epochs": 56, "batch": 256, "lr": 0.033, "weight_decay": 5e-4, "decay_at": (11_700 / 13_100, 12_900 / 13_100),
+    "eps": 0.3, "step": 0.01, "steps": 40, "test_steps": 40, "craft_train_mode": True,
+}  # fmt: skip
+_RDI_WEIGHTS = {"clean_weight": 0.5, "attacked_weight": 0.5}
+_DEMO = {
+    "epochs": 20, "batch": 64, "lr": 0.03, "weight_decay": 5e-4, "decay_at": (0.6, 0.85),
+    "attack": "average", "eps": 0.1, "step": 0.025, "steps": 7, "test_steps": 50,
+}  # fmt: skip
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "digits": {"demo": _DEMO},
+    "mnist": {"neo_kd": _MNIST_NEO_KD, "rdi": _MNIST_RDI},
+    "fashion-mnist": {"neo_kd": _MNIST_NEO_KD, "rdi": _MNIST_RDI},
+    "folder": {"neo_kd": {**_MNIST_NEO_KD, "eps": 8 / 255, "step": 2 / 255}},
+}
+DEFAULT_MODELS = {"digits": "digits-cnn"}
+
+
+def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSettings:
+    """Settings for a data set: what was given wins over the preset, the preset over the defaults.
+
+    Args:
+        data: as typed after `--data`.
+        preset: a schedule of that data set; None = its first.
+        given: fields of `TrainSettings` that were typed; None values count as not typed.
+
+    Raises:
+        UsageError: no such preset, or settings that cannot be.
+    """
+    presets = PRESETS[data.partition(":")[0]]
+    preset = preset or next(iter(presets))
+    if preset not in presets:
+        raise UsageError(f"no preset '{preset}' for {data}: choose from {', '.join(presets)}")
+    typed = {name: value for name, value in given.items() if value is not None}
+    values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
+    values |= presets[preset] | typed
+    default = default_attack(values.get("method", TrainSettings.method))
+    if default == "none" or "attack" not in values:
+        values["attack"] = default
+    if preset == "rdi" and values.get("method") in ("adversarial", "neo-kd"):
+        values["options"] = _RDI_WEIGHTS | dict(values.get("options", {}))
+    return TrainSettings(**values)
