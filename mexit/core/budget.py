@@ -84,10 +84,15 @@ class Budget:
 
 def format_macs(macs: float) -> str:
     """MACs for people: `9.25M MACs`."""
+    return f"{short_macs(macs)} MACs"
+
+
+def short_macs(macs: float) -> str:
+    """MACs where the unit stands elsewhere: `9.25M`."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if macs >= size:
-            return f"{macs / size:.4g}{unit} MACs"
-    return f"{macs:.0f} MACs"
+            return f"{macs / size:.3g}{unit}"
+    return f"{macs:.0f}"
 
 
 def exact_macs(macs: float) -> str:

@@ -73,6 +73,26 @@ class Bundle:
         files = {spec.file: _read_checked(path, spec) for spec in manifest.files}
         return Bundle(path, manifest, sha256_bytes(content), files)
 
+    @staticmethod
+    def from_parts(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+        """A bundle in memory: every file that the manifest vouches for, by its path. `write` stores it."""
+        vouched = {spec.file for spec in manifest.files}
+        if vouched != set(files):
+            raise ValueError(f"the manifest names {sorted(vouched)}, the files are {sorted(files)}")
+        return Bundle(path, manifest, sha256_bytes(to_json(manifest.to_json())), files)
+
+    def write(self, *, replace: bool = False) -> None:
+        """Write the whole directory: there at once, or not at all.
+
+        Raises:
+            UsageError: it exists and `replace` is false.
+            MexitError: the file system refuses a write.
+        """
+        with new_directory(self.path, replace=replace) as temporary:
+            for name, content in self._content.items():
+                write_bytes(temporary / name, content)
+            write_bytes(temporary / MANIFEST, to_json(self.manifest.to_json()))
+
     def segment(self, variant: str, k: int) -> bytes:
         """The ONNX bytes of segment `k` (from 1), as they were hashed."""
         return self._content[self.manifest.variants[variant].segments[k - 1].file]
@@ -124,24 +144,6 @@ class Bundle:
         if trace.origin.model != self.id:
             raise Damaged(f"trace {path} was made by model {trace.origin.model[:12]}, this is {self.id[:12]}")
         return trace
-
-
-def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, replace: bool = False) -> None:
-    """Write a whole bundle: there at once, or not at all.
-
-    Args:
-        path: the directory to make.
-        manifest: what it says of itself.
-        files: every file that the manifest vouches for, by its path in the bundle.
-        replace: put it in place of an existing one.
-    """
-    vouched = {spec.file for spec in manifest.files}
-    if vouched != set(files):
-        raise ValueError(f"the manifest names {sorted(vouched)}, the files are {sorted(files)}")
-    with new_directory(path, replace=replace) as temporary:
-        for name, content in files.items():
-            write_bytes(temporary / name, content)
-        write_bytes(temporary / MANIFEST, to_json(manifest.to_json()))
 
 
 def inside(root: Path, name: str) -> Path:

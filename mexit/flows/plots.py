@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +46,25 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def accuracy_against_macs(
-    curves_: dict[str, Sequence[tuple[float, float]]], points: dict[str, float], path: Path, title: str
+    lines: Mapping[str, Sequence[tuple[float, float]]], points: Mapping[str, float], path: Path, title: str
 ) -> None:
     """Accuracy in percent against mean cost.
 
     Args:
-        curves_: "clean"/"attacked" and more, each (mean MACs, accuracy in [0, 1]).
+        lines: "clean"/"attacked" and more, each (mean MACs, accuracy in [0, 1]).
         points: named budgets in MACs, drawn as vertical lines.
         path: the PNG.
         title: of the picture.
     """
     figure, (axis,) = _figure(1)
     colours = {"clean": CLEAN, "attacked": ATTACKED}
-    for name, pairs in curves_.items():
-        macs, accuracy = zip(*sorted(pairs), strict=True)
+    for name, pairs in lines.items():
+        ordered = sorted(pairs)
         colour = colours.get(name.split(",")[0], "grey")
         exits = name.endswith("single exits")
         axis.plot(
-            [m / 1e6 for m in macs],
-            [100 * a for a in accuracy],
+            [macs / 1e6 for macs, _ in ordered],
+            [100 * accuracy for _, accuracy in ordered],
             marker="o" if exits else ".",
             linestyle=":" if exits else "-",
             color=colour,

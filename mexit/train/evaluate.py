@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet
+from mexit.train.attacks.gradient import Steps
 from mexit.train.attacks.objective import Attack, craft, craft_each_exit, keep_worst
 from mexit.train.models.multi_exit import MultiExit
 from mexit.train.randomness import Draw
@@ -48,49 +49,39 @@ def attacked_batches(
         yield images, labels, part
 
 
-def exit_logits(
-    model: MultiExit, batches: Attacked, progress: Callable[[int], None] | None = None
-) -> NDArray[np.float32]:
+def exit_logits(model: MultiExit, batches: Attacked) -> NDArray[np.float32]:
     """Logits of every exit, (E, N, C)."""
-    found = []
-    model.eval()
-    for images, _, _ in batches:
-        with torch.no_grad():
-            found.append(model(torch.from_numpy(images)).numpy())
-        if progress is not None:
-            progress(len(images))
-    return np.concatenate(found, axis=1)
+    return np.concatenate([run_exits(model, images) for images, _, _ in batches], axis=1)
 
 
-def max_average_and_transfer(
+def run_exits(model: MultiExit, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits of every exit for one batch: (B, C, H, W) to (E, B, C)."""
+    with torch.no_grad():
+        logits: NDArray[np.float32] = model.eval()(torch.from_numpy(images)).numpy()
+    return logits
+
+
+def attack_suite(
     model: MultiExit,
-    data: DataSet,
+    images: NDArray[np.float32],
+    labels: NDArray[np.int64],
     index: NDArray[np.int64],
-    spec: InputSpec,
-    attack: Attack,
+    steps: Steps,
     *,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """One single attack an exit, judged twice.
+) -> dict[str, NDArray[np.float32]]:
+    """One batch under every attack of the papers: `average`, `max-average` and `exit 1` ... `exit E`.
 
-    Returns:
-        Right answers (E, N) under max-average, and (E attacked, E answering, N) under each single attack: the
-        exit-by-exit transfer matrix.
+    Max-average picks from the single attacks, so those come for free; judged exit by exit they are the transfer
+    matrix.
     """
-    model.eval()
-    chosen, transfer = [], []
-    for part in np.array_split(index, range(BATCH, len(index), BATCH)):
-        images = torch.from_numpy(data.batch(part, spec))
-        labels, place = torch.from_numpy(data.labels[part]), torch.from_numpy(part)
-        candidates = craft_each_exit(model, images, labels, attack, draw=Draw(seed, 0), index=place)
-        with torch.no_grad():
-            worst = keep_worst(model, candidates, labels)
-            chosen.append((model(worst).argmax(dim=-1) == labels).numpy())
-            transfer.append(torch.stack([model(one).argmax(dim=-1) == labels for one in candidates]).numpy())
-        if progress is not None:
-            progress(len(part))
-    return np.concatenate(chosen, axis=1), np.concatenate(transfer, axis=2)
+    pixels, truth, place = torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(index)
+    draw = Draw(seed, 0)
+    average = craft(model, pixels, truth, Attack("average", steps), draw=draw, index=place)
+    singles = craft_each_exit(model, pixels, truth, Attack("single", steps), draw=draw, index=place)
+    suite = {"average": average, "max-average": keep_worst(model, singles, truth)}
+    suite |= {f"exit {k}": attacked for k, attacked in enumerate(singles, start=1)}
+    return {name: attacked.numpy() for name, attacked in suite.items()}
 
 
 def right(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:

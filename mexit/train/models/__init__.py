@@ -15,11 +15,12 @@ __all__ = ["PRESETS", "MultiExit", "Preset", "Stage", "build", "preset"]
 
 @dataclass(frozen=True)
 class Preset:
-    """A network before it knows its classes: `build(classes)`, the input it takes, its exits."""
+    """A network before it knows its classes: how to build it, its input, its exits, how images are prepared."""
 
     build: Callable[[int], MultiExit]
     input_shape: tuple[int, int, int]
     exits: int
+    prepare: PrepareSpec
 
     @property
     def input(self) -> InputSpec:
@@ -32,13 +33,13 @@ class Preset:
             channels=channels,
             size=(height, width),
             range=(0.0, 1.0),
-            prepare=PrepareSpec(),
+            prepare=self.prepare,
         )
 
 
 PRESETS = {
-    "digits-cnn": Preset(digits_cnn.build, digits_cnn.INPUT_SHAPE, 3),
-    "small-cnn": Preset(small_cnn.build, small_cnn.INPUT_SHAPE, 3),
+    "digits-cnn": Preset(digits_cnn.build, digits_cnn.INPUT_SHAPE, 3, PrepareSpec(resize="box")),
+    "small-cnn": Preset(small_cnn.build, small_cnn.INPUT_SHAPE, 3, PrepareSpec()),
 }
 
 

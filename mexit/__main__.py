@@ -1,0 +1,6 @@
+"""`python -m mexit`."""
+
+from mexit.cli import main
+
+if __name__ == "__main__":
+    main()

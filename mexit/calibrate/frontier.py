@@ -1,0 +1,114 @@
+"""From a trace to a frontier: for evenly spaced budgets, the thresholds and what they do on held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mexit.calibrate.thresholds import geometric
+from mexit.core.budget import NAMED_FRACTIONS, Budget, format_macs
+from mexit.core.confidence import Scorer
+from mexit.core.cost import exit_counts, mean_macs
+from mexit.core.policies import FrontierPoint, Outcome
+from mexit.core.policy import Policy, Thresholds, first_exit
+from mexit.core.trace import Trace
+from mexit.errors import BadInput, BudgetInfeasible
+
+POINTS = 41  # every 2.5 % of the way from exit 1 to the last exit, so the named budgets are among them
+RATIOS = np.concatenate([[0.0], np.geomspace(1e-3, 1e3, 481), [np.inf]])
+MIN_SAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Thresholds of one q, and their mean cost in MACs on the calibration trace."""
+
+    thresholds: Thresholds
+    macs: float
+
+
+class Judge:
+    """A trace seen through a scorer: says what thresholds do on it."""
+
+    def __init__(self, trace: Trace, scorer: Scorer, cumulative_macs: Sequence[int]) -> None:
+        if trace.logits.shape[0] != len(cumulative_macs):
+            raise BadInput(f"the trace has {trace.logits.shape[0]} exits, the model {len(cumulative_macs)}")
+        self.scores, self.predictions = scorer.answer(trace.logits)
+        self.labels = trace.labels
+        self.costs = tuple(cumulative_macs)
+
+    def outcome(self, thresholds: Thresholds) -> Outcome:
+        """Cost, accuracy and exits taken under these thresholds."""
+        exits = first_exit(self.scores, thresholds)
+        accuracy = None
+        if self.labels is not None:
+            answers = self.predictions[exits - 1, np.arange(len(exits))]
+            accuracy = float((answers == self.labels).mean())
+        counts = tuple(int(count) for count in exit_counts(exits, len(self.costs)))
+        return Outcome(len(exits), mean_macs(exits, self.costs), accuracy, counts)
+
+
+def candidates(judge: Judge) -> list[Candidate]:
+    """Geometric thresholds for every q of `RATIOS`, by rising cost."""
+    if judge.scores.shape[1] < MIN_SAMPLES:
+        raise BadInput(
+            f"{judge.scores.shape[1]} samples are too few to set thresholds: at least {MIN_SAMPLES} are needed"
+        )
+    found = {geometric(judge.scores, float(q)) for q in RATIOS}
+    costed = [
+        Candidate(thresholds, mean_macs(first_exit(judge.scores, thresholds), judge.costs)) for thresholds in found
+    ]
+    return sorted(costed, key=lambda candidate: (candidate.macs, str(candidate.thresholds)))
+
+
+def frontier(
+    calibration: Judge, held_out: Judge | None, attacked: Judge | None, budgets: Mapping[str, Budget]
+) -> tuple[tuple[FrontierPoint, ...], dict[str, int]]:
+    """Thresholds for a range of budgets.
+
+    Args:
+        calibration: chooses the thresholds: for each budget the largest cost not above it.
+        held_out: says what they promise; chooses nothing.
+        attacked: the same samples under attack; chooses nothing.
+        budgets: further budgets by name; the named ones of `core.budget` are always there.
+
+    Returns:
+        The frontier by rising budget, and each name's place in it.
+
+    Raises:
+        BudgetInfeasible: below the cheapest policy; names the nearest feasible budget.
+    """
+    costs = calibration.costs
+    named = {name: Budget.parse(name).macs(costs) for name in NAMED_FRACTIONS}
+    named |= {name: budget.macs(costs) for name, budget in budgets.items()}
+    wanted = sorted({*np.linspace(costs[0], costs[-1], POINTS).tolist(), *named.values()})
+    choices = candidates(calibration)
+    points = []
+    for macs in wanted:
+        best = _largest_within(choices, macs)
+        points.append(
+            FrontierPoint(
+                budget_macs=macs,
+                thresholds=best.thresholds,
+                calibration=calibration.outcome(best.thresholds),
+                held_out=held_out.outcome(best.thresholds) if held_out else None,
+                attacked=attacked.outcome(best.thresholds) if attacked else None,
+            )
+        )
+    return tuple(points), {name: wanted.index(macs) for name, macs in named.items()}
+
+
+def uncalibrated(measure: str, exits: int, *, ensemble: bool) -> Policy:
+    """A policy that never leaves, temperatures 1: what thresholds are then fitted for."""
+    return Policy(measure, ensemble, (1.0,) * exits, (None,) * (exits - 1))
+
+
+def _largest_within(choices: Sequence[Candidate], macs: float) -> Candidate:
+    within = [choice for choice in choices if choice.macs <= macs * (1 + 1e-9)]
+    if not within:
+        raise BudgetInfeasible(
+            f"no policy costs as little as {format_macs(macs)}: the cheapest costs {format_macs(choices[0].macs)}"
+        )
+    return within[-1]

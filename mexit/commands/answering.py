@@ -1,0 +1,120 @@
+"""run, serve, camera: answers for files, clients and video.
+
+Parse, call a flow, print. Flows are imported by the command that needs them, so that each starts fast.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mexit import console
+from mexit.commands.options import Backend, BudgetOption, BundleArg, Deadline, Json, Threads
+from mexit.console import RichProgress
+from mexit.errors import UsageError
+
+
+def run(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="[BUNDLE] IMAGE...", help="Images; a bundle directory may come first.")
+    ],
+    *,
+    budget: BudgetOption = "low",
+    backend: Backend = "auto",
+    threads: Threads = 1,
+    deadline: Deadline = None,
+    json: Json = False,
+) -> None:
+    """Classify image files."""
+    from mexit.flows.defaults import is_bundle
+    from mexit.flows.run import run as flow
+    from mexit.report import run_json, show_answers
+
+    bundle, images = (paths[0], paths[1:]) if is_bundle(paths[0]) else (None, paths)
+    if not images:
+        raise UsageError("no image named: mexit run [BUNDLE] IMAGE...")
+    answers = flow(
+        images,
+        bundle=bundle,
+        budget=budget,
+        backend=backend,
+        threads=threads,
+        deadline_ms=deadline,
+        progress=RichProgress(),
+    )
+    console.print_json(run_json(answers)) if json else show_answers(answers)
+    failed = [answer.error for answer in answers if answer.error]
+    if failed:
+        raise typer.Exit(failed[0].exit_code)
+
+
+def serve(
+    bundle: BundleArg = None,
+    *,
+    budget: BudgetOption = "low",
+    host: Annotated[
+        str, typer.Option(envvar="MEXIT_HOST", help="Address; another than loopback needs --token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="MEXIT_PORT", help="Port; 0 takes a free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="MEXIT_TOKEN", help="Clients must send it as Bearer token."),
+    ] = None,
+    backend: Backend = "auto",
+    threads: Threads = 1,
+    deadline: Deadline = None,
+) -> None:
+    """Serve a bundle over HTTP: Open Inference Protocol v2, POST /v1/classify, Prometheus /metrics."""
+    from mexit.flows.defaults import BUNDLES, newest
+    from mexit.flows.serve import serve as flow
+    from mexit.report import say_serving
+
+    path = bundle or newest(BUNDLES, RichProgress())
+    flow(
+        path,
+        budget=budget,
+        host=host,
+        port=port,
+        token=token,
+        backend=backend,
+        threads=threads,
+        deadline_ms=deadline,
+        ready=lambda url: say_serving(url, path, budget),
+    )
+
+
+def camera(
+    bundle: BundleArg = None,
+    *,
+    source: Annotated[str, typer.Option(help="0, rtsp://..., a video, an image, a folder or a glob.")],
+    budget: BudgetOption = "low",
+    out: Annotated[Path | None, typer.Option(help="Annotated H.264 video.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="One JSON line a frame.")] = None,
+    backend: Backend = "auto",
+    threads: Threads = 1,
+    deadline: Deadline = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
+    json: Json = False,
+) -> None:
+    """Classify every frame of a video or folder, or the newest frame of a live camera."""
+    from mexit.flows.camera import camera as flow
+    from mexit.flows.defaults import BUNDLES, newest
+    from mexit.report import camera_json, show_camera
+
+    progress = RichProgress()
+    path = bundle or newest(BUNDLES, progress)
+    result = flow(
+        path,
+        source=source,
+        budget=budget,
+        backend=backend,
+        threads=threads,
+        deadline_ms=deadline,
+        out=out,
+        jsonl=jsonl,
+        limit=limit,
+        on_event=progress.note,
+    )
+    console.print_json(camera_json(result)) if json else show_camera(result)

@@ -1,0 +1,139 @@
+"""export, calibrate, inspect, bench: everything about a bundle.
+
+Parse, call a flow, print. Flows are imported by the command that needs them, so that each starts fast.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mexit import console
+from mexit.commands.options import Backend, BundleArg, DataDir, Json, SourceArg, Threads, pairs
+from mexit.console import RichProgress
+from mexit.errors import UsageError
+
+
+def export(
+    source: SourceArg = None,
+    *,
+    out: Annotated[Path | None, typer.Option(help="The bundle directory. Default: bundles/NAME.")] = None,
+    data_dir: DataDir = None,
+    trt: Annotated[bool, typer.Option("--trt", help="Also build this device's TensorRT engines.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put the bundle in place of an existing one.")
+    ] = False,
+    no_calibrate: Annotated[bool, typer.Option("--no-calibrate", help="Set no thresholds yet.")] = False,
+    json: Json = False,
+) -> None:
+    """Export a run as a bundle of ONNX segments, check it against torch, and calibrate it."""
+    from mexit.flows.defaults import is_bundle
+    from mexit.flows.export import export as flow
+    from mexit.flows.export import export_trt
+    from mexit.report import show_export
+
+    if source is not None and is_bundle(source):
+        if not trt:
+            raise UsageError(f"{source} is a bundle already; mexit export {source} --trt builds its engines")
+        export_trt(source)
+        return
+    result = flow(
+        source,
+        out=out,
+        data_dir=data_dir,
+        replace=replace,
+        with_calibration=not no_calibrate,
+        progress=RichProgress(),
+    )
+    if json:
+        console.print_json(
+            {"bundle": str(result.bundle), "model": result.model, "differences": result.differences}
+        )
+    else:
+        show_export(result)
+    if trt:
+        export_trt(result.bundle)
+
+
+def calibrate(
+    bundle: BundleArg = None,
+    *,
+    data: Annotated[
+        str | None, typer.Option(help="Other data than the bundle's own, such as folder:PATH.")
+    ] = None,
+    data_dir: DataDir = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="A further budget, NAME=VALUE, such as night=30%. Repeatable."),
+    ] = None,
+    measure: Annotated[
+        str, typer.Option(help="Confidence: max-probability, margin, entropy or agreement.")
+    ] = "max-probability",
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Exit k answers with the mean of exits 1..k.")
+    ] = False,
+    attack: Annotated[str, typer.Option(help="Also measure under: average, max-average or none.")] = "average",
+    backend: Backend = "auto",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Set confidence thresholds per budget on held-out data, for the engine that will be deployed."""
+    from dataclasses import asdict
+
+    from mexit.flows.calibrate import calibrate as flow
+    from mexit.report import show_calibration
+
+    result = flow(
+        bundle,
+        data=data,
+        data_dir=data_dir,
+        budgets=pairs(budget or [], "--budget"),
+        measure=measure,
+        ensemble=ensemble,
+        attack=attack,
+        backend=backend,
+        threads=threads,
+        progress=RichProgress(),
+    )
+    if json:
+        console.print_json({"bundle": str(result.bundle), "entry": asdict(result.entry)})
+    else:
+        show_calibration(result)
+
+
+def inspect(bundle: BundleArg = None, *, json: Json = False) -> None:
+    """Check a bundle byte by byte and say what it holds."""
+    from mexit.flows.inspect import inspect as flow
+    from mexit.report import show_inspection
+
+    result = flow(bundle, progress=RichProgress())
+    console.print_json(result.to_json()) if json else show_inspection(result)
+
+
+def bench(
+    bundle: BundleArg = None,
+    *,
+    backend: Backend = "auto",
+    threads: Threads = 1,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes. Default: 1, 8, 64.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed calls of each path.")] = 200,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Time a bundle on this machine, per path and batch."""
+    from mexit.flows.bench import BATCHES
+    from mexit.flows.bench import bench as flow
+    from mexit.report import show_bench
+
+    result = flow(
+        bundle,
+        backend=backend,
+        threads=threads,
+        batches=batch or BATCHES,
+        repeats=repeats,
+        data_dir=data_dir,
+        progress=RichProgress(),
+    )
+    console.print_json(result.to_json()) if json else show_bench(result)

@@ -1,0 +1,143 @@
+"""demo, train, evaluate: from data to a network that is known to be good.
+
+Parse, call a flow, print. Flows are imported by the command that needs them, so that each starts fast.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mexit import console
+from mexit.commands.options import (
+    Backend,
+    DataDir,
+    Json,
+    SourceArg,
+    StopOnSignal,
+    fraction,
+    method_options,
+)
+from mexit.console import RichProgress
+
+
+def demo(
+    threads: Annotated[int | None, typer.Option(help="Threads for training. Default: all cores.")] = None,
+    json: Json = False,
+) -> None:
+    """The whole pipeline on embedded real data (UCI handwritten digits), in under two minutes on two cores."""
+    from mexit.flows.demo import demo as flow
+    from mexit.report import show_demo
+
+    result = flow(threads=threads, progress=RichProgress())
+    console.print_json(result.report) if json else show_demo(result)
+
+
+def train(
+    *,
+    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist or folder:PATH.")] = "digits",
+    data_dir: DataDir = None,
+    model: Annotated[str | None, typer.Option(help="digits-cnn or small-cnn. Default: by data set.")] = None,
+    method: Annotated[str, typer.Option(help="neo-kd, adversarial or clean.")] = "neo-kd",
+    attack: Annotated[
+        str | None,
+        typer.Option(
+            help="Trained on: none, single, average or max-average. Default: by method.", show_default=False
+        ),
+    ] = None,
+    eps: Annotated[str | None, typer.Option(help="Radius of the attack, such as 0.3 or 8/255.")] = None,
+    step: Annotated[str | None, typer.Option(help="Step size of the attack.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the training attack.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and attack starts.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Weights to keep: last, or best on the selection split.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Arithmetic: auto, bf16 or fp32.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An option of the method, such as alpha=3. Repeatable."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Published schedule: neo_kd or rdi (demo for digits). Flags win over it.", show_default=False
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Threads on the CPU. Default: all cores.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory. Default: a free name in runs/.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue --out, or the newest run, from its checkpoint.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Train a multi-exit network. Stopped with Ctrl-C, it continues with --resume and ends in the same weights."""
+    from mexit.flows.train import train as flow
+    from mexit.report import show_training
+
+    given = {
+        "model": model,
+        "method": method,
+        "attack": attack,
+        "eps": fraction(eps),
+        "step": fraction(step),
+        "steps": steps,
+        "epochs": epochs,
+        "batch": batch,
+        "lr": lr,
+        "seed": seed,
+        "keep": keep,
+        "recipe": recipe,
+        "options": method_options(option or []) or None,
+    }
+    with StopOnSignal() as stop:
+        result = flow(
+            data=data,
+            preset=preset,
+            given=given,
+            data_dir=data_dir,
+            out=out,
+            resume=resume,
+            device=device,
+            threads=threads,
+            progress=RichProgress(),
+            should_stop=stop.asked,
+        )
+    if not result.finished:
+        console.error(f"stopped; continue with: mexit train --resume --out {result.run}")
+        raise typer.Exit(stop.exit_code)
+    if json:
+        console.print_json({"run": str(result.run), "settings": result.settings, "log": list(result.records)})
+    else:
+        show_training(result)
+
+
+def evaluate(
+    source: SourceArg = None,
+    *,
+    data_dir: DataDir = None,
+    samples: Annotated[int, typer.Option(help="Test images, evenly spaced; 0 for all.")] = 1000,
+    eps: Annotated[str | None, typer.Option(help="Radius of the attacks. Default: the run's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the attacks. Default: the run's (50).")] = None,
+    backend: Backend = "auto",
+    json: Json = False,
+) -> None:
+    """Accuracy on the test split, per exit and per budget, clean and under PGD attacks."""
+    from mexit.flows.evaluate import evaluate as flow
+    from mexit.report import show_evaluation
+
+    result = flow(
+        source,
+        data_dir=data_dir,
+        samples=samples or None,
+        eps=fraction(eps),
+        steps=steps,
+        backend=backend,
+        progress=RichProgress(),
+    )
+    console.print_json(result.report) if json else show_evaluation(result)

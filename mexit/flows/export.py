@@ -1,0 +1,163 @@
+"""`mexit export`: a finished run becomes a bundle, checked exit by exit against torch before it is written."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mexit import __version__
+from mexit.core.bundle import Bundle
+from mexit.core.files import sha256_file
+from mexit.core.manifest import NAME_PATTERN
+from mexit.data import catalog
+from mexit.data.dataset import DataSet
+from mexit.errors import MissingExtra, UsageError, missing_extra
+from mexit.flows.calibrate import CalibrateResult, calibrate
+from mexit.flows.defaults import BUNDLES, RUNS, newest, remember
+from mexit.flows.progress import Progress, Silent
+
+CHECK_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A bundle.
+
+    Attributes:
+        bundle: its directory.
+        model: its id.
+        differences: largest |difference| of a logit from torch at each exit, (E,).
+        calibration: what `calibrate` found; None with `--no-calibrate`, or where the bundle existed before.
+    """
+
+    bundle: Path
+    model: str
+    differences: tuple[float, ...]
+    calibration: CalibrateResult | None
+
+
+def export(
+    source: Path | None = None,
+    *,
+    out: Path | None = None,
+    data_dir: str | Path | None = None,
+    replace: bool = False,
+    with_calibration: bool = True,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Export a run.
+
+    Args:
+        source: a finished run; default the newest.
+        out: the bundle directory; default `bundles/` and the run's name.
+        data_dir: where data sets lie; default `MEXIT_DATA`.
+        replace: put the bundle in place of an existing one.
+        with_calibration: also set thresholds, on the run's own held-out split.
+        progress: who listens.
+
+    Raises:
+        NotFound, Damaged: no such run, or not what was written.
+        UsageError: the bundle exists already.
+        BackendError: an exit differs from torch, or an operator's cost is not known.
+        MissingExtra: torch, onnx or onnxruntime is not installed.
+    """
+    progress = progress or Silent()
+    run = source or newest(RUNS, progress)
+    out = out or BUNDLES / run.name
+    if not NAME_PATTERN.fullmatch(out.name):
+        raise UsageError(f"'{out.name}' cannot be a bundle's name, which is part of URLs: name it with --out")
+    if out.exists() and not replace:
+        raise UsageError(f"{out} exists already: choose another name with --out, or add --replace")
+    bundle, differences = _build(run, out, data_dir, progress)
+    bundle.write(replace=replace)
+    remember(BUNDLES, out)
+    progress.note(f"wrote {out}: {len(differences)} segments, logits within {max(differences):.1e} of torch")
+    calibration = calibrate(out, data_dir=data_dir, progress=progress) if with_calibration else None
+    return ExportResult(out, bundle.id, tuple(differences), calibration)
+
+
+def export_trt(bundle: Path) -> None:
+    """Build this device's TensorRT engines from a bundle's ONNX segments.
+
+    Raises:
+        MissingExtra: TensorRT is not installed; the bundle is complete without it.
+        UsageError: TensorRT is installed, but this version of mexit does not build engines yet.
+    """
+    Bundle.open(bundle)
+    if not any(_has(package) for package in ("tensorrt", "tensorrt_rtx")):
+        raise MissingExtra(
+            f"TensorRT is not installed here, so no engines were built; the ONNX bundle {bundle} is complete. "
+            f"On the device: pip install 'mexit[trt]', then mexit export {bundle} --trt"
+        )
+    raise UsageError(
+        f"this version of mexit does not build TensorRT engines yet; the ONNX bundle {bundle} is complete and "
+        "runs in ONNX Runtime"
+    )
+
+
+def _build(run: Path, out: Path, data_dir: str | Path | None, progress: Progress) -> tuple[Bundle, list[float]]:
+    """The bundle in memory, checked against torch."""
+    try:
+        from mexit.export import check, segments, to_onnx, write
+        from mexit.train import checkpoint
+        from mexit.train.models import preset
+    except ImportError as error:
+        raise missing_extra(error.name or "torch", "train", "Exporting a network") from None
+    from mexit.runtime.backends.ort import OrtBackend
+    from mexit.runtime.reference import run_all_exits
+
+    model, settings, splits = checkpoint.load_model(run)
+    data = catalog.load(settings.data, data_dir)
+    splits.check(data)
+    spec = preset(settings.model).input
+    cuts = segments.cut(model, spec.name)
+    exported = []
+    with progress.track("exporting segments", len(cuts)) as advance:
+        for cut in cuts:
+            exported.append(to_onnx.to_onnx(cut))
+            advance(1, "")
+    provenance = _provenance(run, settings.to_json(), sha256_file(run / checkpoint.WEIGHTS))
+    parts = write.assemble(out.name, data.classes, spec, exported, splits, provenance)
+    bundle = Bundle.from_parts(out, parts.manifest, parts.files)
+    backend = OrtBackend(bundle)
+    images = _check_images(data, splits.part("selection"), spec)
+    return bundle, check.largest_difference(model, lambda batch: run_all_exits(backend, batch), images)
+
+
+def _check_images(data: DataSet, index: Any, spec: Any) -> Any:
+    return data.batch(np.asarray(index[:CHECK_IMAGES]), spec)
+
+
+def _provenance(run: Path, settings: Mapping[str, Any], weights_sha256: str) -> dict[str, Any]:
+    packages = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages if _has(name)}
+    return {
+        "run": str(run),
+        "weights_sha256": weights_sha256,
+        "settings": dict(settings),
+        "seeds": {"training": settings["seed"]},
+        "versions": {"mexit": __version__, "python": platform.python_version(), **versions},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of mexit's own checkout, where it runs from one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

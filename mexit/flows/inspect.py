@@ -1,0 +1,41 @@
+"""`mexit inspect`: what a bundle says of itself, checked byte by byte on the way."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mexit.core.bundle import Bundle
+from mexit.core.policies import Policies
+from mexit.errors import NotCalibrated
+from mexit.flows.defaults import BUNDLES, newest
+from mexit.flows.progress import Progress, Silent
+
+
+@dataclass(frozen=True)
+class InspectResult:
+    """An opened bundle, and its policies if it has some."""
+
+    bundle: Bundle
+    policies: Policies | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        entries = None
+        if self.policies is not None:
+            entries = {"model": self.policies.model, "entries": [asdict(entry) for entry in self.policies.entries]}
+        return {"bundle": self.bundle.manifest.to_json(), "policies": entries}
+
+
+def inspect(bundle: Path | None = None, *, progress: Progress | None = None) -> InspectResult:
+    """Open and check a bundle, its policies and its traces."""
+    opened = Bundle.open(bundle or newest(BUNDLES, progress or Silent()))
+    try:
+        policies = opened.policies()
+    except NotCalibrated:
+        return InspectResult(opened, None)
+    for entry in policies.entries:
+        for ref in (entry.trace, *entry.evidence):
+            opened.load_trace(ref)
+    return InspectResult(opened, policies)

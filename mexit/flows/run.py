@@ -1,0 +1,47 @@
+"""`mexit run`: answer image files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mexit.core.files import read_bytes
+from mexit.data.prepare import MAX_ENCODED_BYTES
+from mexit.errors import MexitError
+from mexit.flows.defaults import BUNDLES, newest
+from mexit.flows.progress import Progress, Silent
+from mexit.runtime import Prediction, Runtime
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One file: its prediction, or why there is none."""
+
+    image: Path
+    prediction: Prediction | None
+    error: MexitError | None
+
+
+def run(
+    images: Sequence[Path],
+    *,
+    bundle: Path | None = None,
+    budget: str = "low",
+    backend: str = "auto",
+    threads: int = 1,
+    deadline_ms: float | None = None,
+    progress: Progress | None = None,
+) -> list[Answer]:
+    """Answer each file; a file that is no image does not keep the others from being answered."""
+    runtime = Runtime.open(
+        bundle or newest(BUNDLES, progress or Silent()), budget, backend=backend, threads=threads
+    )
+    answers = []
+    for image in images:
+        try:
+            content = read_bytes(image, "image", MAX_ENCODED_BYTES)
+            answers.append(Answer(image, runtime(content, deadline_ms=deadline_ms)[0], None))
+        except MexitError as error:
+            answers.append(Answer(image, None, error))
+    return answers

@@ -1,0 +1,63 @@
+"""`mexit serve`: a bundle over HTTP."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+from mexit.errors import UsageError, missing_extra
+from mexit.runtime import Runtime
+
+_NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
+
+
+def serve(
+    bundle: Path,
+    *,
+    budget: str,
+    host: str,
+    port: int,
+    token: str | None,
+    backend: str = "auto",
+    threads: int = 1,
+    deadline_ms: float | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what is in flight and return.
+
+    Args:
+        bundle: the directory.
+        budget: for requests that name none.
+        host, port: where to listen; port 0 takes any free one.
+        token: that requests must bear; needed for every host but this machine.
+        backend, threads: see `Runtime.open`.
+        deadline_ms: for requests that name none.
+        ready: told the address once the server listens.
+
+    Raises:
+        UsageError: a host that others reach without a token, a port in use, a deadline that is none.
+        MissingExtra: the packages of `mexit[serve]` are not installed.
+        MexitError: whatever `Runtime.open` raises.
+    """
+    _check_installed()
+    # Only now: the web framework is an optional part, and the other flows do without it.
+    from mexit.runtime.server import app, limits, listen, service
+
+    if deadline_ms is not None and not deadline_ms > 0:
+        raise UsageError(f"the deadline must be above zero, found {deadline_ms} ms: give --deadline 10ms, or none")
+    opened = listen.bind(host, port, token)
+    try:
+        runtime = Runtime.open(bundle, budget, backend=backend, threads=threads)
+        served = service.Service(runtime, limits.Limits(), threads=threads, deadline_ms=deadline_ms)
+        listen.run(app.build_app(served, token), served, opened, ready)
+    finally:
+        opened.close()
+
+
+def _check_installed() -> None:
+    for module, package in _NEEDED.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            raise missing_extra(package, "serve", "Serving") from None

@@ -1,0 +1,238 @@
+"""Results as people see them: which tables, which captions, what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mexit import console
+from mexit.core.budget import format_macs, short_macs
+
+if TYPE_CHECKING:
+    from mexit.flows.bench import BenchResult
+    from mexit.flows.calibrate import CalibrateResult
+    from mexit.flows.camera import CameraReport
+    from mexit.flows.demo import DemoResult
+    from mexit.flows.evaluate import EvaluateResult
+    from mexit.flows.export import ExportResult
+    from mexit.flows.inspect import InspectResult
+    from mexit.flows.run import Answer
+    from mexit.flows.train import TrainResult
+
+
+def show_demo(result: DemoResult) -> None:
+    """The demo's one table, and what to try next."""
+    report = result.report
+    rows = [
+        [
+            name,
+            console.percent(row["accuracy"]),
+            console.percent(row["attacked"]),
+            short_macs(row["budget_macs"]),
+            short_macs(row["mean_macs"]),
+            console.percent(row["saved"]),
+            console.counts(row["exits"]),
+            f"{result.latency_us[name]:.0f}",
+        ]
+        for name, row in report["budgets"].items()
+    ]
+    columns = ["budget", "clean", "attacked", "MACs", "mean", "saved", "exits taken", "us"]
+    exits = ", ".join(f"exit {row['exit']} {console.percent(row['clean'])}" for row in report["exits"])
+    caption = (
+        f"accuracy on {report['n']} test images that chose nothing; attack: {report['attack']}\n"
+        f"MACs: budget, and mean spent; us: median time of one image\n"
+        f"each exit alone: {exits}; {report['seconds']:.0f} s in all"
+    )
+    console.table("digits with NEO-KD, three exits", columns, rows, caption)
+    written = [path for path in (result.picture, result.samples[0].parent) if path]
+    console.say(f"wrote {report['run']}, {report['bundle']}, " + ", ".join(str(path) for path in written))
+    console.next_commands(
+        f"mexit run {result.samples[0]} {result.samples[1]} --budget low",
+        "mexit serve --budget low",
+        f"curl --data-binary @{result.samples[0]} http://127.0.0.1:8000/v1/classify",
+        f"mexit camera --source '{result.samples[0].parent}/*.png' --out annotated.mp4",
+        "mexit inspect",
+        "mexit train --help",
+    )
+
+
+def show_training(result: TrainResult) -> None:
+    """The last epoch, and the next command."""
+    last = result.records[-1]
+    rows = [
+        [str(k), *(console.percent(values[k - 1]) for values in last["selection"].values())]
+        for k in range(1, len(last["selection"]["clean"]) + 1)
+    ]
+    columns = ["exit", *(f"{name}, selection split" for name in last["selection"])]
+    console.table(f"{result.run}: {last['epoch']} epochs, {result.seconds:.0f} s", columns, rows)
+    console.say(f"wrote {result.run}" + (f", {result.picture}" if result.picture else ""))
+    console.next_commands("mexit export", f"mexit evaluate {result.run}")
+
+
+def show_evaluation(result: EvaluateResult) -> None:
+    """Per exit, transfer, per budget."""
+    report = result.report
+    settings = report["settings"]
+    caption = f"{settings['n']} of {settings['of']} test images, {settings['precision']}; {settings['attack']}"
+    conditions = ["clean", "average", "max-average"]
+    rows = [[str(row["exit"]), *(console.with_error(row[name]) for name in conditions)] for row in report["exits"]]
+    console.table(f"{settings['source']}: accuracy per exit", ["exit", *conditions], rows, caption)
+    exits = [str(row["exit"]) for row in report["exits"]]
+    transfer = [
+        [f"exit {k}", *(console.percent(cell["value"]) for cell in row)]
+        for k, row in zip(exits, report["transfer"], strict=True)
+    ]
+    console.table(
+        "accuracy when one exit is attacked (row) and another answers (column)",
+        ["attacked", *(f"exit {k}" for k in exits)],
+        transfer,
+    )
+    if report["budgets"]:
+        _show_budgets(report["budgets"], conditions)
+    console.say("wrote " + ", ".join(str(path) for path in result.written))
+
+
+def _show_budgets(budgets: dict[str, Any], conditions: list[str]) -> None:
+    rows = [
+        [name, short_macs(row["budget_macs"])]
+        + [
+            text
+            for condition in conditions
+            for text in (console.with_error(row[condition]), short_macs(row[condition]["mean_macs"]))
+        ]
+        for name, row in budgets.items()
+    ]
+    columns = ["budget", "MACs"] + [text for name in conditions for text in (name, "mean")]
+    console.table("accuracy and cost of the deployed policy", columns, rows)
+
+
+def show_export(result: ExportResult) -> None:
+    """What was written, and what it promises."""
+    if result.calibration:
+        console.calibration_table(result.calibration.entry)
+    differences = ", ".join(f"{difference:.1e}" for difference in result.differences)
+    console.say(
+        f"wrote {result.bundle}, model {result.model[:12]}; largest difference from torch per exit: {differences}"
+    )
+    console.next_commands(
+        *(["mexit calibrate"] if not result.calibration else []),
+        "mexit serve --budget low",
+        "mexit evaluate",
+        "mexit bench",
+    )
+
+
+def show_calibration(result: CalibrateResult) -> None:
+    """What each budget promises."""
+    console.calibration_table(result.entry)
+    console.say(f"wrote {result.bundle / 'policies.json'}" + (f", {result.picture}" if result.picture else ""))
+    console.next_commands("mexit serve --budget low", "mexit evaluate")
+
+
+def show_answers(answers: Sequence[Answer]) -> None:
+    """One row an image; errors after the table."""
+    rows = []
+    for answer in answers:
+        found = answer.prediction
+        if found is not None:
+            saved = found.saved_macs / (found.macs + found.saved_macs)
+            rows.append(
+                [
+                    str(answer.image),
+                    found.label,
+                    console.percent(found.confidence),
+                    f"{found.exit} ({found.reason})",
+                    format_macs(found.macs),
+                    console.percent(saved),
+                    f"{found.latency_ms:.2f} ms",
+                ]
+            )
+    if rows:
+        console.table("", ["image", "label", "confidence", "exit", "cost", "saved", "time"], rows)
+    for answer in answers:
+        if answer.error is not None:
+            console.error(f"{answer.image}: {answer.error}")
+
+
+def run_json(answers: Sequence[Answer]) -> dict[str, Any]:
+    """The object of `mexit run --json`."""
+    rows = []
+    for answer in answers:
+        found = answer.prediction.to_json() if answer.prediction else {"error": str(answer.error)}
+        rows.append({"image": str(answer.image), **found})
+    return {"predictions": rows}
+
+
+def say_serving(url: str, bundle: Path, budget: str) -> None:
+    """Once the server listens."""
+    console.say(f"serving {bundle} at {url} within budget {budget}; Ctrl-C stops it")
+    console.next_commands(f"curl --data-binary @IMAGE.png {url}/v1/classify", f"curl {url}/metrics")
+
+
+def camera_json(result: CameraReport) -> dict[str, Any]:
+    """The object of `mexit camera --json`."""
+    return {name: _plain(value) for name, value in asdict(result).items()}
+
+
+def show_camera(result: CameraReport) -> None:
+    """Frames, drops, ages."""
+    console.table(
+        "camera", ["", ""], [[name.replace("_", " "), str(value)] for name, value in camera_json(result).items()]
+    )
+
+
+def show_bench(result: BenchResult) -> None:
+    """Latency per path."""
+    rows = [
+        [
+            row.path,
+            str(row.batch),
+            f"{row.p50_us:.0f}",
+            f"{row.p95_us:.0f}",
+            f"{row.p50_us / row.batch:.1f}",
+            str(row.n),
+        ]
+        for row in result.rows
+    ]
+    first = result.rows[0]
+    caption = f"{first.engine}, {first.threads} thread(s), {result.machine['cpu']}; {result.images}"
+    console.table("microseconds a call", ["path", "batch", "p50", "p95", "p50 an image", "n"], rows, caption)
+
+
+def show_inspection(result: InspectResult) -> None:
+    """Exits, costs, provenance, policies."""
+    manifest = result.bundle.manifest
+    full = manifest.cumulative_macs[-1]
+    rows = [
+        [
+            str(k),
+            format_macs(spec.cumulative_macs),
+            console.percent(spec.cumulative_macs / full),
+            format_macs(spec.trunk_macs),
+            format_macs(spec.head_macs),
+            f"{spec.parameters:,}",
+        ]
+        for k, spec in enumerate(manifest.exits, start=1)
+    ]
+    shape = " x ".join(str(side) for side in manifest.input.shape)
+    title = f"{manifest.name}, model {result.bundle.id[:12]}: {shape} in, {len(manifest.classes)} classes"
+    console.table(
+        title, ["exit", "cost", "of full", "trunk", "head", "parameters"], rows, "every byte as recorded"
+    )
+    if manifest.splits:
+        parts = ", ".join(f"{name} {part.n}" for name, part in manifest.splits.parts.items())
+        console.say(f"trained on {manifest.splits.data_set}: {parts}")
+    if result.policies is None:
+        console.next_commands("mexit calibrate")
+        return
+    for entry in result.policies.entries:
+        console.say(f"calibrated for {entry.engine} {entry.precision} with {entry.measure}")
+        console.calibration_table(entry)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,74 @@
+"""What many tests share: one small network, trained for seconds on the embedded digits, exported and calibrated."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve the servers under test
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mexit.data import digits, splits
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No settings of the person who runs the tests, and a working directory of the test's own."""
+    for name in list(os.environ):
+        if name.startswith("MEXIT_") and name != "MEXIT_DATA":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a finished run `runs/digits` and its calibrated bundle `bundles/digits`."""
+    from mexit.flows.export import export
+    from mexit.flows.train import train
+
+    root = tmp_path_factory.mktemp("workspace")
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        train(given={"method": "adversarial", "epochs": 4, "steps": 2, "step": 0.08}, out=Path("runs/digits"), threads=1)
+        export(Path("runs/digits"))
+    finally:
+        os.chdir(before)
+    yield root
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(workspace: Path) -> Path:
+    """The session's bundle. Read it only; tests that change one take `bundle_copy`."""
+    return workspace / "bundles" / "digits"
+
+
+@pytest.fixture
+def bundle_copy(digits_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of the test's own."""
+    return Path(shutil.copytree(digits_bundle, tmp_path / "bundles" / "digits"))
+
+
+@pytest.fixture(scope="session")
+def test_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The test split of digits: uint8 (449, 8, 8) and labels."""
+    data = digits.load()
+    index = splits.split(data).part("test")
+    images = data.images.at(index)
+    assert isinstance(images, np.ndarray)
+    return images, data.labels[index]
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of downloaded data sets; the test is skipped where there is none."""
+    folder = os.environ.get("MEXIT_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs downloaded data sets: set MEXIT_DATA to their folder")
+    return Path(folder)
