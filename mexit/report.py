@@ -140,17 +140,18 @@ def show_answers(answers: Sequence[Answer]) -> None:
             saved = found.saved_macs / (found.macs + found.saved_macs)
             rows.append(
                 [
-                    str(answer.image),
+                    answer.image.name,
                     found.label,
                     console.percent(found.confidence),
-                    f"{found.exit} ({found.reason})",
-                    format_macs(found.macs),
+                    str(found.exit),
+                    found.reason,
+                    short_macs(found.macs),
                     console.percent(saved),
                     f"{found.latency_ms:.2f} ms",
                 ]
             )
     if rows:
-        console.table("", ["image", "label", "confidence", "exit", "cost", "saved", "time"], rows)
+        console.table("", ["image", "label", "confidence", "exit", "why there", "MACs", "saved", "time"], rows)
     for answer in answers:
         if answer.error is not None:
             console.error(f"{answer.image}: {answer.error}")

@@ -44,16 +44,6 @@ def count(model: Any) -> tuple[int, int]:
     return trunk, sum(costs) - trunk
 
 
-def count_parameters(model: Any) -> int:
-    """Trained numbers in a segment: elements of its floating-point initialisers of at least one dimension."""
-    import onnx
-
-    floating = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    return sum(
-        prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floating and tensor.dims
-    )
-
-
 def _conv(inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
     # Weights are (C_out, C_in / groups, k, k): every output value costs one product a weight of its channel.
     return prod(outputs[0][1:]) * prod(inputs[1][1:])

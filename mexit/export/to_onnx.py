@@ -26,12 +26,14 @@ class OnnxSegment:
         model: the parsed protobuf, for counting.
         content: the bytes of the file.
         inputs, outputs: what the file declares, batch as -1.
+        parameters: trained numbers; the file may hold equal ones once.
     """
 
     model: Any
     content: bytes
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    parameters: int
 
 
 def to_onnx(cut: Cut) -> OnnxSegment:
@@ -59,7 +61,8 @@ def to_onnx(cut: Cut) -> OnnxSegment:
     model = onnx.shape_inference.infer_shapes(program.model_proto, strict_mode=True, data_prop=True)
     onnx.checker.check_model(model, full_check=True)
     graph = model.graph
-    return OnnxSegment(model, model.SerializeToString(), _specs(graph.input), _specs(graph.output))
+    parameters = sum(parameter.numel() for parameter in cut.module.parameters())
+    return OnnxSegment(model, model.SerializeToString(), _specs(graph.input), _specs(graph.output), parameters)
 
 
 def _specs(values: Any) -> tuple[TensorSpec, ...]:

@@ -21,7 +21,7 @@ from mexit.core.manifest import (
     Variant,
 )
 from mexit.data.splits import Splits
-from mexit.export.macs import count, count_parameters
+from mexit.export.macs import count
 from mexit.export.to_onnx import OnnxSegment
 
 
@@ -74,6 +74,6 @@ def _exits(segments: Sequence[OnnxSegment]) -> tuple[ExitSpec, ...]:
     for segment in segments:
         trunk, head = count(segment.model)
         macs += trunk + head
-        parameters += count_parameters(segment.model)
+        parameters += segment.parameters
         exits.append(ExitSpec(trunk, head, macs, parameters))
     return tuple(exits)

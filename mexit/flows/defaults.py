@@ -50,7 +50,8 @@ def is_bundle(path: Path) -> bool:
 
 
 def _age(path: Path) -> str:
-    seconds = max(0.0, time.time() - path.stat().st_mtime)
+    written = path / (MANIFEST if is_bundle(path) else "settings.json")
+    seconds = max(0.0, time.time() - (written if written.exists() else path).stat().st_mtime)
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
         count = int(seconds // size)
         if count or unit == "second":

@@ -1,0 +1,36 @@
+# make demo    the whole pipeline on embedded data, about two minutes after the set-up
+# make test    lint, types and every test
+#
+# Both make .venv from this project's files first. PYTHON picks the interpreter (3.10 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed-from-constraints
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := demo
+
+demo: $(STAMP)
+	$(VENV)/bin/mexit demo
+	@echo "The commands above work after:  . $(VENV)/bin/activate"
+
+test: $(STAMP) lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check mexit tests examples
+	$(VENV)/bin/ruff format --check mexit tests examples
+	$(VENV)/bin/mypy
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "mexit needs Python 3.10 or newer; try: make PYTHON=python3.12"; exit 1; }
+	@echo "Installing mexit with its training, serving, camera and test parts into $(VENV):"
+	@echo "PyTorch (CPU, 190 MB to download), ONNX, ONNX Runtime, PyAV, matplotlib and small packages;"
+	@echo "about 1.3 GB on disk, one to three minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV)

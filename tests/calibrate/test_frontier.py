@@ -1,0 +1,91 @@
+"""A frontier keeps its budgets, promises on data that chose nothing, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mexit.calibrate.frontier import Judge, frontier, uncalibrated
+from mexit.core.budget import Budget
+from mexit.core.confidence import Scorer
+from mexit.core.trace import Origin, Trace
+from mexit.errors import BadInput, BudgetInfeasible
+
+COSTS = (100, 400, 1000)
+SCORER = uncalibrated("max-probability", 3, ensemble=False).scorer(4)
+
+
+def make_trace(samples: int, seed: int = 0, exits: int = 3) -> Trace:
+    """Logits that grow surer and righter with depth."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, samples)
+    logits = rng.normal(size=(exits, samples, 4)).astype(np.float32)
+    for k in range(exits):
+        logits[k, np.arange(samples), labels] += 1.5 + k
+    origin = Origin("m", "fp32", "ort", "fp32", "calibration", "clean", "d")
+    return Trace(logits, labels, np.arange(samples), origin)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge(make_trace(500), SCORER, COSTS)
+
+
+def test_cost_on_calibration_never_exceeds_the_budget_and_comes_near_it(judge) -> None:
+    points, named = frontier(judge, None, None, {})
+    for point in points:
+        assert point.calibration.mean_macs <= point.budget_macs * (1 + 1e-9)
+    for name in ("low", "medium", "high", "full"):
+        point = points[named[name]]
+        assert point.calibration.mean_macs > 0.95 * point.budget_macs
+
+
+def test_a_lower_budget_never_costs_more(judge) -> None:
+    points, _ = frontier(judge, None, None, {})
+    costs = [point.calibration.mean_macs for point in points]
+    assert costs == sorted(costs)
+    assert points[0].calibration.exits == (500, 0, 0)
+    assert points[-1].calibration.exits == (0, 0, 500)
+
+
+def test_held_out_data_changes_the_promise_and_not_the_thresholds(judge) -> None:
+    alone, _ = frontier(judge, None, None, {})
+    beside, _ = frontier(judge, Judge(make_trace(300, seed=1), SCORER, COSTS), None, {})
+    assert [point.thresholds for point in alone] == [point.thresholds for point in beside]
+    assert beside[10].held_out is not None
+    assert beside[10].held_out.n == 300
+
+
+def test_outcome_is_what_a_plain_count_gives(judge) -> None:
+    point = frontier(judge, None, None, {})[0][20]
+    right, spent, exits = 0, 0, [0, 0, 0]
+    trace = make_trace(500)
+    for row in range(500):
+        for k in range(3):
+            z = trace.logits[k, row].astype(np.float64)
+            others = np.log(np.exp(np.delete(z, z.argmax())).sum())
+            threshold = point.thresholds[k] if k < 2 else -np.inf
+            if threshold is not None and z.max() - others >= threshold:
+                right += int(z.argmax() == trace.labels[row])
+                spent, exits[k] = spent + COSTS[k], exits[k] + 1
+                break
+    assert point.calibration.accuracy == pytest.approx(right / 500)
+    assert point.calibration.mean_macs == pytest.approx(spent / 500)
+    assert list(point.calibration.exits) == exits
+
+
+def test_further_budgets_get_their_names(judge) -> None:
+    points, named = frontier(judge, None, None, {"night": Budget.parse("33%")})
+    assert points[named["night"]].budget_macs == 330
+
+
+def test_a_budget_below_exit_1_names_the_nearest(judge) -> None:
+    with pytest.raises(BudgetInfeasible, match="nearest feasible budget is 100"):
+        frontier(judge, None, None, {"tiny": Budget.parse("5%")})
+
+
+def test_unusable_traces_are_refused() -> None:
+    with pytest.raises(BadInput, match="at least 20"):
+        frontier(Judge(make_trace(19), SCORER, COSTS), None, None, {})
+    with pytest.raises(BadInput, match="2 exits"):
+        Judge(make_trace(50, exits=2), Scorer("margin", False, (1.0, 1.0), 4), COSTS)

@@ -1,0 +1,63 @@
+"""The exported segments say what the network says, at every exit and batch size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mexit.core.bundle import Bundle
+from mexit.core.files import sha256_file
+from mexit.errors import BackendError, MissingExtra, UsageError
+from mexit.export.check import largest_difference
+from mexit.flows.export import export, export_trt
+from mexit.runtime.backends.ort import OrtBackend
+from mexit.runtime.reference import run_all_exits
+from mexit.train.checkpoint import load_model
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 64])
+def test_every_exit_equals_torch_within_1e_4_on_real_images(workspace, digits_bundle, test_digits, batch) -> None:
+    model, _, _ = load_model(workspace / "runs" / "digits")
+    images = (test_digits[0][:batch, None] / np.float32(255)).astype(np.float32)
+    found = run_all_exits(OrtBackend(Bundle.open(digits_bundle)), images)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+    assert np.abs(found - expected).max() < 1e-4
+
+
+def test_a_segment_that_says_something_else_is_refused(workspace, test_digits) -> None:
+    model, _, _ = load_model(workspace / "runs" / "digits")
+    images = (test_digits[0][:8, None] / np.float32(255)).astype(np.float32)
+    with torch.no_grad():
+        wrong = model(torch.from_numpy(images)).numpy()
+    wrong[1, 3, 4] += 0.01
+    with pytest.raises(BackendError, match="exit 2"):
+        largest_difference(model, lambda _: wrong, images)
+
+
+def test_manifest_names_where_the_bundle_comes_from(workspace, digits_bundle) -> None:
+    manifest = Bundle.open(digits_bundle).manifest
+    assert manifest.provenance["weights_sha256"] == sha256_file(
+        workspace / "runs" / "digits" / "weights.safetensors"
+    )
+    assert manifest.provenance["run"] == "runs/digits"
+    assert manifest.provenance["settings"]["method"] == "adversarial"
+    assert manifest.splits is not None
+    assert {name: part.n for name, part in manifest.splits.parts.items()} == {
+        "train": 943, "selection": 81, "calibration": 243, "certification": 81, "test": 449,
+    }  # fmt: skip
+
+
+def test_an_existing_bundle_is_kept_unless_replace(workspace, monkeypatch) -> None:
+    monkeypatch.chdir(workspace)
+    with pytest.raises(UsageError, match="--replace"):
+        export(Path("runs/digits"))
+
+
+def test_trt_without_tensorrt_leaves_a_complete_bundle_and_says_what_to_type(digits_bundle) -> None:
+    with pytest.raises(MissingExtra, match=rf"mexit export {digits_bundle} --trt"):
+        export_trt(digits_bundle)
+    assert Bundle.open(digits_bundle).policies().entries

@@ -1,0 +1,78 @@
+"""Costs counted on the exported graph equal counts by hand; what cannot be counted is an error."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from mexit.errors import BackendError
+from mexit.export.macs import count
+from mexit.export.segments import cut
+from mexit.export.to_onnx import to_onnx
+from mexit.train.models import PRESETS, build
+
+# By hand: (trunk, head) of each segment, convolution = C_in k k C_out H W, linear = in x out.
+BY_HAND = {
+    "digits-cnn": [
+        (9 * 16 * 64 + 16 * 9 * 24 * 64, 24 * 16 * 64 + 640),
+        (24 * 9 * 40 * 16 + 40 * 9 * 40 * 16, 40 * 4 * 64 + 640),
+        (40 * 9 * 64 * 16 + 64 * 9 * 64 * 16 + 64 * 4 * 64 + 640, 0),
+    ],
+    "small-cnn": [
+        (9 * 32 * 676, 32 * 9 * 16 * 144 + 576 * 200 + 200 * 200 + 2000),
+        (32 * 9 * 32 * 576 + 32 * 9 * 64 * 100, 1600 * 200 + 200 * 200 + 2000),
+        (64 * 9 * 64 * 64 + 1024 * 200 + 200 * 200 + 2000, 0),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_costs_and_parameters_of_every_preset_equal_a_hand_count(name) -> None:
+    model = build(name, 10)
+    exported = [to_onnx(part) for part in cut(model)]
+    assert [count(segment.model) for segment in exported] == BY_HAND[name]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(segment.parameters for segment in exported) == parameters
+
+
+def test_grouped_convolution_and_matmul_by_hand() -> None:
+    model = _graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], group=4, pads=[1, 1, 1, 1]),
+            helper.make_node("Flatten", ["c"], ["f"]),
+            helper.make_node("MatMul", ["f", "m"], ["y"]),
+        ],
+        {"w": (8, 1, 3, 3), "m": (8 * 25, 6)},
+        ("x", (None, 4, 5, 5)),
+        ("y", (None, 6)),
+    )
+    assert count(model) == (8 * 9 * 25 + 200 * 6, 0)
+
+
+def test_an_operator_without_a_known_cost_is_an_error_that_names_it() -> None:
+    model = _graph([helper.make_node("Erf", ["x"], ["y"])], {}, ("x", (None, 4)), ("y", (None, 4)))
+    with pytest.raises(BackendError, match=r"ai\.onnx\.Erf"):
+        count(model)
+
+
+def test_an_unknown_shape_is_an_error() -> None:
+    model = _graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": (4, 3)}, ("x", (None, None)), ("y", (None, 3))
+    )
+    with pytest.raises(BackendError, match="shapes of x"):
+        count(model)
+
+
+def _graph(nodes, weights, given, wanted) -> onnx.ModelProto:
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name, shape in (given, wanted)
+    )
+    tensors = []
+    for name, shape in weights.items():
+        size = 1
+        for side in shape:
+            size *= side
+        tensors.append(helper.make_tensor(name, TensorProto.FLOAT, shape, [0.5] * size))
+    model = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, tensors))
+    return onnx.shape_inference.infer_shapes(model)

@@ -1,0 +1,115 @@
+"""The adaptive engine answers as the slow reference does, on every sample; accounts are exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mexit import Runtime
+from mexit.core.confidence import MEASURES
+from mexit.core.policy import Policy
+from mexit.errors import UsageError
+from mexit.runtime.backends.fake import FakeBackend, images_for
+from mexit.runtime.engine import answer
+from mexit.runtime.reference import answer_slowly, run_all_exits
+
+SHAPE = (1, 2, 2)
+
+
+def backend(samples: int = 40, exits: int = 3, classes: int = 5, seed: int = 0) -> FakeBackend:
+    rng = np.random.default_rng(seed)
+    return FakeBackend((3 * rng.normal(size=(exits, samples, classes))).astype(np.float32))
+
+
+def images(rows) -> np.ndarray:
+    return images_for(np.asarray(rows), SHAPE)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("ensemble", [False, True], ids=["own", "ensemble"])
+def test_engine_equals_reference_for_every_measure(measure, ensemble) -> None:
+    fake = backend()
+    scores = (
+        Policy(measure, ensemble, (1.0, 2.0, 0.5), (None, None))
+        .scorer(5)
+        .score(run_all_exits(fake, images(range(40))))
+    )
+    thresholds = tuple(float(np.median(row)) for row in scores[:2])
+    policy = Policy(measure, ensemble, (1.0, 2.0, 0.5), thresholds)
+    fast = answer(fake, images(range(40)), policy, 5)
+    exits, probabilities = answer_slowly(fake, images(range(40)), policy, 5)
+    np.testing.assert_array_equal(fast.exits, exits)
+    np.testing.assert_array_equal(fast.probabilities, probabilities)
+    assert set(exits) == {1, 2, 3}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.lists(st.one_of(st.none(), st.floats(-3, 3)), min_size=2, max_size=2),
+    st.lists(st.integers(0, 39), min_size=0, max_size=12),
+)
+def test_any_batch_in_any_order_equals_the_reference(seed, thresholds, rows) -> None:
+    fake = backend(seed=seed)
+    policy = Policy("max-probability", False, (1.0,) * 3, tuple(thresholds))
+    fast = answer(fake, images(rows), policy, 5)
+    slow = answer_slowly(fake, images(rows), policy, 5)
+    np.testing.assert_array_equal(fast.exits, slow[0])
+    assert fast.probabilities.tolist() == slow[1].tolist()
+
+
+def test_dead_rows_are_not_computed() -> None:
+    fake = backend()
+    policy = Policy("max-probability", False, (1.0,) * 3, (0.5, 0.5))
+    exits = answer(fake, images(range(40)), policy, 5).exits
+    assert [segment.rows_run for segment in fake.segments] == [40, (exits > 1).sum(), (exits > 2).sum()]
+
+
+def test_nan_logits_walk_to_the_last_exit() -> None:
+    fake = backend()
+    fake.segments[0].logits[3] = np.nan
+    fake.segments[1].logits[3, 2] = np.nan
+    policy = Policy("max-probability", False, (1.0,) * 3, (float(np.finfo(np.float64).min),) * 2)
+    answers = answer(fake, images([2, 3]), policy, 5)
+    assert answers.exits.tolist() == [1, 3]
+
+
+def test_max_exit_and_deadline_answer_with_the_deepest_exit_so_far() -> None:
+    never = Policy("max-probability", False, (1.0,) * 3, (None, None))
+    assert answer(backend(), images([0, 1]), never, 5).reasons == ("last", "last")
+    capped = answer(backend(), images([0, 1]), never, 5, max_exit=2)
+    assert capped.exits.tolist() == [2, 2]
+    assert capped.reasons == ("max-exit", "max-exit")
+    late = answer(backend(), images([0, 1]), never, 5, deadline_s=0.0)
+    assert late.exits.tolist() == [1, 1]
+    assert late.reasons == ("deadline", "deadline")
+    always = Policy("max-probability", False, (1.0,) * 3, (-1e9, None))
+    assert answer(backend(), images([0]), always, 5, deadline_s=0.0).reasons == ("confident",)
+
+
+@pytest.mark.parametrize("max_exit", [0, 4, -1])
+def test_an_exit_that_does_not_exist_is_refused(max_exit) -> None:
+    with pytest.raises(UsageError, match=r"1\.\.3"):
+        answer(backend(), images([0]), Policy("margin", False, (1.0,) * 3, (None, None)), 5, max_exit=max_exit)
+
+
+@pytest.mark.parametrize("budget", ["low", "medium", "high", "full", "40%"])
+def test_bundle_answers_equal_the_reference_on_every_test_image(digits_bundle, test_digits, budget) -> None:
+    runtime = Runtime.open(digits_bundle, budget)
+    tensor = runtime.prepare(list(test_digits[0]))
+    exits, probabilities = answer_slowly(runtime.backend, tensor, runtime.policy(), 10)
+    predictions = runtime(list(test_digits[0]))
+    assert [found.exit for found in predictions] == exits.tolist()
+    assert [found.index for found in predictions] == probabilities.argmax(axis=1).tolist()
+    for found, expected in zip(predictions, probabilities, strict=True):
+        np.testing.assert_allclose(found.probabilities, expected, rtol=0, atol=1e-6)
+
+
+def test_never_leaving_equals_the_full_network(digits_bundle, test_digits) -> None:
+    runtime = Runtime.open(digits_bundle, "full")
+    predictions = runtime(list(test_digits[0]))
+    logits = run_all_exits(runtime.backend, runtime.prepare(list(test_digits[0])))
+    assert [found.index for found in predictions] == logits[-1].argmax(axis=1).tolist()
+    assert {found.reason for found in predictions} == {"last"}

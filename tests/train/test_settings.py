@@ -1,0 +1,76 @@
+"""Published schedules, and how typed settings override them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mexit.errors import Damaged, UsageError
+from mexit.train.settings import TrainSettings, resolve
+
+
+def test_neo_kd_schedule_for_mnist_is_the_published_one() -> None:
+    settings = resolve("mnist", "neo_kd", {})
+    assert (settings.epochs, settings.batch, settings.lr, settings.weight_decay) == (150, 128, 0.01, 5e-4)
+    assert (settings.eps, settings.step, settings.steps, settings.test_steps) == (0.3, 20 / 255, 7, 50)
+    assert settings.attack == "max-average"
+    assert settings.lr_at(49.9 / 150) == 0.01
+    assert settings.lr_at(50 / 150) == pytest.approx(0.001)
+
+
+def test_rdi_schedule_for_mnist_is_the_published_one() -> None:
+    settings = resolve("mnist", "rdi", {"method": "adversarial"})
+    assert (settings.batch, settings.lr, settings.steps, settings.step) == (256, 0.033, 40, 0.01)
+    assert settings.craft_train_mode
+    assert dict(settings.options) == {"clean_weight": 0.5, "attacked_weight": 0.5}
+    assert [settings.lr_at(x) for x in (0.89, 0.9, 0.99)] == pytest.approx([0.033, 0.0033, 0.00033])
+
+
+def test_decay_points_scale_with_epochs() -> None:
+    short = resolve("mnist", None, {"epochs": 6})
+    assert short.lr_at(1.99 / 6) == 0.01
+    assert short.lr_at(2 / 6) == pytest.approx(0.001)
+
+
+def test_what_was_typed_wins_and_none_counts_as_not_typed() -> None:
+    settings = resolve("digits", None, {"lr": 0.5, "eps": None, "model": None})
+    assert (settings.lr, settings.eps, settings.model) == (0.5, 0.1, "digits-cnn")
+
+
+def test_a_clean_method_trains_on_no_attack() -> None:
+    assert resolve("digits", None, {"method": "clean"}).training_attack() is None
+
+
+def test_settings_survive_their_file() -> None:
+    settings = resolve("mnist", None, {"options": {"alpha": 2.0}})
+    assert TrainSettings.from_json(json.loads(json.dumps(settings.to_json())), "settings.json") == settings
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"epochs": 0},
+        {"lr": 0.0},
+        {"momentum": 1.0},
+        {"keep": "first"},
+        {"recipe": "fp16"},
+        {"eps": 8.0},
+        {"attack": "pgd"},
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(given) -> None:
+    with pytest.raises(UsageError):
+        resolve("digits", None, given)
+
+
+def test_an_unknown_preset_names_those_that_exist() -> None:
+    with pytest.raises(UsageError, match="neo_kd, rdi"):
+        resolve("mnist", "best", {})
+
+
+def test_a_damaged_settings_file_names_the_field() -> None:
+    broken = resolve("digits", None, {}).to_json() | {"epochs": "many"}
+    with pytest.raises(Damaged, match=r"settings\.json\.epochs"):
+        TrainSettings.from_json(broken, "settings.json")
