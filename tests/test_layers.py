@@ -1,0 +1,145 @@
+"""The house rules that a reader relies on: imports go down, no cycles, short files, a light runtime."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mexit
+
+PACKAGE = Path(mexit.__file__).parent
+MAX_LINES = 400
+
+# Each layer and what it may import of mexit besides itself.
+BELOW_FLOWS = {"train", "export", "calibrate", "runtime", "data", "core", "errors"}
+ALLOWED = {
+    "errors": set(),
+    "core": {"errors"},
+    "data": {"core", "errors"},
+    "train": {"data", "core", "errors"},
+    "export": {"train.models", "data", "core", "errors"},
+    "calibrate": {"core", "errors"},
+    "runtime": {"data", "core", "errors"},
+    "__init__": {"runtime", "core", "errors"},
+    "flows": BELOW_FLOWS | {"__init__"},
+    "console": {"core", "errors"},
+    "report": {"console", "flows", "core", "errors", "__init__"},
+    "commands": {"console", "report", "flows", "errors", "__init__"},
+    "cli": {"commands", "console", "__init__"},
+    "__main__": {"cli"},
+}
+FORBIDDEN_PACKAGES = {
+    "core": {"torch", "onnx", "onnxruntime", "PIL", "typer", "rich", "matplotlib", "starlette", "av"},
+    "data": {"torch", "onnx", "onnxruntime", "typer", "rich", "matplotlib", "starlette", "av"},
+    "calibrate": {"torch", "onnx", "onnxruntime", "PIL", "typer", "rich", "matplotlib"},
+    "runtime": {"torch", "onnx", "typer", "rich", "matplotlib"},
+    "train": {"onnx", "onnxruntime", "typer", "rich", "matplotlib"},
+    "flows": {"typer", "rich"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its name below `mexit`, such as `core.bundle`."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+        if parts[-1] == "__init__" and len(parts) > 1:
+            parts.pop()
+        found[".".join(parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of what a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full.removeprefix("mexit.") in MODULES else str(node.module)
+
+
+def mexit_imports(name: str) -> set[str]:
+    """The modules of mexit that a module imports."""
+    found = set()
+    for full in imports(MODULES[name]):
+        if full == "mexit":
+            found.add("__init__")
+        elif full.startswith("mexit."):
+            found.add(full.removeprefix("mexit."))
+    return found - {name}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down(name) -> None:
+    layer = name.partition(".")[0]
+    for target in mexit_imports(name):
+        good = target.partition(".")[0] == layer or any(
+            target == allowed or target.startswith(f"{allowed}.") for allowed in ALLOWED[layer]
+        )
+        assert good, f"mexit.{name} imports mexit.{target}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_layer_imports_a_package_it_must_do_without(name) -> None:
+    forbidden = FORBIDDEN_PACKAGES.get(name.partition(".")[0], set())
+    assert not {full.partition(".")[0] for full in imports(MODULES[name])} & forbidden
+
+
+def test_no_import_cycles() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for target in sorted(mexit_imports(name)):
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_files_are_short_and_say_what_they_are(name) -> None:
+    text = MODULES[name].read_text()
+    assert text.count("\n") <= MAX_LINES
+    assert ast.get_docstring(ast.parse(text)), "no module docstring"
+
+
+def test_only_the_console_prints() -> None:
+    for name, path in MODULES.items():
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert not any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls), name
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import mexit",
+        "import mexit.runtime",
+        "import mexit.calibrate.frontier",
+        "import mexit.runtime.server.app",
+        "import mexit.runtime.camera.pipeline",
+        "import mexit.cli",
+        "import mexit; mexit.Runtime.open({bundle!r})",
+    ],
+    ids=["mexit", "runtime", "calibrate", "server", "camera", "cli", "open a bundle"],
+)
+def test_the_runtime_is_light(statement, digits_bundle) -> None:
+    code = statement.format(bundle=str(digits_bundle)) + (
+        "; import sys; heavy = {'torch', 'onnx', 'matplotlib', 'onnxscript', 'safetensors'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

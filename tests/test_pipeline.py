@@ -1,0 +1,136 @@
+"""The four commands as a new user types them, bare and in order, as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mexit.core.bundle import Bundle
+
+MEXIT = [sys.executable, "-m", "mexit"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """Where the commands below are typed, one after the other."""
+    return tmp_path_factory.mktemp("home")
+
+
+def mexit(home: Path, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MEXIT_")}
+    done = subprocess.run(
+        [*MEXIT, *arguments], cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == expect, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_1_train(home) -> None:
+    done = mexit(home, "train", "--epochs", "3", "--threads", "1")
+    assert "mexit export" in done.stdout
+    assert (home / "runs/digits-neo-kd/weights.safetensors").exists()
+    assert (home / "runs/digits-neo-kd/curves.png").read_bytes().startswith(b"\x89PNG")
+    records = [json.loads(line) for line in (home / "runs/digits-neo-kd/log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+
+
+def test_2_export_with_trt_ends_with_code_4_and_a_complete_bundle(home) -> None:
+    done = mexit(home, "export", "--trt", expect=4)
+    assert "mexit export bundles/digits-neo-kd --trt" in done.stderr
+    assert "using runs/digits-neo-kd" in done.stderr
+    bundle = Bundle.open(home / "bundles/digits-neo-kd")
+    entry = bundle.policies().entry("ort", "fp32", "fp32")
+    assert set(entry.named) == {"low", "medium", "high", "full"}
+    assert entry.frontier[10].attacked is not None
+
+
+def test_3_calibrate(home) -> None:
+    done = mexit(home, "calibrate", "--budget", "night=30%", "--json")
+    result = json.loads(done.stdout)
+    assert result["bundle"] == "bundles/digits-neo-kd"
+    assert "night" in result["entry"]["named"]
+    assert "using bundles/digits-neo-kd" in done.stderr
+
+
+def test_4_serve(home) -> None:
+    image = home / "seven.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30), np.uint8)).save(image)
+    server = subprocess.Popen(
+        [*MEXIT, "serve", "--budget", "low", "--port", "0"], cwd=home, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        assert "serving bundles/digits-neo-kd at http://127.0.0.1:" in line
+        url = line.split(" at ")[1].split()[0]
+        with urllib.request.urlopen(f"{url}/v1/classify", data=image.read_bytes(), timeout=10) as reply:
+            answer = json.loads(reply.read())
+        assert answer["budget"] == "low"
+    finally:
+        server.send_signal(signal.SIGTERM)
+    assert server.wait(20) == 0
+    direct = json.loads(mexit(home, "run", "seven.png", "--json").stdout)["predictions"][0]
+    assert {**direct, "latency_ms": 0, "image": 0} == {**answer, "latency_ms": 0, "image": 0}
+
+
+def test_5_the_other_commands_speak_json(home) -> None:
+    evaluation = json.loads(mexit(home, "evaluate", "--samples", "60", "--steps", "5", "--json").stdout)
+    assert set(evaluation) == {"exits", "budgets", "transfer", "settings"}
+    assert set(evaluation["exits"][0]) == {"exit", "clean", "average", "max-average"}
+    assert evaluation["exits"][0]["clean"].keys() == {"value", "n", "stderr"}
+    assert len(evaluation["transfer"]) == 3
+    inspection = json.loads(mexit(home, "inspect", "--json").stdout)
+    assert inspection["bundle"] == json.loads((home / "bundles/digits-neo-kd/bundle.json").read_text())
+    bench = json.loads(mexit(home, "bench", "--repeats", "20", "--batch", "1", "--json").stdout)
+    assert {row["path"] for row in bench["rows"]} == {"full", "exit 1", "low", "medium", "high"}
+    run = json.loads(
+        mexit(home, "evaluate", "runs/digits-neo-kd", "--samples", "60", "--steps", "5", "--json").stdout
+    )
+    assert run["budgets"] == {}
+    for deployed, trained in zip(evaluation["exits"], run["exits"], strict=True):
+        assert deployed == trained, "the bundle answers as the network it was exported from"
+
+
+def test_6_tables_for_people(home) -> None:
+    assert "accuracy per exit" in mexit(home, "evaluate", "--samples", "60", "--steps", "2").stdout
+    assert "calibrated for ort fp32" in mexit(home, "inspect").stdout
+    assert "microseconds a call" in mexit(home, "bench", "--repeats", "20", "--batch", "1").stdout
+    assert "seven.png" in mexit(home, "run", "bundles/digits-neo-kd", "seven.png").stdout
+
+
+def test_7_what_exists_is_not_overwritten(home) -> None:
+    assert "--replace" in mexit(home, "export", expect=2).stderr
+    assert "--resume" in mexit(home, "train", "--out", "runs/digits-neo-kd", expect=2).stderr
+    mexit(home, "export", "--replace", "--no-calibrate")
+    assert "mexit calibrate" in mexit(home, "run", "seven.png", expect=3).stderr
+    assert "no thresholds" not in mexit(home, "run", "seven.png", "--budget", "full").stderr
+
+
+@pytest.mark.slow
+def test_demo_keeps_its_promises(home) -> None:
+    """The demo's own settings on the test split, which chose nothing."""
+    report = json.loads(mexit(home, "demo", "--json").stdout)
+    clean = [row["clean"] for row in report["exits"]]
+    attacked = [row["attacked"] for row in report["exits"]]
+    assert np.mean(clean) >= 0.98
+    assert min(clean) >= 0.97
+    assert np.mean(attacked) >= 0.80
+    for row in report["budgets"].values():
+        assert 0.90 <= row["mean_macs"] / row["budget_macs"] <= 1.05
+        assert row["saved"] == pytest.approx(1 - row["mean_macs"] / report["exits"][-1]["macs"])
+        assert sum(row["exits"]) == report["n"] == 449
+    two_errors = 2 * np.sqrt(clean[0] * (1 - clean[0]) / report["n"])
+    assert report["budgets"]["low"]["accuracy"] >= clean[0] - two_errors
+    samples = sorted((home / "runs/demo/samples").glob("*.png"))
+    answers = json.loads(mexit(home, "run", *map(str, samples), "--json").stdout)["predictions"]
+    assert sum(answer["label"] == Path(answer["image"]).stem[-1] for answer in answers) >= len(samples) - 1
