@@ -28,6 +28,7 @@ COMMANDS = (
     answering.camera,
     bundles.bench,
     bundles.inspect,
+    training.models,
 )
 
 app = typer.Typer(

@@ -56,8 +56,8 @@ class RichProgress:
             yield advance
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """The one object of `--json`."""
+def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """The one object or array of `--json`."""
     out.file.write(json.dumps(value) + "\n")
 
 

@@ -11,6 +11,7 @@ from mexit import console
 from mexit.core.budget import format_macs, short_macs
 
 if TYPE_CHECKING:
+    from mexit.core.policies import PolicyEntry
     from mexit.flows.bench import BenchResult
     from mexit.flows.calibrate import CalibrateResult
     from mexit.flows.camera import CameraReport
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from mexit.flows.evaluate import EvaluateResult
     from mexit.flows.export import ExportResult
     from mexit.flows.inspect import InspectResult
+    from mexit.flows.models import NetworkCosts
     from mexit.flows.run import Answer
     from mexit.flows.train import TrainResult
+    from mexit.runtime.camera.pipeline import CameraPrediction
 
 
 def show_demo(result: DemoResult) -> None:
@@ -125,10 +128,32 @@ def show_export(result: ExportResult) -> None:
 
 
 def show_calibration(result: CalibrateResult) -> None:
-    """What each budget promises."""
+    """What each budget promises, how the scores rank, and the certificate in words."""
+    if result.scores:
+        conditions = ["clean", "attacked"][: len(result.scores[0].auroc)]
+        rows = [
+            [one.measure, "yes" if one.ensemble else "no", *(f"{value:.4f}" for value in one.auroc)]
+            for one in result.scores
+        ]
+        title = "how well each score ranks right above wrong (AUROC)"
+        console.table(title, ["score", "ensemble", *conditions], rows, f"chosen: {_score(result.entry)}")
     console.calibration_table(result.entry)
-    console.say(f"wrote {result.bundle / 'policies.json'}" + (f", {result.picture}" if result.picture else ""))
+    for found in result.entry.certificates:
+        _say_certificate(found)
+    written = ", ".join(str(path) for path in (result.bundle / "policies.json", *result.written))
+    console.say(f"wrote {written}")
     console.next_commands("mexit serve --budget low", "mexit evaluate")
+
+
+def _score(entry: PolicyEntry) -> str:
+    return entry.measure + (", ensemble of exits" if entry.ensemble else "")
+
+
+def _say_certificate(found: Any) -> None:
+    """A certificate as `policies.json` stores it."""
+    measured = ", ".join(f"{value:.4f} ({name}, n {found['n'][name]})" for name, value in found["risk"].items())
+    console.say(f"certificate {found['id']} ({found['method']}): {found['promise']} Measured: {measured}.")
+    console.say(f"  {found['limits']}")
 
 
 def show_answers(answers: Sequence[Answer]) -> None:
@@ -170,6 +195,20 @@ def say_serving(url: str, bundle: Path, budget: str) -> None:
     """Once the server listens."""
     console.say(f"serving {bundle} at {url} within budget {budget}; Ctrl-C stops it")
     console.next_commands(f"curl --data-binary @IMAGE.png {url}/v1/classify", f"curl {url}/metrics")
+
+
+class LabelChanges:
+    """Says what a camera sees whenever that changes; for watching without a file to write."""
+
+    def __init__(self) -> None:
+        self._last: str | None = None
+
+    def __call__(self, found: CameraPrediction) -> None:
+        """One answered frame."""
+        if found.label != self._last:
+            self._last = found.label
+            sure = console.percent(found.confidence)
+            console.say(f"frame {found.frame_index}: {found.label}, {sure} at exit {found.exit}")
 
 
 def camera_json(result: CameraReport) -> dict[str, Any]:
@@ -229,8 +268,29 @@ def show_inspection(result: InspectResult) -> None:
         console.next_commands("mexit calibrate")
         return
     for entry in result.policies.entries:
-        console.say(f"calibrated for {entry.engine} {entry.precision} with {entry.measure}")
+        console.say(f"calibrated for {entry.engine} {entry.precision} with {_score(entry)}")
         console.calibration_table(entry)
+        for found in entry.certificates:
+            _say_certificate(found)
+
+
+def show_models(result: Sequence[NetworkCosts]) -> None:
+    """Every network, one line an exit."""
+    rows = []
+    for network in result:
+        shape = " x ".join(str(side) for side in network.input_shape)
+        names = [network.name, f"{shape}, {network.classes} classes"]
+        for found in network.exits:
+            share = console.percent(found.macs / network.exits[-1].macs)
+            name = names.pop(0) if names else ""  # side by side they would not fit 80 columns
+            rows.append([name, str(found.exit), short_macs(found.macs), share, f"{found.parameters:,}"])
+    columns = ["network", "exit", "MACs", "of full", "parameters"]
+    caption = (
+        "MACs of a sample that leaves at the exit, the heads it passed included\n"
+        "-single: the same backbone with its last exit alone, the baseline"
+    )
+    console.table("networks for mexit train --model", columns, rows, caption)
+    console.next_commands("mexit train --model NAME --data NAME")
 
 
 def _plain(value: Any) -> Any:

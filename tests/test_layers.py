@@ -28,7 +28,7 @@ ALLOWED = {
     "__init__": {"runtime", "core", "errors"},
     "flows": BELOW_FLOWS | {"__init__"},
     "console": {"core", "errors"},
-    "report": {"console", "flows", "core", "errors", "__init__"},
+    "report": {"console", "flows", "runtime", "core", "errors", "__init__"},
     "commands": {"console", "report", "flows", "errors", "__init__"},
     "cli": {"commands", "console", "__init__"},
     "__main__": {"cli"},

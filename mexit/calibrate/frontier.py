@@ -1,4 +1,8 @@
-"""From a trace to a frontier: for evenly spaced budgets, the thresholds and what they do on held-out data."""
+"""From a trace to a frontier: for evenly spaced budgets, the thresholds and what they do on held-out data.
+
+geometric   MSDNet's protocol: for each budget the q whose cost is the largest within it
+search      better thresholds of the same cost, where calibration data can tell (see `search`)
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mexit.calibrate.thresholds import geometric
+from mexit.calibrate.search import Found, Table, clearly_better, search
+from mexit.calibrate.thresholds import Ranking, geometric
 from mexit.core.budget import NAMED_FRACTIONS, Budget, format_macs
 from mexit.core.confidence import Scorer
 from mexit.core.cost import exit_counts, mean_macs
 from mexit.core.policies import FrontierPoint, Outcome
-from mexit.core.policy import Policy, Thresholds, first_exit
+from mexit.core.policy import Thresholds, first_exit
 from mexit.core.trace import Trace
-from mexit.errors import BadInput, BudgetInfeasible
+from mexit.errors import BadInput, BudgetInfeasible, UsageError
 
 POINTS = 41  # every 2.5 % of the way from exit 1 to the last exit, so the named budgets are among them
 RATIOS = np.concatenate([[0.0], np.geomspace(1e-3, 1e3, 481), [np.inf]])
 MIN_SAMPLES = 20
+POLICIES = ("search", "geometric")
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,19 @@ class Judge:
         self.labels = trace.labels
         self.costs = tuple(cumulative_macs)
 
+    def exits(self, thresholds: Thresholds) -> NDArray[np.int64]:
+        """The exit that answers each sample, (N,)."""
+        return first_exit(self.scores, thresholds)
+
+    def answers(self, thresholds: Thresholds) -> NDArray[np.int64]:
+        """The class that each sample gets, (N,)."""
+        exits = self.exits(thresholds)
+        return self.predictions[exits - 1, np.arange(len(exits))]
+
     def outcome(self, thresholds: Thresholds) -> Outcome:
         """Cost, accuracy and exits taken under these thresholds."""
-        exits = first_exit(self.scores, thresholds)
-        accuracy = None
-        if self.labels is not None:
-            answers = self.predictions[exits - 1, np.arange(len(exits))]
-            accuracy = float((answers == self.labels).mean())
+        exits = self.exits(thresholds)
+        accuracy = None if self.labels is None else float((self.answers(thresholds) == self.labels).mean())
         counts = tuple(int(count) for count in exit_counts(exits, len(self.costs)))
         return Outcome(len(exits), mean_macs(exits, self.costs), accuracy, counts)
 
@@ -56,7 +69,8 @@ def candidates(judge: Judge) -> list[Candidate]:
         raise BadInput(
             f"{judge.scores.shape[1]} samples are too few to set thresholds: at least {MIN_SAMPLES} are needed"
         )
-    found = {geometric(judge.scores, float(q)) for q in RATIOS}
+    ranking = Ranking.of(judge.scores)
+    found = {geometric(ranking, float(q)) for q in RATIOS}
     costed = [
         Candidate(thresholds, mean_macs(first_exit(judge.scores, thresholds), judge.costs)) for thresholds in found
     ]
@@ -64,7 +78,11 @@ def candidates(judge: Judge) -> list[Candidate]:
 
 
 def frontier(
-    calibration: Judge, held_out: Judge | None, attacked: Judge | None, budgets: Mapping[str, Budget]
+    calibration: Judge,
+    held_out: Judge | None,
+    attacked: Judge | None,
+    budgets: Mapping[str, Budget],
+    policy: str = "geometric",
 ) -> tuple[tuple[FrontierPoint, ...], dict[str, int]]:
     """Thresholds for a range of budgets.
 
@@ -73,6 +91,7 @@ def frontier(
         held_out: says what they promise; chooses nothing.
         attacked: the same samples under attack; chooses nothing.
         budgets: further budgets by name; the named ones of `core.budget` are always there.
+        policy: "search" or "geometric".
 
     Returns:
         The frontier by rising budget, and each name's place in it.
@@ -80,29 +99,44 @@ def frontier(
     Raises:
         BudgetInfeasible: below the cheapest policy; names the nearest feasible budget.
     """
+    if policy not in POLICIES:
+        raise UsageError(f"unknown policy '{policy}': choose from {', '.join(POLICIES)}")
     costs = calibration.costs
     named = {name: Budget.parse(name).macs(costs) for name in NAMED_FRACTIONS}
     named |= {name: budget.macs(costs) for name, budget in budgets.items()}
     wanted = sorted({*np.linspace(costs[0], costs[-1], POINTS).tolist(), *named.values()})
-    choices = candidates(calibration)
     points = []
-    for macs in wanted:
-        best = _largest_within(choices, macs)
+    for macs, thresholds in zip(wanted, _choose(calibration, wanted, policy), strict=True):
         points.append(
             FrontierPoint(
                 budget_macs=macs,
-                thresholds=best.thresholds,
-                calibration=calibration.outcome(best.thresholds),
-                held_out=held_out.outcome(best.thresholds) if held_out else None,
-                attacked=attacked.outcome(best.thresholds) if attacked else None,
+                thresholds=thresholds,
+                calibration=calibration.outcome(thresholds),
+                held_out=held_out.outcome(thresholds) if held_out else None,
+                attacked=attacked.outcome(thresholds) if attacked else None,
             )
         )
     return tuple(points), {name: wanted.index(macs) for name, macs in named.items()}
 
 
-def uncalibrated(measure: str, exits: int, *, ensemble: bool) -> Policy:
-    """A policy that never leaves, temperatures 1: what thresholds are then fitted for."""
-    return Policy(measure, ensemble, (1.0,) * exits, (None,) * (exits - 1))
+def _choose(judge: Judge, budgets: Sequence[float], policy: str) -> list[Thresholds]:
+    """Thresholds for budgets in MACs; `search` replaces geometric ones that it clearly beats."""
+    choices = candidates(judge)
+    chosen = [_largest_within(choices, macs).thresholds for macs in budgets]
+    if policy == "geometric" or judge.labels is None:
+        return chosen
+    table = Table(Ranking.of(judge.scores), judge.predictions == judge.labels, judge.costs)
+    found = search(table)
+    for place, macs in enumerate(budgets[:-1]):  # the last is the full network, which nobody leaves early
+        better = _most_accurate_within(found, macs)
+        if better is not None and clearly_better(table, better.thresholds, chosen[place]):
+            chosen[place] = better.thresholds
+    return chosen
+
+
+def _most_accurate_within(found: Sequence[Found], macs: float) -> Found | None:
+    within = [point for point in found if point.macs <= macs * (1 + 1e-9)]
+    return within[-1] if within else None
 
 
 def _largest_within(choices: Sequence[Candidate], macs: float) -> Candidate:

@@ -10,12 +10,33 @@ while one that takes everybody left gets the lowest float, so that every sample 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 
 from mexit.core.confidence import Floats
 from mexit.core.policy import Thresholds, is_sure
 
 ALWAYS = float(np.finfo(np.float64).min)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Scores, sorted once for many budgets.
+
+    Attributes:
+        scores: (E, N).
+        order: samples of each exit from surest to least sure, NaN last, (E, N).
+    """
+
+    scores: Floats
+    order: NDArray[np.intp]
+
+    @staticmethod
+    def of(scores: Floats) -> Ranking:
+        """Sort the scores (E, N) of every exit."""
+        return Ranking(scores, np.argsort(-scores, axis=1, kind="stable"))
 
 
 def shares(q: float, exits: int) -> Floats:
@@ -27,25 +48,30 @@ def shares(q: float, exits: int) -> Floats:
     return np.asarray(weights / weights.sum())
 
 
-def geometric(scores: Floats, q: float) -> Thresholds:
-    """Thresholds for one q: scores (E, N) to (E-1,)."""
-    exits, samples = scores.shape
+def geometric(ranking: Ranking, q: float) -> Thresholds:
+    """Thresholds for one q, (E-1,)."""
+    exits, samples = ranking.scores.shape
     under_way = np.ones(samples, np.bool_)
     thresholds: list[float | None] = []
     for k, share in enumerate(shares(q, exits)[:-1]):
-        threshold = take_surest(scores[k, under_way], int(np.floor(samples * share + 1e-9)))
+        order = ranking.order[k]
+        falling = ranking.scores[k, order[under_way[order]]]
+        threshold = take_surest(falling, int(np.floor(samples * share + 1e-9)))
         thresholds.append(threshold)
-        under_way &= ~is_sure(scores[k], threshold)
+        under_way &= ~is_sure(ranking.scores[k], threshold)
     return tuple(thresholds)
 
 
-def take_surest(scores: Floats, count: int) -> float | None:
-    """The threshold that admits the `count` surest of these scores (M,), and any that tie with the last."""
-    comparable = np.sort(scores[~np.isnan(scores)])[::-1]
-    if count <= 0 or not len(comparable):
+def take_surest(falling: Floats, count: int) -> float | None:
+    """The threshold that admits the first `count` of these falling scores (M,), and any that tie with the last."""
+    if count <= 0:
         return None
-    if count >= len(scores):
+    if count >= len(falling):
         return ALWAYS
-    last = comparable[min(count, len(comparable)) - 1]
-    below = comparable[comparable < last]
-    return float((last + below[0]) / 2) if len(below) else ALWAYS
+    last = falling[count - 1]
+    if np.isnan(last):
+        return ALWAYS
+    behind = count + int(np.searchsorted(-falling[count:], -last, side="right"))
+    if behind >= len(falling) or np.isnan(falling[behind]):
+        return ALWAYS
+    return float((last + falling[behind]) / 2)

@@ -101,7 +101,7 @@ def camera(
     """Classify every frame of a video or folder, or the newest frame of a live camera."""
     from mexit.flows.camera import camera as flow
     from mexit.flows.defaults import BUNDLES, newest
-    from mexit.report import camera_json, show_camera
+    from mexit.report import LabelChanges, camera_json, show_camera
 
     progress = RichProgress()
     path = bundle or newest(BUNDLES, progress)
@@ -115,6 +115,7 @@ def camera(
         out=out,
         jsonl=jsonl,
         limit=limit,
+        on_result=None if json or out or jsonl else LabelChanges(),
         on_event=progress.note,
     )
     console.print_json(camera_json(result)) if json else show_camera(result)

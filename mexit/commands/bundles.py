@@ -69,11 +69,26 @@ def calibrate(
         typer.Option(help="A further budget, NAME=VALUE, such as night=30%. Repeatable."),
     ] = None,
     measure: Annotated[
-        str, typer.Option(help="Confidence: max-probability, margin, entropy or agreement.")
-    ] = "max-probability",
+        str, typer.Option(help="Confidence: auto, max-probability, margin, entropy or agreement.")
+    ] = "auto",
     ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="Exit k answers with the mean of exits 1..k.")
-    ] = False,
+        bool | None,
+        typer.Option(help="Exit k answers with the mean of exits 1..k. Default: as auto finds."),
+    ] = None,
+    policy: Annotated[str, typer.Option(help="Thresholds: search, or geometric (MSDNet).")] = "search",
+    max_risk: Annotated[
+        float | None, typer.Option(help="Certify that the loss is at most this, such as 0.02.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the certificate.")] = 0.95,
+    loss: Annotated[
+        str, typer.Option(help="Certified: early-error, disagreement or accuracy-gap.")
+    ] = "early-error",
+    risk_method: Annotated[
+        str, typer.Option(help="auto, binomial, hoeffding-bentkus, betting or conformal.")
+    ] = "auto",
+    max_cost: Annotated[
+        str | None, typer.Option(help="Certify this bound on the mean cost too, as a budget.")
+    ] = None,
     attack: Annotated[str, typer.Option(help="Also measure under: average, max-average or none.")] = "average",
     backend: Backend = "auto",
     threads: Threads = 1,
@@ -92,6 +107,12 @@ def calibrate(
         budgets=pairs(budget or [], "--budget"),
         measure=measure,
         ensemble=ensemble,
+        policy=policy,
+        max_risk=max_risk,
+        confidence=confidence,
+        loss=loss,
+        risk_method=risk_method,
+        max_cost=max_cost,
         attack=attack,
         backend=backend,
         threads=threads,

@@ -1,4 +1,4 @@
-"""demo, train, evaluate: from data to a network that is known to be good.
+"""demo, train, evaluate, models: from data to a network that is known to be good.
 
 Parse, call a flow, print. Flows are imported by the command that needs them, so that each starts fast.
 """
@@ -141,3 +141,12 @@ def evaluate(
         progress=RichProgress(),
     )
     console.print_json(result.report) if json else show_evaluation(result)
+
+
+def models(*, json: Json = False) -> None:
+    """Every network: input, classes, and what leaving at each exit costs."""
+    from mexit.flows.models import models as flow
+    from mexit.report import show_models
+
+    result = flow()
+    console.print_json([row.to_json() for row in result]) if json else show_models(result)

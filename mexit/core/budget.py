@@ -10,13 +10,14 @@ A budget bounds the *expected* cost on data like the calibration data. Under att
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mexit.errors import BudgetInfeasible, UsageError
 
 NAMED_FRACTIONS = {"low": 0.25, "medium": 0.5, "high": 0.75, "full": 1.0}
 MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+MAX_MACS = 10**18
 _PATTERN = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|ms|[kMG]?)")
 HOW_TO_WRITE = "write low, medium, high, full, MACs (800k, 12M), a share of the full cost (40%) or time (5ms)"
 
@@ -36,17 +37,30 @@ class Budget:
     value: float
 
     @staticmethod
-    def parse(text: str) -> Budget:
-        """Read what a user typed. Raises `UsageError` with the ways to write a budget."""
+    def parse(text: str, names: Mapping[str, float] | None = None) -> Budget:
+        """Read what a user typed.
+
+        Args:
+            text: as typed.
+            names: further names of budgets, in MACs (`mexit calibrate --budget night=30%`).
+
+        Raises:
+            UsageError: no budget; says the ways to write one.
+        """
         text = text.strip()
         if text in NAMED_FRACTIONS:
             return Budget(text, "named", NAMED_FRACTIONS[text])
+        if names and text in names:
+            return Budget(text, "macs", names[text])
         match = _PATTERN.fullmatch(text)
         if match is None:
             raise UsageError(f"'{text}' is not a budget: {HOW_TO_WRITE}")
         number, unit = float(match["number"]), match["unit"]
         if number <= 0:
             raise UsageError(f"a budget must be above zero, found '{text}': {HOW_TO_WRITE}")
+        if number * MULTIPLES.get(unit, 1) > (100 if unit == "%" else MAX_MACS):
+            most = "100%" if unit == "%" else f"{MAX_MACS:.0e}"
+            raise UsageError(f"a budget can be at most {most}, found '{text[:40]}': {HOW_TO_WRITE}")
         if unit == "%":
             return Budget(text, "share", number / 100)
         if unit == "ms":

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -37,6 +38,7 @@ from mexit.errors import Damaged, NotCalibrated, NotFound, StalePolicy, Untruste
 MANIFEST = "bundle.json"
 POLICIES = "policies.json"
 SPLITS = "splits.npz"
+TRACES = "traces"
 MAX_FILE_BYTES = 4 << 30
 
 
@@ -71,6 +73,8 @@ class Bundle:
         content = read_bytes(inside(path, MANIFEST), "bundle manifest", MAX_JSON_BYTES)
         manifest = Manifest.from_json(parse_json(content, path / MANIFEST, "bundle manifest"))
         files = {spec.file: _read_checked(path, spec) for spec in manifest.files}
+        for graph in manifest.graphs:
+            refuse_external_data(files[graph.file], str(path / graph.file))
         return Bundle(path, manifest, sha256_bytes(content), files)
 
     @staticmethod
@@ -106,7 +110,14 @@ class Bundle:
         path = inside(self.path, POLICIES)
         if not path.exists():
             raise NotCalibrated(f"{self.path} has no {POLICIES}: run mexit calibrate {self.path}")
-        return Policies.from_json(read_json(path, "policies"), self.id, path)
+        policies = Policies.from_json(read_json(path, "policies"), self.id, path)
+        for entry in policies.entries:
+            if len(entry.temperatures) != len(self.manifest.exits):
+                raise Damaged(
+                    f"{path}: the entry of {entry.engine} is for {len(entry.temperatures)} exits, "
+                    f"this bundle has {len(self.manifest.exits)}: run mexit calibrate"
+                )
+        return policies
 
     def policies_or_empty(self) -> Policies:
         """What calibration starts from: the present policies, or none."""
@@ -120,9 +131,10 @@ class Bundle:
         path = self.path / POLICIES
         write_bytes(path, policies.to_bytes())
         named = {ref.file for entry in policies.entries for ref in (entry.trace, *entry.evidence)}
-        for trace in (self.path / "traces").glob("*.npz"):
-            if f"traces/{trace.name}" not in named:
-                trace.unlink(missing_ok=True)
+        for trace in inside(self.path, TRACES).glob("*.npz"):
+            if f"{TRACES}/{trace.name}" not in named:
+                with suppress(OSError):
+                    trace.unlink()
         return path
 
     def save_trace(self, trace: Trace) -> TraceRef:
@@ -130,8 +142,8 @@ class Bundle:
         content = trace.to_bytes()
         digest = sha256_bytes(content)
         origin = trace.origin
-        file = f"traces/{origin.engine}-{origin.precision}-{origin.split}-{digest[:12]}.npz"
-        write_bytes(self.path / file, content)
+        file = f"{TRACES}/{origin.engine}-{origin.precision}-{origin.split}-{digest[:12]}.npz"
+        write_bytes(inside(self.path, file), content)
         return TraceRef(file, digest, origin.split, origin.condition, trace.logits.shape[1])
 
     def load_trace(self, ref: TraceRef) -> Trace:
@@ -165,6 +177,4 @@ def _read_checked(root: Path, spec: FileSpec) -> bytes:
         raise Damaged(f"bundle file {path} has {len(content)} bytes, {spec.bytes} are recorded")
     if sha256_bytes(content) != spec.sha256:
         raise Damaged(f"bundle file {path} was changed: its sha256 is not the recorded one")
-    if spec.file.endswith(".onnx"):
-        refuse_external_data(content, str(path))
     return content

@@ -2,21 +2,29 @@
 
 Everything mexit stores goes through `write_bytes` (one file) or `new_directory` (a whole artifact): a
 hidden temporary name in the same directory, fsync, rename, fsync of the directory. A crash leaves at most
-a hidden temporary, which the next write to the same name removes.
+a hidden temporary, which the next write to the same name removes. (Where the system cannot swap two names, a
+crash between two renames leaves the old directory as `.NAME.old-PID`.)
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import hashlib
+import io
 import json
 import os
 import shutil
+import stat
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mexit.errors import Damaged, MexitError, NotFound, UsageError
 
@@ -32,11 +40,14 @@ def sha256_bytes(content: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Lower-case hexadecimal sha256 of a file, read in chunks."""
+    """Lower-case hexadecimal sha256 of a file, read in chunks. Raises `NotFound`, `Damaged`."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise _unreadable("file", path, error) from None
     return digest.hexdigest()
 
 
@@ -53,34 +64,71 @@ def read_json(path: Path, what: str) -> Any:
 def parse_json(content: bytes, path: Path, what: str) -> Any:
     """Parse JSON that was read from `path`."""
     try:
-        return json.loads(content)
+        value = json.loads(content, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could never be stored again
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{what} {path} is not valid JSON ({error})") from None
+    return value
 
 
-def read_bytes(path: Path, what: str, limit: int) -> bytes:
-    """The content of a file that must exist and hold at most `limit` bytes."""
+def _finite(text: str) -> float:
+    value = float(text)
+    if not np.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is not finite")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"the number {text[:40]} is out of range")
+    return value
+
+
+def read_bytes(path: Path, what: str, limit: int, *, too_large: type[MexitError] = Damaged) -> bytes:
+    """The content of a file that must exist and hold at most `limit` bytes. Raises `NotFound`, `Damaged`."""
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise Damaged(f"{what} {path} has {size} bytes; at most {limit} are expected")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would block, a device never end
+            raise Damaged(f"{what} {path} is not a file")
+        if found.st_size > limit:
+            raise too_large(f"{what} {path} has {found.st_size} bytes; at most {limit} are expected")
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"{what} {path} does not exist") from None
     except OSError as error:
-        raise Damaged(f"{what} {path} cannot be read: {error.strerror}") from None
+        raise _unreadable(what, path, error) from None
+
+
+def _unreadable(what: str, path: Path, error: OSError) -> MexitError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return NotFound(f"{what} {path} does not exist")
+    return Damaged(f"{what} {path} cannot be read: {error.strerror}")
+
+
+def read_npz(content: bytes, limit: int) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz file. Raises `ValueError` if it is damaged, pickled or unpacks to more than `limit`."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > limit:
+            raise ValueError(f"it unpacks to {unpacked} bytes; at most {limit} are expected")
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds on damaged files
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Put `content` at `path` atomically and durably. Raises `MexitError` with the reason if it cannot."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_synced(temporary, content)
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise _write_failed(path, error) from error
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _clear_leftovers(path)
+            _write_synced(temporary, content)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise _write_failed(path, error) from error
+        _settle(path)
     finally:
         _remove(temporary)
 
@@ -97,23 +145,27 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise UsageError(f"{path} exists already: choose another name with --out, or add --replace")
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(path)
-        temporary.mkdir()
-        yield temporary
-        for folder in sorted({file.parent for file in temporary.rglob("*")} | {temporary}):
-            _sync_directory(folder)
-        _move_into_place(temporary, path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise _write_failed(path, error) from error
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _clear_leftovers(path)
+            temporary.mkdir()
+            yield temporary
+            for folder in sorted({file.parent for file in temporary.rglob("*")} | {temporary}):
+                _sync_directory(folder)
+            _move_into_place(temporary, path)
+        except OSError as error:
+            raise _write_failed(path, error) from error
+        _settle(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
 def _clear_leftovers(path: Path) -> None:
     """Temporaries of writers that no longer live (`kill -9`)."""
-    for leftover in path.parent.glob(f".{path.name}.tmp-*"):
+    kinds = ("tmp", "old") if path.exists() else ("tmp",)
+    for leftover in [
+        file for kind in kinds for file in path.parent.glob(glob.escape(f".{path.name}.{kind}-") + "*")
+    ]:
         process = leftover.name.rpartition("-")[2]
         if process.isdigit() and not _alive(int(process)):
             _remove(leftover)
@@ -144,6 +196,15 @@ def _sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def _settle(path: Path) -> None:
+    """Make a finished rename durable."""
+    try:
+        _sync_directory(path.parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MexitError(f"{path} was written, but may not survive a power failure: {reason}") from error
+
+
 def _move_into_place(temporary: Path, path: Path) -> None:
     """Rename, or swap in one step where `path` exists; afterwards `temporary` holds the old one, if any."""
     if not path.exists():
@@ -151,7 +212,11 @@ def _move_into_place(temporary: Path, path: Path) -> None:
     elif not _exchange(temporary, path):
         aside = path.with_name(f".{path.name}.old-{os.getpid()}")
         os.rename(path, aside)
-        os.rename(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            os.rename(aside, path)
+            raise
         _remove(aside)
 
 
@@ -169,10 +234,12 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    """Tidy up as far as the system lets us; whether it did must not hide how the write itself went."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _write_failed(path: Path, error: OSError) -> MexitError:

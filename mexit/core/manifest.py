@@ -24,6 +24,7 @@ _PREPARE_CHOICES = {
     "grey": ("luma",),
     "alpha": ("black", "white"),
 }
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -34,7 +35,7 @@ class PrepareSpec:
     Attributes:
         resize: Pillow filter, antialiased: "bilinear" or "box".
         fit: "stretch", "cover" (scale, cut the rest off) or "contain" (scale, pad with black).
-        crop: share of the shorter side that is kept, around the centre, before fitting; 1.0 keeps all.
+        crop: share of each side that is kept, around the centre, before fitting; 1.0 keeps all.
         grey: "luma" (ITU-R 601) where the input has one channel.
         alpha: colour behind transparent pixels, "black" or "white".
         exif: whether the orientation tag of a photograph is obeyed.
@@ -170,6 +171,9 @@ class Manifest:
         check_name(self.name)
         if len(self.classes) < 2:
             raise Damaged(f"bundle.json: at least 2 classes are needed, found {len(self.classes)}")
+        bad = [name for name in self.classes if not is_class_name(name)]
+        if bad:
+            raise Damaged(f"bundle.json: {bad[0]!r} is no class name: it is empty or holds control characters")
         if len(self.exits) < 1 or "fp32" not in self.variants:
             raise Damaged("bundle.json: an exit and the variant fp32 are needed")
         for name, variant in self.variants.items():
@@ -188,13 +192,18 @@ class Manifest:
         return tuple(spec.cumulative_macs for spec in self.exits)
 
     @property
-    def files(self) -> tuple[FileSpec, ...]:
-        """Every file that the manifest vouches for."""
-        found: list[FileSpec] = [self.splits.file] if self.splits else []
+    def graphs(self) -> tuple[FileSpec, ...]:
+        """Every ONNX file, whatever it is called."""
+        found: list[FileSpec] = []
         for variant in self.variants.values():
             found += [FileSpec(spec.file, spec.sha256, spec.bytes) for spec in variant.segments]
             found += [variant.single_file] if variant.single_file else []
         return tuple(found)
+
+    @property
+    def files(self) -> tuple[FileSpec, ...]:
+        """Every file that the manifest vouches for."""
+        return (*([self.splits.file] if self.splits else []), *self.graphs)
 
     def to_json(self) -> dict[str, Any]:
         """As `bundle.json` stores it."""
@@ -215,6 +224,11 @@ def check_name(name: str) -> str:
     if not NAME_PATTERN.fullmatch(name):
         raise Damaged(f"'{name}' is no bundle name: letters, digits, '.', '_' and '-', 64 at most")
     return name
+
+
+def is_class_name(name: str) -> bool:
+    """Class names are shown on terminals and sent as JSON, so they hold no control characters."""
+    return bool(name) and not _CONTROL.search(name)
 
 
 def check_format(value: Any, expected: str, version: int, where: str) -> None:

@@ -49,6 +49,8 @@ def _fields(view: memoryview, name: str) -> Iterator[tuple[int, int | memoryview
     at = 0
     while at < len(view):
         key, at = _varint(view, at, name)
+        if key >> 32:  # parsers keep the low 32 bits, so a field number could hide here
+            raise Damaged(f"{name} is not an ONNX file")
         field, wire = key >> 3, key & 7
         if wire == 0:
             value, at = _varint(view, at, name)

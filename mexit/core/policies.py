@@ -105,8 +105,20 @@ class PolicyEntry:
         budgets = [point.budget_macs for point in self.frontier]
         if budgets != sorted(budgets):
             raise Damaged("policies.json: the frontier must rise in budget")
+        exits = len(self.temperatures)
+        if any(len(point.thresholds) != exits - 1 for point in self.frontier):
+            raise Damaged(
+                f"policies.json: {exits} temperatures need {exits - 1} thresholds at every frontier point"
+            )
+        if not all(value > 0 for value in self.temperatures):
+            raise Damaged(f"policies.json: temperatures must be positive, found {self.temperatures}")
         if any(not 0 <= index < len(self.frontier) for index in self.named.values()):
             raise Damaged("policies.json: a named budget points outside the frontier")
+
+    @property
+    def names(self) -> Mapping[str, float]:
+        """Every named budget in MACs."""
+        return {name: self.frontier[index].budget_macs for name, index in self.named.items()}
 
     def policy(self, point: FrontierPoint) -> Policy:
         """The policy of one frontier point."""

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.confidence import Floats, Scorer
-from mexit.errors import Damaged, UsageError
+from mexit.errors import UsageError
 
 Thresholds = tuple[float | None, ...]
 
@@ -70,14 +69,3 @@ def first_exit(scores: Floats, thresholds: Sequence[float | None]) -> NDArray[np
     for k in range(last - 1, 0, -1):
         exits[is_sure(scores[k - 1], thresholds[k - 1])] = k
     return exits
-
-
-def thresholds_from_json(value: Any, where: str) -> Thresholds:
-    """A JSON list of numbers and nulls. Raises `Damaged`, naming `where`."""
-    if not isinstance(value, list) or not all(_is_number(item) or item is None for item in value):
-        raise Damaged(f"{where}: thresholds must be a list of numbers or null, found {value!r}")
-    return tuple(None if item is None else float(item) for item in value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

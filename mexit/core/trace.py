@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.files import read_bytes
+from mexit.core.files import read_bytes, read_npz
+from mexit.core.manifest import read_value
 from mexit.errors import BadInput, Damaged
 
 MAX_TRACE_BYTES = 2 << 30
@@ -68,8 +68,10 @@ class Trace:
         if not exits or not samples or classes < 2:
             raise BadInput(f"a trace needs an exit, a sample and two classes, found {self.logits.shape}")
         for name, array in (("labels", self.labels), ("index", self.index)):
-            if array is not None and array.shape != (samples,):
-                raise BadInput(f"{samples} rows of logits need {samples} {name}, found shape {array.shape}")
+            if array is not None and (array.shape != (samples,) or array.dtype != np.int64):
+                raise BadInput(
+                    f"{samples} rows of logits need {samples} {name} int64, found {array.shape} {array.dtype}"
+                )
         if self.labels is not None and (self.labels.min() < 0 or self.labels.max() >= classes):
             raise BadInput(f"labels must lie in 0..{classes - 1}, found {self.labels.min()}..{self.labels.max()}")
 
@@ -92,12 +94,10 @@ class Trace:
     def from_bytes(content: bytes, path: Path) -> Trace:
         """Parse a trace that was read from `path`. Raises `Damaged`."""
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                origin = json.loads(file["origin"].tobytes())
-                labels = file.get("labels")
-                names = {field.name for field in fields(Origin)}
-                return Trace(
-                    file["logits"], labels, file["index"], Origin(**{name: origin[name] for name in names})
-                )
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, BadInput) as error:
+            arrays = read_npz(content, MAX_TRACE_BYTES)
+            origin = read_value(json.loads(arrays["origin"].tobytes()), Origin, "origin")
+            return Trace(arrays["logits"], arrays.get("labels"), arrays["index"], origin)
+        except KeyError as error:
+            raise Damaged(f"trace {path} holds no {error}") from None
+        except (ValueError, RecursionError, BadInput, Damaged) as error:
             raise Damaged(f"trace {path} is not readable: {error}") from None

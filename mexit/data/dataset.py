@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.files import read_bytes
 from mexit.core.manifest import InputSpec
-from mexit.data.prepare import MAX_ENCODED_BYTES, prepare_batch
+from mexit.data.prepare import prepare, prepare_batch, read_image
+from mexit.errors import BadInput
 
 
 class Images(Protocol):
@@ -20,6 +20,9 @@ class Images(Protocol):
 
     def at(self, index: NDArray[np.int64]) -> Any:
         """The images at these places: a uint8 array (B, H, W[, 3]) or a list of encoded bytes."""
+
+    def name(self, place: int) -> str:
+        """What to call the image at this place when it is damaged."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class ArrayImages:
         """See `Images.at`."""
         return self.array[index]
 
+    def name(self, place: int) -> str:
+        """See `Images.name`."""
+        return f"image {place}"
+
 
 @dataclass(frozen=True)
 class FileImages:
@@ -41,7 +48,11 @@ class FileImages:
 
     def at(self, index: NDArray[np.int64]) -> list[bytes]:
         """See `Images.at`."""
-        return [read_bytes(self.paths[place], "image", MAX_ENCODED_BYTES) for place in index.tolist()]
+        return [read_image(self.paths[place]) for place in index.tolist()]
+
+    def name(self, place: int) -> str:
+        """See `Images.name`."""
+        return f"image {self.paths[place]}"
 
 
 @dataclass(frozen=True)
@@ -68,5 +79,21 @@ class DataSet:
         return len(self.labels)
 
     def batch(self, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32]:
-        """The images at these places as input tensor (B, C, H, W) float32 in [0, 1]."""
-        return prepare_batch(self.images.at(index), spec)
+        """The images at these places as input tensor (B, C, H, W) float32 in [0, 1].
+
+        Raises:
+            BadInput, NotFound, Damaged: an image that cannot be read, by name.
+        """
+        images = self.images.at(index)
+        try:
+            return prepare_batch(images, spec)
+        except BadInput:
+            for place, image in zip(index.tolist(), images, strict=True):
+                self._name_if_bad(place, image, spec)
+            raise
+
+    def _name_if_bad(self, place: int, image: Any, spec: InputSpec) -> None:
+        try:
+            prepare(image, spec)
+        except BadInput as error:
+            raise type(error)(f"{self.images.name(place)}: {error}") from None

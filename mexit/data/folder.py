@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mexit.core.files import sha256_file
+from mexit.core.manifest import is_class_name
 from mexit.data.dataset import DataSet, FileImages
 from mexit.errors import BadInput, NotFound
 
@@ -51,6 +52,9 @@ def _list_classes(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     found = {folder.name: _images(folder) for folder in folders}
     found = {name: files for name, files in found.items() if files}
+    for name in found:
+        if not is_class_name(name):
+            raise BadInput(f"{root}: the folder name {name!r} holds control characters, so it cannot name a class")
     if len(found) < 2:
         raise BadInput(
             f"{root} holds {len(found)} class folder(s) with images; at least 2 are needed, "

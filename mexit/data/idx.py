@@ -40,8 +40,11 @@ def load(name: str, data_dir: Path) -> DataSet:
     folders, classes = SETS[name]
     folder = _find_folder(name, data_dir, folders)
     parts = [_load_part(folder, *names) for names in PARTS]
-    images = np.concatenate([part[0] for part in parts])
     labels = np.concatenate([part[1] for part in parts]).astype(np.int64)
+    if parts[0][0].shape[1:] != parts[1][0].shape[1:]:
+        sizes = " and ".join(str(part[0].shape[1:]) for part in parts)
+        raise Damaged(f"{folder}: training and test images differ in size, {sizes}")
+    images = np.concatenate([part[0] for part in parts])
     if labels.max() >= len(classes):
         raise Damaged(f"{folder}: labels go up to {labels.max()}, {len(classes)} classes are expected")
     test = np.arange(len(parts[0][1]), len(labels), dtype=np.int64)
@@ -103,4 +106,6 @@ def _read(path: Path) -> bytes:
         raise Damaged(f"data file {path} is no gzip file: {error}") from None
     if not engine.eof:
         raise Damaged(f"data file {path} is cut short, or holds more than {MAX_BYTES} bytes")
+    if engine.unused_data:
+        raise Damaged(f"data file {path} holds {len(engine.unused_data)} bytes after its gzip data")
     return plain

@@ -10,17 +10,20 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.core.files import read_bytes
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.errors import BadInput, TooLarge, missing_extra
 
 MAX_ENCODED_BYTES = 64 << 20
 MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 BACKGROUNDS = {"black": (0, 0, 0, 255), "white": (255, 255, 255, 255)}
 
 
@@ -41,6 +44,11 @@ def prepare(image: Any, spec: InputSpec) -> NDArray[np.float32]:
     return to_float(to_uint8(image, spec), spec)
 
 
+def read_image(path: Path) -> bytes:
+    """The encoded bytes of an image file. Raises `NotFound`, `Damaged`, `TooLarge`."""
+    return read_bytes(path, "image", MAX_ENCODED_BYTES, too_large=TooLarge)
+
+
 def prepare_batch(images: Sequence[Any] | NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]:
     """Several images to (B, C, H, W) float32 in [0, 1]; each as `prepare` would."""
     if isinstance(images, np.ndarray) and fits(images[:1], spec, batch=True):
@@ -54,8 +62,7 @@ def to_uint8(image: Any, spec: InputSpec) -> NDArray[np.uint8]:
     """Everything but the change to floats: uint8 (H, W) or (H, W, 3) of the input's size."""
     if isinstance(image, np.ndarray) and fits(image, spec):
         return image
-    picture = _open(image, spec.prepare)
-    picture = _flatten(picture, spec.prepare).convert("L" if spec.channels == 1 else "RGB")
+    picture = _decode(_open(image), spec)
     return np.asarray(_resize(picture, spec), np.uint8)
 
 
@@ -93,10 +100,13 @@ def fits(image: NDArray[Any], spec: InputSpec, *, batch: bool = False) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[2] == 3 == spec.channels)
 
 
-def _open(image: Any, spec: PrepareSpec) -> Any:
+def _open(image: Any) -> Any:
+    """A stream of encoded bytes or a Pillow image, whichever was given; arrays become Pillow images."""
     pillow = _pillow()
     if isinstance(image, bytes | bytearray | memoryview):
-        return _decode(bytes(image), spec)
+        if len(image) > MAX_ENCODED_BYTES:
+            raise TooLarge(f"the image has {len(image)} bytes; at most {MAX_ENCODED_BYTES} are taken")
+        return io.BytesIO(image)
     if isinstance(image, np.ndarray):
         good = image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4)))
         if not good or not image.size:
@@ -110,22 +120,26 @@ def _open(image: Any, spec: PrepareSpec) -> Any:
     raise BadInput(f"expected encoded bytes, a uint8 array or a Pillow image, found {type(image).__name__}")
 
 
-def _decode(content: bytes, spec: PrepareSpec) -> Any:
+def _decode(opened: Any, spec: InputSpec) -> Any:
+    """A Pillow image, upright, of mode L or RGB as the input wants it."""
     from PIL import ImageOps, UnidentifiedImageError
 
-    if len(content) > MAX_ENCODED_BYTES:
-        raise TooLarge(f"the image has {len(content)} bytes; at most {MAX_ENCODED_BYTES} are taken")
+    pillow = _pillow()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images; the check below refuses them
-            picture = _pillow().open(io.BytesIO(content), formats=FORMATS)
+            picture = pillow.open(opened, formats=FORMATS) if isinstance(opened, io.BytesIO) else opened
             _check_pixels(*picture.size)
             picture.load()
-        return ImageOps.exif_transpose(picture) if spec.exif else picture
-    except TooLarge:
+            picture = ImageOps.exif_transpose(picture) if spec.prepare.exif else picture
+            return _flatten(picture, spec.prepare).convert("L" if spec.channels == 1 else "RGB")
+    except BadInput:
         raise
     except UnidentifiedImageError:
-        raise BadInput(f"{len(content)} bytes that are no image ({', '.join(FORMATS)} are read)") from None
+        size = opened.getbuffer().nbytes
+        raise BadInput(f"{size} bytes that are no image ({', '.join(FORMATS)} are read)") from None
+    except pillow.DecompressionBombError:
+        raise TooLarge(f"the image announces too many pixels; at most {MAX_PIXELS} are taken") from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise BadInput(f"the image is damaged: {error}") from None
 
@@ -139,8 +153,12 @@ def _flatten(picture: Any, spec: PrepareSpec) -> Any:
     """Put transparent pixels on the background, and bring 16-bit greys down to 8."""
     if picture.mode.startswith("I"):
         wide = np.asarray(picture, np.int64)
-        return _pillow().fromarray((wide >> 8 if wide.max(initial=0) > 255 else wide).astype(np.uint8))
-    if "A" in picture.mode or "a" in picture.mode or "transparency" in picture.info:
+        if wide.min(initial=0) < 0 or wide.max(initial=0) > 65535:
+            raise BadInput(f"expected grey values of 8 or 16 bits, found {wide.min()} to {wide.max()}")
+        return _pillow().fromarray((wide >> 8).astype(np.uint8))
+    if picture.mode == "F":
+        raise BadInput("expected grey values of 8 or 16 bits, found floating-point pixels")
+    if picture.mode in ALPHA_MODES or "transparency" in picture.info:
         solid = _pillow().new("RGBA", picture.size, BACKGROUNDS[spec.alpha])
         return _pillow().alpha_composite(solid, picture.convert("RGBA"))
     return picture
@@ -152,16 +170,25 @@ def _resize(picture: Any, spec: InputSpec) -> Any:
     how, size = spec.prepare, (spec.size[1], spec.size[0])
     if how.crop != 1.0:
         width, height = picture.size
-        left, top = width * (1 - how.crop) / 2, height * (1 - how.crop) / 2
-        picture = picture.crop((round(left), round(top), round(width - left), round(height - top)))
+        left, top = (min(round(side * (1 - how.crop) / 2), (side - 1) // 2) for side in (width, height))
+        picture = picture.crop((left, top, width - left, height - top))
     if picture.size == size:
         return picture
     resample = getattr(_pillow().Resampling, how.resize.upper())
     if how.fit == "cover":
         return ImageOps.fit(picture, size, resample)
     if how.fit == "contain":
-        return ImageOps.pad(picture, size, resample)
+        return _contain(picture, size, resample)
     return picture.resize(size, resample)
+
+
+def _contain(picture: Any, size: tuple[int, int], resample: Any) -> Any:
+    """The whole picture on black; however long and thin it is, at least one pixel of it is seen."""
+    scale = min(whole / side for whole, side in zip(size, picture.size, strict=True))
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    canvas = _pillow().new(picture.mode, size)
+    canvas.paste(picture.resize((width, height), resample), ((size[0] - width) // 2, (size[1] - height) // 2))
+    return canvas
 
 
 def _pillow() -> Any:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.files import read_bytes, sha256_bytes
+from mexit.core.files import read_bytes, read_npz, sha256_bytes
+from mexit.core.manifest import read_value
 from mexit.data.dataset import DataSet
 from mexit.errors import BadInput, Damaged, UsageError
 
@@ -33,6 +34,14 @@ _SHARES = {"selection": 0.04, "calibration": 0.08, "certification": 0.08}
 _SMALL_SHARES = {"selection": 0.06, "calibration": 0.18, "certification": 0.06}
 _SMALL = 5_000
 _TEST_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a splits file says of its data set."""
+
+    data_set: str
+    data_sha256: str
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,9 @@ class Splits:
     def __post_init__(self) -> None:
         if tuple(self.parts) != NAMES:
             raise BadInput(f"splits must be {NAMES}, found {tuple(self.parts)}")
+        if any(part.ndim != 1 or part.dtype != np.int64 for part in self.parts.values()):
+            found = ", ".join(f"{part.dtype} {part.shape}" for part in self.parts.values())
+            raise BadInput(f"splits must be lists of int64, found {found}")
         everyone = np.concatenate(list(self.parts.values()))
         if len(np.unique(everyone)) != len(everyone):
             raise BadInput("the five splits overlap")
@@ -67,16 +79,21 @@ class Splits:
         return {name: sha256_bytes(np.ascontiguousarray(part).tobytes()) for name, part in self.parts.items()}
 
     def check(self, data: DataSet) -> None:
-        """Raise `Damaged` if `data` is not the set that was split."""
+        """Raise `Damaged` if `data` is not the set that was split, or has fewer images than are split."""
         if data.sha256 != self.data_sha256:
             raise Damaged(
                 f"these splits belong to {self.data_set} {self.data_sha256[:12]}, "
                 f"the data at hand is {data.name} {data.sha256[:12]}: it was changed, or is another set"
             )
+        everyone = np.concatenate(list(self.parts.values()))
+        if everyone.size and not 0 <= everyone.min() <= everyone.max() < len(data):
+            raise Damaged(
+                f"these splits name images {everyone.min()} to {everyone.max()}, {data.name} has {len(data)}"
+            )
 
     def to_bytes(self) -> bytes:
         """As npz without pickle."""
-        about = json.dumps({"data_set": self.data_set, "data_sha256": self.data_sha256})
+        about = json.dumps(asdict(_About(self.data_set, self.data_sha256)))
         buffer = io.BytesIO()
         np.savez_compressed(buffer, about=np.frombuffer(about.encode(), np.uint8), **self.parts)  # type: ignore[arg-type]
         return buffer.getvalue()
@@ -85,11 +102,12 @@ class Splits:
     def from_bytes(content: bytes, path: Path) -> Splits:
         """Parse splits that were read from `path`. Raises `Damaged`."""
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                about = json.loads(file["about"].tobytes())
-                parts = {name: file[name].astype(np.int64) for name in NAMES}
-            return Splits(about["data_set"], about["data_sha256"], parts)
-        except Exception as error:  # numpy raises many kinds on damaged files
+            arrays = read_npz(content, MAX_BYTES)
+            about = read_value(json.loads(arrays["about"].tobytes()), _About, "about")
+            return Splits(about.data_set, about.data_sha256, {name: arrays[name] for name in NAMES})
+        except KeyError as error:
+            raise Damaged(f"splits {path} hold no {error}") from None
+        except (ValueError, RecursionError, BadInput, Damaged) as error:
             raise Damaged(f"splits {path} are not readable: {error}") from None
 
     @staticmethod

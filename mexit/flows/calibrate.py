@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.calibrate.frontier import Judge, frontier, uncalibrated
+from mexit.calibrate.calibrate import AUTO, Calibrated, Traces, Wish
+from mexit.calibrate.calibrate import calibrate as decide
+from mexit.calibrate.certify import Request, to_json_value
+from mexit.calibrate.report import report
+from mexit.calibrate.scores import ScoreQuality
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
+from mexit.core.files import to_json, write_bytes
 from mexit.core.policies import PolicyEntry
 from mexit.core.trace import Trace
 from mexit.data import catalog
@@ -25,8 +31,8 @@ from mexit.runtime.record import Batch, record
 from mexit.runtime.runtime import Runtime
 
 BATCH = 64
-ATTACKED_SAMPLES = 1000
-REPORT = Path("reports") / "calibration.png"
+ATTACKED_SAMPLES = {"calibration": 500, "certification": 1000}
+REPORTS = Path("reports")
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,16 @@ class CalibrateResult:
         bundle: its directory.
         entry: what was written to `policies.json`.
         cumulative_macs: cost of each exit, (E,).
-        picture: accuracy against MACs; None without matplotlib.
+        scores: how well each score ranks right above wrong answers.
+        written: report and, with matplotlib, picture.
         why_not_attacked: the reason why nothing is promised under attack; empty if something is.
     """
 
     bundle: Path
     entry: PolicyEntry
     cumulative_macs: tuple[int, ...]
-    picture: Path | None
+    scores: tuple[ScoreQuality, ...]
+    written: tuple[Path, ...]
     why_not_attacked: str
 
 
@@ -54,9 +62,15 @@ def calibrate(
     data: str | None = None,
     data_dir: str | Path | None = None,
     budgets: Mapping[str, str] | None = None,
-    measure: str = "max-probability",
-    ensemble: bool = False,
+    measure: str = AUTO,
+    ensemble: bool | None = None,
+    policy: str = "search",
     attack: str = "average",
+    max_risk: float | None = None,
+    confidence: float = 0.95,
+    loss: str = "early-error",
+    risk_method: str = AUTO,
+    max_cost: str | None = None,
     backend: str = "auto",
     threads: int = 1,
     progress: Progress | None = None,
@@ -68,38 +82,56 @@ def calibrate(
         data: default the bundle's own data set with its stored splits; another (`folder:PATH`) is split anew.
         data_dir: where data sets lie; default `MEXIT_DATA`.
         budgets: further budgets by name, as typed (`{"mine": "40%"}`).
-        measure, ensemble: see `core.policy.Policy`.
+        measure, ensemble, policy: see `calibrate.calibrate.Wish`.
         attack: `average`, `max-average` or `none`: under which the promise is also measured.
+        max_risk, confidence, loss, risk_method, max_cost: see `calibrate.certify.Request`; no certificate without
+            `max_risk`.
         backend, threads: the engine to calibrate.
         progress: who listens.
 
     Raises:
         NotFound, Damaged, UsageError, BadInput: bundle or data are not what they should be.
         BudgetInfeasible: a budget below the cost of exit 1.
+        RiskInfeasible: the risk cannot be certified on this much data; nothing was changed.
     """
     progress = progress or Silent()
     path = bundle or newest(BUNDLES, progress)
     runtime = Runtime.open(path, "full", backend=backend, threads=threads)
-    opened = runtime.bundle
+    costs = runtime.bundle.manifest.cumulative_macs
     typed = {name: Budget.parse(text) for name, text in (budgets or {}).items()}
+    bound = None if max_cost is None else Budget.parse(max_cost).macs(costs)
     for budget in typed.values():
-        budget.macs(opened.manifest.cumulative_macs)
-    data_set, splits = _data(opened, data, data_dir)
+        budget.macs(costs)
+    request = None if max_risk is None else Request(max_risk, confidence, loss, risk_method, bound)
+    wish = Wish(measure, ensemble, policy, typed, request)
+    traces, why_not = _record(runtime, data, data_dir, attack, progress)
+    found = decide(traces, costs, wish)
+    entry = _entry(runtime.bundle, traces, found)
+    runtime.bundle.save_policies(runtime.bundle.policies_or_empty().with_entry(entry))
+    written = _write_report(path, runtime.bundle.manifest.name, entry, report(found, traces.certification))
+    if why_not:
+        progress.note(f"nothing is promised under attack: {why_not}")
+    return CalibrateResult(path, entry, costs, found.scores, written, why_not)
+
+
+def _record(
+    runtime: Runtime, data: str | None, data_dir: str | Path | None, attack: str, progress: Progress
+) -> tuple[Traces, str]:
+    """The traces of this engine, and why there are none under attack (empty if there are)."""
+    data_set, splits = _data(runtime.bundle, data, data_dir)
     source, why_not = (None, "no attack was asked for")
     if attack != "none" and data is None:
-        source, why_not = gradients.of_bundle_or_why_not(opened)
+        source, why_not = gradients.of_bundle_or_why_not(runtime.bundle)
     elif attack != "none":
         why_not = f"{data} is not the data that the run was trained on"
     recorder = _Recorder(runtime, data_set, splits, progress)
-    calibration = recorder.clean("calibration")
-    held_out = recorder.clean("certification")
-    attacked = recorder.attacked("certification", source, attack) if source else None
-    entry = _entry(runtime, calibration, held_out, attacked, measure, ensemble, typed)
-    opened.save_policies(opened.policies_or_empty().with_entry(entry))
-    picture = _picture(path, entry, opened.manifest.name) if plots.available() else None
-    if why_not:
-        progress.note(f"nothing is promised under attack: {why_not}")
-    return CalibrateResult(path, entry, opened.manifest.cumulative_macs, picture, why_not)
+    traces = Traces(
+        calibration=recorder.clean("calibration"),
+        calibration_attacked=recorder.attacked("calibration", source, attack) if source else None,
+        certification=recorder.clean("certification"),
+        certification_attacked=recorder.attacked("certification", source, attack) if source else None,
+    )
+    return traces, why_not
 
 
 def _data(bundle: Bundle, data: str | None, data_dir: str | Path | None) -> tuple[DataSet, Splits]:
@@ -134,9 +166,9 @@ class _Recorder:
 
     def attacked(self, part: str, source: gradients.Source, objective: str) -> Trace:
         """Of at most `ATTACKED_SAMPLES`, evenly spaced; reported robustness is computed in float32, slowly."""
-        index = self.splits.part(part)
-        if len(index) > ATTACKED_SAMPLES:
-            index = index[np.linspace(0, len(index) - 1, ATTACKED_SAMPLES).astype(np.int64)]
+        index, most = self.splits.part(part), ATTACKED_SAMPLES[part]
+        if len(index) > most:
+            index = index[np.linspace(0, len(index) - 1, most).astype(np.int64)]
         attack = source.attack(objective, None, None)
         return self._record(part, index, attack.describe(), source.crafter(attack))
 
@@ -171,47 +203,30 @@ class _Recorder:
             yield (images if craft is None else craft(images, labels, part)), labels, part
 
 
-def _entry(
-    runtime: Runtime,
-    calibration: Trace,
-    held_out: Trace,
-    attacked: Trace | None,
-    measure: str,
-    ensemble: bool,
-    budgets: Mapping[str, Budget],
-) -> PolicyEntry:
-    manifest, backend = runtime.bundle.manifest, runtime.backend
-    policy = uncalibrated(measure, len(manifest.exits), ensemble=ensemble)
-    scorer = policy.scorer(len(manifest.classes))
-
-    def judge(trace: Trace) -> Judge:
-        return Judge(trace, scorer, manifest.cumulative_macs)
-
-    points, named = frontier(judge(calibration), judge(held_out), judge(attacked) if attacked else None, budgets)
-    evidence = [runtime.bundle.save_trace(trace) for trace in (held_out, attacked) if trace]
+def _entry(bundle: Bundle, traces: Traces, found: Calibrated) -> PolicyEntry:
+    origin = traces.calibration.origin
+    refs = [bundle.save_trace(trace) for trace in traces.all]
     return PolicyEntry(
-        engine=backend.engine,
-        precision=backend.precision,
-        variant=backend.variant,
-        trace=runtime.bundle.save_trace(calibration),
-        evidence=tuple(evidence),
-        measure=measure,
-        ensemble=ensemble,
-        temperatures=policy.temperatures,
-        frontier=points,
-        named=named,
-        certificates=(),
+        engine=origin.engine,
+        precision=origin.precision,
+        variant=origin.variant,
+        trace=refs[0],
+        evidence=tuple(refs[1:]),
+        measure=found.scorer.measure,
+        ensemble=found.scorer.ensemble,
+        temperatures=found.scorer.temperatures,
+        frontier=found.frontier,
+        named=found.named,
+        certificates=(to_json_value(found.certificate),) if found.certificate else (),
         drift={},
     )
 
 
-def _picture(bundle: Path, entry: PolicyEntry, name: str) -> Path:
-    lines: dict[str, list[tuple[float, float]]] = {"clean": [], "attacked": []}
-    for point in entry.frontier:
-        for condition, outcome in (("clean", point.held_out), ("attacked", point.attacked)):
-            if outcome is not None and outcome.accuracy is not None:
-                lines[condition].append((outcome.mean_macs, outcome.accuracy))
-    drawn = {f"{condition}, certification split": pairs for condition, pairs in lines.items() if pairs}
-    marks = {name: entry.frontier[index].budget_macs for name, index in entry.named.items()}
-    plots.accuracy_against_macs(drawn, marks, bundle / REPORT, f"{name}: promised")
-    return bundle / REPORT
+def _write_report(bundle: Path, name: str, entry: PolicyEntry, content: Mapping[str, Any]) -> tuple[Path, ...]:
+    written = [bundle / REPORTS / "calibration.json"]
+    write_bytes(written[0], to_json(content))
+    if plots.available():
+        written.append(bundle / REPORTS / "calibration.png")
+        marks = {budget: entry.frontier[index].budget_macs for budget, index in entry.named.items()}
+        plots.calibration(content, marks, written[-1], name)
+    return tuple(written)

@@ -57,26 +57,66 @@ def accuracy_against_macs(
         title: of the picture.
     """
     figure, (axis,) = _figure(1)
+    _draw_accuracy(axis, lines, points, title)
+    _save(figure, path)
+
+
+def calibration(content: Mapping[str, Any], budgets: Mapping[str, float], path: Path, name: str) -> None:
+    """Promises per budget, promised against seen, and reliability per exit; see `calibrate.report`."""
+    figure, (left, middle, right) = _figure(3)
+    rows = content["promised_against_seen"]
+    lines = {}
+    for line, key in (("clean, certification split", "held_out"), ("attacked, certification split", "attacked")):
+        pairs = [(row[key]["mean_macs"], row[key]["accuracy"]) for row in rows if row[key]]
+        if pairs and all(accuracy is not None for _, accuracy in pairs):
+            lines[line] = pairs
+    if lines:
+        _draw_accuracy(left, lines, budgets, f"{name}: promised")
+    budget = [row["budget_macs"] / 1e6 for row in rows]
+    middle.plot(budget, budget, color="grey", linewidth=0.8, label="budget")
+    for key, label, colour in (("calibration", "calibration", "black"), ("held_out", "held out", CLEAN),
+                               ("attacked", "attacked", ATTACKED)):  # fmt: skip
+        if rows[0][key]:
+            middle.plot(budget, [row[key]["mean_macs"] / 1e6 for row in rows], ".", color=colour, label=label)
+    middle.set(
+        xlabel="budget, million MACs", ylabel="mean cost, million MACs", title="cost: promised against seen"
+    )
+    middle.legend(fontsize=8)
+    right.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    for place, row in enumerate(content["reliability"], start=1):
+        alpha = 0.3 + 0.7 * place / len(content["reliability"])
+        label = f"exit {row['exit']}: error {row['ece_before']:.3f} -> {row['ece']:.3f}"
+        points = [(bin_["confidence"], bin_["accuracy"]) for bin_ in row["bins"]]
+        right.plot(*zip(*points, strict=True), marker="o", color=CLEAN, alpha=alpha, label=label)
+    right.set(xlabel="confidence", ylabel="accuracy", title="reliability, held out")
+    right.legend(fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
+def _draw_accuracy(
+    axis: Any, lines: Mapping[str, Sequence[tuple[float, float]]], points: Mapping[str, float], title: str
+) -> None:
     colours = {"clean": CLEAN, "attacked": ATTACKED}
     for name, pairs in lines.items():
         ordered = sorted(pairs)
-        colour = colours.get(name.split(",")[0], "grey")
         exits = name.endswith("single exits")
         axis.plot(
             [macs / 1e6 for macs, _ in ordered],
             [100 * accuracy for _, accuracy in ordered],
             marker="o" if exits else ".",
             linestyle=":" if exits else "-",
-            color=colour,
+            color=colours.get(name.split(",")[0], "grey"),
             label=name,
         )
-    low, high = axis.get_ylim()
     for name, macs in points.items():
         axis.axvline(macs / 1e6, color="grey", linewidth=0.8, linestyle="--")
-        axis.annotate(name, (macs / 1e6, low + 0.02 * (high - low)), rotation=90, fontsize=8, ha="right")
-    axis.set(xlabel="mean cost, million MACs", ylabel="accuracy, %", title=title)
+        axis.text(
+            macs / 1e6, 1.01, name, transform=axis.get_xaxis_transform(), fontsize=8, ha="center", color="grey"
+        )
+    axis.set_ylim(top=min(axis.get_ylim()[1], 100.3))
+    axis.set(xlabel="mean cost, million MACs", ylabel="accuracy, %")
+    axis.set_title(title, pad=18)
     axis.legend(fontsize=8)
-    _save(figure, path)
 
 
 def _figure(panels: int) -> tuple[Any, Any]:

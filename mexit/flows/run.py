@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mexit.core.files import read_bytes
-from mexit.data.prepare import MAX_ENCODED_BYTES
+from mexit.data.prepare import read_image
 from mexit.errors import MexitError
 from mexit.flows.defaults import BUNDLES, newest
 from mexit.flows.progress import Progress, Silent
@@ -40,8 +39,7 @@ def run(
     answers = []
     for image in images:
         try:
-            content = read_bytes(image, "image", MAX_ENCODED_BYTES)
-            answers.append(Answer(image, runtime(content, deadline_ms=deadline_ms)[0], None))
+            answers.append(Answer(image, runtime(read_image(image), deadline_ms=deadline_ms)[0], None))
         except MexitError as error:
             answers.append(Answer(image, None, error))
     return answers

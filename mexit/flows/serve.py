@@ -45,7 +45,9 @@ def serve(
     from mexit.runtime.server import app, limits, listen, service
 
     if deadline_ms is not None and not deadline_ms > 0:
-        raise UsageError(f"the deadline must be above zero, found {deadline_ms} ms: give --deadline 10ms, or none")
+        raise UsageError(
+            f"the deadline must be above zero, found {deadline_ms} ms: give --deadline 10 for 10 ms, or none"
+        )
     opened = listen.bind(host, port, token)
     try:
         runtime = Runtime.open(bundle, budget, backend=backend, threads=threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mexit.data.prepare import check_tensor, prepare_batch
 from mexit.errors import BadInput, NotCalibrated, UsageError
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.ort import OrtBackend
+from mexit.runtime.camera.pipeline import Answered, watch
 from mexit.runtime.engine import Answers, answer, last_exit
 from mexit.runtime.ledger import Ledger
 from mexit.runtime.prediction import Prediction
@@ -155,6 +156,18 @@ class Runtime:
         if isinstance(images, list | tuple):
             return prepare_batch(images, spec)
         return prepare_batch([images], spec)
+
+    def camera(self, source: str, **options: Any) -> Generator[Answered, None, None]:
+        """Frames and answers of a video, image, folder, glob or live camera.
+
+        Args:
+            source: see `camera.address`.
+            options: those of `camera.pipeline.watch`.
+
+        Yields:
+            A frame, uint8 RGB (H, W, 3), and its `camera.pipeline.CameraPrediction`.
+        """
+        return watch(self, source, **options)
 
     def policy(self, budget: str | Budget | None = None) -> Policy:
         """The policy that a budget selects."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mexit.calibrate.frontier import Judge, frontier, uncalibrated
+from mexit.calibrate.frontier import Judge, frontier
 from mexit.core.budget import Budget
 from mexit.core.confidence import Scorer
 from mexit.core.trace import Origin, Trace
-from mexit.errors import BadInput, BudgetInfeasible
+from mexit.errors import BadInput, BudgetInfeasible, UsageError
 
 COSTS = (100, 400, 1000)
-SCORER = uncalibrated("max-probability", 3, ensemble=False).scorer(4)
+SCORER = Scorer("max-probability", False, (1.0,) * 3, 4)
 
 
 def make_trace(samples: int, seed: int = 0, exits: int = 3) -> Trace:
@@ -89,3 +89,39 @@ def test_unusable_traces_are_refused() -> None:
         frontier(Judge(make_trace(19), SCORER, COSTS), None, None, {})
     with pytest.raises(BadInput, match="2 exits"):
         Judge(make_trace(50, exits=2), Scorer("margin", False, (1.0, 1.0), 4), COSTS)
+
+
+def overthinking_trace(samples: int, seed: int = 0) -> Trace:
+    """Exit 1 is right about easy inputs, which the last exit spoils: leaving early is better, not only cheaper."""
+    trace = make_trace(samples, seed)
+    rng = np.random.default_rng(seed + 1)
+    easy = rng.random(samples) < 0.5
+    logits = trace.logits.copy()
+    logits[0, easy, trace.labels[easy]] += 6
+    logits[2, easy] = rng.normal(size=(int(easy.sum()), 4))
+    return Trace(logits, trace.labels, trace.index, trace.origin)
+
+
+@pytest.mark.parametrize("make", [make_trace, overthinking_trace])
+def test_search_is_never_worse_than_geometric_on_calibration_data(make) -> None:
+    judge = Judge(make(800), SCORER, COSTS)
+    searched, _ = frontier(judge, None, None, {}, "search")
+    plain, _ = frontier(judge, None, None, {}, "geometric")
+    for one, other in zip(searched, plain, strict=True):
+        assert one.calibration.mean_macs <= one.budget_macs * (1 + 1e-9)
+        assert one.calibration.accuracy >= other.calibration.accuracy
+
+
+def test_search_wins_where_thinking_longer_spoils_answers() -> None:
+    judge = Judge(overthinking_trace(800), SCORER, COSTS)
+    held_out = Judge(overthinking_trace(800, seed=9), SCORER, COSTS)
+    searched, named = frontier(judge, held_out, None, {}, "search")
+    plain, _ = frontier(judge, held_out, None, {}, "geometric")
+    high = named["high"]
+    assert searched[high].held_out.accuracy > plain[high].held_out.accuracy + 0.05
+    assert searched[named["full"]].thresholds == (None, None)
+
+
+def test_an_unknown_policy_is_refused(judge) -> None:
+    with pytest.raises(UsageError, match="search, geometric"):
+        frontier(judge, None, None, {}, "greedy")

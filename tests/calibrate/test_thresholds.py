@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mexit.calibrate.thresholds import ALWAYS, geometric, shares, take_surest
+from mexit.calibrate.thresholds import ALWAYS, Ranking, geometric, shares, take_surest
 from mexit.core.policy import first_exit
 
 
@@ -47,7 +47,7 @@ def test_same_exits_as_the_published_protocol(q) -> None:
     scores = np.sort(rng.normal(size=(4, 400)), axis=0)
     scores[2] = np.round(scores[2], 1)  # ties
     published, exits = plain_protocol(scores, q)
-    found = geometric(scores, q)
+    found = geometric(Ranking.of(scores), q)
     np.testing.assert_array_equal(first_exit(scores, found), exits)
     for threshold, last_admitted in zip(found, published, strict=True):
         if threshold is None:
@@ -62,11 +62,12 @@ def test_threshold_is_the_midpoint_to_the_next_score_and_ties_leave_together() -
 
 
 def test_edges_nobody_everybody_and_nan() -> None:
-    scores = np.array([3.0, np.nan, 1.0])
-    assert take_surest(scores, 0) is None
-    assert take_surest(scores, 3) == ALWAYS
-    assert take_surest(np.array([np.nan]), 0) is None
-    exits = first_exit(np.stack([scores, scores]), (take_surest(scores, 3),))
+    falling = np.array([3.0, 1.0, np.nan])
+    assert take_surest(falling, 0) is None
+    assert take_surest(falling, 2) == ALWAYS
+    assert take_surest(falling, 3) == ALWAYS
+    assert take_surest(np.array([np.nan, np.nan]), 1) == ALWAYS
+    exits = first_exit(np.array([[3.0, np.nan, 1.0]] * 2), (take_surest(falling, 3),))
     assert exits.tolist() == [1, 2, 1]  # NaN is never sure, not even when everybody is to leave
 
 
@@ -74,7 +75,7 @@ def test_shares_run_from_all_first_to_all_last() -> None:
     np.testing.assert_allclose(shares(2.0, 3), np.array([2, 4, 8]) / 14)
     assert shares(0, 3).tolist() == [1, 0, 0]
     assert shares(np.inf, 3).tolist() == [0, 0, 1]
-    assert geometric(np.ones((3, 5)), np.inf) == (None, None)
+    assert geometric(Ranking.of(np.ones((3, 5))), np.inf) == (None, None)
 
 
 @settings(max_examples=50, deadline=None)
@@ -82,4 +83,4 @@ def test_shares_run_from_all_first_to_all_last() -> None:
 def test_thresholds_do_not_depend_on_the_order_of_samples(seed, q) -> None:
     rng = np.random.default_rng(seed)
     scores = np.round(rng.normal(size=(3, 60)), 1)
-    assert geometric(scores, q) == geometric(scores[:, rng.permutation(60)], q)
+    assert geometric(Ranking.of(scores), q) == geometric(Ranking.of(scores[:, rng.permutation(60)]), q)

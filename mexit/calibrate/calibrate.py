@@ -1,0 +1,148 @@
+"""Everything that calibration decides, from traces: score, temperatures, thresholds, certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mexit.calibrate.certify import Certificate, Request, certificate
+from mexit.calibrate.frontier import Judge, frontier
+from mexit.calibrate.scores import ScoreQuality, choose, rank_scores
+from mexit.calibrate.temperature import fit
+from mexit.core.budget import Budget
+from mexit.core.confidence import MEASURES, Scorer
+from mexit.core.policies import FrontierPoint
+from mexit.core.trace import Trace
+from mexit.errors import BadInput, UsageError
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What calibration looks at.
+
+    Attributes:
+        calibration: chooses everything.
+        calibration_attacked: helps to choose the score; None where there is none.
+        certification: says what is promised, and chooses nothing.
+        certification_attacked: likewise under attack; None where there is none.
+    """
+
+    calibration: Trace
+    calibration_attacked: Trace | None
+    certification: Trace
+    certification_attacked: Trace | None
+
+    def __post_init__(self) -> None:
+        chosen_on = set(self.calibration.index.tolist())
+        if chosen_on & set(self.certification.index.tolist()):
+            raise BadInput("calibration and certification traces share samples: they must be disjoint")
+        models = {trace.origin.model for trace in self.all}
+        if len(models) > 1:
+            raise BadInput(f"traces of {len(models)} models: {', '.join(sorted(model[:12] for model in models))}")
+
+    @property
+    def all(self) -> tuple[Trace, ...]:
+        """Those that are there."""
+        traces = (
+            self.calibration,
+            self.calibration_attacked,
+            self.certification,
+            self.certification_attacked,
+        )
+        return tuple(trace for trace in traces if trace is not None)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to calibrate for.
+
+    Attributes:
+        measure: one of `MEASURES`, or "auto".
+        ensemble: exit k answers with the mean of exits 1..k; None leaves it to "auto" (off for a named measure).
+        policy: "search" or "geometric".
+        budgets: further budgets by name.
+        certify: what to certify, or None.
+    """
+
+    measure: str = AUTO
+    ensemble: bool | None = None
+    policy: str = "search"
+    budgets: Mapping[str, Budget] | None = None
+    certify: Request | None = None
+
+    def __post_init__(self) -> None:
+        if self.measure not in (AUTO, *MEASURES):
+            raise UsageError(f"unknown measure '{self.measure}': choose from {AUTO}, {', '.join(MEASURES)}")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was decided.
+
+    Attributes:
+        scorer: measure, ensemble and temperatures.
+        scores: how well every score ranks; empty without labels.
+        frontier, named: see `core.policies.PolicyEntry`.
+        certificate: or None if none was asked for.
+        judges: condition to the certification trace seen through the scorer.
+    """
+
+    scorer: Scorer
+    scores: tuple[ScoreQuality, ...]
+    frontier: tuple[FrontierPoint, ...]
+    named: Mapping[str, int]
+    certificate: Certificate | None
+    judges: Mapping[str, Judge]
+
+
+def calibrate(traces: Traces, costs: tuple[int, ...], wish: Wish) -> Calibrated:
+    """Decide everything.
+
+    Args:
+        traces: see `Traces`.
+        costs: MACs of leaving at each exit, (E,).
+        wish: see `Wish`.
+
+    Raises:
+        BadInput: too few samples, or traces that do not fit.
+        BudgetInfeasible, RiskInfeasible: what was asked for cannot be had.
+    """
+    clean = traces.calibration
+    temperatures = (1.0,) * len(costs) if clean.labels is None else fit(clean.logits, clean.labels)
+    measure, ensemble, scores = _choose_score(traces, temperatures, wish)
+    scorer = Scorer(measure, ensemble, temperatures, clean.logits.shape[2])
+    judges = {"clean": Judge(traces.certification, scorer, costs)}
+    attacked = traces.certification_attacked
+    if attacked is not None:
+        judges[attacked.origin.condition] = Judge(attacked, scorer, costs)
+    points, named = frontier(
+        Judge(clean, scorer, costs),
+        judges["clean"],
+        judges[attacked.origin.condition] if attacked else None,
+        wish.budgets or {},
+        wish.policy,
+    )
+    found = None
+    if wish.certify is not None:
+        origin = clean.origin
+        about = {"model": origin.model, "engine": origin.engine, "precision": origin.precision}
+        found = certificate(points, judges, wish.certify, {**about, "data_sha256": origin.data_sha256})
+        named = {**named, "certified": found.first}
+    return Calibrated(scorer, scores, points, named, found, judges)
+
+
+def _choose_score(
+    traces: Traces, temperatures: tuple[float, ...], wish: Wish
+) -> tuple[str, bool, tuple[ScoreQuality, ...]]:
+    if traces.calibration.labels is None:
+        measure = MEASURES[0] if wish.measure == AUTO else wish.measure
+        return measure, bool(wish.ensemble), ()
+    seen = [trace for trace in (traces.calibration, traces.calibration_attacked) if trace is not None]
+    scores = tuple(rank_scores(seen, temperatures))
+    if wish.measure != AUTO:
+        return wish.measure, bool(wish.ensemble), scores
+    allowed = [quality for quality in scores if wish.ensemble is None or quality.ensemble == wish.ensemble]
+    best = choose(allowed)
+    return best.measure, best.ensemble, scores

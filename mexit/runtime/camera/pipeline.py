@@ -1,0 +1,236 @@
+"""`watch`: the frames of a source, answered one by one.
+
+Files are read frame by frame, in order; live sources by the newest frame, so that answers stay young however
+slow the network is. What was passed over is counted in every answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from mexit.core.budget import Budget
+from mexit.errors import BadInput, Damaged
+from mexit.runtime.camera.address import Source, is_image, parse_source
+from mexit.runtime.camera.live import LiveReader, LiveSettings
+from mexit.runtime.camera.mailbox import threaded
+from mexit.runtime.camera.shots import RGB, Counters, Say, Shot, now
+from mexit.runtime.camera.stills import image_file, web_image
+from mexit.runtime.camera.video import load_av, video_file, web_video
+from mexit.runtime.prediction import Prediction
+
+STILL_S = 0.5  # how long an image lasts where time passes: in a paced folder, in an annotated video
+_LOG = logging.getLogger("mexit.camera")
+
+
+class Answerer(Protocol):
+    """What `watch` needs of a runtime."""
+
+    def __call__(
+        self, images: Any, *, budget: str | Budget | None, deadline_ms: float | None, max_exit: int | None
+    ) -> list[Prediction]:
+        """One prediction an image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraPrediction(Prediction):
+    """A prediction, and the frame it is about.
+
+    Attributes:
+        source: the file or address of the frame, without credentials.
+        frame_index: its place among all frames that arrived, from 0.
+        time_s: its time stamp in the video; None for images.
+        captured_s: when it arrived, on the monotonic clock.
+        age_ms: from then to the answer.
+        dropped: frames before it, since the start, that were passed over for newer ones.
+    """
+
+    source: str
+    frame_index: int
+    time_s: float | None
+    captured_s: float
+    age_ms: float
+    dropped: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, times rounded to a microsecond."""
+        value = super().to_json()
+        value["time_s"] = None if self.time_s is None else round(self.time_s, 6)
+        value["captured_s"] = round(self.captured_s, 6)
+        value["age_ms"] = round(self.age_ms, 3)
+        return value
+
+
+Answered = tuple[RGB, CameraPrediction]
+
+
+def watch(
+    runtime: Answerer,
+    source: str,
+    *,
+    budget: str | Budget | None = None,
+    deadline_ms: float | None = None,
+    max_exit: int | None = None,
+    every_frame: bool | None = None,
+    live: LiveSettings | None = None,
+    on_event: Say | None = None,
+    stopped: Callable[[], bool] | None = None,
+    counters: Counters | None = None,
+) -> Generator[Answered, None, None]:
+    """Answer the frames of a source.
+
+    Args:
+        runtime: an opened `Runtime`.
+        source: a camera number, an address, a file, a folder or a glob; see `address`.
+        budget, deadline_ms, max_exit: of each answer, as in a call of the runtime.
+        every_frame: true answers all frames, however old they get; false the newest one (a file is then played
+            at its own speed). Default: true for files, false for live sources.
+        live: time-outs and waiting times of live sources.
+        on_event: told in words when a stream is lost or back and when a file ends early; the default is the
+            logger `mexit.camera`.
+        stopped: asked several times a second; true ends the iteration.
+        counters: filled with what was dropped, damaged and reconnected, for reading at any time.
+
+    Yields:
+        The frame, RGB (H, W, 3) uint8, and its prediction. Closing the iterator closes the source.
+
+    Raises:
+        UsageError, NotFound: at once, for a source that cannot be one.
+        MissingExtra: PyAV is needed and not installed.
+        BadInput, Damaged: no video in it, or not one frame that can be decoded.
+        MexitError: a live source that cannot be reached.
+    """
+    parsed = parse_source(source)
+    if not (parsed.files and all(is_image(path) for path in parsed.files)):
+        load_av()
+    reader = _Reader(
+        parsed,
+        not parsed.live if every_frame is None else every_frame,
+        live or LiveSettings(),
+        on_event or _LOG.warning,
+        stopped or _never,
+        counters or Counters(),
+    )
+
+    def answer(image: Any) -> Prediction:
+        return runtime(image, budget=budget, deadline_ms=deadline_ms, max_exit=max_exit)[0]
+
+    return _answers(reader, answer)
+
+
+def _answers(reader: _Reader, answer: Callable[[Any], Prediction]) -> Generator[Answered, None, None]:
+    answered, problem = 0, ""
+    with closing(reader.shots()) as shots:
+        for shot in shots:
+            try:
+                image = shot.load()
+                prediction = answer(image)
+                frame = shot.show(image)
+            except (BadInput, Damaged) as error:
+                reader.counters.undecodable += 1
+                problem = f": {error}"
+                reader.say(f"{shot.source}: frame {shot.index} is skipped{problem}")
+                continue
+            answered += 1
+            yield frame, _about(shot, prediction)
+    if not answered and reader.counters.arrived and not reader.stopped():
+        raise Damaged(f"{reader.source.name}: not one of {reader.counters.arrived} frames can be decoded{problem}")
+
+
+def _about(shot: Shot, prediction: Prediction) -> CameraPrediction:
+    return CameraPrediction(
+        **{field.name: getattr(prediction, field.name) for field in fields(prediction)},
+        source=shot.source,
+        frame_index=shot.index,
+        time_s=shot.time_s,
+        captured_s=shot.captured_s,
+        age_ms=(now() - shot.captured_s) * 1e3,
+        dropped=shot.dropped,
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Composes the readers as the source and the frame rule ask for."""
+
+    source: Source
+    every_frame: bool
+    live: LiveSettings
+    say: Say
+    stopped: Callable[[], bool]
+    counters: Counters
+
+    def shots(self) -> Generator[Shot, None, None]:
+        if self.source.live or not self.every_frame:
+            yield from self._in_thread()
+            return
+        with closing(self._read(threading.Event(), self.say)) as shots:
+            for shot in shots:
+                yield shot
+                if self.stopped():
+                    return
+
+    def _in_thread(self) -> Generator[Shot, None, None]:
+        events: queue.SimpleQueue[str] = queue.SimpleQueue()
+        stop = threading.Event()
+
+        def say_events() -> None:
+            while not events.empty():
+                self.say(events.get())  # in the caller's thread, where printing is safe
+
+        def tick() -> bool:
+            say_events()
+            return self.stopped()
+
+        shots = self._read(stop, events.put)
+        if not self.source.live:
+            shots = _paced(shots, stop)
+        try:
+            yield from threaded(shots, stop, self.counters, tick, wait=self.every_frame)
+        finally:
+            say_events()
+
+    def _read(self, stop: threading.Event, say: Say) -> Generator[Shot, None, None]:
+        source, counters = self.source, self.counters
+        if source.live:
+            reader = LiveReader(source, self.live, counters, stop, say, catch_up=not self.every_frame)
+            yield from reader.shots()
+        elif source.kind == "download":
+            yield from self._download(say)
+        for path in source.files:
+            if is_image(path):
+                yield image_file(path, counters)
+                continue
+            try:
+                yield from video_file(path, counters, say)
+            except (BadInput, Damaged) as error:
+                if len(source.files) == 1:
+                    raise
+                counters.lose()
+                say(f"{error}; the file is skipped")
+
+    def _download(self, say: Say) -> Iterator[Shot]:
+        address, name, timeout_s = self.source.address, self.source.name, self.live.read_timeout_s
+        if is_image(name):
+            yield web_image(address, name, self.counters, timeout_s)
+        else:
+            yield from web_video(address, name, self.counters, say, timeout_s)
+
+
+def _paced(shots: Generator[Shot, None, None], stop: threading.Event) -> Generator[Shot, None, None]:
+    """A file at its own speed, as if it were a camera."""
+    start, first_s, last_s = now(), None, 0.0
+    for shot in shots:
+        time_s = last_s + STILL_S if shot.time_s is None else shot.time_s
+        first_s, last_s = time_s if first_s is None else first_s, time_s
+        stop.wait(max(0.0, start + time_s - first_s - now()))
+        yield shot
+
+
+def _never() -> bool:
+    return False

@@ -1,0 +1,120 @@
+"""The runtime behind the routes: what a worker does with one request, and what is known of all of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexit.errors import BadInput, DeadlineExceeded, Overloaded
+from mexit.runtime.prediction import Prediction
+from mexit.runtime.runtime import Runtime
+from mexit.runtime.server import protocol
+from mexit.runtime.server.intake import inflate
+from mexit.runtime.server.limits import Limits
+from mexit.runtime.server.metrics import Metrics, Spans
+from mexit.runtime.server.options import Options
+from mexit.runtime.server.workshop import Storage, Workshop
+
+_SOON_MS = 1e-3  # the first exit always runs once a worker has taken the request
+_MAX_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One request, all of it here.
+
+    Attributes:
+        body: as sent.
+        encoding: its `Content-Encoding`.
+        at_ns: when its last byte came, by the clock of `time.perf_counter_ns`.
+    """
+
+    body: bytes
+    encoding: str
+    at_ns: int
+
+
+class Service:
+    """One runtime being served.
+
+    Attributes:
+        stopping: set once; from then on nothing new is begun and the server is not ready.
+        active: requests being answered.
+    """
+
+    def __init__(self, runtime: Runtime, limits: Limits, *, threads: int = 1, deadline_ms: float | None = None):
+        """`threads` is what the engine was opened with; `deadline_ms` is for requests that name none."""
+        self.runtime = runtime
+        self.limits = limits
+        self.metrics = Metrics(runtime.bundle.manifest.name, runtime.budget.text)
+        self.workshop = Workshop(_workers(threads), limits.jobs)
+        self.storage = Storage(limits.held_bytes)
+        self.stopping = False
+        self.active = 0
+        self._deadline_ms = deadline_ms
+
+    @contextmanager
+    def serving(self, route: str) -> Iterator[None]:
+        """Around everything one request costs. Raises `Overloaded` when the server is stopping."""
+        if self.stopping:
+            raise Overloaded("the server is stopping")
+        start = time.perf_counter()
+        self.active += 1
+        self.metrics.started(route)
+        try:
+            yield
+        finally:
+            self.active -= 1
+            self.metrics.finished(route, time.perf_counter() - start)
+
+    def infer(self, arrival: Arrival, header_lengths: Sequence[str]) -> tuple[bytes, dict[str, str]]:
+        """A worker's job: a request of the Open Inference Protocol to the body and headers of its response."""
+        begun_ns = time.perf_counter_ns()
+        body = inflate(arrival.body, arrival.encoding, self.limits.body_bytes)
+        length = protocol.parse_header_length(header_lengths, len(body))
+        request = protocol.parse_request(body, length, self.runtime.bundle.manifest.input, self.limits)
+        read_ns = time.perf_counter_ns()
+        predictions = self._answer(request.tensor, request.options, arrival.at_ns, begun_ns)
+        answered_ns = time.perf_counter_ns()
+        response = protocol.write_response(request, predictions, self.runtime.bundle.manifest.name)
+        written_ns = time.perf_counter_ns()
+        spans = Spans(
+            begun_ns - arrival.at_ns, read_ns - begun_ns, answered_ns - read_ns, written_ns - answered_ns
+        )
+        self.metrics.succeeded(len(predictions), spans)
+        return response
+
+    def classify(self, arrival: Arrival, options: Options) -> Prediction:
+        """A worker's job: the bytes of an image to its answer."""
+        begun_ns = time.perf_counter_ns()
+        body = inflate(arrival.body, arrival.encoding, self.limits.body_bytes)
+        if not body:
+            raise BadInput("the body is empty: send the bytes of an image (curl --data-binary @image.png)")
+        return self._answer(self.runtime.prepare(body), options, arrival.at_ns, begun_ns)[0]
+
+    def _answer(
+        self, tensor: NDArray[np.float32], options: Options, at_ns: int, begun_ns: int
+    ) -> list[Prediction]:
+        deadline_ms = self._deadline_ms if options.deadline_ms is None else options.deadline_ms
+        if deadline_ms is not None:
+            waited_ms = (begun_ns - at_ns) / 1e6
+            if waited_ms >= deadline_ms:
+                raise DeadlineExceeded(f"{waited_ms:.3f} ms in the queue, the deadline was {deadline_ms:g} ms")
+            deadline_ms = max(_SOON_MS, deadline_ms - (time.perf_counter_ns() - at_ns) / 1e6)
+        predictions = self.runtime.answer_tensor(
+            tensor, budget=options.budget, deadline_ms=deadline_ms, max_exit=options.max_exit
+        )
+        self.metrics.predicted(predictions)
+        return predictions
+
+
+def _workers(threads: int) -> int:
+    """As many as keep the processors busy: each worker runs an engine of `threads` threads."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MAX_WORKERS, usable // threads))

@@ -1,0 +1,48 @@
+"""The `mexit` command as a person types it: in this process, or as a program of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from mexit.cli import app
+
+MEXIT = (sys.executable, "-m", "mexit")
+
+
+def typed(*arguments: object) -> Any:
+    """Run a command in this process. A bug (any exception but an exit) fails the test with its traceback."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=True)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def refused(*arguments: object, code: int) -> str:
+    """Run a command that must fail with this exit code; what it says on standard error, as one line."""
+    result = typed(*arguments)
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == code, said or result.output
+    assert said
+    return said
+
+
+def program(*arguments: object, before: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command as a program of its own, after the Python lines of `before`."""
+    start = (sys.executable, "-c", f"{before}\nfrom mexit.cli import main\nmain()") if before else MEXIT
+    command = [*start, *(str(argument) for argument in arguments)]
+    options = {"cwd": Path.cwd(), "timeout": 120, "env": quiet(), **options}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert "Traceback" not in result.stderr, result.stderr
+    return result
+
+
+def quiet() -> dict[str, str]:
+    """An environment in which nothing is coloured or wrapped and no core is taken from others."""
+    return {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}

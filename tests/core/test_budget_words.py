@@ -1,0 +1,99 @@
+"""What people may type for a budget, what it means, and what they are told when it cannot be had."""
+
+from __future__ import annotations
+
+import pytest
+
+from mexit.core.budget import Budget, exact_macs, format_macs
+from mexit.errors import BudgetInfeasible, UsageError
+
+COSTS = (1_000_000, 3_000_000, 9_250_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "macs"),
+    [
+        ("low", "named", 1_000_000 + 0.25 * 8_250_000),
+        ("medium", "named", 1_000_000 + 0.5 * 8_250_000),
+        ("high", "named", 1_000_000 + 0.75 * 8_250_000),
+        ("full", "named", 9_250_000),
+        ("1500000", "macs", 1_500_000),
+        ("1500k", "macs", 1_500_000),
+        ("1.5M", "macs", 1_500_000),
+        ("0.0015G", "macs", 1_500_000),
+        (" 2 M ", "macs", 2_000_000),
+        ("1000000", "macs", 1_000_000),
+        ("100G", "macs", 100_000_000_000),
+        ("40%", "share", 0.4 * 9_250_000),
+        ("12.5 %", "share", 0.125 * 9_250_000),
+        ("100%", "share", 9_250_000),
+    ],
+)
+def test_budgets_as_people_type_them(text: str, kind: str, macs: float) -> None:
+    budget = Budget.parse(text)
+    assert (budget.kind, budget.text) == (kind, text.strip())
+    assert budget.macs(COSTS) == pytest.approx(macs, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "cheap", "Low", "12m", "12MB", "1e6", "-5", "+5", "12 M M", "M", "%", "5s", ".5M", "1,5M", "0x10",
+     "nan", "inf", "low\0", "12M\n3", "--budget"],
+)  # fmt: skip
+def test_anything_else_is_answered_with_the_ways_to_write_one(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is not a budget: write low, medium, high, full, MACs \(800k, 12M\)"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0%", "0ms", "0.0M"])
+def test_zero_is_told_apart_from_nonsense(text: str) -> None:
+    with pytest.raises(UsageError, match=f"must be above zero, found '{text}'"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize("text", ["101%", "4000%", "9" * 400, "9" * 400 + "ms"], ids=lambda text: text[:6])
+def test_more_than_everything_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="at most"):
+        Budget.parse(text)
+
+
+def test_below_exit_1_the_nearest_feasible_budget_is_named_and_can_be_typed() -> None:
+    with pytest.raises(BudgetInfeasible) as caught:
+        Budget.parse("5%").macs(COSTS)
+    message = str(caught.value)
+    assert message == (
+        "budget '5%' is 462k MACs, but exit 1 alone costs 1M MACs (10.8% of full): "
+        "the nearest feasible budget is 1000000"
+    )
+    assert Budget.parse(message.rpartition(" ")[2]).macs(COSTS) == COSTS[0]
+
+
+def test_the_nearest_feasible_budget_is_exact_where_people_would_round() -> None:
+    odd = (1_234_567, 9_876_543)
+    with pytest.raises(BudgetInfeasible, match=r"the nearest feasible budget is 1234567$"):
+        Budget.parse("1M").macs(odd)
+    assert Budget.parse(exact_macs(odd[0])).macs(odd) == odd[0]
+
+
+def test_milliseconds_need_a_device_that_measured_itself() -> None:
+    budget = Budget.parse("5ms")
+    assert (budget.kind, budget.value) == ("ms", 5.0)
+    with pytest.raises(UsageError, match=r"budget '5ms': .*give MACs between 1M MACs and 9.25M MACs"):
+        budget.macs(COSTS)
+
+
+def test_only_full_is_full() -> None:
+    assert Budget.parse("full").is_full
+    assert not Budget.parse("100%").is_full
+    assert not Budget.parse("high").is_full
+
+
+def test_a_network_with_one_exit_has_one_budget() -> None:
+    assert {Budget.parse(name).macs((500,)) for name in ("low", "medium", "high", "full", "100%")} == {500}
+
+
+@pytest.mark.parametrize(
+    ("macs", "shown"), [(999, "999 MACs"), (1500, "1.5k MACs"), (9.25e6, "9.25M MACs"), (2e9, "2G MACs")]
+)
+def test_macs_for_people(macs: float, shown: str) -> None:
+    assert format_macs(macs) == shown

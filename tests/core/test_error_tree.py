@@ -1,0 +1,61 @@
+"""The error table of the project, class by class: exit code, HTTP status, parent."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import mexit
+from mexit import errors
+
+TABLE = {
+    "MexitError": (1, 500, "Exception"),
+    "UsageError": (2, 400, "MexitError"),
+    "NotFound": (2, 404, "MexitError"),
+    "BadInput": (1, 400, "MexitError"),
+    "TooLarge": (1, 413, "BadInput"),
+    "Infeasible": (3, 400, "MexitError"),
+    "BudgetInfeasible": (3, 400, "Infeasible"),
+    "RiskInfeasible": (3, 400, "Infeasible"),
+    "NotCalibrated": (3, 409, "MexitError"),
+    "MissingExtra": (4, 501, "MexitError"),
+    "ArtifactError": (5, 500, "MexitError"),
+    "Damaged": (5, 500, "ArtifactError"),
+    "Untrusted": (5, 500, "ArtifactError"),
+    "SchemaTooNew": (5, 500, "ArtifactError"),
+    "StalePolicy": (5, 500, "ArtifactError"),
+    "BackendError": (1, 500, "MexitError"),
+    "Overloaded": (1, 503, "MexitError"),
+    "DeadlineExceeded": (1, 504, "MexitError"),
+}
+
+
+def test_the_tree_has_these_classes_and_no_others() -> None:
+    found = {
+        name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)
+    }
+    assert found == set(TABLE)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_each_error_knows_its_exit_code_and_http_status(name: str) -> None:
+    kind = getattr(errors, name)
+    assert (kind.exit_code, kind.http_status, kind.__base__.__name__) == TABLE[name]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_each_error_is_drawn_in_the_picture_and_is_public(name: str) -> None:
+    assert errors.__doc__ is not None
+    assert name in errors.__doc__
+    assert getattr(mexit, name) is getattr(errors, name)
+
+
+def test_overloaded_says_when_to_come_back() -> None:
+    assert errors.Overloaded("busy", retry_after_s=2.5).retry_after_s == 2.5
+    assert errors.Overloaded("busy").retry_after_s > 0
+
+
+def test_a_missing_extra_says_what_to_type() -> None:
+    error = errors.missing_extra("onnxruntime", "cpu", "Running a bundle")
+    assert str(error) == "Running a bundle needs the package 'onnxruntime': pip install 'mexit[cpu]'"

@@ -1,0 +1,196 @@
+"""Every field of `bundle.json`: left out, or of another type, it is named in the error."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mexit.core.manifest import Manifest
+from mexit.errors import Damaged, SchemaTooNew
+
+TENSOR = {"name": "input", "shape": [-1, 1, 8, 8], "dtype": "float32"}
+SEGMENT = {"file": "segments/fp32/1.onnx", "sha256": "0" * 64, "bytes": 5, "inputs": [TENSOR], "outputs": [TENSOR]}
+GOOD: dict[str, Any] = {
+    "format": "mexit-bundle",
+    "version": 1,
+    "name": "digits",
+    "classes": ["zero", "eins", "dùe", "三"],
+    "input": {
+        "name": "input",
+        "dtype": "float32",
+        "layout": "NCHW",
+        "channels": 1,
+        "size": [8, 8],
+        "range": [0.0, 1.0],
+        "prepare": {
+            "resize": "box", "fit": "stretch", "crop": 1.0, "grey": "luma", "alpha": "black", "exif": True,
+        },
+    },
+    "exits": [
+        {"trunk_macs": 10, "head_macs": 2, "cumulative_macs": 12, "parameters": 100},
+        {"trunk_macs": 30, "head_macs": 0, "cumulative_macs": 42, "parameters": 300},
+    ],
+    "variants": {"fp32": {"segments": [SEGMENT, SEGMENT], "single_file": None}},
+    "splits": {
+        "data_set": "digits",
+        "sha256": "1" * 64,
+        "parts": {"train": {"n": 5, "sha256": "2" * 64}},
+        "file": {"file": "splits.npz", "sha256": "3" * 64, "bytes": 7},
+    },
+    "provenance": {"run": "runs/digits"},
+}  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every field, at any depth; what `provenance` holds is nobody's business."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        if key != "provenance":
+            yield from places(inner, (*path, key))
+
+
+ALL = list(places(GOOD))
+FIELDS = [path for path in ALL if isinstance(path[-1], str) and path[-1] not in ("fp32", "train")]
+
+
+def changed(path: tuple[Any, ...], value: Any = ...) -> dict[str, Any]:
+    """The good manifest with one place set to `value`, or without it."""
+    manifest = json.loads(json.dumps(GOOD))
+    inner = manifest
+    for key in path[:-1]:
+        inner = inner[key]
+    if value is ...:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return manifest
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """As the messages name a place: `bundle.json.input.size[0]`."""
+    return "bundle.json" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+
+
+def at(path: tuple[Any, ...]) -> Any:
+    inner: Any = GOOD
+    for key in path:
+        inner = inner[key]
+    return inner
+
+
+def wrong_types(path: tuple[Any, ...]) -> list[Any]:
+    """Values of every JSON type but the right one."""
+    right = at(path)
+    kinds: dict[type, Any] = {dict: {}, list: [], str: "text", int: 5, float: -1.5, bool: True}
+    wrong = [value for kind, value in kinds.items() if kind is not type(right)]
+    if isinstance(right, float):
+        wrong.remove(5)
+    if path[-1] == "single_file":
+        return [value for value in wrong if value != {}]
+    return [*wrong, None] if path[-1] != "splits" else wrong
+
+
+def test_the_good_manifest_is_read_and_written_back_unchanged() -> None:
+    assert json.loads(json.dumps(Manifest.from_json(GOOD).to_json())) == GOOD
+    assert Manifest.from_json(GOOD).cumulative_macs == (12, 42)
+
+
+def test_the_manifest_of_a_real_bundle_has_exactly_these_fields(digits_bundle: Path) -> None:
+    def shape(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shape(inner) for key, inner in value.items()}
+        return shape(value[0]) if isinstance(value, list) and value else type(value).__name__
+
+    real, good = json.loads((digits_bundle / "bundle.json").read_bytes()), copy.deepcopy(GOOD)
+    for manifest in (real, good):
+        manifest["provenance"] = manifest["splits"]["parts"] = {}
+    assert shape(real) == shape(good)
+
+
+@pytest.mark.parametrize("path", FIELDS, ids=dotted)
+def test_a_missing_field_is_named(path: tuple[Any, ...]) -> None:
+    with pytest.raises(Damaged) as caught:
+        Manifest.from_json(changed(path))
+    if path[0] in ("format", "version"):
+        assert path[0] in str(caught.value)
+    else:
+        assert str(caught.value) == f"{dotted(path[:-1])}: missing {path[-1]}"
+
+
+@pytest.mark.parametrize("path", ALL, ids=dotted)
+def test_a_field_of_another_type_is_named(path: tuple[Any, ...]) -> None:
+    for wrong in wrong_types(path):
+        with pytest.raises(Damaged) as caught:
+            Manifest.from_json(changed(path, wrong))
+        place = path[0] if path[0] in ("format", "version") else f"{dotted(path)}: expected"
+        assert place in str(caught.value), wrong
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("format",), "mexit-policies", "expected format 'mexit-bundle', found 'mexit-policies'"),
+        (("version",), 0, "version must be a positive whole number, found 0"),
+        (("name",), "../evil", "is no bundle name"),
+        (("name",), "", "is no bundle name"),
+        (("name",), "x" * 65, "64 at most"),
+        (("classes",), ["one"], "at least 2 classes are needed, found 1"),
+        (("classes", 1), "", "is no class name"),
+        (("classes", 1), "\x1b[2J", "control characters"),
+        (("exits",), [], "an exit and the variant fp32 are needed"),
+        (("variants",), {}, "an exit and the variant fp32 are needed"),
+        (("variants", "fp32", "segments"), [SEGMENT], "2 exits need 2 segments, variant fp32 has 1"),
+        (("exits", 1, "cumulative_macs"), 11, r"must be positive and never fall, found \(12, 11\)"),
+        (("exits", 0, "cumulative_macs"), 0, "must be positive and never fall"),
+        (("input", "dtype"), "uint8", "input must be float32 NCHW in"),
+        (("input", "layout"), "NHWC", "input must be float32 NCHW in"),
+        (("input", "range"), [0, 255], "input must be float32 NCHW in"),
+        (("input", "channels"), 2, "1 or 3 channels"),
+        (("input", "size"), [8, 8, 8], r"input.size: expected 2 entries, found 3"),
+        (("input", "size"), [0, 8], "1 to 4096 pixels"),
+        (("input", "size"), [8, 1 << 40], "1 to 4096 pixels"),
+        (("input", "prepare", "resize"), "cubic", "prepare.resize must be one of bilinear, box, found 'cubic'"),
+        (("input", "prepare", "fit"), "guess", "prepare.fit must be one of"),
+        (("input", "prepare", "crop"), 0, r"prepare.crop must lie in \(0, 1\], found 0"),
+        (("input", "prepare", "crop"), 1.5, "prepare.crop must lie in"),
+    ],
+    ids=lambda value: dotted(value) if isinstance(value, tuple) else ascii(value)[:20],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_refused(path: tuple[Any, ...], value: Any, words: str) -> None:
+    with pytest.raises(Damaged, match=words):
+        Manifest.from_json(changed(path, value))
+
+
+def test_a_missing_fields_message_names_all_of_them() -> None:
+    manifest = copy.deepcopy(GOOD)
+    del manifest["classes"], manifest["exits"]
+    with pytest.raises(Damaged, match=r"bundle\.json: missing classes, exits"):
+        Manifest.from_json(manifest)
+
+
+def test_a_newer_schema_says_what_to_do() -> None:
+    with pytest.raises(
+        SchemaTooNew, match=r"version 2 is newer than this mexit reads \(1\): upgrade mexit, or export"
+    ):
+        Manifest.from_json(changed(("version",), 2))
+
+
+def test_a_newer_schema_is_told_apart_before_its_fields_are_read() -> None:
+    with pytest.raises(SchemaTooNew):
+        Manifest.from_json({"format": "mexit-bundle", "version": 99, "all": "different"})
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 5, {}], ids=repr)
+def test_what_is_no_manifest_at_all_is_damaged(value: Any) -> None:
+    with pytest.raises(Damaged, match="expected format 'mexit-bundle', found"):
+        Manifest.from_json(value)
+
+
+def test_unknown_fields_are_left_alone() -> None:
+    assert Manifest.from_json({**GOOD, "future": 1}).name == "digits"

@@ -1,0 +1,87 @@
+"""The data sets that are named after `--data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import encode, noise, spec
+
+from mexit.data import catalog, digits
+from mexit.data.splits import split
+from mexit.errors import NotFound, UsageError
+
+
+def test_digits_are_the_ones_that_scikit_learn_ships() -> None:
+    reference = pytest.importorskip(
+        "sklearn.datasets", reason="compared where scikit-learn is there"
+    ).load_digits()
+    data = digits.load()
+    images = np.asarray(data.images.at(np.arange(1797)))
+    assert (images == np.rint(reference.images * 255 / 16)).all()
+    assert (data.labels == reference.target).all()
+
+
+def test_digits_use_the_whole_range_and_come_without_a_test_part() -> None:
+    data = digits.load()
+    tensor = data.batch(np.arange(len(data)), spec(1))
+    assert (tensor.shape, tensor.min(), tensor.max()) == ((1797, 1, 8, 8), 0, 1)
+    assert data.official_test is None
+    assert np.bincount(data.labels).min() >= 174
+
+
+def test_mnist_is_what_its_authors_describe(data_dir: Path) -> None:
+    data = catalog.load("mnist", data_dir)
+    assert len(data) == 70_000
+    assert data.official_test is not None
+    assert data.official_test.tolist() == list(range(60_000, 70_000))
+    train, test = data.labels[:60_000], data.labels[60_000:]
+    assert np.bincount(train).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(test).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    images = np.asarray(data.images.at(np.arange(60_000)))
+    assert images.shape == (60_000, 28, 28)
+    assert images.mean() / 255 == pytest.approx(0.1307, abs=5e-5)
+    assert images.std() / 255 == pytest.approx(0.3081, abs=5e-5)
+    assert train[:5].tolist() == [5, 0, 4, 1, 9]
+
+
+def test_mnist_keeps_its_official_test_part_for_testing(data_dir: Path) -> None:
+    found = split(catalog.load("mnist", data_dir))
+    sizes = {name: len(part) for name, part in found.parts.items()}
+    assert sizes == {
+        "train": 48_000, "selection": 2_400, "calibration": 4_800, "certification": 4_800, "test": 10_000,
+    }  # fmt: skip
+    assert found.part("test").min() == 60_000
+    assert found.part("train").max() < 60_000
+
+
+def test_the_data_folder_may_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEXIT_DATA", str(tmp_path / "from-the-environment"))
+    with pytest.raises(NotFound, match="from-the-environment"):
+        catalog.load("mnist")
+    with pytest.raises(NotFound, match="named"):
+        catalog.load("mnist", tmp_path / "named")
+
+
+def test_a_folder_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        (tmp_path / "pets" / name / "1.png").write_bytes(encode(noise(4, 4)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert catalog.load("folder:~/pets").classes == ("a", "b")
+    assert catalog.load(f"folder:{tmp_path}/pets").name == f"folder:{tmp_path}/pets"
+
+
+def test_a_set_that_must_be_downloaded_says_where_to_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEXIT_DATA", raising=False)
+    with pytest.raises(
+        UsageError, match="--data mnist needs the folder it lies in: add --data-dir DIR, or set MEXIT"
+    ):
+        catalog.load("mnist")
+
+
+@pytest.mark.parametrize("name", ["", "nope", "MNIST", "folder:", "folder", "../mnist"])
+def test_an_unknown_name_says_which_exist(name: str) -> None:
+    with pytest.raises(UsageError, match=r"unknown data set '.*': choose from digits, mnist, .*or folder:PATH"):
+        catalog.load(name)

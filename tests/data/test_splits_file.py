@@ -1,0 +1,134 @@
+"""The five parts: disjoint, complete, every class in each, and stored so that damage is seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mexit.core.files import sha256_bytes
+from mexit.data import digits
+from mexit.data.dataset import ArrayImages, DataSet
+from mexit.data.splits import NAMES, Splits, split
+from mexit.errors import BadInput, Damaged, NotFound, UsageError
+
+
+def data_set(n: int = 200, classes: int = 4, official_test: np.ndarray | None = None) -> DataSet:
+    images = ArrayImages(np.zeros((n, 2, 2), np.uint8))
+    labels = np.arange(n, dtype=np.int64) % classes
+    return DataSet("x", tuple("abcdefghij"[:classes]), images, labels, "5" * 64, official_test)
+
+
+def parts(**changes: object) -> dict[str, np.ndarray]:
+    found = {name: np.arange(10 * i, 10 * i + 10, dtype=np.int64) for i, name in enumerate(NAMES)}
+    return {name: np.asarray(changes.get(name, part)) for name, part in found.items()}
+
+
+def stored(about: object = None, **changes: object) -> bytes:
+    value = {"data_set": "x", "data_sha256": "5" * 64} if about is None else about
+    buffer = io.BytesIO()
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    np.savez_compressed(buffer, about=text, **parts(**changes))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("official", [None, np.arange(150, 200)], ids=["no test part", "official test part"])
+def test_the_five_parts_are_disjoint_complete_and_hold_every_class(official: np.ndarray | None) -> None:
+    data = data_set(official_test=official)
+    found = split(data)
+    everyone = np.concatenate([found.part(name) for name in NAMES])
+    assert sorted(everyone.tolist()) == list(range(200))
+    for name in NAMES:
+        assert set(data.labels[found.part(name)]) == {0, 1, 2, 3}, name
+        assert (np.diff(found.part(name)) > 0).all()
+    if official is not None:
+        assert found.part("test").tolist() == official.tolist()
+
+
+def test_a_data_set_has_one_cut_for_all_times() -> None:
+    data = digits.load()
+    first, second = split(data), split(data)
+    assert first.hashes() == second.hashes()
+    assert {name: len(first.part(name)) for name in NAMES} == {
+        "train": 943, "selection": 81, "calibration": 243, "certification": 81, "test": 449,
+    }  # fmt: skip
+    everything = "".join(first.hashes().values())  # a change here would move test images into training
+    assert sha256_bytes(everything.encode())[:16] == "86a3edb50159f3c7"
+
+
+def test_splits_come_back_as_they_were_stored(tmp_path: Path) -> None:
+    before = split(data_set())
+    (tmp_path / "splits.npz").write_bytes(before.to_bytes())
+    found = Splits.load(tmp_path / "splits.npz")
+    assert found.hashes() == before.hashes()
+    found.check(data_set())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "are not readable"),
+        (stored()[:-30], "are not readable"),
+        (stored(train=[0, 0, 1]), "the five splits overlap"),
+        (stored(train=[10]), "the five splits overlap"),
+        (stored(train=[0.5]), r"must be lists of int64, found float64 \(1,\)"),
+        (stored(train=[[0, 1]]), r"must be lists of int64, found int64 \(1, 2\)"),
+        (stored(train=5), "must be lists of int64"),
+        (stored(train=np.asarray([object()])), "allow_pickle=False"),
+        (stored(about={"data_set": "x"}), "missing data_sha256"),
+        (stored(about=[1]), "expected an object"),
+        (stored(about={"data_set": "x", "data_sha256": 5}), "expected str, found 5"),
+    ],
+    ids=["empty", "cut short", "duplicate", "overlap", "floats", "two axes", "a number", "pickle", "no hash",
+         "list", "hash a number"],
+)  # fmt: skip
+def test_a_damaged_splits_file_is_named(content: bytes, words: str) -> None:
+    with pytest.raises(Damaged, match=rf"splits runs/x/splits.npz .*{words}"):
+        Splits.from_bytes(content, Path("runs/x/splits.npz"))
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    about = json.dumps({"data_set": "x", "data_sha256": "5" * 64}).encode()
+    np.savez(buffer, about=np.frombuffer(about, np.uint8), train=np.arange(3))
+    with pytest.raises(Damaged, match="hold no 'selection'"):
+        Splits.from_bytes(buffer.getvalue(), tmp_path)
+    with pytest.raises(NotFound, match=r"splits .* does not exist"):
+        Splits.load(tmp_path / "gone.npz")
+
+
+@pytest.mark.parametrize("place", [-1, 200], ids=["negative", "behind the end"])
+def test_places_outside_the_data_set_are_damaged(place: int) -> None:
+    splits = Splits("x", "5" * 64, parts(train=np.asarray([place])))
+    with pytest.raises(Damaged, match=r"these splits name images -?\d+ to \d+, x has 200"):
+        splits.check(data_set())
+
+
+def test_splits_of_other_data_are_refused() -> None:
+    changed = dataclasses.replace(data_set(), sha256="6" * 64)
+    with pytest.raises(
+        Damaged, match=r"belong to x 555555555555, the data at hand is x 666666666666: it was changed"
+    ):
+        split(data_set()).check(changed)
+
+
+def test_an_unknown_part_says_which_exist() -> None:
+    with pytest.raises(UsageError, match="unknown split 'val': choose from train, selection, calibration, certif"):
+        split(data_set()).part("val")
+
+
+@pytest.mark.parametrize("n", [4, 12], ids=["one of each class", "three of each class"])
+def test_too_few_images_of_a_class_are_refused(n: int) -> None:
+    with pytest.raises(
+        BadInput, match=r"x: the split '\w+' \(\d images\) would hold no image of \w.*: add images"
+    ):
+        split(data_set(n))
+
+
+def test_an_official_test_part_without_a_class_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"the split 'test' \(2 images\) would hold no image of c, d: add images"):
+        split(data_set(official_test=np.asarray([0, 1])))

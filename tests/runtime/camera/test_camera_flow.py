@@ -1,0 +1,131 @@
+"""`flows.camera` as a process: signals, crashes; and the sample videos."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+from camera_media import grey_frames, read_video, write_video
+
+from mexit.errors import UsageError
+from mexit.flows.camera import CameraReport, camera
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from mexit.flows.camera import camera
+
+report = camera(
+    Path(sys.argv[1]), source=sys.argv[2], budget="low", out=Path("out.mp4"), jsonl=Path("out.jsonl"),
+    on_result=lambda result: time.sleep(0.01),
+)
+print(report.frames, report.signal, len(report.outputs))
+"""
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Many frames, the first of them at 0.3 s."""
+    times = [0.3 + i / 12.5 for i in range(640)]
+    return write_video(tmp_path_factory.mktemp("video") / "long.mp4", grey_frames(64, (64, 64)) * 10, times)
+
+
+@pytest.fixture
+def running(digits_bundle: Path, video: Path, tmp_path: Path) -> subprocess.Popen[str]:
+    """A process in the middle of a long video, with an older output to lose."""
+    (tmp_path / "out.mp4").write_text("an older video")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(digits_bundle), str(video)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "out.jsonl").exists() or (tmp_path / "out.jsonl").read_bytes().count(b"\n") < 130:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def lines_of(path: Path) -> list[dict[str, object]]:
+    content = path.read_text()
+    assert content.endswith("\n")
+    return [json.loads(line) for line in content.splitlines()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_outputs(running: subprocess.Popen[str], tmp_path: Path, number: int) -> None:
+    running.send_signal(number)
+    out, errors = running.communicate(timeout=20)
+    lines = lines_of(tmp_path / "out.jsonl")
+    assert out.split() == [str(len(lines)), str(int(number)), "2"], errors
+    assert errors == ""
+    times, _ = read_video(tmp_path / "out.mp4")
+    assert 130 <= len(times) == len(lines) < 640
+    assert times == pytest.approx([line["time_s"] for line in lines], abs=1e-5)
+    assert [line["frame_index"] for line in lines] == list(range(len(lines)))
+    assert not list(tmp_path.glob(".*tmp*"))
+
+
+def test_a_kill_leaves_the_older_video_and_what_was_recorded(
+    running: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    running.kill()
+    running.communicate(timeout=20)
+    assert len(lines_of(tmp_path / "out.jsonl")) >= 130
+    assert (tmp_path / "out.mp4").read_text() == "an older video"
+    [recording] = tmp_path.glob(".out.mp4.tmp-*")
+    assert len(read_video(recording)[0]) >= 50
+
+
+def test_a_limit_ends_it(digits_bundle: Path, video: Path, tmp_path: Path) -> None:
+    report = camera(digits_bundle, source=str(video), budget="low", out=tmp_path / "b.mp4", limit=4)
+    assert (report.frames, report.signal, report.outputs) == (4, None, (tmp_path / "b.mp4",))
+    assert len(read_video(tmp_path / "b.mp4")[0]) == 4
+    with pytest.raises(UsageError, match="limit must be at least 1, found 0"):
+        camera(digits_bundle, source=str(video), budget="low", limit=0)
+
+
+def test_signal_handlers_are_given_back(digits_bundle: Path, video: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    camera(digits_bundle, source=str(video), budget="low", limit=2)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_the_example_runs(digits_bundle: Path, video: Path) -> None:
+    example = Path(__file__).parents[3] / "examples" / "04_camera.py"
+    command = [sys.executable, str(example), str(digits_bundle), str(video), "20"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("20 frames, exits taken (")
+
+
+def test_a_traffic_camera(digits_bundle: Path, data_dir: Path, tmp_path: Path) -> None:
+    video = data_dir / "video" / "car-detection.mp4"
+    if not video.exists():
+        pytest.skip(f"needs the sample video {video.name}")
+    report: CameraReport = camera(
+        digits_bundle,
+        source=str(video),
+        budget="low",
+        out=tmp_path / "a.mp4",
+        limit=120,
+    )
+    assert (report.frames, report.dropped, report.undecodable) == (120, 0, 0)
+    times, frames = read_video(tmp_path / "a.mp4")
+    with av.open(str(video)) as container:
+        original = [frame for frame, _ in zip(container.decode(video=0), range(120), strict=False)]
+    assert times == pytest.approx([frame.time for frame in original], abs=1e-5)
+    assert frames[0].shape == (432, 768, 3)
+    beside = (slice(150, None), slice(500, None))
+    for shown, source in zip(frames[::40], original[::40], strict=True):
+        difference = abs(shown[beside].astype(int) - source.to_ndarray(format="rgb24")[beside])
+        assert difference.mean() < 4

@@ -1,0 +1,32 @@
+"""One server for all tests that do not need one of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from server_process import Server, start
+
+from mexit import Runtime
+
+
+@pytest.fixture(scope="session")
+def server(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the budget `medium`, shared: tests look at differences of its counters."""
+    with start(digits_bundle, tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def runtime(digits_bundle: Path) -> Runtime:
+    """The same bundle and budget without a server: what the answers must equal."""
+    return Runtime.open(digits_bundle, budget="medium")
+
+
+@pytest.fixture(scope="session")
+def images(test_digits: tuple[NDArray[np.uint8], NDArray[np.int64]]) -> NDArray[np.float32]:
+    """60 digits as the input tensor, (60, 1, 8, 8) float32 in [0, 1]."""
+    return (test_digits[0][:60, None] / np.float32(255)).astype(np.float32)

@@ -1,0 +1,181 @@
+"""The parts of the protocol without a server: limits to the exact number, and random bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mexit.core.manifest import InputSpec, PrepareSpec
+from mexit.errors import BadInput, MexitError, Overloaded, TooLarge
+from mexit.runtime.server import options, protocol, strict_json
+from mexit.runtime.server.intake import inflate
+from mexit.runtime.server.limits import Limits
+from mexit.runtime.server.workshop import ClientGone, Storage, Workshop
+
+SPEC = InputSpec("input", "float32", "NCHW", 3, (2, 4), (0.0, 1.0), PrepareSpec())
+LIMITS = Limits(rows=2, json_values=40, json_depth=4)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text('ab"\\\u20ac\U0001f600', max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=6,
+)
+ENTRY = st.fixed_dictionaries({"name": st.just("input") | JSON, "shape": JSON, "data": JSON})
+
+
+@pytest.mark.parametrize("opened", ["[", '{"a":'])
+def test_depth_to_the_level(opened: str) -> None:
+    closed = "]" if opened == "[" else "}"
+    strict_json.parse((opened * 4 + "1" + closed * 4).encode(), LIMITS)
+    with pytest.raises(BadInput, match="deeper than 4 levels"):
+        strict_json.parse((opened * 5 + "1" + closed * 5).encode(), LIMITS)
+
+
+def test_depth_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count goes on where one block of the text ends and the next begins."""
+    monkeypatch.setattr(strict_json, "_BLOCK_BYTES", 3)
+    strict_json.parse(b"[[[[1]]], [1], [[2]]]", LIMITS)
+    with pytest.raises(BadInput, match="deeper"):
+        strict_json.parse(b"[ [ [ [ [1]]]]]", LIMITS)
+
+
+def test_values_to_the_number() -> None:
+    strict_json.parse(json.dumps([0] * 40).encode(), LIMITS)
+    with pytest.raises(TooLarge, match="more than 40 values"):
+        strict_json.parse(json.dumps([0] * 41).encode(), LIMITS)
+
+
+@given(JSON)
+@settings(max_examples=60, deadline=None)
+def test_good_json_is_read_as_python_reads_it(value: object) -> None:
+    content = json.dumps(value).encode()
+    assert strict_json.parse(content, Limits(json_depth=500)) == json.loads(content)
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_inflated_size_to_the_byte(encoding: str, compress: object) -> None:
+    assert callable(compress)
+    assert inflate(compress(b"x" * 1000), f" {encoding.upper()} ", 1000) == b"x" * 1000
+    with pytest.raises(TooLarge, match="at most 999 bytes"):
+        inflate(compress(b"x" * 1000), encoding, 999)
+
+
+@given(st.binary(max_size=400), st.none() | st.integers(0, 400))
+@settings(max_examples=300, deadline=None)
+def test_random_bytes_are_refused_in_words(body: bytes, length: int | None) -> None:
+    if length is not None and length > len(body):
+        length = len(body)
+    with pytest.raises(BadInput):
+        protocol.parse_request(body, length, SPEC, LIMITS)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"inputs": st.lists(ENTRY, max_size=2)},
+        optional={"parameters": JSON, "outputs": JSON, "id": JSON},
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_random_requests_are_refused_in_words(request: dict[str, object]) -> None:
+    with pytest.raises(BadInput):
+        protocol.parse_request(json.dumps(request).encode(), None, SPEC, Limits(json_depth=500))
+
+
+@given(st.dictionaries(st.sampled_from([*options.PARAMETERS, "timeout", "priority"]), JSON))
+@settings(max_examples=60, deadline=None)
+def test_options_are_read_or_refused_in_words(parameters: dict[str, object]) -> None:
+    try:
+        found = options.from_parameters(parameters)
+    except MexitError as error:
+        refusal = error
+    else:
+        assert found.deadline_ms is None or 0 < found.deadline_ms < 1e12
+        return
+    assert refusal.http_status == 400
+    assert len(str(refusal)) < 300
+
+
+def test_the_earlier_deadline_counts() -> None:
+    assert options.from_parameters({"timeout": 5000, "mexit_deadline_us": 3000}).deadline_ms == 3.0
+    assert options.from_parameters({"timeout": 0, "mexit_deadline_us": 3000}).deadline_ms == 3.0
+    assert options.from_parameters({"timeout": 2000}).deadline_ms == 2.0
+    assert options.from_parameters({"timeout": 0}).deadline_ms is None
+
+
+def test_a_misaligned_tensor() -> None:
+    """The JSON before the tensor has any length, so its floats start anywhere."""
+    pixels = np.random.default_rng(0).random((2, 3, 2, 4), np.float32)
+    entry = {"name": "input", "shape": [2, 3, 2, 4], "datatype": "FP32", "parameters": {"binary_data_size": 192}}
+    for padding in range(4):
+        head = json.dumps({"inputs": [entry]}).encode() + b" " * padding
+        request = protocol.parse_request(head + pixels.tobytes(), len(head), SPEC, LIMITS)
+        np.testing.assert_array_equal(request.tensor, pixels)
+        assert request.tensor.flags.aligned
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+async def at_once() -> None:
+    return None
+
+
+def test_the_workshop_refuses_what_does_not_fit() -> None:
+    async def run() -> None:
+        workshop, gate = Workshop(threads=1, jobs=2), threading.Event()
+        first, second = (asyncio.ensure_future(workshop.run(gate.wait, never)) for _ in range(2))
+        await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded) as caught:
+            await workshop.run(gate.wait, never)
+        assert caught.value.retry_after_s == 1.0
+        gate.set()
+        assert await asyncio.gather(first, second) == [True, True]
+        assert await workshop.run(lambda: 7, never) == 7
+
+    asyncio.run(run())
+
+
+def test_the_workshop_drops_what_nobody_waits_for() -> None:
+    async def run() -> None:
+        workshop, gate, done = Workshop(threads=1, jobs=2), threading.Event(), list[str]()
+        working = asyncio.ensure_future(workshop.run(lambda: (gate.wait(), done.append("first")), at_once))
+        await asyncio.sleep(0.01)
+        with pytest.raises(ClientGone):
+            await workshop.run(lambda: done.append("second"), at_once)
+        assert await_places(workshop) == 1
+        gate.set()
+        await working
+        assert done == ["first"]
+        assert await_places(workshop) == 2
+
+    asyncio.run(run())
+
+
+def await_places(workshop: Workshop) -> int:
+    """How many more jobs fit."""
+    return workshop._places._value
+
+
+def test_storage_gives_back_what_was_taken() -> None:
+    storage = Storage(100)
+    with storage.shelf() as take:
+        take(60)
+        with storage.shelf() as other:
+            other(40)
+            with pytest.raises(Overloaded, match="100 bytes are waiting"):
+                other(1)
+        take(40)
+    with storage.shelf() as take:
+        take(100)
