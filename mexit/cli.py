@@ -6,7 +6,9 @@ exit code of its error class, never a traceback.
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from typing import Annotated
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads collapse under any other load
@@ -46,6 +48,9 @@ for command in COMMANDS:
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a sign or file name that the terminal cannot show is no error
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

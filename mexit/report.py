@@ -191,10 +191,13 @@ def run_json(answers: Sequence[Answer]) -> dict[str, Any]:
     return {"predictions": rows}
 
 
-def say_serving(url: str, bundle: Path, budget: str) -> None:
+def say_serving(url: str, bundle: Path, budget: str, *, with_token: bool) -> None:
     """Once the server listens."""
     console.say(f"serving {bundle} at {url} within budget {budget}; Ctrl-C stops it")
-    console.next_commands(f"curl --data-binary @IMAGE.png {url}/v1/classify", f"curl {url}/metrics")
+    header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if with_token else ""
+    console.next_commands(
+        f"curl {header}--data-binary @IMAGE.png {url}/v1/classify", f"curl {header}{url}/metrics"
+    )
 
 
 class LabelChanges:

@@ -119,6 +119,15 @@ def allowed_losses(method: str, n: int, epsilon: float, delta: float) -> int:
     return low
 
 
+def upper_rate(losses: int, n: int, delta: float) -> float:
+    """An upper confidence bound for a rate of which `losses` of n were seen (Clopper-Pearson); 1 for n = 0."""
+    low, high = losses / n if n else 1.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle < 1 and binomial_tail(n, losses, middle) > delta else (low, middle)
+    return high
+
+
 def samples_needed(epsilon: float, delta: float, rate: float) -> int | None:
     """How many samples the exact binomial tail needs to certify epsilon if the true rate is `rate`.
 

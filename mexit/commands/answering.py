@@ -60,7 +60,10 @@ def serve(
     port: Annotated[int, typer.Option(envvar="MEXIT_PORT", help="Port; 0 takes a free one.")] = 8000,
     token: Annotated[
         str | None,
-        typer.Option(envvar="MEXIT_TOKEN", help="Clients must send it as Bearer token."),
+        typer.Option(
+            envvar="MEXIT_TOKEN",
+            help="Clients must send it as Bearer token. As variable it stays out of the process list.",
+        ),
     ] = None,
     backend: Backend = "auto",
     threads: Threads = 1,
@@ -81,7 +84,7 @@ def serve(
         backend=backend,
         threads=threads,
         deadline_ms=deadline,
-        ready=lambda url: say_serving(url, path, budget),
+        ready=lambda url: say_serving(url, path, budget, with_token=token is not None),
     )
 
 

@@ -182,6 +182,7 @@ class Manifest:
                     f"bundle.json: {len(self.exits)} exits need {len(self.exits)} segments, "
                     f"variant {name} has {len(variant.segments)}"
                 )
+            _check_chain(name, variant, self.input.shape, len(self.classes))
         costs = self.cumulative_macs
         if any(later < earlier for earlier, later in pairwise(costs)) or costs[0] <= 0:
             raise Damaged(f"bundle.json: cumulative costs must be positive and never fall, found {costs}")
@@ -217,6 +218,28 @@ class Manifest:
         manifest = read_value(value, Manifest, "bundle.json")
         assert isinstance(manifest, Manifest)
         return manifest
+
+
+def _check_chain(name: str, variant: Variant, image: tuple[int, ...], classes: int) -> None:
+    """Each segment takes what the one before gives, the first an image; each gives logits last."""
+    given = [(-1, *image)]
+    for k, segment in enumerate(variant.segments, start=1):
+        taken = [tensor.shape for tensor in segment.inputs]
+        if len(taken) != len(given) or not all(map(_fits, taken, given)):
+            raise Damaged(f"bundle.json: segment {k} of variant {name} takes {taken}, but it is given {given}")
+        *carried, logits = [tensor.shape for tensor in segment.outputs] or [()]
+        if not _fits(logits, (-1, classes)):
+            raise Damaged(
+                f"bundle.json: segment {k} of variant {name} gives logits {logits}, {(-1, classes)} are expected"
+            )
+        given = carried
+
+
+def _fits(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two shapes agree; -1 stands for any size."""
+    return len(one) == len(other) and all(
+        -1 in pair or pair[0] == pair[1] for pair in zip(one, other, strict=True)
+    )
 
 
 def check_name(name: str) -> str:

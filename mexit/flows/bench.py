@@ -25,6 +25,7 @@ from mexit.errors import MexitError, UsageError
 from mexit.flows.defaults import BUNDLES, newest
 from mexit.flows.progress import Progress, Silent
 from mexit.runtime.runtime import Runtime
+from mexit.runtime.times import processor
 
 BATCHES = (1, 8, 64)
 REPEATS = 200
@@ -98,13 +99,7 @@ def bench(
 
 def machine() -> dict[str, Any]:
     """What a result page must say of the hardware."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "system": platform.platform()}
+    return {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()}
 
 
 def _paths(runtime: Runtime) -> dict[str, Callable[[NDArray[np.float32]], Any]]:

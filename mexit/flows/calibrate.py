@@ -96,9 +96,9 @@ def calibrate(
     """
     progress = progress or Silent()
     path = bundle or newest(BUNDLES, progress)
-    runtime = Runtime.open(path, "full", backend=backend, threads=threads)
+    runtime = Runtime.open(path, "full", backend=backend, threads=threads, use_policies=False)
     costs = runtime.bundle.manifest.cumulative_macs
-    typed = {name: Budget.parse(text) for name, text in (budgets or {}).items()}
+    typed = {_free(name): Budget.parse(text) for name, text in (budgets or {}).items()}
     bound = None if max_cost is None else Budget.parse(max_cost).macs(costs)
     for budget in typed.values():
         budget.macs(costs)
@@ -112,6 +112,15 @@ def calibrate(
     if why_not:
         progress.note(f"nothing is promised under attack: {why_not}")
     return CalibrateResult(path, entry, costs, found.scores, written, why_not)
+
+
+def _free(name: str) -> str:
+    """A name that does not mean a budget already."""
+    try:
+        Budget.parse(name)
+    except UsageError:
+        return name
+    raise UsageError(f"'{name}' means a budget already: choose another name for yours")
 
 
 def _record(

@@ -77,7 +77,8 @@ def evaluate(
         runtime = Runtime.open(path, "full", backend=backend)
         network = gradients.of_bundle(runtime.bundle)
         stored = runtime.bundle.splits()
-        assert stored is not None
+        if stored is None:
+            raise UsageError(f"{path} stores no splits, so it is not known which images are for testing")
         splits = Splits.from_bytes(stored, path / "splits.npz")
     else:
         runtime, (network, splits) = None, _open_run(path)

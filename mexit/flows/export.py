@@ -21,7 +21,7 @@ from mexit.data import catalog
 from mexit.data.dataset import DataSet
 from mexit.errors import MissingExtra, UsageError, missing_extra
 from mexit.flows.calibrate import CalibrateResult, calibrate
-from mexit.flows.defaults import BUNDLES, RUNS, newest, remember
+from mexit.flows.defaults import BUNDLES, RUNS, is_bundle, newest, remember
 from mexit.flows.progress import Progress, Silent
 
 CHECK_IMAGES = 64
@@ -76,6 +76,8 @@ def export(
         raise UsageError(f"'{out.name}' cannot be a bundle's name, which is part of URLs: name it with --out")
     if out.exists() and not replace:
         raise UsageError(f"{out} exists already: choose another name with --out, or add --replace")
+    if out.exists() and not is_bundle(out):
+        raise UsageError(f"{out} is no bundle, so it is not replaced: choose another name with --out")
     bundle, differences = _build(run, out, data_dir, progress)
     bundle.write(replace=replace)
     remember(BUNDLES, out)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mexit.core.files import read_bytes
+from mexit.core.files import parse_json, read_bytes
 from mexit.data import catalog
 from mexit.data.splits import Splits, split
 from mexit.errors import NotFound, UsageError, missing_extra
@@ -17,6 +16,7 @@ from mexit.flows import plots
 from mexit.flows.defaults import RUNS, free_name, newest, remember
 from mexit.flows.progress import Progress, Silent
 
+LOG = "log.jsonl"
 MAX_LOG_BYTES = 1 << 30
 
 
@@ -74,6 +74,8 @@ def train(
     from mexit.train.settings import resolve
 
     start = time.monotonic()
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, found {threads}")
     if resume:
         run = out or newest(RUNS, progress)
         settings = checkpoint.load_settings(run)
@@ -104,10 +106,10 @@ def train(
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The epoch records of a run."""
     try:
-        content = read_bytes(run / "log.jsonl", "log", MAX_LOG_BYTES)
+        content = read_bytes(run / LOG, "log", MAX_LOG_BYTES)
     except NotFound:
         return []
-    return [json.loads(line) for line in content.splitlines()]
+    return [parse_json(line, run / LOG, "log") for line in content.splitlines()]
 
 
 def _new_run(out: Path | None, name: str) -> Path:

@@ -36,17 +36,24 @@ class Runtime:
         ledger: what was spent; `runtime.ledger.account()`.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, budget: str | Budget = "low") -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, budget: str | Budget = "low", *, use_policies: bool = True
+    ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.ledger = Ledger(bundle.manifest.cumulative_macs)
-        self._entry = _entry_or_none(bundle, backend)
+        self._entry = _entry_or_none(bundle, backend) if use_policies else None
         self._policy_of = lru_cache(maxsize=256)(self._find_policy)
         self.budget = budget
 
     @staticmethod
     def open(
-        path: str | Path, budget: str | Budget = "low", *, backend: str = "auto", threads: int = 1
+        path: str | Path,
+        budget: str | Budget = "low",
+        *,
+        backend: str = "auto",
+        threads: int = 1,
+        use_policies: bool = True,
     ) -> Runtime:
         """Open a bundle directory.
 
@@ -55,9 +62,10 @@ class Runtime:
             budget: default for calls that name none; `low`, `12M`, `40%`, ... (see `core.budget`).
             backend: "auto" or "ort".
             threads: of the engine.
+            use_policies: False leaves `policies.json` unread, as calibration does; only `full` works then.
 
         Raises:
-            NotFound, Damaged, Untrusted, SchemaTooNew: see `Bundle.open`.
+            NotFound, Damaged, Untrusted, SchemaTooNew, StalePolicy: see `Bundle.open` and `Bundle.policies`.
             NotCalibrated: no thresholds for this engine; only the budget `full` works without.
             BudgetInfeasible: below the cost of exit 1.
             MissingExtra: the engine is not installed.
@@ -65,7 +73,7 @@ class Runtime:
         if backend not in BACKENDS:
             raise UsageError(f"unknown backend '{backend}': choose from {', '.join(BACKENDS)}")
         bundle = Bundle.open(path)
-        return Runtime(bundle, OrtBackend(bundle, threads), budget)
+        return Runtime(bundle, OrtBackend(bundle, threads), budget, use_policies=use_policies)
 
     @property
     def budget(self) -> Budget:
@@ -74,7 +82,7 @@ class Runtime:
 
     @budget.setter
     def budget(self, budget: str | Budget) -> None:
-        budget = _as_budget(budget)
+        budget = self._as_budget(budget)
         self._policy_of(budget)
         self._budget = budget
 
@@ -121,7 +129,7 @@ class Runtime:
         max_exit: int | None = None,
     ) -> list[Prediction]:
         """As a call, for images that `prepare` returned."""
-        budget = self._budget if budget is None else _as_budget(budget)
+        budget = self._budget if budget is None else self._as_budget(budget)
         policy = self._policy_of(budget)
         last_exit(len(self.backend.segments), max_exit)
         predictions: list[Prediction] = []
@@ -171,7 +179,12 @@ class Runtime:
 
     def policy(self, budget: str | Budget | None = None) -> Policy:
         """The policy that a budget selects."""
-        return self._policy_of(self._budget if budget is None else _as_budget(budget))
+        return self._policy_of(self._budget if budget is None else self._as_budget(budget))
+
+    def _as_budget(self, budget: str | Budget) -> Budget:
+        if isinstance(budget, Budget):
+            return budget
+        return Budget.parse(budget, self._entry.names if self._entry else None)
 
     def _find_policy(self, budget: Budget) -> Policy:
         manifest = self.bundle.manifest
@@ -211,10 +224,6 @@ class Runtime:
                 )
             )
         return predictions
-
-
-def _as_budget(budget: str | Budget) -> Budget:
-    return budget if isinstance(budget, Budget) else Budget.parse(budget)
 
 
 def _entry_or_none(bundle: Bundle, backend: Backend) -> PolicyEntry | None:

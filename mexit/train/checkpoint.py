@@ -22,8 +22,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from mexit.core.files import read_bytes, read_json, to_json, write_bytes
+from mexit.core.manifest import read_value
 from mexit.data.splits import Splits
-from mexit.errors import Damaged, NotFound
+from mexit.errors import Damaged, NotFound, UsageError
 from mexit.train.models import MultiExit, build
 from mexit.train.settings import TrainSettings
 
@@ -81,8 +82,8 @@ def restore(run: Path, model: MultiExit, optimiser: torch.optim.SGD) -> tuple[Pr
     path = run / CHECKPOINT
     tensors, metadata = _read(path, "checkpoint")
     try:
-        progress = Progress(**json.loads(metadata["progress"]))
-    except (KeyError, TypeError, ValueError) as error:
+        progress = read_value(json.loads(metadata["progress"]), Progress, "progress")
+    except (KeyError, ValueError, Damaged) as error:
         raise Damaged(f"checkpoint {path} does not say where the run stood ({error})") from None
     _load_weights(model, _with_prefix(tensors, "model."), path)
     momenta = _with_prefix(tensors, "momentum.")
@@ -120,13 +121,17 @@ def load_settings(run: Path) -> TrainSettings:
     """The settings of a run, finished or not."""
     if not run.is_dir():
         raise NotFound(f"run {run} does not exist: make one with mexit train")
-    return TrainSettings.from_json(read_json(run / SETTINGS, "settings"), str(run / SETTINGS))
+    value = read_json(run / SETTINGS, "settings")
+    try:
+        return TrainSettings.from_json(value, str(run / SETTINGS))
+    except UsageError as error:
+        raise Damaged(f"settings {run / SETTINGS}: {error}") from None
 
 
 def begin(run: Path, settings: TrainSettings, splits: Splits) -> None:
-    """Make the directory of a new run."""
-    write_bytes(run / SETTINGS, to_json(settings.to_json()))
+    """Make the directory of a new run. The settings come last: with them it counts as begun."""
     write_bytes(run / SPLITS, splits.to_bytes())
+    write_bytes(run / SETTINGS, to_json(settings.to_json()))
 
 
 def _serialise(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:

@@ -7,6 +7,7 @@ uninterrupted one.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -226,15 +227,20 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
 
 def _cut_log(path: Path, size: int) -> None:
     """Drop lines that were written after the checkpoint; they will be written again."""
-    if path.exists():
-        with path.open("r+b") as file:
-            file.truncate(size)
+    try:
+        if path.exists() and path.stat().st_size > size:
+            with path.open("r+b") as file:
+                file.truncate(size)
+    except OSError as error:
+        raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error
 
 
 def _append_log(path: Path, record: dict[str, Any]) -> int:
     try:
         with path.open("ab") as file:
             file.write((json.dumps(record) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())  # the checkpoint that follows counts on it
             return file.tell()
     except OSError as error:
         raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error

@@ -72,6 +72,8 @@ class TrainSettings:
                 f"lr must be above 0, momentum in [0, 1), weight decay at least 0; found {self.lr}, "
                 f"{self.momentum}, {self.weight_decay}"
             )
+        if self.seed < 0:
+            raise UsageError(f"seed must be at least 0, found {self.seed}")
         if self.keep not in KEEP or self.recipe not in RECIPES:
             raise UsageError(f"keep must be one of {', '.join(KEEP)}, recipe one of {', '.join(RECIPES)}")
         self.training_attack()
@@ -85,7 +87,8 @@ class TrainSettings:
 
     def test_attack(self, objective: str, eps: float | None = None, steps: int | None = None) -> Attack:
         """What the run is evaluated under."""
-        return Attack(objective, Steps(eps or self.eps, self.step, steps or self.test_steps))
+        radius, count = self.eps if eps is None else eps, self.test_steps if steps is None else steps
+        return Attack(objective, Steps(radius, self.step, count))
 
     def lr_at(self, progress: float) -> float:
         """The learning rate after this share of the run, in [0, 1]."""

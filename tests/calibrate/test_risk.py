@@ -16,6 +16,7 @@ from mexit.calibrate.risk import (
     hoeffding_bentkus,
     p_value,
     samples_needed,
+    upper_rate,
 )
 from mexit.errors import BadInput, UsageError
 
@@ -89,6 +90,13 @@ def test_nothing_behind_the_first_failure_is_certified() -> None:
 def test_conformal_adds_one_loss() -> None:
     assert conformal_allows(np.concatenate([np.ones(4), np.zeros(96)]), 0.05)
     assert not conformal_allows(np.concatenate([np.ones(5), np.zeros(95)]), 0.05)
+
+
+def test_upper_bounds_of_rates() -> None:
+    assert upper_rate(0, 100, 0.05) == pytest.approx(1 - 0.05 ** (1 / 100))
+    assert binomial_tail(200, 7, upper_rate(7, 200, 0.1)) == pytest.approx(0.1)
+    assert upper_rate(5, 5, 0.1) == 1
+    assert upper_rate(0, 0, 0.1) == 1
 
 
 def test_sample_sizes() -> None:

@@ -13,8 +13,12 @@ import pytest
 from mexit.core.manifest import Manifest
 from mexit.errors import Damaged, SchemaTooNew
 
-TENSOR = {"name": "input", "shape": [-1, 1, 8, 8], "dtype": "float32"}
-SEGMENT = {"file": "segments/fp32/1.onnx", "sha256": "0" * 64, "bytes": 5, "inputs": [TENSOR], "outputs": [TENSOR]}
+IMAGE = {"name": "input", "shape": [-1, 1, 8, 8], "dtype": "float32"}
+FEATURES = {"name": "features", "shape": [-1, 16, 4, 4], "dtype": "float32"}
+LOGITS = {"name": "logits", "shape": [-1, 4], "dtype": "float32"}
+FILE = {"file": "segments/fp32/1.onnx", "sha256": "0" * 64, "bytes": 5}
+FIRST = {**FILE, "inputs": [IMAGE], "outputs": [FEATURES, LOGITS]}
+SECOND = {**FILE, "inputs": [FEATURES], "outputs": [LOGITS]}
 GOOD: dict[str, Any] = {
     "format": "mexit-bundle",
     "version": 1,
@@ -35,7 +39,7 @@ GOOD: dict[str, Any] = {
         {"trunk_macs": 10, "head_macs": 2, "cumulative_macs": 12, "parameters": 100},
         {"trunk_macs": 30, "head_macs": 0, "cumulative_macs": 42, "parameters": 300},
     ],
-    "variants": {"fp32": {"segments": [SEGMENT, SEGMENT], "single_file": None}},
+    "variants": {"fp32": {"segments": [FIRST, SECOND], "single_file": None}},
     "splits": {
         "data_set": "digits",
         "sha256": "1" * 64,
@@ -55,6 +59,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
             yield from places(inner, (*path, key))
 
 
+SEGMENTS = ("variants", "fp32", "segments")
 ALL = list(places(GOOD))
 FIELDS = [path for path in ALL if isinstance(path[-1], str) and path[-1] not in ("fp32", "train")]
 
@@ -145,9 +150,15 @@ def test_a_field_of_another_type_is_named(path: tuple[Any, ...]) -> None:
         (("classes", 1), "\x1b[2J", "control characters"),
         (("exits",), [], "an exit and the variant fp32 are needed"),
         (("variants",), {}, "an exit and the variant fp32 are needed"),
-        (("variants", "fp32", "segments"), [SEGMENT], "2 exits need 2 segments, variant fp32 has 1"),
+        (SEGMENTS, [FIRST], "2 exits need 2 segments, variant fp32 has 1"),
         (("exits", 1, "cumulative_macs"), 11, r"must be positive and never fall, found \(12, 11\)"),
         (("exits", 0, "cumulative_macs"), 0, "must be positive and never fall"),
+        (SEGMENTS, [FIRST, {**SECOND, "inputs": []}], r"segment 2 of variant fp32 takes \[\], but it is given"),
+        (SEGMENTS, [FIRST, {**SECOND, "inputs": [IMAGE]}], r"takes \[\(-1, 1, 8, 8\)\], but it is given \[\(-1, 16, 4"),
+        (SEGMENTS, [FIRST, {**SECOND, "outputs": []}], r"segment 2 .* gives logits \(\), \(-1, 4\) are expected"),
+        (SEGMENTS, [{**FIRST, "outputs": [FEATURES]}, SECOND], r"segment 1 .* gives logits \(-1, 16, 4, 4\)"),
+        (("classes",), ["a", "b", "c"], r"gives logits \(-1, 4\), \(-1, 3\) are expected"),
+        (("input", "size"), [9, 8], r"segment 1 .* takes \[\(-1, 1, 8, 8\)\], but it is given \[\(-1, 1, 9, 8\)\]"),
         (("input", "dtype"), "uint8", "input must be float32 NCHW in"),
         (("input", "layout"), "NHWC", "input must be float32 NCHW in"),
         (("input", "range"), [0, 255], "input must be float32 NCHW in"),

@@ -53,7 +53,8 @@ def test_every_block_of_stride_1_has_a_shortcut() -> None:
 def test_the_first_branch_has_batch_norms_of_its_own() -> None:
     kinds = [type(layer).__name__ for layer in build("mobilenetv2", 10).stages[0].head]
     assert kinds == [
-        "InvertedResidual", "BatchNorm2d", "ReLU", "InvertedResidual", "BatchNorm2d", "AvgPool2d", "Flatten", "Linear",
+        "InvertedResidual", "BatchNorm2d", "ReLU", "InvertedResidual", "BatchNorm2d",
+        "AvgPool2d", "Flatten", "Linear",
     ]  # fmt: skip
 
 

@@ -47,7 +47,8 @@ TABLE = {
         MSDNetConfig(blocks=3, base=4, step=4), 10, [15.13, 29.93, 42.23], [0.422, 0.859, 1.327],
     ),
     "cifar-10, 3 exits, lin_grow": (
-        MSDNetConfig(blocks=3, base=1, step=1, step_mode="lin_grow"), 10, [6.85, 13.75, 20.10], [0.288, 0.559, 0.852],
+        MSDNetConfig(blocks=3, base=1, step=1, step_mode="lin_grow"), 10,
+        [6.85, 13.75, 20.10], [0.288, 0.559, 0.852],
     ),
     "cifar-10, 3 exits, lin_grow, prune min": (
         MSDNetConfig(blocks=3, base=1, step=1, step_mode="lin_grow", prune="min"), 10, [6.85, 13.92, 21.62], [...],
@@ -102,7 +103,7 @@ def test_costs_and_sizes_per_exit_are_the_published_ones(row) -> None:
 
 
 def port_operations(network) -> list[int]:
-    """The port's rule: convolutions, linear layers with biases, a ReLU an output, pooling an input of each window."""
+    """The port's rule: a bias and a ReLU count one an output, pooling one an input of each window."""
     found: list[tuple[nn.Module, int]] = []
 
     def note(layer: nn.Module, _: object, out: torch.Tensor) -> None:

@@ -11,8 +11,9 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from mexit.core.budget import Budget
 from mexit.errors import BadInput, Damaged
@@ -138,7 +139,7 @@ def _answers(reader: _Reader, answer: Callable[[Any], Prediction]) -> Generator[
                 continue
             answered += 1
             yield frame, _about(shot, prediction)
-    if not answered and reader.counters.arrived and not reader.stopped():
+    if not answered and not reader.stopped():
         raise Damaged(f"{reader.source.name}: not one of {reader.counters.arrived} frames can be decoded{problem}")
 
 
@@ -216,7 +217,7 @@ class _Reader:
 
     def _download(self, say: Say) -> Iterator[Shot]:
         address, name, timeout_s = self.source.address, self.source.name, self.live.read_timeout_s
-        if is_image(name):
+        if is_image(urlsplit(address).path):
             yield web_image(address, name, self.counters, timeout_s)
         else:
             yield from web_video(address, name, self.counters, say, timeout_s)
@@ -224,12 +225,15 @@ class _Reader:
 
 def _paced(shots: Generator[Shot, None, None], stop: threading.Event) -> Generator[Shot, None, None]:
     """A file at its own speed, as if it were a camera."""
-    start, first_s, last_s = now(), None, 0.0
+    due_s, last_s = now(), None
     for shot in shots:
-        time_s = last_s + STILL_S if shot.time_s is None else shot.time_s
-        first_s, last_s = time_s if first_s is None else first_s, time_s
-        stop.wait(max(0.0, start + time_s - first_s - now()))
-        yield shot
+        if shot.time_s is None:
+            due_s += STILL_S
+        elif last_s is not None:
+            due_s += max(0.0, shot.time_s - last_s)  # the next file of a glob starts again
+        last_s = shot.time_s
+        stop.wait(max(0.0, due_s - now()))
+        yield replace(shot, captured_s=now())
 
 
 def _never() -> bool:

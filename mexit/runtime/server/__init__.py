@@ -2,8 +2,10 @@
 
     listen     the socket, the signals, the way down
     app        the routes
-    access     who may ask, and what is counted about everyone who did
+    service    what a worker does with one request
+    access     who may ask, and what becomes of whatever breaks
     intake     request bodies, read under limits
+    replies    responses and errors
     workshop   inference off the event loop, few at a time
     protocol   the Open Inference Protocol in bytes: `tensors`, `options` and `strict_json` are its parts
     describe   what the server says of itself and of its model

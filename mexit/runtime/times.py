@@ -1,0 +1,95 @@
+"""How long leaving at each exit takes on this device, one image at a time: what a budget in milliseconds rests on.
+
+Facts of a device never go into a bundle. They are kept in `$MEXIT_CACHE/<model id>/<device>/` (default
+`~/.cache/mexit`), readable by their owner alone, and measured again where they are missing or damaged.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mexit.core.bundle import Bundle
+from mexit.core.files import read_json, sha256_bytes, to_json, write_bytes
+from mexit.core.policies import FrontierPoint
+from mexit.core.policy import Policy
+from mexit.errors import BudgetInfeasible, MexitError
+from mexit.runtime.backends.base import Backend
+from mexit.runtime.engine import answer
+
+ROUNDS = 200
+WARM_UP = 20
+
+
+def device_times(bundle: Bundle, backend: Backend, policy: Policy, threads: int) -> tuple[float, ...]:
+    """Mean milliseconds of an image that leaves at each exit, (E,), from the cache or measured now.
+
+    Args:
+        bundle: names the model and its input.
+        backend: the loaded engine.
+        policy: its scores are computed on the way, as in real answers.
+        threads: of the engine; other numbers have other times.
+    """
+    path = cache_folder(bundle.id) / f"times-{backend.engine}-{backend.precision}-{threads}.json"
+    try:
+        stored = read_json(path, "times")["mean_ms"]
+        if len(stored) == len(backend.segments) and all(value > 0 for value in stored):
+            return tuple(float(value) for value in stored)
+    except (MexitError, KeyError, TypeError):
+        pass
+    found = measure(bundle, backend, policy)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_bytes(path, to_json({"mean_ms": list(found), "rounds": ROUNDS}))
+    return found
+
+
+def measure(bundle: Bundle, backend: Backend, policy: Policy) -> tuple[float, ...]:
+    """Mean milliseconds of leaving at each exit, (E,); exits take turns, so that noise meets all of them."""
+    image = np.random.default_rng(0).random((1, *bundle.manifest.input.shape), np.float32)
+    stay, classes = policy.never_leave(), len(bundle.manifest.classes)
+    times = np.zeros((ROUNDS + WARM_UP, len(backend.segments)))
+    for row in times:
+        for place in range(len(row)):
+            begin = time.perf_counter()
+            answer(backend, image, stay, classes, max_exit=place + 1)
+            row[place] = (time.perf_counter() - begin) * 1e3
+    means = times[WARM_UP:].mean(axis=0)
+    return tuple(float(value) for value in np.maximum.accumulate(means))
+
+
+def expected_ms(point: FrontierPoint, times_ms: Sequence[float]) -> float:
+    """Mean time of a frontier point on data like the calibration data."""
+    return float(np.dot(point.calibration.exits, times_ms) / point.calibration.n)
+
+
+def point_within(frontier: Sequence[FrontierPoint], limit_ms: float, times_ms: Sequence[float]) -> FrontierPoint:
+    """The most expensive point whose expected time is within the limit. Raises `BudgetInfeasible`."""
+    within = [point for point in frontier if expected_ms(point, times_ms) <= limit_ms]
+    if not within:
+        least = expected_ms(frontier[0], times_ms)
+        raise BudgetInfeasible(
+            f"a budget of {limit_ms:g} ms: the cheapest calibrated policy takes {least:.3g} ms in the mean here; "
+            f"the nearest feasible budget is {least * 1.05:.3g}ms"
+        )
+    return within[-1]
+
+
+def cache_folder(model: str) -> Path:
+    """Where facts of this device about a model are kept."""
+    root = os.environ.get("MEXIT_CACHE") or str(Path.home() / ".cache" / "mexit")
+    device = f"{platform.machine()} {processor()} {len(os.sched_getaffinity(0))}"
+    return Path(root) / model[:32] / sha256_bytes(device.encode())[:16]
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
