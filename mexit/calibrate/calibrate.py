@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mexit.calibrate.certify import Certificate, Request, certificate
 from mexit.calibrate.frontier import Judge, frontier
+from mexit.calibrate.risk import upper_rate
 from mexit.calibrate.scores import ScoreQuality, choose, rank_scores
 from mexit.calibrate.temperature import fit
 from mexit.core.budget import Budget
@@ -16,6 +18,8 @@ from mexit.core.trace import Trace
 from mexit.errors import BadInput, UsageError
 
 AUTO = "auto"
+DRIFT_ALPHA = 0.01
+DRIFT_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Calibrated:
         scores: how well every score ranks; empty without labels.
         frontier, named: see `core.policies.PolicyEntry`.
         certificate: or None if none was asked for.
-        judges: condition to the certification trace seen through the scorer.
+        drift: what the drift watch compares with; see `PolicyEntry`.
     """
 
     scorer: Scorer
@@ -94,7 +98,7 @@ class Calibrated:
     frontier: tuple[FrontierPoint, ...]
     named: Mapping[str, int]
     certificate: Certificate | None
-    judges: Mapping[str, Judge]
+    drift: Mapping[str, Any]
 
 
 def calibrate(traces: Traces, costs: tuple[int, ...], wish: Wish) -> Calibrated:
@@ -130,7 +134,19 @@ def calibrate(traces: Traces, costs: tuple[int, ...], wish: Wish) -> Calibrated:
         about = {"model": origin.model, "engine": origin.engine, "precision": origin.precision}
         found = certificate(points, judges, wish.certify, {**about, "data_sha256": origin.data_sha256})
         named = {**named, "certified": found.first}
-    return Calibrated(scorer, scores, points, named, found, judges)
+    rates = [_disagreement_bound(judges["clean"], point) for point in points]
+    drift = {"alpha": DRIFT_ALPHA, "confidence": DRIFT_CONFIDENCE, "rates": rates}
+    return Calibrated(scorer, scores, points, named, found, drift)
+
+
+def _disagreement_bound(judge: Judge, point: FrontierPoint) -> float | None:
+    """An upper bound for how often early answers differ from the full network's; None where nobody is early."""
+    early = judge.exits(point.thresholds) < len(judge.costs)
+    if not early.any():
+        return None
+    differ = judge.answers(point.thresholds)[early] != judge.predictions[-1][early]
+    bound = upper_rate(int(differ.sum()), len(differ), 1 - DRIFT_CONFIDENCE)
+    return bound if bound < 1 else None
 
 
 def _choose_score(

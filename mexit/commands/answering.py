@@ -68,6 +68,12 @@ def serve(
     backend: Backend = "auto",
     threads: Threads = 1,
     deadline: Deadline = None,
+    watch_drift: Annotated[
+        float, typer.Option(help="Share of early answers that are compared with the full network's, such as 0.01.")
+    ] = 0.0,
+    on_drift: Annotated[
+        str, typer.Option(help="When the data has changed: alarm (log, metric) or safer (another policy).")
+    ] = "alarm",
 ) -> None:
     """Serve a bundle over HTTP: Open Inference Protocol v2, POST /v1/classify, Prometheus /metrics."""
     from mexit.flows.defaults import BUNDLES, newest
@@ -84,6 +90,8 @@ def serve(
         backend=backend,
         threads=threads,
         deadline_ms=deadline,
+        watch_drift=watch_drift,
+        on_drift=on_drift,
         ready=lambda url: say_serving(url, path, budget, with_token=token is not None),
     )
 

@@ -37,9 +37,11 @@ def demo(
 
 def train(
     *,
-    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist or folder:PATH.")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, cifar100 or folder:PATH.")
+    ] = "digits",
     data_dir: DataDir = None,
-    model: Annotated[str | None, typer.Option(help="digits-cnn or small-cnn. Default: by data set.")] = None,
+    model: Annotated[str | None, typer.Option(help="One of mexit models. Default: by data set.")] = None,
     method: Annotated[str, typer.Option(help="neo-kd, adversarial or clean.")] = "neo-kd",
     attack: Annotated[
         str | None,
@@ -53,6 +55,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="Views of training images: none or crop-flip. Default: by data set.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and attack starts.")] = None,
     keep: Annotated[
         str | None, typer.Option(help="Weights to keep: last, or best on the selection split.")
@@ -90,6 +95,7 @@ def train(
         "epochs": epochs,
         "batch": batch,
         "lr": lr,
+        "augment": augment,
         "seed": seed,
         "keep": keep,
         "recipe": recipe,

@@ -126,10 +126,14 @@ class PolicyEntry:
 
     def point(self, budget: Budget, cumulative_macs: Sequence[int]) -> FrontierPoint:
         """The largest frontier point not above the budget. Raises `BudgetInfeasible`."""
+        return self.frontier[self.place(budget, cumulative_macs)]
+
+    def place(self, budget: Budget, cumulative_macs: Sequence[int]) -> int:
+        """The place of `point` in the frontier. Raises `BudgetInfeasible`."""
         if budget.kind == "named" and budget.text in self.named:
-            return self.frontier[self.named[budget.text]]
+            return self.named[budget.text]
         macs = budget.macs(cumulative_macs)
-        affordable = [point for point in self.frontier if point.budget_macs <= macs * (1 + 1e-9)]
+        affordable = [place for place, point in enumerate(self.frontier) if point.budget_macs <= macs * (1 + 1e-9)]
         if not affordable:
             nearest = self.frontier[0].budget_macs
             raise BudgetInfeasible(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mexit.data import digits, folder, idx
+from mexit.data import cifar, digits, folder, idx
 from mexit.data.dataset import DataSet
 from mexit.errors import UsageError
 
-NAMES = ("digits", *idx.SETS)
+NAMES = ("digits", *idx.SETS, *cifar.SETS)
 _FOLDER = "folder:"
 
 
@@ -17,7 +17,7 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     """Load a data set.
 
     Args:
-        name: `digits` (in the package), `mnist`, `fashion-mnist`, or `folder:PATH`.
+        name: `digits` (in the package), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, or `folder:PATH`.
         data_dir: where downloaded sets lie; default `MEXIT_DATA`.
 
     Raises:
@@ -28,9 +28,10 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
         return digits.load()
     if name.startswith(_FOLDER) and len(name) > len(_FOLDER):
         return folder.load(Path(name[len(_FOLDER) :]).expanduser())
-    if name not in idx.SETS:
+    if name not in NAMES:
         raise UsageError(f"unknown data set '{name}': choose from {', '.join(NAMES)} or folder:PATH")
     where = data_dir or os.environ.get("MEXIT_DATA")
     if not where:
         raise UsageError(f"--data {name} needs the folder it lies in: add --data-dir DIR, or set MEXIT_DATA")
-    return idx.load(name, Path(where).expanduser())
+    reader = cifar if name in cifar.SETS else idx
+    return reader.load(name, Path(where).expanduser())

@@ -227,7 +227,7 @@ def _entry(bundle: Bundle, traces: Traces, found: Calibrated) -> PolicyEntry:
         frontier=found.frontier,
         named=found.named,
         certificates=(to_json_value(found.certificate),) if found.certificate else (),
-        drift={},
+        drift=found.drift,
     )
 
 

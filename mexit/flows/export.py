@@ -7,6 +7,7 @@ import importlib.util
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,16 +140,22 @@ def _check_images(data: DataSet, index: Any, spec: Any) -> Any:
 
 
 def _provenance(run: Path, settings: Mapping[str, Any], weights_sha256: str) -> dict[str, Any]:
-    packages = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages if _has(name)}
     return {
         "run": str(run),
         "weights_sha256": weights_sha256,
         "settings": dict(settings),
         "seeds": {"training": settings["seed"]},
-        "versions": {"mexit": __version__, "python": platform.python_version(), **versions},
+        "versions": {"mexit": __version__, "python": platform.python_version(), **_versions()},
         "commit": _commit(),
     }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _commit() -> str | None:

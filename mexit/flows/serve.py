@@ -22,6 +22,8 @@ def serve(
     backend: str = "auto",
     threads: int = 1,
     deadline_ms: float | None = None,
+    watch_drift: float = 0.0,
+    on_drift: str = "alarm",
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then finish what is in flight and return.
@@ -33,6 +35,7 @@ def serve(
         token: that requests must bear; needed for every host but this machine.
         backend, threads: see `Runtime.open`.
         deadline_ms: for requests that name none.
+        watch_drift, on_drift: see `Runtime.open`.
         ready: told the address once the server listens.
 
     Raises:
@@ -50,7 +53,9 @@ def serve(
         )
     opened = listen.bind(host, port, token)
     try:
-        runtime = Runtime.open(bundle, budget, backend=backend, threads=threads)
+        runtime = Runtime.open(
+            bundle, budget, backend=backend, threads=threads, watch_drift=watch_drift, on_drift=on_drift
+        )
         served = service.Service(runtime, limits.Limits(), threads=threads, deadline_ms=deadline_ms)
         listen.run(app.build_app(served, token), served, opened, ready)
     finally:

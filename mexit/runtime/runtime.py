@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,12 @@ from mexit.errors import BadInput, NotCalibrated, UsageError
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.camera.pipeline import Answered, watch
+from mexit.runtime.drift_watch import DriftWatch
 from mexit.runtime.engine import Answers, answer, last_exit
 from mexit.runtime.ledger import Ledger
+from mexit.runtime.plan import Plan, Planner
 from mexit.runtime.prediction import Prediction
+from mexit.runtime.reference import run_all_exits
 
 BACKENDS = ("auto", "ort")
 BATCH = 64  # rows that travel together; more gain nothing on a CPU and hold back early answers
@@ -37,13 +39,20 @@ class Runtime:
     """
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, budget: str | Budget = "low", *, use_policies: bool = True
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        budget: str | Budget = "low",
+        *,
+        threads: int = 1,
+        use_policies: bool = True,
     ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.ledger = Ledger(bundle.manifest.cumulative_macs)
-        self._entry = _entry_or_none(bundle, backend) if use_policies else None
-        self._policy_of = lru_cache(maxsize=256)(self._find_policy)
+        entry = _entry_or_none(bundle, backend) if use_policies else None
+        self._planner = Planner(bundle, backend, entry, threads)
+        self.drift_watch: DriftWatch | None = None
         self.budget = budget
 
     @staticmethod
@@ -54,15 +63,19 @@ class Runtime:
         backend: str = "auto",
         threads: int = 1,
         use_policies: bool = True,
+        watch_drift: float = 0.0,
+        on_drift: str = "alarm",
     ) -> Runtime:
         """Open a bundle directory.
 
         Args:
             path: the directory.
-            budget: default for calls that name none; `low`, `12M`, `40%`, ... (see `core.budget`).
+            budget: default for calls that name none; `low`, `12M`, `40%`, `5ms`, ... (see `core.budget`).
             backend: "auto" or "ort".
             threads: of the engine.
             use_policies: False leaves `policies.json` unread, as calibration does; only `full` works then.
+            watch_drift: share of early answers that are compared with the full network's (see `drift_watch`).
+            on_drift: "alarm" logs a changed data distribution; "safer" also moves to a safer policy.
 
         Raises:
             NotFound, Damaged, Untrusted, SchemaTooNew, StalePolicy: see `Bundle.open` and `Bundle.policies`.
@@ -73,7 +86,16 @@ class Runtime:
         if backend not in BACKENDS:
             raise UsageError(f"unknown backend '{backend}': choose from {', '.join(BACKENDS)}")
         bundle = Bundle.open(path)
-        return Runtime(bundle, OrtBackend(bundle, threads), budget, use_policies=use_policies)
+        runtime = Runtime(bundle, OrtBackend(bundle, threads), budget, threads=threads, use_policies=use_policies)
+        if watch_drift:
+            runtime.watch_drift(watch_drift, on_drift)
+        return runtime
+
+    def watch_drift(self, share: float, on_drift: str = "alarm", seed: int | None = None) -> None:
+        """Compare a share of early answers with the full network's from now on; see `drift_watch`."""
+        if self._planner.entry is None:
+            raise NotCalibrated("there are no early answers to watch: run mexit calibrate")
+        self.drift_watch = DriftWatch(self._planner.entry, share, on_drift, seed)
 
     @property
     def budget(self) -> Budget:
@@ -82,14 +104,14 @@ class Runtime:
 
     @budget.setter
     def budget(self, budget: str | Budget) -> None:
-        budget = self._as_budget(budget)
-        self._policy_of(budget)
+        budget = self._planner.parse(budget)
+        self._planner.plan(budget)
         self._budget = budget
 
     @property
     def calibrated(self) -> bool:
         """Whether thresholds exist for the engine at hand."""
-        return self._entry is not None
+        return self._planner.entry is not None
 
     def __call__(
         self,
@@ -129,23 +151,25 @@ class Runtime:
         max_exit: int | None = None,
     ) -> list[Prediction]:
         """As a call, for images that `prepare` returned."""
-        budget = self._budget if budget is None else self._as_budget(budget)
-        policy = self._policy_of(budget)
+        budget = self._budget if budget is None else self._planner.parse(budget)
+        plan = self._plan(budget)
         last_exit(len(self.backend.segments), max_exit)
         predictions: list[Prediction] = []
         waited_s = 0.0
         for start in range(0, len(tensor), BATCH):
             left_s = None if deadline_ms is None else deadline_ms / 1e3 - waited_s
+            images = tensor[start : start + BATCH]
             answers = answer(
                 self.backend,
-                tensor[start : start + BATCH],
-                policy,
+                images,
+                plan.policy,
                 len(self.bundle.manifest.classes),
                 max_exit=max_exit,
                 deadline_s=left_s,
             )
             predictions += self._predictions(answers, budget, waited_s)
             waited_s += float(answers.seconds.max(initial=0.0))
+            self._watch(images, answers, plan)
         return predictions
 
     def prepare(self, images: NDArray[Any] | Sequence[Any] | bytes) -> NDArray[np.float32]:
@@ -179,25 +203,25 @@ class Runtime:
 
     def policy(self, budget: str | Budget | None = None) -> Policy:
         """The policy that a budget selects."""
-        return self._policy_of(self._budget if budget is None else self._as_budget(budget))
+        return self._plan(self._budget if budget is None else self._planner.parse(budget)).policy
 
-    def _as_budget(self, budget: str | Budget) -> Budget:
-        if isinstance(budget, Budget):
-            return budget
-        return Budget.parse(budget, self._entry.names if self._entry else None)
+    def _plan(self, budget: Budget) -> Plan:
+        plan = self._planner.plan(budget)
+        if self.drift_watch is None or plan.place is None:
+            return plan
+        safer = self.drift_watch.safer(plan.place)
+        return plan if safer == plan.place else self._planner.at(safer)
 
-    def _find_policy(self, budget: Budget) -> Policy:
-        manifest = self.bundle.manifest
-        if budget.is_full and self._entry is None:
-            count = len(manifest.exits)
-            return Policy("max-probability", False, (1.0,) * count, (None,) * (count - 1))
-        if self._entry is None:
-            # Raises the error that says what to type.
-            self.bundle.policies().entry(self.backend.engine, self.backend.precision, self.backend.variant)
-        assert self._entry is not None
-        point = self._entry.point(budget, manifest.cumulative_macs)
-        policy = self._entry.policy(point)
-        return policy.never_leave() if budget.is_full else policy
+    def _watch(self, images: NDArray[np.float32], answers: Answers, plan: Plan) -> None:
+        """Run some early answers to the last exit, after they were timed and counted."""
+        if self.drift_watch is None or plan.place is None:
+            return
+        rows = self.drift_watch.choose(plan.place, answers.reasons)
+        if len(rows):
+            scorer = plan.policy.scorer(len(self.bundle.manifest.classes))
+            full = scorer.answer(run_all_exits(self.backend, images[rows]))[1][-1]
+            self.ledger.add_watched(len(rows))
+            self.drift_watch.observe(plan.place, answers.probabilities[rows].argmax(axis=1) != full)
 
     def _predictions(self, answers: Answers, budget: Budget, waited_s: float) -> list[Prediction]:
         manifest = self.bundle.manifest

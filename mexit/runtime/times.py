@@ -67,9 +67,9 @@ def expected_ms(point: FrontierPoint, times_ms: Sequence[float]) -> float:
     return float(np.dot(point.calibration.exits, times_ms) / point.calibration.n)
 
 
-def point_within(frontier: Sequence[FrontierPoint], limit_ms: float, times_ms: Sequence[float]) -> FrontierPoint:
-    """The most expensive point whose expected time is within the limit. Raises `BudgetInfeasible`."""
-    within = [point for point in frontier if expected_ms(point, times_ms) <= limit_ms]
+def place_within(frontier: Sequence[FrontierPoint], limit_ms: float, times_ms: Sequence[float]) -> int:
+    """The place of the most expensive point whose expected time is within the limit. Raises `BudgetInfeasible`."""
+    within = [place for place, point in enumerate(frontier) if expected_ms(point, times_ms) <= limit_ms]
     if not within:
         least = expected_ms(frontier[0], times_ms)
         raise BudgetInfeasible(

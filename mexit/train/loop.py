@@ -25,6 +25,7 @@ from mexit.data.splits import Splits
 from mexit.errors import MexitError
 from mexit.train import checkpoint
 from mexit.train.attacks.objective import Attack, craft
+from mexit.train.augment import augment
 from mexit.train.checkpoint import Progress
 from mexit.train.evaluate import attacked_batches, exit_logits, right
 from mexit.train.models import MultiExit, build, preset
@@ -142,7 +143,8 @@ class Trainer:
             yield dict(sums)
 
     def _step(self, part: NDArray[np.int64], draw: Draw, step: int) -> dict[str, float]:
-        images = self.recipe.images(torch.from_numpy(self.data.batch(part, self.spec)))
+        images = torch.from_numpy(self.data.batch(part, self.spec))
+        images = self.recipe.images(augment(images, self.settings.augment, draw, torch.from_numpy(part)))
         labels = torch.from_numpy(self.data.labels[part]).to(self.recipe.device)
         index = torch.from_numpy(part).to(self.recipe.device)
         draw.seed_layers(step)

@@ -15,6 +15,7 @@ from mexit.core.manifest import read_value
 from mexit.errors import UsageError
 from mexit.train.attacks.gradient import Steps
 from mexit.train.attacks.objective import Attack
+from mexit.train.augment import AUGMENTS
 from mexit.train.objectives import default_attack
 
 KEEP = ("last", "best")
@@ -37,6 +38,7 @@ class TrainSettings:
         epochs, batch: passes over the training split, samples a step.
         lr, momentum, weight_decay: of SGD.
         decay_at: fractions of the run after which lr is multiplied by `decay_factor`.
+        augment: random views of training images: "none" or "crop-flip", see `augment`.
         seed: of weights, order, starts and dropout.
         recipe: "bf16" (autocast and channels_last), "fp32", or "auto" (bf16 where the processor has it).
         keep: which weights are kept: "last", or "best" mean attacked accuracy on the selection split.
@@ -60,6 +62,7 @@ class TrainSettings:
     weight_decay: float = 5e-4
     decay_at: tuple[float, ...] = ()
     decay_factor: float = 0.1
+    augment: str = "none"
     seed: int = 0
     recipe: str = "auto"
     keep: str = "last"
@@ -76,6 +79,8 @@ class TrainSettings:
             raise UsageError(f"seed must be at least 0, found {self.seed}")
         if self.keep not in KEEP or self.recipe not in RECIPES:
             raise UsageError(f"keep must be one of {', '.join(KEEP)}, recipe one of {', '.join(RECIPES)}")
+        if self.augment not in AUGMENTS:
+            raise UsageError(f"augment must be one of {', '.join(AUGMENTS)}, found '{self.augment}'")
         self.training_attack()
 
     def training_attack(self) -> Attack | None:
@@ -115,6 +120,19 @@ _MNIST_RDI = {
     "epochs": 56, "batch": 256, "lr": 0.033, "weight_decay": 5e-4, "decay_at": (11_700 / 13_100, 12_900 / 13_100),
     "eps": 0.3, "step": 0.01, "steps": 40, "test_steps": 40, "craft_train_mode": True,
 }  # fmt: skip
+_CIFAR_NEO_KD = {
+    "epochs": 150, "batch": 128, "lr": 0.1, "weight_decay": 5e-4, "decay_at": (75 / 150, 115 / 150),
+    "eps": 8 / 255, "step": 2 / 255, "steps": 7, "test_steps": 50, "augment": "crop-flip",
+}  # fmt: skip
+# 64,000 steps of 128 images are 164 passes over the 50,000 of CIFAR, 82,000 are 210.
+_CIFAR_RDI = {
+    "model": "resnet38", "epochs": 164, "batch": 128, "lr": 0.1, "weight_decay": 1e-4, "decay_at": (32 / 64, 48 / 64),
+    "eps": 8 / 255, "step": 2 / 255, "steps": 10, "test_steps": 20, "craft_train_mode": True, "augment": "crop-flip",
+}  # fmt: skip
+_CIFAR_RDI_MOBILENETV2 = _CIFAR_RDI | {
+    "model": "mobilenetv2", "epochs": 210, "lr": 0.05, "decay_at": (61.7 / 82, 70 / 82, 78 / 82),
+}  # fmt: skip
+_CIFAR = {"neo_kd": _CIFAR_NEO_KD, "rdi": _CIFAR_RDI, "rdi_mobilenetv2": _CIFAR_RDI_MOBILENETV2}
 _RDI_WEIGHTS = {"clean_weight": 0.5, "attacked_weight": 0.5}
 _DEMO = {
     "epochs": 20, "batch": 64, "lr": 0.03, "weight_decay": 5e-4, "decay_at": (0.6, 0.85),
@@ -124,9 +142,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {"demo": _DEMO},
     "mnist": {"neo_kd": _MNIST_NEO_KD, "rdi": _MNIST_RDI},
     "fashion-mnist": {"neo_kd": _MNIST_NEO_KD, "rdi": _MNIST_RDI},
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
     "folder": {"neo_kd": {**_MNIST_NEO_KD, "eps": 8 / 255, "step": 2 / 255}},
 }
-DEFAULT_MODELS = {"digits": "digits-cnn"}
+DEFAULT_MODELS = {"digits": "digits-cnn", "cifar10": "msdnet-cifar10", "cifar100": "msdnet-cifar100"}
 
 
 def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSettings:
@@ -150,6 +170,6 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     default = default_attack(values.get("method", TrainSettings.method))
     if default == "none" or "attack" not in values:
         values["attack"] = default
-    if preset == "rdi" and values.get("method") in ("adversarial", "neo-kd"):
+    if preset.startswith("rdi") and values.get("method") in ("adversarial", "neo-kd"):
         values["options"] = _RDI_WEIGHTS | dict(values.get("options", {}))
     return TrainSettings(**values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,13 @@ class Metrics:
         )
         self._errors = Counter("mexit_errors_total", "Responses by error status", ["status"], registry=registry)
         self._statistics = _Statistics()
+
+    def watch_drift(self, watched_macs: Callable[[], float], alarms: Callable[[], float]) -> None:
+        """Read two more series from the runtime whenever they are asked for."""
+        spent = Gauge("mexit_watch_macs", "Multiply-adds spent on the drift watch so far", registry=self._registry)
+        spent.set_function(watched_macs)
+        raised = Gauge("mexit_drift_alarms", "Policies whose data has changed", registry=self._registry)
+        raised.set_function(alarms)
 
     def started(self, route: str) -> None:
         """A request reached a route."""

@@ -53,6 +53,8 @@ class Service:
         self.runtime = runtime
         self.limits = limits
         self.metrics = Metrics(runtime.bundle.manifest.name, runtime.budget.text)
+        if (drift := runtime.drift_watch) is not None:
+            self.metrics.watch_drift(lambda: runtime.ledger.account().watch_macs, lambda: len(drift.alarms))
         self.workshop = Workshop(_workers(threads), limits.jobs)
         self.storage = Storage(limits.held_bytes)
         self.stopping = False

@@ -1,0 +1,65 @@
+"""From a budget to a policy: which point of the calibrated frontier a request gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from mexit.core.budget import Budget
+from mexit.core.bundle import Bundle
+from mexit.core.policies import PolicyEntry
+from mexit.core.policy import Policy
+from mexit.errors import NotCalibrated
+from mexit.runtime.backends.base import Backend
+from mexit.runtime.times import device_times, place_within
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a budget selects.
+
+    Attributes:
+        policy: decides who leaves where.
+        place: in the frontier; None where nothing is calibrated.
+    """
+
+    policy: Policy
+    place: int | None
+
+
+class Planner:
+    """The plans of one bundle in one engine. Plans are remembered; times are measured when first asked for."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, entry: PolicyEntry | None, threads: int) -> None:
+        self._bundle, self._backend, self.entry, self._threads = bundle, backend, entry, threads
+        self.plan = lru_cache(maxsize=256)(self._plan)
+
+    def parse(self, budget: str | Budget) -> Budget:
+        """A budget as typed, the names of this bundle's own budgets included. Raises `UsageError`."""
+        if isinstance(budget, Budget):
+            return budget
+        return Budget.parse(budget, self.entry.names if self.entry else None)
+
+    def at(self, place: int) -> Plan:
+        """The plan of one frontier point."""
+        assert self.entry is not None
+        return Plan(self.entry.policy(self.entry.frontier[place]), place)
+
+    def _plan(self, budget: Budget) -> Plan:
+        entry = self.entry
+        if entry is None:
+            return Plan(self._uncalibrated(budget), None)
+        if budget.is_full:
+            return Plan(entry.policy(entry.frontier[-1]).never_leave(), len(entry.frontier) - 1)
+        if budget.kind == "ms":
+            times_ms = device_times(self._bundle, self._backend, entry.policy(entry.frontier[-1]), self._threads)
+            return self.at(place_within(entry.frontier, budget.value, times_ms))
+        return self.at(entry.place(budget, self._bundle.manifest.cumulative_macs))
+
+    def _uncalibrated(self, budget: Budget) -> Policy:
+        if not budget.is_full:
+            backend = self._backend
+            self._bundle.policies().entry(backend.engine, backend.precision, backend.variant)
+            raise NotCalibrated(f"budget '{budget.text}' needs thresholds; only 'full' works without")
+        count = len(self._bundle.manifest.exits)
+        return Policy("max-probability", False, (1.0,) * count, (None,) * (count - 1))

@@ -1,0 +1,280 @@
+"""Writes that fail and writers that are killed: what was there is there, or the new one is, whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import program, quiet
+from failing_disk import fail_every_call_in_turn
+
+from mexit.core import files
+from mexit.core.bundle import Bundle
+from mexit.core.trace import Trace
+from mexit.flows.inspect import inspect
+from mexit.flows.train import train
+from mexit.train import checkpoint
+
+once_or_for_good = pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
+LIMIT_BYTES = 2048
+
+
+@pytest.fixture
+def other_bundle(bundle_copy: Path) -> Bundle:
+    """The same network under other class names, hence with another id, in memory."""
+    opened = Bundle.open(bundle_copy)
+    manifest = dataclasses.replace(opened.manifest, classes=tuple("abcdefghij"))
+    contents = {spec.file: (bundle_copy / spec.file).read_bytes() for spec in manifest.files}
+    return Bundle.from_parts(bundle_copy, manifest, contents)
+
+
+@pytest.fixture
+def run_copy(workspace: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(workspace / "runs" / "digits", tmp_path / "runs" / "digits"))
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+@once_or_for_good
+def test_a_new_bundle_is_there_whole_or_not_at_all(
+    other_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_good: bool
+) -> None:
+    target = dataclasses.replace(other_bundle, path=tmp_path / "new" / "digits")
+
+    def check(succeeded: bool) -> None:
+        if target.path.exists():
+            assert Bundle.open(target.path).id == target.id
+            shutil.rmtree(target.path)
+        else:
+            assert not succeeded
+        assert not target.path.parent.exists() or names(target.path.parent) == set()
+
+    assert fail_every_call_in_turn(monkeypatch, target.write, check, for_good=for_good) > 25
+
+
+@pytest.mark.parametrize("swap", [True, False], ids=["names are swapped", "two renames"])
+def test_a_replaced_bundle_is_the_old_or_the_new_one(
+    other_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, swap: bool
+) -> None:
+    if not swap:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    old = Bundle.open(other_bundle.path)
+    seen = set()
+
+    def check(succeeded: bool) -> None:
+        found = Bundle.open(old.path)
+        seen.add(found.id)
+        assert found.id == other_bundle.id if succeeded else found.id in (old.id, other_bundle.id)
+        assert names(old.path.parent) == {"digits"}
+        old.write(replace=True)
+
+    assert fail_every_call_in_turn(monkeypatch, lambda: other_bundle.write(replace=True), check) > 25
+    assert seen == {old.id, other_bundle.id}
+
+
+@once_or_for_good
+def test_policies_and_their_traces_are_the_old_or_the_new_ones(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, for_good: bool
+) -> None:
+    bundle = Bundle.open(bundle_copy)
+    old = bundle.policies()
+    trace = bundle.load_trace(old.entries[0].trace)
+    kept = {
+        ref.file: (bundle_copy / ref.file).read_bytes() for ref in (old.entries[0].trace, *old.entries[0].evidence)
+    }
+
+    def write() -> None:
+        newer = bundle.save_trace(Trace(trace.logits + 1, trace.labels, trace.index, trace.origin))
+        bundle.save_policies(old.with_entry(dataclasses.replace(old.entries[0], trace=newer, evidence=())))
+
+    def check(succeeded: bool) -> None:
+        found = inspect(bundle_copy).policies  # loads every trace that is named
+        assert found is not None
+        assert found != old or not succeeded
+        assert not [
+            name for folder in (bundle_copy, bundle_copy / "traces") for name in names(folder) if ".tmp" in name
+        ]
+        for file, content in kept.items():
+            (bundle_copy / file).write_bytes(content)
+        bundle.save_policies(old)
+
+    assert fail_every_call_in_turn(monkeypatch, write, check, for_good=for_good) >= 12
+
+
+def weights_of(run: Path) -> bytes:
+    return b"".join(value.numpy().tobytes() for value in checkpoint.load_model(run)[0].state_dict().values())
+
+
+def doubled(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+
+
+def test_weights_are_the_old_or_the_new_ones(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, settings, _ = checkpoint.load_model(run_copy)
+    old = weights_of(run_copy)
+    original = (run_copy / checkpoint.WEIGHTS).read_bytes()
+    doubled(model)
+
+    def check(succeeded: bool) -> None:
+        assert weights_of(run_copy) != old or not succeeded
+        assert not [name for name in names(run_copy) if ".tmp" in name]
+        (run_copy / checkpoint.WEIGHTS).write_bytes(original)
+
+    def write() -> None:
+        checkpoint.save_weights(run_copy, model.state_dict(), settings, 10)
+
+    assert fail_every_call_in_turn(monkeypatch, write, check) >= 6
+
+
+def test_a_checkpoint_is_the_old_or_the_new_one(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, _ = checkpoint.load_model(run_copy)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    old, _ = checkpoint.restore(run_copy, model, optimiser)
+    original = (run_copy / checkpoint.CHECKPOINT).read_bytes()
+    newer = dataclasses.replace(old, epoch=old.epoch + 1)
+    seen = set()
+
+    def check(succeeded: bool) -> None:
+        found, _ = checkpoint.restore(run_copy, model, optimiser)
+        assert found == newer if succeeded else found in (old, newer)
+        seen.add(found.epoch)
+        (run_copy / checkpoint.CHECKPOINT).write_bytes(original)
+
+    def write() -> None:
+        checkpoint.save(run_copy, model, optimiser, newer, model.state_dict())
+
+    assert fail_every_call_in_turn(monkeypatch, write, check) >= 6
+    assert seen == {old.epoch, newer.epoch}
+
+
+QUICK = {"method": "clean", "epochs": 1, "batch": 943, "recipe": "fp32"}
+
+
+def test_a_run_whose_disk_failed_anywhere_ends_in_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture
+    run = Path("runs/quick")
+    train(given=QUICK, out=run, threads=1)
+    expected = (run / checkpoint.WEIGHTS).read_bytes()
+    shutil.rmtree("runs")
+
+    def check(succeeded: bool) -> None:
+        if not succeeded:
+            train(given=QUICK, out=run, resume=(run / checkpoint.SETTINGS).exists(), threads=1)
+        assert (run / checkpoint.WEIGHTS).read_bytes() == expected
+        assert len((run / checkpoint.LOG).read_text().splitlines()) == 1
+        shutil.rmtree("runs")
+
+    assert fail_every_call_in_turn(monkeypatch, lambda: train(given=QUICK, out=run, threads=1), check) > 25
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_BYTES, LIMIT_BYTES))
+
+
+def test_a_limit_on_file_size_leaves_a_bundle_as_it_was(bundle_copy: Path) -> None:
+    before = {path: path.read_bytes() for path in bundle_copy.rglob("*") if path.is_file()}
+    done = program("calibrate", bundle_copy, "--attack", "none", preexec_fn=limited)
+    assert done.returncode == 1
+    assert "File too large; what was there before is untouched" in done.stderr
+    assert {path: path.read_bytes() for path in bundle_copy.rglob("*") if path.is_file()} == before
+
+
+def test_a_limit_on_file_size_leaves_a_run_that_can_be_resumed() -> None:
+    flags = ["--method", "clean", "--epochs", "1", "--batch", "943", "--threads", "1"]
+    done = program("train", *flags, preexec_fn=limited)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    again = program("train", *(["--resume"] if Path("runs/latest").exists() else flags))
+    assert again.returncode == 0, again.stderr
+
+
+WRITERS: dict[str, str] = {
+    "bundle": """
+        one, other = [Bundle.open(path) for path in sys.argv[2:4]]
+        target = sys.argv[4] + "/target"
+        bundles = [dataclasses.replace(bundle, path=Path(target)) for bundle in (one, other)]
+        def write(turn): bundles[turn % 2].write(replace=True)
+        def check(): assert Bundle.open(target).id in (one.id, other.id)
+    """,
+    "policies": """
+        bundle = Bundle.open(sys.argv[2])
+        old = bundle.policies()
+        trace = bundle.load_trace(old.entries[0].trace)
+        traces = [Trace(trace.logits + turn, trace.labels, trace.index, trace.origin) for turn in (0, 1)]
+        def write(turn):
+            ref = bundle.save_trace(traces[turn % 2])
+            bundle.save_policies(old.with_entry(dataclasses.replace(old.entries[0], trace=ref, evidence=())))
+        def check(): assert inspect(bundle.path).policies.entries
+    """,
+    "checkpoint": """
+        import torch
+        from mexit.train import checkpoint
+        run = Path(sys.argv[5])
+        model, settings, _ = checkpoint.load_model(run)
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        place, _ = checkpoint.restore(run, model, optimiser)
+        def write(turn):
+            progress = dataclasses.replace(place, epoch=turn % 2)
+            checkpoint.save(run, model, optimiser, progress, model.state_dict())
+            checkpoint.save_weights(run, model.state_dict(), settings, 10)
+        def check():
+            assert checkpoint.restore(run, model, optimiser)[0].epoch in (0, 1)
+            checkpoint.load_model(run)
+    """,
+}
+KILLER = """
+import dataclasses, json, os, random, signal, sys, time
+from pathlib import Path
+from mexit.core.bundle import Bundle
+from mexit.core.trace import Trace
+from mexit.flows.inspect import inspect
+{writer}
+write(0)
+check()
+moments, caught, root = random.Random(7), 0, Path(sys.argv[4])
+for turn in range(int(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        for place in range(1_000_000):
+            write(place)
+    time.sleep(moments.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    check()
+    caught += any(root.rglob(".*.tmp-*"))
+write(0)
+write(1)
+check()
+print(json.dumps({{"caught": caught, "left": [str(path) for path in root.rglob(".*.tmp-*")]}}))
+"""
+KILLS = 60
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_writer_killed_at_any_moment_leaves_the_old_or_the_new_one(
+    kind: str, bundle_copy: Path, other_bundle: Bundle, run_copy: Path, tmp_path: Path
+) -> None:
+    other = dataclasses.replace(other_bundle, path=tmp_path / "other")
+    other.write()
+    writer = "\n".join(line[8:] for line in WRITERS[kind].splitlines())
+    arguments = [str(KILLS), str(bundle_copy), str(other.path), str(tmp_path), str(run_copy)]
+    command = [sys.executable, "-c", KILLER.format(writer=writer), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=quiet(), check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["caught"] > KILLS // 10, "too few of the kills came during a write to prove anything"
+    assert found["left"] == []
