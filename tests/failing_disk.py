@@ -92,7 +92,7 @@ def fail_every_call_in_turn(
     Args:
         monkeypatch: to patch and restore with.
         write: what is tried again and again.
-        check: told after every attempt whether `write` succeeded; the disk works again by then.
+        check: told after every attempt whether `write` says that it succeeded; the disk works again by then.
         for_good: after the N-th call every later one fails too, as on a disk that stays full.
 
     Returns:
@@ -102,14 +102,15 @@ def fail_every_call_in_turn(
         assert nth < MANY, "the disk fails without end"
         with monkeypatch.context() as patch:
             disk = FailingDisk(patch, nth, for_good=for_good)
-            succeeded = True
+            error = None
             try:
                 write()
-            except MexitError as error:
-                succeeded = False
-                assert "No space left on device" in str(error)
-        assert succeeded != disk.struck, f"call {nth} failed and nobody was told"
-        check(succeeded)
+            except MexitError as caught:
+                error = caught
+        if error is not None:
+            assert disk.struck
+            assert "No space left on device" in str(error)
+        check(error is None)
         if not disk.struck:
             return nth - 1
     raise AssertionError

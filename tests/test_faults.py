@@ -8,7 +8,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,7 +140,7 @@ def test_weights_are_the_old_or_the_new_ones(run_copy: Path, monkeypatch: pytest
 def test_a_checkpoint_is_the_old_or_the_new_one(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, _ = checkpoint.load_model(run_copy)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    old, _ = checkpoint.restore(run_copy, model, optimiser)
+    old, kept = checkpoint.restore(run_copy, model, optimiser)
     original = (run_copy / checkpoint.CHECKPOINT).read_bytes()
     newer = dataclasses.replace(old, epoch=old.epoch + 1)
     seen = set()
@@ -153,7 +152,7 @@ def test_a_checkpoint_is_the_old_or_the_new_one(run_copy: Path, monkeypatch: pyt
         (run_copy / checkpoint.CHECKPOINT).write_bytes(original)
 
     def write() -> None:
-        checkpoint.save(run_copy, model, optimiser, newer, model.state_dict())
+        checkpoint.save(run_copy, model, optimiser, newer, kept)
 
     assert fail_every_call_in_turn(monkeypatch, write, check) >= 6
     assert seen == {old.epoch, newer.epoch}
@@ -168,13 +167,13 @@ def test_a_run_whose_disk_failed_anywhere_ends_in_the_same_weights(
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture
     run = Path("runs/quick")
     train(given=QUICK, out=run, threads=1)
-    expected = (run / checkpoint.WEIGHTS).read_bytes()
+    expected = weights_of(run)
     shutil.rmtree("runs")
 
     def check(succeeded: bool) -> None:
         if not succeeded:
             train(given=QUICK, out=run, resume=(run / checkpoint.SETTINGS).exists(), threads=1)
-        assert (run / checkpoint.WEIGHTS).read_bytes() == expected
+        assert weights_of(run) == expected
         assert len((run / checkpoint.LOG).read_text().splitlines()) == 1
         shutil.rmtree("runs")
 
@@ -226,10 +225,10 @@ WRITERS: dict[str, str] = {
         run = Path(sys.argv[5])
         model, settings, _ = checkpoint.load_model(run)
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        place, _ = checkpoint.restore(run, model, optimiser)
+        stood, kept = checkpoint.restore(run, model, optimiser)
         def write(turn):
-            progress = dataclasses.replace(place, epoch=turn % 2)
-            checkpoint.save(run, model, optimiser, progress, model.state_dict())
+            progress = dataclasses.replace(stood, epoch=turn % 2)
+            checkpoint.save(run, model, optimiser, progress, kept)
             checkpoint.save_weights(run, model.state_dict(), settings, 10)
         def check():
             assert checkpoint.restore(run, model, optimiser)[0].epoch in (0, 1)
@@ -249,11 +248,11 @@ moments, caught, root = random.Random(7), 0, Path(sys.argv[4])
 for turn in range(int(sys.argv[1])):
     child = os.fork()
     if child == 0:
-        for place in range(1_000_000):
-            write(place)
+        for again in range(1_000_000):
+            write(again)
     time.sleep(moments.uniform(0, 0.02))
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the writer ended by itself"
     check()
     caught += any(root.rglob(".*.tmp-*"))
 write(0)

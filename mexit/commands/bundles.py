@@ -25,6 +25,12 @@ def export(
     replace: Annotated[
         bool, typer.Option("--replace", help="Put the bundle in place of an existing one.")
     ] = False,
+    with_images: Annotated[
+        bool,
+        typer.Option(
+            "--with-calibration-images", help="Put images into the bundle, for devices without the data set."
+        ),
+    ] = False,
     no_calibrate: Annotated[bool, typer.Option("--no-calibrate", help="Set no thresholds yet.")] = False,
     json: Json = False,
 ) -> None:
@@ -45,6 +51,7 @@ def export(
         data_dir=data_dir,
         replace=replace,
         with_calibration=not no_calibrate,
+        with_images=with_images,
         progress=RichProgress(),
     )
     if json:
@@ -61,7 +68,8 @@ def calibrate(
     bundle: BundleArg = None,
     *,
     data: Annotated[
-        str | None, typer.Option(help="Other data than the bundle's own, such as folder:PATH.")
+        str | None,
+        typer.Option(help="Other data than the bundle's own: folder:PATH, or bundle for the images in it."),
     ] = None,
     data_dir: DataDir = None,
     budget: Annotated[

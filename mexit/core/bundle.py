@@ -101,6 +101,10 @@ class Bundle:
         """The ONNX bytes of segment `k` (from 1), as they were hashed."""
         return self._content[self.manifest.variants[variant].segments[k - 1].file]
 
+    def content(self, file: str) -> bytes:
+        """The bytes of a file that the manifest names, as they were hashed."""
+        return self._content[file]
+
     def splits(self) -> bytes | None:
         """The bytes of the stored index lists, as they were hashed."""
         return self._content[self.manifest.splits.file.file] if self.manifest.splits else None

@@ -165,6 +165,7 @@ class Manifest:
     exits: tuple[ExitSpec, ...]
     variants: Mapping[str, Variant]
     splits: DataSpec | None
+    calibration: tuple[FileSpec, ...]
     provenance: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -204,7 +205,7 @@ class Manifest:
     @property
     def files(self) -> tuple[FileSpec, ...]:
         """Every file that the manifest vouches for."""
-        return (*([self.splits.file] if self.splits else []), *self.graphs)
+        return (*([self.splits.file] if self.splits else []), *self.calibration, *self.graphs)
 
     def to_json(self) -> dict[str, Any]:
         """As `bundle.json` stores it."""

@@ -33,5 +33,5 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     where = data_dir or os.environ.get("MEXIT_DATA")
     if not where:
         raise UsageError(f"--data {name} needs the folder it lies in: add --data-dir DIR, or set MEXIT_DATA")
-    reader = cifar if name in cifar.SETS else idx
-    return reader.load(name, Path(where).expanduser())
+    path = Path(where).expanduser()
+    return cifar.load(name, path) if name in cifar.SETS else idx.load(name, path)

@@ -40,8 +40,12 @@ def assemble(
     segments: Sequence[OnnxSegment],
     splits: Splits,
     provenance: Mapping[str, Any],
+    calibration: Mapping[str, bytes] | None = None,
 ) -> Parts:
-    """Put the parts of an fp32 bundle together, costs counted on the graphs."""
+    """Put the parts of an fp32 bundle together, costs counted on the graphs.
+
+    `calibration` holds images that are to travel in the bundle, by their path in it.
+    """
     splits_bytes = splits.to_bytes()
     files = {f"segments/fp32/{k}.onnx": segment.content for k, segment in enumerate(segments, start=1)}
     specs = tuple(
@@ -53,7 +57,7 @@ def assemble(
         data_set=splits.data_set,
         sha256=splits.data_sha256,
         parts={part: SplitSpec(len(index), hashes[part]) for part, index in splits.parts.items()},
-        file=FileSpec(SPLITS, sha256_bytes(splits_bytes), len(splits_bytes)),
+        file=_file_spec(SPLITS, splits_bytes),
     )
     manifest = Manifest(
         format=FORMAT,
@@ -64,9 +68,14 @@ def assemble(
         exits=_exits(segments),
         variants={"fp32": Variant(specs, None)},
         splits=data,
+        calibration=tuple(_file_spec(file, content) for file, content in (calibration or {}).items()),
         provenance=provenance,
     )
-    return Parts(manifest, {**files, SPLITS: splits_bytes})
+    return Parts(manifest, {**files, **(calibration or {}), SPLITS: splits_bytes})
+
+
+def _file_spec(file: str, content: bytes) -> FileSpec:
+    return FileSpec(file, sha256_bytes(content), len(content))
 
 
 def _exits(segments: Sequence[OnnxSegment]) -> tuple[ExitSpec, ...]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mexit.calibrate.calibrate import AUTO, Calibrated, Traces, Wish
 from mexit.calibrate.calibrate import calibrate as decide
@@ -23,15 +20,15 @@ from mexit.core.trace import Trace
 from mexit.data import catalog
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits, split
-from mexit.errors import UsageError
+from mexit.errors import MexitError, UsageError
 from mexit.flows import gradients, plots
 from mexit.flows.defaults import BUNDLES, newest
 from mexit.flows.progress import Progress, Silent
-from mexit.runtime.record import Batch, record
+from mexit.flows.samples import BundlePool, DataPool, Pool, Samples
+from mexit.runtime.record import record
 from mexit.runtime.runtime import Runtime
 
-BATCH = 64
-ATTACKED_SAMPLES = {"calibration": 500, "certification": 1000}
+IN_BUNDLE = "bundle"
 REPORTS = Path("reports")
 
 
@@ -79,7 +76,8 @@ def calibrate(
 
     Args:
         bundle: a directory; default the newest bundle.
-        data: default the bundle's own data set with its stored splits; another (`folder:PATH`) is split anew.
+        data: default the bundle's own data set with its stored splits, or the images in the bundle where that is
+            not at hand; `bundle` insists on those; another (`folder:PATH`) is split anew.
         data_dir: where data sets lie; default `MEXIT_DATA`.
         budgets: further budgets by name, as typed (`{"mine": "40%"}`).
         measure, ensemble, policy: see `calibrate.calibrate.Wish`.
@@ -127,20 +125,61 @@ def _record(
     runtime: Runtime, data: str | None, data_dir: str | Path | None, attack: str, progress: Progress
 ) -> tuple[Traces, str]:
     """The traces of this engine, and why there are none under attack (empty if there are)."""
-    data_set, splits = _data(runtime.bundle, data, data_dir)
+    pool, why_not = _pool(runtime.bundle, data, data_dir, attack, progress)
+
+    def trace(samples: Samples) -> Trace:
+        with progress.track(f"recording {samples.split}, {samples.condition[:24]}", samples.n) as advance:
+            return record(
+                runtime.backend,
+                samples.batches,
+                model=runtime.bundle.id,
+                split=samples.split,
+                condition=samples.condition,
+                data_sha256=pool.data_sha256,
+                progress=lambda count: advance(count, ""),
+            )
+
+    found: dict[str, Trace | None] = {}
+    for split_name in ("calibration", "certification"):
+        attacked = pool.attacked(split_name) if attack != "none" else None
+        found[split_name] = trace(pool.clean(split_name))
+        found[f"{split_name}_attacked"] = trace(attacked) if attacked else None
+    calibration, certification = found["calibration"], found["certification"]
+    assert calibration is not None
+    assert certification is not None
+    attacked_traces = found["calibration_attacked"], found["certification_attacked"]
+    return Traces(calibration, attacked_traces[0], certification, attacked_traces[1]), why_not
+
+
+def _pool(
+    bundle: Bundle, data: str | None, data_dir: str | Path | None, attack: str, progress: Progress
+) -> tuple[Pool, str]:
+    """Where samples come from: what was named, else the bundle's own data set, else the images in the bundle."""
+    travelling = BundlePool.of(bundle)
+    if data == IN_BUNDLE or (data is None and travelling is not None and not _at_hand(bundle, data_dir)):
+        if travelling is None:
+            raise UsageError(
+                f"{bundle.path} carries no images: mexit export --with-calibration-images puts them in"
+            )
+        progress.note(f"using the images in {bundle.path}")
+        why_not = "" if travelling.attacked("certification") else "the bundle carries no attacked images"
+        return travelling, "no attack was asked for" if attack == "none" else why_not
+    data_set, splits = _data(bundle, data, data_dir)
     source, why_not = (None, "no attack was asked for")
     if attack != "none" and data is None:
-        source, why_not = gradients.of_bundle_or_why_not(runtime.bundle)
+        source, why_not = gradients.of_bundle_or_why_not(bundle)
     elif attack != "none":
         why_not = f"{data} is not the data that the run was trained on"
-    recorder = _Recorder(runtime, data_set, splits, progress)
-    traces = Traces(
-        calibration=recorder.clean("calibration"),
-        calibration_attacked=recorder.attacked("calibration", source, attack) if source else None,
-        certification=recorder.clean("certification"),
-        certification_attacked=recorder.attacked("certification", source, attack) if source else None,
-    )
-    return traces, why_not
+    return DataPool(data_set, splits, bundle.manifest.input, source, attack), why_not
+
+
+def _at_hand(bundle: Bundle, data_dir: str | Path | None) -> bool:
+    """Whether the data set that the bundle was made from can be read here."""
+    try:
+        _data(bundle, None, data_dir)
+    except MexitError:
+        return False
+    return True
 
 
 def _data(bundle: Bundle, data: str | None, data_dir: str | Path | None) -> tuple[DataSet, Splits]:
@@ -159,57 +198,6 @@ def _data(bundle: Bundle, data: str | None, data_dir: str | Path | None) -> tupl
     splits = Splits.from_bytes(stored, bundle.path / "splits.npz")
     splits.check(data_set)
     return data_set, splits
-
-
-@dataclass(frozen=True)
-class _Recorder:
-    """Makes traces of one engine."""
-
-    runtime: Runtime
-    data: DataSet
-    splits: Splits
-    progress: Progress
-
-    def clean(self, part: str) -> Trace:
-        return self._record(part, self.splits.part(part), "clean", None)
-
-    def attacked(self, part: str, source: gradients.Source, objective: str) -> Trace:
-        """Of at most `ATTACKED_SAMPLES`, evenly spaced; reported robustness is computed in float32, slowly."""
-        index, most = self.splits.part(part), ATTACKED_SAMPLES[part]
-        if len(index) > most:
-            index = index[np.linspace(0, len(index) - 1, most).astype(np.int64)]
-        attack = source.attack(objective, None, None)
-        return self._record(part, index, attack.describe(), source.crafter(attack))
-
-    def _record(
-        self,
-        part: str,
-        index: NDArray[np.int64],
-        condition: str,
-        craft: Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None,
-    ) -> Trace:
-        bundle = self.runtime.bundle
-        title = f"recording {part}, {'clean' if craft is None else 'attacked'}"
-        with self.progress.track(title, len(index)) as advance:
-            return record(
-                self.runtime.backend,
-                self._batches(index, craft),
-                model=bundle.id,
-                split=part,
-                condition=condition,
-                data_sha256=self.data.sha256,
-                progress=lambda count: advance(count, ""),
-            )
-
-    def _batches(
-        self,
-        index: NDArray[np.int64],
-        craft: Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None,
-    ) -> Iterator[Batch]:
-        for part in np.array_split(index, range(BATCH, len(index), BATCH)):
-            images = self.data.batch(part, self.runtime.bundle.manifest.input)
-            labels = self.data.labels[part]
-            yield (images if craft is None else craft(images, labels, part)), labels, part
 
 
 def _entry(bundle: Bundle, traces: Traces, found: Calibrated) -> PolicyEntry:

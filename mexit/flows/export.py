@@ -23,7 +23,9 @@ from mexit.data.dataset import DataSet
 from mexit.errors import MissingExtra, UsageError, missing_extra
 from mexit.flows.calibrate import CalibrateResult, calibrate
 from mexit.flows.defaults import BUNDLES, RUNS, is_bundle, newest, remember
+from mexit.flows.gradients import Source
 from mexit.flows.progress import Progress, Silent
+from mexit.flows.samples import DataPool, gather
 
 CHECK_IMAGES = 64
 
@@ -52,6 +54,7 @@ def export(
     data_dir: str | Path | None = None,
     replace: bool = False,
     with_calibration: bool = True,
+    with_images: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export a run.
@@ -62,6 +65,7 @@ def export(
         data_dir: where data sets lie; default `MEXIT_DATA`.
         replace: put the bundle in place of an existing one.
         with_calibration: also set thresholds, on the run's own held-out split.
+        with_images: put calibration images, clean and attacked, into the bundle, for devices without the data.
         progress: who listens.
 
     Raises:
@@ -79,7 +83,7 @@ def export(
         raise UsageError(f"{out} exists already: choose another name with --out, or add --replace")
     if out.exists() and not is_bundle(out):
         raise UsageError(f"{out} is no bundle, so it is not replaced: choose another name with --out")
-    bundle, differences = _build(run, out, data_dir, progress)
+    bundle, differences = _build(run, out, data_dir, with_images, progress)
     bundle.write(replace=replace)
     remember(BUNDLES, out)
     progress.note(f"wrote {out}: {len(differences)} segments, logits within {max(differences):.1e} of torch")
@@ -106,7 +110,9 @@ def export_trt(bundle: Path) -> None:
     )
 
 
-def _build(run: Path, out: Path, data_dir: str | Path | None, progress: Progress) -> tuple[Bundle, list[float]]:
+def _build(
+    run: Path, out: Path, data_dir: str | Path | None, with_images: bool, progress: Progress
+) -> tuple[Bundle, list[float]]:
     """The bundle in memory, checked against torch."""
     try:
         from mexit.export import check, segments, to_onnx, write
@@ -128,7 +134,11 @@ def _build(run: Path, out: Path, data_dir: str | Path | None, progress: Progress
             exported.append(to_onnx.to_onnx(cut))
             advance(1, "")
     provenance = _provenance(run, settings.to_json(), sha256_file(run / checkpoint.WEIGHTS))
-    parts = write.assemble(out.name, data.classes, spec, exported, splits, provenance)
+    travelling = {}
+    if with_images:
+        pool = DataPool(data, splits, spec, Source(model, settings), "average")
+        travelling = {images.file: images.to_bytes() for images in gather(pool, progress)}
+    parts = write.assemble(out.name, data.classes, spec, exported, splits, provenance, travelling)
     bundle = Bundle.from_parts(out, parts.manifest, parts.files)
     backend = OrtBackend(bundle)
     images = _check_images(data, splits.part("selection"), spec)

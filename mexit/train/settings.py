@@ -126,8 +126,9 @@ _CIFAR_NEO_KD = {
 }  # fmt: skip
 # 64,000 steps of 128 images are 164 passes over the 50,000 of CIFAR, 82,000 are 210.
 _CIFAR_RDI = {
-    "model": "resnet38", "epochs": 164, "batch": 128, "lr": 0.1, "weight_decay": 1e-4, "decay_at": (32 / 64, 48 / 64),
-    "eps": 8 / 255, "step": 2 / 255, "steps": 10, "test_steps": 20, "craft_train_mode": True, "augment": "crop-flip",
+    "model": "resnet38", "epochs": 164, "batch": 128, "lr": 0.1, "weight_decay": 1e-4,
+    "decay_at": (32 / 64, 48 / 64), "eps": 8 / 255, "step": 2 / 255, "steps": 10, "test_steps": 20,
+    "craft_train_mode": True, "augment": "crop-flip",
 }  # fmt: skip
 _CIFAR_RDI_MOBILENETV2 = _CIFAR_RDI | {
     "model": "mobilenetv2", "epochs": 210, "lr": 0.05, "decay_at": (61.7 / 82, 70 / 82, 78 / 82),

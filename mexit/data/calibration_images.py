@@ -1,0 +1,78 @@
+"""Images that travel in a bundle, so that a device without the data set or torch can calibrate.
+
+One npz file for a split and a condition: `calibration/<split>-<clean|attacked>.npz` with images (n, C, H, W)
+float32 in [0, 1], labels (n,), their places in the data set (n,), and what they are as JSON. Clean and attacked files
+of a split hold the same samples in the same order.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexit.core.files import read_npz
+from mexit.core.manifest import InputSpec
+from mexit.data.prepare import check_tensor
+from mexit.errors import BadInput, Damaged
+
+MAX_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Ready input tensors of one split under one condition.
+
+    Attributes:
+        split: `calibration` or `certification`.
+        condition: `clean`, or the attack in full.
+        data_sha256: of the data set they are from.
+        images: (n, C, H, W) float32 in [0, 1].
+        labels, index: (n,) int64.
+    """
+
+    split: str
+    condition: str
+    data_sha256: str
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    index: NDArray[np.int64]
+
+    @property
+    def file(self) -> str:
+        """Its path in a bundle."""
+        return f"calibration/{self.split}-{'clean' if self.condition == 'clean' else 'attacked'}.npz"
+
+    def to_bytes(self) -> bytes:
+        """The npz file."""
+        about = json.dumps({"split": self.split, "condition": self.condition, "data_sha256": self.data_sha256})
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            about=np.frombuffer(about.encode(), np.uint8),
+            images=self.images,
+            labels=self.labels,
+            index=self.index,
+        )
+        return buffer.getvalue()
+
+    @staticmethod
+    def from_bytes(content: bytes, file: str, spec: InputSpec, classes: int) -> CalibrationImages:
+        """Parse and check a file of a bundle. Raises `Damaged`."""
+        try:
+            arrays = read_npz(content, MAX_BYTES)
+            about = json.loads(arrays["about"].tobytes())
+            images = check_tensor(arrays["images"], spec)
+            labels, index = (arrays[name].astype(np.int64, casting="safe") for name in ("labels", "index"))
+            if not len(images) or labels.shape != (len(images),) or index.shape != (len(images),):
+                raise BadInput(f"{len(images)} images, labels {labels.shape}, places {index.shape}")
+            if labels.min() < 0 or labels.max() >= classes:
+                raise BadInput(f"labels {labels.min()}..{labels.max()} of {classes} classes")
+            return CalibrationImages(
+                about["split"], about["condition"], about["data_sha256"], images, labels, index
+            )
+        except (ValueError, KeyError, TypeError, BadInput) as error:
+            raise Damaged(f"calibration images {file} are not readable: {error}") from None
