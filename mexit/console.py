@@ -127,5 +127,5 @@ def _calibration_caption(entry: PolicyEntry) -> str:
     parts = [f"thresholds from {entry.trace.n} calibration images"]
     if isinstance(held_out, Outcome):
         parts.append(f"promises from {held_out.n} certification images, which chose nothing")
-    attacks = [ref.condition for ref in entry.evidence if ref.condition != "clean"]
+    attacks = dict.fromkeys(ref.condition for ref in entry.evidence if ref.condition != "clean")
     return "; ".join(parts + [f"attack: {attack}" for attack in attacks])

@@ -124,6 +124,48 @@ def test_calibrating_anew_repairs_damaged_policies(damage: str, bundle_copy: Pat
     assert typed("run", bundle_copy, picture).exit_code == 0
 
 
+def test_segments_that_are_not_what_the_manifest_says_are_an_engine_error(
+    bundle_copy: Path, picture: Path
+) -> None:
+    """Hashes fit, but each of the first two segments is in the place of the other."""
+    manifest = json.loads((bundle_copy / "bundle.json").read_bytes())
+    one, two = manifest["variants"]["fp32"]["segments"][:2]
+    for key in ("file", "sha256", "bytes"):
+        one[key], two[key] = two[key], one[key]
+    (bundle_copy / "bundle.json").write_text(json.dumps(manifest))
+    (bundle_copy / "policies.json").unlink()
+    assert "onnxruntime failed: Required inputs" in refused("run", bundle_copy, picture, "--budget", "full", code=1)
+
+
+def test_a_bundle_that_stores_no_splits_needs_data_of_its_own(
+    bundle_copy: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_value(bundle_copy / "bundle.json", "splits", None)
+    (bundle_copy / "policies.json").unlink()
+    monkeypatch.chdir(workspace)  # where the run behind the bundle is
+    assert "stores no splits: add --data" in refused("calibrate", bundle_copy, code=2)
+    assert "stores no splits, so it is not known which images" in refused("evaluate", bundle_copy, code=2)
+    assert typed("bench", bundle_copy, "--repeats", "20", "--batch", "1").exit_code == 0
+
+
+def test_data_of_other_classes_and_data_with_a_broken_image_are_named(digits_bundle: Path, picture: Path) -> None:
+    for place in range(60):
+        for name in ("cat", "dog"):
+            Path("pets", name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(picture, Path("pets", name, f"{place}.png"))
+            with Path("pets", name, f"{place}.png").open("ab") as file:
+                file.write(bytes([place]))
+    said = refused("calibrate", digits_bundle, "--data", "folder:pets", code=2)
+    assert "folder:pets has the classes ('cat', 'dog')" in said
+    for image in Path("pets/cat").iterdir():
+        image.write_bytes(b"no image")
+    said = refused(
+        "train", "--data", "folder:pets", "--method", "clean", "--epochs", "1", "--threads", "1", code=1
+    )
+    assert "error: image pets/cat/" in said
+    assert "8 bytes that are no image (PNG, JPEG" in said
+
+
 def test_without_policies_only_the_full_network_answers(bundle_copy: Path, picture: Path) -> None:
     (bundle_copy / "policies.json").unlink()
     assert f"has no policies.json: run mexit calibrate {bundle_copy}" in refused(

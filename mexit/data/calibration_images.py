@@ -1,8 +1,8 @@
 """Images that travel in a bundle, so that a device without the data set or torch can calibrate.
 
 One npz file for a split and a condition: `calibration/<split>-<clean|attacked>.npz` with images (n, C, H, W)
-float32 in [0, 1], labels (n,), their places in the data set (n,), and what they are as JSON. Clean and attacked files
-of a split hold the same samples in the same order.
+float32 in [0, 1], labels (n,), their places in the data set (n,), and what they are as JSON. Clean and attacked
+files of a split hold the same samples in the same order.
 """
 
 from __future__ import annotations

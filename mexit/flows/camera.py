@@ -17,7 +17,7 @@ from mexit.runtime import Runtime
 from mexit.runtime.camera.address import Source, parse_source
 from mexit.runtime.camera.mp4 import AnnotatedVideo
 from mexit.runtime.camera.overlay import Overlay
-from mexit.runtime.camera.pipeline import CameraPrediction, watch
+from mexit.runtime.camera.pipeline import CameraPrediction
 from mexit.runtime.camera.shots import Counters
 from mexit.runtime.camera.sinks import JsonLines, Sink
 from mexit.runtime.ledger import Ledger
@@ -97,24 +97,20 @@ def camera(
     sinks: list[Sink] = [JsonLines(jsonl)] if jsonl else []
     sinks += [AnnotatedVideo(out, Overlay(costs), live=parsed.live)] if out else []
     counters, tally = Counters(), _Tally(costs)
-    with _stop_on_signal() as stop, _finished(sinks) as outputs:
-        answers = watch(
-            runtime,
-            source,
-            deadline_ms=deadline_ms,
-            on_event=on_event,
-            stopped=stop.asked,
-            counters=counters,
-        )
-        with closing(answers):
-            for frame, result in answers:
-                tally.add(result)
-                for sink in sinks:
-                    sink.write(frame, result)
-                if on_result is not None:
-                    on_result(result)
-                if tally.frames == limit or stop.asked():
-                    break
+    options = {"deadline_ms": deadline_ms, "on_event": on_event, "counters": counters}
+    with (
+        _stop_on_signal() as stop,
+        _finished(sinks) as outputs,
+        closing(runtime.camera(source, stopped=stop.asked, **options)) as answers,
+    ):
+        for frame, result in answers:
+            tally.add(result)
+            for sink in sinks:
+                sink.write(frame, result)
+            if on_result is not None:
+                on_result(result)
+            if tally.frames == limit or stop.asked():
+                break
     return tally.report(parsed.name, counters, tuple(outputs), stop.signal)
 
 

@@ -134,9 +134,8 @@ class Trainer:
         sums = dict(self.progress.sums)
         for step in range(self.progress.step, self.steps):
             part = order[step * self.settings.batch : (step + 1) * self.settings.batch]
-            done = (self.progress.epoch + step / self.steps) / self.settings.epochs
             for group in self.optimiser.param_groups:
-                group["lr"] = self.settings.lr_at(done)
+                group["lr"] = self._lr(step)
             for name, value in self._step(part, draw, step).items():
                 sums[name] = sums.get(name, 0.0) + value * len(part)
             sums["n"] = sums.get("n", 0.0) + len(part)
@@ -172,12 +171,16 @@ class Trainer:
             values["attacked accuracy"] = _accuracy(attacked_logits, labels)
         return values | {f"loss {name}": float(term.detach()) for name, term in terms.items()}
 
+    def _lr(self, step: int) -> float:
+        """The learning rate of a step of the current epoch."""
+        return self.settings.lr_at((self.progress.epoch + step / self.steps) / self.settings.epochs)
+
     def _end_epoch(self) -> None:
         """Judge the weights on the selection split, write the log line and the checkpoint."""
         sums, n = dict(self.progress.sums), self.progress.sums["n"]
         record: dict[str, Any] = {"epoch": self.progress.epoch + 1}
         record |= {name: round(value / n, 6) for name, value in sums.items() if name != "n"}
-        record["lr"] = self.optimiser.param_groups[0]["lr"]
+        record["lr"] = self._lr(self.steps - 1)
         record["selection"] = self._judge()
         score = float(np.mean(record["selection"]["attacked" if self.attack else "clean"]))
         best = self.progress.best

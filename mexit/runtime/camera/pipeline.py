@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -89,8 +90,8 @@ def watch(
         runtime: an opened `Runtime`.
         source: a camera number, an address, a file, a folder or a glob; see `address`.
         budget, deadline_ms, max_exit: of each answer, as in a call of the runtime.
-        every_frame: true answers all frames, however old they get; false the newest one (a file is then played
-            at its own speed). Default: true for files, false for live sources.
+        every_frame: whether to answer all frames, however old they get, or the newest one (a file is then
+            played at its own speed). Default: all of files, the newest of live sources.
         live: time-outs and waiting times of live sources.
         on_event: told in words when a stream is lost or back and when a file ends early; the default is the
             logger `mexit.camera`.
@@ -117,20 +118,17 @@ def watch(
         stopped or _never,
         counters or Counters(),
     )
-
-    def answer(image: Any) -> Prediction:
-        return runtime(image, budget=budget, deadline_ms=deadline_ms, max_exit=max_exit)[0]
-
+    answer = partial(runtime, budget=budget, deadline_ms=deadline_ms, max_exit=max_exit)
     return _answers(reader, answer)
 
 
-def _answers(reader: _Reader, answer: Callable[[Any], Prediction]) -> Generator[Answered, None, None]:
+def _answers(reader: _Reader, answer: Callable[[Any], list[Prediction]]) -> Generator[Answered, None, None]:
     answered, problem = 0, ""
     with closing(reader.shots()) as shots:
         for shot in shots:
             try:
                 image = shot.load()
-                prediction = answer(image)
+                [prediction] = answer(image)
                 frame = shot.show(image)
             except (BadInput, Damaged) as error:
                 reader.counters.undecodable += 1

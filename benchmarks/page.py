@@ -1,0 +1,58 @@
+"""Writes a result page: what was run, on what, how often, and what came out. Every benchmark program uses it.
+
+A page is `benchmarks/results/<what>_<hardware>_<date>.md`; failures stay on it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mexit import __version__
+from mexit.flows.bench import machine
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_page(what: str, hardware: str, title: str, parts: Sequence[str]) -> Path:
+    """Write the page and return its path.
+
+    Args:
+        what, hardware: of the file name, such as `calibration_speed` and `2-core-cpu`.
+        title: the heading.
+        parts: paragraphs and tables in Markdown.
+    """
+    today = datetime.date.today().isoformat()
+    about = machine()
+    head = [
+        f"# {title}",
+        f"`python {' '.join(sys.argv)}`, commit {_commit()}, {today}.",
+        f"{about['cpu']}, {about['cores']} cores, {about['system']}; mexit {__version__}, "
+        f"Python {platform.python_version()}, numpy {np.__version__}.",
+    ]
+    path = ROOT / "benchmarks" / "results" / f"{what}_{hardware}_{today}.md"
+    path.write_text("\n\n".join([*head, *parts]) + "\n")
+    print(path.read_text())
+    return path
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    )
+    changed = subprocess.run(
+        ["git", "-C", str(ROOT), "status", "--porcelain", "mexit"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
