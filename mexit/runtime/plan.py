@@ -11,7 +11,7 @@ from mexit.core.policies import PolicyEntry
 from mexit.core.policy import Policy
 from mexit.errors import NotCalibrated
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.times import device_times, place_within
+from mexit.runtime.times import Rehearse, device_times, place_within
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,12 @@ class Plan:
 class Planner:
     """The plans of one bundle in one engine. Plans are remembered; times are measured when first asked for."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, entry: PolicyEntry | None, threads: int) -> None:
-        self._bundle, self._backend, self.entry, self._threads = bundle, backend, entry, threads
+    def __init__(
+        self, bundle: Bundle, backend: Backend, entry: PolicyEntry | None, threads: int, rehearse: Rehearse
+    ) -> None:
+        """`rehearse` answers one image that leaves at a given exit; budgets in milliseconds rest on it."""
+        self._bundle, self._backend, self.entry = bundle, backend, entry
+        self._threads, self._rehearse = threads, rehearse
         self.plan = lru_cache(maxsize=256)(self._plan)
 
     def parse(self, budget: str | Budget) -> Budget:
@@ -52,7 +56,7 @@ class Planner:
         if budget.is_full:
             return Plan(entry.policy(entry.frontier[-1]).never_leave(), len(entry.frontier) - 1)
         if budget.kind == "ms":
-            times_ms = device_times(self._bundle, self._backend, entry.policy(entry.frontier[-1]), self._threads)
+            times_ms = device_times(self._bundle, self._backend, self._threads, self._rehearse)
             return self.at(place_within(entry.frontier, budget.value, times_ms))
         return self.at(entry.place(budget, self._bundle.manifest.cumulative_macs))
 

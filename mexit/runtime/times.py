@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +17,22 @@ import numpy as np
 from mexit.core.bundle import Bundle
 from mexit.core.files import read_json, sha256_bytes, to_json, write_bytes
 from mexit.core.policies import FrontierPoint
-from mexit.core.policy import Policy
 from mexit.errors import BudgetInfeasible, MexitError
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.engine import answer
+
+Rehearse = Callable[[int], object]
 
 ROUNDS = 200
 WARM_UP = 20
 
 
-def device_times(bundle: Bundle, backend: Backend, policy: Policy, threads: int) -> tuple[float, ...]:
+def device_times(bundle: Bundle, backend: Backend, threads: int, rehearse: Rehearse) -> tuple[float, ...]:
     """Mean milliseconds of an image that leaves at each exit, (E,), from the cache or measured now.
 
     Args:
-        bundle: names the model and its input.
-        backend: the loaded engine.
-        policy: its scores are computed on the way, as in real answers.
+        bundle, backend: name the model and the engine.
         threads: of the engine; other numbers have other times.
+        rehearse: answers one image that leaves at the given exit (from 1), all that a real answer takes included.
     """
     path = cache_folder(bundle.id) / f"times-{backend.engine}-{backend.precision}-{threads}.json"
     try:
@@ -42,21 +41,19 @@ def device_times(bundle: Bundle, backend: Backend, policy: Policy, threads: int)
             return tuple(float(value) for value in stored)
     except (MexitError, KeyError, TypeError):
         pass
-    found = measure(bundle, backend, policy)
+    found = measure(rehearse, len(backend.segments))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_bytes(path, to_json({"mean_ms": list(found), "rounds": ROUNDS}))
     return found
 
 
-def measure(bundle: Bundle, backend: Backend, policy: Policy) -> tuple[float, ...]:
+def measure(rehearse: Rehearse, exits: int) -> tuple[float, ...]:
     """Mean milliseconds of leaving at each exit, (E,); exits take turns, so that noise meets all of them."""
-    image = np.random.default_rng(0).random((1, *bundle.manifest.input.shape), np.float32)
-    stay, classes = policy.never_leave(), len(bundle.manifest.classes)
-    times = np.zeros((ROUNDS + WARM_UP, len(backend.segments)))
+    times = np.zeros((ROUNDS + WARM_UP, exits))
     for row in times:
-        for place in range(len(row)):
+        for place in range(exits):
             begin = time.perf_counter()
-            answer(backend, image, stay, classes, max_exit=place + 1)
+            rehearse(place + 1)
             row[place] = (time.perf_counter() - begin) * 1e3
     means = times[WARM_UP:].mean(axis=0)
     return tuple(float(value) for value in np.maximum.accumulate(means))

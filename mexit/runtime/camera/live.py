@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from mexit.errors import MexitError
+from mexit.errors import BadInput, MexitError
 from mexit.runtime.camera.address import Source
 from mexit.runtime.camera.backlog import Backlog
 from mexit.runtime.camera.shots import Counters, Say, Shot, now
@@ -31,6 +31,7 @@ class LiveSettings:
     Attributes:
         open_timeout_s: for one attempt to connect.
         read_timeout_s: without any data the stream counts as dead.
+        picture_timeout_s: so it does if data comes, but no picture that can be decoded.
         connect_attempts: before the first connection is given up.
         first_delay_s, longest_delay_s: between attempts; doubles from one to the other, with jitter.
         healthy_s: a connection that lived so long starts again at the first delay.
@@ -41,12 +42,17 @@ class LiveSettings:
 
     open_timeout_s: float = 10.0
     read_timeout_s: float = 10.0
+    picture_timeout_s: float = 20.0
     connect_attempts: int = 5
     first_delay_s: float = 0.5
     longest_delay_s: float = 30.0
     healthy_s: float = 10.0
     give_up_s: float | None = None
     behind_s: float = 1.0
+
+
+class _Dead(Exception):
+    """The connection is there, but it is no use."""
 
 
 class LiveReader:
@@ -93,6 +99,12 @@ class LiveReader:
             try:
                 yield from self._connection()
                 why = "the stream ended"
+            except _Dead as error:
+                why = str(error)
+            except BadInput as error:  # a camera that starts may have no picture yet
+                if not self._connected:
+                    raise
+                why = str(error)
             except av.FFmpegError as error:
                 why = _why(av, error)
                 if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
@@ -115,7 +127,7 @@ class LiveReader:
                 yield shot
 
     def _decode(self, container: Any, stream: Any, backlog: Backlog | None) -> Iterator[Shot]:
-        asked = now()
+        asked = picture = now()
         for packet in container.demux(stream):
             if self._stop.is_set():
                 return
@@ -123,7 +135,11 @@ class LiveReader:
             if backlog is not None and packet.size and backlog.skips(asked, arrived, packet.is_keyframe):
                 self._counters.skip()
             else:
-                yield from decode_packet(packet, self._source.name, self._counters, arrived)
+                for shot in decode_packet(packet, self._source.name, self._counters, arrived):
+                    picture = arrived
+                    yield shot
+            if arrived - picture > self._settings.picture_timeout_s:
+                raise _Dead(f"no picture for {self._settings.picture_timeout_s:g} s")
             asked = now()
 
     def _welcome(self) -> None:

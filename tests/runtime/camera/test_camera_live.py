@@ -158,6 +158,17 @@ def test_sound_alone_is_refused_at_once() -> None:
         list(watch(slow_runtime(), sender.address, live=IMPATIENT))
 
 
+def test_a_stream_without_a_picture_in_it_is_given_up(
+    chunks: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "decode_packet", lambda *_: iter(()))
+    settings = LiveSettings(picture_timeout_s=0.3, connect_attempts=2, first_delay_s=0.01)
+    with TcpCamera(chunks, FPS) as sender:
+        answers = watch(slow_runtime(), sender.address, live=settings)
+        with pytest.raises(MexitError, match=r"no connection after 2 attempts \(no picture for 0\.3 s\)"):
+            next(answers)
+
+
 def test_closing_closes_the_connection(chunks: list[bytes]) -> None:
     with TcpCamera(chunks, FPS) as sender:
         answers = watch(slow_runtime(), sender.address, live=IMPATIENT)
