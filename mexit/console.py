@@ -78,7 +78,13 @@ def next_commands(*lines: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
     """A table; the first column to the left, the others to the right."""
-    shown = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
+    shown = Table(
+        title=title,
+        title_justify="left",
+        caption=caption or None,
+        caption_justify="left",
+        show_header=any(columns),
+    )
     for place, column in enumerate(columns):
         shown.add_column(column, justify="left" if place == 0 else "right")
     for row in rows:

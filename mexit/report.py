@@ -220,10 +220,20 @@ def camera_json(result: CameraReport) -> dict[str, Any]:
 
 
 def show_camera(result: CameraReport) -> None:
-    """Frames, drops, ages."""
-    console.table(
-        "camera", ["", ""], [[name.replace("_", " "), str(value)] for name, value in camera_json(result).items()]
-    )
+    """Frames, drops, ages, cost."""
+    age = "-" if result.age_ms is None else f"{result.age_ms['p50']:.1f} / {result.age_ms['p95']:.1f} ms"
+    rows = [
+        ["frames answered", f"{result.frames} ({result.fps:.1f} a second)"],
+        ["dropped for newer ones", str(result.dropped)],
+        ["damaged", str(result.undecodable)],
+        ["reconnects", str(result.reconnects)],
+        ["age of an answer, p50 / p95", age],
+        ["exits taken", console.counts(result.exits)],
+        ["mean cost", f"{format_macs(result.mean_macs)}, {console.percent(result.saved)} saved"],
+    ]
+    console.table(result.source, ["", ""], rows)
+    if result.outputs:
+        console.say("wrote " + ", ".join(str(path) for path in result.outputs))
 
 
 def show_bench(result: BenchResult) -> None:

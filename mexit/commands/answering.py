@@ -130,3 +130,5 @@ def camera(
         on_event=progress.note,
     )
     console.print_json(camera_json(result)) if json else show_camera(result)
+    if result.signal is not None:
+        raise typer.Exit(128 + result.signal)

@@ -40,6 +40,7 @@ GOOD: dict[str, Any] = {
         {"trunk_macs": 30, "head_macs": 0, "cumulative_macs": 42, "parameters": 300},
     ],
     "variants": {"fp32": {"segments": [FIRST, SECOND], "single_file": None}},
+    "calibration": [{"file": "calibration/calibration-clean.npz", "sha256": "4" * 64, "bytes": 9}],
     "splits": {
         "data_set": "digits",
         "sha256": "1" * 64,
@@ -114,7 +115,7 @@ def test_the_manifest_of_a_real_bundle_has_exactly_these_fields(digits_bundle: P
 
     real, good = json.loads((digits_bundle / "bundle.json").read_bytes()), copy.deepcopy(GOOD)
     for manifest in (real, good):
-        manifest["provenance"] = manifest["splits"]["parts"] = {}
+        manifest["provenance"] = manifest["splits"]["parts"] = manifest["calibration"] = {}
     assert shape(real) == shape(good)
 
 
