@@ -49,7 +49,7 @@ def traces(seed: int) -> dict[str, dict[str, Trace]]:
         small = type(splits)(
             splits.data_set, splits.data_sha256, {**splits.parts, "train": splits.part("train")[:TRAINING_IMAGES]}
         )
-        trainer = Trainer(Path(folder), settings, data, small, choose("auto", "cpu"))
+        trainer = Trainer(Path(folder), settings, data, small, choose("auto", "cpu", settings.model))
         trainer.train()
     model, spec = trainer.model.to(memory_format=torch.contiguous_format), preset(settings.model).input
     found: dict[str, dict[str, Trace]] = {}

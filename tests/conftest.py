@@ -1,4 +1,4 @@
-"""What many tests share: one small network, trained for seconds on the embedded digits, exported and calibrated."""
+"""What many tests share: one small network, trained for seconds on digits, exported and calibrated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve the servers under test
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a finished run `runs/digits` and its calibrated bundle `bundles/digits`."""
     from mexit.flows.export import export
     from mexit.flows.train import train
@@ -36,11 +35,15 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = Path.cwd()
     os.chdir(root)
     try:
-        train(given={"method": "adversarial", "epochs": 4, "steps": 2, "step": 0.08}, out=Path("runs/digits"), threads=1)
+        train(
+            given={"method": "adversarial", "epochs": 4, "steps": 2, "step": 0.08},
+            out=Path("runs/digits"),
+            threads=1,
+        )
         export(Path("runs/digits"))
     finally:
         os.chdir(before)
-    yield root
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -346,3 +347,22 @@ def test_standard_output_that_nobody_reads_is_no_error(digits_bundle: Path) -> N
     os.close(writing)
     assert b"Traceback" not in done.stderr
     assert b"Exception" not in done.stderr
+
+
+def test_ctrl_c_ends_any_command_with_130(workspace: Path) -> None:
+    command = [*MEXIT, "bench", "--repeats", "1000000"]
+    process = subprocess.Popen(
+        command,
+        cwd=workspace,
+        env=quiet(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("using bundles/digits, ")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("error: stopped\n")
+    assert "Traceback" not in said

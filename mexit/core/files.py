@@ -162,13 +162,11 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def _clear_leftovers(path: Path) -> None:
     """Temporaries of writers that no longer live (`kill -9`)."""
-    kinds = ("tmp", "old") if path.exists() else ("tmp",)
-    for leftover in [
-        file for kind in kinds for file in path.parent.glob(glob.escape(f".{path.name}.{kind}-") + "*")
-    ]:
-        process = leftover.name.rpartition("-")[2]
-        if process.isdigit() and not _alive(int(process)):
-            _remove(leftover)
+    for kind in ("tmp", "old") if path.exists() else ("tmp",):
+        for leftover in path.parent.glob(glob.escape(f".{path.name}.{kind}-") + "*"):
+            process = leftover.name.rpartition("-")[2]
+            if process.isdigit() and not _alive(int(process)):
+                _remove(leftover)
 
 
 def _alive(process: int) -> bool:

@@ -221,14 +221,14 @@ def test_npz_arrays_come_back() -> None:
     assert found["b"].dtype == np.float64
 
 
-def test_pickles_in_an_npz_are_refused() -> None:
+def test_pickles_in_an_npz_are_refused(tmp_path: Path) -> None:
     class Mischief:
         def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.mkdir, ("/tmp/unpickled-by-mexit",)
+            return os.mkdir, (str(tmp_path / "unpickled"),)
 
     with pytest.raises(ValueError, match="allow_pickle=False"):
         read_npz(npz(a=np.asarray([Mischief()], dtype=object)), 1 << 20)
-    assert not Path("/tmp/unpickled-by-mexit").exists()
+    assert names(tmp_path) == set()
 
 
 def test_an_npz_that_unpacks_to_more_than_expected_is_refused_unopened() -> None:

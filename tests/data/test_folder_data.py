@@ -59,7 +59,7 @@ def test_the_hash_covers_every_image_and_every_label(tmp_path: Path) -> None:
     (tmp_path / "same/a/0.png").write_bytes(encode(noise(9, 7, 3, seed=999)))
     assert folder.load(tmp_path / "same").sha256 != before
     fill(tmp_path / "moved", ("a", "b"))
-    (tmp_path / "moved/a/2.png").rename(tmp_path / "moved/b/00.png")
+    (tmp_path / "moved/a/2.png").rename(tmp_path / "moved/b/!.png")
     assert folder.load(tmp_path / "moved").sha256 != before
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pictures import encode, noise, spec
 from PIL import Image
@@ -108,6 +108,8 @@ def test_no_images_are_a_batch_of_none() -> None:
     st.integers(1, 40), st.integers(1, 40), st.booleans(), st.sampled_from(["stretch", "cover", "contain"]),
     st.sampled_from([1.0, 0.9, 0.5, 0.01]), st.sampled_from([1, 3]),
 )  # fmt: skip
+@example(1, 40, False, "contain", 1.0, 1)
+@example(4, 4, False, "stretch", 0.01, 1)
 def test_any_size_gives_the_input_shape_within_0_and_1(
     height: int, width: int, colour: bool, fit: str, crop: float, channels: int
 ) -> None:
