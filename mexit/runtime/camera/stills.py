@@ -13,9 +13,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 
-from mexit.core.files import read_bytes
-from mexit.data.prepare import MAX_ENCODED_BYTES
-from mexit.errors import Damaged, MexitError, NotFound
+from mexit.data.prepare import MAX_ENCODED_BYTES, read_image
+from mexit.errors import Damaged, MexitError, NotFound, TooLarge
 from mexit.runtime.camera.shots import RGB, Counters, Shot, now
 
 
@@ -48,7 +47,7 @@ def _shot(name: str, load: Callable[[], bytes], counters: Counters) -> Shot:
 
 def _read(path: Path) -> bytes:
     try:
-        return read_bytes(path, "image", MAX_ENCODED_BYTES)
+        return read_image(path)
     except NotFound as error:  # it was there when the folder was listed
         raise Damaged(str(error)) from None
 
@@ -68,7 +67,7 @@ def _fetch(address: str, name: str, timeout_s: float) -> bytes:
     except (OSError, ValueError) as error:
         raise MexitError(f"{name} cannot be fetched: {type(error).__name__}") from None
     if len(content) > MAX_ENCODED_BYTES:
-        raise Damaged(f"{name} has more than {MAX_ENCODED_BYTES} bytes")
+        raise TooLarge(f"{name} has more than {MAX_ENCODED_BYTES} bytes")
     return content
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mexit.core.budget import Budget
 from mexit.errors import BadInput
 from mexit.runtime.server.strict_json import shown
 
@@ -21,12 +20,12 @@ class Options:
     """Wishes of one request; None leaves the server's default.
 
     Attributes:
-        budget: see `core.budget`.
+        budget: as sent; the runtime reads it, which knows the names of the bundle's own budgets.
         deadline_ms: from the arrival of the request.
         max_exit: no input goes further, from 1.
     """
 
-    budget: Budget | None = None
+    budget: str | None = None
     deadline_ms: float | None = None
     max_exit: int | None = None
 
@@ -66,12 +65,12 @@ def from_query(query: Mapping[str, str]) -> Options:
     )
 
 
-def _budget(name: str, value: Any) -> Budget | None:
+def _budget(name: str, value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or len(value) > _MAX_BUDGET_TEXT:
         raise BadInput(f"{name} must be a string of at most {_MAX_BUDGET_TEXT} characters, found {shown(value)}")
-    return Budget.parse(value)
+    return value
 
 
 def _number(name: str, value: Any, *, zero: bool = False) -> float | None:

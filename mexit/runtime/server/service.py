@@ -95,6 +95,7 @@ class Service:
     def classify(self, arrival: Arrival, options: Options) -> Prediction:
         """A worker's job: the bytes of an image to its answer."""
         begun_ns = time.perf_counter_ns()
+        self.runtime.policy(options.budget)  # a budget that is none is refused before an image is decoded
         body = inflate(arrival.body, arrival.encoding, self.limits.body_bytes)
         if not body:
             raise BadInput("the body is empty: send the bytes of an image (curl --data-binary @image.png)")
