@@ -57,7 +57,7 @@ def train(
     """Train a network.
 
     Args:
-        data: `digits`, `mnist`, `fashion-mnist` or `folder:PATH`.
+        data: a name of `data.catalog.NAMES`, or `folder:PATH`.
         preset: a published schedule of that data set; None = its first.
         given: fields of `train.settings.TrainSettings` that override the preset.
         data_dir: where data sets lie; default `MEXIT_DATA`.
