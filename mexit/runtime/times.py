@@ -24,6 +24,8 @@ Rehearse = Callable[[int], object]
 
 ROUNDS = 200
 WARM_UP = 20
+# A rehearsal repeats one image in warm caches; real streams took 2 to 7 % longer (benchmarks/milliseconds.py).
+MARGIN = 1.06
 
 
 def device_times(bundle: Bundle, backend: Backend, threads: int, rehearse: Rehearse) -> tuple[float, ...]:
@@ -48,14 +50,14 @@ def device_times(bundle: Bundle, backend: Backend, threads: int, rehearse: Rehea
 
 
 def measure(rehearse: Rehearse, exits: int) -> tuple[float, ...]:
-    """Mean milliseconds of leaving at each exit, (E,); exits take turns, so that noise meets all of them."""
+    """Mean milliseconds of leaving at each exit, (E,), with `MARGIN`; exits take turns, so that noise meets all."""
     times = np.zeros((ROUNDS + WARM_UP, exits))
     for row in times:
         for place in range(exits):
             begin = time.perf_counter()
             rehearse(place + 1)
             row[place] = (time.perf_counter() - begin) * 1e3
-    means = times[WARM_UP:].mean(axis=0)
+    means = MARGIN * times[WARM_UP:].mean(axis=0)
     return tuple(float(value) for value in np.maximum.accumulate(means))
 
 
