@@ -50,7 +50,7 @@ def device_times(bundle: Bundle, backend: Backend, threads: int, rehearse: Rehea
 
 
 def measure(rehearse: Rehearse, exits: int) -> tuple[float, ...]:
-    """Mean milliseconds of leaving at each exit, (E,), with `MARGIN`; exits take turns, so that noise meets all."""
+    """Mean milliseconds of leaving at each exit, (E,), with `MARGIN`; exits take turns: noise meets all alike."""
     times = np.zeros((ROUNDS + WARM_UP, exits))
     for row in times:
         for place in range(exits):
