@@ -88,6 +88,7 @@ def train(
         splits = split(data_set)
         run = _new_run(out, f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{settings.method}")
     recipe.use_threads(threads)
+    recipe.keep_freed_memory()
     trainer = Trainer(run, settings, data_set, splits, recipe.choose(settings.recipe, device, settings.model))
     if resume:
         _continue(trainer, progress)

@@ -7,6 +7,7 @@ computed in float32.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from mexit.errors import UsageError
 from mexit.train.models.multi_exit import MultiExit
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,18 @@ def choose(recipe: str, device: str, model: str) -> Recipe:
 def use_threads(count: int | None) -> None:
     """Set torch's threads; None = all cores this process may use."""
     torch.set_num_threads(count or len(os.sched_getaffinity(0)))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what training frees, for the next step; elsewhere this does nothing.
+
+    By default every large activation is mapped afresh from the kernel and handed back, and its pages fault in one
+    by one: on SmallCNN that took 40 % of the time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _cpu_has_bf16() -> bool:

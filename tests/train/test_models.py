@@ -33,7 +33,7 @@ def test_small_cnn_is_initialised_as_rdi_nets_does() -> None:
     assert not answer.bias.any()
 
 
-def test_forward_gives_every_exit_and_upto_stops_early() -> None:
+def test_one_exit_equals_the_forward_pass() -> None:
     torch.set_num_threads(1)
     for name, preset in PRESETS.items():
         model = build(name, 7).eval()
@@ -41,13 +41,15 @@ def test_forward_gives_every_exit_and_upto_stops_early() -> None:
         with torch.no_grad():
             logits = model(images)
             assert logits.shape == (preset.exits, 2, 7)
-            torch.testing.assert_close(model(images, upto=1)[0], logits[0])
+            for k in {1, preset.exits}:
+                torch.testing.assert_close(model.one_exit(images, k), logits[k - 1])
 
 
-def test_upto_does_not_run_later_stages() -> None:
+def test_one_exit_runs_neither_later_layers_nor_other_heads() -> None:
     model = build("digits-cnn", 10)
     ran = []
     for k, stage in enumerate(model.stages, start=1):
-        stage.register_forward_hook(lambda *_, k=k: ran.append(k))
-    model(torch.rand(1, 1, 8, 8), upto=2)
-    assert ran == [1, 2]
+        stage.trunk.register_forward_hook(lambda *_, k=k: ran.append(f"trunk {k}"))
+        stage.head.register_forward_hook(lambda *_, k=k: ran.append(f"head {k}"))
+    model.one_exit(torch.rand(1, 1, 8, 8), 2)
+    assert ran == ["trunk 1", "trunk 2", "head 2"]

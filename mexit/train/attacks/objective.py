@@ -132,11 +132,11 @@ def _climb(
     index: Tensor,
     autocast: Autocast,
 ) -> Tensor:
+    single = attack.objective == "single"
+
     def loss(attacked: Tensor) -> Tensor:
         with autocast():
-            logits = model(attacked, upto=k)
-        if attack.objective == "single":
-            return exit_losses(logits[-1:], labels).sum()
+            logits = model.one_exit(attacked, k or model.exits)[None] if single else model(attacked)
         return exit_losses(logits, labels).mean(dim=0).sum()
 
     stream = f"start {attack.objective} {k or 0}"

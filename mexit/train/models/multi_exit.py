@@ -30,9 +30,13 @@ class Stage(nn.Module):
 
     def forward(self, *carried: Tensor) -> tuple[Features, Tensor]:
         """Features of B rows to the next features and the logits (B, C)."""
-        out = self.trunk(*carried)
-        features = cast("Features", tuple(out)) if isinstance(out, tuple | list) else (cast("Tensor", out),)
+        features = self.carry(carried)
         return features, self.head(*features)
+
+    def carry(self, carried: Features) -> Features:
+        """Features of B rows to the next features; the head does not run."""
+        out = self.trunk(*carried)
+        return cast("Features", tuple(out)) if isinstance(out, tuple | list) else (cast("Tensor", out),)
 
 
 class MultiExit(nn.Module):
@@ -64,14 +68,22 @@ class MultiExit(nn.Module):
         """E."""
         return len(self.stages)
 
-    def forward(self, images: Tensor, upto: int | None = None) -> Tensor:
-        """Images (B, channels, H, W) in [0, 1] to the logits (E, B, C) of exits 1..upto (default: all).
-
-        Layers behind exit `upto` do not run, which is what makes an attack on an early exit cheap.
-        """
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, channels, H, W) in [0, 1] to the logits of every exit, (E, B, C)."""
         carried: Features = (self.normalise(images),)
         logits = []
-        for stage in self.stages[:upto]:
+        for stage in self.stages:
             carried, exit_logits = stage(*carried)
             logits.append(exit_logits)
         return torch.stack(logits)
+
+    def one_exit(self, images: Tensor, k: int) -> Tensor:
+        """Images to the logits (B, C) of exit k, from 1, alone: neither later layers nor other heads run.
+
+        That is what makes an attack on one exit cheap.
+        """
+        carried: Features = (self.normalise(images),)
+        for stage in self.stages[:k]:
+            carried = cast("Stage", stage).carry(carried)
+        logits: Tensor = cast("Stage", self.stages[k - 1]).head(*carried)
+        return logits

@@ -20,12 +20,12 @@ def build(classes: int) -> MultiExit:
         nn.Sequential(nn.Conv2d(32, 16, 3, stride=2), nn.MaxPool2d(2), nn.Flatten(), *_linears(576, classes)),
     )
     second = Stage(
-        nn.Sequential(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(32, 32, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU()),
         nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), *_linears(1600, classes)),
     )
     answer = nn.Linear(200, classes)
     third = Stage(
-        nn.Sequential(nn.Conv2d(64, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(64, 64, 3), nn.MaxPool2d(2), nn.ReLU()),
         nn.Sequential(
             nn.Flatten(),
             nn.Linear(1024, 200),
