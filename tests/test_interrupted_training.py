@@ -165,7 +165,7 @@ def stopped(uninterrupted: Path, tmp_path: Path) -> Path:
 def test_a_run_killed_before_its_result_was_written_only_writes_the_result(
     stopped: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "_take", lambda *_: pytest.fail("trained again"))
     assert train(out=stopped, resume=True, threads=1).finished
     assert same_bits(stopped, uninterrupted)
 

@@ -42,7 +42,7 @@ def train(
     ] = "digits",
     data_dir: DataDir = None,
     model: Annotated[str | None, typer.Option(help="One of mexit models. Default: by data set.")] = None,
-    method: Annotated[str, typer.Option(help="neo-kd, adversarial or clean.")] = "neo-kd",
+    method: Annotated[str, typer.Option(help="One of the table in docs/training.md.")] = "neo-kd",
     attack: Annotated[
         str | None,
         typer.Option(
@@ -66,6 +66,31 @@ def train(
     option: Annotated[
         list[str] | None,
         typer.Option("--set", help="An option of the method, such as alpha=3. Repeatable."),
+    ] = None,
+    teacher: Annotated[
+        list[Path] | None, typer.Option(help="A finished run that teaches. Repeatable.", show_default=False)
+    ] = None,
+    part: Annotated[
+        float | None, typer.Option("--fraction", help="Share of the training images to use, such as 0.05.")
+    ] = None,
+    omit_class: Annotated[
+        str | None, typer.Option(help="A class whose training images are left out, by name.")
+    ] = None,
+    trades: Annotated[float | None, typer.Option(help="Weight of a TRADES term, such as 6.")] = None,
+    awp: Annotated[
+        float | None, typer.Option(help="Adversarial weight perturbation, relative size, such as 0.005.")
+    ] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Keep averaged weights, with this decay, such as 0.995.")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Share of the label spread over all classes, such as 0.1.")
+    ] = None,
+    craft_train_mode: Annotated[
+        bool | None,
+        typer.Option(
+            "--craft-train-mode/--craft-eval-mode", help="BatchNorm and dropout while attacked images are made."
+        ),
     ] = None,
     preset: Annotated[
         str | None,
@@ -100,6 +125,14 @@ def train(
         "keep": keep,
         "recipe": recipe,
         "options": method_options(option or []) or None,
+        "teachers": tuple(str(run) for run in teacher or ()) or None,
+        "fraction": part,
+        "omit_class": omit_class,
+        "trades": trades,
+        "awp": awp,
+        "ema": ema,
+        "label_smoothing": label_smoothing,
+        "craft_train_mode": craft_train_mode,
     }
     with StopOnSignal() as stop:
         result = flow(

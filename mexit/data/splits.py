@@ -74,6 +74,30 @@ class Splits:
             raise UsageError(f"unknown split '{name}': choose from {', '.join(NAMES)}")
         return self.parts[name]
 
+    def thinned(self, data: DataSet, fraction: float, omit_class: str | None) -> Splits:
+        """The same parts with less to train on; the other four stay as they are.
+
+        Args:
+            data: the set that was split.
+            fraction: share of the training part to keep; every class keeps the same share.
+            omit_class: a class, by name, of which no training image is kept.
+
+        Raises:
+            UsageError: no such class, or nothing left.
+        """
+        train = self.parts["train"]
+        if omit_class is not None:
+            if omit_class not in data.classes:
+                raise UsageError(
+                    f"no class '{omit_class}' in {data.name}: choose from {', '.join(data.classes[:20])}"
+                )
+            train = train[data.labels[train] != data.classes.index(omit_class)]
+        if fraction < 1:
+            train = _shuffle(train, data.labels, np.random.default_rng(_SEED))[: round(fraction * len(train))]
+        if not len(train):
+            raise UsageError(f"--fraction {fraction} leaves nothing of {data.name} to train on")
+        return Splits(self.data_set, self.data_sha256, {**self.parts, "train": np.sort(train)})
+
     def hashes(self) -> dict[str, str]:
         """sha256 of each part's indices."""
         return {name: sha256_bytes(np.ascontiguousarray(part).tobytes()) for name, part in self.parts.items()}

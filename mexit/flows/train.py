@@ -85,7 +85,7 @@ def train(
     else:
         data_set = catalog.load(data, data_dir)
         settings = resolve(data, preset, given or {})
-        splits = split(data_set)
+        splits = split(data_set).thinned(data_set, settings.fraction, settings.omit_class)
         run = _new_run(out, f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{settings.method}")
     recipe.use_threads(threads)
     recipe.keep_freed_memory()

@@ -58,22 +58,38 @@ class Progress:
     log: int
 
 
-def save(
-    run: Path, model: MultiExit, optimiser: torch.optim.SGD, progress: Progress, kept: Mapping[str, Tensor]
-) -> None:
+@dataclass(frozen=True)
+class Place:
+    """What a checkpoint holds besides the network and its optimiser.
+
+    Attributes:
+        progress: where the run stands.
+        kept: the weights that would be the result now.
+        objective: the method's own state.
+        average: moving average of the weights; empty without one.
+    """
+
+    progress: Progress
+    kept: Mapping[str, Tensor]
+    objective: Mapping[str, Tensor]
+    average: Mapping[str, Tensor]
+
+
+def save(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer, place: Place) -> None:
     """Write the checkpoint. Raises `MexitError` if that fails; the previous one is then untouched."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         buffer = optimiser.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
             tensors[f"momentum.{name}"] = buffer
-    tensors |= {f"kept.{name}": value for name, value in kept.items()}
-    metadata = {"progress": json.dumps(asdict(progress))}
+    for prefix in ("kept", "objective", "average"):
+        tensors |= {f"{prefix}.{name}": value for name, value in getattr(place, prefix).items()}
+    metadata = {"progress": json.dumps(asdict(place.progress))}
     write_bytes(run / CHECKPOINT, _serialise(tensors, metadata))
 
 
-def restore(run: Path, model: MultiExit, optimiser: torch.optim.SGD) -> tuple[Progress, dict[str, Tensor]]:
-    """Load the checkpoint into `model` and `optimiser`; returns the place and the kept weights.
+def restore(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer) -> Place:
+    """Load the checkpoint into `model` and `optimiser`; returns the rest.
 
     Raises:
         NotFound: there is none.
@@ -90,7 +106,7 @@ def restore(run: Path, model: MultiExit, optimiser: torch.optim.SGD) -> tuple[Pr
     for name, parameter in model.named_parameters():
         if name in momenta:
             optimiser.state[parameter]["momentum_buffer"] = momenta[name].to(parameter.device)
-    return progress, _with_prefix(tensors, "kept.")
+    return Place(progress, *(_with_prefix(tensors, f"{prefix}.") for prefix in ("kept", "objective", "average")))
 
 
 def save_weights(run: Path, weights: Mapping[str, Tensor], settings: TrainSettings, classes: int) -> None:

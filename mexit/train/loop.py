@@ -7,9 +7,10 @@ uninterrupted one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,24 @@ from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import MexitError
 from mexit.train import checkpoint
-from mexit.train.attacks.objective import Attack, craft
+from mexit.train.aids import Average
+from mexit.train.attacks.objective import Attack
 from mexit.train.augment import augment
-from mexit.train.checkpoint import Progress
+from mexit.train.checkpoint import Place, Progress
 from mexit.train.evaluate import attacked_batches, exit_logits, right
 from mexit.train.models import MultiExit, build, preset
-from mexit.train.objectives import Objective, Outputs
+from mexit.train.objectives import Objective
 from mexit.train.objectives import build as build_objective
+from mexit.train.objectives.base import Adaptation, Batch, Setup
 from mexit.train.randomness import Draw
 from mexit.train.recipe import Recipe
 from mexit.train.settings import TrainSettings
+from mexit.train.step import Step
+from mexit.train.teachers import load_teachers
 
 CHECKPOINT_EVERY_S = 60.0
 SELECTION_STEPS = 10
+SWEEP = 256
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,13 @@ class Trainer:
             momentum=self.settings.momentum,
             weight_decay=self.settings.weight_decay,
         )
-        self.attack = self.settings.training_attack() if self.objective.needs_attack else None
+        teachers = load_teachers(self.settings, self.data.classes, self.recipe)
+        self.objective.setup(
+            Setup(self.model.exits, self.model.classes, self.recipe.device, teachers, self.recipe.autocast)
+        )
+        self.attack = self.settings.training_attack()
+        self.average = Average(self.settings.ema) if self.settings.ema else None
+        self.step = Step(self.model, self.objective, self.optimiser, self.settings, self.average)
         self.train_index = self.splits.part("train")
         self.steps = -(-len(self.train_index) // self.settings.batch)
         self.progress = Progress(0, 0, {}, None, 0)
@@ -101,7 +113,12 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue where the checkpoint stands."""
-        self.progress, self.kept = checkpoint.restore(self.run, self.model, self.optimiser)
+        place = checkpoint.restore(self.run, self.model, self.optimiser)
+        self.progress, self.kept = place.progress, dict(place.kept)
+        if place.objective:
+            self.objective.load(place.objective)
+        if self.average is not None:
+            self.average.weights = dict(place.average)
 
     def train(self) -> bool:
         """Train to the end, or until `should_stop`. Returns whether the run is finished.
@@ -132,44 +149,55 @@ class Trainer:
         draw = Draw(self.settings.seed, self.progress.epoch)
         order = self.train_index[draw.permutation(len(self.train_index))]
         sums = dict(self.progress.sums)
+        if self.progress.step == 0:
+            self.objective.begin_epoch(self.progress.epoch, self.settings.epochs, self._sweep)
         for step in range(self.progress.step, self.steps):
             part = order[step * self.settings.batch : (step + 1) * self.settings.batch]
             for group in self.optimiser.param_groups:
                 group["lr"] = self._lr(step)
-            for name, value in self._step(part, draw, step).items():
+            for name, value in self._take(part, draw, step).items():
                 sums[name] = sums.get(name, 0.0) + value * len(part)
             sums["n"] = sums.get("n", 0.0) + len(part)
             yield dict(sums)
 
-    def _step(self, part: NDArray[np.int64], draw: Draw, step: int) -> dict[str, float]:
+    def _take(self, part: NDArray[np.int64], draw: Draw, step: int) -> dict[str, float]:
+        batch = self._batch(part, draw)
+        draw.seed_layers(step)
+        adaptation = Adaptation(
+            self.model, self._lr(step), lambda: self._selection_batch(draw, step), self.recipe.autocast
+        )
+        number = self.progress.epoch * self.steps + step
+        found = self.step.take(batch, adaptation, number / (self.steps * self.settings.epochs), number)
+        if not math.isfinite(found["loss"]):
+            raise MexitError(
+                f"the loss became {found['loss']} in epoch {self.progress.epoch + 1}, step {step + 1}: "
+                f"lower --lr (it was {self.settings.lr}); the last checkpoint in {self.run} is intact"
+            )
+        return found
+
+    def _batch(self, part: NDArray[np.int64], draw: Draw) -> Batch:
         images = torch.from_numpy(self.data.batch(part, self.spec))
         images = self.recipe.images(augment(images, self.settings.augment, draw, torch.from_numpy(part)))
         labels = torch.from_numpy(self.data.labels[part]).to(self.recipe.device)
         index = torch.from_numpy(part).to(self.recipe.device)
-        draw.seed_layers(step)
-        attacked = None
-        if self.attack is not None:
-            attacked = craft(
-                self.model, images, labels, self.attack, draw=draw, index=index, autocast=self.recipe.autocast
-            )
-        self.model.train()
-        with self.recipe.autocast():
-            clean_logits = self.model(images).float()
-            attacked_logits = None if attacked is None else self.model(attacked).float()
-        terms = self.objective.terms(Outputs(labels, index, clean_logits, attacked_logits, draw))
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise MexitError(
-                f"the loss became {float(loss.detach())} in epoch {self.progress.epoch + 1}, step {step + 1}: "
-                f"lower --lr (it was {self.settings.lr}); the last checkpoint in {self.run} is intact"
-            )
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        values = {"loss": float(loss.detach()), "clean accuracy": _accuracy(clean_logits, labels)}
-        if attacked_logits is not None:
-            values["attacked accuracy"] = _accuracy(attacked_logits, labels)
-        return values | {f"loss {name}": float(term.detach()) for name, term in terms.items()}
+        return Batch(self.model, images, labels, index, self.attack, draw, self.recipe.autocast)
+
+    def _selection_batch(self, draw: Draw, step: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of the selection split, another random batch at every step."""
+        index = self.splits.part("selection")
+        chosen = index[draw.choice(len(index), self.settings.batch, step)]
+        images = self.recipe.images(torch.from_numpy(self.data.batch(chosen, self.spec)))
+        return images, torch.from_numpy(self.data.labels[chosen]).to(self.recipe.device)
+
+    def _sweep(self, attacked: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits (E, B, C) and labels of every training image, in train mode, without gradients."""
+        draw = Draw(self.settings.seed, self.progress.epoch)
+        for part in np.array_split(self.train_index, range(SWEEP, len(self.train_index), SWEEP)):
+            batch = self._batch(part, draw)
+            images = self.objective.craft(batch) if attacked else None
+            self.model.train()
+            with torch.no_grad(), self.recipe.autocast():
+                yield self.model(batch.images if images is None else images[0]).float(), batch.labels
 
     def _lr(self, step: int) -> float:
         """The learning rate of a step of the current epoch."""
@@ -181,12 +209,13 @@ class Trainer:
         record: dict[str, Any] = {"epoch": self.progress.epoch + 1}
         record |= {name: round(value / n, 6) for name, value in sums.items() if name != "n"}
         record["lr"] = self._lr(self.steps - 1)
+        record |= self.objective.report()
         record["selection"] = self._judge()
         score = float(np.mean(record["selection"]["attacked" if self.attack else "clean"]))
         best = self.progress.best
         if self.settings.keep == "last" or best is None or score > best:
             best = score
-            self.kept = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            self.kept = {name: value.detach().clone() for name, value in self._weights().items()}
         report = self._report(record)
         log = _append_log(self.run / checkpoint.LOG, record)
         self.progress = Progress(self.progress.epoch + 1, 0, {}, best, log)
@@ -198,7 +227,7 @@ class Trainer:
         index = self.splits.part("selection")
         labels = self.data.labels[index]
         model = build(self.settings.model, len(self.data.classes))
-        model.load_state_dict(self.model.state_dict())
+        model.load_state_dict(self._weights())
         result = {}
         conditions: dict[str, Attack | None] = {"clean": None}
         if self.attack is not None:
@@ -208,8 +237,15 @@ class Trainer:
             result[name] = right(exit_logits(model, batches), labels).mean(axis=1).round(6).tolist()
         return result
 
+    def _weights(self) -> Mapping[str, Tensor]:
+        """What would be kept now: the averaged weights where there are any."""
+        weights: Mapping[str, Tensor] = self.model.state_dict()
+        return weights if self.average is None else self.average.weights
+
     def _save(self) -> None:
-        checkpoint.save(self.run, self.model, self.optimiser, self.progress, self.kept)
+        average = {} if self.average is None else self.average.weights
+        place = Place(self.progress, self.kept, self.objective.state(), average)
+        checkpoint.save(self.run, self.model, self.optimiser, place)
 
     def _report(self, record: dict[str, Any] | None = None) -> Report:
         sums, n = self.progress.sums, self.progress.sums["n"]
@@ -224,10 +260,6 @@ class Trainer:
             attacked_accuracy=None if attacked is None else attacked / n,
             epoch_record=record,
         )
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.detach().argmax(dim=-1) == labels).float().mean())
 
 
 def _cut_log(path: Path, size: int) -> None:

@@ -51,6 +51,11 @@ class Draw:
         """The order in which this epoch visits `count` samples."""
         return np.random.default_rng((self.seed, self.epoch)).permutation(count).astype(np.int64)
 
+    def choice(self, count: int, size: int, step: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """At most `size` different places below `count`, others at every step."""
+        rng = np.random.default_rng((self.seed, self.epoch, step + 1))
+        return rng.choice(count, min(size, count), replace=False).astype(np.int64)
+
     def seed_layers(self, step: int) -> None:
         """Seed torch's own generator, which dropout uses, for one step."""
         torch.manual_seed((self._key("layers") + step * _GOLDEN) % 2**63)

@@ -16,9 +16,11 @@ from mexit.errors import UsageError
 from mexit.train.attacks.gradient import Steps
 from mexit.train.attacks.objective import Attack
 from mexit.train.augment import AUGMENTS
-from mexit.train.objectives import default_attack
+from mexit.train.objectives import find
 
 KEEP = ("last", "best")
+# Fields that runs of mexit 0.1 do not have yet; their defaults are what those runs did.
+_ADDED = ("trades", "awp", "ema", "label_smoothing", "teachers", "fraction", "omit_class")
 RECIPES = ("auto", "bf16", "fp32")
 
 
@@ -42,6 +44,12 @@ class TrainSettings:
         seed: of weights, order, starts and dropout.
         recipe: "bf16" (autocast and channels_last), "fp32", or "auto" (bf16 where the processor has it).
         keep: which weights are kept: "last", or "best" mean attacked accuracy on the selection split.
+        trades: weight of the TRADES term; 0 = none. `awp`: relative size of the adversarial weight perturbation.
+        ema: decay of the averaged weights, which are then the result; 0 = none.
+        label_smoothing: share of the label that is spread over all classes.
+        teachers: runs that teach.
+        fraction: share of the training split that is used, in (0, 1]; every class loses the same share.
+        omit_class: a class whose training images are left out, by name.
     """
 
     data: str = "digits"
@@ -66,6 +74,13 @@ class TrainSettings:
     seed: int = 0
     recipe: str = "auto"
     keep: str = "last"
+    trades: float = 0.0
+    awp: float = 0.0
+    ema: float = 0.0
+    label_smoothing: float = 0.0
+    teachers: tuple[str, ...] = ()
+    fraction: float = 1.0
+    omit_class: str | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1:
@@ -81,6 +96,15 @@ class TrainSettings:
             raise UsageError(f"keep must be one of {', '.join(KEEP)}, recipe one of {', '.join(RECIPES)}")
         if self.augment not in AUGMENTS:
             raise UsageError(f"augment must be one of {', '.join(AUGMENTS)}, found '{self.augment}'")
+        if not (self.trades >= 0 and self.awp >= 0 and 0 <= self.ema < 1 and 0 <= self.label_smoothing < 1):
+            raise UsageError(
+                f"trades and awp must be at least 0, ema and label smoothing in [0, 1); found {self.trades}, "
+                f"{self.awp}, {self.ema}, {self.label_smoothing}"
+            )
+        if not 0 < self.fraction <= 1:
+            raise UsageError(f"fraction must be above 0 and at most 1, found {self.fraction}")
+        if self.trades and self.attack == "none":
+            raise UsageError("the TRADES term needs attacked images: choose --attack average or max-average")
         self.training_attack()
 
     def training_attack(self) -> Attack | None:
@@ -106,6 +130,8 @@ class TrainSettings:
     @staticmethod
     def from_json(value: Any, where: str) -> TrainSettings:
         """Check and convert stored settings. Raises `Damaged`."""
+        if isinstance(value, Mapping):
+            value = {name: getattr(TrainSettings, name) for name in _ADDED} | dict(value)
         settings = read_value(value, TrainSettings, where)
         assert isinstance(settings, TrainSettings)
         return settings
@@ -168,9 +194,10 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     typed = {name: value for name, value in given.items() if value is not None}
     values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
     values |= presets[preset] | typed
-    default = default_attack(values.get("method", TrainSettings.method))
-    if default == "none" or "attack" not in values:
-        values["attack"] = default
+    method = find(values.get("method", TrainSettings.method))
+    chosen = typed if method.attack_use == "optional" else values
+    if method.attack_use == "never" or "attack" not in chosen:
+        values["attack"] = method.default_attack
     if preset.startswith("rdi") and values.get("method") in ("adversarial", "neo-kd"):
         values["options"] = _RDI_WEIGHTS | dict(values.get("options", {}))
     return TrainSettings(**values)

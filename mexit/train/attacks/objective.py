@@ -115,10 +115,15 @@ def keep_worst(model: MultiExit, candidates: Tensor, labels: Tensor, autocast: A
     return candidates[worst, torch.arange(len(labels), device=labels.device)]
 
 
-def exit_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of every exit and sample: logits (E, B, C), labels (B,) to (E, B) float32."""
+def exit_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of every exit and sample: logits (E, B, C), labels (B,) to (E, B) float32.
+
+    `smoothing` in [0, 1) spreads that share of the label over all classes.
+    """
     exits, rows, classes = logits.shape
-    flat = F.cross_entropy(logits.float().reshape(-1, classes), labels.repeat(exits), reduction="none")
+    flat = F.cross_entropy(
+        logits.float().reshape(-1, classes), labels.repeat(exits), reduction="none", label_smoothing=smoothing
+    )
     return flat.reshape(exits, rows)
 
 

@@ -12,7 +12,7 @@ from mexit.train.objectives.base import Objective, Outputs
 from mexit.train.objectives.clean import Clean
 from mexit.train.objectives.neo_kd import NeoKD
 
-__all__ = ["METHODS", "Objective", "Outputs", "build", "default_attack"]
+__all__ = ["METHODS", "Objective", "Outputs", "build", "default_attack", "find"]
 
 METHODS: dict[str, type[Any]] = {"clean": Clean, "adversarial": Adversarial, "neo-kd": NeoKD}
 
@@ -22,16 +22,16 @@ NEO_KD_GAMMA = {5: (1.0, 1.0, 1.0, 1.5, 1.5), 7: (1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 
 
 def default_attack(method: str) -> str:
     """The attack a method trains on where none is named."""
-    return "max-average" if _find(method).needs_attack else "none"
+    return str(find(method).default_attack)
 
 
 def build(method: str, exits: int, options: Mapping[str, Any]) -> Objective:
     """The objective of a method; `options` are fields of its class. Raises `UsageError` for an unknown one."""
-    kind = _find(method)
-    fields = {field.name: field for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
-    unknown = sorted(set(options) - set(fields))
+    kind = find(method)
+    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    unknown = sorted(set(options) - set(names))
     if unknown:
-        have = ", ".join(fields) or "none"
+        have = ", ".join(names) or "none"
         raise UsageError(f"method {method} has no option {', '.join(unknown)}; it has: {have}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     if kind is NeoKD:
@@ -40,7 +40,8 @@ def build(method: str, exits: int, options: Mapping[str, Any]) -> Objective:
     return objective
 
 
-def _find(method: str) -> type[Any]:
+def find(method: str) -> type[Any]:
+    """The class of a method. Raises `UsageError` naming those that exist."""
     if method not in METHODS:
         raise UsageError(f"unknown method '{method}': choose from {', '.join(METHODS)}")
     return METHODS[method]

@@ -9,24 +9,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mexit.errors import UsageError
-from mexit.train.attacks.objective import exit_losses
-from mexit.train.objectives.base import Outputs
+from mexit.train.objectives.base import Objective, Outputs
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(Objective):
     """Minimises sum_k [ clean_weight CE(f_k(x), y) + attacked_weight CE(f_k(x_adv), y) ]."""
 
     clean_weight: float = 1.0
     attacked_weight: float = 1.0
-    needs_attack = True
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         """See `base.Objective`."""
-        if outputs.attacked is None:
-            raise UsageError("this method trains on attacked images: choose --attack average or max-average")
+        attacked = outputs.need_attacked()
         return {
-            "clean": self.clean_weight * exit_losses(outputs.clean, outputs.labels).mean(dim=1).sum(),
-            "attacked": self.attacked_weight * exit_losses(outputs.attacked, outputs.labels).mean(dim=1).sum(),
+            "clean": self.clean_weight * outputs.cross_entropy(outputs.clean).sum(),
+            "attacked": self.attacked_weight * outputs.cross_entropy(attacked).sum(),
         }

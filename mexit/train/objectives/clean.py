@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from mexit.train.attacks.objective import exit_losses
-from mexit.train.objectives.base import Outputs
+from mexit.train.objectives.base import Objective, Outputs
 
 
-class Clean:
+@dataclass(frozen=True)
+class Clean(Objective):
     """Minimises sum_k CE(f_k(x), y)."""
 
-    needs_attack = False
+    inputs = "clean"
+    default_attack = "none"
+    attack_use = "never"
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         """See `base.Objective`."""
-        return {"clean": exit_losses(outputs.clean, outputs.labels).mean(dim=1).sum()}
+        return {"clean": outputs.cross_entropy(outputs.clean).sum()}

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from mexit.errors import UsageError
 from mexit.train.objectives.adversarial import Adversarial
-from mexit.train.objectives.base import Outputs
+from mexit.train.objectives.base import Objective, Outputs
 
 ENSEMBLES = ("neighbours", "none", "all")
 REDRAWS = ("sample", "batch", "fixed")
 
 
 @dataclass(frozen=True)
-class NeoKD:
+class NeoKD(Objective):
     """NEO-KD.
 
     Attributes:
@@ -51,7 +51,6 @@ class NeoKD:
     include_self: bool = True
     redraw: str = "sample"
     renormalise: bool = True
-    needs_attack = True
 
     def __post_init__(self) -> None:
         if self.ensemble not in ENSEMBLES or self.redraw not in REDRAWS:
@@ -59,19 +58,19 @@ class NeoKD:
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         """See `base.Objective`."""
+        attacked = outputs.need_attacked()
         terms = Adversarial(self.clean_weight, self.attacked_weight).terms(outputs)
-        assert outputs.attacked is not None
         if len(self.gamma) != len(outputs.clean):
             raise UsageError(f"{len(outputs.clean)} exits need as many gammas, found {self.gamma}")
         teacher = outputs.clean.detach().softmax(dim=-1)
         gamma = torch.tensor(self.gamma, device=teacher.device)
         if self.alpha:
             targets = neighbour_targets(teacher, self.ensemble, self.include_self)
-            terms["nkd"] = self.alpha * (gamma * soft_cross_entropy(outputs.attacked, targets)).sum()
+            terms["nkd"] = self.alpha * (gamma * soft_cross_entropy(attacked, targets)).sum()
         if self.beta:
             shares = self._shares(outputs, len(teacher), teacher.shape[-1])
             targets = orthogonal_targets(teacher, outputs.labels, shares, self.renormalise)
-            terms["eokd"] = self.beta * (gamma * soft_cross_entropy(outputs.attacked, targets)).sum()
+            terms["eokd"] = self.beta * (gamma * soft_cross_entropy(attacked, targets)).sum()
         return terms
 
     def _shares(self, outputs: Outputs, exits: int, classes: int) -> Tensor:

@@ -1,0 +1,31 @@
+"""Networks that teach: finished runs, frozen, in eval mode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mexit.errors import UsageError
+from mexit.train import checkpoint
+from mexit.train.models import MultiExit, preset
+from mexit.train.recipe import Recipe
+from mexit.train.settings import TrainSettings
+
+
+def load_teachers(settings: TrainSettings, classes: tuple[str, ...], recipe: Recipe) -> tuple[MultiExit, ...]:
+    """The networks named by `settings.teachers`.
+
+    Raises:
+        UsageError: a teacher of other images or of another number of classes.
+        NotFound, Damaged: see `checkpoint.load_model`.
+    """
+    teachers = []
+    expected = preset(settings.model).input_shape
+    for path in settings.teachers:
+        teacher, its_settings, _ = checkpoint.load_model(Path(path))
+        if teacher.classes != len(classes) or teacher.input_shape != expected:
+            raise UsageError(
+                f"teacher {path} ({its_settings.model}) knows {teacher.classes} classes of images "
+                f"{teacher.input_shape}, {settings.model} here needs {len(classes)} of {expected}"
+            )
+        teachers.append(recipe.place(teacher).eval().requires_grad_(False))
+    return tuple(teachers)
