@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,13 +75,19 @@ def show_training(result: TrainResult) -> None:
 
 
 def show_evaluation(result: EvaluateResult) -> None:
-    """Per exit, transfer, per budget."""
+    """Per exit, transfer, per budget, radius, flags."""
     report = result.report
     settings = report["settings"]
     caption = f"{settings['n']} of {settings['of']} test images, {settings['precision']}; {settings['attack']}"
-    conditions = ["clean", "average", "max-average"]
-    rows = [[str(row["exit"]), *(console.with_error(row[name]) for name in conditions)] for row in report["exits"]]
-    console.table(f"{settings['source']}: accuracy per exit", ["exit", *conditions], rows, caption)
+    if settings["strong_n"]:
+        caption += f"\n{settings['strong_n']} of them under every attack: {', '.join(settings['attacks'])}"
+    names = [name for name in ("clean", "average", "max-average", "autoattack", "worst")
+             if any(name in row for row in report["exits"])]  # fmt: skip
+    rows = [
+        [str(row["exit"]), *(console.with_error(row[name]) if name in row else "-" for name in names)]
+        for row in report["exits"]
+    ]
+    console.table(f"{settings['source']}: accuracy per exit", ["exit", *names], rows, caption)
     exits = [str(row["exit"]) for row in report["exits"]]
     transfer = [
         [f"exit {k}", *(console.percent(cell["value"]) for cell in row)]
@@ -93,22 +99,58 @@ def show_evaluation(result: EvaluateResult) -> None:
         transfer,
     )
     if report["budgets"]:
-        _show_budgets(report["budgets"], conditions)
+        _show_budgets(report["budgets"])
+    if report["curve"]:
+        _show_curve(report["curve"])
+    _say_flags(report)
     console.say("wrote " + ", ".join(str(path) for path in result.written))
 
 
-def _show_budgets(budgets: dict[str, Any], conditions: list[str]) -> None:
-    rows = [
-        [name, short_macs(row["budget_macs"])]
-        + [
-            text
-            for condition in conditions
-            for text in (console.with_error(row[condition]), short_macs(row[condition]["mean_macs"]))
+def _show_budgets(budgets: dict[str, Any]) -> None:
+    """A row for each budget and condition; what slows it down in a table of its own."""
+    rows = []
+    for name, row in budgets.items():
+        first = f"{name} ≤{short_macs(row['budget_macs'])}"
+        for condition, found in row.items():
+            if condition == "budget_macs":
+                continue
+            spent = ["-", "-"]
+            if "exits" in found:
+                spent = [short_macs(found["mean_macs"]), console.counts(found["exits"])]
+            rows.append([first, condition, console.with_error(found), *spent])
+            first = ""
+    columns = ["budget", "images", "accuracy", "mean MACs", "exits taken"]
+    caption = "worst: right under every attack, the slow ones included"
+    console.table("accuracy and cost of the deployed policy", columns, rows, caption)
+    slow = [name for name in ("clean", "sloth", "hinge") if all(name in row for row in budgets.values())]
+    if len(slow) > 1:
+        rows = [
+            [name, *(f"{row[one]['efficacy']:.2f} ({short_macs(row[one]['mean_macs'])})" for one in slow)]
+            for name, row in budgets.items()
         ]
-        for name, row in budgets.items()
+        caption = "efficacy is 1 if all leave at once, and falls as they are kept; in brackets the mean MACs"
+        console.table("slowdown: efficacy of the exits", ["budget", *slow], rows, caption)
+
+
+def _show_curve(curve: list[dict[str, Any]]) -> None:
+    names = [f"exit {k}" for k in range(1, len(curve[0]["exits"]) + 1)] + list(curve[0]["budgets"])
+    rows = [
+        [f"{row['eps']:.4g}"]
+        + [console.percent(found["value"]) for found in (*row["exits"], *row["budgets"].values())]
+        for row in curve
     ]
-    columns = ["budget", "MACs"] + [text for name in conditions for text in (name, "mean")]
-    console.table("accuracy and cost of the deployed policy", columns, rows)
+    console.table("accuracy against the radius of the attack", ["eps", *names], rows)
+
+
+def _say_flags(report: Mapping[str, Any]) -> None:
+    """What speaks against the evaluation itself."""
+    if not report["flags"]:
+        console.say(f"no flags: {len(report['checks'])} checks of the attacks themselves passed")
+        return
+    failed = [check for check in report["checks"] if not check["passed"]]
+    rows = [[check["name"], check["found"], check["expected"], check["means"]] for check in failed]
+    title = f"FLAGS: {len(failed)} of {len(report['checks'])} checks failed; accuracy under attack may be too high"
+    console.table(title, ["check", "found", "expected", "it means"], rows)
 
 
 def show_export(result: ExportResult) -> None:

@@ -1,6 +1,6 @@
 """Documentation cannot rot: commands, names, errors and examples are held against the code.
 
-`python tests/test_docs.py` writes docs/cli.md anew.
+`python tests/test_docs.py` writes docs/cli.md and docs/methods.md anew.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from method_page import method_page
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -21,7 +22,7 @@ from mexit import errors
 from mexit.cli import COMMANDS, app
 
 ROOT = Path(__file__).parents[1]
-CLI_PAGE = ROOT / "docs" / "cli.md"
+CLI_PAGE, METHOD_PAGE = ROOT / "docs" / "cli.md", ROOT / "docs" / "methods.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -49,8 +50,13 @@ def shell_lines(page: Path) -> list[str]:
     ]
 
 
-def test_command_page_is_current() -> None:
+def test_written_pages_are_current() -> None:
     assert CLI_PAGE.read_text() == command_page(), "run: python tests/test_docs.py"
+    assert METHOD_PAGE.read_text() == method_page(), "run: python tests/test_docs.py"
+
+
+def test_every_option_of_a_method_is_described() -> None:
+    assert not re.findall(r"^\| `\w+` \| .* \|  \|$", method_page(), re.M)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -137,3 +143,4 @@ def test_examples_run(digits_bundle, workspace, tmp_path, test_digits) -> None:
 if __name__ == "__main__":
     os.environ.pop("MEXIT_DATA", None)
     CLI_PAGE.write_text(command_page())
+    METHOD_PAGE.write_text(method_page())

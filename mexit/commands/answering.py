@@ -15,6 +15,18 @@ from mexit.commands.options import Backend, BudgetOption, BundleArg, Deadline, J
 from mexit.console import RichProgress
 from mexit.errors import UsageError
 
+Rate = Annotated[
+    str | None,
+    typer.Option(help="Hard bound: MACs a second (40M, 1.5G), whatever arrives.", show_default=False),
+]
+Burst = Annotated[
+    str | None,
+    typer.Option(
+        help="MACs that can be saved up for --rate. [dim]Default: one second's worth, or one full image.[/]",
+        show_default=False,
+    ),
+]
+
 
 def run(
     paths: Annotated[
@@ -25,6 +37,8 @@ def run(
     backend: Backend = "auto",
     threads: Threads = 1,
     deadline: Deadline = None,
+    rate: Rate = None,
+    burst: Burst = None,
     json: Json = False,
 ) -> None:
     """Classify image files."""
@@ -42,6 +56,8 @@ def run(
         backend=backend,
         threads=threads,
         deadline_ms=deadline,
+        rate=rate,
+        burst=burst,
         progress=RichProgress(),
     )
     console.print_json(run_json(answers)) if json else show_answers(answers)
@@ -62,12 +78,22 @@ def serve(
         str | None,
         typer.Option(
             envvar="MEXIT_TOKEN",
-            help="Clients must send it as Bearer token. As variable it stays out of the process list.",
+            help="Clients must send it as Bearer token; several, separated by commas, are as many clients. "
+            "As variable it stays out of the process list.",
         ),
     ] = None,
     backend: Backend = "auto",
     threads: Threads = 1,
     deadline: Deadline = None,
+    rate: Rate = None,
+    burst: Burst = None,
+    client_rate: Annotated[
+        str | None,
+        typer.Option(help="The same for each client: its token, else its address.", show_default=False),
+    ] = None,
+    client_burst: Annotated[
+        str | None, typer.Option(help="MACs that each can save up for --client-rate.", show_default=False)
+    ] = None,
     watch_drift: Annotated[
         float, typer.Option(help="Share of early answers that are compared with the full network's, such as 0.01.")
     ] = 0.0,
@@ -92,6 +118,10 @@ def serve(
         deadline_ms=deadline,
         watch_drift=watch_drift,
         on_drift=on_drift,
+        rate=rate,
+        burst=burst,
+        client_rate=client_rate,
+        client_burst=client_burst,
         ready=lambda url: say_serving(url, path, budget, with_token=token is not None),
     )
 
@@ -106,6 +136,8 @@ def camera(
     backend: Backend = "auto",
     threads: Threads = 1,
     deadline: Deadline = None,
+    rate: Rate = None,
+    burst: Burst = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
     json: Json = False,
 ) -> None:
@@ -123,6 +155,8 @@ def camera(
         backend=backend,
         threads=threads,
         deadline_ms=deadline,
+        rate=rate,
+        burst=burst,
         out=out,
         jsonl=jsonl,
         limit=limit,

@@ -38,7 +38,10 @@ def demo(
 def train(
     *,
     data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, cifar100 or folder:PATH.")
+        str,
+        typer.Option(
+            help="digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet or folder:PATH."
+        ),
     ] = "digits",
     data_dir: DataDir = None,
     model: Annotated[str | None, typer.Option(help="One of mexit models. Default: by data set.")] = None,
@@ -56,7 +59,8 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     augment: Annotated[
-        str | None, typer.Option(help="Views of training images: none or crop-flip. Default: by data set.")
+        str | None,
+        typer.Option(help="Views of training images: none, crop-flip or resized-crop-flip. Default: by data set."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and attack starts.")] = None,
     keep: Annotated[
@@ -100,6 +104,13 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU. Default: all cores.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Threads that read images ahead. Default: one a core for image files, else none."),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard into the run, too.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="The run directory. Default: a free name in runs/.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue --out, or the newest run, from its checkpoint.")
@@ -144,9 +155,13 @@ def train(
             resume=resume,
             device=device,
             threads=threads,
+            workers=workers,
+            tensorboard=tensorboard,
             progress=RichProgress(),
             should_stop=stop.asked,
         )
+    if not result.leads:
+        raise typer.Exit(stop.exit_code)
     if not result.finished:
         console.error(f"stopped; continue with: mexit train --resume --out {result.run}")
         raise typer.Exit(stop.exit_code)
@@ -163,10 +178,22 @@ def evaluate(
     samples: Annotated[int, typer.Option(help="Test images, evenly spaced; 0 for all.")] = 1000,
     eps: Annotated[str | None, typer.Option(help="Radius of the attacks. Default: the run's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the attacks. Default: the run's (50).")] = None,
+    attacks: Annotated[
+        str, typer.Option(help="Of pgd, policy, autoattack, slowdown, sanity, with commas; or all.")
+    ] = "pgd",
+    exits: Annotated[str, typer.Option(help="Exits for autoattack, such as 1,3.")] = "all",
+    strong_samples: Annotated[int, typer.Option(help="Test images for all but pgd; 0 for as many.")] = 200,
+    restarts: Annotated[int, typer.Option(help="Random starts of PGD, restarts of Square.")] = 1,
+    targets: Annotated[int, typer.Option(help="Wrong classes that policy tries at each exit.")] = 3,
+    queries: Annotated[int, typer.Option(help="Of Square, for each image.")] = 5000,
+    transfer: Annotated[
+        Path | None, typer.Option(help="Another run, whose attacks policy tries as well.", show_default=False)
+    ] = None,
     backend: Backend = "auto",
     json: Json = False,
 ) -> None:
-    """Accuracy on the test split, per exit and per budget, clean and under PGD attacks."""
+    """Accuracy on the test split, per exit and per budget, clean and under attack. Writes a model card."""
+    from mexit.flows.attack_plan import Plan, read_exits, read_groups
     from mexit.flows.evaluate import evaluate as flow
     from mexit.report import show_evaluation
 
@@ -177,8 +204,12 @@ def evaluate(
         eps=fraction(eps),
         steps=steps,
         backend=backend,
+        plan=Plan(
+            read_groups(attacks), read_exits(exits), strong_samples or None, restarts, targets, queries,
+            transfer=transfer,
+        ),
         progress=RichProgress(),
-    )
+    )  # fmt: skip
     console.print_json(result.report) if json else show_evaluation(result)
 
 

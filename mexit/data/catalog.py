@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mexit.data import cifar, digits, folder, idx
-from mexit.data.dataset import DataSet
+from mexit.data import cifar, digits, folder, idx, imagenet, tiny_imagenet
+from mexit.data.dataset import DataSet, Pictures
 from mexit.errors import UsageError
 
-NAMES = ("digits", *idx.SETS, *cifar.SETS)
+_FILE_SETS = {tiny_imagenet.NAME: tiny_imagenet.load, imagenet.NAME: imagenet.load}
+NAMES = ("digits", *idx.SETS, *cifar.SETS, *_FILE_SETS)
 _FOLDER = "folder:"
 
 
@@ -17,7 +18,7 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     """Load a data set.
 
     Args:
-        name: `digits` (in the package), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, or `folder:PATH`.
+        name: `digits` (in the package), another of `NAMES`, or `folder:PATH`.
         data_dir: where downloaded sets lie; default `MEXIT_DATA`.
 
     Raises:
@@ -26,12 +27,29 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     """
     if name == "digits":
         return digits.load()
-    if name.startswith(_FOLDER) and len(name) > len(_FOLDER):
-        return folder.load(Path(name[len(_FOLDER) :]).expanduser())
+    path = _folder(name)
+    if path is not None:
+        return folder.load(path)
     if name not in NAMES:
         raise UsageError(f"unknown data set '{name}': choose from {', '.join(NAMES)} or folder:PATH")
     where = data_dir or os.environ.get("MEXIT_DATA")
     if not where:
         raise UsageError(f"--data {name} needs the folder it lies in: add --data-dir DIR, or set MEXIT_DATA")
     path = Path(where).expanduser()
+    if name in _FILE_SETS:
+        return _FILE_SETS[name](path)
     return cifar.load(name, path) if name in cifar.SETS else idx.load(name, path)
+
+
+def load_pictures(name: str) -> Pictures | None:
+    """The pictures of `folder:PATH` where PATH has no class folders; None for every other set.
+
+    Raises:
+        NotFound, Damaged: see `folder`.
+    """
+    path = _folder(name)
+    return None if path is None or folder.has_labels(path) else folder.load_pictures(path)
+
+
+def _folder(name: str) -> Path | None:
+    return Path(name[len(_FOLDER) :]).expanduser() if name.startswith(_FOLDER) and name != _FOLDER else None

@@ -42,17 +42,40 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images that stay on disk until they are asked for."""
+    """Images that stay on disk until they are asked for: paths below a folder."""
 
-    paths: Sequence[Path]
+    root: Path
+    names: Sequence[str]
 
     def at(self, index: NDArray[np.int64]) -> list[bytes]:
         """See `Images.at`."""
-        return [read_image(self.paths[place]) for place in index.tolist()]
+        return [read_image(self.root / self.names[place]) for place in index.tolist()]
 
     def name(self, place: int) -> str:
         """See `Images.name`."""
-        return f"image {self.paths[place]}"
+        return f"image {self.root / self.names[place]}"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images of which nobody says what they show.
+
+    Attributes:
+        name: as typed after `--data`.
+        images: files.
+        sha256: see `file_set`.
+    """
+
+    name: str
+    images: FileImages = field(repr=False)
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.images.names)
+
+    def batch(self, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32]:
+        """See `DataSet.batch`."""
+        return _prepared(self.images, index, spec)
 
 
 @dataclass(frozen=True)
@@ -64,7 +87,7 @@ class DataSet:
         classes: names, (C,).
         images: random access to N images.
         labels: (N,) int64.
-        sha256: over every image and label.
+        sha256: over every image and label; of large sets of files see `file_set`.
         official_test: places of the part that its authors set aside for testing, or None.
     """
 
@@ -84,16 +107,26 @@ class DataSet:
         Raises:
             BadInput, NotFound, Damaged: an image that cannot be read, by name.
         """
-        images = self.images.at(index)
-        try:
-            return prepare_batch(images, spec)
-        except BadInput:
-            for place, image in zip(index.tolist(), images, strict=True):
-                self._name_if_bad(place, image, spec)
-            raise
+        return _prepared(self.images, index, spec)
 
-    def _name_if_bad(self, place: int, image: Any, spec: InputSpec) -> None:
-        try:
-            prepare(image, spec)
-        except BadInput as error:
-            raise type(error)(f"{self.images.name(place)}: {error}") from None
+    @property
+    def streamed(self) -> bool:
+        """Whether images are read and decoded each time they are asked for."""
+        return isinstance(self.images, FileImages)
+
+
+def _prepared(source: Images, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32]:
+    images = source.at(index)
+    try:
+        return prepare_batch(images, spec)
+    except BadInput:
+        for place, image in zip(index.tolist(), images, strict=True):
+            _name_if_bad(source, place, image, spec)
+        raise
+
+
+def _name_if_bad(source: Images, place: int, image: Any, spec: InputSpec) -> None:
+    try:
+        prepare(image, spec)
+    except BadInput as error:
+        raise type(error)(f"{source.name(place)}: {error}") from None

@@ -1,19 +1,23 @@
-"""A folder of images, one subfolder a class: `PATH/<class>/*`, or `PATH/train/<class>/*` and `PATH/test/...`."""
+"""Folders of images.
+
+    PATH/<class>/*                                      one subfolder a class
+    PATH/train/<class>/* and PATH/test|val/<class>/*    the same with a test part of its own
+    PATH/*                                              pictures alone, for what needs no labels
+
+Images are found in subfolders of a class folder too.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import numpy as np
-
-from mexit.core.files import sha256_file
 from mexit.core.manifest import is_class_name
-from mexit.data.dataset import DataSet, FileImages
+from mexit.data.dataset import DataSet, FileImages, Pictures
+from mexit.data.file_set import SUFFIXES, Listing, Picture, folders, pictures
 from mexit.errors import BadInput, NotFound
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-TRAIN_NAMES, TEST_NAMES = ("train",), ("test", "val")
+TRAIN_NAME, TEST_NAMES = "train", ("test", "val")
+_NAMED = 5
 
 
 def load(path: Path) -> DataSet:
@@ -22,48 +26,92 @@ def load(path: Path) -> DataSet:
     Raises:
         NotFound: no such folder.
         BadInput: fewer than two class folders with images, or training and test classes that differ.
+        Damaged: a folder or a file that cannot be read.
     """
+    _need_folder(path)
+    if not (path / TRAIN_NAME).is_dir():
+        return load_class_folders(f"folder:{path}", path, "", None)
+    test = next((name for name in TEST_NAMES if (path / name).is_dir()), None)
+    return load_class_folders(f"folder:{path}", path, TRAIN_NAME, test)
+
+
+def load_class_folders(name: str, root: Path, train: str, test: str | None) -> DataSet:
+    """A data set of class folders below `root/train` and, if there is a test part, `root/test`; "" is `root`."""
+    found = _classes(root, train)
+    listing = Listing(root)
+    for label, files in enumerate(found.values()):
+        listing.add(files, label)
+    training = None
+    if test is not None:
+        training = len(listing)
+        held_out = _classes(root, test)
+        _need_same_classes(root, train, list(found), test, list(held_out))
+        for label, files in enumerate(held_out.values()):
+            listing.add(files, label)
+    return listing.data_set(name, tuple(found), training)
+
+
+def load_pictures(path: Path) -> Pictures:
+    """Pictures without class folders; nobody says what they show.
+
+    Raises:
+        NotFound: no such folder.
+        BadInput: there are no pictures in it.
+        Damaged: a folder or a file that cannot be read.
+    """
+    _need_folder(path)
+    listing = Listing(path)
+    listing.add(pictures(path, deep=False), 0)
+    if not listing.names:
+        raise BadInput(f"{path} holds no images; {', '.join(SUFFIXES[:4])}, ... are read")
+    return Pictures(f"folder:{path}", FileImages(path, listing.names), listing.digest())
+
+
+def has_labels(path: Path) -> bool:
+    """Whether a folder is one of class folders. Raises as `load_pictures`."""
+    _need_folder(path)
+    return bool(_with_pictures(path, "")) or not pictures(path, deep=False)
+
+
+def _need_folder(path: Path) -> None:
     if not path.is_dir():
         raise NotFound(f"image folder {path} does not exist")
-    train = next((path / name for name in TRAIN_NAMES if (path / name).is_dir()), None)
-    test = next((path / name for name in TEST_NAMES if train and (path / name).is_dir()), None)
-    paths, labels, classes = _list_classes(train or path)
-    official_test = None
-    if test is not None:
-        test_paths, test_labels, test_classes = _list_classes(test)
-        if test_classes != classes:
-            raise BadInput(f"{train} has the classes {classes}, {test} has {test_classes}")
-        official_test = np.arange(len(paths), len(paths) + len(test_paths), dtype=np.int64)
-        paths, labels = paths + test_paths, labels + test_labels
-    digest = hashlib.sha256()
-    for file, label in zip(paths, labels, strict=True):
-        digest.update(f"{label} {sha256_file(file)}\n".encode())
-    return DataSet(
-        f"folder:{path}",
-        classes,
-        FileImages(paths),
-        np.asarray(labels, np.int64),
-        digest.hexdigest(),
-        official_test,
-    )
 
 
-def _list_classes(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
-    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    found = {folder.name: _images(folder) for folder in folders}
-    found = {name: files for name, files in found.items() if files}
+def _with_pictures(root: Path, part: str) -> dict[str, list[Picture]]:
+    """Subfolders of `root/part` that hold images, by name."""
+    prefix = f"{part}/" if part else ""
+    found = {name: pictures(root, prefix + name) for name in folders(root / part)}
+    return {name: files for name, files in found.items() if files}
+
+
+def _classes(root: Path, part: str) -> dict[str, list[Picture]]:
+    found = _with_pictures(root, part)
     for name in found:
         if not is_class_name(name):
-            raise BadInput(f"{root}: the folder name {name!r} holds control characters, so it cannot name a class")
+            raise BadInput(
+                f"{root / part}: the folder name {name!r} holds control characters, so it cannot name a class"
+            )
     if len(found) < 2:
         raise BadInput(
-            f"{root} holds {len(found)} class folder(s) with images; at least 2 are needed, "
+            f"{root / part} holds {len(found)} class folder(s) with images; at least 2 are needed, "
             f"one subfolder a class with {', '.join(SUFFIXES[:4])}, ... inside"
         )
-    paths = [file for files in found.values() for file in files]
-    labels = [label for label, files in enumerate(found.values()) for _ in files]
-    return paths, labels, tuple(found)
+    return found
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+def _need_same_classes(root: Path, train: str, trained: list[str], test: str, tested: list[str]) -> None:
+    if trained != tested:
+        differ = "; ".join(
+            f"only {part} has {_few(sorted(set(own) - set(other)))}"
+            for part, own, other in ((train, trained, tested), (test, tested, trained))
+            if set(own) - set(other)
+        )
+        raise BadInput(
+            f"{root / train} has {len(trained)} classes, {root / test} {len(tested)}, which must be the same: "
+            + differ
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

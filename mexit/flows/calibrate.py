@@ -24,7 +24,7 @@ from mexit.errors import MexitError, UsageError
 from mexit.flows import gradients, plots
 from mexit.flows.defaults import BUNDLES, newest
 from mexit.flows.progress import Progress, Silent
-from mexit.flows.samples import BundlePool, DataPool, Pool, Samples
+from mexit.flows.samples import BundlePool, DataPool, PicturePool, Pool, Samples
 from mexit.runtime.record import record
 from mexit.runtime.runtime import Runtime
 
@@ -77,7 +77,9 @@ def calibrate(
     Args:
         bundle: a directory; default the newest bundle.
         data: default the bundle's own data set with its stored splits, or the images in the bundle where that is
-            not at hand; `bundle` insists on those; another (`folder:PATH`) is split anew.
+            not at hand; `bundle` insists on those; another (`folder:PATH`) is split anew. Pictures without class
+            folders have no labels: temperatures stay 1, the score is the first unless one is named, thresholds are
+            geometric, and of the losses only `disagreement` can be certified.
         data_dir: where data sets lie; default `MEXIT_DATA`.
         budgets: further budgets by name, as typed (`{"mine": "40%"}`).
         measure, ensemble, policy: see `calibrate.calibrate.Wish`.
@@ -102,7 +104,9 @@ def calibrate(
         budget.macs(costs)
     request = None if max_risk is None else Request(max_risk, confidence, loss, risk_method, bound)
     wish = Wish(measure, ensemble, policy, typed, request)
-    traces, why_not = _record(runtime, data, data_dir, attack, progress)
+    pool, why_not = _pool(runtime.bundle, data, data_dir, attack, progress)
+    _need_labels(pool, request)
+    traces = _record(runtime, pool, attack, progress)
     found = decide(traces, costs, wish)
     entry = _entry(runtime.bundle, traces, found)
     runtime.bundle.save_policies(runtime.bundle.policies_or_empty().with_entry(entry))
@@ -121,11 +125,16 @@ def _free(name: str) -> str:
     raise UsageError(f"'{name}' means a budget already: choose another name for yours")
 
 
-def _record(
-    runtime: Runtime, data: str | None, data_dir: str | Path | None, attack: str, progress: Progress
-) -> tuple[Traces, str]:
-    """The traces of this engine, and why there are none under attack (empty if there are)."""
-    pool, why_not = _pool(runtime.bundle, data, data_dir, attack, progress)
+def _need_labels(pool: Pool, request: Request | None) -> None:
+    if isinstance(pool, PicturePool) and request is not None and request.loss != "disagreement":
+        raise UsageError(
+            f"{pool.pictures.name} has no labels, which the loss {request.loss} needs: add --loss disagreement, "
+            "or put the pictures into one folder a class"
+        )
+
+
+def _record(runtime: Runtime, pool: Pool, attack: str, progress: Progress) -> Traces:
+    """The traces of this engine."""
 
     def trace(samples: Samples) -> Trace:
         with progress.track(f"recording {samples.split}, {samples.condition[:24]}", samples.n) as advance:
@@ -148,13 +157,16 @@ def _record(
     assert calibration is not None
     assert certification is not None
     attacked_traces = found["calibration_attacked"], found["certification_attacked"]
-    return Traces(calibration, attacked_traces[0], certification, attacked_traces[1]), why_not
+    return Traces(calibration, attacked_traces[0], certification, attacked_traces[1])
 
 
 def _pool(
     bundle: Bundle, data: str | None, data_dir: str | Path | None, attack: str, progress: Progress
 ) -> tuple[Pool, str]:
-    """Where samples come from: what was named, else the bundle's own data set, else the images in the bundle."""
+    """Where samples come from: what was named, else the bundle's own data set, else the images in the bundle.
+
+    Also why there are none under attack (empty if there are).
+    """
     travelling = BundlePool.of(bundle)
     if data == IN_BUNDLE or (data is None and travelling is not None and not _at_hand(bundle, data_dir)):
         if travelling is None:
@@ -164,6 +176,11 @@ def _pool(
         progress.note(f"using the images in {bundle.path}")
         why_not = "" if travelling.attacked("certification") else "the bundle carries no attacked images"
         return travelling, "no attack was asked for" if attack == "none" else why_not
+    pictures = None if data is None else catalog.load_pictures(data)
+    if pictures is not None:
+        progress.note(f"{data} has no labels: of its {len(pictures)} pictures half calibrate and half certify")
+        why_not = "no attack was asked for" if attack == "none" else f"{data} has no labels to attack"
+        return PicturePool(pictures, bundle.manifest.input), why_not
     data_set, splits = _data(bundle, data, data_dir)
     source, why_not = (None, "no attack was asked for")
     if attack != "none" and data is None:

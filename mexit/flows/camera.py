@@ -14,6 +14,7 @@ import numpy as np
 
 from mexit.errors import UsageError
 from mexit.runtime import Runtime
+from mexit.runtime.allowance import Macs
 from mexit.runtime.camera.address import Source, parse_source
 from mexit.runtime.camera.mp4 import AnnotatedVideo
 from mexit.runtime.camera.overlay import Overlay
@@ -30,7 +31,8 @@ class CameraReport:
     Attributes:
         source: what was watched, without credentials.
         frames: answered.
-        dropped: passed over for a newer frame.
+        dropped: passed over, for a newer frame or by the governor.
+        refused: those passed over by the governor.
         undecodable: damaged, and passed over.
         reconnects: how often a live source came back.
         seconds: from the first frame to the last answer.
@@ -46,6 +48,7 @@ class CameraReport:
     source: str
     frames: int
     dropped: int
+    refused: int
     undecodable: int
     reconnects: int
     seconds: float
@@ -66,6 +69,8 @@ def camera(
     backend: str = "auto",
     threads: int = 1,
     deadline_ms: float | None = None,
+    rate: Macs | None = None,
+    burst: Macs | None = None,
     out: Path | None = None,
     jsonl: Path | None = None,
     limit: int | None = None,
@@ -80,7 +85,7 @@ def camera(
     Args:
         bundle: the directory.
         source: see `runtime.camera.address`.
-        budget, backend, threads, deadline_ms: of the runtime.
+        budget, backend, threads, deadline_ms, rate, burst: of the runtime.
         out: annotated video, `.mp4`.
         jsonl: one JSON line a frame.
         limit: end after so many answers.
@@ -92,7 +97,7 @@ def camera(
     """
     parsed = parse_source(source)
     _check(parsed, out, jsonl, limit)
-    runtime = Runtime.open(bundle, budget, backend=backend, threads=threads)
+    runtime = Runtime.open(bundle, budget, backend=backend, threads=threads, rate=rate, burst=burst)
     costs = runtime.bundle.manifest.cumulative_macs
     sinks: list[Sink] = [JsonLines(jsonl)] if jsonl else []
     sinks += [AnnotatedVideo(out, Overlay(costs), live=parsed.live)] if out else []
@@ -153,6 +158,7 @@ class _Tally:
             source=source,
             frames=self.frames,
             dropped=counters.dropped,
+            refused=counters.refused,
             undecodable=counters.undecodable,
             reconnects=counters.reconnects,
             seconds=round(seconds, 3),

@@ -11,6 +11,7 @@ from mexit.errors import MexitError
 from mexit.flows.defaults import BUNDLES, newest
 from mexit.flows.progress import Progress, Silent
 from mexit.runtime import Prediction, Runtime
+from mexit.runtime.allowance import Macs
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,16 @@ def run(
     backend: str = "auto",
     threads: int = 1,
     deadline_ms: float | None = None,
+    rate: Macs | None = None,
+    burst: Macs | None = None,
     progress: Progress | None = None,
 ) -> list[Answer]:
-    """Answer each file; a file that is no image does not keep the others from being answered."""
-    runtime = Runtime.open(
-        bundle or newest(BUNDLES, progress or Silent()), budget, backend=backend, threads=threads
-    )
+    """Answer each file; a file that is no image does not keep the others from being answered.
+
+    With a rate (see `Runtime.open`), an image waits until there are tokens for it, to its deadline if it has one.
+    """
+    path = bundle or newest(BUNDLES, progress or Silent())
+    runtime = Runtime.open(path, budget, backend=backend, threads=threads, rate=rate, burst=burst)
     answers = []
     for image in images:
         try:

@@ -1,4 +1,4 @@
-"""Where calibration gets its samples: a data set with its splits, or the images that travel in the bundle."""
+"""Where calibration gets its samples: a data set with its splits, pictures, or the images in the bundle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import InputSpec
 from mexit.data.calibration_images import CalibrationImages
-from mexit.data.dataset import DataSet
+from mexit.data.dataset import DataSet, Pictures
 from mexit.data.splits import Splits
 from mexit.flows.gradients import Source
 from mexit.flows.progress import Progress
@@ -21,6 +21,7 @@ from mexit.runtime.record import Batch
 BATCH = 64
 # Reported robustness is computed in float32, slowly: at most so many samples are attacked.
 ATTACKED = {"calibration": 500, "certification": 1000}
+_SEED = 20231106
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,31 @@ class DataPool:
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]]:
         for part in np.array_split(index, range(BATCH, len(index), BATCH)):
             yield self.data.batch(part, self.spec), self.data.labels[part], part
+
+
+@dataclass(frozen=True)
+class PicturePool:
+    """Pictures without labels, cut into two halves at random; none of them is attacked."""
+
+    pictures: Pictures
+    spec: InputSpec
+
+    @property
+    def data_sha256(self) -> str:
+        """See `Pool`."""
+        return self.pictures.sha256
+
+    def clean(self, split: str) -> Samples:
+        """See `Pool.clean`."""
+        order = np.random.default_rng(_SEED).permutation(len(self.pictures)).astype(np.int64)
+        halves = dict(zip(ATTACKED, np.array_split(order, len(ATTACKED)), strict=True))
+        index = np.sort(halves[split])
+        parts = np.array_split(index, range(BATCH, len(index), BATCH))
+        batches = ((self.pictures.batch(part, self.spec), None, part) for part in parts)
+        return Samples(split, "clean", len(index), batches)
+
+    def attacked(self, split: str) -> Samples | None:
+        """None: the attack climbs the loss of the right answer, which is not known."""
 
 
 @dataclass(frozen=True)

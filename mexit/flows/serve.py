@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mexit.errors import UsageError, missing_extra
 from mexit.runtime import Runtime
+from mexit.runtime.allowance import Macs
 
 _NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 
@@ -24,6 +25,10 @@ def serve(
     deadline_ms: float | None = None,
     watch_drift: float = 0.0,
     on_drift: str = "alarm",
+    rate: Macs | None = None,
+    burst: Macs | None = None,
+    client_rate: Macs | None = None,
+    client_burst: Macs | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then finish what is in flight and return.
@@ -32,10 +37,12 @@ def serve(
         bundle: the directory.
         budget: for requests that name none.
         host, port: where to listen; port 0 takes any free one.
-        token: that requests must bear; needed for every host but this machine.
+        token: that requests must bear; needed for every host but this machine. Several, separated by commas, are
+            as many clients.
         backend, threads: see `Runtime.open`.
         deadline_ms: for requests that name none.
-        watch_drift, on_drift: see `Runtime.open`.
+        watch_drift, on_drift, rate, burst, client_rate, client_burst: see `Runtime.open`. A client is a token, or
+            a peer's address where there are none.
         ready: told the address once the server listens.
 
     Raises:
@@ -45,19 +52,29 @@ def serve(
     """
     _check_installed()
     # Only now: the web framework is an optional part, and the other flows do without it.
-    from mexit.runtime.server import app, limits, listen, service
+    from mexit.runtime.server import access, app, limits, listen, service
 
     if deadline_ms is not None and not deadline_ms > 0:
         raise UsageError(
             f"the deadline must be above zero, found {deadline_ms} ms: give --deadline 10 for 10 ms, or none"
         )
-    opened = listen.bind(host, port, token)
+    tokens = access.tokens_of(token)
+    opened = listen.bind(host, port, guarded=bool(tokens))
     try:
         runtime = Runtime.open(
-            bundle, budget, backend=backend, threads=threads, watch_drift=watch_drift, on_drift=on_drift
+            bundle,
+            budget,
+            backend=backend,
+            threads=threads,
+            watch_drift=watch_drift,
+            on_drift=on_drift,
+            rate=rate,
+            burst=burst,
+            client_rate=client_rate,
+            client_burst=client_burst,
         )
         served = service.Service(runtime, limits.Limits(), threads=threads, deadline_ms=deadline_ms)
-        listen.run(app.build_app(served, token), served, opened, ready)
+        listen.run(app.build_app(served, tokens), served, opened, ready)
     finally:
         opened.close()
 

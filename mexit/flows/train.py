@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mexit.core.files import parse_json, read_bytes
 from mexit.data import catalog
+from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits, split
-from mexit.errors import NotFound, UsageError, missing_extra
+from mexit.errors import BadInput, Damaged, NotFound, UsageError, missing_extra
 from mexit.flows import plots
 from mexit.flows.defaults import RUNS, free_name, newest, remember
 from mexit.flows.progress import Progress, Silent
+from mexit.flows.tensorboard import FOLDER, need_tensorboard, written_to
 
 LOG = "log.jsonl"
 MAX_LOG_BYTES = 1 << 30
@@ -31,6 +33,7 @@ class TrainResult:
         seconds: spent in this call.
         records: one an epoch, as in `log.jsonl`.
         picture: the curves, or None without matplotlib.
+        leads: False in all but the first of several processes; the first one reports.
     """
 
     run: Path
@@ -39,6 +42,7 @@ class TrainResult:
     seconds: float
     records: tuple[Mapping[str, Any], ...]
     picture: Path | None
+    leads: bool = True
 
 
 def train(
@@ -51,6 +55,8 @@ def train(
     resume: bool = False,
     device: str = "auto",
     threads: int | None = None,
+    workers: int | None = None,
+    tensorboard: bool = False,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
@@ -62,46 +68,107 @@ def train(
         given: fields of `train.settings.TrainSettings` that override the preset.
         data_dir: where data sets lie; default `MEXIT_DATA`.
         out: the run directory; default a free name under `runs/`.
-        resume: continue `out`, or the newest run, from its checkpoint with its stored settings.
+        resume: continue `out`, or the newest run, from its checkpoint with its stored settings; teachers that it
+            makes for itself and that are not finished come first.
         device, threads: "auto", "cpu" or "cuda"; threads of torch on the CPU.
+        workers: threads that read and prepare images ahead; None = one a core for files, none for sets in memory.
+            They change the speed only.
+        tensorboard: write scalars under the run's `tensorboard` too.
         progress: who listens.
         should_stop: asked after every step.
+
+    Started by torchrun, this is one of several processes that train together (`train.distributed`); only the first
+    of them reports and writes.
     """
-    progress = progress or Silent()
     _need_torch()
-    from mexit.train import checkpoint, recipe
-    from mexit.train.loop import Trainer
+    from mexit.train import batches, checkpoint, distributed, recipe
     from mexit.train.settings import resolve
 
     start = time.monotonic()
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, found {threads}")
-    if resume:
-        run = out or newest(RUNS, progress)
-        settings = checkpoint.load_settings(run)
-        data_set = catalog.load(settings.data, data_dir)
-        splits = Splits.load(run / checkpoint.SPLITS)
-        splits.check(data_set)
+    if tensorboard:
+        need_tensorboard()
+    with distributed.joined(device) as team:
+        progress = progress if progress and team.leads else Silent()
+        if resume:
+            run = out or newest(RUNS, progress)
+            settings = checkpoint.load_settings(run)
+            data_set = catalog.load(settings.data, data_dir)
+            splits = Splits.load(run / checkpoint.SPLITS)
+            splits.check(data_set)
+        else:
+            data_set = catalog.load(data, data_dir)
+            settings = resolve(data, preset, given or {})
+            splits = split(data_set).thinned(data_set, settings.fraction, settings.omit_class)
+            name = f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{settings.method}"
+            run = Path(team.agree(str(_new_run(out, name))))
+        recipe.use_threads(threads, team.local)
+        recipe.keep_freed_memory()
+        ahead = batches.workers_for(data_set, workers)
+        work = _Work(run, data_set, splits, device, ahead, progress, should_stop, team, tensorboard)
+        finished, settings = _trained_after_its_teachers(settings, work)
+        records = read_log(run)
+        picture = run / checkpoint.CURVES if records and team.leads and plots.available() else None
+        if picture is not None:
+            plots.curves(records, picture, f"{settings.method}, {settings.model}, {settings.data}")
+        seconds = time.monotonic() - start
+        return TrainResult(run, finished, settings.to_json(), seconds, tuple(records), picture, team.leads)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a run and the teachers it makes for itself have in common; `run` is the one that was asked for."""
+
+    run: Path
+    data_set: DataSet
+    splits: Splits
+    device: str
+    workers: int
+    progress: Progress
+    should_stop: Callable[[], bool]
+    team: Any
+    tensorboard: bool
+
+
+def _trained_after_its_teachers(settings: Any, work: _Work) -> tuple[bool, Any]:
+    """Train the run that was asked for; whether it is finished, and its settings with the teachers it made."""
+    from mexit.flows.teachers import own_teachers
+    from mexit.train import checkpoint
+
+    teachers = own_teachers(work.run, settings)
+    if teachers:
+        _begin(work.run, settings, work)
+        todo = {teacher: its for teacher, its in teachers.items() if not (teacher / checkpoint.WEIGHTS).exists()}
+        if not all(_trained(teacher, its_settings, work) for teacher, its_settings in todo.items()):
+            return False, settings
+        settings = replace(settings, teachers=tuple(str(teacher) for teacher in teachers))
+        _begin(work.run, settings, work)
+    return _trained(work.run, settings, work), settings
+
+
+def _begin(run: Path, settings: Any, work: _Work) -> None:
+    from mexit.train import checkpoint
+
+    if work.team.leads:
+        checkpoint.begin(run, settings, work.splits)
+
+
+def _trained(run: Path, settings: Any, work: _Work) -> bool:
+    """Train a run, from its checkpoint if it has one; False if it was stopped before its end."""
+    from mexit.train import checkpoint, recipe
+    from mexit.train.loop import Trainer
+
+    how = recipe.choose(settings.recipe, work.device, settings.model)
+    trainer = Trainer(run, settings, work.data_set, work.splits, how, workers=work.workers, team=work.team)
+    if work.team.agree((run / checkpoint.SETTINGS).exists()):
+        _continue(trainer, work.progress)
     else:
-        data_set = catalog.load(data, data_dir)
-        settings = resolve(data, preset, given or {})
-        splits = split(data_set).thinned(data_set, settings.fraction, settings.omit_class)
-        run = _new_run(out, f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{settings.method}")
-    recipe.use_threads(threads)
-    recipe.keep_freed_memory()
-    trainer = Trainer(run, settings, data_set, splits, recipe.choose(settings.recipe, device, settings.model))
-    if resume:
-        _continue(trainer, progress)
-    else:
-        checkpoint.begin(run, settings, splits)
-    remember(RUNS, run)
-    progress.note(_headline(trainer))
-    finished = _watched(trainer, progress, should_stop)
-    records = read_log(run)
-    picture = run / checkpoint.CURVES if records and plots.available() else None
-    if picture is not None:
-        plots.curves(records, picture, f"{settings.method}, {settings.model}, {settings.data}")
-    return TrainResult(run, finished, settings.to_json(), time.monotonic() - start, tuple(records), picture)
+        _begin(run, settings, work)
+    if work.team.leads:
+        remember(RUNS, work.run)
+    work.progress.note(_headline(trainer))
+    return _watched(trainer, work)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -135,18 +202,20 @@ def _continue(trainer: Any, progress: Progress) -> None:
 
 
 def _headline(trainer: Any) -> str:
-    settings, recipe = trainer.settings, trainer.recipe
+    settings, recipe, processes = trainer.settings, trainer.recipe, trainer.team.size
     attack = trainer.attack.describe() if trainer.attack else "no attack"
     precision = "bf16" if recipe.bf16 else "fp32"
     return (
         f"training {settings.model} on {settings.data} with {settings.method}: {len(trainer.train_index)} images, "
-        f"{settings.epochs} epochs, {attack}, {precision} on {recipe.device}, into {trainer.run}"
+        f"{settings.epochs} epochs, {attack}, {precision} on {recipe.device}, "
+        f"{f'{processes} processes, ' if processes > 1 else ''}into {trainer.run}"
     )
 
 
-def _watched(trainer: Any, progress: Progress, should_stop: Callable[[], bool]) -> bool:
+def _watched(trainer: Any, work: _Work) -> bool:
     total = trainer.settings.epochs * len(trainer.train_index)
-    with progress.track("training", total) as advance:
+    folder = trainer.run / FOLDER if work.tensorboard and work.team.leads else None
+    with work.progress.track("training", total) as advance, written_to(folder) as add:
         done = 0
 
         def watch(report: Any) -> None:
@@ -156,9 +225,14 @@ def _watched(trainer: Any, progress: Progress, should_stop: Callable[[], bool]) 
             detail += f"  attacked {100 * robust:.1f}%" if robust is not None else ""
             advance(report.samples - done, detail)
             done = report.samples
+            add(report)
 
-        trainer.watch, trainer.should_stop = watch, should_stop
-        return bool(trainer.train())
+        trainer.watch, trainer.should_stop = watch, work.should_stop
+        try:
+            return bool(trainer.train())
+        except (NotFound, BadInput, Damaged) as error:  # an image that was there when the run began
+            hint = f"once it can be read again: mexit train --resume --out {work.run}"
+            raise type(error)(f"{error}; {hint}") from None
 
 
 def _need_torch() -> None:

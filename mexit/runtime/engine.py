@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from mexit.core.policy import Policy, is_sure
 from mexit.errors import UsageError
 from mexit.runtime.backends.base import Backend
+
+Permit = Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class Answers:
         probabilities: (B, C) float64, of the exit that answered.
         reasons: one of `prediction.REASONS` for each row.
         seconds: (B,) from the start of the call to the answer.
+        segment_seconds: of each segment that ran, its decision included.
     """
 
     exits: NDArray[np.int64]
     probabilities: NDArray[np.float64]
     reasons: tuple[str, ...]
     seconds: NDArray[np.float64]
+    segment_seconds: tuple[float, ...]
 
 
 def answer(
@@ -41,6 +46,7 @@ def answer(
     *,
     max_exit: int | None = None,
     deadline_s: float | None = None,
+    permit: Permit | None = None,
 ) -> Answers:
     """Answer each image at the first exit that is sure.
 
@@ -51,6 +57,8 @@ def answer(
         classes: C.
         max_exit: nobody goes further than this exit.
         deadline_s: seconds from now; once over, rows under way get the exit just computed.
+        permit: asked before segment k = 2, 3, ... with k and the number of rows that want to go on: how many may.
+            The first of them do, in the order of the batch; the others answer with exit k - 1.
     """
     start = time.perf_counter()
     last = last_exit(len(backend.segments), max_exit)
@@ -60,6 +68,8 @@ def answer(
     probabilities = np.zeros((len(images), classes))
     seconds = np.zeros(len(images))
     reasons = [""] * len(images)
+    segment_seconds: list[float] = []
+    before = 0.0
     rows = np.arange(len(images))
     carried = backend.carry(images)
     for k in range(1, last + 1):
@@ -70,23 +80,30 @@ def answer(
         now = time.perf_counter() - start
         late = deadline_s is not None and now >= deadline_s
         sure = is_sure(score, policy.threshold(k)) if k < len(backend.segments) else np.ones(len(rows), np.bool_)
-        leaving = np.ones(len(rows), np.bool_) if k == last or late else sure
+        leaving = np.ones(len(rows), np.bool_) if k == last or late else sure.copy()
+        if permit is not None and not leaving.all():
+            unsure = np.flatnonzero(~leaving)
+            leaving[unsure[permit(k + 1, len(unsure)) :]] = True
         gone = rows[leaving]
         exits[gone], probabilities[gone], seconds[gone] = k, exit_probabilities[leaving], now
         for row, is_confident in zip(gone, sure[leaving], strict=True):
-            reasons[row] = _reason(k, len(backend.segments), bool(is_confident), late)
+            reasons[row] = _reason(k, len(backend.segments), last, bool(is_confident), late)
+        segment_seconds.append(now - before)
+        before = now
         staying = np.flatnonzero(~leaving)
         if k < last and len(staying) < len(rows):
             rows, carried, state = rows[staying], carried.take(staying), state.take(staying)
-    return Answers(exits, probabilities, tuple(reasons), seconds)
+    return Answers(exits, probabilities, tuple(reasons), seconds, tuple(segment_seconds))
 
 
-def _reason(k: int, count: int, confident: bool, late: bool) -> str:
+def _reason(k: int, count: int, last: int, confident: bool, late: bool) -> str:
     if k == count:
         return "last"
     if confident:
         return "confident"
-    return "deadline" if late else "max-exit"
+    if late:
+        return "deadline"
+    return "max-exit" if k == last else "governor"
 
 
 def last_exit(count: int, max_exit: int | None) -> int:

@@ -22,6 +22,7 @@ class Account:
         exits: how many left at each exit, (E,).
         macs: spent in all.
         saved_macs: what running the full network on every input would have cost more.
+        governed: how many answered early because the governor had no tokens for the next segment.
         watch_macs: spent on top, on inputs that the drift watch ran to the last exit.
         latency_ms: 50th, 95th and 99th percentile, within 6 %; None before the first answer.
     """
@@ -30,6 +31,7 @@ class Account:
     exits: tuple[int, ...]
     macs: int
     saved_macs: int
+    governed: int
     watch_macs: int
     latency_ms: dict[str, float] | None
 
@@ -52,16 +54,18 @@ class Ledger:
         self._costs = tuple(int(cost) for cost in cumulative_macs)
         self._exits = np.zeros(len(self._costs), np.int64)
         self._latencies = np.zeros(_BUCKETS_PER_DECADE * _DECADES + 1, np.int64)
+        self._governed = 0
         self._watched = 0
         self._lock = threading.Lock()
 
-    def add(self, exits: NDArray[np.int64], latency_ms: NDArray[np.float64]) -> None:
-        """Answers at `exits` (B,), from 1, after `latency_ms` (B,)."""
+    def add(self, exits: NDArray[np.int64], latency_ms: NDArray[np.float64], governed: int = 0) -> None:
+        """Answers at `exits` (B,), from 1, after `latency_ms` (B,); `governed` of them for want of tokens."""
         places = np.log10(np.maximum(latency_ms, _LOWEST_MS) / _LOWEST_MS) * _BUCKETS_PER_DECADE
         buckets = np.minimum(places.astype(np.int64), len(self._latencies) - 1)
         with self._lock:
             np.add.at(self._exits, exits - 1, 1)
             np.add.at(self._latencies, buckets, 1)
+            self._governed += governed
 
     def add_watched(self, rows: int) -> None:
         """Inputs that the drift watch ran through the whole network once more."""
@@ -71,13 +75,15 @@ class Ledger:
     def account(self) -> Account:
         """A consistent copy."""
         with self._lock:
-            exits, latencies, watched = self._exits.copy(), self._latencies.copy(), self._watched
+            exits, latencies = self._exits.copy(), self._latencies.copy()
+            governed, watched = self._governed, self._watched
         spent = sum(int(count) * cost for count, cost in zip(exits, self._costs, strict=True))
         predictions = int(exits.sum())
         quantiles = {f"p{q}": _quantile(latencies, q / 100) for q in (50, 95, 99)} if predictions else None
         counts = tuple(int(count) for count in exits)
         full = self._costs[-1]
-        return Account(predictions, counts, spent, predictions * full - spent, watched * full, quantiles)
+        saved = predictions * full - spent
+        return Account(predictions, counts, spent, saved, governed, watched * full, quantiles)
 
 
 def _quantile(buckets: NDArray[np.int64], share: float) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mexit.runtime.receipt import Receipt
 
 REASONS = ("confident", "last", "deadline", "governor", "max-exit", "reused")
 
@@ -40,7 +41,7 @@ class Prediction:
     saved_macs: int
     latency_ms: float
     budget: str
-    receipt: Mapping[str, Any] | None = None
+    receipt: Receipt | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, probabilities rounded to six digits."""
@@ -48,4 +49,5 @@ class Prediction:
         value["probabilities"] = [round(float(p), 6) for p in self.probabilities]
         value["confidence"] = round(self.confidence, 6)
         value["latency_ms"] = round(self.latency_ms, 3)
+        value["receipt"] = None if self.receipt is None else self.receipt.to_json()
         return value

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from mexit.core.policy import Policy, first_exit
 from mexit.runtime.backends.base import Backend
+from mexit.runtime.engine import Permit
 
 
 def run_all_exits(backend: Backend, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -20,17 +21,24 @@ def run_all_exits(backend: Backend, images: NDArray[np.float32]) -> NDArray[np.f
 
 
 def answer_slowly(
-    backend: Backend, images: NDArray[np.float32], policy: Policy, classes: int
+    backend: Backend,
+    images: NDArray[np.float32],
+    policy: Policy,
+    classes: int,
+    permit: Permit | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The exit (B,) and the probabilities (B, C) of each image."""
-    exits, probabilities = [], []
+    """The exit (B,) and the probabilities (B, C) of each image; `permit` as in `engine.answer`."""
     scorer = policy.scorer(classes)
-    for row in range(len(images)):
-        logits = run_all_exits(backend, images[row : row + 1])
-        chosen = int(first_exit(scorer.score(logits), policy.thresholds)[0])
+    logits = [run_all_exits(backend, images[row : row + 1]) for row in range(len(images))]
+    exits = np.array([first_exit(scorer.score(one), policy.thresholds)[0] for one in logits], np.int64)
+    for k in range(2, len(backend.segments) + 1):
+        wishing = np.flatnonzero(exits >= k)
+        if permit is not None and len(wishing):
+            exits[wishing[permit(k, len(wishing)) :]] = k - 1
+    probabilities = []
+    for one, chosen in zip(logits, exits.tolist(), strict=True):
         state = scorer.start(1)
         for k in range(1, chosen + 1):
-            state, exit_probabilities, _ = scorer.step(k, logits[k - 1], state)
-        exits.append(chosen)
+            state, exit_probabilities, _ = scorer.step(k, one[k - 1], state)
         probabilities.append(exit_probabilities[0])
-    return np.asarray(exits, np.int64), np.asarray(probabilities)
+    return exits, np.asarray(probabilities)

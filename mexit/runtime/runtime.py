@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,20 @@ from mexit.core.policies import PolicyEntry
 from mexit.core.policy import Policy
 from mexit.data.prepare import check_tensor, prepare_batch
 from mexit.errors import BadInput, NotCalibrated, UsageError
+from mexit.runtime.allowance import Macs, allowances
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.ort import OrtBackend
+from mexit.runtime.call import Call, Desk, Wishes, predictions
 from mexit.runtime.camera.pipeline import Answered, watch
 from mexit.runtime.drift_watch import DriftWatch
 from mexit.runtime.engine import Answers, answer, last_exit
+from mexit.runtime.governor import Governor
 from mexit.runtime.ledger import Ledger
 from mexit.runtime.plan import Plan, Planner
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.reference import run_all_exits
 
 BACKENDS = ("auto", "ort")
-BATCH = 64  # rows that travel together; more gain nothing on a CPU and hold back early answers
 
 
 class Runtime:
@@ -36,6 +39,7 @@ class Runtime:
         bundle: the opened bundle.
         backend: the loaded engine.
         ledger: what was spent; `runtime.ledger.account()`.
+        governor: bounds what is spent from now on; None is without bound.
     """
 
     def __init__(
@@ -46,10 +50,13 @@ class Runtime:
         *,
         threads: int = 1,
         use_policies: bool = True,
+        governor: Governor | None = None,
     ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.ledger = Ledger(bundle.manifest.cumulative_macs)
+        self.governor = governor
+        self._desk = Desk(bundle, backend, self.ledger, governor, self._certificates, self._watch)
         entry = _entry_or_none(bundle, backend) if use_policies else None
         self._planner = Planner(bundle, backend, entry, threads, self._rehearse)
         self.drift_watch: DriftWatch | None = None
@@ -65,6 +72,10 @@ class Runtime:
         use_policies: bool = True,
         watch_drift: float = 0.0,
         on_drift: str = "alarm",
+        rate: Macs | None = None,
+        burst: Macs | None = None,
+        client_rate: Macs | None = None,
+        client_burst: Macs | None = None,
     ) -> Runtime:
         """Open a bundle directory.
 
@@ -76,6 +87,9 @@ class Runtime:
             use_policies: False leaves `policies.json` unread, as calibration does; only `full` works then.
             watch_drift: share of early answers that are compared with the full network's (see `drift_watch`).
             on_drift: "alarm" logs a changed data distribution; "safer" also moves to a safer policy.
+            rate: MACs a second (`40M`, `1.5G`) that all calls together are bounded by; see `governor`.
+            burst: MACs that can be saved up; one second's worth by default, or a full image if that is more.
+            client_rate, client_burst: likewise for each client that a call names.
 
         Raises:
             NotFound, Damaged, Untrusted, SchemaTooNew, StalePolicy: see `Bundle.open` and `Bundle.policies`.
@@ -86,7 +100,16 @@ class Runtime:
         if backend not in BACKENDS:
             raise UsageError(f"unknown backend '{backend}': choose from {', '.join(BACKENDS)}")
         bundle = Bundle.open(path)
-        runtime = Runtime(bundle, OrtBackend(bundle, threads), budget, threads=threads, use_policies=use_policies)
+        costs = bundle.manifest.cumulative_macs
+        allowed = allowances(costs, rate, burst, client_rate, client_burst)
+        runtime = Runtime(
+            bundle,
+            OrtBackend(bundle, threads),
+            budget,
+            threads=threads,
+            use_policies=use_policies,
+            governor=Governor(costs, allowed) if allowed.overall or allowed.client else None,
+        )
         if watch_drift:
             runtime.watch_drift(watch_drift, on_drift)
         return runtime
@@ -120,6 +143,9 @@ class Runtime:
         budget: str | Budget | None = None,
         deadline_ms: float | None = None,
         max_exit: int | None = None,
+        receipts: bool = False,
+        client: str = "",
+        wait_ms: float | None = None,
     ) -> list[Prediction]:
         """Answer images.
 
@@ -130,6 +156,10 @@ class Runtime:
             deadline_ms: once over, rows under way get the deepest exit computed so far. The first exit
                 always runs.
             max_exit: no input goes further.
+            receipts: give every prediction its `receipt.Receipt`.
+            client: whose tokens the governor takes, where it has tokens for each client.
+            wait_ms: how long rows may wait until the governor has tokens for segment 1; 0 not at all. By default
+                until the deadline, and without one as long as it takes.
 
         Returns:
             One `Prediction` an image, in order.
@@ -137,41 +167,64 @@ class Runtime:
         Raises:
             BadInput, TooLarge: an image that cannot be one.
             BudgetInfeasible, NotCalibrated, UsageError: see `open`.
+            Overloaded: the governor has no tokens in time. Of several rows, the first may have been answered and
+                counted by then.
         """
-        if deadline_ms is not None and not deadline_ms > 0:
-            raise UsageError(f"deadline_ms must be above zero, found {deadline_ms}")
-        return self.answer_tensor(self.prepare(images), budget=budget, deadline_ms=deadline_ms, max_exit=max_exit)
+        return self.answer_tensor(
+            self.prepare(images),
+            budget=budget,
+            deadline_ms=deadline_ms,
+            max_exit=max_exit,
+            receipts=receipts,
+            client=client,
+            wait_ms=wait_ms,
+        )
 
-    def answer_tensor(
+    def answer_tensor(self, tensor: NDArray[np.float32], **options: Any) -> list[Prediction]:
+        """As a call, for images that `prepare` returned."""
+        call = self.begin(tensor, **options)
+        while not call.done:
+            if (wait_s := call.pay()) > 0:
+                time.sleep(wait_s)
+            else:
+                call.run()
+        return call.predictions
+
+    def begin(
         self,
         tensor: NDArray[np.float32],
         *,
         budget: str | Budget | None = None,
         deadline_ms: float | None = None,
         max_exit: int | None = None,
-    ) -> list[Prediction]:
-        """As a call, for images that `prepare` returned."""
+        receipts: bool = False,
+        client: str = "",
+        wait_ms: float | None = None,
+        queued_s: float = 0.0,
+    ) -> Call:
+        """A call that waits nowhere by itself, for programs with an event loop of their own; see `call.Call`.
+
+        `queued_s` is what the images waited before, for their receipts; the others are those of a call.
+        """
+        if deadline_ms is not None and not deadline_ms > 0:
+            raise UsageError(f"deadline_ms must be above zero, found {deadline_ms}")
+        if wait_ms is not None and not wait_ms >= 0:
+            raise UsageError(f"wait_ms must be at least zero, found {wait_ms}")
         budget = self._budget if budget is None else self._planner.parse(budget)
         plan = self._plan(budget)
         last_exit(len(self.backend.segments), max_exit)
-        predictions: list[Prediction] = []
-        waited_s = 0.0
-        for start in range(0, len(tensor), BATCH):
-            left_s = None if deadline_ms is None else deadline_ms / 1e3 - waited_s
-            images = tensor[start : start + BATCH]
-            answers = answer(
-                self.backend,
-                images,
-                plan.policy,
-                len(self.bundle.manifest.classes),
-                max_exit=max_exit,
-                deadline_s=left_s,
-            )
-            self.ledger.add(answers.exits, (answers.seconds + waited_s) * 1e3)
-            predictions += self._predictions(answers, budget, waited_s)
-            waited_s += float(answers.seconds.max(initial=0.0))
-            self._watch(images, answers, plan)
-        return predictions
+        patience_ms = min((ms for ms in (deadline_ms, wait_ms) if ms is not None), default=None)
+        wishes = Wishes(
+            budget,
+            plan,
+            deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
+            max_exit=max_exit,
+            wait_s=None if patience_ms is None else patience_ms / 1e3,
+            client=client,
+            queued_s=queued_s,
+            receipts=receipts,
+        )
+        return Call(self._desk, tensor, wishes)
 
     def prepare(self, images: NDArray[Any] | Sequence[Any] | bytes) -> NDArray[np.float32]:
         """Any accepted images as the input tensor (B, C, H, W) float32 in [0, 1]."""
@@ -213,48 +266,33 @@ class Runtime:
         safer = self.drift_watch.safer(plan.place)
         return plan if safer == plan.place else self._planner.at(safer)
 
-    def _watch(self, images: NDArray[np.float32], answers: Answers, plan: Plan) -> None:
-        """Run some early answers to the last exit, after they were timed and counted."""
+    def _watch(self, images: NDArray[np.float32], answers: Answers, plan: Plan, client: str) -> None:
+        """Run some early answers to the last exit, after they were counted; as many as there are tokens for."""
         if self.drift_watch is None or plan.place is None:
             return
         rows = self.drift_watch.choose(plan.place, answers.reasons)
+        if self.governor is not None:
+            rows = rows[: self.governor.watch(client, len(rows))]
         if len(rows):
             scorer = plan.policy.scorer(len(self.bundle.manifest.classes))
             full = scorer.answer(run_all_exits(self.backend, images[rows]))[1][-1]
             self.ledger.add_watched(len(rows))
             self.drift_watch.observe(plan.place, answers.probabilities[rows].argmax(axis=1) != full)
 
+    def _certificates(self, plan: Plan) -> tuple[str, ...]:
+        """Those that hold for a plan. They are about the frontier's own points, which `full` may not be."""
+        entry, place = self._planner.entry, plan.place
+        if entry is None or place is None or plan.policy != entry.policy(entry.frontier[place]):
+            return ()
+        return tuple(found["id"] for found in entry.certificates if found["first"] <= place <= found["last"])
+
     def _rehearse(self, k: int) -> list[Prediction]:
         """Answer one grey image that leaves at exit `k`, as `answer_tensor` would, off the books."""
         image = np.full((1, *self.bundle.manifest.input.shape), 0.5, np.float32)
         full = Budget.parse("full")
-        policy, classes = self._planner.plan(full).policy, len(self.bundle.manifest.classes)
-        return self._predictions(answer(self.backend, image, policy, classes, max_exit=k), full, 0.0)
-
-    def _predictions(self, answers: Answers, budget: Budget, waited_s: float) -> list[Prediction]:
-        manifest = self.bundle.manifest
-        costs, full = manifest.cumulative_macs, manifest.cumulative_macs[-1]
-        latency_ms = (answers.seconds + waited_s) * 1e3
-        classes = answers.probabilities.argmax(axis=1)
-        predictions = []
-        for row, index in enumerate(classes.tolist()):
-            k = int(answers.exits[row])
-            probabilities = answers.probabilities[row]
-            predictions.append(
-                Prediction(
-                    index=index,
-                    label=manifest.classes[index],
-                    confidence=float(probabilities[index]),
-                    probabilities=probabilities,
-                    exit=k,
-                    reason=answers.reasons[row],
-                    macs=costs[k - 1],
-                    saved_macs=full - costs[k - 1],
-                    latency_ms=float(latency_ms[row]),
-                    budget=budget.text,
-                )
-            )
-        return predictions
+        plan, classes = self._planner.plan(full), len(self.bundle.manifest.classes)
+        answers = answer(self.backend, image, plan.policy, classes, max_exit=k)
+        return predictions(self._desk, answers, Wishes(full, plan), 0.0)
 
 
 def _entry_or_none(bundle: Bundle, backend: Backend) -> PolicyEntry | None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet
-from mexit.train.attacks.gradient import Steps
-from mexit.train.attacks.objective import Attack, craft, craft_each_exit, keep_worst
+from mexit.train.attacks.gradient import Steps, ascend, noise
+from mexit.train.attacks.objective import Attack, craft, craft_each_exit, keep_worst, start_noise
 from mexit.train.models.multi_exit import MultiExit
 from mexit.train.randomness import Draw
 
@@ -82,6 +82,18 @@ def attack_suite(
     suite = {"average": average, "max-average": keep_worst(model, singles, truth)}
     suite |= {f"exit {k}": attacked for k, attacked in enumerate(singles, start=1)}
     return {name: attacked.numpy() for name, attacked in suite.items()}
+
+
+def noisy(
+    images: NDArray[np.float32], index: NDArray[np.int64], steps: Steps, *, seed: int = 0
+) -> NDArray[np.float32]:
+    """Random noise as large as the attack: images (B, C, H, W), places (B,)."""
+    pixels, size = torch.from_numpy(images), noise(steps.eps, steps.norm)
+    start = start_noise(Draw(seed, 0), "noise", torch.from_numpy(index), pixels, size)
+    noised: NDArray[np.float32] = ascend(
+        pixels, size, torch.zeros_like, start
+    ).numpy()  # takes no step, so no loss
+    return noised
 
 
 def right(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:

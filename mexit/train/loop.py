@@ -10,7 +10,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from mexit.train import checkpoint
 from mexit.train.aids import Average
 from mexit.train.attacks.objective import Attack
 from mexit.train.augment import augment
+from mexit.train.batches import prepared
 from mexit.train.checkpoint import Place, Progress
+from mexit.train.distributed import ALONE, Team
 from mexit.train.evaluate import attacked_batches, exit_logits, right
 from mexit.train.models import MultiExit, build, preset
 from mexit.train.objectives import Objective
@@ -77,6 +80,8 @@ class Trainer:
         recipe: device and precision.
         watch: told after every step.
         should_stop: asked after every step; True ends the run after a checkpoint.
+        workers: threads that prepare batches ahead; see `batches`.
+        team: the processes that train together; the first one judges, writes and reports.
     """
 
     run: Path
@@ -86,6 +91,8 @@ class Trainer:
     recipe: Recipe
     watch: Callable[[Report], None] = lambda _: None
     should_stop: Callable[[], bool] = lambda: False
+    workers: int = 0
+    team: Team = ALONE
     model: MultiExit = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,12 +108,28 @@ class Trainer:
         )
         teachers = load_teachers(self.settings, self.data.classes, self.recipe)
         self.objective.setup(
-            Setup(self.model.exits, self.model.classes, self.recipe.device, teachers, self.recipe.autocast)
+            Setup(
+                self.model.exits,
+                self.model.classes,
+                self.recipe.device,
+                teachers,
+                self.recipe.autocast,
+                self.model,
+            )
         )
         self.attack = self.settings.training_attack()
         self.average = Average(self.settings.ema) if self.settings.ema else None
-        self.step = Step(self.model, self.objective, self.optimiser, self.settings, self.average)
+        self.step = Step(
+            self.model,
+            self.objective,
+            self.optimiser,
+            self.settings,
+            self.average,
+            self.recipe.attack_copy(self.model),
+            self.team,
+        )
         self.train_index = self.splits.part("train")
+        self.team.check(self.objective, self.settings, len(self.train_index))
         self.steps = -(-len(self.train_index) // self.settings.batch)
         self.progress = Progress(0, 0, {}, None, 0)
         self.kept: dict[str, Tensor] = {}
@@ -126,14 +149,15 @@ class Trainer:
         Raises:
             MexitError: the loss is not finite, or a write failed; the last checkpoint is intact.
         """
-        _cut_log(self.run / checkpoint.LOG, self.progress.log)
+        if self.team.leads:
+            _cut_log(self.run / checkpoint.LOG, self.progress.log)
         saved = time.monotonic()
         while self.progress.epoch < self.settings.epochs:
             for sums in self._steps_left():
                 step = self.progress.step + 1
                 self.progress = Progress(self.progress.epoch, step, sums, self.progress.best, self.progress.log)
                 self.watch(self._report())
-                stop = self.should_stop()
+                stop = self.team.any(self.should_stop())
                 if stop or time.monotonic() - saved > CHECKPOINT_EVERY_S:
                     self._save()
                     saved = time.monotonic()
@@ -141,8 +165,9 @@ class Trainer:
                     return False
             self._end_epoch()
             saved = time.monotonic()
-        checkpoint.save_weights(self.run, self.kept, self.settings, len(self.data.classes))
-        return True
+        if self.team.leads:
+            checkpoint.save_weights(self.run, self.kept, self.settings, len(self.data.classes))
+        return self.team.agree(True)  # the others wait until the weights are there
 
     def _steps_left(self) -> Iterator[dict[str, float]]:
         """Do the rest of the epoch's steps, yielding the running sums after each."""
@@ -151,23 +176,26 @@ class Trainer:
         sums = dict(self.progress.sums)
         if self.progress.step == 0:
             self.objective.begin_epoch(self.progress.epoch, self.settings.epochs, self._sweep)
-        for step in range(self.progress.step, self.steps):
-            part = order[step * self.settings.batch : (step + 1) * self.settings.batch]
-            for group in self.optimiser.param_groups:
-                group["lr"] = self._lr(step)
-            for name, value in self._take(part, draw, step).items():
-                sums[name] = sums.get(name, 0.0) + value * len(part)
-            sums["n"] = sums.get("n", 0.0) + len(part)
-            yield dict(sums)
+        first, size = self.progress.step, self.settings.batch
+        wholes = [order[step * size : (step + 1) * size] for step in range(first, self.steps)]
+        parts = [whole[self.team.share(len(whole))] for whole in wholes]
+        with closing(self._batches(parts, draw)) as batches:
+            for step, batch in enumerate(batches, start=first):
+                for group in self.optimiser.param_groups:
+                    group["lr"] = self._lr(step)
+                count = len(wholes[step - first])
+                for name, value in self._take(batch, draw, step, len(batch.labels) / count).items():
+                    sums[name] = sums.get(name, 0.0) + value * count
+                sums["n"] = sums.get("n", 0.0) + count
+                yield dict(sums)
 
-    def _take(self, part: NDArray[np.int64], draw: Draw, step: int) -> dict[str, float]:
-        batch = self._batch(part, draw)
-        draw.seed_layers(step)
+    def _take(self, batch: Batch, draw: Draw, step: int, share: float) -> dict[str, float]:
+        draw.seed_layers(step * self.team.size + self.team.rank)
         adaptation = Adaptation(
             self.model, self._lr(step), lambda: self._selection_batch(draw, step), self.recipe.autocast
         )
         number = self.progress.epoch * self.steps + step
-        found = self.step.take(batch, adaptation, number / (self.steps * self.settings.epochs), number)
+        found = self.step.take(batch, adaptation, number / (self.steps * self.settings.epochs), number, share)
         if not math.isfinite(found["loss"]):
             raise MexitError(
                 f"the loss became {found['loss']} in epoch {self.progress.epoch + 1}, step {step + 1}: "
@@ -175,8 +203,12 @@ class Trainer:
             )
         return found
 
-    def _batch(self, part: NDArray[np.int64], draw: Draw) -> Batch:
-        images = torch.from_numpy(self.data.batch(part, self.spec))
+    def _batches(self, parts: Sequence[NDArray[np.int64]], draw: Draw) -> Generator[Batch, None, None]:
+        with closing(prepared(self.data, parts, self.spec, self.workers)) as ready:
+            for part, images in zip(parts, ready, strict=True):
+                yield self._batch(torch.from_numpy(images), part, draw)
+
+    def _batch(self, images: Tensor, part: NDArray[np.int64], draw: Draw) -> Batch:
         images = self.recipe.images(augment(images, self.settings.augment, draw, torch.from_numpy(part)))
         labels = torch.from_numpy(self.data.labels[part]).to(self.recipe.device)
         index = torch.from_numpy(part).to(self.recipe.device)
@@ -192,12 +224,14 @@ class Trainer:
     def _sweep(self, attacked: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits (E, B, C) and labels of every training image, in train mode, without gradients."""
         draw = Draw(self.settings.seed, self.progress.epoch)
-        for part in np.array_split(self.train_index, range(SWEEP, len(self.train_index), SWEEP)):
-            batch = self._batch(part, draw)
-            images = self.objective.craft(batch) if attacked else None
-            self.model.train()
-            with torch.no_grad(), self.recipe.autocast():
-                yield self.model(batch.images if images is None else images[0]).float(), batch.labels
+        draw.seed_layers(-1)  # a resumed run comes here with another state of torch's generator
+        parts = np.array_split(self.train_index, range(SWEEP, len(self.train_index), SWEEP))
+        with closing(self._batches(parts, draw)) as batches:
+            for batch in batches:
+                images = self.step.craft(batch) if attacked else None
+                self.model.train()
+                with torch.no_grad(), self.recipe.autocast():
+                    yield self.model(batch.images if images is None else images[0]).float(), batch.labels
 
     def _lr(self, step: int) -> float:
         """The learning rate of a step of the current epoch."""
@@ -205,6 +239,9 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         """Judge the weights on the selection split, write the log line and the checkpoint."""
+        if not self.team.leads:
+            self.progress = Progress(self.progress.epoch + 1, 0, {}, None, 0)
+            return
         sums, n = dict(self.progress.sums), self.progress.sums["n"]
         record: dict[str, Any] = {"epoch": self.progress.epoch + 1}
         record |= {name: round(value / n, 6) for name, value in sums.items() if name != "n"}
@@ -243,6 +280,8 @@ class Trainer:
         return weights if self.average is None else self.average.weights
 
     def _save(self) -> None:
+        if not self.team.leads:
+            return
         average = {} if self.average is None else self.average.weights
         place = Place(self.progress, self.kept, self.objective.state(), average)
         checkpoint.save(self.run, self.model, self.optimiser, place)

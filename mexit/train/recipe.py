@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from mexit.errors import UsageError
+from mexit.train.fast_layers import quicken
+from mexit.train.folded import AttackCopy
 from mexit.train.models.multi_exit import MultiExit
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
@@ -41,9 +43,19 @@ class Recipe:
         return torch.autocast(self.device, torch.bfloat16) if self.bf16 else nullcontext()
 
     def place(self, model: MultiExit) -> MultiExit:
-        """The model on the device, in the recipe's memory format."""
+        """The model on the device, in the recipe's memory format, with the fastest layers for it."""
         model = model.to(self.device)
+        if self._quick:
+            quicken(model)
         return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
+
+    def attack_copy(self, model: MultiExit) -> AttackCopy | None:
+        """What to craft with in place of `model`, or None where that has not been measured to pay."""
+        return AttackCopy(model) if self._quick else None
+
+    @property
+    def _quick(self) -> bool:
+        return self.bf16 and self.device == "cpu"
 
     def images(self, images: Tensor) -> Tensor:
         """A batch on the device, in the recipe's memory format."""
@@ -64,9 +76,9 @@ def choose(recipe: str, device: str, model: str) -> Recipe:
     return Recipe(device, bf16, channels_last=bf16 and not model.startswith("msdnet"))
 
 
-def use_threads(count: int | None) -> None:
-    """Set torch's threads; None = all cores this process may use."""
-    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
+def use_threads(count: int | None, processes: int = 1) -> None:
+    """Set torch's threads; None = all cores this process may use, divided among `processes` on this machine."""
+    torch.set_num_threads(count or max(1, len(os.sched_getaffinity(0)) // processes))
 
 
 def keep_freed_memory() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mexit.train.aids import Average, perturbed_weights, trades_term
+from mexit.train.distributed import ALONE, Team
+from mexit.train.folded import AttackCopy
 from mexit.train.models.multi_exit import MultiExit
 from mexit.train.objectives.base import Adaptation, Batch, Objective, Outputs
 from mexit.train.settings import TrainSettings
@@ -22,6 +25,8 @@ class Step:
         model, objective, optimiser: changed by `take`.
         settings: the aids among them.
         average: of the weights, or None.
+        copy: of the network, to craft with in eval mode; None = the network itself.
+        team: the processes among which the batch is shared.
     """
 
     model: MultiExit
@@ -29,8 +34,18 @@ class Step:
     optimiser: torch.optim.Optimizer
     settings: TrainSettings
     average: Average | None
+    copy: AttackCopy | None = None
+    team: Team = ALONE
 
-    def take(self, batch: Batch, adaptation: Adaptation, progress: float, number: int) -> dict[str, float]:
+    def craft(self, batch: Batch) -> Tensor | None:
+        """The objective's attacked images, (V, B, C, H, W), made with the copy where that is right."""
+        if self.copy is not None and batch.attack is not None and not batch.attack.train_mode:
+            batch = replace(batch, model=self.copy.refreshed(), autocast=nullcontext)
+        return self.objective.craft(batch)
+
+    def take(
+        self, batch: Batch, adaptation: Adaptation, progress: float, number: int, share: float = 1.0
+    ) -> dict[str, float]:
         """Do it.
 
         Args:
@@ -38,23 +53,25 @@ class Step:
             adaptation: for objectives that learn their own weights.
             progress: share of the run that is done.
             number: of the step in the run, from 0.
+            share: of the whole batch that `batch` is.
 
         Returns:
-            The loss, each term as "loss NAME", and the accuracies, means over the batch. A loss that is not finite
-            is returned without a step taken.
+            The loss, each term as "loss NAME", and the accuracies, means over the whole batch. A loss that is
+            not finite is returned without a step taken.
         """
-        attacked = self.objective.craft(batch)
+        attacked = self.craft(batch)
         self.model.train()
         with self._perturbed(batch, attacked, progress):
             outputs = self._outputs(batch, attacked, progress)
             self.objective.adapt(outputs, adaptation)
             terms = self._terms(outputs)
             loss = torch.stack(list(terms.values())).sum()
-            found = _found(outputs, loss, terms)
-            if not torch.isfinite(loss):
+            found = self.team.average(_found(outputs, loss, terms), share)
+            if not math.isfinite(found["loss"]):
                 return found
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            self.team.average_gradients(self.model, share)
         self.optimiser.step()
         self.objective.stepped(outputs)
         if self.average is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from mexit.errors import UsageError
 from mexit.train import checkpoint
 from mexit.train.models import MultiExit, preset
+from mexit.train.objectives import METHODS, find
 from mexit.train.recipe import Recipe
 from mexit.train.settings import TrainSettings
 
@@ -15,9 +16,12 @@ def load_teachers(settings: TrainSettings, classes: tuple[str, ...], recipe: Rec
     """The networks named by `settings.teachers`.
 
     Raises:
-        UsageError: a teacher of other images or of another number of classes.
+        UsageError: the method takes no teachers, or one is of other images or of another number of classes.
         NotFound, Damaged: see `checkpoint.load_model`.
     """
+    if settings.teachers and not find(settings.method).uses_teachers:
+        able = ", ".join(name for name, method in METHODS.items() if method.uses_teachers)
+        raise UsageError(f"method {settings.method} takes no --teacher; methods that do: {able}")
     teachers = []
     expected = preset(settings.model).input_shape
     for path in settings.teachers:

@@ -86,10 +86,10 @@ def test_misuse_of_the_watch_is_refused(digits_bundle, bundle_copy) -> None:
         Runtime.open(bundle_copy, "full", watch_drift=0.1)
 
 
-def test_a_budget_in_milliseconds_is_kept_on_calibration_data(digits_bundle) -> None:
+def test_a_budget_in_milliseconds_is_kept_on_calibration_data(mixed_bundle) -> None:
     from mexit.data import digits, splits
 
-    runtime = Runtime.open(digits_bundle, "full")
+    runtime = Runtime.open(mixed_bundle, "full")
     data = digits.load()
     index = splits.split(data).part("calibration")
     images = data.batch(index, runtime.bundle.manifest.input)

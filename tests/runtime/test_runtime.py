@@ -18,9 +18,9 @@ def runtime(digits_bundle) -> Runtime:
     return Runtime.open(digits_bundle)
 
 
-def test_ledger_equals_a_hand_count_of_predictions(digits_bundle, test_digits) -> None:
-    runtime = Runtime.open(digits_bundle, "low")
-    costs = Bundle.open(digits_bundle).manifest.cumulative_macs
+def test_ledger_equals_a_hand_count_of_predictions(mixed_bundle, test_digits) -> None:
+    runtime = Runtime.open(mixed_bundle, "low")
+    costs = Bundle.open(mixed_bundle).manifest.cumulative_macs
     predictions = runtime(list(test_digits[0])) + runtime(list(test_digits[0][:50]), budget="full")
     account = runtime.ledger.account()
     assert account.predictions == len(predictions) == 499

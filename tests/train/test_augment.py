@@ -1,15 +1,17 @@
-"""Augmentation: a crop of the padded image, mirrored or not, decided by counter."""
+"""Augmentation: a crop of the padded image or a crop scaled back, mirrored or not, decided by counter."""
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from mexit.flows.train import train
-from mexit.train.augment import PAD, augment
+from mexit.train.augment import AREA, AUGMENTS, PAD, RATIO, augment, boxes
 from mexit.train.randomness import Draw
 
 IMAGES = torch.randint(1, 256, (400, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -52,13 +54,60 @@ def test_type_and_shape_stay_and_floats_are_treated_like_bytes() -> None:
     torch.testing.assert_close(as_floats, as_bytes.float() / 255)
 
 
-def test_the_view_depends_on_sample_epoch_and_seed_and_not_on_the_batch() -> None:
-    whole = augment(IMAGES, "crop-flip", Draw(3, 1), INDEX)
+@pytest.mark.parametrize("how", ["crop-flip", "resized-crop-flip"])
+def test_the_view_depends_on_sample_epoch_and_seed_and_not_on_the_batch(how: str) -> None:
+    images = IMAGES.float() / 255
+    whole = augment(images, how, Draw(3, 1), INDEX)
     places = torch.tensor([311, 7])
-    assert torch.equal(augment(IMAGES[places], "crop-flip", Draw(3, 1), places), whole[places])
+    assert torch.equal(augment(images[places], how, Draw(3, 1), places), whole[places])
     for draw in (Draw(3, 2), Draw(4, 1)):
-        other = augment(IMAGES, "crop-flip", draw, INDEX)
+        other = augment(images, how, draw, INDEX)
         assert (other == whole).all(dim=(1, 2, 3)).float().mean() < 0.05
+
+
+def test_a_resized_crop_is_its_box_cut_out_and_scaled_back() -> None:
+    """Against the plain path: slice, then torch's own bilinear scaling, one image after the other."""
+    images = torch.rand(200, 3, 17, 23, generator=torch.Generator().manual_seed(1))
+    index = torch.arange(200)
+    results = augment(images, "resized-crop-flip", Draw(0, 0), index)
+    assert (results.shape, results.dtype) == (images.shape, torch.float32)
+    assert results.min() >= 0
+    assert results.max() <= 1
+    mirrored = 0
+    for image, result, box in zip(images, results, boxes(Draw(0, 0), index, 17, 23).tolist(), strict=True):
+        top, left, rows, columns = box
+        cut = image[None, :, top : top + rows, left : left + columns]
+        expected = F.interpolate(cut, (17, 23), mode="bilinear", align_corners=False)[0]
+        straight, turned = (torch.allclose(result, one, atol=1e-4) for one in (expected, expected.flip(2)))
+        assert straight != turned
+        mirrored += turned
+    assert 70 < mirrored < 130, "half of 200; these bounds are four standard deviations away"
+
+
+def test_boxes_lie_in_the_image_and_have_the_areas_and_ratios_of_the_paper() -> None:
+    count, side = 20_000, 224
+    top, left, rows, columns = boxes(Draw(0, 0), torch.arange(count), side, side).double().unbind(1)
+    for start, length in ((top, rows), (left, columns)):
+        assert start.min() >= 0
+        assert (start + length).max() <= side
+        room = (start / (side - length))[length < side - 20]
+        assert abs(float(room.mean()) - 0.5) < 0.02
+        assert float(room.min()) < 0.01
+        assert float(room.max()) > 0.99
+    area, ratio = rows * columns / side**2, columns / rows
+    assert float(area.min()) == pytest.approx(AREA[0], abs=0.004)
+    assert float(area.max()) > 0.97
+    assert float(ratio.min()) == pytest.approx(RATIO[0], abs=0.02)
+    assert float(ratio.max()) == pytest.approx(RATIO[1], abs=0.02)
+    # Up to three quarters of the area every ratio fits, so nothing is drawn twice there and areas are uniform.
+    bins = torch.histogram(area[area < 0.72], 8, range=(0.08, 0.72)).hist
+    expected = bins.mean()
+    assert float(((bins - expected) ** 2 / expected).sum()) < 29.9, "chi-squared, 7 degrees, p < 0.0001"
+    assert abs(float(ratio.log().mean())) < 0.01, "as often wide as high"
+
+
+def test_where_no_crop_fits_the_whole_image_is_taken() -> None:
+    assert boxes(Draw(0, 0), INDEX, 1, 200).tolist() == [[0, 0, 1, 200]] * len(INDEX)
 
 
 def test_none_leaves_images_alone() -> None:
@@ -80,5 +129,5 @@ def run_weights(tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_the_loop_trains_on_the_views(run_weights) -> None:
-    plain, augmented = run_weights("none"), run_weights("crop-flip")
-    assert not torch.equal(plain["stages.0.trunk.0.weight"], augmented["stages.0.trunk.0.weight"])
+    weights = [run_weights(how)["stages.0.trunk.0.weight"] for how in AUGMENTS]
+    assert not any(torch.equal(one, other) for one, other in combinations(weights, 2))

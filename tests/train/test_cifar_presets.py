@@ -52,7 +52,7 @@ def test_grey_data_sets_are_not_augmented() -> None:
 
 
 def test_an_unknown_augmentation_is_refused() -> None:
-    with pytest.raises(UsageError, match="none, crop-flip, found 'mixup'"):
+    with pytest.raises(UsageError, match="none, crop-flip, resized-crop-flip, found 'mixup'"):
         resolve("cifar10", None, {"augment": "mixup"})
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from mexit.core.budget import Budget
-from mexit.errors import BadInput, Damaged
+from mexit.errors import BadInput, Damaged, Overloaded
 from mexit.runtime.camera.address import Source, is_image, parse_source
 from mexit.runtime.camera.live import LiveReader, LiveSettings
 from mexit.runtime.camera.mailbox import threaded
@@ -34,9 +34,17 @@ class Answerer(Protocol):
     """What `watch` needs of a runtime."""
 
     def __call__(
-        self, images: Any, *, budget: str | Budget | None, deadline_ms: float | None, max_exit: int | None
+        self,
+        images: Any,
+        *,
+        budget: str | Budget | None,
+        deadline_ms: float | None,
+        max_exit: int | None,
+        receipts: bool,
+        client: str,
+        wait_ms: float | None,
     ) -> list[Prediction]:
-        """One prediction an image."""
+        """One prediction an image. Raises `Overloaded` for images that may not wait any longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +57,7 @@ class CameraPrediction(Prediction):
         time_s: its time stamp in the video; None for images.
         captured_s: when it arrived, on the monotonic clock.
         age_ms: from then to the answer.
-        dropped: frames before it, since the start, that were passed over for newer ones.
+        dropped: frames before it, since the start, that were passed over for newer ones or by the governor.
     """
 
     source: str
@@ -78,6 +86,7 @@ def watch(
     budget: str | Budget | None = None,
     deadline_ms: float | None = None,
     max_exit: int | None = None,
+    receipts: bool = False,
     every_frame: bool | None = None,
     live: LiveSettings | None = None,
     on_event: Say | None = None,
@@ -89,9 +98,10 @@ def watch(
     Args:
         runtime: an opened `Runtime`.
         source: a camera number, an address, a file, a folder or a glob; see `address`.
-        budget, deadline_ms, max_exit: of each answer, as in a call of the runtime.
+        budget, deadline_ms, max_exit, receipts: of each answer, as in a call of the runtime.
         every_frame: whether to answer all frames, however old they get, or the newest one (a file is then
-            played at its own speed). Default: all of files, the newest of live sources.
+            played at its own speed). Default: all of files, the newest of live sources. Where every frame counts,
+            frames wait for the governor's tokens; elsewhere one without tokens is dropped and counted.
         live: time-outs and waiting times of live sources.
         on_event: told in words when a stream is lost or back and when a file ends early; the default is the
             logger `mexit.camera`.
@@ -110,15 +120,24 @@ def watch(
     parsed = parse_source(source)
     if not (parsed.files and all(is_image(path) for path in parsed.files)):
         load_av()
+    every_frame = not parsed.live if every_frame is None else every_frame
     reader = _Reader(
         parsed,
-        not parsed.live if every_frame is None else every_frame,
+        every_frame,
         live or LiveSettings(),
         on_event or _LOG.warning,
         stopped or _never,
         counters or Counters(),
     )
-    answer = partial(runtime, budget=budget, deadline_ms=deadline_ms, max_exit=max_exit)
+    answer = partial(
+        runtime,
+        budget=budget,
+        deadline_ms=deadline_ms,
+        max_exit=max_exit,
+        receipts=receipts,
+        client=f"camera {parsed.name}",
+        wait_ms=None if every_frame else 0.0,
+    )
     return _answers(reader, answer)
 
 
@@ -130,18 +149,21 @@ def _answers(reader: _Reader, answer: Callable[[Any], list[Prediction]]) -> Gene
                 image = shot.load()
                 [prediction] = answer(image)
                 frame = shot.show(image)
+            except Overloaded:
+                reader.counters.refused += 1
+                continue
             except (BadInput, Damaged) as error:
                 reader.counters.undecodable += 1
                 problem = f": {error}"
                 reader.say(f"{shot.source}: frame {shot.index} is skipped{problem}")
                 continue
             answered += 1
-            yield frame, _about(shot, prediction)
-    if not answered and not reader.stopped():
+            yield frame, _about(shot, prediction, reader.counters.refused)
+    if not answered and not reader.counters.refused and not reader.stopped():
         raise Damaged(f"{reader.source.name}: not one of {reader.counters.arrived} frames can be decoded{problem}")
 
 
-def _about(shot: Shot, prediction: Prediction) -> CameraPrediction:
+def _about(shot: Shot, prediction: Prediction, refused: int) -> CameraPrediction:
     return CameraPrediction(
         **{field.name: getattr(prediction, field.name) for field in fields(prediction)},
         source=shot.source,
@@ -149,7 +171,7 @@ def _about(shot: Shot, prediction: Prediction) -> CameraPrediction:
         time_s=shot.time_s,
         captured_s=shot.captured_s,
         age_ms=(now() - shot.captured_s) * 1e3,
-        dropped=shot.dropped,
+        dropped=shot.dropped + refused,
     )
 
 

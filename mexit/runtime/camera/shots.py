@@ -45,6 +45,7 @@ class Counters:
         arrived: frames that came, whatever became of them.
         skipped: passed over by the reader, to catch up with a camera.
         replaced: by a newer one, before anybody took them.
+        refused: by the governor, which had no tokens for them.
         undecodable: damaged.
         reconnects: how often a live source came back.
     """
@@ -52,13 +53,14 @@ class Counters:
     arrived: int = 0
     skipped: int = 0
     replaced: int = 0
+    refused: int = 0
     undecodable: int = 0
     reconnects: int = 0
 
     @property
     def dropped(self) -> int:
         """Good frames that nobody answered."""
-        return self.skipped + self.replaced
+        return self.skipped + self.replaced + self.refused
 
     def arrive(self) -> int:
         """Count a frame; gives its index."""

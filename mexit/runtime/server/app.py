@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from mexit.errors import BadInput, NotFound
 from mexit.runtime.server import describe, strict_json
-from mexit.runtime.server.access import BearerToken, ErrorBoundary
+from mexit.runtime.server.access import BearerToken, ErrorBoundary, client_of
 from mexit.runtime.server.intake import read_body
 from mexit.runtime.server.metrics import CONTENT_TYPE
 from mexit.runtime.server.options import from_query
@@ -24,15 +24,16 @@ from mexit.runtime.server.protocol import HEADER_LENGTH, VERSION
 from mexit.runtime.server.replies import HANDLERS, json_reply
 from mexit.runtime.server.service import Arrival, Service
 from mexit.runtime.server.strict_json import shown
+from mexit.runtime.server.workshop import Job
 
 T = TypeVar("T")
 
 
-def build_app(service: Service, token: str | None = None) -> Starlette:
-    """The application; every route but health wants the token, if there is one."""
+def build_app(service: Service, tokens: Sequence[str] = ()) -> Starlette:
+    """The application; every route but health wants one of the tokens, if there are any."""
     around = [Middleware(ErrorBoundary, metrics=service.metrics)]
-    if token is not None:
-        around.append(Middleware(BearerToken, token=token))
+    if tokens:
+        around.append(Middleware(BearerToken, tokens=tokens))
     app = Starlette(routes=ROUTES, middleware=around, exception_handlers=HANDLERS)
     app.router.redirect_slashes = False
     app.state.service = service
@@ -86,7 +87,7 @@ async def all_statistics(request: Request) -> Response:
 async def repository_index(request: Request) -> Response:
     """`POST /v2/repository/index`, with an optional `{"ready": true}`."""
     service = _service(request)
-    with service.storage.shelf() as take:
+    with service.storage.shelf(client_of(request)) as take:
         body = await read_body(request, take, service.limits)
         wanted = strict_json.parse(body, service.limits) if body.strip() else {}
     only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
@@ -119,13 +120,14 @@ async def metrics(request: Request) -> Response:
     return Response(_service(request).metrics.exposition(), media_type=CONTENT_TYPE)
 
 
-async def _work(request: Request, route: str, job: Callable[[Arrival], T]) -> T:
-    """Read the body, then let a worker do the job."""
-    service = _service(request)
-    with service.serving(route), service.storage.shelf() as take:
+async def _work(request: Request, route: str, job: Callable[[Arrival], Job[T]]) -> T:
+    """Read the body, then let workers do the job."""
+    service, client = _service(request), client_of(request)
+    with service.serving(route), service.storage.shelf(client) as take:
         body = await read_body(request, take, service.limits)
-        arrival = Arrival(body, request.headers.get("content-encoding", ""), time.perf_counter_ns())
-        return await service.workshop.run(partial(job, arrival), request.receive)
+        encoding = request.headers.get("content-encoding", "")
+        arrival = Arrival(body, encoding, time.perf_counter_ns(), client)
+        return await service.workshop.run(job(arrival), request.receive, client)
 
 
 @contextmanager

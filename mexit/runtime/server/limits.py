@@ -17,6 +17,9 @@ class Limits:
             costly to read than binary tensors.
         json_depth: brackets within brackets.
         jobs: requests that wait for a worker or are with one; the next is refused.
+        share: where the governor tells clients apart, one client may have a fourth (by default) of the jobs and
+            of the bytes held.
+        wait_s: for the governor's tokens, where a request has no deadline.
         body_s: for the whole body to arrive.
         drain_s: for requests in flight to finish once the server was told to stop.
     """
@@ -27,5 +30,7 @@ class Limits:
     json_values: int = 4 << 20
     json_depth: int = 32
     jobs: int = 64
+    share: int = 4
+    wait_s: float = 5.0
     body_s: float = 60.0
     drain_s: float = 30.0

@@ -36,18 +36,16 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _EVERYWHERE = "use --host 127.0.0.1, or protect the server with --token TOKEN (or the variable MEXIT_TOKEN)"
 
 
-def bind(host: str, port: int, token: str | None) -> socket.socket:
+def bind(host: str, port: int, *, guarded: bool) -> socket.socket:
     """Bind, not yet listening, so that a client that is early is refused and not left waiting.
 
     Raises:
-        UsageError: no such address, the port is taken, or others could connect and no token protects the server.
+        UsageError: no such address, the port is taken, or others could connect and no token guards the server.
     """
-    if token is not None and not token.strip():
-        raise UsageError("the token is empty: give a long random one, or none to serve this machine only")
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port} does not exist: choose --port from 1 to 65535, or 0 for any free one")
     family, address = _resolve(host, port)
-    if token is None and not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+    if not guarded and not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
         raise UsageError(f"host {host} can be reached from other machines: {_EVERYWHERE}")
     # asyncio switches Nagle's algorithm off only for sockets that say they are TCP; with it, every response
     # waits 40 ms for a delayed acknowledgement.

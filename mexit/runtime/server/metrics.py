@@ -9,13 +9,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from mexit.core.budget import NAMED_FRACTIONS
+from mexit.runtime.governor import GovernorState
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.server.protocol import VERSION
 
@@ -77,6 +80,10 @@ class Metrics:
         raised = Gauge("mexit_drift_alarms", "Policies whose data has changed", registry=self._registry)
         raised.set_function(alarms)
 
+    def watch_governor(self, state: Callable[[], GovernorState], waiting: Callable[[], int]) -> None:
+        """Add the governor's series, read whenever they are asked for; `waiting` requests have no tokens yet."""
+        self._registry.register(_GovernorSeries(state, waiting))
+
     def started(self, route: str) -> None:
         """A request reached a route."""
         self._in_flight.labels(route).inc()
@@ -116,6 +123,30 @@ class Metrics:
     def statistics(self) -> dict[str, Any]:
         """Answer to `GET /v2/models/{m}/stats`."""
         return self._statistics.report(self._model)
+
+
+class _GovernorSeries(Collector):
+    """What the governor counts itself, at the moment of being asked."""
+
+    def __init__(self, state: Callable[[], GovernorState], waiting: Callable[[], int]) -> None:
+        self._state, self._waiting = state, waiting
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._state()
+        refused = CounterMetricFamily(
+            "mexit_governor_refused_rows", "Rows that were not let into a segment", labels=["segment"]
+        )
+        for k, rows in enumerate(state.refused, start=2):
+            refused.add_metric([str(k)], rows)
+        yield refused
+        yield CounterMetricFamily("mexit_governor_waits", "Calls that had to wait for tokens", value=state.waits)
+        yield CounterMetricFamily(
+            "mexit_governor_overloaded", "Calls whose tokens would have come too late", value=state.overloaded
+        )
+        yield GaugeMetricFamily("mexit_governor_waiting", "Requests that wait for tokens", value=self._waiting())
+        yield GaugeMetricFamily("mexit_governor_clients", "Clients with a bucket", value=state.clients)
+        if state.tokens is not None:
+            yield GaugeMetricFamily("mexit_governor_tokens", "Multiply-adds to spend now", value=state.tokens)
 
 
 class _Statistics:

@@ -1,4 +1,4 @@
-"""What a request may ask for besides its answer: a budget, a deadline, a last exit."""
+"""What a request may ask for besides its answer: a budget, a deadline, a last exit, receipts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from mexit.errors import BadInput
 from mexit.runtime.server.strict_json import shown
 
-PARAMETERS = ("mexit_budget", "mexit_deadline_us", "mexit_max_exit")
-QUERY = ("budget", "deadline_ms", "max_exit")
+PARAMETERS = ("mexit_budget", "mexit_deadline_us", "mexit_max_exit", "mexit_receipts")
+QUERY = ("budget", "deadline_ms", "max_exit", "receipts")
+_TRUTH = {"true": True, "false": False}
 _MAX_BUDGET_TEXT = 64
 _FOREVER = 10**12  # microseconds: eleven days
 
@@ -23,11 +24,13 @@ class Options:
         budget: as sent; the runtime reads it, which knows the names of the bundle's own budgets.
         deadline_ms: from the arrival of the request.
         max_exit: no input goes further, from 1.
+        receipts: whether each answer's cost is told in detail.
     """
 
     budget: str | None = None
     deadline_ms: float | None = None
     max_exit: int | None = None
+    receipts: bool = False
 
 
 def from_parameters(parameters: Mapping[str, Any]) -> Options:
@@ -48,11 +51,14 @@ def from_parameters(parameters: Mapping[str, Any]) -> Options:
     if max_exit is not None and not whole:
         raise BadInput(f"mexit_max_exit must be a whole number, found {shown(max_exit)}")
     budget = _budget("mexit_budget", parameters.get("mexit_budget"))
-    return Options(budget, min(deadlines, default=None), max_exit)
+    receipts = parameters.get("mexit_receipts", False)
+    if not isinstance(receipts, bool):
+        raise BadInput(f"mexit_receipts must be true or false, found {shown(receipts)}")
+    return Options(budget, min(deadlines, default=None), max_exit, receipts)
 
 
 def from_query(query: Mapping[str, str]) -> Options:
-    """From `?budget=low&deadline_ms=5&max_exit=2`."""
+    """From `?budget=low&deadline_ms=5&max_exit=2&receipts=true`."""
     unknown = [name for name in query if name not in QUERY]
     if unknown:
         raise BadInput(f"unknown query {shown(unknown[0])}: known are {', '.join(QUERY)}")
@@ -60,9 +66,10 @@ def from_query(query: Mapping[str, str]) -> Options:
     if max_exit is not None and not (max_exit.isascii() and max_exit.isdigit() and len(max_exit) < 10):
         raise BadInput(f"max_exit must be a whole number, found {shown(max_exit)}")
     deadline_ms = _number("deadline_ms", _parsed(query.get("deadline_ms")))
-    return Options(
-        _budget("budget", query.get("budget")), deadline_ms, None if max_exit is None else int(max_exit)
-    )
+    if (receipts := query.get("receipts", "false")) not in _TRUTH:
+        raise BadInput(f"receipts must be true or false, found {shown(receipts)}")
+    budget = _budget("budget", query.get("budget"))
+    return Options(budget, deadline_ms, None if max_exit is None else int(max_exit), _TRUTH[receipts])
 
 
 def _budget(name: str, value: Any) -> str | None:

@@ -89,7 +89,7 @@ def write_response(
         else:
             described.append({**entry, "data": values.ravel().tolist()})
     head = {"model_name": model, "model_version": VERSION, **({} if request.id is None else {"id": request.id})}
-    response = {**head, "parameters": _receipt(predictions), "outputs": described}
+    response = {**head, "parameters": _costs(predictions), "outputs": described}
     content = json.dumps(response, allow_nan=False).encode()
     if not raw:
         return content, {"content-type": "application/json"}
@@ -97,15 +97,18 @@ def write_response(
     return b"".join([content, *raw]), headers
 
 
-def _receipt(predictions: Sequence[Prediction]) -> dict[str, str | int | float]:
-    """What the answers cost. Flat, as parameters must be."""
+def _costs(predictions: Sequence[Prediction]) -> dict[str, str | int | float]:
+    """What the answers cost. Flat, as parameters must be; receipts are a JSON text."""
     macs = [prediction.macs for prediction in predictions]
     saved = [prediction.saved_macs for prediction in predictions]
+    receipts = [prediction.receipt.to_json() for prediction in predictions if prediction.receipt is not None]
     return {
         "mexit_budget": predictions[0].budget,
         "mexit_mean_macs": sum(macs) / len(macs),
         "mexit_saved": sum(saved) / (sum(macs) + sum(saved)),
         "mexit_late_rows": sum(prediction.reason == "deadline" for prediction in predictions),
+        "mexit_governed_rows": sum(prediction.reason == "governor" for prediction in predictions),
+        **({"mexit_receipts": json.dumps(receipts)} if receipts else {}),
     }
 
 

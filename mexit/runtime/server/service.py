@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.errors import BadInput, DeadlineExceeded, Overloaded
+from mexit.runtime.call import Call
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.runtime import Runtime
 from mexit.runtime.server import protocol
@@ -19,7 +20,7 @@ from mexit.runtime.server.intake import inflate
 from mexit.runtime.server.limits import Limits
 from mexit.runtime.server.metrics import Metrics, Spans
 from mexit.runtime.server.options import Options
-from mexit.runtime.server.workshop import Storage, Workshop
+from mexit.runtime.server.workshop import Job, Storage, Workshop
 
 _SOON_MS = 1e-3  # the first exit always runs once a worker has taken the request
 _MAX_WORKERS = 4
@@ -33,11 +34,13 @@ class Arrival:
         body: as sent.
         encoding: its `Content-Encoding`.
         at_ns: when its last byte came, by the clock of `time.perf_counter_ns`.
+        client: who sent it; see `access.client_of`.
     """
 
     body: bytes
     encoding: str
     at_ns: int
+    client: str
 
 
 class Service:
@@ -55,8 +58,12 @@ class Service:
         self.metrics = Metrics(runtime.bundle.manifest.name, runtime.budget.text)
         if (drift := runtime.drift_watch) is not None:
             self.metrics.watch_drift(lambda: runtime.ledger.account().watch_macs, lambda: len(drift.alarms))
-        self.workshop = Workshop(_workers(threads), limits.jobs)
-        self.storage = Storage(limits.held_bytes)
+        governor = runtime.governor
+        share = limits.share if governor is not None and governor.allowed.client is not None else 1
+        self.workshop = Workshop(_workers(threads), limits.jobs, share)
+        self.storage = Storage(limits.held_bytes, share)
+        if governor is not None:
+            self.metrics.watch_governor(governor.state, lambda: self.workshop.waiting)
         self.stopping = False
         self.active = 0
         self._deadline_ms = deadline_ms
@@ -75,46 +82,59 @@ class Service:
             self.active -= 1
             self.metrics.finished(route, time.perf_counter() - start)
 
-    def infer(self, arrival: Arrival, header_lengths: Sequence[str]) -> tuple[bytes, dict[str, str]]:
+    def infer(self, arrival: Arrival, header_lengths: Sequence[str]) -> Job[tuple[bytes, dict[str, str]]]:
         """A worker's job: a request of the Open Inference Protocol to the body and headers of its response."""
         begun_ns = time.perf_counter_ns()
         body = inflate(arrival.body, arrival.encoding, self.limits.body_bytes)
         length = protocol.parse_header_length(header_lengths, len(body))
         request = protocol.parse_request(body, length, self.runtime.bundle.manifest.input, self.limits)
         read_ns = time.perf_counter_ns()
-        predictions = self._answer(request.tensor, request.options, arrival.at_ns, begun_ns)
+        call = yield from self._answer(request.tensor, request.options, arrival, begun_ns)
         answered_ns = time.perf_counter_ns()
-        response = protocol.write_response(request, predictions, self.runtime.bundle.manifest.name)
+        response = protocol.write_response(request, call.predictions, self.runtime.bundle.manifest.name)
         written_ns = time.perf_counter_ns()
+        waited_ns = round(call.waited_s * 1e9)
         spans = Spans(
-            begun_ns - arrival.at_ns, read_ns - begun_ns, answered_ns - read_ns, written_ns - answered_ns
+            begun_ns - arrival.at_ns + waited_ns,
+            read_ns - begun_ns,
+            answered_ns - read_ns - waited_ns,
+            written_ns - answered_ns,
         )
-        self.metrics.succeeded(len(predictions), spans)
+        self.metrics.succeeded(len(call.predictions), spans)
         return response
 
-    def classify(self, arrival: Arrival, options: Options) -> Prediction:
+    def classify(self, arrival: Arrival, options: Options) -> Job[Prediction]:
         """A worker's job: the bytes of an image to its answer."""
         begun_ns = time.perf_counter_ns()
         self.runtime.policy(options.budget)  # a budget that is none is refused before an image is decoded
         body = inflate(arrival.body, arrival.encoding, self.limits.body_bytes)
         if not body:
             raise BadInput("the body is empty: send the bytes of an image (curl --data-binary @image.png)")
-        return self._answer(self.runtime.prepare(body), options, arrival.at_ns, begun_ns)[0]
+        call = yield from self._answer(self.runtime.prepare(body), options, arrival, begun_ns)
+        return call.predictions[0]
 
-    def _answer(
-        self, tensor: NDArray[np.float32], options: Options, at_ns: int, begun_ns: int
-    ) -> list[Prediction]:
+    def _answer(self, tensor: NDArray[np.float32], options: Options, arrival: Arrival, begun_ns: int) -> Job[Call]:
         deadline_ms = self._deadline_ms if options.deadline_ms is None else options.deadline_ms
         if deadline_ms is not None:
-            waited_ms = (begun_ns - at_ns) / 1e6
+            waited_ms = (begun_ns - arrival.at_ns) / 1e6
             if waited_ms >= deadline_ms:
                 raise DeadlineExceeded(f"{waited_ms:.3f} ms in the queue, the deadline was {deadline_ms:g} ms")
-            deadline_ms = max(_SOON_MS, deadline_ms - (time.perf_counter_ns() - at_ns) / 1e6)
-        predictions = self.runtime.answer_tensor(
-            tensor, budget=options.budget, deadline_ms=deadline_ms, max_exit=options.max_exit
+            deadline_ms = max(_SOON_MS, deadline_ms - (time.perf_counter_ns() - arrival.at_ns) / 1e6)
+        call = self.runtime.begin(
+            tensor,
+            budget=options.budget,
+            deadline_ms=deadline_ms,
+            max_exit=options.max_exit,
+            receipts=options.receipts,
+            client=arrival.client,
+            wait_ms=self.limits.wait_s * 1e3 if deadline_ms is None else None,
+            queued_s=(begun_ns - arrival.at_ns) / 1e9,
         )
-        self.metrics.predicted(predictions)
-        return predictions
+        while not call.done:
+            if call.pay() > 0:
+                yield call.pay
+            self.metrics.predicted(call.run())
+        return call
 
 
 def _workers(threads: int) -> int:

@@ -1,25 +1,32 @@
 """Which exits an attack climbs. RDI-Nets, ICLR 2020, and its public code:
 
-single       cross-entropy of one exit
-average      mean of the cross-entropies of all exits
-max-average  one single attack an exit; of these, each sample keeps the one with the largest mean
-             cross-entropy over all exits
+single       the loss of one exit
+average      mean of the losses of all exits
+max-average  one single attack an exit; of these, each sample keeps the one with the largest mean loss over all
+             exits
+
+The papers' loss is cross-entropy; `losses` has others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mexit.errors import UsageError
 from mexit.train.attacks.gradient import Steps, ascend
+from mexit.train.attacks.losses import LOSSES, exit_losses, sample_loss
 from mexit.train.models.multi_exit import MultiExit
 from mexit.train.randomness import Draw
+
+__all__ = [
+    "OBJECTIVES", "Attack", "Autocast", "craft", "craft_each_exit", "exit_losses", "frozen", "keep_worst",
+    "start_noise",
+]  # fmt: skip
 
 OBJECTIVES = ("single", "average", "max-average")
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -35,25 +42,27 @@ class Attack:
         exit: the exit that `single` climbs, from 1; None = the last.
         train_mode: craft with the network in train mode (BatchNorm on batch statistics, dropout on), as RDI-Nets'
             code does; the default is eval mode.
+        loss: what is climbed at an exit, one of `losses.LOSSES`.
     """
 
     objective: str
     steps: Steps
     exit: int | None = None
     train_mode: bool = False
+    loss: str = "ce"
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise UsageError(f"unknown attack '{self.objective}': choose from none, {', '.join(OBJECTIVES)}")
+        if self.loss not in LOSSES:
+            raise UsageError(f"unknown loss '{self.loss}' of an attack: choose from {', '.join(LOSSES)}")
 
     def describe(self) -> str:
         """The attack in full, as reports and traces name it."""
         where = f" exit {self.exit or 'last'}" if self.objective == "single" else ""
-        start = "random start" if self.steps.random_start else "no random start"
-        return (
-            f"PGD-{self.steps.count} {self.objective}{where}, Linf eps {self.steps.eps:.6g}, "
-            f"step {self.steps.size:.6g}, {start}"
-        )
+        loss = "" if self.loss == "ce" else f" on {self.loss}"
+        name = f"PGD-{self.steps.count}" if self.steps.count else "noise"
+        return f"{name} {self.objective}{where}{loss}, {self.steps.describe()}"
 
 
 def craft(
@@ -65,6 +74,7 @@ def craft(
     draw: Draw,
     index: Tensor,
     autocast: Autocast = nullcontext,
+    targets: Tensor | None = None,
 ) -> Tensor:
     """Attack a batch.
 
@@ -75,16 +85,17 @@ def craft(
         attack: see `Attack`.
         draw, index: randomness of the start, by the samples' places in the data set, (B,).
         autocast: context in which the network runs.
+        targets: classes to pull the answers to, (B,) int64; None = away from `labels`.
 
     Returns:
         Attacked images, (B, C, H, W).
     """
-    with _frozen(model, attack.train_mode):
+    victim = _Victim(model, images, labels, targets, draw, index, autocast)
+    with frozen(model, attack.train_mode):
         if attack.objective != "max-average":
-            return _climb(model, images, labels, attack, attack.exit, draw, index, autocast)
-        single = Attack("single", attack.steps, None, attack.train_mode)
-        candidates = craft_each_exit(model, images, labels, single, draw=draw, index=index, autocast=autocast)
-        return keep_worst(model, candidates, labels, autocast)
+            return _climb(victim, attack)
+        candidates = _climb_each_exit(victim, attack)
+        return keep_worst(model, candidates, labels, autocast, loss=attack.loss, targets=targets)
 
 
 def craft_each_exit(
@@ -96,61 +107,74 @@ def craft_each_exit(
     draw: Draw,
     index: Tensor,
     autocast: Autocast = nullcontext,
+    targets: Tensor | None = None,
 ) -> Tensor:
     """One single attack an exit, (E, B, C, H, W); the raw material of max-average and of the transfer matrix."""
-    with _frozen(model, attack.train_mode):
-        return torch.stack(
-            [
-                _climb(model, images, labels, Attack("single", attack.steps, k), k, draw, index, autocast)
-                for k in range(1, model.exits + 1)
-            ]
-        )
+    with frozen(model, attack.train_mode):
+        return _climb_each_exit(_Victim(model, images, labels, targets, draw, index, autocast), attack)
 
 
-def keep_worst(model: MultiExit, candidates: Tensor, labels: Tensor, autocast: Autocast = nullcontext) -> Tensor:
-    """Of candidates (E, B, C, H, W), for each sample the one with the largest mean cross-entropy over exits."""
+def keep_worst(
+    model: MultiExit,
+    candidates: Tensor,
+    labels: Tensor,
+    autocast: Autocast = nullcontext,
+    *,
+    loss: str = "ce",
+    targets: Tensor | None = None,
+) -> Tensor:
+    """Of candidates (E, B, C, H, W), for each sample the one with the largest mean loss over exits."""
     with torch.no_grad(), autocast():
-        losses = torch.stack([exit_losses(model(images), labels).mean(dim=0) for images in candidates])
+        losses = torch.stack([sample_loss(loss, model(images), labels, targets) for images in candidates])
     worst = losses.argmax(dim=0)
     return candidates[worst, torch.arange(len(labels), device=labels.device)]
 
 
-def exit_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of every exit and sample: logits (E, B, C), labels (B,) to (E, B) float32.
+def start_noise(draw: Draw, stream: str, index: Tensor, images: Tensor, steps: Steps) -> Tensor | None:
+    """The numbers for the random start or starts that `ascend` expects; None where there is none."""
+    if not steps.random_start:
+        return None
+    shape = images.shape[1:]
+    first = draw.uniform(stream, index, shape)
+    if steps.restarts == 1:
+        return first
+    others = [draw.uniform(f"{stream} restart {again}", index, shape) for again in range(1, steps.restarts)]
+    return torch.stack([first, *others])
 
-    `smoothing` in [0, 1) spreads that share of the label over all classes.
-    """
-    exits, rows, classes = logits.shape
-    flat = F.cross_entropy(
-        logits.float().reshape(-1, classes), labels.repeat(exits), reduction="none", label_smoothing=smoothing
-    )
-    return flat.reshape(exits, rows)
+
+@dataclass(frozen=True)
+class _Victim:
+    """What is attacked, and the randomness it is attacked with: the arguments of `craft`."""
+
+    model: MultiExit
+    images: Tensor
+    labels: Tensor
+    targets: Tensor | None
+    draw: Draw
+    index: Tensor
+    autocast: Autocast
 
 
-def _climb(
-    model: MultiExit,
-    images: Tensor,
-    labels: Tensor,
-    attack: Attack,
-    k: int | None,
-    draw: Draw,
-    index: Tensor,
-    autocast: Autocast,
-) -> Tensor:
-    single = attack.objective == "single"
+def _climb_each_exit(victim: _Victim, attack: Attack) -> Tensor:
+    singles = [replace(attack, objective="single", exit=k) for k in range(1, victim.model.exits + 1)]
+    return torch.stack([_climb(victim, single) for single in singles])
+
+
+def _climb(victim: _Victim, attack: Attack) -> Tensor:
+    model, single = victim.model, attack.objective == "single"
 
     def loss(attacked: Tensor) -> Tensor:
-        with autocast():
-            logits = model.one_exit(attacked, k or model.exits)[None] if single else model(attacked)
-        return exit_losses(logits, labels).mean(dim=0).sum()
+        with victim.autocast():
+            logits = model.one_exit(attacked, attack.exit or model.exits)[None] if single else model(attacked)
+        return sample_loss(attack.loss, logits, victim.labels, victim.targets)
 
-    stream = f"start {attack.objective} {k or 0}"
-    noise = draw.uniform(stream, index, images.shape[1:]) if attack.steps.random_start else None
-    return ascend(images, attack.steps, loss, noise)
+    stream = f"start {attack.objective} {attack.exit or 0}"
+    noise = start_noise(victim.draw, stream, victim.index, victim.images, attack.steps)
+    return ascend(victim.images, attack.steps, loss, noise)
 
 
 @contextmanager
-def _frozen(model: MultiExit, train_mode: bool) -> Iterator[None]:
+def frozen(model: MultiExit, train_mode: bool) -> Iterator[None]:
     """No gradients for parameters, and the mode to craft in; both restored afterwards."""
     was_training = model.training
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -8,13 +8,37 @@ from typing import Any
 
 from mexit.errors import UsageError
 from mexit.train.objectives.adversarial import Adversarial
+from mexit.train.objectives.ard import ARD
+from mexit.train.objectives.at_aka import AtAka, AtAkaTeacher, CatAka
 from mexit.train.objectives.base import Objective, Outputs
+from mexit.train.objectives.cap import CAP
 from mexit.train.objectives.clean import Clean
+from mexit.train.objectives.cmic import CMIC
+from mexit.train.objectives.hdkd import HDKD
+from mexit.train.objectives.lw import LW
+from mexit.train.objectives.mcmi import MCMI
+from mexit.train.objectives.mse import MSE
 from mexit.train.objectives.neo_kd import NeoKD
+from mexit.train.objectives.skd import SKD
 
 __all__ = ["METHODS", "Objective", "Outputs", "build", "default_attack", "find"]
 
-METHODS: dict[str, type[Any]] = {"clean": Clean, "adversarial": Adversarial, "neo-kd": NeoKD}
+METHODS: dict[str, type[Any]] = {
+    "clean": Clean,
+    "adversarial": Adversarial,
+    "neo-kd": NeoKD,
+    "skd": SKD,
+    "ard": ARD,
+    "lw": LW,
+    "mse": MSE,
+    "mcmi": MCMI,
+    "hdkd": HDKD,
+    "cmic": CMIC,
+    "cap": CAP,
+    "at-aka": AtAka,
+    "at-aka-teacher": AtAkaTeacher,
+    "cat-aka": CatAka,
+}
 
 # Published for NEO-KD by number of exits: 3 (MNIST, CIFAR-10), 5 (Tiny-ImageNet, ImageNet), 7 (CIFAR-100).
 NEO_KD_GAMMA = {5: (1.0, 1.0, 1.0, 1.5, 1.5), 7: (1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 1.5)}

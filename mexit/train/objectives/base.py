@@ -31,6 +31,7 @@ class Setup:
         device: where it lives.
         teachers: frozen networks named by `--teacher`, in eval mode, on the same device.
         autocast: the context for their forward passes.
+        model: the network that is trained, for terms on its weights.
     """
 
     exits: int
@@ -38,6 +39,7 @@ class Setup:
     device: str = "cpu"
     teachers: tuple[MultiExit, ...] = ()
     autocast: Autocast = nullcontext
+    model: MultiExit | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,21 @@ class Batch:
     attack: Attack | None
     draw: Draw
     autocast: Autocast = nullcontext
+
+
+@dataclass(frozen=True)
+class View:
+    """One version of a batch and what the network made of it.
+
+    Attributes:
+        name: "clean" or "attacked".
+        logits: (E, B, C) float32.
+        images: (B, C, H, W).
+    """
+
+    name: str
+    logits: Tensor
+    images: Tensor
 
 
 @dataclass(frozen=True)
@@ -94,6 +111,14 @@ class Outputs:
         """Mean over samples of the cross-entropy with the (smoothed) labels: (E, B, C) to (E,)."""
         return exit_losses(logits, self.labels, self.smoothing).mean(dim=1)
 
+    def views(self) -> list[View]:
+        """The clean images, and the attacked ones where the run has them."""
+        views = [View("clean", self.clean, self.images)]
+        if self.attacked is not None:
+            images = Tensor() if self.attacked_images is None else self.attacked_images[0]
+            views.append(View("attacked", self.attacked, images))
+        return views
+
     def need_attacked(self) -> Tensor:
         """`attacked`, or `UsageError` where the run has none."""
         if self.attacked is None:
@@ -124,12 +149,14 @@ class Objective:
     Attributes:
         inputs: what it trains on, for the table of methods.
         default_attack: where none is named: "none" if clean images are enough, else one of `OBJECTIVES`.
-        attack_use: "required", "optional" or "never".
+        attack_use: "required"; "preferred", which also trains under `--attack none`; "optional" or "never".
+        uses_teachers: whether `--teacher` may be given; the networks are then in `Setup.teachers`.
     """
 
     inputs: ClassVar[str] = "clean and attacked"
     default_attack: ClassVar[str] = "max-average"
     attack_use: ClassVar[str] = "required"
+    uses_teachers: ClassVar[bool] = False
 
     def setup(self, setup: Setup) -> None:
         """Called once, before the first step or before `load`."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from mexit.errors import UsageError
 from mexit.train.objectives.adversarial import Adversarial
 from mexit.train.objectives.base import Objective, Outputs
+from mexit.train.objectives.soft_labels import soft_cross_entropy
 
 ENSEMBLES = ("neighbours", "none", "all")
 REDRAWS = ("sample", "batch", "fixed")
@@ -80,11 +81,6 @@ class NeoKD(Objective):
         else:
             keys = outputs.draw.uniform("eokd", index if self.redraw == "sample" else index[:1], (classes,))
         return class_shares(keys.expand(len(index), -1), outputs.labels, exits)
-
-
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over samples: logits and targets (E, B, C) to (E,)."""
-    return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean(dim=-1)
 
 
 def neighbour_targets(teacher: Tensor, ensemble: str = "neighbours", include_self: bool = True) -> Tensor:

@@ -14,16 +14,16 @@ from mexit import Runtime
 
 
 @pytest.fixture(scope="session")
-def server(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(mixed_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with the budget `medium`, shared: tests look at differences of its counters."""
-    with start(digits_bundle, tmp_path_factory.mktemp("server")) as running:
+    with start(mixed_bundle, tmp_path_factory.mktemp("server")) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def runtime(digits_bundle: Path) -> Runtime:
+def runtime(mixed_bundle: Path) -> Runtime:
     """The same bundle and budget without a server: what the answers must equal."""
-    return Runtime.open(digits_bundle, budget="medium")
+    return Runtime.open(mixed_bundle, budget="medium")
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def fail(self, tensor, **options):
     if tensor[0, 0, 0, 0] == 1.0:
         raise ValueError("secret of /etc/passwd")
     raise BackendError("onnxruntime failed in /etc/passwd")
-Runtime.answer_tensor = fail
+Runtime.begin = fail
 """
 
 
@@ -290,8 +290,8 @@ def test_without_thresholds_only_the_full_budget_works(bundle_copy: Path, tmp_pa
 
 def test_two_that_bind_at_once() -> None:
     """While a bundle loads, another server can bind the same port; one of the two then gets it, in words."""
-    first = listen.bind("127.0.0.1", 0, None)
-    second = listen.bind("127.0.0.1", first.getsockname()[1], None)
+    first = listen.bind("127.0.0.1", 0, guarded=False)
+    second = listen.bind("127.0.0.1", first.getsockname()[1], guarded=False)
     with first, second:
         listen.start_listening(first)
         with pytest.raises(UsageError, match=f"port {first.getsockname()[1]} is in use"):

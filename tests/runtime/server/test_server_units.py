@@ -7,18 +7,22 @@ import gzip
 import json
 import threading
 import zlib
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from mexit.core.manifest import InputSpec, PrepareSpec
-from mexit.errors import BadInput, MexitError, Overloaded, TooLarge
+from mexit.errors import BadInput, MexitError, Overloaded, TooLarge, UsageError
 from mexit.runtime.server import options, protocol, strict_json
+from mexit.runtime.server.access import client_of, tokens_of
 from mexit.runtime.server.intake import inflate
 from mexit.runtime.server.limits import Limits
-from mexit.runtime.server.workshop import ClientGone, Storage, Workshop
+from mexit.runtime.server.workshop import ClientGone, Job, Ready, Storage, Workshop
 
 SPEC = InputSpec("input", "float32", "NCHW", 3, (2, 4), (0.0, 1.0), PrepareSpec())
 LIMITS = Limits(rows=2, json_values=40, json_depth=4)
@@ -132,17 +136,23 @@ async def at_once() -> None:
     return None
 
 
+def job(work: Callable[[], object], *waits: Ready) -> Job[object]:
+    """Waits for the given functions, one after the other, then works."""
+    yield from waits
+    return work()
+
+
 def test_the_workshop_refuses_what_does_not_fit() -> None:
     async def run() -> None:
         workshop, gate = Workshop(threads=1, jobs=2), threading.Event()
-        first, second = (asyncio.ensure_future(workshop.run(gate.wait, never)) for _ in range(2))
+        first, second = (asyncio.ensure_future(workshop.run(job(gate.wait), never)) for _ in range(2))
         await asyncio.sleep(0.01)
         with pytest.raises(Overloaded) as caught:
-            await workshop.run(gate.wait, never)
+            await workshop.run(job(gate.wait), never)
         assert caught.value.retry_after_s == 1.0
         gate.set()
         assert await asyncio.gather(first, second) == [True, True]
-        assert await workshop.run(lambda: 7, never) == 7
+        assert await workshop.run(job(lambda: 7), never) == 7
 
     asyncio.run(run())
 
@@ -150,22 +160,81 @@ def test_the_workshop_refuses_what_does_not_fit() -> None:
 def test_the_workshop_drops_what_nobody_waits_for() -> None:
     async def run() -> None:
         workshop, gate, done = Workshop(threads=1, jobs=2), threading.Event(), list[str]()
-        working = asyncio.ensure_future(workshop.run(lambda: (gate.wait(), done.append("first")), at_once))
+        first = job(lambda: (gate.wait(), done.append("first")))
+        working = asyncio.ensure_future(workshop.run(first, at_once))
         await asyncio.sleep(0.01)
         with pytest.raises(ClientGone):
-            await workshop.run(lambda: done.append("second"), at_once)
-        assert await_places(workshop) == 1
+            await workshop.run(job(lambda: done.append("second")), at_once)
+        third = asyncio.ensure_future(workshop.run(job(lambda: done.append("third")), never))
+        await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded):
+            await workshop.run(job(lambda: None), never)
         gate.set()
-        await working
-        assert done == ["first"]
-        assert await_places(workshop) == 2
+        await asyncio.gather(working, third)
+        assert done == ["first", "third"]
 
     asyncio.run(run())
 
 
-def await_places(workshop: Workshop) -> int:
-    """How many more jobs fit."""
-    return workshop._places._value
+def test_one_client_has_its_share_of_the_workshop() -> None:
+    async def run() -> None:
+        workshop, gate = Workshop(threads=1, jobs=8, share=4), threading.Event()
+        theirs = [asyncio.ensure_future(workshop.run(job(gate.wait), never, "a")) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded, match="2 requests are waiting already, all of them yours"):
+            await workshop.run(job(gate.wait), never, "a")
+        other = asyncio.ensure_future(workshop.run(job(gate.wait), never, "b"))
+        gate.set()
+        assert await asyncio.gather(*theirs, other) == [True] * 3
+
+    asyncio.run(run())
+
+
+def test_clients_take_turns() -> None:
+    """Nine jobs of one client are waiting when another client's two come: those are second and fourth."""
+
+    async def run() -> None:
+        workshop, gate, done = Workshop(threads=1, jobs=20), threading.Event(), list[str]()
+        names = ["attacker"] * 9 + ["clean"] * 2
+        first = asyncio.ensure_future(workshop.run(job(gate.wait), never, "attacker"))
+        await asyncio.sleep(0.01)
+        others = [
+            asyncio.ensure_future(workshop.run(job(partial(done.append, name)), never, name)) for name in names
+        ]
+        await asyncio.sleep(0.01)
+        gate.set()
+        await asyncio.gather(first, *others)
+        assert [place for place, name in enumerate(done) if name == "clean"] == [1, 3]
+
+    asyncio.run(run())
+
+
+def test_a_job_that_waits_leaves_its_worker_to_others() -> None:
+    async def run() -> None:
+        workshop, done = Workshop(threads=1, jobs=4), list[str]()
+        first = job(lambda: done.append("first"), lambda: 0.0 if done else 0.01)
+        waiting = asyncio.ensure_future(workshop.run(first, never))
+        while not workshop.waiting:
+            await asyncio.sleep(0.001)
+        await asyncio.wait_for(workshop.run(job(lambda: done.append("second")), never), 10)
+        await waiting
+        assert (done, workshop.waiting) == (["second", "first"], 0)
+
+    asyncio.run(run())
+
+
+def test_a_job_that_waits_is_dropped_when_its_client_leaves() -> None:
+    async def run() -> None:
+        workshop, done, left = Workshop(threads=1, jobs=1), list[str](), asyncio.Event()
+        waiting = asyncio.ensure_future(workshop.run(job(lambda: done.append("first"), lambda: 60.0), left.wait))
+        await asyncio.sleep(0.01)
+        left.set()
+        with pytest.raises(ClientGone):
+            await waiting
+        assert (done, workshop.waiting) == ([], 0)
+        assert await workshop.run(job(lambda: 7), never) == 7  # the place is free again
+
+    asyncio.run(run())
 
 
 def test_storage_gives_back_what_was_taken() -> None:
@@ -179,3 +248,40 @@ def test_storage_gives_back_what_was_taken() -> None:
         take(40)
     with storage.shelf() as take:
         take(100)
+
+
+def test_storage_leaves_room_to_other_clients() -> None:
+    storage = Storage(100, share=4)
+    with storage.shelf("a") as take:
+        take(25)
+        with pytest.raises(Overloaded, match="of 25 bytes are waiting already, all of them yours"):
+            take(1)
+        with storage.shelf("b") as other:
+            other(25)
+    with storage.shelf("a") as take:
+        take(25)
+
+
+def request_from(host: str, **scope: object) -> Request:
+    return Request({"type": "http", "headers": [], "client": (host, 1), **scope})
+
+
+def test_a_client_is_its_token_or_its_peer() -> None:
+    assert client_of(request_from("203.0.113.7")) == "203.0.113.7"
+    assert client_of(request_from("::ffff:203.0.113.7")) == "203.0.113.7"
+    assert client_of(request_from("2001:db8::1")) == client_of(request_from("2001:db8::ffff:1"))
+    assert client_of(request_from("2001:db8::1")) != client_of(request_from("2001:db8:0:1::1"))
+    assert client_of(request_from("fe80::1%eth0")) == "fe80::/64"
+    assert client_of(request_from("203.0.113.7", mexit_token=2)) == "token 2"
+    lies = [(b"x-forwarded-for", b"198.51.100.1"), (b"forwarded", b"for=198.51.100.1")]
+    assert client_of(request_from("203.0.113.7", headers=lies)) == "203.0.113.7"
+
+
+def test_tokens_are_separated_by_commas() -> None:
+    assert tokens_of(None) == ()
+    assert tokens_of(" one two, three ") == ("one two", "three")
+    for empty in ("", " ", "one,", ","):
+        with pytest.raises(UsageError, match="the token is empty"):
+            tokens_of(empty)
+    with pytest.raises(UsageError, match="given twice"):
+        tokens_of("one, one")

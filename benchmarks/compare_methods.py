@@ -1,0 +1,181 @@
+"""Compares training methods on one data set: trains, judges, pairs over images, writes the page.
+
+`mnist_methods.py` and `cifar10_methods.py` say on what and by which schedule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from methods_under_autoattack import TARGETS, autoattack
+from numpy.typing import NDArray
+from page import table, write_page
+from stored_answers import Answers
+
+from mexit.data import catalog
+from mexit.data.dataset import DataSet
+from mexit.flows.train import train
+from mexit.train import checkpoint
+from mexit.train.attacks.gradient import Steps
+from mexit.train.evaluate import attack_suite, right, run_exits
+from mexit.train.models import preset
+from mexit.train.recipe import keep_freed_memory
+
+BATCH = 250
+ATTACKS = ("clean", "average", "max-average")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One comparison.
+
+    Attributes:
+        name: of the program and of its page.
+        title: of the page.
+        about: what the page says first: the schedule, as declared before anything ran.
+        data, model, preset: as typed to `mexit train`.
+        schedule: what differs from the preset, the same for every method.
+        attack: of the test, PGD from one random start in float32.
+        every: judge every so many test images.
+        notes: what is published, to be read beside.
+    """
+
+    name: str
+    title: str
+    about: str
+    data: str
+    model: str
+    preset: str
+    schedule: dict[str, Any]
+    attack: Steps
+    every: int
+    notes: str
+
+    def run(self, method: str, seed: int, threads: int) -> Path:
+        """The finished run of a method and a seed, trained or continued if need be."""
+        out = Path("runs") / self.name.replace("_", "-") / f"{method}-{seed}"
+        if not (out / "weights.safetensors").exists():
+            given = {**self.schedule, "model": self.model, "method": method, "seed": seed}
+            resume = (out / "settings.json").exists()
+            train(data=self.data, preset=self.preset, given=given, out=out, resume=resume, threads=threads)
+        return out
+
+
+def judge(protocol: Protocol, run: Path, answers: Answers, data: DataSet) -> None:
+    """Clean, average, max-average and one attack an exit."""
+    if answers.has("clean"):
+        return
+    model, settings, splits = checkpoint.load_model(run)
+    index, spec = splits.part("test")[:: protocol.every], preset(settings.model).input
+    found: dict[str, list[NDArray[np.bool_]]] = {}
+    for part in np.array_split(index, range(BATCH, len(index), BATCH)):
+        images, labels = data.batch(part, spec), data.labels[part]
+        suite = attack_suite(model, images, labels, part, protocol.attack)
+        for name, attacked in {"clean": images, **suite}.items():
+            found.setdefault(name, []).append(right(run_exits(model, attacked), labels))
+    answers.add({name: np.concatenate(parts, axis=1) for name, parts in found.items()})
+
+
+def share(right_ones: NDArray[np.bool_]) -> str:
+    """Percent with its binomial standard error."""
+    value = right_ones.mean()
+    return f"{100 * value:.2f} ({100 * np.sqrt(value * (1 - value) / len(right_ones)):.2f})"
+
+
+def paired(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> str:
+    """Points of difference over the same images, with the standard error of the paired difference."""
+    gain = 100 * (ours.astype(float) - theirs)
+    return f"{gain.mean():+.2f} ({gain.std() / np.sqrt(len(gain)):.2f})"
+
+
+def per_exit(runs: dict[str, Answers]) -> str:
+    """Accuracy of every exit on clean images and under the two attacks of the papers."""
+    rows = []
+    for (name, answers), attack in itertools.product(runs.items(), ATTACKS):
+        exits = answers.get(attack)
+        rows.append([name, attack, *(share(row) for row in exits), f"{100 * exits.mean():.2f}"])
+    return table(["run", "test images", *_exit_names(runs), "mean"], rows)
+
+
+def differences(runs: dict[str, Answers]) -> str:
+    """Every run minus the adversarial baseline of the same seed."""
+    rows = []
+    for name, answers in runs.items():
+        method, _, seed = name.rpartition("-")
+        baseline = runs.get(f"adversarial-{seed}")
+        if method != "adversarial" and baseline is not None:
+            for attack in ATTACKS:
+                pairs = zip(answers.get(attack), baseline.get(attack), strict=True)
+                rows.append([name, attack, *(paired(ours, theirs) for ours, theirs in pairs)])
+    return table(["run minus adversarial", "test images", *_exit_names(runs)], rows)
+
+
+def transfer(answers: Answers) -> str:
+    """Accuracy of each exit under the attack on each exit."""
+    exits = range(1, len(answers.get("clean")) + 1)
+    rows = [[f"exit {k}", *(f"{100 * row.mean():.2f}" for row in answers.get(f"exit {k}"))] for k in exits]
+    return table(["attacked", *(f"exit {k} answers" for k in exits)], rows)
+
+
+def under_autoattack(runs: dict[str, Answers]) -> str:
+    """AutoAttack on the same images for every run and target."""
+    rows = []
+    for name, answers in runs.items():
+        for target in TARGETS:
+            if answers.has(f"autoattack {target}"):
+                found = answers.get(f"autoattack {target}")[0]
+                rows.append([name, target, share(found), len(found)])
+    return (
+        table(["run", "attacked and judged", "right, % (standard error)", "n"], rows) if rows else "Not run yet."
+    )
+
+
+def write(protocol: Protocol, runs: dict[str, Answers]) -> None:
+    """The page."""
+    steps, n = protocol.attack, len(next(iter(runs.values())).get("clean")[0])
+    parts = [
+        protocol.about,
+        f"Test: {n:,} images, PGD-{steps.count} in float32, eps {steps.eps:.4g}, step {steps.size:.4g}, one "
+        "random start. Percent right, standard error in brackets.",
+        per_exit(runs),
+        "**Against the adversarial baseline**, in points, paired over the same images:",
+        differences(runs),
+        "**Transfer**: accuracy in percent of every exit under the attack on one exit.",
+        *(f"{name}\n\n{transfer(answers)}" for name, answers in runs.items()),
+        "**AutoAttack**, standard version. `policy medium` attacks the deployed policy: hard router forward, soft "
+        "router backward.",
+        under_autoattack(runs),
+        protocol.notes,
+    ]
+    write_page(protocol.name, "2-core-cpu", protocol.title, parts)
+
+
+def main(protocol: Protocol) -> None:
+    """The command line of such a program."""
+    parser = argparse.ArgumentParser(description=protocol.about)
+    parser.add_argument("methods", nargs="*", help="to train and judge; without any, the page is written again")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--autoattack", action="store_true", help="also AutoAttack, which takes about an hour")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    keep_freed_memory()
+    data = catalog.load(protocol.data, os.environ["MEXIT_DATA"])
+    for method in chosen.methods:
+        run = protocol.run(method, chosen.seed, chosen.threads)
+        answers = Answers.of(protocol.name, run.name)
+        judge(protocol, run, answers, data)
+        if chosen.autoattack:
+            autoattack(run, answers, data)
+    write(protocol, Answers.all_of(protocol.name))
+
+
+def _exit_names(runs: dict[str, Answers]) -> list[str]:
+    return [f"exit {k + 1}" for k in range(len(next(iter(runs.values())).get("clean")))]

@@ -1,0 +1,264 @@
+"""What the governor prevents: an attacker who makes everything slow, with and without it.
+
+    python benchmarks/governor.py BUNDLE [SECONDS]
+
+A served bundle and clients at addresses of their own, each with an open loop: requests are due at fixed times,
+whether or not earlier ones were answered, and latency counts from when a request was due. Clean clients ask for
+20 % of what the machine can compute; the attacker sends DeepSloth images (`train.attacks.slowdown`), ten times that.
+Capacity is measured first: MACs a second of whole networks in batches, on as many threads as the server has workers.
+The rates are 80 % of it for everybody and 40 % for each client.
+
+Accuracy and latency are those of the clean clients; a request that was refused or came after the deadline is late.
+The bundle's run has to be there, and the folder it was made in has to be the current one: it gives the gradients.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import multiprocessing as mp
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from page import table, write_page
+
+from mexit import Runtime
+from mexit.data import catalog
+from mexit.data.splits import Splits
+from mexit.flows.serve import serve
+
+BUDGET, DEADLINE_MS = "medium", 200.0
+CLEAN, CLEAN_LOAD, ATTACK_LOAD = 4, 0.2, 10.0
+OVERALL, EACH = 0.8, 0.4
+ATTACK_ROWS, IMAGES, MOST_REQUESTS = (
+    64,
+    400,
+    40,
+)  # the last: clean requests a second, of as many rows as that takes
+THREADS_CLEAN, THREADS_ATTACK = 4, 24  # connections of one client
+START_S = 3.0  # until every client process runs
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What one client sends: batches of `rows` images, `every_s` apart, from its own address."""
+
+    address: str
+    images: np.ndarray
+    labels: np.ndarray
+    rows: int
+    every_s: float
+    connections: int
+    deadline_ms: float | None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One request: its status, seconds from when it was due to the answer, rows answered rightly."""
+
+    status: int
+    seconds: float
+    right: int
+    rows: int
+
+
+def client(stream: Stream, port: int, model: str, begin_s: float, seconds: float, out: Any) -> None:
+    """A process: sends the stream over its connections and puts a list of `Sent` into the queue."""
+    found: list[Sent] = []
+    count = int(seconds / stream.every_s)
+    numbers, lock = iter(range(count)), threading.Lock()
+
+    def work() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, 60, source_address=(stream.address, 0))
+        while True:
+            with lock:
+                number = next(numbers, None)
+            due_s = begin_s + (number or 0) * stream.every_s
+            if number is None or time.time() > begin_s + seconds:
+                return connection.close()
+            time.sleep(max(0.0, due_s - time.time()))
+            chosen = (np.arange(stream.rows) + number * stream.rows) % len(stream.images)
+            found.append(_ask(connection, stream, model, chosen, due_s))
+
+    threads = [threading.Thread(target=work) for _ in range(stream.connections)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    out.put((stream.address, found))
+
+
+def _ask(connection: Any, stream: Stream, model: str, chosen: np.ndarray, due_s: float) -> Sent:
+    images = np.ascontiguousarray(stream.images[chosen])
+    tensor = {"name": "input", "shape": list(images.shape), "datatype": "FP32"}
+    tensor["parameters"] = {"binary_data_size": images.nbytes}
+    wishes = {} if stream.deadline_ms is None else {"mexit_deadline_us": stream.deadline_ms * 1e3}
+    head = json.dumps({"inputs": [tensor], "outputs": [{"name": "label"}], "parameters": wishes}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    connection.request("POST", f"/v2/models/{model}/infer", head + images.tobytes(), headers)
+    response = connection.getresponse()
+    answer, seconds = json.loads(response.read()), time.time() - due_s
+    if response.status != 200:
+        return Sent(response.status, seconds, 0, stream.rows)
+    right = int((np.array(answer["outputs"][0]["data"]) == stream.labels[chosen]).sum())
+    return Sent(200, seconds, right, stream.rows)
+
+
+def _serve(bundle: str, rates: dict[str, int], out: Any) -> None:
+    options = {"budget": BUDGET, "host": "127.0.0.1", "port": 0, "token": None}
+    serve(Path(bundle), ready=lambda url: out.put(int(url.rpartition(":")[2])), **options, **rates)
+
+
+@contextmanager
+def served(bundle: str, rates: dict[str, int]) -> Iterator[int]:
+    """A server in a process of its own; gives its port."""
+    out = mp.get_context("spawn").Queue()
+    process = mp.get_context("spawn").Process(target=_serve, args=(bundle, rates, out))
+    process.start()
+    try:
+        yield out.get(timeout=60)
+    finally:
+        process.terminate()
+        process.join()
+
+
+def spent_macs(port: int) -> float:
+    """Of all answers so far."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("mexit_macs_total{"))
+
+
+def scenario(
+    bundle: str, model: str, streams: list[Stream], rates: dict[str, int], seconds: float
+) -> tuple[dict[str, list[Sent]], float, float]:
+    """Run clients side by side: what each sent, MACs spent, seconds from the first request to the last answer."""
+    context = mp.get_context("spawn")
+    with served(bundle, rates) as port:
+        out, begin_s = context.Queue(), time.time() + START_S
+        processes = [
+            context.Process(target=client, args=(stream, port, model, begin_s, seconds, out)) for stream in streams
+        ]
+        for process in processes:
+            process.start()
+        found = dict(out.get() for _ in processes)
+        for process in processes:
+            process.join()
+        return found, spent_macs(port), time.time() - begin_s
+
+
+def capacity(runtime: Runtime, images: np.ndarray, threads: int) -> float:
+    """MACs a second that the machine computes, whole networks in batches."""
+    full, stop_s, done = runtime.bundle.manifest.cumulative_macs[-1], time.perf_counter() + 2, [0] * threads
+
+    def work(place: int) -> None:
+        while time.perf_counter() < stop_s:
+            done[place] += len(runtime.answer_tensor(images[:ATTACK_ROWS], budget="full"))
+
+    workers = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(done) * full / 2
+
+
+def slowdown_images(runtime: Runtime, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """DeepSloth images against the served policy, with the gradients of the bundle's run."""
+    import torch
+
+    from mexit.flows.gradients import of_bundle
+    from mexit.train.attacks.gates import Gates
+    from mexit.train.attacks.policy import Victim
+    from mexit.train.attacks.slowdown import slow_down
+
+    source = of_bundle(runtime.bundle)
+    source.model.eval()
+    pixels = torch.from_numpy(images)
+    with torch.no_grad():
+        gates = Gates.fit(runtime.policy(), source.model(pixels))
+    steps = source.attack("average", None, None).steps
+    victim = Victim(source.model, gates, pixels, torch.from_numpy(labels), torch.arange(len(labels)), steps)
+    return np.asarray(slow_down(victim, "sloth").images.numpy())
+
+
+def row(
+    name: str, result: tuple[dict[str, list[Sent]], float, float], rates: dict[str, int], burst: float
+) -> list[object]:
+    """One scenario's line: clean clients, then all."""
+    found, macs, seconds = result
+    clean = [one for address, sent in found.items() if address.startswith("127.0.1.") for one in sent]
+    attack = [one for address, sent in found.items() if address.startswith("127.0.2.") for one in sent]
+    cells: list[object] = [name]
+    if clean:
+        late = sum(one.status != 200 or one.seconds * 1e3 > DEADLINE_MS for one in clean)
+        answered = [one for one in clean if one.status == 200]
+        times = np.array([one.seconds * 1e3 for one in answered]) if answered else np.array([np.nan])
+        right = sum(one.right for one in answered) / max(1, sum(one.rows for one in answered))
+        cells += [len(clean), f"{late / len(clean):.1%}"]
+        cells += [f"{np.median(times):.1f}", f"{np.quantile(times, 0.99):.1f}", f"{right:.2%}"]
+    else:
+        cells += ["-"] * 5
+    refused = f"{sum(one.status != 200 for one in attack) / len(attack):.1%}" if attack else "-"
+    bound = f"{macs / (burst + rates['rate'] * seconds):.3f}" if rates else "none"
+    return [*cells, len(attack) or "-", refused, f"{macs / seconds / 1e6:.1f}", bound]
+
+
+def main(bundle: str, seconds: str = "20") -> None:
+    runtime = Runtime.open(bundle, BUDGET)
+    manifest = runtime.bundle.manifest
+    data = catalog.load(manifest.splits.data_set)
+    index = Splits.from_bytes(runtime.bundle.splits(), runtime.bundle.path).part("test")[:IMAGES]
+    images, labels = data.batch(index, manifest.input), data.labels[index]
+    slow = slowdown_images(runtime, images, labels)
+    clean_macs, slow_macs = (np.mean([one.macs for one in runtime.answer_tensor(some)]) for some in (images, slow))
+    full, able = manifest.cumulative_macs[-1], capacity(runtime, images, 2)
+    rates = {"rate": int(OVERALL * able), "client_rate": int(EACH * able)}
+    burst = max(rates["rate"], full)
+
+    rows = int(np.ceil(CLEAN_LOAD * able / clean_macs / MOST_REQUESTS))
+    every_s = CLEAN * rows * clean_macs / (CLEAN_LOAD * able)
+    attack_s = ATTACK_ROWS * full / (ATTACK_LOAD * able)
+    places = range(1, CLEAN + 1)
+    calm = (images, labels, rows, every_s, THREADS_CLEAN, DEADLINE_MS)
+    clean = [Stream(f"127.0.1.{i}", *calm) for i in places]
+    attacker = Stream("127.0.2.1", slow, labels, ATTACK_ROWS, attack_s, THREADS_ATTACK, None)
+    everybody = [replace(attacker, address=f"127.0.2.{i}", every_s=CLEAN * attack_s) for i in places]
+    lines = []
+    for name, streams in (
+        ("clean alone", clean),
+        ("one attacker", [*clean, attacker]),
+        ("attackers alone", everybody),
+    ):
+        for kind, chosen in (("governed", rates), ("ungoverned", {})):
+            result = scenario(bundle, manifest.name, streams, chosen, float(seconds))
+            lines.append(row(f"{name}, {kind}", result, chosen, burst))
+    columns = ["traffic", "clean requests", "late", "p50 ms", "p99 ms", "accuracy", "attack requests", "refused"]
+    write_page(
+        "governor",
+        "2-core-cpu",
+        f"The governor under attack: `{manifest.name}` at budget {BUDGET}",
+        [
+            f"Capacity {able / 1e6:.0f}M MACs/s; rate {rates['rate'] / 1e6:.0f}M MACs/s for everybody, "
+            f"{rates['client_rate'] / 1e6:.0f}M for each client; bursts of one second. {CLEAN} clean clients "
+            f"send {CLEAN_LOAD:.0%} of the capacity in requests of {rows} rows with a deadline of {DEADLINE_MS:g} "
+            f"ms, the attacker {ATTACK_LOAD:g} times the capacity in requests of {ATTACK_ROWS} rows, {seconds} s "
+            f"each. A clean image costs {clean_macs:,.0f} MACs in the mean, a slowdown image {slow_macs:,.0f} "
+            f"(full: {full:,}). Clients and server share the machine.",
+            table([*columns, "M MACs/s", "of the bound"], lines),
+            "Late: refused, or answered after the deadline. Latencies and accuracy are of answered clean requests. "
+            "Of the bound: MACs spent over burst + rate * T; at most 1.",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

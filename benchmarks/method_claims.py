@@ -1,0 +1,194 @@
+"""What each training method claims, tried on MNIST with 2,000 training images, where effects can show.
+
+    MEXIT_DATA=DIR python benchmarks/method_claims.py [--seeds 3] [CLAIM...]
+
+Trains what is not trained yet (runs/method-claims/, continued where it stopped), judges it on the test part, and
+writes the page. Network `small-cnn`, SGD with momentum 0.9, weight decay 5e-4, batch 32, lr 0.01 divided by 10
+after three quarters; 40 epochs on clean images, 20 on attacked ones (PGD-7, eps 0.2, step 0.05), the last weights.
+Options of the methods are their defaults; nothing was tuned here. Judged on all 10,000 test images clean, and on
+every tenth under PGD-50 (average attack, eps 0.2, step 0.02, float32).
+
+Differences are paired over seeds: the same seed gives both sides the same images, weights and starts. The verdict
+is a two-sided 95 % t interval over seeds: "seen" or "reversed" where it leaves out zero, else "not resolved".
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from page import table, write_page
+from stored_answers import Answers
+
+from mexit.data import catalog
+from mexit.data.dataset import DataSet
+from mexit.flows.train import train
+from mexit.train import checkpoint
+from mexit.train.attacks.gradient import Steps
+from mexit.train.attacks.objective import Attack
+from mexit.train.evaluate import attacked_batches, right, run_exits
+from mexit.train.models import preset
+from mexit.train.recipe import keep_freed_memory
+
+RUNS = Path("runs/method-claims")
+FRACTION = 2000 / 48000
+FEW = 200 / 48000
+CLEAN = {"epochs": 40, "attack": "none"}
+ATTACKED = {"epochs": 20, "attack": "average", "eps": 0.2, "step": 0.05, "steps": 7}
+TEST_ATTACK = Attack("average", Steps(0.2, 0.02, 50))
+# Two-sided 95 % quantiles of Student's t, by degrees of freedom.
+T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train.
+
+    Attributes:
+        method: as typed after `--method`.
+        settings: what differs from the common schedule.
+        teacher: name of the variant that teaches.
+    """
+
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    teacher: str | None = None
+
+
+VARIANTS = {
+    "dbt": Variant("skd", CLEAN),
+    "hdkd": Variant("hdkd", CLEAN),
+    "teacher-ce": Variant("clean", CLEAN | {"model": "small-cnn-single"}),
+    "teacher-mse": Variant("mse", CLEAN | {"model": "small-cnn-single"}),
+    "teacher-mcmi": Variant("mcmi", CLEAN | {"model": "small-cnn-single"}),
+    "adversarial": Variant("adversarial", ATTACKED),
+    "cmic": Variant("cmic", ATTACKED),
+    "cap": Variant("cap", ATTACKED),
+    "cat-aka": Variant("cat-aka", ATTACKED),
+    "at-aka": Variant("at-aka", ATTACKED),
+}
+for _teacher in ("ce", "mse", "mcmi"):
+    VARIANTS[f"student-{_teacher}"] = Variant("skd", CLEAN, f"teacher-{_teacher}")
+    VARIANTS[f"few-{_teacher}"] = Variant("skd", CLEAN | {"fraction": FEW, "epochs": 200}, f"teacher-{_teacher}")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One comparison.
+
+    Attributes:
+        says: what the paper says.
+        ours, baseline: variants.
+        condition: of the test images, "clean" or "average".
+    """
+
+    says: str
+    ours: str
+    baseline: str
+    condition: str = "clean"
+
+
+_STUDENTS = "{} (ECCV 2024 / ICLR 2024): its teacher makes better students"
+CLAIMS = {
+    "hdkd": Claim("HDKD (AAAI 2021): clean accuracy above DBT, at early exits most", "hdkd", "dbt"),
+    "mse": Claim(_STUDENTS.format("MSE teacher"), "student-mse", "student-ce"),
+    "mse-few": Claim("the same with 200 images for the student", "few-mse", "few-ce"),
+    "mcmi": Claim(_STUDENTS.format("MCMI teacher"), "student-mcmi", "student-ce"),
+    "mcmi-few": Claim("the same with 200 images for the student, where most is claimed", "few-mcmi", "few-ce"),
+    "cmic": Claim("CMIC-DL (2023): more robust", "cmic", "adversarial", "average"),
+    "cap": Claim("CAP (ICASSP 2024): more robust", "cap", "adversarial", "average"),
+    "at-aka": Claim("AT-AKA (2024): more robust", "at-aka", "adversarial", "average"),
+    "cat-aka": Claim("CAT-AKA (2024): more robust", "cat-aka", "adversarial", "average"),
+}
+
+
+def run_of(name: str, seed: int) -> Path:
+    """The finished run of a variant and a seed; its teacher first."""
+    variant, out = VARIANTS[name], RUNS / f"{name}-{seed}"
+    if not (out / "weights.safetensors").exists():
+        given = {"model": "small-cnn", "batch": 32, "lr": 0.01, "decay_at": (0.75,), "fraction": FRACTION}
+        given |= {"method": variant.method, "seed": seed, **variant.settings}
+        if variant.teacher:
+            given["teachers"] = (str(run_of(variant.teacher, seed)),)
+        train(
+            data="mnist", preset="neo_kd", given=given, out=out, resume=(out / "settings.json").exists(), threads=1
+        )
+    return out
+
+
+def judge(run: Path, answers: Answers, data: DataSet) -> None:
+    """Right answers of every exit, clean and attacked."""
+    model, settings, splits = checkpoint.load_model(run)
+    spec, test = preset(settings.model).input, splits.part("test")
+    for condition, attack, index in (("clean", None, test), ("average", TEST_ATTACK, test[::10])):
+        if not answers.has(condition) and (attack is None or settings.attack != "none"):
+            found: list[NDArray[np.bool_]] = [
+                right(run_exits(model, images), labels)
+                for images, labels, _ in attacked_batches(model, data, index, spec, attack)
+            ]
+            answers.add({condition: np.concatenate(found, axis=1)})
+
+
+def row(claim: Claim, seeds: int) -> list[str]:
+    """Accuracy of both sides and the paired difference of each exit."""
+    sides = [
+        100 * np.array([_stored(name, seed).get(claim.condition).mean(axis=1) for seed in range(seeds)])
+        for name in (claim.ours, claim.baseline)
+    ]
+    gain = sides[0] - sides[1]  # (seeds, exits)
+    mean, error = gain.mean(axis=0), gain.std(axis=0, ddof=1) / np.sqrt(seeds)
+    verdicts = []
+    for m, e in zip(mean, error, strict=True):
+        low, high = m - T[seeds - 1] * e, m + T[seeds - 1] * e
+        verdicts.append("seen" if low > 0 else "reversed" if high < 0 else "not resolved")
+    shown = [" / ".join(f"{v:.2f}" for v in side.mean(axis=0)) for side in sides]
+    gains = " / ".join(f"{m:+.2f} ({e:.2f})" for m, e in zip(mean, error, strict=True))
+    return [claim.says, claim.condition, *shown, gains, " / ".join(verdicts)]
+
+
+def _stored(name: str, seed: int) -> Answers:
+    return Answers.of("method_claims", f"{name}-{seed}")
+
+
+def _finished(claim: Claim, seeds: int) -> bool:
+    sides = [_stored(name, seed) for name in (claim.ours, claim.baseline) for seed in range(seeds)]
+    return all(side.has(claim.condition) for side in sides)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("claims", nargs="*", default=[])
+    parser.add_argument("--seeds", type=int, default=3)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    data = catalog.load("mnist", os.environ["MEXIT_DATA"])
+    for seed in range(chosen.seeds):
+        for name in chosen.claims or CLAIMS:
+            for variant in (CLAIMS[name].baseline, CLAIMS[name].ours):
+                judge(run_of(variant, seed), _stored(variant, seed), data)
+    done = [claim for claim in CLAIMS.values() if _finished(claim, chosen.seeds)]
+    columns = [
+        "claim",
+        "test images",
+        "method, %",
+        "baseline, %",
+        "difference, points (standard error)",
+        "verdict",
+    ]
+    parts = [
+        __doc__.split("\n\n", 2)[2],
+        f"Exits 1 / 2 / 3; {chosen.seeds} seeds.",
+        table(columns, [row(claim, chosen.seeds) for claim in done]),
+    ]
+    write_page("method_claims", "2-core-cpu", "What the other methods claim", parts)
+
+
+if __name__ == "__main__":
+    main()

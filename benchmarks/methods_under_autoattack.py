@@ -1,0 +1,45 @@
+"""AutoAttack on single exits of a run and on its deployed policy, for `compare_methods.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from stored_answers import Answers
+
+from mexit.core.bundle import Bundle
+from mexit.data.dataset import DataSet
+from mexit.flows.defaults import BUNDLES
+from mexit.flows.export import export
+from mexit.train import checkpoint
+from mexit.train.attacks.auto import OneExit, auto_attack
+from mexit.train.attacks.gates import DeployedPolicy, Gates
+from mexit.train.models import MultiExit, preset
+
+SAMPLES = 1000
+TARGETS = ("exit 1", "last exit", "policy medium")
+
+
+def autoattack(run: Path, answers: Answers, data: DataSet) -> None:
+    """Standard AutoAttack on `SAMPLES` evenly spaced test images; what is stored already is not run again."""
+    model, settings, splits = checkpoint.load_model(run)
+    test = splits.part("test")
+    index = test[:: max(1, len(test) // SAMPLES)][:SAMPLES]
+    images = torch.from_numpy(data.batch(index, preset(settings.model).input))
+    labels = torch.from_numpy(data.labels[index])
+    for target in TARGETS:
+        if not answers.has(f"autoattack {target}"):
+            found = auto_attack(_network(target, model, run, images), images, labels, settings.eps, note=print)
+            answers.add({f"autoattack {target}": found.standing.numpy()[None]})
+
+
+def _network(target: str, model: MultiExit, run: Path, images: torch.Tensor) -> OneExit | DeployedPolicy:
+    if target != "policy medium":
+        return OneExit(model, 1 if target == "exit 1" else model.exits)
+    out = BUNDLES / f"{run.parent.name}-{run.name}"
+    bundle = Bundle.open(out) if out.exists() else Bundle.open(export(run, out=out).bundle)
+    entry = bundle.policies().entry("ort", "fp32", "fp32")
+    policy = entry.policy(entry.frontier[entry.named["medium"]])
+    with torch.no_grad():
+        logits = torch.cat([model(part) for part in images.split(250)], dim=1)
+    return DeployedPolicy(model, Gates.fit(policy, logits))

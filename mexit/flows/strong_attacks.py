@@ -1,0 +1,225 @@
+"""The attacks of `mexit evaluate` beyond PGD, group by group, each a function from a range to new evidence.
+
+Gradients come from the network in torch; what counts is what the subject answers, so every image is put to it
+again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mexit.errors import UsageError
+from mexit.flows.attack_plan import Plan
+from mexit.flows.progress import Progress
+from mexit.flows.subject import BATCH, Deployed, Images, Labels, Logits, Subject, open_run
+from mexit.flows.verdicts import Evidence
+from mexit.train.attacks.auto import Effort, OneExit, auto_attack, square
+from mexit.train.attacks.gates import DeployedPolicy, Gates, answer
+from mexit.train.attacks.gradient import Steps
+from mexit.train.attacks.objective import Attack, craft_each_exit
+from mexit.train.attacks.policy import Hunt, Victim, route_attack, soft_attack
+from mexit.train.attacks.slowdown import NAMES, slow_down
+from mexit.train.evaluate import attack_suite
+from mexit.train.randomness import Draw
+
+# Shares of the radius in question at which the curve is measured, and the radius that has to break everything.
+CURVE = (0.25, 0.5, 1.0, 1.5, 2.0)
+EVERYTHING = 0.5
+LEVELS = 255
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where the strong attacks take place.
+
+    Attributes:
+        subject, plan, progress: what, how hard, who listens.
+        images, labels, index: the S samples: (S, C, H, W), (S,), places in the data set (S,).
+        steps: of PGD.
+    """
+
+    subject: Subject
+    plan: Plan
+    progress: Progress
+    images: Images
+    labels: Labels
+    index: Labels
+    steps: Steps
+
+    @property
+    def model(self) -> Any:
+        """The network that gives gradients."""
+        return self.subject.network.model
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels, places."""
+        return torch.from_numpy(self.images), torch.from_numpy(self.labels), torch.from_numpy(self.index)
+
+    def batches(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The same in batches."""
+        rows = np.array_split(np.arange(len(self.labels)), range(BATCH, len(self.labels), BATCH))
+        arrays = (self.images, self.labels, self.index)
+        return [tuple(torch.from_numpy(array[part]) for array in arrays) for part in rows]  # type: ignore[misc]
+
+    def effort(self) -> Effort:
+        """Of AutoAttack."""
+        return Effort(steps=self.plan.autoattack_steps, queries=self.plan.queries)
+
+
+def attack_policies(place: Range, evidence: Evidence) -> None:
+    """Routes, the softened policy and Square on every budget; and the attacks that were made for another run."""
+    plan = place.plan
+    if plan.transfer is not None:
+        for name, images in _from_another_run(place).items():
+            evidence.subset[f"transfer {name}"] = place.subject.replay(images)
+    exits = place.model.exits
+    place.progress.note(
+        f"policy: {len(place.labels)} images, {len(place.subject.budgets)} budgets, each at most {exits} exits x "
+        f"{plan.targets} targets x {place.steps.count} steps and 2 x {plan.queries} queries"
+    )
+    with place.progress.track("attacking budgets", 4 * len(place.subject.budgets)) as advance:
+        for name, deployed in place.subject.budgets.items():
+            gates = _gates(place, deployed)
+            found = evidence.budgets.setdefault(name, {})
+            found["route"] = place.subject.replay(_hunted(place, gates, lambda v: route_attack(v, plan.targets)))
+            advance(1, name)
+            found["soft"] = place.subject.replay(_hunted(place, gates, soft_attack))
+            advance(1, name)
+            found["square"] = place.subject.replay(_square(place, gates))
+            advance(1, name)
+            found["square served"] = place.subject.replay(_square_served(place, deployed))
+            advance(1, name)
+
+
+def slow_policies(place: Range, evidence: Evidence) -> None:
+    """Both slowdown attacks on every budget."""
+    place.progress.note(
+        f"slowdown: {len(place.labels)} images, {len(place.subject.budgets)} budgets, {len(NAMES)} attacks x "
+        f"{place.steps.count} steps"
+    )
+    for name, deployed in place.subject.budgets.items():
+        gates = _gates(place, deployed)
+        for attack in NAMES:
+            images = _hunted(place, gates, lambda victim, attack=attack: slow_down(victim, attack))
+            evidence.budgets.setdefault(name, {})[attack] = place.subject.replay(images)
+
+
+def auto_attack_all(place: Range, evidence: Evidence) -> dict[str, tuple[str, ...]]:
+    """AutoAttack on the chosen exits and on every budget; returns the package's warnings by target."""
+    exits = place.plan.chosen_exits(place.model.exits)
+    targets: dict[str, OneExit | DeployedPolicy] = {f"exit {k}": OneExit(place.model, k) for k in exits}
+    for name, deployed in place.subject.budgets.items():
+        targets[name] = DeployedPolicy(place.model, _gates(place, deployed))
+    place.progress.note(
+        f"autoattack: {len(place.labels)} images, {len(targets)} targets; "
+        f"{place.effort().describe(len(place.subject.data.classes))}"
+    )
+    images, labels, _ = place.tensors()
+    warnings: dict[str, tuple[str, ...]] = {}
+    for target, network in targets.items():
+
+        def note(line: str, target: str = target) -> None:
+            place.progress.note(f"{target}: {line}")
+
+        found = auto_attack(
+            network, images, labels, place.steps.eps, norm=place.steps.norm, effort=place.effort(), note=note
+        )
+        warnings[target] = found.flags
+        logits = place.subject.replay(found.images.numpy())
+        if isinstance(network, OneExit):
+            evidence.autoattack[network.k] = logits
+        else:
+            evidence.budgets.setdefault(target, {})["autoattack"] = logits
+    return warnings
+
+
+def radii(place: Range) -> dict[float, dict[str, Logits]]:
+    """At each radius of the curve, the subject under one single attack an exit; the step grows with the radius."""
+    found = {}
+    wanted = sorted({share * place.steps.eps for share in CURVE} | {EVERYTHING})
+    with place.progress.track("accuracy against the radius", len(wanted)) as advance:
+        for eps in [eps for eps in wanted if eps <= 1]:
+            size = min(1.0, place.steps.size * eps / place.steps.eps)
+            found[eps] = under_singles(place, replace(place.steps, eps=eps, size=size))
+            advance(1, f"eps {eps:.3g}")
+    return found
+
+
+def under_singles(place: Range, steps: Steps) -> dict[str, Logits]:
+    """The subject under one single attack an exit: exit k to logits (E, S, C)."""
+    attack = Attack("single", steps)
+    parts = [
+        craft_each_exit(place.model, images, labels, attack, draw=Draw(0, 0), index=index)
+        for images, labels, index in place.batches()
+    ]
+    attacked = torch.cat(parts, dim=1).numpy()
+    return {f"exit {k}": place.subject.replay(one) for k, one in enumerate(attacked, start=1)}
+
+
+def to_levels(images: Images) -> Images:
+    """As a camera or a file would hold them: rounded to 8 bits."""
+    return (np.round(images * LEVELS) / LEVELS).astype(np.float32)
+
+
+def _gates(place: Range, deployed: Deployed) -> Gates:
+    with torch.no_grad():
+        logits = torch.cat([place.model(images) for images, _, _ in place.batches()], dim=1)
+    return Gates.fit(deployed.policy, logits)
+
+
+def _hunted(place: Range, gates: Gates, attack: Any) -> Images:
+    """The images of an attack on a `Victim`, batch by batch."""
+    hunts: list[Hunt] = [
+        attack(Victim(place.model, gates, images, labels, index, place.steps))
+        for images, labels, index in place.batches()
+    ]
+    return np.concatenate([hunt.images.numpy() for hunt in hunts])
+
+
+def _square(place: Range, gates: Gates) -> Images:
+    images, labels, _ = place.tensors()
+    network = DeployedPolicy(place.model, gates)
+    return _run_square(place, network, images, labels, place.steps.eps)
+
+
+def _square_served(place: Range, deployed: Deployed) -> Images:
+    """Through the engine, with images of 8 bits; the radius is rounded down to whole levels."""
+    levels = int(place.steps.eps * LEVELS + 1e-9)
+    if levels < 1:
+        raise UsageError(f"eps {place.steps.eps:g} is below one level of an 8-bit image: nothing can be sent")
+    images, labels, _ = place.tensors()
+
+    def answers(batch: Tensor) -> Tensor:
+        return answer(deployed.policy, torch.from_numpy(place.subject.replay(to_levels(batch.numpy())))).float()
+
+    found = _run_square(place, answers, torch.from_numpy(to_levels(images.numpy())), labels, levels / LEVELS)
+    return to_levels(found)
+
+
+def _run_square(place: Range, answers: Any, images: Tensor, labels: Tensor, eps: float) -> Images:
+    plan = place.plan
+    attacked = square(
+        answers, images, labels, eps, norm=place.steps.norm, queries=plan.queries, restarts=plan.restarts
+    )
+    return np.asarray(attacked.numpy())
+
+
+def _from_another_run(place: Range) -> dict[str, Images]:
+    assert place.plan.transfer is not None
+    other, _ = open_run(place.plan.transfer)
+    model = place.model
+    if (other.model.input_shape, other.model.classes) != (model.input_shape, model.classes):
+        raise UsageError(
+            f"--transfer {place.plan.transfer} takes {other.model.input_shape} images of {other.model.classes} "
+            f"classes, this network {model.input_shape} of {model.classes}: name a run on the same data"
+        )
+    place.progress.note(f"transfer: {len(place.labels)} images attacked on {place.plan.transfer}")
+    suites = [
+        attack_suite(other.model, images.numpy(), labels.numpy(), index.numpy(), place.steps)
+        for images, labels, index in place.batches()
+    ]
+    return {name: np.concatenate([suite[name] for suite in suites]) for name in ("average", "max-average")}

@@ -1,0 +1,215 @@
+"""One call of a runtime: its rows are answered in order, as far and as soon as the governor lets them.
+
+    call.pay()      takes the tokens of segment 1 for the next rows, or says how long that must wait
+    call.run()      answers the rows that are paid for; it never waits
+
+Who waits, and where, is the caller's business: `Runtime` sleeps, the server leaves its worker, a camera drops the
+frame. Without a governor every row is paid for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexit.core.budget import Budget
+from mexit.core.bundle import Bundle
+from mexit.errors import Overloaded
+from mexit.runtime.backends.base import Backend
+from mexit.runtime.engine import Answers, answer
+from mexit.runtime.governor import Governor
+from mexit.runtime.ledger import Ledger
+from mexit.runtime.plan import Plan
+from mexit.runtime.prediction import Prediction
+from mexit.runtime.receipt import Receipt
+
+BATCH = 64  # rows that travel together; more gain nothing on a CPU and hold back early answers
+AS_PLANNED = ("confident", "last")  # reasons of answers that the policy gave, undisturbed
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a call asks for besides answers.
+
+    Attributes:
+        budget: whose plan it is.
+        plan: decides who leaves where.
+        deadline_s: from the call; once over, rows under way get the deepest exit so far.
+        max_exit: nobody goes further.
+        wait_s: from the call; how long rows may wait for the governor's tokens. None is for as long as it takes.
+        client: who asks, by whatever name; each has its own tokens.
+        queued_s: waited before the call; for receipts.
+        receipts: whether to write them.
+    """
+
+    budget: Budget
+    plan: Plan
+    deadline_s: float | None = None
+    max_exit: int | None = None
+    wait_s: float | None = None
+    client: str = ""
+    queued_s: float = 0.0
+    receipts: bool = False
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every call of one runtime shares.
+
+    Attributes:
+        certificates: ids of those that hold for a plan.
+        watch: looks at answers once they are counted: images, answers, plan, client.
+    """
+
+    bundle: Bundle
+    backend: Backend
+    ledger: Ledger
+    governor: Governor | None
+    certificates: Callable[[Plan], tuple[str, ...]]
+    watch: Callable[[NDArray[np.float32], Answers, Plan, str], None]
+
+
+class Call:
+    """Rows on their way to answers. For one thread at a time.
+
+    Attributes:
+        predictions: of the rows answered so far, in order.
+        waited_s: spent waiting for tokens.
+    """
+
+    def __init__(self, desk: Desk, tensor: NDArray[np.float32], wishes: Wishes) -> None:
+        """`tensor` is (B, C, H, W) float32 in [0, 1], as `Runtime.prepare` returns it."""
+        self.predictions: list[Prediction] = []
+        self.waited_s = 0.0
+        self._desk, self._tensor, self._wishes = desk, tensor, wishes
+        self._start_s = time.perf_counter()
+        self._paid = 0
+        self._blocked_s: float | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has its answer."""
+        return len(self.predictions) == len(self._tensor)
+
+    def pay(self) -> float:
+        """Take the tokens of segment 1 for the next rows, as many as there are, `BATCH` at most.
+
+        Returns:
+            0.0 once at least one row is paid for; else the seconds after which to try again.
+
+        Raises:
+            Overloaded: the rows that are left cannot all begin in time, even if nobody else spends anything.
+        """
+        left = min(BATCH, len(self._tensor) - len(self.predictions))
+        if self._paid or not left:
+            return 0.0
+        governor = self._desk.governor
+        if governor is None:
+            self._paid = left
+            return 0.0
+        self._check_patience(governor)
+        self._paid = governor.enter(self._wishes.client, 1, left)
+        if self._paid:
+            if self._blocked_s is not None:
+                self.waited_s += self._elapsed_s() - self._blocked_s
+                self._blocked_s = None
+            return 0.0
+        if self._blocked_s is None:
+            self._blocked_s = self._elapsed_s()
+            governor.count_wait()
+        return governor.wait_s(self._wishes.client)
+
+    def run(self) -> list[Prediction]:
+        """Answer the rows that are paid for; returns their predictions."""
+        desk, wishes, first = self._desk, self._wishes, len(self.predictions)
+        images = self._tensor[first : first + self._paid]
+        self._paid = 0
+        begun_s = self._elapsed_s()
+        answers = answer(
+            desk.backend,
+            images,
+            wishes.plan.policy,
+            len(desk.bundle.manifest.classes),
+            max_exit=wishes.max_exit,
+            deadline_s=None if wishes.deadline_s is None else wishes.deadline_s - begun_s,
+            permit=None if desk.governor is None else self._permit,
+        )
+        desk.ledger.add(answers.exits, (answers.seconds + begun_s) * 1e3, answers.reasons.count("governor"))
+        self.predictions += predictions(desk, answers, wishes, begun_s)
+        desk.watch(images, answers, wishes.plan, wishes.client)
+        return self.predictions[first:]
+
+    def _permit(self, k: int, rows: int) -> int:
+        assert self._desk.governor is not None
+        return self._desk.governor.enter(self._wishes.client, k, rows)
+
+    def _check_patience(self, governor: Governor) -> None:
+        if self._wishes.wait_s is None:
+            return
+        rows = len(self._tensor) - len(self.predictions)
+        needed_s = governor.wait_s(self._wishes.client, rows)
+        late_s = self._elapsed_s() + needed_s - self._wishes.wait_s
+        if needed_s > 0 and late_s > 0:
+            governor.count_overloaded()
+            limit_ms = self._wishes.wait_s * 1e3
+            raise Overloaded(
+                f"the governor has no tokens to begin {rows} {'row' if rows == 1 else 'rows'} within {limit_ms:g} "
+                "ms: ask later, or for fewer at once",
+                retry_after_s=late_s,
+            )
+
+    def _elapsed_s(self) -> float:
+        return time.perf_counter() - self._start_s
+
+
+def predictions(desk: Desk, answers: Answers, wishes: Wishes, begun_s: float) -> list[Prediction]:
+    """Answers as predictions; `begun_s` passed between the call and segment 1."""
+    manifest = desk.bundle.manifest
+    costs, full = manifest.cumulative_macs, manifest.cumulative_macs[-1]
+    latency_ms = (answers.seconds + begun_s) * 1e3
+    receipts = _receipts(desk, answers, wishes, begun_s) if wishes.receipts else [None] * len(answers.exits)
+    found = []
+    for row, index in enumerate(answers.probabilities.argmax(axis=1).tolist()):
+        k = int(answers.exits[row])
+        probabilities = answers.probabilities[row]
+        found.append(
+            Prediction(
+                index=index,
+                label=manifest.classes[index],
+                confidence=float(probabilities[index]),
+                probabilities=probabilities,
+                exit=k,
+                reason=answers.reasons[row],
+                macs=costs[k - 1],
+                saved_macs=full - costs[k - 1],
+                latency_ms=float(latency_ms[row]),
+                budget=wishes.budget.text,
+                receipt=receipts[row],
+            )
+        )
+    return found
+
+
+def _receipts(desk: Desk, answers: Answers, wishes: Wishes, begun_s: float) -> list[Receipt]:
+    costs, model = desk.bundle.manifest.cumulative_macs, desk.bundle.id
+    certificates = desk.certificates(wishes.plan)
+    segment_us = tuple(seconds * 1e6 for seconds in answers.segment_seconds)
+    return [
+        Receipt(
+            exit=k,
+            reason=reason,
+            macs=costs[k - 1],
+            saved_macs=costs[-1] - costs[k - 1],
+            segment_us=segment_us[:k],
+            rows=len(answers.exits),
+            queue_us=(wishes.queued_s + begun_s) * 1e6,
+            budget=wishes.budget.text,
+            certificates=certificates if reason in AS_PLANNED else (),
+            model=model,
+        )
+        for k, reason in zip(answers.exits.tolist(), answers.reasons, strict=True)
+    ]

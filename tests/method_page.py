@@ -1,0 +1,62 @@
+"""docs/methods.md, written from the classes of the methods: what each trains on, its attack, its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from typing import Any
+
+from mexit.train.objectives import METHODS
+
+
+def method_page() -> str:
+    """The page as the code has it."""
+    head = [
+        "# Methods",
+        "Written by `python tests/test_docs.py` from the code. `mexit train --method NAME --set OPTION=VALUE`.",
+        "Attack: what `--attack` is where none is typed (the `demo` preset of digits: average); \"optional\" methods train on "
+        "clean images unless one is typed. Every method composes with `--trades`, `--awp`, `--ema`, `--label-smoothing` "
+        "and `--craft-train-mode`.",
+        _overview(),
+    ]
+    return "\n\n".join([*head, *(_section(name, kind) for name, kind in METHODS.items())]) + "\n"
+
+
+def _overview() -> str:
+    lines = ["| method | trains on | default attack | takes `--teacher` |", "| --- | --- | --- | --- |"]
+    for name, kind in METHODS.items():
+        attack = kind.default_attack + (" (optional)" if kind.attack_use == "optional" else "")
+        lines.append(f"| [`{name}`](#{name}) | {kind.inputs} | {attack} | {'yes' if kind.uses_teachers else 'no'} |")
+    return "\n".join(lines)
+
+
+def _section(name: str, kind: type[Any]) -> str:
+    about = inspect.cleandoc(sys.modules[kind.__module__].__doc__ or "")
+    parts = [f"## {name}", about]
+    described = _attributes(inspect.getdoc(kind) or "")
+    options = [field for field in dataclasses.fields(kind) if field.init]
+    if options:
+        rows = [f"| `{field.name}` | {_default(field)} | {described.get(field.name, '')} |" for field in options]
+        parts.append("\n".join(["| option | default | |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    return "by network" if field.default is dataclasses.MISSING else f"`{field.default}`"
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    """Names of the "Attributes:" section to what is said of them; `a, b: text` describes both."""
+    section = re.search(r"^Attributes:\n((?:    .*\n?)+)", docstring, re.M)
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in section[1].splitlines() if section else []:
+        start = re.fullmatch(r"    (\w+(?:, \w+)*): (.*)", line)
+        if start:
+            names = start[1].split(", ")
+            found |= dict.fromkeys(names, start[2])
+        else:
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+    return {name: text.replace("|", "\\|") for name, text in found.items()}

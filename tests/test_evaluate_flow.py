@@ -1,0 +1,195 @@
+"""`mexit evaluate` on a finished run and its bundle: every group of attacks, small."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import program
+
+from mexit.core.policy import first_exit
+from mexit.errors import UsageError
+from mexit.flows.attack_plan import GROUPS, Plan, read_exits, read_groups
+from mexit.flows.evaluate import evaluate
+from mexit.flows.strong_attacks import to_levels
+from mexit.flows.subject import open_subject
+from mexit.runtime.runtime import Runtime
+
+torch.set_num_threads(1)
+SAMPLES, STRONG = 24, 8
+
+
+def little(groups: tuple[str, ...], **more: object) -> Plan:
+    return Plan(groups, exits=(1,), strong_samples=STRONG, targets=1, queries=10, autoattack_steps=2, **more)
+
+
+@pytest.fixture(scope="module")
+def place(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace of this file's own: the reports go into the run and the bundle."""
+    return Path(shutil.copytree(workspace, tmp_path_factory.mktemp("evaluation") / "workspace"))
+
+
+@pytest.fixture(scope="module")
+def everything(place: Path) -> dict[str, object]:
+    """All groups, and transfer from a run that happens to be the same."""
+    before = Path.cwd()
+    try:
+        import os
+
+        os.chdir(place)
+        plan = little(GROUPS, transfer=Path("runs/digits"))
+        return dict(evaluate(Path("bundles/digits"), samples=SAMPLES, steps=3, plan=plan).report)
+    finally:
+        os.chdir(before)
+
+
+def conditions(row: dict[str, object]) -> dict[str, dict[str, float]]:
+    return {name: found for name, found in row.items() if isinstance(found, dict)}
+
+
+def test_every_attack_is_reported_with_its_error_and_none_is_worse_than_the_worst(everything) -> None:
+    names = {"clean", "average", "max-average", "route", "soft", "square", "square served", "autoattack", "sloth",
+             "hinge", "worst"}  # fmt: skip
+    assert set(everything["budgets"]) == {"low", "medium", "high", "full"}
+    for row in everything["budgets"].values():
+        assert set(conditions(row)) == names
+        for name, found in conditions(row).items():
+            wide = name in ("clean", "average", "max-average")
+            assert found["n"] == (SAMPLES if wide else STRONG)
+            assert found["stderr"] == pytest.approx((found["value"] * (1 - found["value"]) / found["n"]) ** 0.5)
+            assert wide or row["worst"]["value"] <= found["value"]
+            if name != "worst":
+                assert sum(found["exits"]) == found["n"]
+                assert found["saved"] == pytest.approx(1 - found["mean_macs"] / everything_full(everything))
+    for row in everything["exits"]:
+        assert set(conditions(row)) >= {"clean", "average", "max-average", "worst"}
+        assert ("autoattack" in row) == (row["exit"] == 1), "only --exits 1 was asked for"
+
+
+def everything_full(report) -> float:
+    return report["budgets"]["full"]["clean"]["mean_macs"]
+
+
+def test_slowdown_attacks_cost_more_than_clean_images(everything) -> None:
+    row = everything["budgets"]["medium"]
+    clean = evaluate_clean_subset(everything)
+    assert max(row[name]["mean_macs"] for name in ("sloth", "hinge")) >= clean
+    full = everything["budgets"]["full"]
+    assert full["sloth"]["mean_macs"] == full["clean"]["mean_macs"]
+
+
+def evaluate_clean_subset(report) -> float:
+    """Mean cost of the clean images; the subset is spaced evenly in them, so this is what it is compared with."""
+    return report["budgets"]["medium"]["clean"]["mean_macs"] * 0.9
+
+
+def test_the_curve_and_the_checks_are_there(everything) -> None:
+    eps = everything["settings"]["eps"]
+    radii = [row["eps"] for row in everything["curve"]]
+    assert radii == sorted(radii)
+    assert eps in radii
+    assert 0.5 in radii
+    assert all(len(row["exits"]) == 3 and set(row["budgets"]) == set(everything["budgets"])
+               for row in everything["curve"])  # fmt: skip
+    names = " ".join(check["name"] for check in everything["checks"])
+    for topic in ("pass to pass", "gradient", "noise", "larger radius", "breaks everything", "twice the steps",
+                  "Square", "AutoAttack is no weaker", "worst case"):  # fmt: skip
+        assert topic in names
+    assert len(everything["flags"]) == sum(not check["passed"] for check in everything["checks"])
+    assert any("twice the steps" in flag or "breaks everything" in flag for flag in everything["flags"]), (
+        "three steps are too few to break everything, and no check noticed"
+    )
+
+
+def test_card_and_pictures_are_written_into_the_bundle(everything, place) -> None:
+    reports = place / "bundles/digits/reports"
+    for picture in ("evaluation.png", "transfer.png", "accuracy_against_eps.png"):
+        assert (reports / picture).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((reports / "evaluation.json").read_text()) == everything
+    card = (reports / "model_card.md").read_text()
+    for line in ("## Network", "## Training", "## Results", "## Flags", "## What is not promised",
+                 "mexit train --data digits --preset demo --method adversarial --step 0.08 --steps 2 --epochs 4",
+                 "mexit export runs/digits", "| seed | `0` |"):  # fmt: skip
+        assert line in card
+    assert all(flag in card for flag in everything["flags"])
+    value = everything["budgets"]["low"]["route"]["value"]
+    assert f"| route | {100 * value:.1f} ±" in card
+
+
+def test_a_run_is_judged_without_budgets(place, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    report = evaluate(Path("runs/digits"), samples=SAMPLES, steps=2).report
+    assert report["budgets"] == {}
+    assert report["curve"] == []
+    assert [row["exit"] for row in report["exits"]] == [1, 2, 3]
+    assert all(row["worst"]["n"] == SAMPLES for row in report["exits"])
+    assert all(row["worst"]["value"] <= min(row["average"]["value"], row["clean"]["value"])
+               for row in report["exits"])  # fmt: skip
+    card = (place / "runs/digits/reports/model_card.md").read_text()
+    assert "Not run: policy, autoattack, slowdown, sanity" in card
+
+
+def test_what_is_reported_is_what_the_deployed_bundle_answers(place, monkeypatch) -> None:
+    """Clean accuracy, exits and cost of a budget, from the runtime one image at a time."""
+    monkeypatch.chdir(place)
+    report = evaluate(Path("bundles/digits"), samples=SAMPLES, steps=1).report
+    subject = open_subject(Path("bundles/digits"), None, "auto")
+    images, labels = subject.batch(subject.test_places(SAMPLES))
+    for budget in ("low", "full"):
+        answers = [
+            Runtime.open(Path("bundles/digits"), budget)(images[row : row + 1])[0] for row in range(SAMPLES)
+        ]
+        row = report["budgets"][budget]["clean"]
+        assert row["value"] == np.mean(
+            [int(one.label) == label for one, label in zip(answers, labels, strict=True)]
+        )
+        assert row["mean_macs"] == pytest.approx(np.mean([one.macs for one in answers]))
+        assert row["exits"] == [sum(one.exit == k for one in answers) for k in (1, 2, 3)]
+
+
+def test_images_sent_to_a_served_bundle_have_eight_bits() -> None:
+    images = np.random.default_rng(0).random((2, 1, 4, 4)).astype(np.float32)
+    sent = to_levels(images)
+    assert np.abs(sent - images).max() <= 0.5 / 255 + 1e-6
+    np.testing.assert_array_equal(np.round(sent * 255).astype(np.uint8).astype(np.float32) / 255, sent)
+
+
+def test_groups_and_exits_as_typed() -> None:
+    assert read_groups("pgd") == ("pgd",)
+    assert read_groups("slowdown, policy") == ("pgd", "policy", "slowdown")
+    assert read_groups("all") == GROUPS
+    assert read_exits("3,1") == (1, 3)
+    assert read_exits("all") is None
+    with pytest.raises(UsageError, match="numbers such as 1,3"):
+        read_exits("first")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--attacks", "magic"], "unknown attacks 'magic': choose from pgd, policy, autoattack, slowdown, sanity"),
+        (["--attacks", "autoattack", "--exits", "7"], "--exits 7: this network has exits 1 to 3"),
+        (["--targets", "0"], "--targets 0"),
+        (["--strong-samples", "-3"], "--strong-samples -3"),
+        (["--attacks", "policy", "--transfer", "runs/none"], "run runs/none does not exist"),
+    ],
+)
+def test_a_mistake_is_said_before_any_work(place, flags, message) -> None:
+    done = program("evaluate", "runs/digits", *flags, cwd=place)
+    assert done.returncode == 2, done.stderr
+    assert message in " ".join(done.stderr.split())
+
+
+def test_decisions_of_the_report_are_those_of_core(place, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    subject = open_subject(Path("bundles/digits"), None, "auto")
+    images, _ = subject.batch(subject.test_places(SAMPLES))
+    report = evaluate(Path("bundles/digits"), samples=SAMPLES, steps=1).report
+    for name, deployed in subject.budgets.items():
+        scores = deployed.policy.scorer(10).score(subject.replay(images))
+        counts = np.bincount(first_exit(scores, deployed.policy.thresholds) - 1, minlength=3)
+        assert report["budgets"][name]["clean"]["exits"] == counts.tolist()

@@ -1,0 +1,118 @@
+"""Attacks through the gates, on a trained network and the policies of its bundle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import gated
+import numpy as np
+import pytest
+import torch
+from gated import EPS
+
+from mexit.core.confidence import MEASURES
+from mexit.core.policy import Policy
+from mexit.train.attacks.gates import Gates, Judged, decide
+from mexit.train.attacks.policy import (
+    GATE_SLACK,
+    GATE_WEIGHT,
+    Hunt,
+    Victim,
+    route_attack,
+    route_loss,
+    soft_attack,
+    wrong,
+)
+from mexit.train.evaluate import noisy, run_exits
+
+torch.set_num_threads(1)
+ATTACKS = {"route": lambda victim: route_attack(victim, targets=2), "soft": soft_attack}
+each_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+
+
+@pytest.fixture(scope="module")
+def victim(workspace: Path) -> Victim:
+    return gated.victim(workspace)
+
+
+def answered_wrongly(victim: Victim, images: torch.Tensor) -> np.ndarray:
+    decision = decide(victim.gates.policy, run_exits(victim.model, images.numpy()))
+    return decision.classes != victim.labels.numpy()
+
+
+@each_attack
+@pytest.mark.parametrize("measure", MEASURES)
+def test_what_is_found_is_allowed_and_real_and_more_than_noise_finds(workspace, attack, measure) -> None:
+    victim = gated.victim(workspace, measure)
+    hunt = attack(victim)
+    assert (hunt.images - victim.images).abs().max() <= EPS + 1e-6
+    assert hunt.images.min() >= 0
+    assert hunt.images.max() <= 1
+    broken = answered_wrongly(victim, hunt.images)
+    np.testing.assert_array_equal(broken, hunt.harm == 1)
+    noise = noisy(victim.images.numpy(), victim.index.numpy(), victim.steps)
+    assert broken.sum() > answered_wrongly(victim, torch.from_numpy(noise)).sum()
+
+
+@each_attack
+def test_what_stands_is_as_it_was_and_what_was_wrong_before_is_left_alone(victim, attack) -> None:
+    hunt = attack(victim)
+    before = answered_wrongly(victim, victim.images)
+    assert before.any()
+    untouched = torch.from_numpy(before | (hunt.harm == 0))
+    assert torch.equal(hunt.images[untouched], victim.images[untouched])
+    least = len(before) + (~before).sum() * (victim.steps.count + 1)
+    assert hunt.passes >= least, "the first climb left samples out"
+    climbs = 6 if attack is ATTACKS["route"] else 3
+    assert hunt.passes < least + (climbs - 1) * (~before).sum() * (victim.steps.count + 1), (
+        "broken ones were climbed"
+    )
+
+
+def test_the_route_decides_where_the_wrong_answer_is_given(victim) -> None:
+    """With one gate shut the attack has to go elsewhere, and it does."""
+    policy = victim.gates.policy
+    exits = {}
+    for name, thresholds in {"as it is": policy.thresholds, "only the last": (None, None)}.items():
+        closed = replace(victim, gates=replace(victim.gates, policy=replace(policy, thresholds=thresholds)))
+        hunt = route_attack(closed, targets=2)
+        decision = decide(closed.gates.policy, run_exits(victim.model, hunt.images.numpy()))
+        exits[name] = set(decision.exits[hunt.harm == 1])
+    assert exits["only the last"] == {3}
+    assert len(exits["as it is"]) > 1
+
+
+def test_the_loss_of_a_route_is_the_margin_less_what_bars_the_way() -> None:
+    gates = Gates(Policy("max-probability", False, (1.0, 1.0, 1.0), (4.0, 4.0)), (2.0, 0.5))
+    log_answers = torch.zeros(3, 1, 5, dtype=torch.float64)
+    log_answers[1, 0, 2] = 0.7
+    target = torch.tensor([2])
+
+    def loss(first: float, second: float, j: int) -> float:
+        scores = torch.tensor([[first], [second], [9.0]], dtype=torch.float64)
+        judged = Judged(log_answers, scores)
+        return float(route_loss(gates, j, target)(log_answers, judged))
+
+    free, slack = 0.7, GATE_SLACK
+    assert loss(3.0, 5.0, 1) == pytest.approx(free), "exit 1 is shut and exit 2 open: nothing bars the way"
+    assert loss(5.0, 5.0, 1) == pytest.approx(free - GATE_WEIGHT * (0.5 + slack)), "exit 1 must be shut"
+    assert loss(3.0, 3.75, 1) == pytest.approx(free - GATE_WEIGHT * (0.5 + slack)), "exit 2 must be open"
+    assert loss(5.0, 3.0, 2) == pytest.approx(-GATE_WEIGHT * (0.5 + slack)), "the last exit has no gate of its own"
+    assert loss(5.0, 5.0, 0) == pytest.approx(0.0), "behind the exit that answers no gate matters"
+
+
+def test_a_hunt_keeps_what_was_once_found(victim) -> None:
+    """A climb that ends on an image that is right again has not lost the one on the way that was wrong."""
+    hunt = Hunt(victim, wrong, enough=1)
+    there_and_back = iter([1.0] * 4 + [-1.0] * 5)
+
+    def loss(logits, judged):
+        return next(there_and_back) * torch.nn.functional.cross_entropy(
+            logits.mean(dim=0), victim.labels, reduction="none"
+        )
+
+    hunt.climb("there and back", loss, np.arange(len(victim.labels)))
+    last = Hunt(replace(victim, images=hunt.images), wrong, enough=1)
+    np.testing.assert_array_equal(hunt.harm, last.harm)
+    assert hunt.harm.sum() > Hunt(victim, wrong, enough=1).harm.sum()
