@@ -4,9 +4,9 @@
 
 A served bundle and clients at addresses of their own, each with an open loop: requests are due at fixed times,
 whether or not earlier ones were answered, and latency counts from when a request was due. Clean clients ask for
-20 % of what the machine can compute; the attacker sends DeepSloth images (`train.attacks.slowdown`), ten times that.
-Capacity is measured first: MACs a second of whole networks in batches, on as many threads as the server has workers.
-The rates are 80 % of it for everybody and 40 % for each client.
+20 % of what the machine can compute; the attacker sends DeepSloth images (`train.attacks.slowdown`) for ten times
+as much as it can. That capacity is measured first: MACs a second of whole networks in batches, on as many threads
+as the server has workers. The rates are 80 % of it for everybody and 40 % for each client.
 
 Accuracy and latency are those of the clean clients; a request that was refused or came after the deadline is late.
 The bundle's run has to be there, and the folder it was made in has to be the current one: it gives the gradients.
@@ -43,7 +43,6 @@ ATTACK_ROWS, IMAGES, MOST_REQUESTS = (
     40,
 )  # the last: clean requests a second, of as many rows as that takes
 THREADS_CLEAN, THREADS_ATTACK = 4, 24  # connections of one client
-START_S = 3.0  # until every client process runs
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,12 @@ class Sent:
     rows: int
 
 
-def client(stream: Stream, port: int, model: str, begin_s: float, seconds: float, out: Any) -> None:
+def client(stream: Stream, port: int, model: str, begin: Any, seconds: float, out: Any) -> None:
     """A process: sends the stream over its connections and puts a list of `Sent` into the queue."""
     found: list[Sent] = []
-    count = int(seconds / stream.every_s)
-    numbers, lock = iter(range(count)), threading.Lock()
+    numbers, lock = iter(range(int(seconds / stream.every_s))), threading.Lock()
+    begin.wait()
+    begin_s = time.monotonic()
 
     def work() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, 60, source_address=(stream.address, 0))
@@ -81,9 +81,9 @@ def client(stream: Stream, port: int, model: str, begin_s: float, seconds: float
             with lock:
                 number = next(numbers, None)
             due_s = begin_s + (number or 0) * stream.every_s
-            if number is None or time.time() > begin_s + seconds:
+            if number is None or time.monotonic() > begin_s + seconds:
                 return connection.close()
-            time.sleep(max(0.0, due_s - time.time()))
+            time.sleep(max(0.0, due_s - time.monotonic()))
             chosen = (np.arange(stream.rows) + number * stream.rows) % len(stream.images)
             found.append(_ask(connection, stream, model, chosen, due_s))
 
@@ -104,7 +104,7 @@ def _ask(connection: Any, stream: Stream, model: str, chosen: np.ndarray, due_s:
     headers = {"Inference-Header-Content-Length": str(len(head))}
     connection.request("POST", f"/v2/models/{model}/infer", head + images.tobytes(), headers)
     response = connection.getresponse()
-    answer, seconds = json.loads(response.read()), time.time() - due_s
+    answer, seconds = json.loads(response.read()), time.monotonic() - due_s
     if response.status != 200:
         return Sent(response.status, seconds, 0, stream.rows)
     right = int((np.array(answer["outputs"][0]["data"]) == stream.labels[chosen]).sum())
@@ -143,16 +143,18 @@ def scenario(
     """Run clients side by side: what each sent, MACs spent, seconds from the first request to the last answer."""
     context = mp.get_context("spawn")
     with served(bundle, rates) as port:
-        out, begin_s = context.Queue(), time.time() + START_S
+        out, begin = context.Queue(), context.Barrier(len(streams) + 1)
         processes = [
-            context.Process(target=client, args=(stream, port, model, begin_s, seconds, out)) for stream in streams
+            context.Process(target=client, args=(stream, port, model, begin, seconds, out)) for stream in streams
         ]
         for process in processes:
             process.start()
+        begin.wait()
+        begin_s = time.monotonic()
         found = dict(out.get() for _ in processes)
         for process in processes:
             process.join()
-        return found, spent_macs(port), time.time() - begin_s
+        return found, spent_macs(port), time.monotonic() - begin_s
 
 
 def capacity(runtime: Runtime, images: np.ndarray, threads: int) -> float:
@@ -254,8 +256,8 @@ def main(bundle: str, seconds: str = "20") -> None:
             f"each. A clean image costs {clean_macs:,.0f} MACs in the mean, a slowdown image {slow_macs:,.0f} "
             f"(full: {full:,}). Clients and server share the machine.",
             table([*columns, "M MACs/s", "of the bound"], lines),
-            "Late: refused, or answered after the deadline. Latencies and accuracy are of answered clean requests. "
-            "Of the bound: MACs spent over burst + rate * T; at most 1.",
+            "Late: refused, or answered after the deadline. Latencies and accuracy are those of answered clean "
+            "requests. Of the bound: MACs spent over burst + rate * T; at most 1.",
         ],
     )
 

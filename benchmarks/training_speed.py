@@ -193,8 +193,8 @@ def main() -> None:
             "Seconds are the median processor time of a step, all threads together. Plain and recipe took turns, "
             "step by step; a ratio is that of one pair, and the table gives the median pair and the extremes. "
             "Random images and labels: the arithmetic is the same as on real ones.",
-            f"torch {torch.__version__}. Other work ran on these cores: their load average was {before:.1f} at the "
-            f"start and {os.getloadavg()[0]:.1f} at the end, of which this program is up to the number of threads. "
+            f"torch {torch.__version__}. Other work ran on these cores: the load average was {before:.1f} at the "
+            f"start and {os.getloadavg()[0]:.1f} at the end, of which up to one a thread is this program's. "
             "A busy neighbour takes caches and memory bandwidth, hence the spread.",
         ],
     )

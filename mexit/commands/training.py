@@ -55,6 +55,14 @@ def train(
     eps: Annotated[str | None, typer.Option(help="Radius of the attack, such as 0.3 or 8/255.")] = None,
     step: Annotated[str | None, typer.Option(help="Step size of the attack.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the training attack.")] = None,
+    norm: Annotated[str | None, typer.Option(help="Of the attack: linf or l2.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="What a step of the training attack is: sign, raw, inverse-clip or penalty.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="What the training attack climbs: ce, margin, dlr, logit or uniform.")
+    ] = None,
+    restarts: Annotated[int | None, typer.Option(help="Random starts of the attacks; the worst is kept.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
@@ -128,6 +136,10 @@ def train(
         "eps": fraction(eps),
         "step": fraction(step),
         "steps": steps,
+        "norm": norm,
+        "rule": rule,
+        "loss": loss,
+        "restarts": restarts,
         "epochs": epochs,
         "batch": batch,
         "lr": lr,

@@ -21,7 +21,10 @@ from mexit.train.objectives import find
 
 KEEP = ("last", "best")
 # Fields that runs of mexit 0.1 do not have yet; their defaults are what those runs did.
-_ADDED = ("trades", "awp", "ema", "label_smoothing", "teachers", "fraction", "omit_class")
+_ADDED = (
+    "norm", "rule", "loss", "restarts",
+    "trades", "awp", "ema", "label_smoothing", "teachers", "fraction", "omit_class",
+)  # fmt: skip
 RECIPES = ("auto", "bf16", "fp32")
 
 
@@ -37,6 +40,9 @@ class TrainSettings:
         attack: what is trained on: none, single, average or max-average.
         eps, step: radius and step size, fractions of the pixel range.
         steps: of the training attack; `test_steps` of the one that evaluates.
+        norm, rule, restarts: of both attacks' steps, see `attacks.gradient.Steps`; the evaluation always takes
+            the rule "sign".
+        loss: what the training attack climbs, one of `attacks.losses.LOSSES`; the evaluation climbs "ce".
         craft_train_mode: craft with the network in train mode, as RDI-Nets' code does.
         epochs, batch: passes over the training split, samples a step.
         lr, momentum, weight_decay: of SGD.
@@ -63,6 +69,10 @@ class TrainSettings:
     step: float = 0.025
     steps: int = 7
     test_steps: int = 50
+    norm: str = "linf"
+    rule: str = "sign"
+    restarts: int = 1
+    loss: str = "ce"
     craft_train_mode: bool = False
     epochs: int = 20
     batch: int = 64
@@ -112,13 +122,14 @@ class TrainSettings:
         """What the run trains on; None for clean images only."""
         if self.attack == "none":
             return None
-        steps = Steps(self.eps, self.step, self.steps)
-        return Attack(self.attack, steps, train_mode=self.craft_train_mode)
+        start = self.rule != "penalty"  # a rule without a ball to start in
+        steps = Steps(self.eps, self.step, self.steps, start, self.norm, self.rule, self.restarts)
+        return Attack(self.attack, steps, train_mode=self.craft_train_mode, loss=self.loss)
 
     def test_attack(self, objective: str, eps: float | None = None, steps: int | None = None) -> Attack:
         """What the run is evaluated under."""
         radius, count = self.eps if eps is None else eps, self.test_steps if steps is None else steps
-        return Attack(objective, Steps(radius, self.step, count))
+        return Attack(objective, Steps(radius, self.step, count, norm=self.norm, restarts=self.restarts))
 
     def lr_at(self, progress: float) -> float:
         """The learning rate after this share of the run, in [0, 1]."""
@@ -221,6 +232,8 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     chosen = typed if method.attack_use == "optional" else values
     if method.attack_use == "never" or "attack" not in chosen:
         values["attack"] = method.default_attack
+    if method.attack_use == "required" and values["attack"] == "none":
+        raise UsageError("this method trains on attacked images: choose --attack average or max-average")
     if preset.startswith("rdi") and values.get("method") in ("adversarial", "neo-kd"):
         values["options"] = _RDI_WEIGHTS | dict(values.get("options", {}))
     return TrainSettings(**values)

@@ -74,3 +74,46 @@ def test_a_damaged_settings_file_names_the_field() -> None:
     broken = resolve("digits", None, {}).to_json() | {"epochs": "many"}
     with pytest.raises(Damaged, match=r"settings\.json\.epochs"):
         TrainSettings.from_json(broken, "settings.json")
+
+
+def test_parameters_of_the_attack_reach_it() -> None:
+    typed = {"norm": "l2", "rule": "raw", "loss": "margin", "restarts": 2, "attack": "single"}
+    attack = resolve("digits", None, typed).training_attack()
+    assert attack is not None
+    assert (attack.loss, attack.objective) == ("margin", "single")
+    assert (attack.steps.norm, attack.steps.rule, attack.steps.restarts) == ("l2", "raw", 2)
+    tested = resolve("digits", None, typed).test_attack("average")
+    assert (tested.steps.norm, tested.steps.rule, tested.steps.restarts, tested.loss) == ("l2", "sign", 2, "ce")
+
+
+def test_the_penalty_rule_starts_at_the_image() -> None:
+    attack = resolve("digits", None, {"rule": "penalty"}).training_attack()
+    assert attack is not None
+    assert not attack.steps.random_start
+
+
+@pytest.mark.parametrize(
+    ("typed", "part"),
+    [
+        ({"norm": "l1"}, "linf, l2"),
+        ({"rule": "adam"}, "inverse-clip"),
+        ({"loss": "hinge"}, "margin"),
+        ({"restarts": 0}, "at least 1"),
+        ({"method": "neo-kd", "attack": "none"}, "--attack average"),
+        ({"trades": 6.0, "method": "clean"}, "TRADES"),
+        ({"fraction": 0.0}, "fraction"),
+        ({"ema": 1.0}, "ema"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(typed, part) -> None:
+    with pytest.raises(UsageError, match=part):
+        resolve("digits", None, typed)
+
+
+def test_a_run_from_before_a_setting_existed_is_read_with_what_it_did() -> None:
+    stored = resolve("digits", None, {}).to_json()
+    del stored["trades"], stored["norm"]
+    assert TrainSettings.from_json(json.loads(json.dumps(stored)), "here") == resolve("digits", None, {})
+    del stored["lr"]
+    with pytest.raises(Damaged, match="lr"):
+        TrainSettings.from_json(json.loads(json.dumps(stored)), "here")
