@@ -4,9 +4,9 @@
 
 A served bundle and clients at addresses of their own, each with an open loop: requests are due at fixed times,
 whether or not earlier ones were answered, and latency counts from when a request was due. Clean clients ask for
-20 % of what the machine can compute; the attacker sends DeepSloth images (`train.attacks.slowdown`) for ten times
-as much as it can. That capacity is measured first: MACs a second of whole networks in batches, on as many threads
-as the server has workers. The rates are 80 % of it for everybody and 40 % for each client.
+20 % of what the server can do; the attacker sends DeepSloth images (`train.attacks.slowdown`) for ten times that.
+This capacity is measured first, over HTTP in batches: MACs a second. The rates are 80 % of it for everybody and
+40 % for each client.
 
 Accuracy and latency are those of the clean clients; a request that was refused or came after the deadline is late.
 The bundle's run has to be there, and the folder it was made in has to be the current one: it gives the gradients.
@@ -43,6 +43,7 @@ ATTACK_ROWS, IMAGES, MOST_REQUESTS = (
     40,
 )  # the last: clean requests a second, of as many rows as that takes
 THREADS_CLEAN, THREADS_ATTACK = 4, 24  # connections of one client
+PROBE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -157,20 +158,11 @@ def scenario(
         return found, spent_macs(port), time.monotonic() - begin_s
 
 
-def capacity(runtime: Runtime, images: np.ndarray, threads: int) -> float:
-    """MACs a second that the machine computes, whole networks in batches."""
-    full, stop_s, done = runtime.bundle.manifest.cumulative_macs[-1], time.perf_counter() + 2, [0] * threads
-
-    def work(place: int) -> None:
-        while time.perf_counter() < stop_s:
-            done[place] += len(runtime.answer_tensor(images[:ATTACK_ROWS], budget="full"))
-
-    workers = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return sum(done) * full / 2
+def capacity(bundle: str, model: str, images: np.ndarray, labels: np.ndarray) -> float:
+    """MACs a second that the server manages without a governor, when a few connections keep it busy."""
+    probe = Stream("127.0.3.1", images, labels, ATTACK_ROWS, 1e-4, THREADS_CLEAN, None)
+    _, macs, seconds = scenario(bundle, model, [probe], {}, PROBE_S)
+    return macs / seconds
 
 
 def slowdown_images(runtime: Runtime, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -222,7 +214,7 @@ def main(bundle: str, seconds: str = "20") -> None:
     images, labels = data.batch(index, manifest.input), data.labels[index]
     slow = slowdown_images(runtime, images, labels)
     clean_macs, slow_macs = (np.mean([one.macs for one in runtime.answer_tensor(some)]) for some in (images, slow))
-    full, able = manifest.cumulative_macs[-1], capacity(runtime, images, 2)
+    full, able = manifest.cumulative_macs[-1], capacity(bundle, manifest.name, images, labels)
     rates = {"rate": int(OVERALL * able), "client_rate": int(EACH * able)}
     burst = max(rates["rate"], full)
 

@@ -30,6 +30,7 @@ CASES = [
     ("models", "torch", "torch", "train", "Counting the cost of a network"),
     ("evaluate {run}", "torch", "torch", "train", "Evaluating a run"),
     ("evaluate {bundle}", "torch", "torch", "train", "Attacking a network"),
+    ("evaluate {run} --attacks autoattack", "pyautoattack", "pyautoattack", "eval", "AutoAttack and Square"),
     ("export {run}", "torch", "torch", "train", "Exporting a network"),
     ("export {run}", "onnx", "onnx", "train", "Exporting a network"),
     ("export {run}", "onnxscript", "onnxscript", "train", "Exporting a network"),

@@ -165,9 +165,9 @@ def split(data: DataSet) -> Splits:
 def _shuffle(places: NDArray[np.int64], labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     """A random order in which every stretch holds the classes in the same share."""
     places = rng.permutation(places)
-    rank = np.zeros(len(places))
-    for label in np.unique(labels[places]):
-        members = np.flatnonzero(labels[places] == label)
+    rank, present = np.zeros(len(places)), labels[places]
+    for label in np.unique(present):
+        members = np.flatnonzero(present == label)
         rank[members] = (np.arange(len(members)) + rng.random()) / len(members)
     return places[np.argsort(rank, kind="stable")]
 

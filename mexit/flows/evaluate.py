@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.files import to_json, write_bytes
+from mexit.errors import UsageError
 from mexit.flows import plots
 from mexit.flows.attack_plan import Plan
 from mexit.flows.defaults import BUNDLES, RUNS, newest
 from mexit.flows.model_card import model_card
 from mexit.flows.progress import Progress, Silent
-from mexit.flows.subject import BATCH, Labels, Logits, Subject, open_subject, spaced
+from mexit.flows.subject import BATCH, Labels, Logits, Subject, open_run, open_subject, spaced
 from mexit.flows.verdicts import NOISE, Evidence, curve, per_budget, per_exit, transfer
 
 SAMPLES = 1000
@@ -106,6 +107,14 @@ def _check(plan: Plan, subject: Subject) -> None:
     plan.chosen_exits(subject.network.model.exits)
     if plan.wants("policy") or plan.wants("autoattack"):
         need_package()
+    if plan.transfer is not None:
+        other = open_run(plan.transfer)[0].model
+        model = subject.network.model
+        if (other.input_shape, other.classes) != (model.input_shape, model.classes):
+            raise UsageError(
+                f"--transfer {plan.transfer} takes {other.input_shape} images of {other.classes} classes, this "
+                f"network {model.input_shape} of {model.classes}: name a run on the same data"
+            )
 
 
 def _judge(subject: Subject, index: Labels, steps: Any, progress: Progress) -> dict[str, Logits]:

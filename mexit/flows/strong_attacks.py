@@ -211,12 +211,6 @@ def _run_square(place: Range, answers: Any, images: Tensor, labels: Tensor, eps:
 def _from_another_run(place: Range) -> dict[str, Images]:
     assert place.plan.transfer is not None
     other, _ = open_run(place.plan.transfer)
-    model = place.model
-    if (other.model.input_shape, other.model.classes) != (model.input_shape, model.classes):
-        raise UsageError(
-            f"--transfer {place.plan.transfer} takes {other.model.input_shape} images of {other.model.classes} "
-            f"classes, this network {model.input_shape} of {model.classes}: name a run on the same data"
-        )
     place.progress.note(f"transfer: {len(place.labels)} images attacked on {place.plan.transfer}")
     suites = [
         attack_suite(other.model, images.numpy(), labels.numpy(), index.numpy(), place.steps)

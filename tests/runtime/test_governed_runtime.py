@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 from mexit import Overloaded, Runtime, UsageError
+from mexit.cli import app
 from mexit.runtime.allowance import Allowance, Allowances, segment_macs
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.governor import Governor
@@ -143,3 +147,15 @@ def test_open_takes_rates_as_typed(mixed_bundle) -> None:
     assert Runtime.open(mixed_bundle).governor is None
     with pytest.raises(UsageError, match="give --rate too"):
         Runtime.open(mixed_bundle, burst="80M")
+
+
+def test_the_command_takes_a_rate(mixed_bundle, plain, test_digits, tmp_path) -> None:
+    """Two images wait for their tokens; a rate that is none, or a burst alone, is a usage error."""
+    picture, costs = tmp_path / "seven.png", plain.bundle.manifest.cumulative_macs
+    Image.fromarray(test_digits[0][0]).save(picture)
+    command = ["run", str(mixed_bundle), str(picture), str(picture), "--budget", "full", "--json"]
+    done = CliRunner().invoke(app, [*command, "--rate", str(10 * costs[-1]), "--burst", f"{costs[-1] / 1e6:.6f}M"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["predictions"][0]["exit"] == 3
+    for options in (["--rate", "fast"], ["--burst", "40M"], ["--rate", "40M", "--burst", "1k"]):
+        assert CliRunner().invoke(app, [*command, *options]).exit_code == 2

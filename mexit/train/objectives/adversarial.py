@@ -14,7 +14,11 @@ from mexit.train.objectives.base import Objective, Outputs
 
 @dataclass(frozen=True)
 class Adversarial(Objective):
-    """Minimises sum_k [ clean_weight CE(f_k(x), y) + attacked_weight CE(f_k(x_adv), y) ]."""
+    """Minimises sum_k [ clean_weight CE(f_k(x), y) + attacked_weight CE(f_k(x_adv), y) ].
+
+    Attributes:
+        clean_weight, attacked_weight: of the two cross-entropies.
+    """
 
     clean_weight: float = 1.0
     attacked_weight: float = 1.0
