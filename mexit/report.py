@@ -99,14 +99,14 @@ def show_evaluation(result: EvaluateResult) -> None:
         transfer,
     )
     if report["budgets"]:
-        _show_budgets(report["budgets"])
+        _show_budgets(report["budgets"], settings)
     if report["curve"]:
         _show_curve(report["curve"])
     _say_flags(report)
     console.say("wrote " + ", ".join(str(path) for path in result.written))
 
 
-def _show_budgets(budgets: dict[str, Any]) -> None:
+def _show_budgets(budgets: dict[str, Any], settings: dict[str, Any]) -> None:
     """A row for each budget and condition; what slows it down in a table of its own."""
     rows = []
     for name, row in budgets.items():
@@ -128,7 +128,10 @@ def _show_budgets(budgets: dict[str, Any]) -> None:
             [name, *(f"{row[one]['efficacy']:.2f} ({short_macs(row[one]['mean_macs'])})" for one in slow)]
             for name, row in budgets.items()
         ]
-        caption = "efficacy is 1 if all leave at once, and falls as they are kept; in brackets the mean MACs"
+        caption = (
+            "efficacy is 1 if all leave at once, and falls as they are kept; in brackets the mean MACs\n"
+            f"clean: {settings['n']} images; attacked: {settings['strong_n']} of them"
+        )
         console.table("slowdown: efficacy of the exits", ["budget", *slow], rows, caption)
 
 

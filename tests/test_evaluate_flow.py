@@ -109,6 +109,7 @@ def test_the_curve_and_the_checks_are_there(everything) -> None:
     eps = everything["settings"]["eps"]
     radii = [row["eps"] for row in everything["curve"]]
     assert radii == sorted(radii)
+    assert radii[0] == 0
     assert eps in radii
     assert 0.5 in radii
     assert all(len(row["exits"]) == 3 and set(row["budgets"]) == set(everything["budgets"])

@@ -179,6 +179,7 @@ def _settings(
         "steps": steps.count,
         "restarts": steps.restarts,
         "attacks": list(plan.groups),
+        "exits": ",".join(map(str, plan.exits)) if plan.exits else "all",
         "targets": plan.targets,
         "queries": plan.queries,
         "autoattack_steps": plan.autoattack_steps,

@@ -144,6 +144,13 @@ def _commands(subject: Subject, found: Mapping[str, Any]) -> str:
         lines.append(f"mexit export {run}")
     flags = [f"--samples {found['n']}", f"--eps {found['eps']:.6g}", f"--steps {found['steps']}"]
     flags.append(f"--attacks {','.join(found['attacks'])}")
+    if found["strong_n"]:
+        flags += [f"--strong-samples {found['strong_n']}", f"--targets {found['targets']}"]
+        flags += [f"--queries {found['queries']}", f"--exits {found['exits']}"]
+    if found["restarts"] > 1:
+        flags.append(f"--restarts {found['restarts']}")
+    if found["transfer_from"]:
+        flags.append(f"--transfer {found['transfer_from']}")
     lines.append(f"mexit evaluate {subject.path} " + " ".join(flags))
     commit = ""
     if subject.runtime is not None:

@@ -1,7 +1,8 @@
 """The attacks of `mexit evaluate` beyond PGD, group by group, each a function from a range to new evidence.
 
 Gradients come from the network in torch; what counts is what the subject answers, so every image is put to it
-again."""
+again.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +140,8 @@ def auto_attack_all(place: Range, evidence: Evidence) -> dict[str, tuple[str, ..
 
 def radii(place: Range) -> dict[float, dict[str, Logits]]:
     """At each radius of the curve, the subject under one single attack an exit; the step grows with the radius."""
-    found = {}
+    clean = place.subject.replay(place.images)
+    found = {0.0: {f"exit {k}": clean for k in range(1, len(clean) + 1)}}
     wanted = sorted({share * place.steps.eps for share in CURVE} | {EVERYTHING})
     with place.progress.track("accuracy against the radius", len(wanted)) as advance:
         for eps in [eps for eps in wanted if eps <= 1]:

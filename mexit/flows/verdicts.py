@@ -1,7 +1,8 @@
 """From logits under attack to what a report says: accuracy per exit and per budget, cost, the worst case.
 
 The worst case is taken for each sample: it counts as right only if every image made from it is answered rightly.
-It is over the samples that every attack saw."""
+It is over the samples that every attack saw.
+"""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,7 @@ BATCH = 64  # rows that travel together; more gain nothing on a CPU and hold bac
 AS_PLANNED = ("confident", "last")  # reasons of answers that the policy gave, undisturbed
 
 
-@dataclass(frozen=True)
-class Wishes:
+class Wishes(NamedTuple):  # one is made for every call, and a frozen dataclass takes microseconds to make
     """What a call asks for besides answers.
 
     Attributes:
@@ -96,10 +96,10 @@ class Call:
         return len(self.predictions) == len(self._tensor)
 
     def pay(self) -> float:
-        """Take the tokens of segment 1 for the next rows, as many as there are, `BATCH` at most.
+        """Take the tokens of segment 1 for the next rows, `BATCH` at most; see `Governor.begin`.
 
         Returns:
-            0.0 once at least one row is paid for; else the seconds after which to try again.
+            0.0 once they are paid for; else the seconds after which to try again.
 
         Raises:
             Overloaded: the rows that are left cannot all begin in time, even if nobody else spends anything.
@@ -112,7 +112,7 @@ class Call:
             self._paid = left
             return 0.0
         self._check_patience(governor)
-        self._paid = governor.enter(self._wishes.client, 1, left)
+        self._paid = governor.begin(self._wishes.client, left)
         if self._paid:
             if self._blocked_s is not None:
                 self.waited_s += self._elapsed_s() - self._blocked_s
@@ -121,7 +121,7 @@ class Call:
         if self._blocked_s is None:
             self._blocked_s = self._elapsed_s()
             governor.count_wait()
-        return governor.wait_s(self._wishes.client)
+        return governor.wait_s(self._wishes.client, min(left, governor.most_rows))
 
     def run(self) -> list[Prediction]:
         """Answer the rows that are paid for; returns their predictions."""

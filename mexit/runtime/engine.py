@@ -80,9 +80,10 @@ def answer(
         now = time.perf_counter() - start
         late = deadline_s is not None and now >= deadline_s
         sure = is_sure(score, policy.threshold(k)) if k < len(backend.segments) else np.ones(len(rows), np.bool_)
-        leaving = np.ones(len(rows), np.bool_) if k == last or late else sure.copy()
+        leaving = np.ones(len(rows), np.bool_) if k == last or late else sure
         if permit is not None and not leaving.all():
             unsure = np.flatnonzero(~leaving)
+            leaving = leaving.copy()
             leaving[unsure[permit(k + 1, len(unsure)) :]] = True
         gone = rows[leaving]
         exits[gone], probabilities[gone], seconds[gone] = k, exit_probabilities[leaving], now

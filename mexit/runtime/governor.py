@@ -15,6 +15,7 @@ Outside the bound: the rehearsals that a budget in milliseconds rests on, run on
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -47,7 +48,12 @@ class GovernorState:
 
 
 class Governor:
-    """The token buckets of one runtime. Safe to share between threads; every method takes constant time."""
+    """The token buckets of one runtime. Safe to share between threads; every method takes constant time.
+
+    Attributes:
+        allowed: what the buckets hold.
+        most_rows: whose segment 1 full buckets pay for.
+    """
 
     def __init__(
         self,
@@ -66,6 +72,8 @@ class Governor:
             max_clients: buckets kept for single clients.
         """
         self.allowed = allowed
+        bursts = [one.burst for one in (allowed.overall, allowed.client) if one is not None]
+        self.most_rows = min((burst // cumulative_macs[0] for burst in bursts), default=sys.maxsize)
         self._segments = segment_macs(cumulative_macs)
         self._full = cumulative_macs[-1]
         self._clock_ns, self._max_clients = clock_ns, max_clients
@@ -76,6 +84,15 @@ class Governor:
         self._refused = [0] * (len(self._segments) - 1)
         self._waits = self._overloaded = 0
         self._lock = threading.Lock()
+
+    def begin(self, client: str, rows: int) -> int:
+        """Pay for segment 1 of a batch: of all rows or of none. Returns how many are paid for.
+
+        Of more than `most_rows` rows, so many. Rows that began one by one, as tokens come in, would cost the
+        machine far more than their MACs.
+        """
+        with self._lock:
+            return self._take(client, self._segments[0], min(rows, self.most_rows), whole=True)
 
     def enter(self, client: str, k: int, rows: int) -> int:
         """Pay for segment k (from 1) for as many of `rows` rows as there are tokens; returns how many."""
@@ -114,10 +131,13 @@ class Governor:
             tokens = None if self._overall is None else self._overall.level(now_ns) // _UNIT
             return GovernorState(tuple(self._refused), self._waits, self._overloaded, tokens, len(self._clients))
 
-    def _take(self, client: str, macs: int, rows: int) -> int:
+    def _take(self, client: str, macs: int, rows: int, *, whole: bool = False) -> int:
         buckets = self._buckets(client)
+        wanted = rows
         if macs:
             rows = min([rows, *(bucket.level(self._now_ns) // (macs * _UNIT) for bucket in buckets)])
+        if whole and rows < wanted:
+            return 0
         for bucket in buckets:
             bucket.spend(rows * macs)
         return rows

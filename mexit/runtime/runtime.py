@@ -213,13 +213,14 @@ class Runtime:
         budget = self._budget if budget is None else self._planner.parse(budget)
         plan = self._plan(budget)
         last_exit(len(self.backend.segments), max_exit)
-        patience_ms = min((ms for ms in (deadline_ms, wait_ms) if ms is not None), default=None)
+        if wait_ms is None or (deadline_ms is not None and deadline_ms < wait_ms):
+            wait_ms = deadline_ms
         wishes = Wishes(
             budget,
             plan,
             deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
             max_exit=max_exit,
-            wait_s=None if patience_ms is None else patience_ms / 1e3,
+            wait_s=None if wait_ms is None else wait_ms / 1e3,
             client=client,
             queued_s=queued_s,
             receipts=receipts,

@@ -1,8 +1,9 @@
-"""How a device computes fastest: bf16 autocast on processors with native bf16, in the memory format that fits.
+"""How a device computes fastest: bf16 on processors with native bf16, in the memory format that fits.
 
-Measured on 2 cores: 3.0 to 3.8 times plain float32 for SmallCNN with channels_last. MSDNet, which concatenates
-many small maps, is slower with it. The attack in bf16 trains as well as in float32; every reported robustness is
-computed in float32.
+On such a processor training runs under autocast in channels_last with `fast_layers`, and attacks run on a folded
+copy in bf16 (`folded`); `benchmarks/training_speed.py` measures both together against plain float32. The recipe
+"fp32" is the plain path. The attack in bf16 trains as well as in float32; every reported robustness is computed in
+float32.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def choose(recipe: str, device: str, model: str) -> Recipe:
         raise UsageError("--device cuda: torch finds no CUDA device here; choose cpu, or install a CUDA build")
     native = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_has_bf16()
     bf16 = native if recipe == "auto" else recipe == "bf16"
-    return Recipe(device, bf16, channels_last=bf16 and not model.startswith("msdnet"))
+    gaps = model.startswith("msdnet") and device != "cpu"  # its concatenations, where no fast layers close them
+    return Recipe(device, bf16, channels_last=bf16 and not gaps)
 
 
 def use_threads(count: int | None, processes: int = 1) -> None:

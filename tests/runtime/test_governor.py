@@ -25,7 +25,9 @@ SEGMENTS = (3, 7, 14)
 SECOND = 10**9
 ALLOWANCE = st.builds(Allowance, st.integers(1, 60), st.integers(14, 90))
 CLIENT = st.sampled_from("abcd")
-ASK = st.tuples(CLIENT, st.integers(0, 3 * SECOND), st.integers(1, 3), st.integers(0, 12))
+PAUSE, ROWS = st.integers(0, 3 * SECOND), st.integers(0, 12)
+ASK = st.tuples(CLIENT, PAUSE, st.integers(1, 3), ROWS)
+ANY_ASK = st.tuples(CLIENT, PAUSE, st.integers(1, 4), ROWS)  # segment 1 of a batch, 2, 3, the drift watch
 
 
 class Clock:
@@ -54,7 +56,7 @@ def worst_excess(spent: Iterable[tuple[int, int]], allowed: Allowance) -> int:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.none() | ALLOWANCE, st.none() | ALLOWANCE, st.integers(1, 5), st.lists(ASK, max_size=60))
+@given(st.none() | ALLOWANCE, st.none() | ALLOWANCE, st.integers(1, 5), st.lists(ANY_ASK, max_size=60))
 def test_no_window_ever_holds_more_than_its_bound(overall, each, max_clients, asks) -> None:
     """Whoever asks for whatever whenever, however few clients the table holds."""
     clock = Clock()
@@ -62,9 +64,10 @@ def test_no_window_ever_holds_more_than_its_bound(overall, each, max_clients, as
     spent = []
     for client, pause_ns, k, rows in asks:
         clock.ns += pause_ns
-        granted = governor.watch(client, rows) if k == 1 and rows == 1 else governor.enter(client, k, rows)
+        ask = {1: governor.begin, 4: governor.watch}.get(k, lambda name, wish, k=k: governor.enter(name, k, wish))
+        granted = ask(client, rows)
         assert 0 <= granted <= rows
-        spent.append((client, clock.ns, granted * (COSTS[-1] if k == 1 and rows == 1 else SEGMENTS[k - 1])))
+        spent.append((client, clock.ns, granted * {**dict(enumerate(SEGMENTS, 1)), 4: COSTS[-1]}[k]))
     if overall is not None:
         assert worst_excess([(at_ns, macs) for _, at_ns, macs in spent], overall) <= 0
     for name in "abcd" if each is not None else "":
@@ -120,6 +123,19 @@ def test_tokens_are_taken_from_both_buckets_or_none() -> None:
     assert governor.enter("b", 3, 1) == 0
     assert governor.wait_s("b") == 3
     assert governor.state().refused == (0, 5)
+
+
+def test_a_batch_begins_as_a_whole_or_waits() -> None:
+    clock = Clock()
+    governor = Governor(COSTS, Allowances(Allowance(3, 31), Allowance(3, 50)), clock_ns=clock)
+    assert governor.most_rows == 10
+    assert governor.begin("a", 4) == 4
+    assert governor.begin("a", 7) == 0
+    assert governor.state().tokens == 19
+    clock.ns += round(governor.wait_s("a", 7) * SECOND)
+    assert governor.begin("a", 7) == 7
+    clock.ns += 20 * SECOND
+    assert governor.begin("a", 1000) == 10  # more than the bucket can ever hold: as many as it can
 
 
 def test_one_client_cannot_spend_what_is_anothers() -> None:
@@ -204,7 +220,7 @@ def test_a_governed_engine_keeps_the_bound_and_equals_the_reference(seed, thresh
     governor = Governor(COSTS, Allowances(allowed), clock_ns=clock)
     for pause_ns, rows in batches:
         clock.ns += pause_ns
-        begun = rows[: governor.enter("", 1, len(rows))]
+        begun = rows[: governor.begin("", len(rows))]
         granted: dict[int, int] = {}
 
         def permit(k: int, wishing: int, granted=granted) -> int:

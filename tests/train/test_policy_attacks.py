@@ -116,3 +116,14 @@ def test_a_hunt_keeps_what_was_once_found(victim) -> None:
     last = Hunt(replace(victim, images=hunt.images), wrong, enough=1)
     np.testing.assert_array_equal(hunt.harm, last.harm)
     assert hunt.harm.sum() > Hunt(victim, wrong, enough=1).harm.sum()
+
+
+def test_a_random_start_outside_the_pixel_range_is_no_image(victim) -> None:
+    """Harm of the clean images, of the start and of the end; the start would win."""
+    harms = iter([0, 2, 1])
+    one_step = replace(victim, steps=replace(victim.steps, count=1))
+    hunt = Hunt(one_step, lambda _, labels: np.full(len(labels), next(harms)), enough=9)
+    hunt.climb("start", lambda logits, _: logits.sum(dim=(0, 2)), np.arange(len(victim.labels)))
+    assert hunt.images.min() >= 0
+    assert hunt.images.max() <= 1
+    assert (hunt.harm == 1).all()

@@ -3,7 +3,8 @@
 After N. Carlini et al.: On evaluating adversarial robustness, 2019 (the checklist), and the automatic flags of
 AutoAttack. A check that fails says that the accuracy under attack may be too high, not that the network is bad. A
 hard choice of exits hides gradients and trips none of AutoAttack's own flags; that is what the attacks in `policy`
-are for."""
+are for.
+"""
 
 from __future__ import annotations
 

@@ -175,7 +175,9 @@ def test_a_request_waits_for_its_tokens_and_leaves_the_workers_to_others(
         waiting = [threading.Thread(target=lambda: found.append(ask(server, content)[0])) for _ in range(4)]
         for thread in waiting:
             thread.start()
+        began = time.monotonic()
         while server.series("mexit_governor_waiting") < 3:
+            assert time.monotonic() - began < 10, "they wait elsewhere"
             time.sleep(0.01)
         began = time.monotonic()
         assert ask(server, content, "127.0.0.2")[0] == 200
