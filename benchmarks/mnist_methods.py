@@ -15,8 +15,8 @@ from mexit.train.attacks.gradient import Steps
 
 ABOUT = """One schedule for all methods, declared before any of them ran: NEO-KD's for MNIST (`small-cnn`, SGD,
 momentum 0.9, weight decay 5e-4, lr 0.01, batch 128; max-average attack, PGD-7, eps 0.3, step 20/255; 48,000
-training images) with 20 epochs instead of 150, lr divided by 10 after 15, and the last weights, so that nothing is chosen
-by looking."""
+training images) with 20 epochs instead of 150, lr divided by 10 after 15, and the last weights, so that nothing
+is chosen by looking."""
 NOTES = """Published for NEO-KD after 150 epochs: 97.42 and 96.62 under the two attacks (which is which, and of
 which exit or mean, is not known). Small single-exit networks reach 92.8 (PGD training) to 94.0 (TRADES) under
 AutoAttack after 84 to 100 epochs."""

@@ -36,7 +36,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.chdir(root)
     try:
         train(
-            given={"method": "adversarial", "epochs": 4, "steps": 2, "step": 0.08},
+            given={"method": "adversarial", "epochs": 8, "steps": 2, "step": 0.08},
             out=Path("runs/digits"),
             threads=1,
         )

@@ -16,9 +16,9 @@ def method_page() -> str:
     head = [
         "# Methods",
         "Written by `python tests/test_docs.py` from the code. `mexit train --method NAME --set OPTION=VALUE`.",
-        "Attack: what `--attack` is where none is typed (the `demo` preset of digits: average); \"optional\" methods train on "
-        "clean images unless one is typed. Every method composes with `--trades`, `--awp`, `--ema`, `--label-smoothing` "
-        "and `--craft-train-mode`.",
+        'Attack: what `--attack` is where none is typed (the `demo` preset of digits: average); "optional" methods '
+        "train on clean images unless one is typed. Every method composes with `--trades`, `--awp`, `--ema` "
+        "`--label-smoothing` and `--craft-train-mode`.",
         _overview(),
     ]
     return "\n\n".join([*head, *(_section(name, kind) for name, kind in METHODS.items())]) + "\n"
@@ -28,7 +28,8 @@ def _overview() -> str:
     lines = ["| method | trains on | default attack | takes `--teacher` |", "| --- | --- | --- | --- |"]
     for name, kind in METHODS.items():
         attack = kind.default_attack + (" (optional)" if kind.attack_use == "optional" else "")
-        lines.append(f"| [`{name}`](#{name}) | {kind.inputs} | {attack} | {'yes' if kind.uses_teachers else 'no'} |")
+        teacher = "yes" if kind.uses_teachers else "no"
+        lines.append(f"| [`{name}`](#{name}) | {kind.inputs} | {attack} | {teacher} |")
     return "\n".join(lines)
 
 

@@ -64,10 +64,10 @@ def test_a_signal_ends_an_idle_server_cleanly(digits_bundle: Path, tmp_path: Pat
 
 
 def test_a_request_in_flight_is_finished(
-    digits_bundle: Path, tmp_path: Path, runtime: Runtime, images: NDArray[np.float32]
+    mixed_bundle: Path, tmp_path: Path, runtime: Runtime, images: NDArray[np.float32]
 ) -> None:
     """Told to stop, the server is not ready at once, begins nothing new, and answers what it began."""
-    with start(digits_bundle, tmp_path) as server:
+    with start(mixed_bundle, tmp_path) as server:
         in_flight = server.connect()
         in_flight.putrequest("POST", INFER)
         in_flight.putheader("Inference-Header-Content-Length", "0")
