@@ -16,9 +16,9 @@ def method_page() -> str:
     head = [
         "# Methods",
         "Written by `python tests/test_docs.py` from the code. `mexit train --method NAME --set OPTION=VALUE`.",
-        'Attack: what `--attack` is where none is typed (the `demo` preset of digits: average); "optional" methods '
-        "train on clean images unless one is typed. Every method composes with `--trades`, `--awp`, `--ema` "
-        "`--label-smoothing` and `--craft-train-mode`.",
+        "Attack: what `--attack` is where none is typed (the `demo` preset of digits: average). Methods marked "
+        "optional train on clean images unless one is typed. Every method composes with `--trades`, `--awp`, "
+        "`--ema`, `--label-smoothing` and `--craft-train-mode`.",
         _overview(),
     ]
     return "\n\n".join([*head, *(_section(name, kind) for name, kind in METHODS.items())]) + "\n"

@@ -45,7 +45,7 @@ class MCMI(Objective):
     attack_use = "optional"
 
     weight: float = 0.25
-    tune_epochs: float = 20
+    tune_epochs: float = 20.0
     refresh: bool = False
     cap: float = 2.0
     exits: str = "all"
