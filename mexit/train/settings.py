@@ -20,11 +20,12 @@ from mexit.train.augment import AUGMENTS
 from mexit.train.objectives import find
 
 KEEP = ("last", "best")
-# Fields that runs of mexit 0.1 do not have yet; their defaults are what those runs did.
-_ADDED = (
-    "norm", "rule", "loss", "restarts",
-    "trades", "awp", "ema", "label_smoothing", "teachers", "fraction", "omit_class",
-)  # fmt: skip
+# Fields that runs of mexit 0.1 do not have yet, and what those runs did.
+_ADDED: dict[str, Any] = {
+    "norm": "linf", "rule": "sign", "loss": "ce", "restarts": 1,
+    "trades": 0.0, "awp": 0.0, "ema": 0.0, "label_smoothing": 0.0,
+    "teachers": [], "fraction": 1.0, "omit_class": None,
+}  # fmt: skip
 RECIPES = ("auto", "bf16", "fp32")
 
 
@@ -143,7 +144,7 @@ class TrainSettings:
     def from_json(value: Any, where: str) -> TrainSettings:
         """Check and convert stored settings. Raises `Damaged`."""
         if isinstance(value, Mapping):
-            value = {name: getattr(TrainSettings, name) for name in _ADDED} | dict(value)
+            value = _ADDED | dict(value)
         settings = read_value(value, TrainSettings, where)
         assert isinstance(settings, TrainSettings)
         return settings
