@@ -128,7 +128,7 @@ def test_card_and_pictures_are_written_into_the_bundle(everything, place) -> Non
     assert json.loads((reports / "evaluation.json").read_text()) == everything
     card = (reports / "model_card.md").read_text()
     for line in ("## Network", "## Training", "## Results", "## Flags", "## What is not promised",
-                 "mexit train --data digits --preset demo --method adversarial --step 0.08 --steps 2 --epochs 4",
+                 "mexit train --data digits --preset demo --method adversarial --step 0.08 --steps 2 --epochs 8",
                  "mexit export runs/digits", "| seed | `0` |"):  # fmt: skip
         assert line in card
     assert all(flag in card for flag in everything["flags"])

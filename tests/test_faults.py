@@ -140,19 +140,20 @@ def test_weights_are_the_old_or_the_new_ones(run_copy: Path, monkeypatch: pytest
 def test_a_checkpoint_is_the_old_or_the_new_one(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, _ = checkpoint.load_model(run_copy)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    old, kept = checkpoint.restore(run_copy, model, optimiser)
+    place = checkpoint.restore(run_copy, model, optimiser)
+    old = place.progress
     original = (run_copy / checkpoint.CHECKPOINT).read_bytes()
     newer = dataclasses.replace(old, epoch=old.epoch + 1)
     seen = set()
 
     def check(succeeded: bool) -> None:
-        found, _ = checkpoint.restore(run_copy, model, optimiser)
+        found = checkpoint.restore(run_copy, model, optimiser).progress
         assert found == newer if succeeded else found in (old, newer)
         seen.add(found.epoch)
         (run_copy / checkpoint.CHECKPOINT).write_bytes(original)
 
     def write() -> None:
-        checkpoint.save(run_copy, model, optimiser, newer, kept)
+        checkpoint.save(run_copy, model, optimiser, dataclasses.replace(place, progress=newer))
 
     assert fail_every_call_in_turn(monkeypatch, write, check) >= 6
     assert seen == {old.epoch, newer.epoch}
@@ -233,13 +234,13 @@ WRITERS: dict[str, str] = {
         run = Path(sys.argv[5])
         model, settings, _ = checkpoint.load_model(run)
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        stood, kept = checkpoint.restore(run, model, optimiser)
+        place = checkpoint.restore(run, model, optimiser)
         def write(turn):
-            progress = dataclasses.replace(stood, epoch=turn % 2)
-            checkpoint.save(run, model, optimiser, progress, kept)
+            progress = dataclasses.replace(place.progress, epoch=turn % 2)
+            checkpoint.save(run, model, optimiser, dataclasses.replace(place, progress=progress))
             checkpoint.save_weights(run, model.state_dict(), settings, 10)
         def check():
-            assert checkpoint.restore(run, model, optimiser)[0].epoch in (0, 1)
+            assert checkpoint.restore(run, model, optimiser).progress.epoch in (0, 1)
             checkpoint.load_model(run)
     """,
 }
