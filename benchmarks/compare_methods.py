@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from methods_under_autoattack import TARGETS, autoattack
 from numpy.typing import NDArray
-from page import table, write_page
+from page import ROOT, table, write_page
 from stored_answers import Answers
 
 from mexit.data import catalog
@@ -59,7 +59,10 @@ class Protocol:
     notes: str
 
     def run(self, method: str, seed: int, threads: int) -> Path:
-        """The finished run of a method and a seed, trained or continued if need be."""
+        """The finished run of a method and a seed: from the zoo, or trained or continued here."""
+        stored = ROOT / "zoo" / self.name / f"{method}-{seed}"
+        if stored.exists():
+            return stored
         out = Path("runs") / self.name.replace("_", "-") / f"{method}-{seed}"
         if not (out / "weights.safetensors").exists():
             given = {**self.schedule, "model": self.model, "method": method, "seed": seed}

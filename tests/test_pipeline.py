@@ -86,7 +86,7 @@ def test_4_serve(home) -> None:
 def test_5_the_other_commands_speak_json(home) -> None:
     evaluation = json.loads(mexit(home, "evaluate", "--samples", "60", "--steps", "5", "--json").stdout)
     assert set(evaluation) >= {"exits", "budgets", "transfer", "settings", "flags"}
-    assert set(evaluation["exits"][0]) == {"exit", "clean", "average", "max-average"}
+    assert set(evaluation["exits"][0]) == {"exit", "clean", "average", "max-average", "worst"}
     assert evaluation["exits"][0]["clean"].keys() == {"value", "n", "stderr"}
     assert len(evaluation["transfer"]) == 3
     inspection = json.loads(mexit(home, "inspect", "--json").stdout)
