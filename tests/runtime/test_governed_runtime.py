@@ -127,7 +127,7 @@ def test_whatever_is_asked_for_the_ledger_stays_within_the_bound(mixed_bundle, p
     spent = account.macs + account.watch_macs
     assert spent <= 30 * full + 200 * full * seconds
     assert spent >= 0.5 * 200 * full * seconds  # it is used, too
-    assert min(refused, account.governed, account.watch_macs) > 0
+    assert min(refused, account.governed) > 0  # the watch, whose turn comes last, may find nothing left
 
 
 def test_the_drift_watch_is_skipped_without_tokens(mixed_bundle, plain, tensor) -> None:
