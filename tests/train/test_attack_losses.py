@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mexit.data import digits, splits
 from mexit.errors import UsageError
 from mexit.train.attacks.gradient import Steps, thunder
 from mexit.train.attacks.losses import LOSSES, exit_losses, margin, per_exit_loss, sample_loss
 from mexit.train.attacks.objective import Attack, craft, craft_each_exit, keep_worst
-from mexit.train.models import MultiExit, build, preset
+from mexit.train.models import MultiExit, build
 from mexit.train.randomness import Draw
 
 E, B, C = 3, 50, 10
@@ -34,21 +33,6 @@ def labels() -> Tensor:
 @pytest.fixture(scope="module")
 def targets(labels: Tensor) -> Tensor:
     return (labels + 1 + torch.arange(B) % (C - 1)) % C
-
-
-@pytest.fixture(scope="module")
-def model() -> MultiExit:
-    torch.manual_seed(0)
-    return build("digits-cnn", 10)
-
-
-@pytest.fixture(scope="module")
-def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Images, labels, places."""
-    data = digits.load()
-    index = splits.split(data).part("selection")[:48]
-    images = data.batch(index, preset("digits-cnn").input)
-    return torch.from_numpy(images), torch.from_numpy(data.labels[index]), torch.from_numpy(index)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mexit.data import digits, splits
 from mexit.errors import UsageError
 from mexit.train.attacks.gradient import NORMS, RULES, Steps, ascend, fgsm, noise, thunder, wrm
 from mexit.train.attacks.losses import sample_loss
@@ -19,25 +18,10 @@ from mexit.train.attacks.objective import (
     keep_worst,
     start_noise,
 )
-from mexit.train.models import MultiExit, build, preset
+from mexit.train.models import MultiExit
 from mexit.train.randomness import Draw
 
 EPS = 0.1
-
-
-@pytest.fixture(scope="module")
-def model() -> MultiExit:
-    torch.manual_seed(0)
-    return build("digits-cnn", 10)
-
-
-@pytest.fixture(scope="module")
-def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Images, labels, places."""
-    data = digits.load()
-    index = splits.split(data).part("selection")[:48]
-    images = data.batch(index, preset("digits-cnn").input)
-    return torch.from_numpy(images), torch.from_numpy(data.labels[index]), torch.from_numpy(index)
 
 
 def _craft(model: MultiExit, batch: tuple[Tensor, Tensor, Tensor], attack: Attack, seed: int = 0) -> Tensor:
