@@ -90,6 +90,7 @@ def test_a_signal_reaches_both_and_one_process_can_go_on() -> None:
 
 TOGETHER = """
 import os, torch
+from pathlib import Path
 from torch import nn
 from mexit.errors import MexitError
 from mexit.train.distributed import joined
@@ -116,6 +117,9 @@ with joined("cpu") as team:
             team.any(False)
         except MexitError as error:
             print("all is well;", error)
+    torch.optim.SGD(network.parameters(), 0.1).step()
+threads = [Path(f"/proc/self/task/{name}/comm").read_text() for name in os.listdir("/proc/self/task")]
+assert not any("gloo" in thread for thread in threads), threads  # they would outlive the interpreter
 """
 
 
