@@ -151,8 +151,8 @@ def joined(device: str) -> Iterator[Team]:
                 f"torchrun --nproc-per-node {torch.cuda.device_count()}, or --device cpu"
             )
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # The optimiser imports it at its first step, and imported while a group exists it keeps that group alive: gloo's
-    # threads then outlive the interpreter, and the process ends by SIGABRT now and then.
+    # The optimiser imports it at its first step, and imported while a group exists it keeps that group alive:
+    # gloo's threads then outlive the interpreter, and the process ends by SIGABRT now and then.
     importlib.import_module("torch._dynamo")
     with _contact():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
