@@ -21,6 +21,7 @@ from mexit.errors import BudgetInfeasible, Damaged, NotCalibrated, StalePolicy
 
 FORMAT = "mexit-policies"
 VERSION = 1
+PARITY = "fp32"  # the precision, and the variant, in which engines agree up to rounding
 
 
 @dataclass(frozen=True)
@@ -152,14 +153,33 @@ class Policies:
 
     def entry(self, engine: str, precision: str, variant: str) -> PolicyEntry:
         """The entry of one engine. Raises `NotCalibrated` naming those that exist."""
+        key = (engine, precision, variant)
         for entry in self.entries:
-            if (entry.engine, entry.precision, entry.variant) == (engine, precision, variant):
+            if (entry.engine, entry.precision, entry.variant) == key:
                 return entry
         have = ", ".join(f"{entry.engine} {entry.precision}" for entry in self.entries) or "none"
+        name = engine if precision == PARITY else f"{engine}:{precision}"
         raise NotCalibrated(
             f"no thresholds for engine {engine} in {precision} (calibrated: {have}): "
-            f"run mexit calibrate --backend {engine}"
+            f"run mexit calibrate --backend {name}"
         )
+
+    def usable(self, engine: str, precision: str, variant: str) -> PolicyEntry:
+        """The entry of one engine, else that of another one of the same parity class.
+
+        Engines that compute the fp32 graphs in fp32 differ by rounding alone, and stored thresholds lie midway
+        between scores, so what was calibrated for one serves them all. No other precision has such a class.
+
+        Raises:
+            NotCalibrated: neither exists.
+        """
+        try:
+            return self.entry(engine, precision, variant)
+        except NotCalibrated:
+            parity = [entry for entry in self.entries if (entry.precision, entry.variant) == (PARITY, PARITY)]
+            if (precision, variant) != (PARITY, PARITY) or not parity:
+                raise
+            return parity[0]
 
     def with_entry(self, new: PolicyEntry) -> Policies:
         """The same with `new` in place of the entry of that engine, or added."""

@@ -63,7 +63,7 @@ class Planner:
     def _uncalibrated(self, budget: Budget) -> Policy:
         if not budget.is_full:
             backend = self._backend
-            self._bundle.policies().entry(backend.engine, backend.precision, backend.variant)
+            self._bundle.policies().usable(backend.engine, backend.precision, backend.variant)
             raise NotCalibrated(f"budget '{budget.text}' needs thresholds; only 'full' works without")
         count = len(self._bundle.manifest.exits)
         return Policy("max-probability", False, (1.0,) * count, (None,) * (count - 1))

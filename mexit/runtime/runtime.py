@@ -18,7 +18,7 @@ from mexit.data.prepare import check_tensor, prepare_batch
 from mexit.errors import BadInput, NotCalibrated, UsageError
 from mexit.runtime.allowance import Macs, allowances
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.backends.ort import OrtBackend
+from mexit.runtime.backends.catalog import AUTO, find, open_backend
 from mexit.runtime.call import Call, Desk, Wishes, predictions
 from mexit.runtime.camera.pipeline import Answered, watch
 from mexit.runtime.drift_watch import DriftWatch
@@ -28,8 +28,6 @@ from mexit.runtime.ledger import Ledger
 from mexit.runtime.plan import Plan, Planner
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.reference import run_all_exits
-
-BACKENDS = ("auto", "ort")
 
 
 class Runtime:
@@ -82,7 +80,7 @@ class Runtime:
         Args:
             path: the directory.
             budget: default for calls that name none; `low`, `12M`, `40%`, `5ms`, ... (see `core.budget`).
-            backend: "auto" or "ort".
+            backend: "auto", or one of `backends.catalog.ENGINES`.
             threads: of the engine.
             use_policies: False leaves `policies.json` unread, as calibration does; only `full` works then.
             watch_drift: share of early answers that are compared with the full network's (see `drift_watch`).
@@ -97,14 +95,14 @@ class Runtime:
             BudgetInfeasible: below the cost of exit 1.
             MissingExtra: the engine is not installed.
         """
-        if backend not in BACKENDS:
-            raise UsageError(f"unknown backend '{backend}': choose from {', '.join(BACKENDS)}")
+        if backend != AUTO:
+            find(backend)
         bundle = Bundle.open(path)
         costs = bundle.manifest.cumulative_macs
         allowed = allowances(costs, rate, burst, client_rate, client_burst)
         runtime = Runtime(
             bundle,
-            OrtBackend(bundle, threads),
+            open_backend(bundle, backend, threads),
             budget,
             threads=threads,
             use_policies=use_policies,
@@ -298,6 +296,6 @@ class Runtime:
 
 def _entry_or_none(bundle: Bundle, backend: Backend) -> PolicyEntry | None:
     try:
-        return bundle.policies().entry(backend.engine, backend.precision, backend.variant)
+        return bundle.policies().usable(backend.engine, backend.precision, backend.variant)
     except NotCalibrated:
         return None

@@ -209,3 +209,17 @@ def test_saving_policies_removes_the_traces_that_nobody_names_any_more(bundle_co
     (bundle_copy / "traces/old.npz").write_bytes(b"x")
     bundle.save_policies(policies)
     assert {f"traces/{file.name}" for file in (bundle_copy / "traces").iterdir()} == named
+
+
+def test_engines_that_compute_in_fp32_share_their_thresholds(policies: Policies) -> None:
+    ort = policies.entry("ort", "fp32", "fp32")
+    assert policies.usable("other", "fp32", "fp32") == ort
+    own = dataclasses.replace(ort, engine="other", temperatures=tuple(2 * t for t in ort.temperatures))
+    assert policies.with_entry(own).usable("other", "fp32", "fp32") == own
+    assert policies.with_entry(own).usable("ort", "fp32", "fp32") == ort
+
+
+@pytest.mark.parametrize(("precision", "variant"), [("bf16", "fp32"), ("int8", "int8")])
+def test_no_other_precision_borrows_thresholds(policies: Policies, precision: str, variant: str) -> None:
+    with pytest.raises(NotCalibrated, match=f"run mexit calibrate --backend ort:{precision}"):
+        policies.usable("ort", precision, variant)

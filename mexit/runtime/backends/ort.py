@@ -41,15 +41,14 @@ class OrtBackend:
     """Every segment of one variant of a bundle in ONNX Runtime."""
 
     engine = "ort"
-    precision = "fp32"
-    variant = "fp32"
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 1, precision: str = "fp32") -> None:
         """Load all segments.
 
         Args:
             bundle: an opened, hence checked, bundle.
             threads: of each segment; segments run one after the other, so this many are busy at a time.
+            precision: also the name of the variant whose segments are loaded; it lies in their graphs.
 
         Raises:
             MissingExtra: onnxruntime is not installed.
@@ -58,6 +57,7 @@ class OrtBackend:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, found {threads}")
         runtime = load_onnxruntime()
+        self.precision = self.variant = precision
         variant = bundle.manifest.variants[self.variant]
         self.segments: list[Segment] = []
         for k, spec in enumerate(variant.segments, start=1):
