@@ -16,8 +16,8 @@ for CIFAR-10 (`msdnet-cifar10`, SGD, momentum 0.9, weight decay 5e-4, eps 8/255)
 training images (10,000) instead of 150 on all, batch 64 at lr 0.05 instead of 128 at 0.1, divided by 10 after
 three quarters, average attack of 3 steps of 4/255 instead of max-average of 7 steps of 2/255, and the last
 weights. That is a hundredth of the published training: it says how the two begin, not where they end."""
-NOTES = """Published for NEO-KD after 150 epochs on all images: 46.53 at exit 1, 44.20 in the mean over exits, about
-3.5 points above the best baseline (which attack, is not said)."""
+NOTES = """Published for NEO-KD after 150 epochs on all images: 46.53 at exit 1, 44.20 in the mean over exits,
+about 3.5 points above the best baseline (which attack, is not said)."""
 
 CIFAR10 = Protocol(
     name="cifar10_methods",
