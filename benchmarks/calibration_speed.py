@@ -15,6 +15,7 @@ from page import table, write_page
 
 from mexit.calibrate.search import Table, search
 from mexit.calibrate.thresholds import Ranking, geometric
+from mexit.core.cost import Costs
 
 SAMPLES, EXITS, REPEATS = 10_000, 7, 15
 BUDGETS = [p / 20 for p in range(1, 40)]
@@ -55,7 +56,7 @@ def timed(call) -> float:
 
 
 def main() -> None:
-    costs = tuple(range(10, 10 + 10 * EXITS, 10))
+    costs = Costs(tuple(range(10, 10 + 10 * EXITS, 10)))
     fast, searched = [], []
     for seed in range(REPEATS):
         scores, right = make(seed)

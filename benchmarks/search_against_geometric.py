@@ -17,6 +17,7 @@ from page import table, write_page
 
 from mexit.calibrate.frontier import Judge, frontier
 from mexit.core.confidence import Scorer
+from mexit.core.cost import Costs
 from mexit.core.trace import Origin, Trace
 from mexit.data import catalog
 from mexit.data.splits import split
@@ -32,7 +33,7 @@ from mexit.train.settings import resolve
 SEEDS = 4
 TRAINING_IMAGES = 4_000
 EPOCHS = 3
-COSTS = (1_015_440, 8_529_056, 11_135_152)  # of small-cnn, as `mexit models` counts them
+COSTS = Costs((1_015_440, 8_529_056, 11_135_152))  # of small-cnn, as `mexit models` counts them
 CONDITIONS = {"clean": None, "attacked, eps 0.1": Attack("average", Steps(0.1, 0.02, 10))}
 ATTACKED_SAMPLES = 2400
 

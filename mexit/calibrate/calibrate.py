@@ -13,6 +13,7 @@ from mexit.calibrate.scores import ScoreQuality, choose, rank_scores
 from mexit.calibrate.temperature import fit
 from mexit.core.budget import Budget
 from mexit.core.confidence import MEASURES, Scorer
+from mexit.core.cost import Costs
 from mexit.core.policies import FrontierPoint
 from mexit.core.trace import Trace
 from mexit.errors import BadInput, UsageError
@@ -101,12 +102,12 @@ class Calibrated:
     drift: Mapping[str, Any]
 
 
-def calibrate(traces: Traces, costs: tuple[int, ...], wish: Wish) -> Calibrated:
+def calibrate(traces: Traces, costs: Costs, wish: Wish) -> Calibrated:
     """Decide everything.
 
     Args:
         traces: see `Traces`.
-        costs: MACs of leaving at each exit, (E,).
+        costs: of leaving at each exit; with heads, those of exits where nobody leaves are not paid for.
         wish: see `Wish`.
 
     Raises:
@@ -114,7 +115,7 @@ def calibrate(traces: Traces, costs: tuple[int, ...], wish: Wish) -> Calibrated:
         BudgetInfeasible, RiskInfeasible: what was asked for cannot be had.
     """
     clean = traces.calibration
-    temperatures = (1.0,) * len(costs) if clean.labels is None else fit(clean.logits, clean.labels)
+    temperatures = (1.0,) * len(costs.cumulative) if clean.labels is None else fit(clean.logits, clean.labels)
     measure, ensemble, scores = _choose_score(traces, temperatures, wish)
     scorer = Scorer(measure, ensemble, temperatures, clean.logits.shape[2])
     judges = {"clean": Judge(traces.certification, scorer, costs)}
@@ -141,7 +142,7 @@ def calibrate(traces: Traces, costs: tuple[int, ...], wish: Wish) -> Calibrated:
 
 def _disagreement_bound(judge: Judge, point: FrontierPoint) -> float | None:
     """An upper bound for how often early answers differ from the full network's; None where nobody is early."""
-    early = judge.exits(point.thresholds) < len(judge.costs)
+    early = judge.exits(point.thresholds) < len(judge.costs.cumulative)
     if not early.any():
         return None
     differ = judge.answers(point.thresholds)[early] != judge.predictions[-1][early]

@@ -143,7 +143,7 @@ def certify(frontier: Sequence[FrontierPoint], judges: Mapping[str, Judge], requ
     last = len(points) - 1
     if request.max_macs is not None:
         last = certified_prefix([_cost_passes(judges, thresholds, request) for thresholds in points]) - 1
-    full_macs = judges[next(iter(judges))].costs[-1]
+    full_macs = frontier[-1].calibration.mean_macs
     if first >= len(points) or first > last or frontier[first].calibration.mean_macs >= full_macs:
         raise RiskInfeasible(_why_not(frontier, judges, request, first, last))
     return first, last
@@ -199,10 +199,10 @@ def _cost_passes(judges: Mapping[str, Judge], thresholds: Thresholds, request: R
     """The cost is bounded on clean data: under attack it rises, and the governor is the bound."""
     assert request.max_macs is not None
     judge = next(iter(judges.values()))
-    full = judge.costs[-1]
+    full = judge.costs.cumulative[-1]
     if request.max_macs >= full:
         return True
-    spent = np.asarray(judge.costs, np.float64)[judge.exits(thresholds) - 1] / full
+    spent = np.asarray(judge.exit_macs(thresholds), np.float64)[judge.exits(thresholds) - 1] / full
     return p_value("betting", spent, request.max_macs / full) <= request.delta
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.calibrate.search import Found, Table, clearly_better, search
+from mexit.calibrate.search import Found, Table, asked, clearly_better, search
 from mexit.calibrate.thresholds import Ranking, geometric
 from mexit.core.budget import NAMED_FRACTIONS, Budget, format_macs
 from mexit.core.confidence import Scorer
-from mexit.core.cost import exit_counts, mean_macs
+from mexit.core.cost import Costs, exit_counts, mean_macs
 from mexit.core.policies import FrontierPoint, Outcome
-from mexit.core.policy import Thresholds, first_exit
+from mexit.core.policy import Thresholds, first_exit, heads_asked
 from mexit.core.trace import Trace
 from mexit.errors import BadInput, BudgetInfeasible, UsageError
 
@@ -39,12 +39,14 @@ class Candidate:
 class Judge:
     """A trace seen through a scorer: says what thresholds do on it."""
 
-    def __init__(self, trace: Trace, scorer: Scorer, cumulative_macs: Sequence[int]) -> None:
-        if trace.logits.shape[0] != len(cumulative_macs):
-            raise BadInput(f"the trace has {trace.logits.shape[0]} exits, the model {len(cumulative_macs)}")
+    def __init__(self, trace: Trace, scorer: Scorer, costs: Costs) -> None:
+        exits = len(costs.cumulative)
+        if trace.logits.shape[0] != exits:
+            raise BadInput(f"the trace has {trace.logits.shape[0]} exits, the model {exits}")
         self.scores, self.predictions = scorer.answer(trace.logits)
         self.labels = trace.labels
-        self.costs = tuple(cumulative_macs)
+        never = heads_asked(scorer.measure, scorer.ensemble, (None,) * (exits - 1))
+        self.costs = Costs(costs.cumulative) if all(never) else costs
 
     def exits(self, thresholds: Thresholds) -> NDArray[np.int64]:
         """The exit that answers each sample, (N,)."""
@@ -55,12 +57,16 @@ class Judge:
         exits = self.exits(thresholds)
         return self.predictions[exits - 1, np.arange(len(exits))]
 
+    def exit_macs(self, thresholds: Thresholds) -> tuple[int, ...]:
+        """What leaving at each exit costs, without the heads of exits where nobody may leave, (E,)."""
+        return self.costs.under(asked(thresholds))
+
     def outcome(self, thresholds: Thresholds) -> Outcome:
         """Cost, accuracy and exits taken under these thresholds."""
         exits = self.exits(thresholds)
         accuracy = None if self.labels is None else float((self.answers(thresholds) == self.labels).mean())
-        counts = tuple(int(count) for count in exit_counts(exits, len(self.costs)))
-        return Outcome(len(exits), mean_macs(exits, self.costs), accuracy, counts)
+        counts = tuple(int(count) for count in exit_counts(exits, len(self.costs.cumulative)))
+        return Outcome(len(exits), mean_macs(exits, self.exit_macs(thresholds)), accuracy, counts)
 
 
 def candidates(judge: Judge) -> list[Candidate]:
@@ -72,7 +78,8 @@ def candidates(judge: Judge) -> list[Candidate]:
     ranking = Ranking.of(judge.scores)
     found = {geometric(ranking, float(q)) for q in RATIOS}
     costed = [
-        Candidate(thresholds, mean_macs(first_exit(judge.scores, thresholds), judge.costs)) for thresholds in found
+        Candidate(thresholds, mean_macs(judge.exits(thresholds), judge.exit_macs(thresholds)))
+        for thresholds in found
     ]
     return sorted(costed, key=lambda candidate: (candidate.macs, str(candidate.thresholds)))
 
@@ -101,7 +108,7 @@ def frontier(
     """
     if policy not in POLICIES:
         raise UsageError(f"unknown policy '{policy}': choose from {', '.join(POLICIES)}")
-    costs = calibration.costs
+    costs = calibration.costs.cumulative
     named = {name: Budget.parse(name).macs(costs) for name in NAMED_FRACTIONS}
     named |= {name: budget.macs(costs) for name, budget in budgets.items()}
     wanted = sorted({*np.linspace(costs[0], costs[-1], POINTS).tolist(), *named.values()})
@@ -120,9 +127,14 @@ def frontier(
 
 
 def _choose(judge: Judge, budgets: Sequence[float], policy: str) -> list[Thresholds]:
-    """Thresholds for budgets in MACs; `search` replaces geometric ones that it clearly beats."""
+    """Thresholds for budgets in MACs; `search` replaces others that it clearly beats.
+
+    Where a budget affords the full network without its early heads, that is what it gets.
+    """
     choices = candidates(judge)
-    chosen = [_largest_within(choices, macs).thresholds for macs in budgets]
+    nobody_early: Thresholds = (None,) * (len(judge.costs.cumulative) - 1)
+    full_macs = judge.exit_macs(nobody_early)[-1]
+    chosen = [nobody_early if macs >= full_macs else _largest_within(choices, macs).thresholds for macs in budgets]
     if policy == "geometric" or judge.labels is None:
         return chosen
     table = Table(Ranking.of(judge.scores), judge.predictions == judge.labels, judge.costs)

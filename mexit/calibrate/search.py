@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mexit.calibrate.thresholds import ALWAYS, Ranking, geometric
 from mexit.core.confidence import Floats
+from mexit.core.cost import Costs, mean_macs
 from mexit.core.policy import Thresholds, first_exit, is_sure
 
 GRID_EXITS = 4
@@ -39,12 +40,12 @@ class Table:
     Attributes:
         ranking: scores (E, N) and their order.
         right: whether each exit answers each sample rightly, (E, N).
-        costs: MACs of leaving at each exit, (E,).
+        costs: of leaving at each exit; heads of exits without a threshold are left out.
     """
 
     ranking: Ranking
     right: NDArray[np.bool_]
-    costs: tuple[int, ...]
+    costs: Costs
 
     def exits(self, thresholds: Thresholds) -> NDArray[np.int64]:
         """The exit that answers each sample, (N,)."""
@@ -57,7 +58,7 @@ class Table:
 
     def macs(self, thresholds: Thresholds) -> float:
         """Mean cost."""
-        return float(np.asarray(self.costs, np.float64)[self.exits(thresholds) - 1].mean())
+        return mean_macs(self.exits(thresholds), self.costs.under(asked(thresholds)))
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,14 @@ class Found:
     accuracy: float
 
 
+def asked(thresholds: Sequence[float | None]) -> tuple[bool, ...]:
+    """Which exits have a threshold, (E-1,)."""
+    return tuple(threshold is not None for threshold in thresholds)
+
+
 def search(table: Table) -> list[Found]:
     """The upper hull of accuracy over cost, by rising cost."""
-    exits = len(table.costs)
+    exits = len(table.costs.cumulative)
     if exits == 1:
         return [_found(table, ())]
     return upper_front(_grid(table) if exits <= GRID_EXITS else _ascend_all(table))
@@ -106,14 +112,17 @@ def _grid(table: Table) -> list[Found]:
         np.searchsorted(-np.array(points), -table.ranking.scores[k], side="left") for k, points in enumerate(cuts)
     ]
     sizes = [len(points) for points in cuts]
-    hits, cost = np.zeros(sizes), np.zeros(sizes)
+    heads = table.costs.heads or (0,) * exits
+    hits, cost, under_way = np.zeros(sizes), np.zeros(sizes), np.full([1] * len(sizes), float(samples))
     for k in range(exits):
-        reach = [*range(k)]
-        gained = _leaving(bins, sizes, k, table.right[k].astype(np.float64))
-        spent = _leaving(bins, sizes, k, np.full(samples, float(table.costs[k])))
-        shape = [sizes[axis] if axis in reach or axis == k else 1 for axis in range(exits - 1)]
-        hits += gained.reshape(shape)
-        cost += spent.reshape(shape)
+        shape = [size if axis <= k else 1 for axis, size in enumerate(sizes)]
+        hits += _leaving(bins, sizes, k, table.right[k].astype(np.float64)).reshape(shape)
+        leaving = _leaving(bins, sizes, k, np.ones(samples)).reshape(shape)
+        cost += table.costs.cumulative[k] * leaving
+        if k < exits - 1:  # the first cut is "never leave here": whoever comes this far is spared the head
+            never = (slice(None),) * k + (slice(0, 1),)
+            cost[never] -= heads[k] * under_way
+        under_way = under_way - leaving
     return _front_of_grid(cuts, hits / samples, cost / samples)
 
 
@@ -164,20 +173,22 @@ def _ascend_all(table: Table) -> list[Found]:
 
 def _ascend(table: Table, price: float, thresholds: Thresholds) -> Thresholds:
     """Coordinate ascent on right answers - price x cost / full cost."""
-    value = table.right - price * np.asarray(table.costs)[:, None] / table.costs[-1]
     current = list(thresholds)
     for _ in range(SWEEPS):
         before = list(current)
         for k in reversed(range(len(current))):
-            current[k] = _best_threshold(table.ranking, value, current, k)
+            current[k] = _best_threshold(table, price, current, k)
         if current == before:
             break
     return tuple(current)
 
 
-def _best_threshold(ranking: Ranking, value: Floats, thresholds: Sequence[float | None], k: int) -> float | None:
-    """The threshold of exit k (from 0) that gains most over letting everybody who reaches it go on."""
+def _best_threshold(table: Table, price: float, thresholds: Sequence[float | None], k: int) -> float | None:
+    """The threshold of exit k (from 0) that gains most over letting everybody go on, without its head."""
+    ranking, full = table.ranking, table.costs.cumulative[-1]
     scores = ranking.scores
+    with_head = [threshold is not None or exit_ == k for exit_, threshold in enumerate(thresholds)]
+    value = table.right - price * np.asarray(table.costs.under(with_head))[:, None] / full
     reaches = np.ones(scores.shape[1], np.bool_)
     for earlier in range(k):
         reaches &= ~is_sure(scores[earlier], thresholds[earlier])
@@ -196,6 +207,7 @@ def _best_threshold(ranking: Ranking, value: Floats, thresholds: Sequence[float 
     ends = np.append(falling[1:] < falling[:-1], True)  # ties leave together
     gains[~ends] = -np.inf
     best = int(np.argmax(gains))
-    if gains[best] <= 0:
+    head = table.costs.heads[k] if table.costs.heads else 0
+    if gains[best] <= price * head / full * reaches.sum():
         return None
     return ALWAYS if best + 1 >= len(falling) else float((falling[best] + falling[best + 1]) / 2)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from mexit.core.cost import Costs
 from mexit.errors import Damaged, SchemaTooNew
 
 FORMAT = "mexit-bundle"
@@ -192,6 +193,11 @@ class Manifest:
     def cumulative_macs(self) -> tuple[int, ...]:
         """Cost of leaving at each exit, (E,)."""
         return tuple(spec.cumulative_macs for spec in self.exits)
+
+    @property
+    def costs(self) -> Costs:
+        """Cost of leaving at each exit, and what of it are heads."""
+        return Costs(self.cumulative_macs, tuple(spec.head_macs for spec in self.exits))
 
     @property
     def graphs(self) -> tuple[FileSpec, ...]:

@@ -50,9 +50,24 @@ class Policy:
         """The same scores, but every input runs to the last exit: the budget `full`."""
         return replace(self, thresholds=(None,) * len(self.thresholds))
 
+    def ask_everywhere(self) -> Policy:
+        """Every input runs to the last exit and every head on the way is asked: what rehearsals time."""
+        return replace(self, thresholds=(float(np.finfo(np.float64).max),) * len(self.thresholds))
+
+    @property
+    def asked(self) -> tuple[bool, ...]:
+        """Whether each exit's head has a say, (E,); see `heads_asked`."""
+        return heads_asked(self.measure, self.ensemble, self.thresholds)
+
     def threshold(self, k: int) -> float | None:
         """The threshold of exit `k` (from 1); the last exit is not asked."""
         return self.thresholds[k - 1]
+
+
+def heads_asked(measure: str, ensemble: bool, thresholds: Thresholds) -> tuple[bool, ...]:
+    """Whether each exit's head has a say, (E,): where nobody leaves, only if later exits build on its answer."""
+    builds = ensemble or measure == "agreement"
+    return (*(builds or threshold is not None for threshold in thresholds), True)
 
 
 def is_sure(score: Floats, threshold: float | None) -> NDArray[np.bool_]:

@@ -107,7 +107,7 @@ def calibrate(
     pool, why_not = _pool(runtime.bundle, data, data_dir, attack, progress)
     _need_labels(pool, request)
     traces = _record(runtime, pool, attack, progress)
-    found = decide(traces, costs, wish)
+    found = decide(traces, runtime.costs, wish)
     entry = _entry(runtime.bundle, traces, found)
     runtime.bundle.save_policies(runtime.bundle.policies_or_empty().with_entry(entry))
     written = _write_report(path, runtime.bundle.manifest.name, entry, report(found, traces.certification))

@@ -136,7 +136,7 @@ class _Tally:
     """Adds answers up, in constant memory."""
 
     def __init__(self, costs: Sequence[int]) -> None:
-        self._ages = Ledger(costs)  # a ledger whose latencies are ages
+        self._ages = Ledger(len(costs), costs[-1])  # a ledger whose latencies are ages
         self.frames = 0
         self._first_s = 0.0
         self._last_s = 0.0
@@ -146,7 +146,7 @@ class _Tally:
         self._first_s = self._first_s if self.frames else result.captured_s
         self._last_s = answered_s
         self.frames += 1
-        self._ages.add(np.array([result.exit], np.int64), np.array([result.age_ms]))
+        self._ages.add(np.array([result.exit], np.int64), np.array([result.age_ms]), result.macs)
 
     def report(
         self, source: str, counters: Counters, outputs: tuple[Path, ...], signal_number: int | None

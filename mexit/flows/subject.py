@@ -29,10 +29,17 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Deployed:
-    """A named budget: its policy and its promise."""
+    """A named budget.
+
+    Attributes:
+        policy: decides who leaves where.
+        budget_macs: its promise.
+        exit_macs: what leaving at each exit costs under it, (E,).
+    """
 
     policy: Policy
     budget_macs: float
+    exit_macs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,12 @@ def _budgets(runtime: Runtime) -> dict[str, Deployed]:
     if not runtime.calibrated:
         return {}
     backend = runtime.backend
-    entry = runtime.bundle.policies().entry(backend.engine, backend.precision, backend.variant)
-    points = {name: entry.frontier[place] for name, place in entry.named.items()}
-    return {name: Deployed(entry.policy(point), point.budget_macs) for name, point in points.items()}
+    entry = runtime.bundle.policies().usable(backend.engine, backend.precision, backend.variant)
+    found = {}
+    for name, place in entry.named.items():
+        policy = entry.policy(entry.frontier[place])
+        found[name] = Deployed(policy, entry.frontier[place].budget_macs, runtime.costs.under(policy.asked))
+    return found
 
 
 def _torch_answer(network: gradients.Source) -> Callable[[Images], Logits]:

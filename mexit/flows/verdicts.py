@@ -126,7 +126,7 @@ def answered(
     from mexit.train.attacks.slowdown import efficacy
 
     found = decide(deployed.policy, logits)
-    cost = mean_macs(found.exits, cumulative_macs)
+    cost = mean_macs(found.exits, deployed.exit_macs)
     return accuracy(found.classes == labels) | {
         "mean_macs": cost,
         "saved": 1 - cost / cumulative_macs[-1],

@@ -138,8 +138,10 @@ class Call:
             deadline_s=None if wishes.deadline_s is None else wishes.deadline_s - begun_s,
             permit=None if desk.governor is None else self._permit,
         )
-        desk.ledger.add(answers.exits, (answers.seconds + begun_s) * 1e3, answers.reasons.count("governor"))
-        self.predictions += predictions(desk, answers, wishes, begun_s)
+        found = predictions(desk, answers, wishes, begun_s)
+        macs = sum(prediction.macs for prediction in found)
+        desk.ledger.add(answers.exits, (answers.seconds + begun_s) * 1e3, macs, answers.reasons.count("governor"))
+        self.predictions += found
         desk.watch(images, answers, wishes.plan, wishes.client)
         return self.predictions[first:]
 
@@ -169,7 +171,7 @@ class Call:
 def predictions(desk: Desk, answers: Answers, wishes: Wishes, begun_s: float) -> list[Prediction]:
     """Answers as predictions; `begun_s` passed between the call and segment 1."""
     manifest = desk.bundle.manifest
-    costs, full = manifest.cumulative_macs, manifest.cumulative_macs[-1]
+    costs, full = manifest.costs.under(answers.asked), manifest.cumulative_macs[-1]
     latency_ms = (answers.seconds + begun_s) * 1e3
     receipts = _receipts(desk, answers, wishes, begun_s) if wishes.receipts else [None] * len(answers.exits)
     found = []
@@ -195,7 +197,8 @@ def predictions(desk: Desk, answers: Answers, wishes: Wishes, begun_s: float) ->
 
 
 def _receipts(desk: Desk, answers: Answers, wishes: Wishes, begun_s: float) -> list[Receipt]:
-    costs, model = desk.bundle.manifest.cumulative_macs, desk.bundle.id
+    manifest, model = desk.bundle.manifest, desk.bundle.id
+    costs, full = manifest.costs.under(answers.asked), manifest.cumulative_macs[-1]
     certificates = desk.certificates(wishes.plan)
     segment_us = tuple(seconds * 1e6 for seconds in answers.segment_seconds)
     return [
@@ -203,7 +206,7 @@ def _receipts(desk: Desk, answers: Answers, wishes: Wishes, begun_s: float) -> l
             exit=k,
             reason=reason,
             macs=costs[k - 1],
-            saved_macs=costs[-1] - costs[k - 1],
+            saved_macs=full - costs[k - 1],
             segment_us=segment_us[:k],
             rows=len(answers.exits),
             queue_us=(wishes.queued_s + begun_s) * 1e6,

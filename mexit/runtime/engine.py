@@ -29,6 +29,7 @@ class Answers:
         reasons: one of `prediction.REASONS` for each row.
         seconds: (B,) from the start of the call to the answer.
         segment_seconds: of each segment that ran, its decision included.
+        asked: whether each exit's head ran with its segment, (E,).
     """
 
     exits: NDArray[np.int64]
@@ -36,6 +37,7 @@ class Answers:
     reasons: tuple[str, ...]
     seconds: NDArray[np.float64]
     segment_seconds: tuple[float, ...]
+    asked: tuple[bool, ...]
 
 
 def answer(
@@ -49,6 +51,9 @@ def answer(
     permit: Permit | None = None,
 ) -> Answers:
     """Answer each image at the first exit that is sure.
+
+    Heads that the policy does not ask are left out, but not where a deadline or a governor may need any exit's
+    answer.
 
     Args:
         backend: the loaded segments.
@@ -72,9 +77,16 @@ def answer(
     before = 0.0
     rows = np.arange(len(images))
     carried = backend.carry(images)
+    asked = heads(backend, policy, last, may_stop=permit is not None or deadline_s is not None)
     for k in range(1, last + 1):
         if not len(rows):
             break
+        if not asked[k - 1]:
+            carried = backend.segments[k - 1].features(carried)
+            now = time.perf_counter() - start
+            segment_seconds.append(now - before)
+            before = now
+            continue
         carried, logits = backend.segments[k - 1].run(carried)
         state, exit_probabilities, score = scorer.step(k, logits, state)
         now = time.perf_counter() - start
@@ -94,7 +106,14 @@ def answer(
         staying = np.flatnonzero(~leaving)
         if k < last and len(staying) < len(rows):
             rows, carried, state = rows[staying], carried.take(staying), state.take(staying)
-    return Answers(exits, probabilities, tuple(reasons), seconds, tuple(segment_seconds))
+    return Answers(exits, probabilities, tuple(reasons), seconds, tuple(segment_seconds), asked)
+
+
+def heads(backend: Backend, policy: Policy, last: int, *, may_stop: bool) -> tuple[bool, ...]:
+    """Which heads run, (E,): all where rows may have to stop anywhere, else those that the policy asks."""
+    if may_stop or not backend.drops_heads:
+        return (True,) * len(backend.segments)
+    return tuple(asked or k == last for k, asked in enumerate(policy.asked, start=1))
 
 
 def _reason(k: int, count: int, last: int, confident: bool, late: bool) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,22 +49,27 @@ class Account:
 class Ledger:
     """Adds up answers; safe to share between threads."""
 
-    def __init__(self, cumulative_macs: Sequence[int]) -> None:
-        self._costs = tuple(int(cost) for cost in cumulative_macs)
-        self._exits = np.zeros(len(self._costs), np.int64)
+    def __init__(self, exits: int, full_macs: int) -> None:
+        """`full_macs` is what the full network costs, every head included."""
+        self._full, self._spent = full_macs, 0
+        self._exits = np.zeros(exits, np.int64)
         self._latencies = np.zeros(_BUCKETS_PER_DECADE * _DECADES + 1, np.int64)
         self._governed = 0
         self._watched = 0
         self._lock = threading.Lock()
 
-    def add(self, exits: NDArray[np.int64], latency_ms: NDArray[np.float64], governed: int = 0) -> None:
-        """Answers at `exits` (B,), from 1, after `latency_ms` (B,); `governed` of them for want of tokens."""
+    def add(self, exits: NDArray[np.int64], latency_ms: NDArray[np.float64], macs: int, governed: int = 0) -> None:
+        """Answers at `exits` (B,), from 1, after `latency_ms` (B,), `governed` of them for want of tokens.
+
+        `macs` is what they cost together.
+        """
         places = np.log10(np.maximum(latency_ms, _LOWEST_MS) / _LOWEST_MS) * _BUCKETS_PER_DECADE
         buckets = np.minimum(places.astype(np.int64), len(self._latencies) - 1)
         with self._lock:
             np.add.at(self._exits, exits - 1, 1)
             np.add.at(self._latencies, buckets, 1)
             self._governed += governed
+            self._spent += macs
 
     def add_watched(self, rows: int) -> None:
         """Inputs that the drift watch ran through the whole network once more."""
@@ -76,14 +80,12 @@ class Ledger:
         """A consistent copy."""
         with self._lock:
             exits, latencies = self._exits.copy(), self._latencies.copy()
-            governed, watched = self._governed, self._watched
-        spent = sum(int(count) * cost for count, cost in zip(exits, self._costs, strict=True))
+            governed, watched, spent = self._governed, self._watched, self._spent
         predictions = int(exits.sum())
         quantiles = {f"p{q}": _quantile(latencies, q / 100) for q in (50, 95, 99)} if predictions else None
         counts = tuple(int(count) for count in exits)
-        full = self._costs[-1]
-        saved = predictions * full - spent
-        return Account(predictions, counts, spent, saved, governed, watched * full, quantiles)
+        saved = predictions * self._full - spent
+        return Account(predictions, counts, spent, saved, governed, watched * self._full, quantiles)
 
 
 def _quantile(buckets: NDArray[np.int64], share: float) -> float:

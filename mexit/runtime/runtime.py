@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
+from mexit.core.cost import Costs
 from mexit.core.policies import PolicyEntry
 from mexit.core.policy import Policy
 from mexit.data.prepare import check_tensor, prepare_batch
@@ -36,6 +37,7 @@ class Runtime:
     Attributes:
         bundle: the opened bundle.
         backend: the loaded engine.
+        costs: MACs of leaving at each exit in this engine.
         ledger: what was spent; `runtime.ledger.account()`.
         governor: bounds what is spent from now on; None is without bound.
     """
@@ -52,7 +54,8 @@ class Runtime:
     ) -> None:
         self.bundle = bundle
         self.backend = backend
-        self.ledger = Ledger(bundle.manifest.cumulative_macs)
+        self.costs = bundle.manifest.costs if backend.drops_heads else Costs(bundle.manifest.cumulative_macs)
+        self.ledger = Ledger(len(bundle.manifest.exits), bundle.manifest.cumulative_macs[-1])
         self.governor = governor
         self._desk = Desk(bundle, backend, self.ledger, governor, self._certificates, self._watch)
         entry = _entry_or_none(bundle, backend) if use_policies else None
@@ -290,7 +293,7 @@ class Runtime:
         image = np.full((1, *self.bundle.manifest.input.shape), 0.5, np.float32)
         full = Budget.parse("full")
         plan, classes = self._planner.plan(full), len(self.bundle.manifest.classes)
-        answers = answer(self.backend, image, plan.policy, classes, max_exit=k)
+        answers = answer(self.backend, image, plan.policy.ask_everywhere(), classes, max_exit=k)
         return predictions(self._desk, answers, Wishes(full, plan), 0.0)
 
 

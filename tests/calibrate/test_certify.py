@@ -8,10 +8,11 @@ import pytest
 from mexit.calibrate.certify import LOSSES, Request, certificate, certify, losses
 from mexit.calibrate.frontier import Judge, frontier
 from mexit.core.confidence import Scorer
+from mexit.core.cost import Costs
 from mexit.core.trace import Origin, Trace
 from mexit.errors import RiskInfeasible, UsageError
 
-COSTS = (100, 400, 1000)
+COSTS = Costs((100, 400, 1000))
 SCORER = Scorer("max-probability", False, (1.0,) * 3, 4)
 ABOUT = {"model": "m", "engine": "ort", "precision": "fp32", "data_sha256": "d"}
 

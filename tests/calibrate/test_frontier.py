@@ -8,10 +8,11 @@ import pytest
 from mexit.calibrate.frontier import Judge, frontier
 from mexit.core.budget import Budget
 from mexit.core.confidence import Scorer
+from mexit.core.cost import Costs
 from mexit.core.trace import Origin, Trace
 from mexit.errors import BadInput, BudgetInfeasible, UsageError
 
-COSTS = (100, 400, 1000)
+COSTS = Costs((100, 400, 1000))
 SCORER = Scorer("max-probability", False, (1.0,) * 3, 4)
 
 
@@ -67,7 +68,7 @@ def test_outcome_is_what_a_plain_count_gives(judge) -> None:
             threshold = point.thresholds[k] if k < 2 else -np.inf
             if threshold is not None and z.max() - others >= threshold:
                 right += int(z.argmax() == trace.labels[row])
-                spent, exits[k] = spent + COSTS[k], exits[k] + 1
+                spent, exits[k] = spent + COSTS.cumulative[k], exits[k] + 1
                 break
     assert point.calibration.accuracy == pytest.approx(right / 500)
     assert point.calibration.mean_macs == pytest.approx(spent / 500)
@@ -125,3 +126,34 @@ def test_search_wins_where_thinking_longer_spoils_answers() -> None:
 def test_an_unknown_policy_is_refused(judge) -> None:
     with pytest.raises(UsageError, match="search, geometric"):
         frontier(judge, None, None, {}, "greedy")
+
+
+HEADS = Costs((100, 400, 1000), (50, 250, 0))
+
+
+@pytest.mark.parametrize("policy", ["geometric", "search"])
+def test_heads_nobody_leaves_at_are_not_paid_for(policy) -> None:
+    judge = Judge(make_trace(800), SCORER, HEADS)
+    points, _ = frontier(judge, None, None, {}, policy)
+    macs = [point.calibration.mean_macs for point in points]
+    assert macs == sorted(macs)
+    for point in points:
+        plain = np.array(HEADS.cumulative, float)
+        for k in range(2):
+            plain[k + 1 :] -= HEADS.heads[k] if point.thresholds[k] is None else 0
+        assert point.calibration.mean_macs == pytest.approx(np.dot(point.calibration.exits, plain) / 800)
+        assert point.calibration.mean_macs <= point.budget_macs
+    assert points[-1].calibration.mean_macs == 700
+    # A budget that affords the full network without its early heads does not buy early exits instead.
+    full = points[-1].calibration.accuracy
+    affording = [point for point in points if point.budget_macs >= 700]
+    assert len(affording) > 10
+    assert all(point.calibration.accuracy >= full for point in affording)
+    assert policy == "search" or all(point.thresholds == (None, None) for point in affording)
+
+
+@pytest.mark.parametrize(("measure", "ensemble"), [("agreement", False), ("max-probability", True)])
+def test_scores_that_build_on_earlier_exits_need_every_head(measure, ensemble) -> None:
+    judge = Judge(make_trace(200), Scorer(measure, ensemble, (1.0,) * 3, 4), HEADS)
+    assert judge.exit_macs((None, None)) == (100, 400, 1000)
+    assert frontier(judge, None, None, {})[0][-1].calibration.mean_macs == 1000

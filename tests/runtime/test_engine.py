@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -113,3 +115,73 @@ def test_never_leaving_equals_the_full_network(digits_bundle, test_digits) -> No
     logits = run_all_exits(runtime.backend, runtime.prepare(list(test_digits[0])))
     assert [found.index for found in predictions] == logits[-1].argmax(axis=1).tolist()
     assert {found.reason for found in predictions} == {"last"}
+
+
+LEFT_OUT = Policy("max-probability", False, (1.0,) * 3, (None, 0.5))
+
+
+def test_a_head_that_nobody_asks_does_not_run() -> None:
+    fake = backend()
+    answers = answer(fake, images(range(40)), LEFT_OUT, 5)
+    exits, probabilities = answer_slowly(backend(), images(range(40)), LEFT_OUT, 5)
+    np.testing.assert_array_equal(answers.exits, exits)
+    np.testing.assert_array_equal(answers.probabilities, probabilities)
+    assert answers.asked == (False, True, True)
+    assert len(answers.segment_seconds) == 3
+    staying = int((exits > 2).sum())
+    assert [segment.rows_run for segment in fake.segments] == [40, 40, staying]
+    assert [segment.rows_answered for segment in fake.segments] == [0, 40, staying]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"deadline_s": 100.0}, {"permit": lambda _, rows: rows}],
+    ids=["deadline", "governor"],
+)
+def test_every_head_runs_where_any_exit_may_have_to_answer(options) -> None:
+    fake = backend()
+    answers = answer(fake, images(range(40)), LEFT_OUT, 5, **options)
+    assert answers.asked == (True, True, True)
+    assert fake.segments[0].rows_answered == 40
+    np.testing.assert_array_equal(answers.exits, answer(fake, images(range(40)), LEFT_OUT, 5).exits)
+
+
+@pytest.mark.parametrize("builds", [{"measure": "agreement"}, {"ensemble": True}], ids=str)
+def test_scores_that_build_on_earlier_exits_ask_every_head(builds) -> None:
+    fake = backend()
+    policy = dataclasses.replace(LEFT_OUT, **builds)
+    assert answer(fake, images(range(40)), policy, 5).asked == (True, True, True)
+    assert fake.segments[0].rows_answered == 40
+
+
+def test_an_engine_that_cannot_leave_heads_out_is_not_credited() -> None:
+    fake = backend()
+    fake.drops_heads = False
+    assert answer(fake, images(range(40)), LEFT_OUT, 5).asked == (True, True, True)
+
+
+def test_the_exit_where_a_call_ends_answers_even_if_the_policy_does_not_ask_it() -> None:
+    fake = backend()
+    answers = answer(fake, images(range(40)), LEFT_OUT.never_leave(), 5, max_exit=2)
+    assert answers.asked == (False, True, True)
+    assert set(answers.exits) == {2}
+    np.testing.assert_array_equal(
+        answers.probabilities.argmax(axis=1), run_all_exits(fake, images(range(40)))[1].argmax(axis=1)
+    )
+
+
+def test_prediction_receipt_and_ledger_count_what_ran(digits_bundle, test_digits) -> None:
+    runtime = Runtime.open(digits_bundle, "full")
+    exits = runtime.bundle.manifest.exits
+    heads = exits[0].head_macs + exits[1].head_macs
+    assert heads > 0
+    found = runtime(list(test_digits[0][:3]), receipts=True)
+    kept = runtime(list(test_digits[0][:3]), receipts=True, deadline_ms=60_000)
+    for plain, whole in zip(found, kept, strict=True):
+        np.testing.assert_array_equal(plain.probabilities, whole.probabilities)
+        assert whole.macs == exits[-1].cumulative_macs
+        assert plain.macs == plain.receipt.macs == whole.macs - heads
+        assert (whole.saved_macs, plain.saved_macs, plain.receipt.saved_macs) == (0, heads, heads)
+    account = runtime.ledger.account()
+    assert account.macs == 3 * (2 * exits[-1].cumulative_macs - heads)
+    assert account.saved_macs == 3 * heads

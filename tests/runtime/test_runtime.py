@@ -160,10 +160,10 @@ def test_more_engine_threads_give_the_same_answers(digits_bundle, test_digits) -
 
 
 def test_ledger_quantiles_are_within_their_bucket() -> None:
-    ledger = Ledger((1, 2))
+    ledger = Ledger(2, 2)
     assert ledger.account().latency_ms is None
     latencies = np.random.default_rng(0).lognormal(1, 1, 5000)
-    ledger.add(np.ones(5000, np.int64), latencies)
+    ledger.add(np.ones(5000, np.int64), latencies, 5000)
     account = ledger.account()
     assert account.latency_ms is not None
     for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):

@@ -37,17 +37,22 @@ class Segment(Protocol):
     def run(self, carried: Any) -> tuple[Carried, NDArray[np.float32]]:
         """Carried features of B rows to the next carried features and logits (B, C) float32 on the host."""
 
+    def features(self, carried: Any) -> Carried:
+        """The next carried features alone: the exit's head does not run where `Backend.drops_heads`."""
+
 
 class Backend(Protocol):
     """An engine with every segment of one bundle loaded.
 
     Attributes:
         engine, precision, variant: the key of its entry in `policies.json`.
+        drops_heads: whether `Segment.features` spares the head.
     """
 
     engine: str
     precision: str
     variant: str
+    drops_heads: bool
 
     @property
     def segments(self) -> Sequence[Segment]:

@@ -15,15 +15,22 @@ _STEP = 2.0**-20
 
 
 class FakeSegment:
-    """Answers row i with `logits[i]`; counts the rows it was asked for."""
+    """Answers row i with `logits[i]`; counts the rows that it ran, and those among them with its head."""
 
     def __init__(self, logits: NDArray[np.float32]) -> None:
         self.logits = logits
         self.rows_run = 0
+        self.rows_answered = 0
+
+    def features(self, carried: HostCarried) -> HostCarried:
+        """See `base.Segment.features`."""
+        self.rows_run += carried.rows
+        return carried
 
     def run(self, carried: HostCarried) -> tuple[HostCarried, NDArray[np.float32]]:
         """See `base.Segment.run`."""
-        self.rows_run += carried.rows
+        self.features(carried)
+        self.rows_answered += carried.rows
         first_pixels = carried.arrays[0].reshape(carried.rows, -1)[:, 0]
         return carried, self.logits[np.rint(first_pixels / _STEP).astype(np.int64)]
 
@@ -34,6 +41,7 @@ class FakeBackend:
     engine = "fake"
     precision = "fp32"
     variant = "fp32"
+    drops_heads = True
 
     def __init__(self, logits: NDArray[np.float32]) -> None:
         self.segments = tuple(FakeSegment(exit_logits) for exit_logits in logits)

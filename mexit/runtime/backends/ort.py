@@ -6,6 +6,8 @@ next one needs (measured: ten times the CPU time). So spinning is off and one th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.bundle import Bundle
+from mexit.core.onnx_prune import without_outputs
 from mexit.errors import BackendError, UsageError, missing_extra
 from mexit.runtime.backends.base import HostCarried, Segment
 
@@ -22,25 +25,38 @@ _NO_SPINNING = "session.intra_op.allow_spinning"
 class OrtSegment:
     """One ONNX Runtime session. Inputs and outputs are positional, as the manifest lists them."""
 
-    def __init__(self, session: Any, inputs: list[str], outputs: list[str]) -> None:
+    def __init__(
+        self, session: Any, inputs: list[str], outputs: list[str], open_headless: Callable[[], Any]
+    ) -> None:
+        """`open_headless` loads the same segment without its logits, when that is first asked for."""
         self._session = session
         self._inputs = inputs
         self._outputs = outputs
+        self._headless = lru_cache(maxsize=1)(open_headless)
 
     def run(self, carried: HostCarried) -> tuple[HostCarried, NDArray[np.float32]]:
         """See `base.Segment.run`."""
+        *features, logits = self._run(self._session, self._outputs, carried)
+        return HostCarried(features), logits
+
+    def features(self, carried: HostCarried) -> HostCarried:
+        """See `base.Segment.features`."""
+        return HostCarried(self._run(self._headless(), self._outputs[:-1], carried))
+
+    def _run(self, session: Any, outputs: list[str], carried: HostCarried) -> list[NDArray[np.float32]]:
         feeds = dict(zip(self._inputs, carried.arrays, strict=True))
         try:
-            *features, logits = self._session.run(self._outputs, feeds)
+            found: list[NDArray[np.float32]] = session.run(outputs, feeds)
         except Exception as error:  # onnxruntime raises classes of its own C++ module
             raise BackendError(f"onnxruntime failed: {error}") from error
-        return HostCarried(features), logits
+        return found
 
 
 class OrtBackend:
     """Every segment of one variant of a bundle in ONNX Runtime."""
 
     engine = "ort"
+    drops_heads = True
 
     def __init__(self, bundle: Bundle, threads: int = 1, precision: str = "fp32") -> None:
         """Load all segments.
@@ -61,9 +77,14 @@ class OrtBackend:
         variant = bundle.manifest.variants[self.variant]
         self.segments: list[Segment] = []
         for k, spec in enumerate(variant.segments, start=1):
-            session = _open_session(runtime, bundle.segment(self.variant, k), spec.file, threads)
+            content = bundle.segment(self.variant, k)
             inputs, outputs = [[tensor.name for tensor in side] for side in (spec.inputs, spec.outputs)]
-            self.segments.append(OrtSegment(session, inputs, outputs))
+
+            def open_headless(content: bytes = content, file: str = spec.file, head: str = outputs[-1]) -> Any:
+                return _open_session(runtime, without_outputs(content, [head], file), file, threads)
+
+            session = _open_session(runtime, content, spec.file, threads)
+            self.segments.append(OrtSegment(session, inputs, outputs, open_headless))
 
     def carry(self, images: NDArray[np.float32]) -> HostCarried:
         """See `base.Backend.carry`."""

@@ -210,7 +210,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 def test_classify_equals_the_runtime(server: Server, runtime: Runtime, pixels: NDArray[np.uint8]) -> None:
     content = png(pixels)
     status, answer = server.json("POST", "/v1/classify?budget=full&max_exit=2&deadline_ms=60000", content)
-    expected = runtime(content, budget="full", max_exit=2)[0].to_json()
+    expected = runtime(content, budget="full", max_exit=2, deadline_ms=60000)[0].to_json()
     assert status == 200
     assert answer.pop("latency_ms") > 0
     expected.pop("latency_ms")
