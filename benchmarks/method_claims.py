@@ -3,8 +3,10 @@
     MEXIT_DATA=DIR python benchmarks/method_claims.py [--seeds 3] [CLAIM...]
 
 Trains what is not trained yet (runs/method-claims/, continued where it stopped), judges it on the test part, keeps
-which images were answered rightly (results/method_claims/), and writes the page from all that was judged. Network `small-cnn`, SGD with momentum 0.9, weight decay 5e-4, batch 32, lr 0.01 divided by 10
-after three quarters; 40 epochs on clean images, 20 on attacked ones (PGD-7, eps 0.2, step 0.05), the last weights.
+which images were answered rightly (results/method_claims/), and writes the page from all that was judged.
+
+Network `small-cnn`, SGD with momentum 0.9, weight decay 5e-4, batch 32, lr 0.01 divided by 10 after three
+quarters; 40 epochs on clean images, 20 on attacked ones (PGD-7, eps 0.2, step 0.05), the last weights.
 Options of the methods are their defaults but for two: DBT runs at T = 1 with weight 1 on both of its terms, where
 HDKD starts too (its published scale and growing T ended in NaN at this learning rate), and students distil with
 weight 0.9 at T = 4, as their papers do. Nothing else was tuned. Judged on all 10,000 test images clean, and on
@@ -192,7 +194,7 @@ def main() -> None:
         "verdict",
     ]
     parts = [
-        __doc__.split("\n\n", 2)[2],
+        __doc__.split("\n\n", 3)[3],
         "Exits 1 / 2 / 3.",
         table(columns, [row(claim, seeds) for claim, seeds in done]),
     ]
