@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,10 @@ from mexit.core.policy import Policy
 from mexit.data.prepare import check_tensor, prepare_batch
 from mexit.errors import BadInput, NotCalibrated, UsageError
 from mexit.runtime.allowance import Macs, allowances
+from mexit.runtime.autotune import choose, open_chosen
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.backends.catalog import AUTO, find, open_backend
+from mexit.runtime.backends.catalog import AUTO, find
 from mexit.runtime.call import Call, Desk, Wishes, predictions
-from mexit.runtime.camera.pipeline import Answered, watch
 from mexit.runtime.drift_watch import DriftWatch
 from mexit.runtime.engine import Answers, answer, last_exit
 from mexit.runtime.governor import Governor
@@ -29,6 +29,9 @@ from mexit.runtime.plan import Plan, Planner
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.reference import run_all_exits
 
+if TYPE_CHECKING:
+    from mexit.runtime.camera.pipeline import Answered
+
 
 class Runtime:
     """A bundle in an engine. Safe to call from several threads.
@@ -36,6 +39,7 @@ class Runtime:
     Attributes:
         bundle: the opened bundle.
         backend: the loaded engine.
+        threads: of the engine.
         ledger: what was spent; `runtime.ledger.account()`.
         governor: bounds what is spent from now on; None is without bound.
     """
@@ -52,6 +56,7 @@ class Runtime:
     ) -> None:
         self.bundle = bundle
         self.backend = backend
+        self.threads = threads
         self.ledger = Ledger(bundle.manifest.cumulative_macs)
         self.governor = governor
         self._desk = Desk(bundle, backend, self.ledger, governor, self._certificates, self._watch)
@@ -66,7 +71,7 @@ class Runtime:
         budget: str | Budget = "low",
         *,
         backend: str = "auto",
-        threads: int = 1,
+        threads: int | None = None,
         use_policies: bool = True,
         watch_drift: float = 0.0,
         on_drift: str = "alarm",
@@ -80,8 +85,9 @@ class Runtime:
         Args:
             path: the directory.
             budget: default for calls that name none; `low`, `12M`, `40%`, `5ms`, ... (see `core.budget`).
-            backend: "auto", or one of `backends.catalog.ENGINES`.
-            threads: of the engine.
+            backend: one of `backends.catalog.ENGINES`, or "auto": the fastest calibrated one, if they were timed
+                on this device (see `autotune`), else ONNX Runtime.
+            threads: of the engine; default as many as were fastest, else 1.
             use_policies: False leaves `policies.json` unread, as calibration does; only `full` works then.
             watch_drift: share of early answers that are compared with the full network's (see `drift_watch`).
             on_drift: "alarm" logs a changed data distribution; "safer" also moves to a safer policy.
@@ -100,11 +106,12 @@ class Runtime:
         bundle = Bundle.open(path)
         costs = bundle.manifest.cumulative_macs
         allowed = allowances(costs, rate, burst, client_rate, client_burst)
+        choice = choose(bundle, backend, threads)
         runtime = Runtime(
             bundle,
-            open_backend(bundle, backend, threads),
+            open_chosen(bundle, choice),
             budget,
-            threads=threads,
+            threads=choice.threads,
             use_policies=use_policies,
             governor=Governor(costs, allowed) if allowed.overall or allowed.client else None,
         )
@@ -199,10 +206,12 @@ class Runtime:
         client: str = "",
         wait_ms: float | None = None,
         queued_s: float = 0.0,
+        kind: type[Call] = Call,
     ) -> Call:
         """A call that waits nowhere by itself, for programs with an event loop of their own; see `call.Call`.
 
-        `queued_s` is what the images waited before, for their receipts; the others are those of a call.
+        `queued_s` is what the images waited before, for their receipts; `kind` is `ticket.Ticket` for a batcher;
+        the others are those of a call.
         """
         if deadline_ms is not None and not deadline_ms > 0:
             raise UsageError(f"deadline_ms must be above zero, found {deadline_ms}")
@@ -223,7 +232,7 @@ class Runtime:
             queued_s=queued_s,
             receipts=receipts,
         )
-        return Call(self._desk, tensor, wishes)
+        return kind(self._desk, tensor, wishes)
 
     def prepare(self, images: NDArray[Any] | Sequence[Any] | bytes) -> NDArray[np.float32]:
         """Any accepted images as the input tensor (B, C, H, W) float32 in [0, 1]."""
@@ -252,6 +261,9 @@ class Runtime:
         Yields:
             A frame, uint8 RGB (H, W, 3), and its `camera.pipeline.CameraPrediction`.
         """
+        # Only now: it brings sockets and threads, a tenth of the time that starting mexit takes.
+        from mexit.runtime.camera.pipeline import watch
+
         return watch(self, source, **options)
 
     def policy(self, budget: str | Budget | None = None) -> Policy:
