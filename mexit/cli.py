@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import typer
 
 from mexit import __version__, console
-from mexit.commands import answering, bundles, training
+from mexit.commands import answering, bundles, doctor, training
 from mexit.commands.options import handled
 
 COMMANDS = (
@@ -31,6 +31,7 @@ COMMANDS = (
     bundles.bench,
     bundles.inspect,
     training.models,
+    doctor.doctor,
 )
 
 app = typer.Typer(

@@ -135,3 +135,20 @@ def _calibration_caption(entry: PolicyEntry) -> str:
         parts.append(f"promises from {held_out.n} certification images, which chose nothing")
     attacks = dict.fromkeys(ref.condition for ref in entry.evidence if ref.condition != "clean")
     return "; ".join(parts + [f"attack: {attack}" for attack in attacks])
+
+
+def parity_table(found: Any) -> None:
+    """How a second set of segments answers, an `export.parity.Parity`, held against fp32."""
+    rows = [
+        [
+            str(one.exit),
+            f"{one.largest_difference:.2e}",
+            percent(one.agreement),
+            percent(one.accuracy),
+            percent(one.accuracy_fp32),
+        ]
+        for one in found.exits
+    ]
+    columns = ["exit", "largest difference", "same answer", f"accuracy {found.precision}", "accuracy fp32"]
+    title = f"{found.precision} against fp32 on {found.n} images of the {found.split} split"
+    table(title, columns, rows, "what it answers, not how fast: that is what mexit bench --tune measures")

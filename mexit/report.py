@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mexit.flows.models import NetworkCosts
     from mexit.flows.run import Answer
     from mexit.flows.train import TrainResult
+    from mexit.runtime.autotune import Explanation
     from mexit.runtime.camera.pipeline import CameraPrediction
 
 
@@ -164,8 +165,11 @@ def show_export(result: ExportResult) -> None:
     console.say(
         f"wrote {result.bundle}, model {result.model[:12]}; largest difference from torch per exit: {differences}"
     )
+    if result.parity:
+        console.parity_table(result.parity)
     console.next_commands(
         *(["mexit calibrate"] if not result.calibration else []),
+        *(["mexit calibrate --backend ort:int8"] if result.parity and result.parity.precision == "int8" else []),
         "mexit serve --budget low",
         "mexit evaluate",
         "mexit bench",
@@ -282,7 +286,9 @@ def show_camera(result: CameraReport) -> None:
 
 
 def show_bench(result: BenchResult) -> None:
-    """Latency per path."""
+    """Latency per path, after how the engines compare."""
+    if result.tuning:
+        _show_tuning(result.tuning)
     rows = [
         [
             row.path,
@@ -322,6 +328,7 @@ def show_inspection(result: InspectResult) -> None:
     if manifest.splits:
         parts = ", ".join(f"{name} {part.n}" for name, part in manifest.splits.parts.items())
         console.say(f"trained on {manifest.splits.data_set}: {parts}")
+    _show_tuning(result.tuning)
     if result.policies is None:
         console.next_commands("mexit calibrate")
         return
@@ -330,6 +337,25 @@ def show_inspection(result: InspectResult) -> None:
         console.calibration_table(entry)
         for found in entry.certificates:
             _say_certificate(found)
+
+
+def _show_tuning(found: Explanation) -> None:
+    """What auto takes, what it was held against, and what would make more engines fit."""
+    choice = found.choice
+    said = f"auto on this device: {choice.backend}, {choice.threads} thread(s), {choice.reason}"
+    if not found.rows:
+        console.say(f"{said}; mexit bench --tune times the engines")
+        return
+    rows = [
+        [row.timing.backend, str(row.timing.threads), console.counts([round(us) for us in row.timing.segments_us]),
+         f"{row.timing.total_us:.0f}", row.state]
+        for row in found.rows
+    ]  # fmt: skip
+    console.table("engines: microseconds an image", ["engine", "threads", "segments", "all", ""], rows, said)
+    for name, why in found.skipped.items():
+        console.say(f"not timed: {name}: {why}")
+    for command in dict.fromkeys(row.command for row in found.rows if row.command):
+        console.say(f"faster once calibrated: {command}")
 
 
 def show_models(result: Sequence[NetworkCosts]) -> None:

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve the servers under test
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,22 @@ from numpy.typing import NDArray
 from mexit.data import digits, splits
 
 
+@pytest.fixture(autouse=True, scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Facts of this device that a session's fixtures find out are not left to the person who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("MEXIT_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No settings of the person who runs the tests, and a working directory of the test's own."""
     for name in list(os.environ):
         if name.startswith("MEXIT_") and name != "MEXIT_DATA":
             monkeypatch.delenv(name)
+    monkeypatch.setenv("MEXIT_CACHE", str(tmp_path / "device-cache"))  # nothing timed yet: `auto` is `ort`
     monkeypatch.chdir(tmp_path)
 
 
@@ -50,6 +61,18 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits_bundle(workspace: Path) -> Path:
     """The session's bundle. Read it only; tests that change one take `bundle_copy`."""
     return workspace / "bundles" / "digits"
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The session's run with the variants fp32 and int8, not calibrated. Read it only."""
+    from mexit.flows.export import export
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("int8"))
+        out = Path("bundles/int8").absolute()
+        export(workspace / "runs" / "digits", out=out, precision="int8", with_calibration=False)
+    return out
 
 
 @pytest.fixture

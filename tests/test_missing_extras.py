@@ -22,6 +22,7 @@ HIDE = "import sys; sys.modules.update({{name: None for name in {!r}}})"
 # A command line, the module hidden from it, its package, the extra that brings it, and what it is needed for.
 CASES = [
     ("run {bundle} x.png", "onnxruntime", "onnxruntime", "cpu", "Running a bundle"),
+    ("run {bundle} x.png --backend openvino", "openvino", "openvino", "openvino", "The backend openvino"),
     ("calibrate {bundle}", "onnxruntime", "onnxruntime", "cpu", "Running a bundle"),
     ("run {bundle} large.png", "PIL", "pillow", "cpu", "Reading or resizing an image"),
     ("train", "torch", "torch", "train", "Training a network"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ def home(tmp_path_factory) -> Path:
 
 def mexit(home: Path, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MEXIT_")}
+    environment["MEXIT_CACHE"] = str(home / "cache")
     done = subprocess.run(
         [*MEXIT, *arguments], cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
@@ -44,9 +46,12 @@ def test_1_train(home) -> None:
     assert [record["epoch"] for record in records] == [1, 2, 3]
 
 
-def test_2_export_with_trt_ends_with_code_4_and_a_complete_bundle(home) -> None:
-    done = mexit(home, "export", "--trt", expect=4)
-    assert "mexit export bundles/digits-neo-kd --trt" in done.stderr
+def test_2_export_with_trt_builds_engines_where_it_can_and_a_complete_bundle_anyway(home) -> None:
+    """Code 4 and what to type where TensorRT is not installed."""
+    has_tensorrt = importlib.util.find_spec("tensorrt_rtx") is not None
+    done = mexit(home, "export", "--trt", expect=0 if has_tensorrt else 4)
+    assert ("built, not run" in done.stdout) == has_tensorrt
+    assert ("mexit export bundles/digits-neo-kd --trt" in done.stderr) != has_tensorrt
     assert "using runs/digits-neo-kd" in done.stderr
     bundle = Bundle.open(home / "bundles/digits-neo-kd")
     entry = bundle.policies().entry("ort", "fp32", "fp32")

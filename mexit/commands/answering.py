@@ -35,7 +35,7 @@ def run(
     *,
     budget: BudgetOption = "low",
     backend: Backend = "auto",
-    threads: Threads = 1,
+    threads: Threads = None,
     deadline: Deadline = None,
     rate: Rate = None,
     burst: Burst = None,
@@ -83,7 +83,7 @@ def serve(
         ),
     ] = None,
     backend: Backend = "auto",
-    threads: Threads = 1,
+    threads: Threads = None,
     deadline: Deadline = None,
     rate: Rate = None,
     burst: Burst = None,
@@ -100,6 +100,13 @@ def serve(
     on_drift: Annotated[
         str, typer.Option(help="When the data has changed: alarm (log, metric) or safer (another policy).")
     ] = "alarm",
+    batching: Annotated[
+        str,
+        typer.Option(
+            envvar="MEXIT_BATCHING",
+            help="off: each request has its own runs of a segment; continuous: they share them.",
+        ),
+    ] = "off",
 ) -> None:
     """Serve a bundle over HTTP: Open Inference Protocol v2, POST /v1/classify, Prometheus /metrics."""
     from mexit.flows.defaults import BUNDLES, newest
@@ -122,6 +129,7 @@ def serve(
         burst=burst,
         client_rate=client_rate,
         client_burst=client_burst,
+        batching=batching,
         ready=lambda url: say_serving(url, path, budget, with_token=token is not None),
     )
 
@@ -134,7 +142,7 @@ def camera(
     out: Annotated[Path | None, typer.Option(help="Annotated H.264 video.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="One JSON line a frame.")] = None,
     backend: Backend = "auto",
-    threads: Threads = 1,
+    threads: Threads = None,
     deadline: Deadline = None,
     rate: Rate = None,
     burst: Burst = None,

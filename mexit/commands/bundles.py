@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mexit import console
+from mexit.commands import engines
 from mexit.commands.options import Backend, BundleArg, DataDir, Json, SourceArg, Threads, pairs
 from mexit.console import RichProgress
 from mexit.errors import UsageError
@@ -22,8 +23,18 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The bundle directory. Default: bundles/NAME.")] = None,
     data_dir: DataDir = None,
     trt: Annotated[bool, typer.Option("--trt", help="Also build this device's TensorRT engines.")] = False,
+    trust_engines: Annotated[
+        bool,
+        typer.Option(
+            "--trust-engines",
+            help="With --trt: take engines that came in the bundle. Opening one runs what its maker put there.",
+        ),
+    ] = False,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Put the bundle in place of an existing one.")
+        bool,
+        typer.Option(
+            "--replace", help="Put the bundle in place of an existing one; build engines that exist anew."
+        ),
     ] = False,
     with_images: Annotated[
         bool,
@@ -32,18 +43,34 @@ def export(
         ),
     ] = False,
     no_calibrate: Annotated[bool, typer.Option("--no-calibrate", help="Set no thresholds yet.")] = False,
+    precision: Annotated[
+        str, typer.Option(help="fp32, or a second set of segments beside it: int8 or fp16.")
+    ] = "fp32",
+    single_file: Annotated[
+        bool,
+        typer.Option(
+            "--single-file", help="Also write one ONNX graph that leaves early by itself, for other programs."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Export a run as a bundle of ONNX segments, check it against torch, and calibrate it."""
+    from dataclasses import asdict
+
     from mexit.flows.defaults import is_bundle
     from mexit.flows.export import export as flow
-    from mexit.flows.export import export_trt
     from mexit.report import show_export
 
+    if trust_engines and not trt:
+        raise UsageError("--trust-engines is about TensorRT engines: add --trt")
     if source is not None and is_bundle(source):
         if not trt:
             raise UsageError(f"{source} is a bundle already; mexit export {source} --trt builds its engines")
-        export_trt(source)
+        if precision != "fp32":
+            raise UsageError("--precision is decided when a run is exported: name the run, and --replace")
+        if single_file:
+            raise UsageError("--single-file is decided when a run is exported: name the run, and --replace")
+        engines.build(source, replace=replace, trust_engines=trust_engines, json=json)
         return
     result = flow(
         source,
@@ -52,16 +79,22 @@ def export(
         replace=replace,
         with_calibration=not no_calibrate,
         with_images=with_images,
+        precision=precision,
+        single_file=single_file,
         progress=RichProgress(),
     )
-    if json:
-        console.print_json(
-            {"bundle": str(result.bundle), "model": result.model, "differences": result.differences}
-        )
-    else:
+    found = {
+        "bundle": str(result.bundle),
+        "model": result.model,
+        "differences": result.differences,
+        "parity": asdict(result.parity) if result.parity else None,
+    }
+    if not json:
         show_export(result)
+    elif not trt:
+        console.print_json(found)
     if trt:
-        export_trt(result.bundle)
+        engines.build(result.bundle, replace=replace, trust_engines=trust_engines, json=json, found=found)
 
 
 def calibrate(
@@ -99,7 +132,7 @@ def calibrate(
     ] = None,
     attack: Annotated[str, typer.Option(help="Also measure under: average, max-average or none.")] = "average",
     backend: Backend = "auto",
-    threads: Threads = 1,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Set confidence thresholds per budget on held-out data, for the engine that will be deployed."""
@@ -138,16 +171,23 @@ def inspect(bundle: BundleArg = None, *, json: Json = False) -> None:
     from mexit.report import show_inspection
 
     result = flow(bundle, progress=RichProgress())
-    console.print_json(result.to_json()) if json else show_inspection(result)
+    if json:
+        console.print_json(result.to_json())
+        return
+    show_inspection(result)
+    engines.show_kept(result)
 
 
 def bench(
     bundle: BundleArg = None,
     *,
     backend: Backend = "auto",
-    threads: Threads = 1,
+    threads: Threads = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes. Default: 1, 8, 64.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed calls of each path.")] = 200,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First time every engine here; --backend auto goes by it from then on.")
+    ] = False,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
@@ -162,6 +202,7 @@ def bench(
         threads=threads,
         batches=batch or BATCHES,
         repeats=repeats,
+        tune=tune,
         data_dir=data_dir,
         progress=RichProgress(),
     )

@@ -34,8 +34,17 @@ BudgetOption = Annotated[
         help="Expected cost: low, medium, high, full, MACs (12M), or a share of the full cost (40%).",
     ),
 ]
-Backend = Annotated[str, typer.Option(envvar="MEXIT_BACKEND", help="Engine: auto or ort.")]
-Threads = Annotated[int, typer.Option(envvar="MEXIT_THREADS", help="Threads of the engine.")]
+Backend = Annotated[
+    str, typer.Option(envvar="MEXIT_BACKEND", help="Engine: auto, ort, openvino, trt, or one such as ort:int8.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        envvar="MEXIT_THREADS",
+        help="Threads of the engine. [dim]Default: as timed on this device, else 1.[/]",
+        show_default=False,
+    ),
+]
 Deadline = Annotated[
     float | None,
     typer.Option(help="Milliseconds after which the deepest exit computed so far answers.", show_default=False),

@@ -101,7 +101,7 @@ class Scorer:
         if logits.shape != state.log_total.shape:
             raise BadInput(f"exit {k} gave logits of shape {logits.shape}, expected {state.log_total.shape}")
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            log_exit = _log_softmax(logits.astype(np.float64) / self.temperatures[k - 1])
+            log_exit = self._tempered(k, logits)
             log_total = np.logaddexp(state.log_total, log_exit)
             exits = state.exits + 1
             log_answer = log_total - np.log(exits)[:, None] if self.ensemble else log_exit
@@ -109,6 +109,17 @@ class Scorer:
             agreed = np.where(predicted == state.predicted, state.agreed + 1, 1)
             score = self._score(log_answer, agreed)
         return State(log_total, exits, predicted, agreed), np.exp(log_answer), score
+
+    def row_probabilities(self, logits: Sequence[NDArray[np.floating]]) -> Floats:
+        """Probabilities (C,) of one row, its logits (1, C) at exits 1..k: those of `step`, to the last bit."""
+        k = len(logits)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            if not self.ensemble:
+                log_answer = self._tempered(k, logits[-1])
+            else:
+                each = [self._tempered(place, values) for place, values in enumerate(logits, start=1)]
+                log_answer = np.logaddexp.reduce(np.concatenate(each), axis=0, keepdims=True) - np.log(k)
+            return np.asarray(np.exp(log_answer)[0])
 
     def score(self, logits: NDArray[np.floating]) -> Floats:
         """Scores of every exit on a whole data set: logits (E, N, C) to (E, N)."""
@@ -125,6 +136,9 @@ class Scorer:
             scores.append(score)
             predictions.append(state.predicted)
         return np.stack(scores), np.stack(predictions)
+
+    def _tempered(self, k: int, logits: NDArray[np.floating]) -> Floats:
+        return _log_softmax(logits.astype(np.float64) / self.temperatures[k - 1])
 
     def _score(self, log_answer: Floats, agreed: NDArray[np.int64]) -> Floats:
         if self.measure == "entropy":

@@ -11,6 +11,7 @@ import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -303,7 +304,7 @@ def read_value(value: Any, kind: Any, where: str) -> Any:
 
 def _read_dataclass(value: Any, kind: Any, where: str) -> Any:
     entries = _read_dict(value, where)
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     missing = [field.name for field in dataclasses.fields(kind) if field.name not in entries]
     if missing:
         raise Damaged(f"{where}: missing {', '.join(missing)}")
@@ -313,6 +314,10 @@ def _read_dataclass(value: Any, kind: Any, where: str) -> Any:
             for field in dataclasses.fields(kind)
         }
     )
+
+
+# A frontier has hundreds of points, and working out the types of one takes longer than reading it.
+_hints = lru_cache(maxsize=None)(get_type_hints)
 
 
 def _read_dict(value: Any, where: str) -> dict[str, Any]:

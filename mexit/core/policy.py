@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ class Policy:
         """Every input runs to the last exit and every head on the way is asked: what rehearsals time."""
         return replace(self, thresholds=(float(np.finfo(np.float64).max),) * len(self.thresholds))
 
-    @property
+    @cached_property
     def asked(self) -> tuple[bool, ...]:
         """Whether each exit's head has a say, (E,); see `heads_asked`."""
         return heads_asked(self.measure, self.ensemble, self.thresholds)

@@ -39,7 +39,7 @@ class OnnxSegment:
 def to_onnx(cut: Cut) -> OnnxSegment:
     """Export one segment. Raises `MissingExtra` without onnx or onnxscript."""
     try:
-        import onnx
+        import onnx  # noqa: F401
         import onnxscript  # noqa: F401  torch's exporter needs it and says so less clearly
     except ImportError as error:
         raise missing_extra(error.name or "onnx", "train", "Exporting a network") from None
@@ -58,10 +58,16 @@ def to_onnx(cut: Cut) -> OnnxSegment:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
-    model = onnx.shape_inference.infer_shapes(program.model_proto, strict_mode=True, data_prop=True)
+    return finished(program.model_proto, sum(parameter.numel() for parameter in cut.module.parameters()))
+
+
+def finished(model: Any, parameters: int) -> OnnxSegment:
+    """A ModelProto with every shape inferred, checked, as a segment."""
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     onnx.checker.check_model(model, full_check=True)
     graph = model.graph
-    parameters = sum(parameter.numel() for parameter in cut.module.parameters())
     return OnnxSegment(model, model.SerializeToString(), _specs(graph.input), _specs(graph.output), parameters)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mexit.core.bundle import SPLITS
@@ -21,8 +21,11 @@ from mexit.core.manifest import (
     Variant,
 )
 from mexit.data.splits import Splits
+from mexit.errors import BackendError
 from mexit.export.macs import count
 from mexit.export.to_onnx import OnnxSegment
+
+SINGLE_FILE = "segments/fp32/all.onnx"
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,30 @@ def assemble(
     splits: Splits,
     provenance: Mapping[str, Any],
     calibration: Mapping[str, bytes] | None = None,
+    variants: Mapping[str, Sequence[OnnxSegment]] | None = None,
+    single_file: bytes | None = None,
 ) -> Parts:
-    """Put the parts of an fp32 bundle together, costs counted on the graphs.
+    """Put the parts of a bundle together, costs counted on the graphs.
 
-    `calibration` holds images that are to travel in the bundle, by their path in it.
+    `segments` are the variant fp32, `variants` the same segments in other precisions, `single_file` all of fp32 in
+    one graph. `calibration` holds images that are to travel in the bundle, by their path in it.
+
+    Raises:
+        BackendError: an operator cannot be counted, or a variant costs something else than fp32 does.
     """
     splits_bytes = splits.to_bytes()
-    files = {f"segments/fp32/{k}.onnx": segment.content for k, segment in enumerate(segments, start=1)}
-    specs = tuple(
-        SegmentSpec(file, sha256_bytes(segment.content), len(segment.content), segment.inputs, segment.outputs)
-        for (file, _), segment in zip(files.items(), segments, strict=True)
-    )
+    exits = _exits(segments)
+    files: dict[str, bytes] = {}
+    specs: dict[str, Variant] = {}
+    for variant, graphs in {"fp32": segments, **(variants or {})}.items():
+        if _exits(graphs) != exits:
+            raise BackendError(f"the {variant} segments do not cost what the fp32 segments cost")
+        named = {f"segments/{variant}/{k}.onnx": segment for k, segment in enumerate(graphs, start=1)}
+        files |= {file: segment.content for file, segment in named.items()}
+        specs[variant] = Variant(tuple(_segment_spec(file, segment) for file, segment in named.items()), None)
+    if single_file is not None:
+        files[SINGLE_FILE] = single_file
+        specs["fp32"] = replace(specs["fp32"], single_file=_file_spec(SINGLE_FILE, single_file))
     hashes = splits.hashes()
     data = DataSpec(
         data_set=splits.data_set,
@@ -65,8 +81,8 @@ def assemble(
         name=name,
         classes=tuple(classes),
         input=spec,
-        exits=_exits(segments),
-        variants={"fp32": Variant(specs, None)},
+        exits=exits,
+        variants=specs,
         splits=data,
         calibration=tuple(_file_spec(file, content) for file, content in (calibration or {}).items()),
         provenance=provenance,
@@ -76,6 +92,11 @@ def assemble(
 
 def _file_spec(file: str, content: bytes) -> FileSpec:
     return FileSpec(file, sha256_bytes(content), len(content))
+
+
+def _segment_spec(file: str, segment: OnnxSegment) -> SegmentSpec:
+    content = segment.content
+    return SegmentSpec(file, sha256_bytes(content), len(content), segment.inputs, segment.outputs)
 
 
 def _exits(segments: Sequence[OnnxSegment]) -> tuple[ExitSpec, ...]:

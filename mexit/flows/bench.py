@@ -24,6 +24,8 @@ from mexit.data.splits import Splits
 from mexit.errors import MexitError, UsageError
 from mexit.flows.defaults import BUNDLES, newest
 from mexit.flows.progress import Progress, Silent
+from mexit.flows.tune import tune as tune_engines
+from mexit.runtime.autotune import Explanation
 from mexit.runtime.runtime import Runtime
 from mexit.runtime.times import processor
 
@@ -53,32 +55,37 @@ class Row:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All rows, and the machine they were measured on."""
+    """All rows, the machine they were measured on, and how its engines compare if that was asked for."""
 
     rows: tuple[Row, ...]
     machine: dict[str, Any]
     images: str
+    tuning: Explanation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
-        return {"rows": [asdict(row) for row in self.rows], "machine": self.machine, "images": self.images}
+        found = {"rows": [asdict(row) for row in self.rows], "machine": self.machine, "images": self.images}
+        return {**found, "tuning": self.tuning.to_json()} if self.tuning else found
 
 
 def bench(
     bundle: Path | None = None,
     *,
     backend: str = "auto",
-    threads: int = 1,
+    threads: int | None = None,
     batches: Sequence[int] = BATCHES,
     repeats: int = REPEATS,
     data_dir: str | Path | None = None,
+    tune: bool = False,
     progress: Progress | None = None,
 ) -> BenchResult:
-    """Time a bundle. See the module for the paths."""
+    """Time a bundle. See the module for the paths; `tune` compares the engines of this device first."""
     progress = progress or Silent()
     if repeats < MIN_REPEATS or min(batches) < 1:
         raise UsageError(f"at least {MIN_REPEATS} repeats and batches of 1, found {repeats} and {list(batches)}")
-    runtime = Runtime.open(bundle or newest(BUNDLES, progress), "full", backend=backend, threads=threads)
+    path = bundle or newest(BUNDLES, progress)
+    tuning = tune_engines(path, progress=progress) if tune else None
+    runtime = Runtime.open(path, "full", backend=backend, threads=threads)
     images, said = _images(runtime, data_dir)
     rows = []
     with progress.track("timing", len(batches) * repeats) as advance:
@@ -93,8 +100,8 @@ def bench(
                     call(part)
                     times[name].append((time.perf_counter() - begin) * 1e6)
                 advance(1 if repeat < repeats else 0, f"batch {batch}")
-            rows += [_row(runtime, threads, batch, name, values) for name, values in times.items()]
-    return BenchResult(tuple(rows), machine(), said)
+            rows += [_row(runtime, batch, name, values) for name, values in times.items()]
+    return BenchResult(tuple(rows), machine(), said, tuning)
 
 
 def machine() -> dict[str, Any]:
@@ -114,10 +121,10 @@ def _paths(runtime: Runtime) -> dict[str, Callable[[NDArray[np.float32]], Any]]:
     return paths
 
 
-def _row(runtime: Runtime, threads: int, batch: int, path: str, values: list[float]) -> Row:
+def _row(runtime: Runtime, batch: int, path: str, values: list[float]) -> Row:
     counted = np.asarray(values[MIN_REPEATS // 4 :])
     p50, p95 = np.quantile(counted, [0.5, 0.95])
-    return Row(runtime.backend.engine, threads, batch, path, float(p50), float(p95), len(counted))
+    return Row(runtime.backend.engine, runtime.threads, batch, path, float(p50), float(p95), len(counted))
 
 
 def _images(runtime: Runtime, data_dir: str | Path | None) -> tuple[NDArray[np.float32], str]:

@@ -69,7 +69,7 @@ def calibrate(
     risk_method: str = AUTO,
     max_cost: str | None = None,
     backend: str = "auto",
-    threads: int = 1,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> CalibrateResult:
     """Calibrate a bundle for one engine.

@@ -67,7 +67,7 @@ def camera(
     source: str,
     budget: str,
     backend: str = "auto",
-    threads: int = 1,
+    threads: int | None = None,
     deadline_ms: float | None = None,
     rate: Macs | None = None,
     burst: Macs | None = None,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,16 +17,24 @@ from mexit import __version__
 from mexit.core.bundle import Bundle
 from mexit.core.files import sha256_file
 from mexit.core.manifest import NAME_PATTERN
+from mexit.core.policies import PARITY
 from mexit.data import catalog
 from mexit.data.dataset import DataSet
-from mexit.errors import MissingExtra, UsageError, missing_extra
+from mexit.errors import MexitError, UsageError, missing_extra
+from mexit.flows import single_file as nest
 from mexit.flows.calibrate import CalibrateResult, calibrate
 from mexit.flows.defaults import BUNDLES, RUNS, is_bundle, newest, remember
 from mexit.flows.gradients import Source
 from mexit.flows.progress import Progress, Silent
 from mexit.flows.samples import DataPool, gather
+from mexit.flows.tune import tune
+from mexit.flows.variants import check_precision, convert
+
+if TYPE_CHECKING:
+    from mexit.export.parity import Parity
 
 CHECK_IMAGES = 64
+TUNING_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,14 @@ class ExportResult:
         model: its id.
         differences: largest |difference| of a logit from torch at each exit, (E,).
         calibration: what `calibrate` found; None with `--no-calibrate`, or where the bundle existed before.
+        parity: how another precision answers, an `export.parity.Parity`; None with fp32 alone.
     """
 
     bundle: Path
     model: str
     differences: tuple[float, ...]
     calibration: CalibrateResult | None
+    parity: Parity | None = None
 
 
 def export(
@@ -55,6 +64,8 @@ def export(
     replace: bool = False,
     with_calibration: bool = True,
     with_images: bool = False,
+    precision: str = PARITY,
+    single_file: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export a run.
@@ -66,15 +77,20 @@ def export(
         replace: put the bundle in place of an existing one.
         with_calibration: also set thresholds, on the run's own held-out split.
         with_images: put calibration images, clean and attacked, into the bundle, for devices without the data.
+        precision: of a second set of segments beside fp32, one of `variants.PRECISIONS`; thresholds are set for
+            fp32, those of int8 need a calibration of their own.
+        single_file: also put all fp32 segments into one graph, see `export.single_file`.
         progress: who listens.
 
     Raises:
         NotFound, Damaged: no such run, or not what was written.
         UsageError: the bundle exists already.
-        BackendError: an exit differs from torch, or an operator's cost is not known.
+        BackendError: an exit differs from torch, an operator's cost is not known, or the network leaves the range
+            of the precision.
         MissingExtra: torch, onnx or onnxruntime is not installed.
     """
     progress = progress or Silent()
+    check_precision(precision)
     run = source or newest(RUNS, progress)
     out = out or BUNDLES / run.name
     if not NAME_PATTERN.fullmatch(out.name):
@@ -83,37 +99,33 @@ def export(
         raise UsageError(f"{out} exists already: choose another name with --out, or add --replace")
     if out.exists() and not is_bundle(out):
         raise UsageError(f"{out} is no bundle, so it is not replaced: choose another name with --out")
-    bundle, differences = _build(run, out, data_dir, with_images, progress)
+    bundle, differences, parity = _build(run, out, data_dir, with_images, precision, single_file, progress)
     bundle.write(replace=replace)
     remember(BUNDLES, out)
     progress.note(f"wrote {out}: {len(differences)} segments, logits within {max(differences):.1e} of torch")
     calibration = calibrate(out, data_dir=data_dir, progress=progress) if with_calibration else None
-    return ExportResult(out, bundle.id, tuple(differences), calibration)
+    _tune(out, progress)
+    return ExportResult(out, bundle.id, tuple(differences), calibration, parity)
 
 
-def export_trt(bundle: Path) -> None:
-    """Build this device's TensorRT engines from a bundle's ONNX segments.
-
-    Raises:
-        MissingExtra: TensorRT is not installed; the bundle is complete without it.
-        UsageError: TensorRT is installed, but this version of mexit does not build engines yet.
-    """
-    Bundle.open(bundle)
-    if not any(_has(package) for package in ("tensorrt", "tensorrt_rtx")):
-        raise MissingExtra(
-            f"TensorRT is not installed here, so no engines were built; the ONNX bundle {bundle} is complete. "
-            f"On the device: pip install 'mexit[trt]', then mexit export {bundle} --trt"
-        )
-    raise UsageError(
-        f"this version of mexit does not build TensorRT engines yet; the ONNX bundle {bundle} is complete and "
-        "runs in ONNX Runtime"
-    )
+def _tune(out: Path, progress: Progress) -> None:
+    """Let `--backend auto` know this device; a bundle that could not be timed is as good as any."""
+    try:
+        tune(out, seconds=TUNING_S, builds=False, progress=progress)
+    except MexitError as error:
+        progress.note(f"the engines of this device were not timed: {error}")
 
 
 def _build(
-    run: Path, out: Path, data_dir: str | Path | None, with_images: bool, progress: Progress
-) -> tuple[Bundle, list[float]]:
-    """The bundle in memory, checked against torch."""
+    run: Path,
+    out: Path,
+    data_dir: str | Path | None,
+    with_images: bool,
+    precision: str,
+    single_file: bool,
+    progress: Progress,
+) -> tuple[Bundle, list[float], Parity | None]:
+    """The bundle in memory, checked against torch, and how its other precision answers."""
     try:
         from mexit.export import check, segments, to_onnx, write
         from mexit.train import checkpoint
@@ -134,15 +146,25 @@ def _build(
             exported.append(to_onnx.to_onnx(cut))
             advance(1, "")
     provenance = _provenance(run, settings.to_json(), sha256_file(run / checkpoint.WEIGHTS))
+    other = None if precision == PARITY else convert(cuts, exported, precision, data, splits, spec, progress)
+    variants = {precision: other.segments} if other else {}
+    if other:
+        provenance["parity"] = asdict(other.parity)
     travelling = {}
     if with_images:
         pool = DataPool(data, splits, spec, Source(model, settings), "average")
         travelling = {images.file: images.to_bytes() for images in gather(pool, progress)}
-    parts = write.assemble(out.name, data.classes, spec, exported, splits, provenance, travelling)
+    nested = nest.build(exported) if single_file else None
+    parts = write.assemble(
+        out.name, data.classes, spec, exported, splits, provenance, travelling, variants, nested
+    )
     bundle = Bundle.from_parts(out, parts.manifest, parts.files)
     backend = OrtBackend(bundle)
     images = _check_images(data, splits.part("selection"), spec)
-    return bundle, check.largest_difference(model, lambda batch: run_all_exits(backend, batch), images)
+    differences = check.largest_difference(model, lambda batch: run_all_exits(backend, batch), images)
+    if nested is not None:
+        nest.check(nested, images, run_all_exits(backend, images))
+    return bundle, differences, other.parity if other else None
 
 
 def _check_images(data: DataSet, index: Any, spec: Any) -> Any:
@@ -176,7 +198,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _has(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None

@@ -10,22 +10,31 @@ from mexit.core.bundle import Bundle
 from mexit.core.policies import Policies
 from mexit.errors import NotCalibrated
 from mexit.flows.defaults import BUNDLES, newest
+from mexit.flows.engines import EngineRow, kept, rows_json
 from mexit.flows.progress import Progress, Silent
+from mexit.runtime.autotune import Explanation, explain
 
 
 @dataclass(frozen=True)
 class InspectResult:
-    """An opened bundle, and its policies if it has some."""
+    """An opened bundle, its policies if it has some, what `--backend auto` takes here, TensorRT engines here."""
 
     bundle: Bundle
     policies: Policies | None
+    tuning: Explanation
+    engines: tuple[EngineRow, ...]
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
         entries = None
         if self.policies is not None:
             entries = {"model": self.policies.model, "entries": [asdict(entry) for entry in self.policies.entries]}
-        return {"bundle": self.bundle.manifest.to_json(), "policies": entries}
+        return {
+            "bundle": self.bundle.manifest.to_json(),
+            "policies": entries,
+            "tuning": self.tuning.to_json(),
+            "engines": rows_json(self.engines),
+        }
 
 
 def inspect(bundle: Path | None = None, *, progress: Progress | None = None) -> InspectResult:
@@ -34,8 +43,8 @@ def inspect(bundle: Path | None = None, *, progress: Progress | None = None) -> 
     try:
         policies = opened.policies()
     except NotCalibrated:
-        return InspectResult(opened, None)
+        return InspectResult(opened, None, explain(opened), kept(opened))
     for entry in policies.entries:
         for ref in (entry.trace, *entry.evidence):
             opened.load_trace(ref)
-    return InspectResult(opened, policies)
+    return InspectResult(opened, policies, explain(opened), kept(opened))

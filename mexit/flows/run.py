@@ -29,7 +29,7 @@ def run(
     bundle: Path | None = None,
     budget: str = "low",
     backend: str = "auto",
-    threads: int = 1,
+    threads: int | None = None,
     deadline_ms: float | None = None,
     rate: Macs | None = None,
     burst: Macs | None = None,

@@ -21,7 +21,7 @@ def serve(
     port: int,
     token: str | None,
     backend: str = "auto",
-    threads: int = 1,
+    threads: int | None = None,
     deadline_ms: float | None = None,
     watch_drift: float = 0.0,
     on_drift: str = "alarm",
@@ -29,6 +29,7 @@ def serve(
     burst: Macs | None = None,
     client_rate: Macs | None = None,
     client_burst: Macs | None = None,
+    batching: str = "off",
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then finish what is in flight and return.
@@ -43,10 +44,13 @@ def serve(
         deadline_ms: for requests that name none.
         watch_drift, on_drift, rate, burst, client_rate, client_burst: see `Runtime.open`. A client is a token, or
             a peer's address where there are none.
+        batching: "off": every request has its own runs of a segment; "continuous": they share them, see
+            `runtime.batcher`.
         ready: told the address once the server listens.
 
     Raises:
-        UsageError: a host that others reach without a token, a port in use, a deadline that is none.
+        UsageError: a host that others reach without a token, a port in use, a deadline or a way of batching
+            that is none.
         MissingExtra: the packages of `mexit[serve]` are not installed.
         MexitError: whatever `Runtime.open` raises.
     """
@@ -58,6 +62,8 @@ def serve(
         raise UsageError(
             f"the deadline must be above zero, found {deadline_ms} ms: give --deadline 10 for 10 ms, or none"
         )
+    if batching not in service.BATCHING:
+        raise UsageError(f"unknown batching '{batching}': choose from {', '.join(service.BATCHING)}")
     tokens = access.tokens_of(token)
     opened = listen.bind(host, port, guarded=bool(tokens))
     try:
@@ -73,7 +79,9 @@ def serve(
             client_rate=client_rate,
             client_burst=client_burst,
         )
-        served = service.Service(runtime, limits.Limits(), threads=threads, deadline_ms=deadline_ms)
+        served = service.Service(
+            runtime, limits.Limits(), threads=runtime.threads, deadline_ms=deadline_ms, batching=batching
+        )
         listen.run(app.build_app(served, tokens), served, opened, ready)
     finally:
         opened.close()

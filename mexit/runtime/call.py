@@ -61,12 +61,14 @@ class Desk:
     """What every call of one runtime shares.
 
     Attributes:
+        exit_macs: which heads ran, (E,), to what leaving at each exit costs, (E,).
         certificates: ids of those that hold for a plan.
         watch: looks at answers once they are counted: images, answers, plan, client.
     """
 
     bundle: Bundle
     backend: Backend
+    exit_macs: Callable[[tuple[bool, ...]], tuple[int, ...]]
     ledger: Ledger
     governor: Governor | None
     certificates: Callable[[Plan], tuple[str, ...]]
@@ -171,7 +173,7 @@ class Call:
 def predictions(desk: Desk, answers: Answers, wishes: Wishes, begun_s: float) -> list[Prediction]:
     """Answers as predictions; `begun_s` passed between the call and segment 1."""
     manifest = desk.bundle.manifest
-    costs, full = manifest.costs.under(answers.asked), manifest.cumulative_macs[-1]
+    costs, full = desk.exit_macs(answers.asked), manifest.cumulative_macs[-1]
     latency_ms = (answers.seconds + begun_s) * 1e3
     receipts = _receipts(desk, answers, wishes, begun_s) if wishes.receipts else [None] * len(answers.exits)
     found = []
@@ -198,7 +200,7 @@ def predictions(desk: Desk, answers: Answers, wishes: Wishes, begun_s: float) ->
 
 def _receipts(desk: Desk, answers: Answers, wishes: Wishes, begun_s: float) -> list[Receipt]:
     manifest, model = desk.bundle.manifest, desk.bundle.id
-    costs, full = manifest.costs.under(answers.asked), manifest.cumulative_macs[-1]
+    costs, full = desk.exit_macs(answers.asked), manifest.cumulative_macs[-1]
     certificates = desk.certificates(wishes.plan)
     segment_us = tuple(seconds * 1e6 for seconds in answers.segment_seconds)
     return [

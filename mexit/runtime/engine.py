@@ -1,6 +1,7 @@
 """The adaptive engine: run a segment, decide, keep only the rows that are still unsure.
 
-`reference.py` gives the same answers without tricks, one row at a time; a test compares the two.
+One image alone takes a path of its own: features stay in the engine's buffers (`backends.walk`) and plain floats
+decide (`core.one_row`). `reference.py` gives the same answers without tricks, one row at a time; a test compares.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.core.one_row import OneRow
 from mexit.core.policy import Policy, is_sure
 from mexit.errors import UsageError
+from mexit.runtime.backends import walk as walking
 from mexit.runtime.backends.base import Backend
 
 Permit = Callable[[int, int], int]
@@ -65,8 +68,67 @@ def answer(
         permit: asked before segment k = 2, 3, ... with k and the number of rows that want to go on: how many may.
             The first of them do, in the order of the batch; the others answer with exit k - 1.
     """
-    start = time.perf_counter()
     last = last_exit(len(backend.segments), max_exit)
+    asked = heads(backend, policy, last, may_stop=permit is not None or deadline_s is not None)
+    one_or_many = _answer_one if len(images) == 1 else _answer_rows
+    return one_or_many(backend, images, policy, classes, asked, last, deadline_s, permit)
+
+
+def _answer_one(
+    backend: Backend,
+    image: NDArray[np.float32],
+    policy: Policy,
+    classes: int,
+    asked: tuple[bool, ...],
+    last: int,
+    deadline_s: float | None,
+    permit: Permit | None,
+) -> Answers:
+    """As `_answer_rows`, for B = 1. A walk that failed is not lent again."""
+    start = time.perf_counter()
+    count = len(backend.segments)
+    walks = walking.of(backend)
+    walk: walking.Walk = walking.PlainWalk(backend) if walks is None else walks.take()
+    walk.start(image)
+    row = OneRow(policy, classes)
+    ends: list[float] = []
+    for k in range(1, last + 1):
+        if not asked[k - 1]:
+            walk.features(k)
+            row.pass_by()
+            ends.append(time.perf_counter() - start)
+            continue
+        row.add(walk.run(k))
+        sure = k == count or row.sure()
+        now = time.perf_counter() - start
+        ends.append(now)
+        late = deadline_s is not None and now >= deadline_s
+        if sure or k == last or late or (permit is not None and not permit(k + 1, 1)):
+            break
+    probabilities = row.probabilities()
+    if walks is not None:
+        walks.give_back(walk)
+    return Answers(
+        np.array([k], np.int64),
+        probabilities[None],
+        (_reason(k, count, last, sure, late),),
+        np.array([now]),
+        tuple(end - before for before, end in zip([0.0, *ends], ends, strict=False)),
+        asked,
+    )
+
+
+def _answer_rows(
+    backend: Backend,
+    images: NDArray[np.float32],
+    policy: Policy,
+    classes: int,
+    asked: tuple[bool, ...],
+    last: int,
+    deadline_s: float | None,
+    permit: Permit | None,
+) -> Answers:
+    start = time.perf_counter()
     scorer = policy.scorer(classes)
     state = scorer.start(len(images))
     exits = np.zeros(len(images), np.int64)
@@ -77,7 +139,6 @@ def answer(
     before = 0.0
     rows = np.arange(len(images))
     carried = backend.carry(images)
-    asked = heads(backend, policy, last, may_stop=permit is not None or deadline_s is not None)
     for k in range(1, last + 1):
         if not len(rows):
             break
@@ -113,7 +174,8 @@ def heads(backend: Backend, policy: Policy, last: int, *, may_stop: bool) -> tup
     """Which heads run, (E,): all where rows may have to stop anywhere, else those that the policy asks."""
     if may_stop or not backend.drops_heads:
         return (True,) * len(backend.segments)
-    return tuple(asked or k == last for k, asked in enumerate(policy.asked, start=1))
+    asked = policy.asked
+    return asked if asked[last - 1] else (*asked[: last - 1], True, *asked[last:])
 
 
 def _reason(k: int, count: int, last: int, confident: bool, late: bool) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,10 @@ from mexit.core.policy import Policy
 from mexit.data.prepare import check_tensor, prepare_batch
 from mexit.errors import BadInput, NotCalibrated, UsageError
 from mexit.runtime.allowance import Macs, allowances
+from mexit.runtime.autotune import choose, open_chosen
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.backends.catalog import AUTO, find, open_backend
+from mexit.runtime.backends.catalog import AUTO, find
 from mexit.runtime.call import Call, Desk, Wishes, predictions
-from mexit.runtime.camera.pipeline import Answered, watch
 from mexit.runtime.drift_watch import DriftWatch
 from mexit.runtime.engine import Answers, answer, last_exit
 from mexit.runtime.governor import Governor
@@ -30,6 +31,9 @@ from mexit.runtime.plan import Plan, Planner
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.reference import run_all_exits
 
+if TYPE_CHECKING:
+    from mexit.runtime.camera.pipeline import Answered
+
 
 class Runtime:
     """A bundle in an engine. Safe to call from several threads.
@@ -37,6 +41,7 @@ class Runtime:
     Attributes:
         bundle: the opened bundle.
         backend: the loaded engine.
+        threads: of the engine.
         costs: MACs of leaving at each exit in this engine.
         ledger: what was spent; `runtime.ledger.account()`.
         governor: bounds what is spent from now on; None is without bound.
@@ -54,10 +59,12 @@ class Runtime:
     ) -> None:
         self.bundle = bundle
         self.backend = backend
+        self.threads = threads
         self.costs = bundle.manifest.costs if backend.drops_heads else Costs(bundle.manifest.cumulative_macs)
         self.ledger = Ledger(len(bundle.manifest.exits), bundle.manifest.cumulative_macs[-1])
         self.governor = governor
-        self._desk = Desk(bundle, backend, self.ledger, governor, self._certificates, self._watch)
+        exit_macs = lru_cache(maxsize=256)(self.costs.under)
+        self._desk = Desk(bundle, backend, exit_macs, self.ledger, governor, self._certificates, self._watch)
         entry = _entry_or_none(bundle, backend) if use_policies else None
         self._planner = Planner(bundle, backend, entry, threads, self._rehearse)
         self.drift_watch: DriftWatch | None = None
@@ -69,7 +76,7 @@ class Runtime:
         budget: str | Budget = "low",
         *,
         backend: str = "auto",
-        threads: int = 1,
+        threads: int | None = None,
         use_policies: bool = True,
         watch_drift: float = 0.0,
         on_drift: str = "alarm",
@@ -83,8 +90,9 @@ class Runtime:
         Args:
             path: the directory.
             budget: default for calls that name none; `low`, `12M`, `40%`, `5ms`, ... (see `core.budget`).
-            backend: "auto", or one of `backends.catalog.ENGINES`.
-            threads: of the engine.
+            backend: one of `backends.catalog.ENGINES`, or "auto": the fastest calibrated one, if they were timed
+                on this device (see `autotune`), else ONNX Runtime.
+            threads: of the engine; default as many as were fastest, else 1.
             use_policies: False leaves `policies.json` unread, as calibration does; only `full` works then.
             watch_drift: share of early answers that are compared with the full network's (see `drift_watch`).
             on_drift: "alarm" logs a changed data distribution; "safer" also moves to a safer policy.
@@ -103,11 +111,12 @@ class Runtime:
         bundle = Bundle.open(path)
         costs = bundle.manifest.cumulative_macs
         allowed = allowances(costs, rate, burst, client_rate, client_burst)
+        choice = choose(bundle, backend, threads)
         runtime = Runtime(
             bundle,
-            open_backend(bundle, backend, threads),
+            open_chosen(bundle, choice),
             budget,
-            threads=threads,
+            threads=choice.threads,
             use_policies=use_policies,
             governor=Governor(costs, allowed) if allowed.overall or allowed.client else None,
         )
@@ -202,10 +211,12 @@ class Runtime:
         client: str = "",
         wait_ms: float | None = None,
         queued_s: float = 0.0,
+        kind: type[Call] = Call,
     ) -> Call:
         """A call that waits nowhere by itself, for programs with an event loop of their own; see `call.Call`.
 
-        `queued_s` is what the images waited before, for their receipts; the others are those of a call.
+        `queued_s` is what the images waited before, for their receipts; `kind` is `ticket.Ticket` for a batcher;
+        the others are those of a call.
         """
         if deadline_ms is not None and not deadline_ms > 0:
             raise UsageError(f"deadline_ms must be above zero, found {deadline_ms}")
@@ -226,7 +237,7 @@ class Runtime:
             queued_s=queued_s,
             receipts=receipts,
         )
-        return Call(self._desk, tensor, wishes)
+        return kind(self._desk, tensor, wishes)
 
     def prepare(self, images: NDArray[Any] | Sequence[Any] | bytes) -> NDArray[np.float32]:
         """Any accepted images as the input tensor (B, C, H, W) float32 in [0, 1]."""
@@ -255,6 +266,9 @@ class Runtime:
         Yields:
             A frame, uint8 RGB (H, W, 3), and its `camera.pipeline.CameraPrediction`.
         """
+        # Only now: it brings sockets and threads, a tenth of the time that starting mexit takes.
+        from mexit.runtime.camera.pipeline import watch
+
         return watch(self, source, **options)
 
     def policy(self, budget: str | Budget | None = None) -> Policy:

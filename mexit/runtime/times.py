@@ -10,15 +10,18 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mexit.core.bundle import Bundle
 from mexit.core.files import read_json, sha256_bytes, to_json, write_bytes
 from mexit.core.policies import FrontierPoint
-from mexit.errors import BudgetInfeasible, MexitError
+from mexit.errors import BudgetInfeasible, MexitError, UsageError
 from mexit.runtime.backends.base import Backend
+from mexit.runtime.grant import granted
 
 Rehearse = Callable[[int], object]
 
@@ -44,8 +47,8 @@ def device_times(bundle: Bundle, backend: Backend, threads: int, rehearse: Rehea
     except (MexitError, KeyError, TypeError):
         pass
     found = measure(rehearse, len(backend.segments))
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_bytes(path, to_json({"mean_ms": list(found), "rounds": ROUNDS}))
+    with suppress(MexitError):  # a device that cannot keep them measures them at every start
+        keep_fact(path, {"mean_ms": list(found), "rounds": ROUNDS})
     return found
 
 
@@ -78,11 +81,36 @@ def place_within(frontier: Sequence[FrontierPoint], limit_ms: float, times_ms: S
     return within[-1]
 
 
+def cache_root() -> Path:
+    """`$MEXIT_CACHE`, else `~/.cache/mexit`. Raises `UsageError` where there is no home directory either."""
+    given = os.environ.get("MEXIT_CACHE")
+    try:
+        return Path(given) if given else Path.home() / ".cache" / "mexit"
+    except RuntimeError:
+        raise UsageError(
+            "this user has no home directory to keep facts of this device in: set MEXIT_CACHE to a folder"
+        ) from None
+
+
 def cache_folder(model: str) -> Path:
-    """Where facts of this device about a model are kept."""
-    root = os.environ.get("MEXIT_CACHE") or str(Path.home() / ".cache" / "mexit")
-    device = f"{platform.machine()} {processor()} {len(os.sched_getaffinity(0))}"
-    return Path(root) / model[:32] / sha256_bytes(device.encode())[:16]
+    """Where facts of this device about a model are kept. Raises `UsageError`, see `cache_root`."""
+    device = f"{platform.machine()} {processor()} {granted().threads}"
+    return cache_root() / model[:32] / sha256_bytes(device.encode())[:16]
+
+
+def keep_fact(path: Path, value: Any) -> None:
+    """Store a fact of this device atomically, readable by its owner alone.
+
+    Raises:
+        MexitError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise MexitError(
+            f"{path.parent} cannot be made ({error.strerror}): set MEXIT_CACHE to a folder that can be written"
+        ) from None
+    write_bytes(path, to_json(value))
 
 
 def processor() -> str:

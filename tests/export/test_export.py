@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from mexit.core.bundle import Bundle
 from mexit.core.files import sha256_file
 from mexit.errors import BackendError, MissingExtra, UsageError
 from mexit.export.check import largest_difference
-from mexit.flows.export import export, export_trt
+from mexit.flows.engines import build_engines
+from mexit.flows.export import export
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.reference import run_all_exits
 from mexit.train.checkpoint import load_model
@@ -57,7 +59,9 @@ def test_an_existing_bundle_is_kept_unless_replace(workspace, monkeypatch) -> No
         export(Path("runs/digits"))
 
 
-def test_trt_without_tensorrt_leaves_a_complete_bundle_and_says_what_to_type(digits_bundle) -> None:
+def test_trt_without_tensorrt_leaves_a_complete_bundle_and_says_what_to_type(digits_bundle, monkeypatch) -> None:
+    for package in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=rf"mexit export {digits_bundle} --trt"):
-        export_trt(digits_bundle)
+        build_engines(digits_bundle)
     assert Bundle.open(digits_bundle).policies().entries

@@ -22,16 +22,25 @@ class Engine:
     Attributes:
         engine, precision, variant: the key of its entry in `policies.json`.
         opener: "module:function" below this package, of (bundle, threads, precision) to a `Backend`.
+        builds: opening it may first build for this device, which can take minutes; its threads are its own affair.
     """
 
     engine: str
     precision: str
     variant: str
     opener: str
+    builds: bool = False
 
 
 ENGINES = {
     "ort": Engine("ort", "fp32", "fp32", "ort:OrtBackend"),
+    "ort:int8": Engine("ort", "int8", "int8", "ort:OrtBackend"),
+    "openvino": Engine("openvino", "fp32", "fp32", "openvino:OpenVinoBackend"),
+    "openvino:bf16": Engine("openvino", "bf16", "fp32", "openvino:OpenVinoBackend"),
+    "openvino:int8": Engine("openvino", "int8", "int8", "openvino:OpenVinoBackend"),
+    "trt": Engine("trt", "fp32", "fp32", "trt:TrtBackend", builds=True),
+    "trt:fp16": Engine("trt", "fp16", "fp16", "trt:TrtBackend", builds=True),
+    "trt:int8": Engine("trt", "int8", "int8", "trt:TrtBackend", builds=True),
 }
 
 

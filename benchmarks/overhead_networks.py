@@ -1,0 +1,99 @@
+"""The networks of `runtime_overhead.py`: random weights, graphs as `mexit export` makes them, and a ResNet-50."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import helper
+from torch import nn
+
+from mexit.core.bundle import Bundle
+from mexit.core.manifest import InputSpec, PrepareSpec
+from mexit.data import digits, splits
+from mexit.export.segments import cut
+from mexit.export.single_file import single_file
+from mexit.export.to_onnx import OnnxSegment, to_onnx
+from mexit.export.write import assemble
+from mexit.train.models import MultiExit, Stage, build, preset
+
+CLASSES, LARGE = 10, "resnet50"
+IMAGENET = InputSpec("input", "float32", "NCHW", 3, (224, 224), (0.0, 1.0), PrepareSpec(fit="cover"))
+
+
+@dataclass(frozen=True)
+class Network:
+    """An exported network, one graph of all its exits, and its single file."""
+
+    name: str
+    bundle: Bundle
+    one_graph: bytes
+    nested: bytes
+
+
+def export(name: str) -> Network:
+    """A network with random weights, as `mexit export` makes its graphs."""
+    torch.manual_seed(0)
+    network = resnet50() if name == LARGE else build(name, CLASSES)
+    spec = IMAGENET if name == LARGE else preset(name).input
+    segments = [to_onnx(part) for part in cut(network.eval(), spec.name)]
+    data, names = digits.load(), [str(label) for label in range(CLASSES)]
+    parts = assemble(name, names, spec, segments, splits.split(data), {})
+    nested = single_file([segment.model for segment in segments])
+    return Network(name, Bundle.from_parts(Path(name), parts.manifest, parts.files), chained(segments), nested)
+
+
+class Bottleneck(nn.Module):
+    """ResNet's block of 1x1, 3x3 and 1x1 convolutions."""
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        wide = 4 * width
+        self.body = nn.Sequential(
+            *conv(width_in, width, 1), nn.ReLU(), *conv(width, width, 3, stride), nn.ReLU(), *conv(width, wide, 1)
+        )
+        fits = stride == 1 and width_in == wide
+        self.shortcut = nn.Identity() if fits else nn.Sequential(*conv(width_in, wide, 1, stride))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, width_in, H, W) to (B, 4 width, H / stride, W / stride)."""
+        return torch.relu(self.body(features) + self.shortcut(features))
+
+
+def conv(width_in: int, width: int, size: int, stride: int = 1) -> list[nn.Module]:
+    """A convolution and its BatchNorm."""
+    return [nn.Conv2d(width_in, width, size, stride, size // 2, bias=False), nn.BatchNorm2d(width)]
+
+
+def resnet50() -> MultiExit:
+    """ResNet-50 on 224 pixels, with an exit behind each of its four groups of blocks."""
+    layers: list[nn.Module] = [*conv(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    stages, width_in = [], 64
+    for group, blocks in enumerate((3, 4, 6, 3)):
+        width = 64 * 2**group
+        for place in range(blocks):
+            layers.append(Bottleneck(width_in, width, 2 if group and not place else 1))
+            width_in = 4 * width
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width_in, CLASSES))
+        stages.append(Stage(nn.Sequential(*layers), head))
+        layers = []
+    return MultiExit(stages, (3, 224, 224), CLASSES)
+
+
+def chained(segments: Sequence[OnnxSegment]) -> bytes:
+    """One graph that gives the logits of every exit: what there would be without early exits."""
+    nodes, weights, logits = [], [], []
+    for k, segment in enumerate(segments, start=1):
+        graph = onnx.compose.add_prefix_graph(
+            segment.model.graph, f"{k}/", rename_inputs=False, rename_outputs=False
+        )
+        nodes, weights = [*nodes, *graph.node], [*weights, *graph.initializer]
+        logits.append(graph.output[-1])
+    first = segments[0].model
+    made = helper.make_graph(nodes, "all exits", first.graph.input, logits, weights)
+    model = helper.make_model(made, opset_imports=first.opset_import, ir_version=first.ir_version)
+    content: bytes = model.SerializeToString()
+    return content

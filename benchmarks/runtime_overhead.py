@@ -1,0 +1,385 @@
+"""What the engine costs on top of the hardware: against one graph, segment 1 alone, and the promised speed-up.
+
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/runtime_overhead.py
+
+Networks have random weights and answer random images; thresholds are quantiles of the scores on those images,
+so that exits are mixed as a budget at 1/4, 1/2 and 3/4 of the way from exit 1 to the last one mixes them. All
+paths take turns, each with all images of the round in a row after an uncounted call; a path's time is the mean
+over images of each one's tenth percentile over the rounds, so that a busy machine disturbs little and all paths
+alike. With one thread that is the processor time of the caller's thread, which does all the work; with two it
+is the clock, and a machine with other work on its two cores shows that work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from overhead_networks import CLASSES, LARGE, Network, export
+from page import table, write_page
+
+from mexit import Runtime
+from mexit.calibrate.thresholds import Ranking, geometric
+from mexit.core.policy import Policy, first_exit
+from mexit.core.single_file import feeds
+from mexit.runtime.backends.ort import OrtBackend, open_session
+from mexit.runtime.engine import answer
+from mexit.runtime.reference import run_all_exits
+
+IMAGES = {1: 16, 8: 32, 64: 64}  # by batch
+NETWORKS = ("small-cnn", "msdnet-cifar10", "resnet38", "resnet50")
+THREADS, BATCHES = (1, 2), (1, 8, 64)
+BUDGETS = {"low": 0.25, "medium": 0.5, "high": 0.75}
+SECONDS, LEAST_ROUNDS = 8.0, 3
+LARGE_IMAGES = 8  # of the large network, 50 ms each; and no batch of 64
+ONE, ONE_BOUND, WALK, BARE = "one graph", "one graph, bound", "segments, bound", "segments"
+ENGINE, SCORED, RUNTIME = "engine", "engine, scoring", "Runtime"
+BARE_1, ENGINE_1, RUNTIME_1, NESTED = "segment 1", "engine, exit 1", "Runtime, exit 1", "nested If"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, threads and batch, and microseconds a batch of each path, with how many rounds it took turns."""
+
+    network: Network
+    threads: int
+    batch: int
+    micros: dict[str, float]
+    segments: list[float]
+    shares: dict[str, list[float]]
+    rounds: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each network, threads and batch")
+    parser.add_argument("--dry", action="store_true", help="print, write no page")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    networks = [export(name) for name in given.networks]
+    load = os.getloadavg()[0]
+    cases = [
+        measure(network, threads, batch, given.seconds)
+        for network in networks
+        for threads in THREADS
+        for batch in BATCHES
+        if not (network.name == LARGE and batch > LARGE_IMAGES)
+    ]
+    parts = [
+        __doc__.split("\n\n", 2)[2].strip(),
+        f"onnxruntime {onnxruntime.__version__}; {given.seconds:g} s for each network, threads and batch, in "
+        f"{min(case.rounds for case in cases)} to {max(case.rounds for case in cases)} rounds; "
+        f"load average of the machine before: {load:.1f}.",
+        *against_one_graph(cases),
+        *leaving_at_once(cases),
+        *adaptive(cases),
+        *where_it_goes([case for case in cases if case.batch == 1], networks),
+        *nested_if([case for case in cases if case.batch == 1]),
+    ]
+    if given.dry:
+        print("\n\n".join(parts))
+    else:
+        write_page("runtime_overhead", "2-core-cpu", "What the engine adds to the hardware's time", parts)
+
+
+# --- timing
+
+
+def measure(network: Network, threads: int, batch: int, seconds: float) -> Case:
+    """Every path of one case, in turns."""
+    backend = OrtBackend(network.bundle, threads)
+    count = LARGE_IMAGES if network.name == LARGE else IMAGES[batch]
+    images = np.random.default_rng(0).random((count, *network.bundle.manifest.input.shape), np.float32)
+    costs = network.bundle.manifest.cumulative_macs
+    policies = {name: policy_at(share, backend, images, costs) for name, share in BUDGETS.items()}
+    shares = {name: shares_of(policy, backend, images) for name, policy in policies.items()}
+    batches = [images[start : start + batch] for start in range(0, count, batch)]
+    calls = paths(network, backend, threads, batch, policies)
+    times: dict[str, list[list[float]]] = {name: [] for name in calls}
+    segments: list[list[list[float]]] = []
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < LEAST_ROUNDS or time.perf_counter() < end:
+        for name, call in calls.items():
+            call(batches[-1])
+            times[name].append([timed(call, part, clock) for part in batches])
+        segments.append([segment_times(backend, part, clock) for part in batches])
+        rounds += 1
+    micros = {name: typical(rows) for name, rows in times.items()}
+    each = np.quantile(segments, 0.1, axis=0).mean(axis=0).tolist()
+    print(f"{network.name}, {threads} thread(s), batch {batch}: {rounds} rounds", flush=True)
+    return Case(network, threads, batch, micros, each, shares, rounds)
+
+
+def paths(
+    network: Network, backend: OrtBackend, threads: int, batch: int, policies: dict[str, Policy]
+) -> dict[str, Callable[[Any], object]]:
+    """What is timed, by name: each takes a batch of images."""
+    exits, runtime = len(backend.segments), Runtime(network.bundle, backend, "full", threads=threads)
+    whole = open_session(network.one_graph, "one graph", threads)
+    names = [output.name for output in whole.get_outputs()]
+    never = Policy("max-probability", False, (1.0,) * exits, (None,) * (exits - 1))
+    in_vain = Policy("max-probability", False, (1.0,) * exits, (1e6,) * (exits - 1))
+    found: dict[str, Callable[[Any], object]] = {
+        ONE: lambda part: whole.run(names, {"input": part}),
+        BARE: lambda part: run_all_exits(backend, part),
+        ENGINE: lambda part: answer(backend, part, never, CLASSES),
+        SCORED: lambda part: answer(backend, part, in_vain, CLASSES),
+        RUNTIME: runtime.answer_tensor,
+        BARE_1: lambda part: backend.segments[0].run(backend.carry(part)),
+        ENGINE_1: lambda part: answer(backend, part, never, CLASSES, max_exit=1),
+        RUNTIME_1: lambda part: runtime.answer_tensor(part, max_exit=1),
+    }
+    for name, policy in policies.items():
+        found[name] = lambda part, policy=policy: answer(backend, part, policy, CLASSES)
+    if batch == 1:
+        found[ONE_BOUND], found[WALK] = bound(whole, network), lambda part: walk(backend, part)
+        nested = open_session(network.nested, "single file", threads)
+        for name, policy in {"full": in_vain, **policies}.items():
+            given = feeds(policy)
+            found[f"{NESTED}, {name}"] = lambda part, given=given: nested.run(None, {"input": part, **given})
+    return found
+
+
+def timed(call: Callable[[Any], object], part: Any, clock: Callable[[], float]) -> float:
+    """Microseconds of one call."""
+    begin = clock()
+    call(part)
+    return (clock() - begin) * 1e6
+
+
+def typical(rows: Sequence[Sequence[float]]) -> float:
+    """Mean over batches of the tenth percentile over rounds: rows (rounds, batches)."""
+    return float(np.quantile(rows, 0.1, axis=0).mean())
+
+
+def segment_times(backend: OrtBackend, part: Any, clock: Callable[[], float]) -> list[float]:
+    """Microseconds of each segment alone, as the engine runs them: bound for one image, else through arrays."""
+    if len(part) == 1:
+        with lent(backend, part) as step:
+            return [timed(step, k, clock) for k in range(1, len(backend.segments) + 1)]
+    carried, found = backend.carry(part), []
+    for segment in backend.segments:
+        begin = clock()
+        carried, _ = segment.run(carried)
+        found.append((clock() - begin) * 1e6)
+    return found
+
+
+def walk(backend: OrtBackend, part: Any) -> None:
+    """All segments through bound buffers, nothing decided."""
+    with lent(backend, part) as step:
+        for k in range(1, len(backend.segments) + 1):
+            step(k)
+
+
+@contextmanager
+def lent(backend: OrtBackend, part: Any) -> Iterator[Callable[[int], Any]]:
+    """The engine's own buffers, with an image in them."""
+    assert backend.walks is not None
+    one = backend.walks.take()
+    one.start(part)
+    yield one.run
+    backend.walks.give_back(one)
+
+
+def bound(session: Any, network: Network) -> Callable[[Any], None]:
+    """One graph with its image and its logits in bound buffers."""
+    image = np.zeros((1, *network.bundle.manifest.input.shape), np.float32)
+    logits = [np.zeros((1, CLASSES), np.float32) for _ in session.get_outputs()]
+    binding = session.io_binding()
+    binding.bind_input("input", "cpu", 0, np.float32, image.shape, image.ctypes.data)
+    for output, array in zip(session.get_outputs(), logits, strict=True):
+        binding.bind_output(output.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+    def call(part: Any, held: Any = (image, logits)) -> None:
+        np.copyto(held[0], part)
+        session.run_with_iobinding(binding)
+
+    return call
+
+
+def policy_at(share: float, backend: OrtBackend, images: Any, costs: Sequence[int]) -> Policy:
+    """Geometric thresholds whose mean cost is nearest to `share` of the way from exit 1 to the last exit."""
+    exits = len(costs)
+    open_policy = Policy("max-probability", False, (1.0,) * exits, (None,) * (exits - 1))
+    scores = open_policy.scorer(CLASSES).score(run_all_exits(backend, images))
+    wanted = costs[0] + share * (costs[-1] - costs[0])
+
+    def miss(q: float) -> float:
+        taken = first_exit(scores, geometric(Ranking.of(scores), q))
+        return abs(float(np.mean([costs[k - 1] for k in taken])) - wanted)
+
+    best = min(np.geomspace(0.05, 20, 200), key=miss)
+    return Policy("max-probability", False, (1.0,) * exits, geometric(Ranking.of(scores), float(best)))
+
+
+def shares_of(policy: Policy, backend: OrtBackend, images: Any) -> list[float]:
+    """The share of the images that leaves at each exit."""
+    exits = answer(backend, images, policy, CLASSES).exits
+    return [float((exits == k).mean()) for k in range(1, len(backend.segments) + 1)]
+
+
+# --- the page
+
+
+def against_one_graph(cases: Sequence[Case]) -> list[str]:
+    """(a)"""
+    rows = [
+        [*head(case), f"{us[ONE]:.0f}", *(f"{us[name] / us[ONE]:.3f}" for name in (BARE, ENGINE, SCORED, RUNTIME))]
+        for case in cases
+        for us in [case.micros]
+    ]
+    said = (
+        "All segments for every image, as a multiple of ONE graph that gives the logits of all exits by one "
+        "`session.run`. *segments*: the bare chain of `Segment.run`. *engine*: nobody may leave, as budget "
+        "`full` says. *engine, scoring*: every exit is asked and nobody is sure. Target at batch 1: engine at "
+        "most 1.03."
+    )
+    columns = ["network", "threads", "batch", "one graph, µs", "segments", "engine", "engine, scoring", "Runtime"]
+    return ["## (a) Segments against one graph", said, table(columns, rows)]
+
+
+def leaving_at_once(cases: Sequence[Case]) -> list[str]:
+    """(b)"""
+    rows = [
+        [*head(case), f"{us[BARE_1]:.0f}", *(f"{us[name] / us[BARE_1]:.3f}" for name in (ENGINE_1, RUNTIME_1))]
+        for case in cases
+        for us in [case.micros]
+    ]
+    said = "Everybody leaves at exit 1, as a multiple of segment 1 alone by `Segment.run`. Target: at most 1.05."
+    return [
+        "## (b) Leaving at exit 1",
+        said,
+        table(["network", "threads", "batch", "segment 1, µs", "engine", "Runtime"], rows),
+    ]
+
+
+def adaptive(cases: Sequence[Case]) -> list[str]:
+    """(c)"""
+    rows = []
+    for case in cases:
+        costs = case.network.bundle.manifest.cumulative_macs
+        for name in BUDGETS:
+            shares = np.asarray(case.shares[name])
+            measured = case.micros[ENGINE] / case.micros[name]
+            predicted = sum(case.segments) / float(shares @ np.cumsum(case.segments))
+            macs = costs[-1] / float(shares @ np.asarray(costs))
+            left = " ".join(f"{share:.0%}" for share in shares)
+            rows.append(
+                [*head(case), name, left, f"{macs:.2f}", f"{predicted:.2f}", f"{measured:.2f}",
+                 f"{measured / predicted:.3f}"]
+            )  # fmt: skip
+    said = (
+        "Speed-up over running all segments. *MACs*: by the counted cost. *predicted*: by the times of the "
+        "segments alone in the same rounds, and the shares that leave. *measured*: engine against engine. "
+        "Target: measured at least 0.95 of predicted."
+    )
+    columns = [
+        "network",
+        "threads",
+        "batch",
+        "budget",
+        "leave at",
+        "MACs",
+        "predicted",
+        "measured",
+        "of predicted",
+    ]
+    return ["## (c) Adaptive", said, table(columns, rows)]
+
+
+def where_it_goes(cases: Sequence[Case], networks: Sequence[Network]) -> list[str]:
+    """The profile."""
+    reorders = {network.name: layout_micros(network) for network in networks}
+    rows = []
+    for case in cases:
+        us = case.micros
+        steps = [us[ONE_BOUND], us[WALK], us[ENGINE], us[RUNTIME]]
+        differences = [f"{after - before:+.0f}" for before, after in pairwise(steps)]
+        scoring = f"{us[SCORED] - us[ENGINE]:+.0f}"
+        left = f"{us[ENGINE_1] - case.segments[0]:+.0f}"
+        rows.append(
+            [case.network.name, case.threads, f"{steps[0]:.0f}", differences[0],
+             "{:.0f} to {:.0f}".format(*reorders[case.network.name]), differences[1], scoring, left,
+             differences[2]]
+        )  # fmt: skip
+    said = (
+        "Microseconds at batch 1. *cuts*: all segments through bound buffers against one graph through bound "
+        "buffers, so a session call for each segment and the change of layout at each cut. *layout*: ONNX "
+        "Runtime's own profile of the nodes that change it, in one graph and in all segments. *engine*: what it"
+        " adds to the bound segments when nobody may leave. *scores*: added when every exit is asked. *exit 1*:"
+        " what the engine adds to segment 1 bound. *Runtime*: what `Runtime` adds to the engine: checks, "
+        "prediction, ledger."
+    )
+    columns = ["network", "threads", "one graph, bound", "cuts", "layout", "engine", "scores", "exit 1", "Runtime"]
+    return ["## Where it goes", said, table(columns, rows)]
+
+
+def nested_if(cases: Sequence[Case]) -> list[str]:
+    """Whether the single file is worth running here."""
+    rows = []
+    for case in cases:
+        us = case.micros
+        ratios = [us[f"{NESTED}, {name}"] / us[name if name in BUDGETS else SCORED] for name in ("full", *BUDGETS)]
+        rows.append([case.network.name, case.threads, *(f"{ratio:.2f}" for ratio in ratios)])
+    said = (
+        "One call of the single file (`mexit export --single-file`) as a multiple of the engine with the same "
+        "policy, at batch 1. Above 1, the engine with its bound segments is faster; it is what `mexit` runs."
+    )
+    columns = ["network", "threads", "full", *BUDGETS]
+    return ["## The single file", said, table(columns, rows)]
+
+
+def layout_micros(network: Network) -> tuple[float, float]:
+    """Microseconds in nodes that change the layout: in one graph, and in all segments. One image, one thread."""
+    image = np.random.default_rng(0).random((1, *network.bundle.manifest.input.shape), np.float32)
+    segments = [network.bundle.segment("fp32", k) for k in range(1, len(network.bundle.manifest.exits) + 1)]
+    found = []
+    for graphs in ([network.one_graph], segments):
+        total, given = 0.0, [image]
+        for graph in graphs:
+            micros, outputs = profiled(graph, given)
+            total += micros
+            given = outputs[:-1]
+        found.append(total)
+    return found[0], found[1]
+
+
+def profiled(graph: bytes, given: Sequence[Any], runs: int = 30) -> tuple[float, list[Any]]:
+    """Microseconds a run of one graph in its layout nodes, and its outputs."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        named = {value.name: array for value, array in zip(session.get_inputs(), given, strict=True)}
+        for _ in range(runs):
+            outputs = session.run(None, named)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    by_node: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("args", {}).get("op_name") in ("ReorderInput", "ReorderOutput"):
+            by_node.setdefault(event["name"], []).append(event["dur"])
+    return sum(float(np.mean(sorted(each)[: runs // 2])) for each in by_node.values()), outputs
+
+
+def head(case: Case) -> list[object]:
+    return [case.network.name, case.threads, case.batch]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""From starting a process to its first answer: `small-cnn`, the packages of the `cpu` extra, one image.
+
+    python benchmarks/start_time.py [PYTHON]
+
+PYTHON is the interpreter of an environment with mexit[cpu] alone; default this one, where torch is installed but
+not imported. The network has random weights: what counts is what is loaded. Target: 0.5 s. Starts of
+each kind take turns; processor time tells what is the program's own when other programs run beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from page import table, write_page
+
+WARM_UP, REPEATS = 3, 30
+TARGET_S = 0.5
+# Times are of one clock for all processes of the machine.
+_STAGES = """
+import time; stages = [("interpreter", time.monotonic())]
+import numpy; stages.append(("import numpy", time.monotonic()))
+from mexit import Runtime; stages.append(("import mexit", time.monotonic()))
+runtime = Runtime.open({bundle!r}, "full"); stages.append(("Runtime.open, onnxruntime included", time.monotonic()))
+runtime(numpy.zeros((28, 28), numpy.uint8)); stages.append(("first answer", time.monotonic()))
+import json, sys
+print(json.dumps({{"stages": stages, "cpu": time.process_time(), "torch": "torch" in sys.modules}}))
+"""
+_ENGINE = """
+import json, time, numpy, onnxruntime
+print(json.dumps({{"stages": [("all", time.monotonic())], "cpu": time.process_time(), "torch": False}}))
+"""
+
+
+def make_bundle(path: Path) -> None:
+    """A bundle of `small-cnn` with random weights."""
+    import torch
+
+    from mexit.core.bundle import Bundle
+    from mexit.data import digits, splits
+    from mexit.export import segments, to_onnx, write
+    from mexit.train.models import build, preset
+
+    torch.manual_seed(0)
+    cuts = segments.cut(build("small-cnn", 10).eval(), preset("small-cnn").input.name)
+    exported = [to_onnx.to_onnx(cut) for cut in cuts]
+    spec, data = preset("small-cnn").input, digits.load()
+    parts = write.assemble("start", data.classes, spec, exported, splits.split(data), {"seed": 0})
+    Bundle.from_parts(path, parts.manifest, parts.files).write()
+
+
+def start(python: str, code: str, cache: str) -> dict[str, Any]:
+    """Seconds from the start of a process to each stage, and its processor time."""
+    begin = time.monotonic()
+    environment = {**os.environ, "MEXIT_CACHE": cache}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every start compiles mexit again
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    found = json.loads(done.stdout)
+    assert not found["torch"], "torch was imported"
+    return {"stages": {name: at - begin for name, at in found["stages"]}, "cpu": found["cpu"]}
+
+
+def tune(python: str, bundle: str, cache: str) -> None:
+    """Let `auto` know the device, as `mexit export` does."""
+    code = f"from mexit.flows.tune import tune; tune({bundle!r})"
+    subprocess.run([python, "-c", code], check=True, env={**os.environ, "MEXIT_CACHE": cache})
+
+
+def spread(values: list[float]) -> str:
+    """Median and 95th percentile in milliseconds."""
+    p50, p95 = np.quantile(values, [0.5, 0.95]) * 1e3
+    return f"{p50:.0f} / {p95:.0f}"
+
+
+def measured(python: str) -> dict[str, list[dict[str, Any]]]:
+    """Runs of each kind, in turn, those that do not count left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle, tuned, empty = (str(Path(folder) / name) for name in ("start", "tuned", "empty"))
+        make_bundle(Path(bundle))
+        tune(python, bundle, tuned)
+        kinds = {
+            "first answer, engines timed before": (_STAGES.format(bundle=bundle), tuned),
+            "first answer, nothing timed": (_STAGES.format(bundle=bundle), empty),
+            "numpy and onnxruntime imported, no mexit": (_ENGINE.format(), empty),
+        }
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
+        for _ in range(WARM_UP + REPEATS):
+            for name, (code, cache) in kinds.items():
+                runs[name].append(start(python, code, cache))
+    return {name: found[WARM_UP:] for name, found in runs.items()}
+
+
+def kind_row(name: str, runs: list[dict[str, Any]]) -> list[object]:
+    """One line of the first table."""
+    wall = [list(run["stages"].values())[-1] for run in runs]
+    within = sum(value < TARGET_S for value in wall)
+    cpu = spread([run["cpu"] for run in runs])
+    return [name, spread(wall), f"{min(wall) * 1e3:.0f}", cpu, f"{within} of {len(wall)}"]
+
+
+def stage_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
+    """What each stage took, one after the other."""
+    rows, before = [], [0.0] * len(runs)
+    for stage in runs[0]["stages"]:
+        at = [run["stages"][stage] for run in runs]
+        rows.append([stage, spread([here - there for here, there in zip(at, before, strict=True)])])
+        before = at
+    return rows
+
+
+def main(python: str = sys.executable) -> None:
+    runs = measured(python)
+    versions = subprocess.run(
+        [python, "-c", "import numpy, onnxruntime; print(numpy.__version__, onnxruntime.__version__)"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    where = "an environment of its own, mexit[cpu] alone" if python != sys.executable else "this environment"
+    write_page(
+        "start_time",
+        "2-core-cpu",
+        "From process start to first answer",
+        [
+            f"`small-cnn` with random weights, one uint8 image, budget full; {where}: numpy {versions[0]}, "
+            f"onnxruntime {versions[1]}. {REPEATS} starts of each kind in turn after {WARM_UP} that do not count; "
+            f"{os.getloadavg()[0]:.1f} busy threads on the machine at the end. Milliseconds, median / 95th "
+            "percentile.",
+            table(
+                ["", "wall", "fastest wall", "processor time", f"within {TARGET_S} s"],
+                [kind_row(name, found) for name, found in runs.items()],
+            ),
+            "Stages of the first row, wall, milliseconds:",
+            table(["stage", "took"], stage_rows(next(iter(runs.values())))),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,76 @@
+"""The optional half of the seam: one image walks through all segments, and its features never leave the engine's
+own buffers.
+
+`Segment.run` hands out features that stay valid as long as somebody holds them, so it needs new memory for each.
+A walk hands out none: the features of segment k are the inputs of segment k+1 where they lie, in buffers that the
+next image finds in place. An engine that can do so has an attribute `walks`; the others get a `PlainWalk`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexit.runtime.backends.base import Backend, Carried
+
+
+class Walk(Protocol):
+    """One image at a time, in one thread at a time."""
+
+    def start(self, image: NDArray[np.float32]) -> None:
+        """The next image, (1, C, H, W) float32; it is copied or only read."""
+
+    def run(self, k: int) -> NDArray[np.float32]:
+        """Run segment `k`, from 1 and in order: logits (1, C), valid until the next `start`."""
+
+    def features(self, k: int) -> None:
+        """Run segment `k` in its turn without its head."""
+
+
+class Walks:
+    """Walks to be lent, as many as there are calls at a time. Safe to share between threads."""
+
+    def __init__(self, make: Callable[[], Walk]) -> None:
+        self._make = make
+        self._free: list[Walk] = []
+
+    def take(self) -> Walk:
+        """A walk that nobody else has."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._make()
+
+    def give_back(self, walk: Walk) -> None:
+        """Lend it to the next one; nothing that it returned may be read any more."""
+        self._free.append(walk)
+
+
+class PlainWalk:
+    """A walk by `Segment.run`, for any engine."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._carried: Carried | None = None
+
+    def start(self, image: NDArray[np.float32]) -> None:
+        """See `Walk.start`."""
+        self._carried = self._backend.carry(image)
+
+    def run(self, k: int) -> NDArray[np.float32]:
+        """See `Walk.run`."""
+        self._carried, logits = self._backend.segments[k - 1].run(self._carried)
+        return logits
+
+    def features(self, k: int) -> None:
+        """See `Walk.features`."""
+        self._carried = self._backend.segments[k - 1].features(self._carried)
+
+
+def of(backend: Backend) -> Walks | None:
+    """The engine's own walks, if it has any."""
+    walks: Walks | None = getattr(backend, "walks", None)
+    return walks

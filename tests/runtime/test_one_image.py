@@ -1,0 +1,139 @@
+"""One image alone: the engine's own buffers give what segments give, to the last bit, in many threads at once."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mexit.core.bundle import Bundle
+from mexit.core.confidence import MEASURES
+from mexit.core.policy import Policy
+from mexit.errors import BackendError
+from mexit.runtime import engine
+from mexit.runtime.backends.fake import FakeBackend, images_for
+from mexit.runtime.backends.ort import OrtBackend
+from mexit.runtime.engine import answer
+from mexit.runtime.reference import answer_slowly, run_all_exits
+
+
+@pytest.fixture(scope="module")
+def backend(digits_bundle) -> OrtBackend:
+    return OrtBackend(Bundle.open(digits_bundle))
+
+
+@pytest.fixture(scope="module")
+def images(test_digits) -> np.ndarray:
+    return (test_digits[0][:, None] / np.float32(255)).astype(np.float32)
+
+
+def mixed(backend: OrtBackend, images: np.ndarray, measure: str, ensemble: bool) -> Policy:
+    """A policy by which a third of the images or so leave at each exit."""
+    policy = Policy(measure, ensemble, (1.3, 0.8, 1.0), (None, None))
+    scores = policy.scorer(10).score(run_all_exits(backend, images))
+    first = float(np.quantile(scores[0], 0.66))
+    return Policy(measure, ensemble, policy.temperatures, (first, float(np.median(scores[1][scores[0] < first]))))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("ensemble", [False, True], ids=["own", "ensemble"])
+def test_each_test_image_alone_equals_the_reference_and_the_batch_to_the_last_bit(
+    backend, images, measure, ensemble
+) -> None:
+    policy = mixed(backend, images, measure, ensemble)
+    exits, probabilities = answer_slowly(backend, images, policy, 10)
+    assert set(exits) == {1, 2, 3}
+    together = answer(backend, images, policy, 10)
+    for row in range(len(images)):
+        alone = answer(backend, images[row : row + 1], policy, 10)
+        assert alone.exits.tolist() == [exits[row]] == [together.exits[row]]
+        assert alone.probabilities.tobytes() == probabilities[row].tobytes()
+        assert alone.reasons == together.reasons[row : row + 1]
+        assert len(alone.segment_seconds) == exits[row]
+        assert sum(alone.segment_seconds) == pytest.approx(alone.seconds[0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.one_of(st.none(), st.floats(-3, 3)), min_size=2, max_size=2),
+    st.integers(0, 39),
+    st.one_of(st.none(), st.integers(1, 3)),
+    st.sampled_from([None, 0.0, 1e9]),
+    st.one_of(st.none(), st.lists(st.booleans(), min_size=3, max_size=3)),
+)
+def test_caps_deadlines_and_tokens_do_what_they_do_to_batches(
+    thresholds, row, max_exit, deadline_s, tokens
+) -> None:
+    rng = np.random.default_rng(0)
+    fake = FakeBackend((3 * rng.normal(size=(3, 40, 5))).astype(np.float32))
+    policy = Policy("margin", False, (1.0,) * 3, tuple(thresholds))
+    image, asked = images_for(np.array([row]), (1, 2, 2)), []
+
+    def permit(k: int, rows: int) -> int:
+        asked.append((k, rows))
+        return int(tokens[k - 2])
+
+    last = engine.last_exit(3, max_exit)
+    rest = (fake, image, policy, 5, last, deadline_s, permit if tokens else None)
+    alone, asked_alone = engine._answer_one(*rest), asked[:]
+    asked.clear()
+    batch = engine._answer_rows(*rest)
+    assert asked == asked_alone
+    assert (alone.exits.tolist(), alone.reasons) == (batch.exits.tolist(), batch.reasons)
+    assert alone.probabilities.tobytes() == batch.probabilities.tobytes()
+    assert len(alone.segment_seconds) == len(batch.segment_seconds)
+
+
+def test_threads_at_once_do_not_share_buffers(backend, images) -> None:
+    policy = mixed(backend, images, "max-probability", False)
+    expected = answer_slowly(backend, images, policy, 10)
+    start = threading.Barrier(4)
+
+    def walk_through(seed: int) -> bool:
+        start.wait()
+        for row in np.random.default_rng(seed).integers(0, len(images), 400):
+            found = answer(backend, images[row : row + 1], policy, 10)
+            if found.exits[0] != expected[0][row] or (found.probabilities[0] != expected[1][row]).any():
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(walk_through, range(4)))
+    assert backend.walks is not None
+    assert 1 <= len(backend.walks._free) <= 4  # lent again, not made anew for each call
+
+
+def test_features_and_answers_that_somebody_holds_stay_as_they_were(backend, images) -> None:
+    never = Policy("max-probability", False, (1.0,) * 3, (None, None))
+    held, logits = backend.segments[0].run(backend.carry(images[:1]))
+    first = answer(backend, images[:1], never, 10)
+    before = [array.copy() for array in (*held.arrays, logits, first.probabilities)]
+    for row in range(1, 30):
+        answer(backend, images[row : row + 1], never, 10)
+        backend.segments[0].run(backend.carry(images[row : row + 1]))
+    for array, copy in zip((*held.arrays, logits, first.probabilities), before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+    merged = held.concat([backend.segments[0].run(backend.carry(images[1:3]))[0]])
+    np.testing.assert_array_equal(backend.segments[1].run(merged)[1], run_all_exits(backend, images[:3])[1])
+
+
+def test_a_walk_that_failed_is_not_lent_again_and_the_next_call_is_right(digits_bundle, images) -> None:
+    backend = OrtBackend(Bundle.open(digits_bundle))
+    never = Policy("max-probability", False, (1.0,) * 3, (None, None))
+    expected = answer(backend, images[:1], never, 10).probabilities
+    assert backend.walks is not None
+    with pytest.raises(BackendError, match=r"given an image \(1, 1, 1, 1\), expected \(1, 1, 8, 8\)"):
+        answer(backend, images[:1, :, :1, :1], never, 10)
+    assert not backend.walks._free
+    assert answer(backend, images[:1], never, 10).probabilities.tobytes() == expected.tobytes()
+
+
+def test_images_that_do_not_lie_in_one_piece_are_answered(backend, images) -> None:
+    never = Policy("max-probability", False, (1.0,) * 3, (None, None))
+    turned = images[:1].transpose(0, 1, 3, 2)
+    found = answer(backend, turned, never, 10)
+    assert found.probabilities.tobytes() == answer(backend, turned.copy(), never, 10).probabilities.tobytes()
