@@ -5,8 +5,13 @@
 A served bundle and clients at addresses of their own, each with an open loop: requests are due at fixed times,
 whether or not earlier ones were answered, and latency counts from when a request was due. Clean clients ask for
 20 % of what the server can do; the attacker sends DeepSloth images (`train.attacks.slowdown`) for ten times that.
-This capacity is measured first, over HTTP in batches: MACs a second. The rates are 80 % of it for everybody and
-40 % for each client.
+The rates are 80 % of this capacity for everybody and 40 % for each client.
+
+A refusal is quick, so whoever is refused asks again at once: a governed attacker sends many times the requests of
+one that waits for its answers. On a machine that clients and server share, what sending and refusing them costs is
+taken from the server, and the capacity is not what it was when it was measured. So the server and the clients run
+on processors of their own, clients prepare their requests beforehand, and the capacity, in MACs a second, is that
+of a server whose attackers are there. The processor time of both sides is on the page.
 
 Accuracy and latency are those of the clean clients; a request that was refused or came after the deadline is late.
 The bundle's run has to be there, and the folder it was made in has to be the current one: it gives the gradients.
@@ -17,6 +22,7 @@ from __future__ import annotations
 import http.client
 import json
 import multiprocessing as mp
+import os
 import sys
 import threading
 import time
@@ -37,11 +43,8 @@ from mexit.flows.serve import serve
 BUDGET, DEADLINE_MS = "medium", 200.0
 CLEAN, CLEAN_LOAD, ATTACK_LOAD = 4, 0.2, 10.0
 OVERALL, EACH = 0.8, 0.4
-ATTACK_ROWS, IMAGES, MOST_REQUESTS = (
-    64,
-    400,
-    40,
-)  # the last: clean requests a second, of as many rows as that takes
+ATTACK_ROWS, IMAGES = 64, 400
+MOST_REQUESTS = 40  # clean ones a second, of as many rows as that takes
 THREADS_CLEAN, THREADS_ATTACK = 4, 24  # connections of one client
 PROBE_S = 5.0
 
@@ -69,10 +72,34 @@ class Sent:
     rows: int
 
 
+@dataclass(frozen=True)
+class Played:
+    """One scenario: what each address sent, what it cost.
+
+    Attributes:
+        macs: spent by the server, in `seconds` from the first request to the last answer.
+        server_s, clients_s: processor seconds.
+    """
+
+    sent: dict[str, list[Sent]]
+    macs: float
+    seconds: float
+    server_s: float
+    clients_s: float
+
+
+def processors(of_server: bool) -> set[int]:
+    """Those of the server: all but the last; the last one is the clients'. One alone is everybody's."""
+    usable = sorted(os.sched_getaffinity(0))
+    return set(usable[:-1] if of_server else usable[-1:]) or set(usable)
+
+
 def client(stream: Stream, port: int, model: str, begin: Any, seconds: float, out: Any) -> None:
-    """A process: sends the stream over its connections and puts a list of `Sent` into the queue."""
+    """A process: sends the stream over its connections; puts a list of `Sent` and its time into the queue."""
+    os.sched_setaffinity(0, processors(of_server=False))
     found: list[Sent] = []
     numbers, lock = iter(range(int(seconds / stream.every_s))), threading.Lock()
+    contents = _contents(stream)
     begin.wait()
     begin_s = time.monotonic()
 
@@ -85,34 +112,43 @@ def client(stream: Stream, port: int, model: str, begin: Any, seconds: float, ou
             if number is None or time.monotonic() > begin_s + seconds:
                 return connection.close()
             time.sleep(max(0.0, due_s - time.monotonic()))
-            chosen = (np.arange(stream.rows) + number * stream.rows) % len(stream.images)
-            found.append(_ask(connection, stream, model, chosen, due_s))
+            found.append(_ask(connection, model, *contents[number % len(contents)], due_s))
 
     threads = [threading.Thread(target=work) for _ in range(stream.connections)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    out.put((stream.address, found))
+    out.put((stream.address, found, time.process_time()))
 
 
-def _ask(connection: Any, stream: Stream, model: str, chosen: np.ndarray, due_s: float) -> Sent:
-    images = np.ascontiguousarray(stream.images[chosen])
-    tensor = {"name": "input", "shape": list(images.shape), "datatype": "FP32"}
-    tensor["parameters"] = {"binary_data_size": images.nbytes}
-    wishes = {} if stream.deadline_ms is None else {"mexit_deadline_us": stream.deadline_ms * 1e3}
-    head = json.dumps({"inputs": [tensor], "outputs": [{"name": "label"}], "parameters": wishes}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    connection.request("POST", f"/v2/models/{model}/infer", head + images.tobytes(), headers)
+def _contents(stream: Stream) -> list[tuple[bytes, int, np.ndarray]]:
+    """Bodies of successive requests, the lengths of their heads, and the labels."""
+    found = []
+    for number in range(len(stream.images)):
+        chosen = (np.arange(stream.rows) + number * stream.rows) % len(stream.images)
+        images = np.ascontiguousarray(stream.images[chosen])
+        tensor = {"name": "input", "shape": list(images.shape), "datatype": "FP32"}
+        tensor["parameters"] = {"binary_data_size": images.nbytes}
+        wishes = {} if stream.deadline_ms is None else {"mexit_deadline_us": stream.deadline_ms * 1e3}
+        head = json.dumps({"inputs": [tensor], "outputs": [{"name": "label"}], "parameters": wishes}).encode()
+        found.append((head + images.tobytes(), len(head), stream.labels[chosen]))
+    return found
+
+
+def _ask(connection: Any, model: str, content: bytes, head: int, labels: np.ndarray, due_s: float) -> Sent:
+    headers = {"Inference-Header-Content-Length": str(head)}
+    connection.request("POST", f"/v2/models/{model}/infer", content, headers)
     response = connection.getresponse()
-    answer, seconds = json.loads(response.read()), time.monotonic() - due_s
+    answer, seconds = response.read(), time.monotonic() - due_s
     if response.status != 200:
-        return Sent(response.status, seconds, 0, stream.rows)
-    right = int((np.array(answer["outputs"][0]["data"]) == stream.labels[chosen]).sum())
-    return Sent(200, seconds, right, stream.rows)
+        return Sent(response.status, seconds, 0, len(labels))
+    right = int((np.array(json.loads(answer)["outputs"][0]["data"]) == labels).sum())
+    return Sent(200, seconds, right, len(labels))
 
 
 def _serve(bundle: str, rates: dict[str, int], out: Any) -> None:
+    os.sched_setaffinity(0, processors(of_server=True))
     options = {"budget": BUDGET, "host": "127.0.0.1", "port": 0, "token": None}
     serve(Path(bundle), ready=lambda url: out.put(int(url.rpartition(":")[2])), **options, **rates)
 
@@ -130,18 +166,16 @@ def served(bundle: str, rates: dict[str, int]) -> Iterator[int]:
         process.join()
 
 
-def spent_macs(port: int) -> float:
-    """Of all answers so far."""
+def series(port: int, name: str) -> float:
+    """The sum of one of the server's series."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("GET", "/metrics")
     lines = connection.getresponse().read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("mexit_macs_total{"))
+    return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
 
 
-def scenario(
-    bundle: str, model: str, streams: list[Stream], rates: dict[str, int], seconds: float
-) -> tuple[dict[str, list[Sent]], float, float]:
-    """Run clients side by side: what each sent, MACs spent, seconds from the first request to the last answer."""
+def scenario(bundle: str, model: str, streams: list[Stream], rates: dict[str, int], seconds: float) -> Played:
+    """Run clients side by side."""
     context = mp.get_context("spawn")
     with served(bundle, rates) as port:
         out, begin = context.Queue(), context.Barrier(len(streams) + 1)
@@ -150,19 +184,23 @@ def scenario(
         ]
         for process in processes:
             process.start()
+        before_s = series(port, "process_cpu_seconds_total")
         begin.wait()
         begin_s = time.monotonic()
-        found = dict(out.get() for _ in processes)
+        found = [out.get(timeout=seconds + 120) for _ in processes]
+        took_s = time.monotonic() - begin_s
         for process in processes:
             process.join()
-        return found, spent_macs(port), time.monotonic() - begin_s
+        server_s = series(port, "process_cpu_seconds_total") - before_s
+        sent = {address: one for address, one, _ in found}
+        return Played(sent, series(port, "mexit_macs_total"), took_s, server_s, sum(one for *_, one in found))
 
 
 def capacity(bundle: str, model: str, images: np.ndarray, labels: np.ndarray) -> float:
-    """MACs a second that the server manages without a governor, when a few connections keep it busy."""
-    probe = Stream("127.0.3.1", images, labels, ATTACK_ROWS, 1e-4, THREADS_CLEAN, None)
-    _, macs, seconds = scenario(bundle, model, [probe], {}, PROBE_S)
-    return macs / seconds
+    """MACs a second that the server manages without a governor while all attackers are there."""
+    probe = Stream("127.0.3.1", images, labels, ATTACK_ROWS, 1e-3, THREADS_ATTACK, None)
+    found = scenario(bundle, model, [probe], {}, PROBE_S)
+    return found.macs / found.seconds
 
 
 def slowdown_images(runtime: Runtime, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -184,11 +222,9 @@ def slowdown_images(runtime: Runtime, images: np.ndarray, labels: np.ndarray) ->
     return np.asarray(slow_down(victim, "sloth").images.numpy())
 
 
-def row(
-    name: str, result: tuple[dict[str, list[Sent]], float, float], rates: dict[str, int], burst: float
-) -> list[object]:
+def row(name: str, played: Played, rates: dict[str, int], burst: float) -> list[object]:
     """One scenario's line: clean clients, then all."""
-    found, macs, seconds = result
+    found, macs, seconds = played.sent, played.macs, played.seconds
     clean = [one for address, sent in found.items() if address.startswith("127.0.1.") for one in sent]
     attack = [one for address, sent in found.items() if address.startswith("127.0.2.") for one in sent]
     cells: list[object] = [name]
@@ -203,7 +239,8 @@ def row(
         cells += ["-"] * 5
     refused = f"{sum(one.status != 200 for one in attack) / len(attack):.1%}" if attack else "-"
     bound = f"{macs / (burst + rates['rate'] * seconds):.3f}" if rates else "none"
-    return [*cells, len(attack) or "-", refused, f"{macs / seconds / 1e6:.1f}", bound]
+    cells += [len(attack) or "-", refused, f"{macs / seconds / 1e6:.1f}", bound]
+    return [*cells, f"{played.server_s / seconds:.2f}", f"{played.clients_s / seconds:.2f}"]
 
 
 def main(bundle: str, seconds: str = "20") -> None:
@@ -214,7 +251,7 @@ def main(bundle: str, seconds: str = "20") -> None:
     images, labels = data.batch(index, manifest.input), data.labels[index]
     slow = slowdown_images(runtime, images, labels)
     clean_macs, slow_macs = (np.mean([one.macs for one in runtime.answer_tensor(some)]) for some in (images, slow))
-    full, able = manifest.cumulative_macs[-1], capacity(bundle, manifest.name, images, labels)
+    full, able = manifest.cumulative_macs[-1], capacity(bundle, manifest.name, slow, labels)
     rates = {"rate": int(OVERALL * able), "client_rate": int(EACH * able)}
     burst = max(rates["rate"], full)
 
@@ -246,10 +283,11 @@ def main(bundle: str, seconds: str = "20") -> None:
             f"send {CLEAN_LOAD:.0%} of the capacity in requests of {rows} rows with a deadline of {DEADLINE_MS:g} "
             f"ms, the attacker {ATTACK_LOAD:g} times the capacity in requests of {ATTACK_ROWS} rows, {seconds} s "
             f"each. A clean image costs {clean_macs:,.0f} MACs in the mean, a slowdown image {slow_macs:,.0f} "
-            f"(full: {full:,}). Clients and server share the machine.",
-            table([*columns, "M MACs/s", "of the bound"], lines),
+            f"(full: {full:,}). Server and clients have processors of their own; others wanted them too: the load "
+            f"average was {os.getloadavg()[1]:.1f} in the end.",
+            table([*columns, "M MACs/s", "of the bound", "server CPU", "clients' CPU"], lines),
             "Late: refused, or answered after the deadline. Latencies and accuracy are those of answered clean "
-            "requests. Of the bound: MACs spent over burst + rate * T; at most 1.",
+            "requests. Of the bound: MACs spent over burst + rate * T; at most 1. CPU: processors kept busy.",
         ],
     )
 

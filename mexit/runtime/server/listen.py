@@ -94,7 +94,7 @@ def run(app: ASGIApp, service: Service, opened: socket.socket, ready: Callable[[
         start_listening(opened)
         _Server(config, service, ready).run([opened])
     finally:
-        service.workshop.close()
+        service.close()
         opened.close()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.errors import BadInput, DeadlineExceeded, Overloaded
+from mexit.runtime.batcher import Batcher
 from mexit.runtime.call import Call
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.runtime import Runtime
@@ -21,9 +22,11 @@ from mexit.runtime.server.limits import Limits
 from mexit.runtime.server.metrics import Metrics, Spans
 from mexit.runtime.server.options import Options
 from mexit.runtime.server.workshop import Job, Storage, Workshop
+from mexit.runtime.ticket import Ticket
 
 _SOON_MS = 1e-3  # the first exit always runs once a worker has taken the request
 _MAX_WORKERS = 4
+BATCHING = ("off", "continuous")
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,25 @@ class Service:
         active: requests being answered.
     """
 
-    def __init__(self, runtime: Runtime, limits: Limits, *, threads: int = 1, deadline_ms: float | None = None):
-        """`threads` is what the engine was opened with; `deadline_ms` is for requests that name none."""
+    def __init__(
+        self,
+        runtime: Runtime,
+        limits: Limits,
+        *,
+        threads: int = 1,
+        deadline_ms: float | None = None,
+        batching: str = BATCHING[0],
+    ) -> None:
+        """A service that begins nothing yet.
+
+        Args:
+            runtime: what is served.
+            limits: what clients can make it do.
+            threads: what the engine was opened with.
+            deadline_ms: for requests that name none.
+            batching: one of `BATCHING`: each request has its own runs of a segment, or they share them (see
+                `batcher`).
+        """
         self.runtime = runtime
         self.limits = limits
         self.metrics = Metrics(runtime.bundle.manifest.name, runtime.budget.text)
@@ -60,13 +80,23 @@ class Service:
             self.metrics.watch_drift(lambda: runtime.ledger.account().watch_macs, lambda: len(drift.alarms))
         governor = runtime.governor
         share = limits.share if governor is not None and governor.allowed.client is not None else 1
-        self.workshop = Workshop(_workers(threads), limits.jobs, share)
+        workers = _workers(threads)
+        self.workshop = Workshop(workers, limits.jobs, share)
+        self._batcher: Batcher | None = None
+        if batching == "continuous":
+            self._batcher = Batcher(runtime, self.workshop.lend, workers, heard=self.metrics.predicted)
         self.storage = Storage(limits.held_bytes, share)
         if governor is not None:
             self.metrics.watch_governor(governor.state, lambda: self.workshop.waiting)
         self.stopping = False
         self.active = 0
         self._deadline_ms = deadline_ms
+
+    def close(self) -> None:
+        """Drop what was not begun; threads end after what they are doing."""
+        if self._batcher is not None:
+            self._batcher.close()
+        self.workshop.close()
 
     @contextmanager
     def serving(self, route: str) -> Iterator[None]:
@@ -129,11 +159,16 @@ class Service:
             client=arrival.client,
             wait_ms=self.limits.wait_s * 1e3 if deadline_ms is None else None,
             queued_s=(begun_ns - arrival.at_ns) / 1e9,
+            kind=Call if self._batcher is None else Ticket,
         )
         while not call.done:
             if call.pay() > 0:
                 yield call.pay
-            self.metrics.predicted(call.run())
+            if self._batcher is not None and isinstance(call, Ticket):
+                yield (outcome := self._batcher.submit(call))
+                outcome.result()
+            else:
+                self.metrics.predicted(call.run())
         return call
 
 

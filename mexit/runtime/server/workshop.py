@@ -4,8 +4,9 @@ The event loop only moves bytes. Inflating, parsing, decoding, inference and wri
 small thread pool, so health checks answer while every worker is busy. Clients take turns: however much one of them
 sends, another one's job waits for one job of each other client at most, on every worker.
 
-A job is a generator. It runs in a worker until it has to wait for the governor; then it yields, leaves the worker
-to others and is taken up again once the function that it yielded says so.
+A job is a generator. It runs in a worker until it has to wait, and leaves the worker to others by yielding what it
+waits for: a function that says how long the governor still lets it wait, which the event loop asks, or a future of
+the batcher, whose batches run in the same workers; it is then taken up again by whoever resolves that future.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mexit.errors import Overloaded
 
 T = TypeVar("T")
 Ready = Callable[[], float]  # seconds after which to ask again; 0.0 is now
-Job = Generator[Ready, None, T]
+Job = Generator[Ready | Future[Any], None, T]
 
 
 class ClientGone(Exception):
@@ -49,8 +49,8 @@ class Workshop:
         Args:
             job: what to do; it is not begun yet.
             gone: returns when nobody waits for the result any more. A job that is in no worker is then dropped;
-                one that is in a worker is finished up to where it would leave it, so that whatever it counts
-                stays true.
+                one that is in a worker is finished up to where it would leave it. Whatever was computed is
+                counted.
             client: whose turn it takes.
 
         Raises:
@@ -61,18 +61,23 @@ class Workshop:
             take(1)
             leaving = asyncio.ensure_future(gone())
             try:
-                while isinstance(outcome := await self._step(job, client, leaving), _Waits):
+                while isinstance(outcome := await self._stretch(job, client, leaving), _Waits):
                     await self._wait(outcome.ready, leaving)
                 return outcome
             finally:
                 leaving.cancel()
 
-    async def _step(self, job: Job[T], client: str, leaving: asyncio.Future[Any]) -> T | _Waits:
-        future = self._turns.submit(client, partial(_advance, job))
-        result = asyncio.wrap_future(future)
+    def lend(self, work: Callable[[], None]) -> None:
+        """Have a worker call a function, after whatever was asked of the workers before."""
+        self._turns.lend(work)
+
+    async def _stretch(self, job: Job[T], client: str, leaving: asyncio.Future[Any]) -> T | _Waits:
+        stretch = _Stretch(job)
+        self._turns.submit(client, stretch)
+        result = asyncio.wrap_future(stretch.outcome)
         either: set[asyncio.Future[Any]] = {result, leaving}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not result.done() and future.cancel():
+        if not result.done() and stretch.drop():
             raise ClientGone
         return await result
 
@@ -98,13 +103,61 @@ class _Waits:
         self.ready = ready
 
 
-def _advance(job: Job[T]) -> T | _Waits:
-    """Run a job to its next wait or to its end."""
-    try:
-        return _Waits(next(job))
-    except StopIteration as done:
-        result: T = done.value
-        return result
+class _Stretch(Generic[T]):
+    """A job from where it is to its end, or to where it waits for the governor.
+
+    Attributes:
+        outcome: the job's, or what it waits for.
+    """
+
+    def __init__(self, job: Job[T]) -> None:
+        self.outcome: Future[T | _Waits] = Future()
+        self._job = job
+        self._awaited: Future[Any] | None = None
+        self._dropped = False
+
+    def begin(self) -> None:
+        """Run it in this thread, as far as it goes."""
+        if self.outcome.set_running_or_notify_cancel():
+            self._go_on()
+
+    def drop(self) -> bool:
+        """Nobody waits any more. Returns whether it was not begun yet, and never will be.
+
+        One that is in a worker goes on; what it waits for then, or waits for now, is cancelled.
+        """
+        if self.outcome.cancel():
+            return True
+        self._dropped = True  # before a look at what is awaited, as `_go_on` looks in the other order
+        if (awaited := self._awaited) is not None:
+            awaited.cancel()
+        return False
+
+    def _go_on(self) -> None:
+        try:
+            found = next(self._job)
+        except StopIteration as done:
+            self.outcome.set_result(done.value)
+        except BaseException as error:  # whoever waits for the outcome must hear of it
+            self.outcome.set_exception(error)
+        else:
+            if isinstance(found, Future):
+                self._await(found)
+            else:
+                self.outcome.set_result(_Waits(found))
+
+    def _await(self, found: Future[Any]) -> None:
+        self._awaited = found
+        if self._dropped:
+            found.cancel()
+        found.add_done_callback(self._resume)
+
+    def _resume(self, found: Future[Any]) -> None:
+        if found.cancelled():
+            self._job.close()
+            self.outcome.set_exception(ClientGone())
+        else:
+            self._go_on()
 
 
 class _Turns:
@@ -113,34 +166,31 @@ class _Turns:
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mexit-worker")
         self._lock = threading.Lock()
-        self._queues: dict[str, deque[tuple[Future[Any], Callable[[], Any]]]] = {}
+        self._queues: dict[str, deque[_Stretch[Any]]] = {}
 
-    def submit(self, client: str, work: Callable[[], T]) -> Future[T]:
-        future: Future[T] = Future()
+    def submit(self, client: str, stretch: _Stretch[Any]) -> None:
         with self._lock:
-            self._queues.setdefault(client, deque()).append((future, work))
+            self._queues.setdefault(client, deque()).append(stretch)
         self._pool.submit(self._take_one)
-        return future
+
+    def lend(self, work: Callable[[], None]) -> None:
+        self._pool.submit(work)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             for queue in self._queues.values():
-                for future, _ in queue:
-                    future.cancel()
+                for stretch in queue:
+                    stretch.outcome.cancel()
 
     def _take_one(self) -> None:
         with self._lock:
             client = next(iter(self._queues))
             queue = self._queues.pop(client)
-            future, work = queue.popleft()
+            stretch = queue.popleft()
             if queue:
                 self._queues[client] = queue  # behind all other clients
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(work())
-            except BaseException as error:  # whoever waits for the future must hear of it
-                future.set_exception(error)
+        stretch.begin()
 
 
 class Storage:

@@ -79,12 +79,13 @@ class Flood:
             thread.join()
 
 
+@pytest.mark.parametrize("batching", ["off", "continuous"])
 def test_a_flood_does_not_touch_a_client_within_its_rate(
-    mixed_bundle: Path, tmp_path: Path, plain: Runtime, costs: tuple[int, ...], images: Images
+    mixed_bundle: Path, tmp_path: Path, plain: Runtime, costs: tuple[int, ...], images: Images, batching: str
 ) -> None:
     """24 connections send batches without pause; another client asks as if they were not there."""
     full = costs[-1]
-    rates = {"rate": 200 * full, "client_rate": 50 * full, "client_burst": 40 * full}
+    rates = {"rate": 200 * full, "client_rate": 50 * full, "client_burst": 40 * full, "batching": batching}
     expected = plain.answer_tensor(images)
     with start(mixed_bundle, tmp_path, budget=BUDGET, **rates) as server:
         began = time.monotonic()

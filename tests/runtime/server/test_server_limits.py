@@ -50,6 +50,26 @@ Runtime.begin = slowly
 """
 
 
+# Segment 1 of every request does; nothing is measured before.
+HELD_IN_SEGMENT_1 = """
+import time
+from mexit.runtime import batcher, batch_costs
+from mexit.runtime.backends.ort import OrtBackend
+batcher.measure = lambda *_: batch_costs.table((1, 64), [[1e-4] * 3, [1e-4] * 3])
+load = OrtBackend.__init__
+def load_slowly(self, *args, **options):
+    load(self, *args, **options)
+    first, run = self.segments[0], self.segments[0].run
+    def slowly(carried):
+        Path({started!r}).touch()
+        while not Path({gate!r}).exists():
+            time.sleep(0.005)
+        return run(carried)
+    first.run = slowly
+OrtBackend.__init__ = load_slowly
+"""
+
+
 def good(rows: int = 1) -> bytes:
     entry = {"name": "input", "shape": [rows, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64 * rows}
     return json.dumps({"inputs": [entry]}).encode()
@@ -78,9 +98,11 @@ class Held:
 
 
 @pytest.fixture
-def held(digits_bundle: Path, tmp_path: Path) -> Iterator[Held]:
-    prelude = HELD.format(gate=str(tmp_path / "gate"), started=str(tmp_path / "started"))
-    with start(digits_bundle, tmp_path, prelude=prelude) as running:
+def held(digits_bundle: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Held]:
+    """A parameter may bring another prelude or options of the server."""
+    options = {"prelude": HELD, **getattr(request, "param", {})}
+    options["prelude"] = options["prelude"].format(gate=str(tmp_path / "gate"), started=str(tmp_path / "started"))
+    with start(digits_bundle, tmp_path, **options) as running:
         yield Held(running, tmp_path)
 
 
@@ -269,8 +291,11 @@ def leave(server: Server) -> http.client.HTTPConnection:
     return connection
 
 
-def test_clients_that_leave_keep_the_books_right(held: Held) -> None:
-    """One leaves while its request is being answered (counted), one while it waits (dropped)."""
+@pytest.mark.parametrize(
+    ("held", "counted"), [({"batching": "off"}, 3), ({"batching": "continuous"}, 0)], indirect=["held"]
+)
+def test_clients_that_leave_keep_the_books_right(held: Held, counted: int) -> None:
+    """One leaves while a worker has its request, and what is computed is counted; one while it waits (dropped)."""
     server = held.server
     working = leave(server)
     held.wait_until_working()
@@ -282,10 +307,29 @@ def test_clients_that_leave_keep_the_books_right(held: Held) -> None:
     assert server.series("mexit_requests_in_flight") == 1
     held.release()
     wait_until(lambda: server.series("mexit_requests_in_flight") == 0)
-    assert server.series("mexit_predictions_total") == 3
+    assert server.series("mexit_predictions_total") == counted
     assert server.json("POST", INFER, good(2))[0] == 200
-    assert server.series("mexit_predictions_total") == 5
+    assert server.series("mexit_predictions_total") == counted + 2
     assert server.series("mexit_request_duration_seconds_count", route="infer") == 3
+    assert "Traceback" not in server.errors
+
+
+@pytest.mark.parametrize(
+    "held", [{"prelude": HELD_IN_SEGMENT_1, "budget": "full", "batching": "continuous"}], indirect=True
+)
+def test_a_client_that_leaves_stops_its_request_between_segments(held: Held) -> None:
+    """What ran by then is counted, and nothing runs after it."""
+    server = held.server
+    working = leave(server)
+    held.wait_until_working()
+    working.close()
+    time.sleep(0.3)
+    held.release()
+    wait_until(lambda: server.series("mexit_requests_in_flight") == 0)
+    assert server.series("mexit_predictions_total", exit="1") == server.series("mexit_predictions_total") == 3
+    assert server.series("mexit_errors_total", status="499") == 1
+    assert server.json("POST", INFER, good(2))[0] == 200
+    assert server.series("mexit_predictions_total", exit="3") == 2
     assert "Traceback" not in server.errors
 
 
