@@ -86,10 +86,10 @@ class Ticket(Call):
                 continue
             answers = group.answers
             before_s = group.entered_s - self._start_s
-            self._desk.ledger.add(
-                answers.exits, (answers.seconds + before_s) * 1e3, answers.reasons.count("governor")
-            )
             made = predictions(self._desk, answers, self._wishes, before_s)
+            macs = sum(prediction.macs for prediction in made)
+            governed = answers.reasons.count("governor")
+            self._desk.ledger.add(answers.exits, (answers.seconds + before_s) * 1e3, macs, governed)
             found += [_told_of_company(one, group.together) for one in made]
             self._desk.watch(group.images, answers, self._wishes.plan, self.client)
         self.predictions += found
@@ -223,7 +223,8 @@ class Group:
         self.rows -= len(rows)
         if not self.rows:
             times = tuple(self._segment_seconds)
-            self.answers = Answers(self._exits, self._probabilities, tuple(self._reasons), self._seconds, times)
+            reasons, asked = tuple(self._reasons), (True,) * self.ticket.exits  # any row may have to stop anywhere
+            self.answers = Answers(self._exits, self._probabilities, reasons, self._seconds, times, asked)
 
     def _keep(self, staying: NDArray[np.intp]) -> None:
         self._rows, self._deepest = self._rows[staying], self._deepest[staying]
