@@ -23,7 +23,7 @@ from mexit.core.bundle import Bundle
 from mexit.core.files import read_json
 from mexit.core.manifest import read_value
 from mexit.core.policies import PARITY, Policies
-from mexit.errors import BackendError, MexitError, MissingExtra, NotCalibrated, NotFound
+from mexit.errors import BackendError, MexitError, MissingExtra, NotCalibrated, NotFound, UsageError
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.catalog import AUTO, ENGINES, find, open_backend
 from mexit.runtime.grant import granted
@@ -134,8 +134,10 @@ def choose(bundle: Bundle, backend: str = AUTO, threads: int | None = None) -> C
         threads: taken as given; None takes the fastest measured, else 1.
 
     Raises:
-        UsageError: no such engine.
+        UsageError: no such engine, or less than one thread.
     """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, found {threads}")
     if backend != AUTO:
         find(backend)
         if threads is not None:

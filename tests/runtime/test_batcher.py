@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from mexit import Runtime
 from mexit.core.budget import Budget
+from mexit.core.cost import Costs
 from mexit.core.policy import Policy
 from mexit.errors import BackendError, DeadlineExceeded, Overloaded
 from mexit.runtime.allowance import Allowance, Allowances
@@ -81,8 +82,10 @@ class House:
         self.backend = FakeBackend((2 * rng.normal(size=(3, SAMPLES, CLASSES))).astype(np.float32))
         manifest = SimpleNamespace(cumulative_macs=COSTS, classes=tuple("abcd"))
         bundle: Any = SimpleNamespace(manifest=manifest, id="m")
-        self.ledger = Ledger(COSTS)
-        self.desk = Desk(bundle, self.backend, self.ledger, self.governor, lambda _: ("c",), self._watch)
+        self.ledger = Ledger(len(COSTS), COSTS[-1])
+        self.desk = Desk(
+            bundle, self.backend, Costs(COSTS).under, self.ledger, self.governor, lambda _: ("c",), self._watch
+        )
         runtime: Any = SimpleNamespace(backend=self.backend, governor=self.governor, bundle=bundle)
         self.batcher = Batcher(runtime, self.hands.start, self.workers, costs=self.costs, heard=self.heard.extend)
 

@@ -78,12 +78,13 @@ def test_caps_deadlines_and_tokens_do_what_they_do_to_batches(
         return int(tokens[k - 2])
 
     last = engine.last_exit(3, max_exit)
-    rest = (fake, image, policy, 5, last, deadline_s, permit if tokens else None)
+    heads = engine.heads(fake, policy, last, may_stop=deadline_s is not None or tokens is not None)
+    rest = (fake, image, policy, 5, heads, last, deadline_s, permit if tokens else None)
     alone, asked_alone = engine._answer_one(*rest), asked[:]
     asked.clear()
     batch = engine._answer_rows(*rest)
     assert asked == asked_alone
-    assert (alone.exits.tolist(), alone.reasons) == (batch.exits.tolist(), batch.reasons)
+    assert (alone.exits.tolist(), alone.reasons, alone.asked) == (batch.exits.tolist(), batch.reasons, heads)
     assert alone.probabilities.tobytes() == batch.probabilities.tobytes()
     assert len(alone.segment_seconds) == len(batch.segment_seconds)
 

@@ -21,10 +21,13 @@ def runtime(digits_bundle) -> Runtime:
 def test_ledger_equals_a_hand_count_of_predictions(mixed_bundle, test_digits) -> None:
     runtime = Runtime.open(mixed_bundle, "low")
     costs = Bundle.open(mixed_bundle).manifest.cumulative_macs
-    predictions = runtime(list(test_digits[0])) + runtime(list(test_digits[0][:50]), budget="full")
+    low, full = runtime(list(test_digits[0])), runtime(list(test_digits[0][:50]), budget="full")
+    predictions, heads = low + full, sum(spec.head_macs for spec in runtime.bundle.manifest.exits)
+    assert runtime.policy("low").asked == (True, True, True)
+    by_hand = sum(costs[found.exit - 1] for found in low) + 50 * (costs[-1] - heads)
     account = runtime.ledger.account()
     assert account.predictions == len(predictions) == 499
-    assert account.macs == sum(costs[found.exit - 1] for found in predictions) == sum(p.macs for p in predictions)
+    assert account.macs == by_hand == sum(found.macs for found in predictions)
     assert account.macs + account.saved_macs == 499 * costs[-1]
     assert list(account.exits) == [sum(found.exit == k for found in predictions) for k in (1, 2, 3)]
     assert sum(account.exits[k] > 0 for k in range(3)) == 3

@@ -64,7 +64,7 @@ class _Model:
 
     def run(self, carried: HostCarried) -> list[NDArray[np.float32]]:
         """The outputs, in arrays that nobody else holds."""
-        # OpenVINO's own output buffers are overwritten by the next call: it writes into arrays that are handed out.
+        # OpenVINO's own output buffers are overwritten by the next call: it writes into arrays that are handed out
         arrays = [np.empty((carried.rows, *shape), np.float32) for shape in self._shapes]
         try:
             request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
