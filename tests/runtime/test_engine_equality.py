@@ -42,6 +42,27 @@ def test_an_engine_answers_as_the_slow_reference(name: str, int8_bundle: Path, i
         assert (found.difference, found.neighbours, found.moved) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("name", sorted(ALWAYS))
+def test_features_without_the_head_are_those_with_it(name: str, int8_bundle: Path, images) -> None:
+    backend = open_backend(Bundle.open(int8_bundle), name)
+    assert backend.drops_heads
+    tolerance = 0.0 if name.startswith("ort") else TOLERANCES[ENGINES[name].precision]
+    carried = backend.carry(images[:20])
+    for segment in backend.segments[:-1]:
+        alone, (carried, _) = segment.features(carried), segment.run(carried)
+        for mine, whole in zip(alone.arrays, carried.arrays, strict=True):
+            assert np.abs(mine - whole).max() <= tolerance * np.abs(whole).max()
+
+
+def test_a_dropped_head_is_not_in_the_session(digits_bundle: Path) -> None:
+    backend = OrtBackend(Bundle.open(digits_bundle))
+    for segment in backend.segments[:-1]:
+        names = [
+            [output.name for output in session.get_outputs()] for session in (segment.session, segment.headless)
+        ]
+        assert names[1] == names[0][:-1]
+
+
 class Disturbed(OrtBackend):
     """ONNX Runtime under another name, whose logits are `harm`ed."""
 
