@@ -157,3 +157,10 @@ def test_scores_that_build_on_earlier_exits_need_every_head(measure, ensemble) -
     judge = Judge(make_trace(200), Scorer(measure, ensemble, (1.0,) * 3, 4), HEADS)
     assert judge.exit_macs((None, None)) == (100, 400, 1000)
     assert frontier(judge, None, None, {})[0][-1].calibration.mean_macs == 1000
+
+
+def test_what_a_dropped_head_spares_is_spared_behind_it() -> None:
+    assert HEADS.under((True, True, True)) == (100, 400, 1000)
+    assert HEADS.under((False, True, True)) == (100, 350, 950)
+    assert HEADS.under((True, False)) == (100, 400, 750)
+    assert COSTS.under((False, False)) == COSTS.cumulative

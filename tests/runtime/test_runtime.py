@@ -173,3 +173,10 @@ def test_ledger_quantiles_are_within_their_bucket() -> None:
         assert account.latency_ms[name] == pytest.approx(np.quantile(latencies, share), rel=0.07)
     assert account.mean_macs == 1
     assert account.saved == 0.5
+
+
+def test_a_rehearsal_asks_every_head_that_a_policy_might(digits_bundle) -> None:
+    runtime = Runtime.open(digits_bundle, "full")
+    costs = runtime.bundle.manifest.cumulative_macs
+    assert [runtime._rehearse(k)[0].macs for k in (1, 2, 3)] == list(costs)
+    assert runtime.ledger.account().predictions == 0

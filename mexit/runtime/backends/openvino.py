@@ -87,7 +87,7 @@ class OpenVinoSegment:
 
     def __init__(self, runtime: Any, compiled: Any, spec: SegmentSpec, headless: Callable[[], Any]) -> None:
         self._whole = _Model(runtime, compiled, spec.inputs, spec.outputs, spec.file)
-        self._runtime, self._spec, self._compile_headless = runtime, spec, headless
+        self.compiled, self._runtime, self._spec, self._compile_headless = compiled, runtime, spec, headless
 
     @cached_property
     def _headless(self) -> _Model:
