@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,9 @@ from mexit.runtime.allowance import Macs, allowances
 from mexit.runtime.autotune import choose, open_chosen
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.catalog import AUTO, find
-from mexit.runtime.call import Call, Desk, Wishes, predictions
+from mexit.runtime.call import Call, Desk, Wishes
 from mexit.runtime.drift_watch import DriftWatch
-from mexit.runtime.engine import Answers, answer, last_exit
+from mexit.runtime.engine import Answers, last_exit
 from mexit.runtime.governor import Governor
 from mexit.runtime.ledger import Ledger
 from mexit.runtime.plan import Plan, Planner
@@ -66,7 +67,7 @@ class Runtime:
         exit_macs = lru_cache(maxsize=256)(self.costs.under)
         self._desk = Desk(bundle, backend, exit_macs, self.ledger, governor, self._certificates, self._watch)
         entry = _entry_or_none(bundle, backend) if use_policies else None
-        self._planner = Planner(bundle, backend, entry, threads, self._rehearse)
+        self._planner = Planner(bundle, backend, entry, threads, self.rehearse)
         self.drift_watch: DriftWatch | None = None
         self.budget = budget
 
@@ -302,13 +303,20 @@ class Runtime:
             return ()
         return tuple(found["id"] for found in entry.certificates if found["first"] <= place <= found["last"])
 
-    def _rehearse(self, k: int) -> list[Prediction]:
-        """Answer one grey image that leaves at exit `k`, as `answer_tensor` would, off the books."""
-        image = np.full((1, *self.bundle.manifest.input.shape), 0.5, np.float32)
+    def rehearse(self, k: int) -> list[Prediction]:
+        """Answer one grey image that leaves at exit `k`, every head on the way asked, off the books."""
+        desk, image, wishes = self._rehearsal
+        call = Call(desk, image, wishes._replace(max_exit=k))
+        call.pay()
+        return call.run()
+
+    @cached_property
+    def _rehearsal(self) -> tuple[Desk, NDArray[np.float32], Wishes]:
+        ledger = Ledger(len(self.bundle.manifest.exits), self.bundle.manifest.cumulative_macs[-1])
+        desk = replace(self._desk, ledger=ledger, governor=None, watch=lambda *_: None)
         full = Budget.parse("full")
-        plan, classes = self._planner.plan(full), len(self.bundle.manifest.classes)
-        answers = answer(self.backend, image, plan.policy.ask_everywhere(), classes, max_exit=k)
-        return predictions(self._desk, answers, Wishes(full, plan), 0.0)
+        plan = Plan(self._planner.plan(full).policy.ask_everywhere(), None)
+        return desk, np.full((1, *self.bundle.manifest.input.shape), 0.5, np.float32), Wishes(full, plan)
 
 
 def _entry_or_none(bundle: Bundle, backend: Backend) -> PolicyEntry | None:

@@ -178,5 +178,5 @@ def test_ledger_quantiles_are_within_their_bucket() -> None:
 def test_a_rehearsal_asks_every_head_that_a_policy_might(digits_bundle) -> None:
     runtime = Runtime.open(digits_bundle, "full")
     costs = runtime.bundle.manifest.cumulative_macs
-    assert [runtime._rehearse(k)[0].macs for k in (1, 2, 3)] == list(costs)
+    assert [runtime.rehearse(k)[0].macs for k in (1, 2, 3)] == list(costs)
     assert runtime.ledger.account().predictions == 0
