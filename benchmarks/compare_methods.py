@@ -131,13 +131,16 @@ def under_autoattack(runs: dict[str, Answers]) -> str:
     """AutoAttack on the same images for every run and target."""
     rows = []
     for name, answers in runs.items():
-        for target in TARGETS:
-            if answers.has(f"autoattack {target}"):
-                found = answers.get(f"autoattack {target}")[0]
-                rows.append([name, target, share(found), len(found)])
-    return (
-        table(["run", "attacked and judged", "right, % (standard error)", "n"], rows) if rows else "Not run yet."
-    )
+        method, _, seed = name.rpartition("-")
+        baseline = runs.get(f"adversarial-{seed}")
+        for condition in (f"autoattack {target}" for target in TARGETS):
+            if answers.has(condition):
+                found = answers.get(condition)[0]
+                other = method != "adversarial" and baseline is not None and baseline.has(condition)
+                gain = paired(found, baseline.get(condition)[0]) if other else "-"
+                rows.append([name, condition.removeprefix("autoattack "), share(found), gain, len(found)])
+    columns = ["run", "attacked and judged", "right, % (standard error)", "minus adversarial, points", "n"]
+    return table(columns, rows) if rows else "Not run yet."
 
 
 def write(protocol: Protocol, runs: dict[str, Answers]) -> None:
