@@ -137,7 +137,7 @@ def test_segments_that_are_not_what_the_manifest_says_are_an_engine_error(
         one[key], two[key] = two[key], one[key]
     (bundle_copy / "bundle.json").write_text(json.dumps(manifest))
     (bundle_copy / "policies.json").unlink()
-    assert "onnxruntime failed: Required inputs" in refused(
+    assert "onnxruntime failed: Error when binding input" in refused(
         "run", bundle_copy, picture, "--budget", "full", code=1
     )
 

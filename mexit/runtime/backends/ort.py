@@ -103,10 +103,13 @@ _Bound = list[tuple[TensorSpec, NDArray[Any]]]
 def _bound(session: Any, taken: _Bound, given: _Bound) -> tuple[Any, Any]:
     """How to run a session, and on what."""
     binding = session.io_binding()
-    for tensor, array in taken:
-        binding.bind_input(tensor.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-    for tensor, array in given:
-        binding.bind_output(tensor.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    try:
+        for tensor, array in taken:
+            binding.bind_input(tensor.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for tensor, array in given:
+            binding.bind_output(tensor.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    except Exception as error:  # onnxruntime raises classes of its own C++ module
+        raise BackendError(f"onnxruntime failed: {error}") from error
     return session.run_with_iobinding, binding
 
 
