@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,7 +201,10 @@ def test_a_single_file_with_weights_elsewhere_inside_a_branch_is_refused(bundle_
         Bundle.open(with_single_file(bundle_copy, model.SerializeToString()))
 
 
-def test_export_single_file_by_the_command_and_the_example_of_the_docs(workspace, images, monkeypatch) -> None:
+def test_export_single_file_by_the_command_and_the_example_of_the_docs(
+    workspace, images, tmp_path, monkeypatch
+) -> None:
+    workspace = Path(shutil.copytree(workspace, tmp_path / "workspace"))  # the newest bundle stays what it was
     monkeypatch.chdir(workspace)
     done = CliRunner().invoke(
         app, ["export", "runs/digits", "--out", "bundles/whole", "--single-file", "--no-calibrate", "--json"]
