@@ -286,8 +286,8 @@ def adaptive(cases: Sequence[Case]) -> list[str]:
     said = (
         "Speed-up over running all segments with all heads. *MACs*: by the counted cost. *predicted*: by the "
         "times of the segments alone in the same rounds, and the shares that leave. *measured*: engine against "
-        "engine that asks every exit. Target: measured at least 0.95 of predicted. *over full*: against the engine at "
-        "budget `full`, which leaves the early heads out."
+        "engine that asks every exit. Target: measured at least 0.95 of predicted. *over full*: against the "
+        "engine at budget `full`, which leaves the early heads out."
     )
     columns = [
         "network",
