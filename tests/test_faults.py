@@ -245,21 +245,32 @@ WRITERS: dict[str, str] = {
     """,
 }
 KILLER = """
-import dataclasses, json, os, random, signal, sys, time
+import dataclasses, json, os, random, signal, struct, sys, time
 from pathlib import Path
 from mexit.core.bundle import Bundle
 from mexit.core.trace import Trace
 from mexit.flows.inspect import inspect
 {writer}
+sync = os.fsync
+def sync_to_a_slow_disk(file):
+    sync(file)
+    time.sleep(0.005)
+os.fsync = sync_to_a_slow_disk
 write(0)
 check()
 moments, caught, root = random.Random(7), 0, Path(sys.argv[4])
 for turn in range(int(sys.argv[1])):
+    done, says_done = os.pipe()
     child = os.fork()
     if child == 0:
         for again in range(1_000_000):
+            began = time.perf_counter()
             write(again)
-    time.sleep(moments.uniform(0, 0.02))
+            os.write(says_done, struct.pack("d", time.perf_counter() - began))
+    os.close(says_done)
+    took_s, = struct.unpack("d", os.read(done, 8))
+    os.close(done)
+    time.sleep(moments.uniform(0, 2 * took_s))
     os.kill(child, signal.SIGKILL)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the writer ended by itself"
     check()
