@@ -2,8 +2,9 @@
 
     python benchmarks/milliseconds.py BUNDLE
 
-Times per exit are measured first, as `Runtime` does for a budget such as 5ms; then the calibration images are
-answered one by one at three such budgets, in turn. Target: the measured mean at most 5 % over the promise.
+Every round measures the times per exit, as `Runtime` does for a budget such as 5ms, and then answers the
+calibration images one by one at three such budgets. Target: over all rounds, the mean measured for a budget is at
+most 5 % over the mean promised. Single rounds are shown: they meet the noise of their tenth of a second.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from mexit.data import catalog
 from mexit.data.splits import Splits
 from mexit.runtime.times import expected_ms, measure, place_within
 
-ROUNDS = 5
+ROUNDS = 20
+SHARES = (0.25, 0.5, 0.75)  # of the way from the first exit's time to the last one's
 
 
 def main(bundle: str) -> None:
@@ -29,10 +31,10 @@ def main(bundle: str) -> None:
     data = catalog.load(manifest.splits.data_set)
     splits = Splits.from_bytes(runtime.bundle.splits(), runtime.bundle.path)
     images = data.batch(splits.part("calibration")[:500], manifest.input)
-    rows = []
+    promised, seen = np.zeros((2, len(SHARES), ROUNDS))
     for round_ in range(ROUNDS):
         times = measure(runtime.rehearse, len(manifest.exits))
-        for share in (0.25, 0.5, 0.75):
+        for place, share in enumerate(SHARES):
             limit = times[0] + share * (times[-1] - times[0])
             point = entry.frontier[place_within(entry.frontier, limit, times)]
             spent = []
@@ -40,17 +42,31 @@ def main(bundle: str) -> None:
                 begin = time.perf_counter()
                 runtime.answer_tensor(image[None], budget=f"{point.budget_macs:.0f}")
                 spent.append((time.perf_counter() - begin) * 1e3)
-            promise, seen = expected_ms(point, times), float(np.mean(spent))
-            rows.append([round_ + 1, f"{limit:.3f}", f"{promise:.3f}", f"{seen:.3f}", f"{seen / promise:.3f}"])
-    ratios = [float(row[-1]) for row in rows]
+            promised[place, round_], seen[place, round_] = expected_ms(point, times), np.mean(spent)
+    rows = []
+    for share, promises, means in zip(SHARES, promised, seen, strict=True):
+        ratios = means / promises
+        low, median, high = np.quantile(ratios, (0.1, 0.5, 0.9))
+        spread = f"{median:.3f} ({low:.3f} to {high:.3f})"
+        together = f"{means.mean() / promises.mean():.3f}"
+        rows.append([f"{share:.0%}", f"{promises.mean():.3f}", f"{means.mean():.3f}", together, spread])
     write_page(
         "milliseconds",
         "2-core-cpu",
         f"Budgets in milliseconds on `{manifest.name}`",
         [
-            table(["round", "budget, ms", "promised mean, ms", "measured mean, ms", "ratio"], rows),
-            f"Ratio: median {np.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}; "
-            f"{len(images)} images a row, one thread.",
+            table(
+                [
+                    "budget",
+                    "promised mean, ms",
+                    "measured mean, ms",
+                    "ratio",
+                    "single rounds: median (10 to 90 %)",
+                ],
+                rows,
+            ),
+            "Budget: as a share of the way from exit 1's time to the last exit's. "
+            f"{ROUNDS} rounds of {len(images)} images a budget, one thread.",
         ],
     )
 

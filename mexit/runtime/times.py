@@ -27,7 +27,7 @@ Rehearse = Callable[[int], object]
 
 ROUNDS = 200
 WARM_UP = 20
-# A rehearsal repeats one image in warm caches; real streams took 2 to 7 % longer (benchmarks/milliseconds.py).
+# A rehearsal repeats one image, a stream does not (benchmarks/milliseconds.py).
 MARGIN = 1.06
 
 
