@@ -23,6 +23,7 @@ TARGETS = ("exit 1", "last exit", "policy medium")
 def autoattack(run: Path, answers: Answers, data: DataSet) -> None:
     """Standard AutoAttack on `SAMPLES` evenly spaced test images; what is stored already is not run again."""
     model, settings, splits = checkpoint.load_model(run)
+    model.to(memory_format=torch.channels_last)  # the same numbers but for rounding, in two thirds of the time
     test = splits.part("test")
     index = test[:: max(1, len(test) // SAMPLES)][:SAMPLES]
     images = torch.from_numpy(data.batch(index, preset(settings.model).input))
