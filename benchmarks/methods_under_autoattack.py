@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from stored_answers import Answers
 
-from mexit.core.bundle import Bundle
+from mexit.core.bundle import POLICIES, Bundle
 from mexit.data.dataset import DataSet
+from mexit.flows.calibrate import calibrate
 from mexit.flows.defaults import BUNDLES
 from mexit.flows.export import export
 from mexit.train import checkpoint
@@ -38,7 +39,11 @@ def _network(target: str, model: MultiExit, run: Path, images: torch.Tensor) -> 
     if target != "policy medium":
         return OneExit(model, 1 if target == "exit 1" else model.exits)
     out = BUNDLES / f"{run.parent.name}-{run.name}"
-    bundle = Bundle.open(out) if out.exists() else Bundle.open(export(run, out=out).bundle)
+    if not out.exists():
+        export(run, out=out)
+    bundle = Bundle.open(out)
+    if not (out / POLICIES).exists():
+        calibrate(out)
     entry = bundle.policies().entry("ort", "fp32", "fp32")
     policy = entry.policy(entry.frontier[entry.named["medium"]])
     with torch.no_grad():
