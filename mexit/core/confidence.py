@@ -10,7 +10,8 @@ A NaN anywhere in a row gives that row a NaN score, and `policy.is_sure` is neve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,37 +21,36 @@ from mexit.errors import BadInput, UsageError
 Floats = NDArray[np.float64]
 
 MEASURES = ("max-probability", "margin", "entropy", "agreement")
+SMALLEST_SUM = 1e-280  # of weights: a smaller one has lost digits to numbers too small for a float
 
 
 @dataclass(frozen=True)
 class State:
-    """What a scorer carries from exit to exit for each row still under way.
+    """What a scorer carries from exit to exit for each row still under way; None what its scores do not build on.
 
     Attributes:
-        log_total: log of the sum of the tempered softmax of the exits so far, (B, C).
-        exits: how many exits were added up, (B,).
-        predicted: the class of the last exit, (B,); -1 before the first.
+        log_total: log of the sum of the tempered softmax of the exits so far, (B, C); of an ensemble.
+        predicted: the class of the last exit, (B,); -1 before the first. Of agreement, as the next one is.
         agreed: how many exits in a row have named that class, (B,).
     """
 
-    log_total: Floats
-    exits: NDArray[np.int64]
-    predicted: NDArray[np.int64]
-    agreed: NDArray[np.int64]
+    log_total: Floats | None = None
+    predicted: NDArray[np.int64] | None = None
+    agreed: NDArray[np.int64] | None = None
 
     def take(self, rows: NDArray[np.intp]) -> State:
         """The given rows, in the given order."""
-        return State(self.log_total[rows], self.exits[rows], self.predicted[rows], self.agreed[rows])
+        return State(*(None if kept is None else kept[rows] for kept in self._kept))
 
     @staticmethod
     def concat(states: Sequence[State]) -> State:
-        """Rows of several states, one after the other."""
-        return State(
-            np.concatenate([state.log_total for state in states]),
-            np.concatenate([state.exits for state in states]),
-            np.concatenate([state.predicted for state in states]),
-            np.concatenate([state.agreed for state in states]),
-        )
+        """Rows of several states of one scorer, one after the other."""
+        columns = zip(*(state._kept for state in states), strict=True)
+        return State(*(None if column[0] is None else np.concatenate(column) for column in columns))
+
+    @property
+    def _kept(self) -> tuple[NDArray[Any] | None, ...]:
+        return self.log_total, self.predicted, self.agreed
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,10 @@ class Scorer:
 
     def start(self, rows: int) -> State:
         """The state before exit 1 for a batch of `rows`."""
-        return State(
-            np.full((rows, self.classes), -np.inf),
-            np.zeros(rows, np.int64),
-            np.full(rows, -1, np.int64),
-            np.zeros(rows, np.int64),
-        )
+        log_total = np.full((rows, self.classes), -np.inf) if self.ensemble else None
+        if self.measure != "agreement":
+            return State(log_total)
+        return State(log_total, np.full(rows, -1, np.int64), np.zeros(rows, np.int64))
 
     def step(self, k: int, logits: NDArray[np.floating], state: State) -> tuple[State, Floats, Floats]:
         """Add exit `k` (from 1).
@@ -98,28 +96,34 @@ class Scorer:
         Returns:
             The next state, probabilities (B, C) float64 and scores (B,) float64.
         """
-        if logits.shape != state.log_total.shape:
-            raise BadInput(f"exit {k} gave logits of shape {logits.shape}, expected {state.log_total.shape}")
+        if logits.ndim != 2 or logits.shape[1] != self.classes:
+            raise BadInput(f"exit {k} gave logits of shape {logits.shape}, expected (B, {self.classes})")
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            log_exit = self._tempered(k, logits)
-            log_total = np.logaddexp(state.log_total, log_exit)
-            exits = state.exits + 1
-            log_answer = log_total - np.log(exits)[:, None] if self.ensemble else log_exit
-            predicted = np.argmax(log_answer, axis=1).astype(np.int64)
-            agreed = np.where(predicted == state.predicted, state.agreed + 1, 1)
-            score = self._score(log_answer, agreed)
-        return State(log_total, exits, predicted, agreed), np.exp(log_answer), score
+            log_weights = np.divide(logits, self.temperatures[k - 1], dtype=np.float64)
+            if state.log_total is not None:
+                log_weights = np.logaddexp(state.log_total, _log_softmax(log_weights))
+                state = replace(state, log_total=log_weights)
+            shifted, weights = _weights(log_weights)
+            total = weights.sum(axis=1, keepdims=True)
+            if state.agreed is not None:
+                log_answer = log_weights - np.log(k) if self.ensemble else shifted - np.log(total)
+                predicted = log_answer.argmax(axis=1)  # ties after rounding as everywhere: the first
+                agreed = np.where(predicted == state.predicted, state.agreed + 1, 1)
+                state = replace(state, predicted=predicted, agreed=agreed)
+            return state, weights / total, self._score(shifted, weights, state)
 
     def row_probabilities(self, logits: Sequence[NDArray[np.floating]]) -> Floats:
         """Probabilities (C,) of one row, its logits (1, C) at exits 1..k: those of `step`, to the last bit."""
         k = len(logits)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            if not self.ensemble:
-                log_answer = self._tempered(k, logits[-1])
+            if self.ensemble:
+                pairs = zip(logits, self.temperatures, strict=False)
+                each = [_log_softmax(np.divide(one, by, dtype=np.float64)) for one, by in pairs]
+                log_weights = np.logaddexp.reduce(np.concatenate(each), axis=0, keepdims=True)
             else:
-                each = [self._tempered(place, values) for place, values in enumerate(logits, start=1)]
-                log_answer = np.logaddexp.reduce(np.concatenate(each), axis=0, keepdims=True) - np.log(k)
-            return np.asarray(np.exp(log_answer)[0])
+                log_weights = np.divide(logits[-1], self.temperatures[k - 1], dtype=np.float64)
+            _, weights = _weights(log_weights)
+            return np.asarray((weights / weights.sum(axis=1, keepdims=True))[0])
 
     def score(self, logits: NDArray[np.floating]) -> Floats:
         """Scores of every exit on a whole data set: logits (E, N, C) to (E, N)."""
@@ -132,37 +136,43 @@ class Scorer:
         state = self.start(logits.shape[1])
         scores, predictions = [], []
         for k, exit_logits in enumerate(logits, start=1):
-            state, _, score = self.step(k, exit_logits, state)
+            state, probabilities, score = self.step(k, exit_logits, state)
             scores.append(score)
-            predictions.append(state.predicted)
+            predictions.append(probabilities.argmax(axis=1))
         return np.stack(scores), np.stack(predictions)
 
-    def _tempered(self, k: int, logits: NDArray[np.floating]) -> Floats:
-        return _log_softmax(logits.astype(np.float64) / self.temperatures[k - 1])
-
-    def _score(self, log_answer: Floats, agreed: NDArray[np.int64]) -> Floats:
-        if self.measure == "entropy":
-            terms = np.where(np.isneginf(log_answer), 0.0, np.exp(log_answer) * log_answer)
-            return np.asarray(terms.sum(axis=1))
-        top_two = np.partition(log_answer, self.classes - 2, axis=1)[:, -2:]
+    def _score(self, shifted: Floats, weights: Floats, state: State) -> Floats:
+        """From log-weights (B, C), the largest of every row 0, and their exponentials."""
         if self.measure == "margin":
-            return np.asarray(top_two[:, 1] - top_two[:, 0])
-        log_odds = top_two[:, 1] - _log_sum_others(log_answer)
-        if self.measure == "max-probability":
-            return log_odds
+            return np.asarray(shifted.max(axis=1) - np.partition(shifted, self.classes - 2, axis=1)[:, -2])
+        top, others = shifted.argmax(axis=1), weights.copy()
+        others[np.arange(len(others)), top] -= 1.0  # not = 0: NaN has to stay
+        rest = others.sum(axis=1)
+        if self.measure == "entropy":
+            log_answer = shifted - np.log1p(rest)[:, None]
+            return np.asarray(np.where(np.isneginf(log_answer), 0.0, np.exp(log_answer) * log_answer).sum(axis=1))
+        log_rest = _log_sum_others(shifted, top) if (rest < SMALLEST_SUM).any() else np.log(rest)
+        if state.agreed is None:
+            return np.asarray(-log_rest)
         # Agreement counts exits; ties among equal counts are ranked by the probability, which adds less than 1.
-        return agreed + 0.5 + np.arctan(log_odds) / np.pi
+        return np.asarray(state.agreed + 0.5 - np.arctan(log_rest) / np.pi)
+
+
+def _weights(log_weights: Floats) -> tuple[Floats, Floats]:
+    """Log-weights (B, C) shifted so that the largest of every row is 0, and their exponentials."""
+    shifted = log_weights - log_weights.max(axis=1, keepdims=True)
+    return shifted, np.exp(shifted)
 
 
 def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+    shifted, weights = _weights(logits)
+    return np.asarray(shifted - np.log(weights.sum(axis=1, keepdims=True)))
 
 
-def _log_sum_others(log_answer: Floats) -> Floats:
-    """log of the summed probability of all classes but the most probable one, (B,)."""
-    others = log_answer.copy()
-    others[np.arange(len(others)), np.argmax(log_answer, axis=1)] = -np.inf
-    top = others.max(axis=1)
-    safe_top = np.where(np.isneginf(top), 0.0, top)
-    return np.asarray(safe_top + np.log(np.exp(others - safe_top[:, None]).sum(axis=1)))
+def _log_sum_others(shifted: Floats, top: NDArray[np.int64]) -> Floats:
+    """log of the summed weights of all classes but the top one, (B,), where these are too small to add."""
+    others = shifted.copy()
+    others[np.arange(len(others)), top] -= np.inf
+    largest = others.max(axis=1)
+    safe = np.where(np.isneginf(largest), 0.0, largest)
+    return np.asarray(safe + np.log(np.exp(others - safe[:, None]).sum(axis=1)))

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.confidence import Floats, Scorer, State
+from mexit.core.confidence import SMALLEST_SUM, Floats, Scorer, State
 from mexit.core.policy import Policy, is_sure
 from mexit.errors import BadInput
 
@@ -21,7 +21,6 @@ MOST_CLASSES = 200  # numpy is faster beyond
 # Estimate and plain path each err by some 1e-16 times (1000 + C + the largest tempered logit). Four orders of
 # magnitude are to spare, and still only a score within about 1e-9 of its threshold takes the plain path.
 _ERROR = 1e-12
-_SMALLEST = 1e-280  # a sum below it has lost digits to numbers too small for a float
 _NOT_ASKED = np.zeros((1, 0), np.float32)
 
 
@@ -118,7 +117,7 @@ class OneRow:
         weights[predicted] = 0.0
         second, others = max(weights), sum(weights)
         weights[predicted] = top
-        if second < _SMALLEST:
+        if second < SMALLEST_SUM:
             self._error = math.nan
             return math.nan
         if measure == "margin":

@@ -71,7 +71,8 @@ def test_scores_are_their_textbook_formulas(measure: str, ensemble: bool) -> Non
     values = logits()
     found = scorer(measure, ensemble).score(values)
     for k, p in enumerate(plain_probabilities(values, ensemble)):
-        np.testing.assert_allclose(found[k], plain_score(measure, p), rtol=1e-9, err_msg=f"exit {k + 1}")
+        expected = plain_score(measure, p)
+        np.testing.assert_allclose(found[k], expected, rtol=1e-9, atol=1e-15, err_msg=f"exit {k + 1}")
 
 
 @alone_or_together
@@ -171,12 +172,12 @@ def test_scores_are_float64_whatever_the_engine_gives(dtype: type) -> None:
 
 
 def test_no_rows_are_no_error() -> None:
-    state, probabilities, score = scorer().step(1, np.zeros((0, CLASSES), np.float32), scorer().start(0))
-    assert (len(state.exits), probabilities.shape, score.shape) == (0, (0, CLASSES), (0,))
+    _, probabilities, score = scorer().step(1, np.zeros((0, CLASSES), np.float32), scorer().start(0))
+    assert (probabilities.shape, score.shape) == ((0, CLASSES), (0,))
 
 
 def test_logits_of_another_shape_say_found_and_expected() -> None:
-    with pytest.raises(BadInput, match=r"exit 2 gave logits of shape \(2, 4\), expected \(2, 5\)"):
+    with pytest.raises(BadInput, match=r"exit 2 gave logits of shape \(2, 4\), expected \(B, 5\)"):
         scorer().step(2, np.zeros((2, 4), np.float32), scorer().start(2))
     with pytest.raises(BadInput, match=r"expected logits \(3, N, C\), found shape \(2, 7, 5\)"):
         scorer().score(np.zeros((2, 7, 5), np.float32))
