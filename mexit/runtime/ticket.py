@@ -200,7 +200,7 @@ class Group:
         if len(staying) < len(sure):
             self._keep(staying)
         self.carried = carried if len(staying) == carried.rows else carried.take(staying + place)
-        self.state = state if len(staying) == len(state.exits) else state.take(staying + first)
+        self.state = state.take(staying + first)
 
     def stop(self, granted: int, reason: str) -> None:
         """All rows but the first `granted` answer with the deepest exit they have reached, if there is one."""
