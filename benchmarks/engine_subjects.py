@@ -1,0 +1,171 @@
+"""What `engines.py` compares: a network, where its images come from, and its engines, static and cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mexit.core.bundle import Bundle
+from mexit.core.manifest import InputSpec
+from mexit.data import catalog, digits, splits
+from mexit.data.dataset import DataSet
+from mexit.data.splits import Splits
+from mexit.errors import MexitError
+from mexit.export import segments as cutting
+from mexit.export.to_onnx import to_onnx
+from mexit.export.write import assemble
+from mexit.flows.progress import Silent
+from mexit.flows.variants import convert
+from mexit.runtime.backends.catalog import open_backend
+from mexit.train import checkpoint
+from mexit.train.models import MultiExit, build, preset
+
+ENGINES = ("ort", "ort:int8", "openvino", "openvino:bf16", "openvino:int8")
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and its data.
+
+    Attributes:
+        name: as the page calls it.
+        make: a fresh copy of the network, in eval mode.
+        spec: what it takes.
+        data, parts: its images, and which of them are for what.
+        trained: whether accuracy means anything.
+    """
+
+    name: str
+    make: Callable[[], MultiExit]
+    spec: InputSpec
+    data: DataSet
+    parts: Splits
+    trained: bool
+
+    @staticmethod
+    def of(given: str) -> Subject:
+        """A run's directory, or the name of a network, which then has random weights and digits images."""
+        if Path(given).is_dir():
+            _, settings, parts = checkpoint.load_model(Path(given))
+            data, spec = catalog.load(settings.data), preset(settings.model).input
+            name = f"{settings.model}, {settings.method} on {settings.data}"
+            return Subject(name, lambda: checkpoint.load_model(Path(given))[0], spec, data, parts, True)
+        data = digits.load()
+        return Subject(given, lambda: _random(given), preset(given).input, data, splits.split(data), False)
+
+    def some(self, part: str, most: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """At most so many evenly spaced images of a part, and their labels."""
+        index = self.parts.part(part)
+        index = index[:: max(1, len(index) // most)][:most]
+        return self.data.batch(index, self.spec), self.data.labels[index]
+
+
+def _random(network: str) -> MultiExit:
+    torch.manual_seed(0)
+    return build(network, CLASSES).eval()
+
+
+class LastExit(nn.Module):
+    """The network as one that never had other exits."""
+
+    def __init__(self, model: MultiExit) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *carried: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.model.one_exit(carried[0], self.model.exits),)
+
+
+@dataclass(frozen=True)
+class TorchCarried:
+    """Features as tensors."""
+
+    tensors: tuple[torch.Tensor, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.tensors[0])
+
+    def take(self, rows: NDArray[np.intp]) -> TorchCarried:
+        return TorchCarried(tuple(tensor[torch.from_numpy(rows)] for tensor in self.tensors))
+
+
+@dataclass(frozen=True)
+class TorchSegment:
+    """A segment's module."""
+
+    module: Callable[..., Any]
+
+    def run(self, carried: TorchCarried) -> tuple[TorchCarried, NDArray[np.float32]]:
+        with torch.inference_mode():
+            *features, logits = self.module(*carried.tensors)
+        return TorchCarried(tuple(features)), logits.float().numpy()
+
+
+class TorchBackend:
+    """torch in float32, or in bfloat16 with channels last."""
+
+    engine, variant, drops_heads = "torch", "fp32", False
+
+    def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype, compiled: bool = False) -> None:
+        self.precision = "fp32" if dtype is torch.float32 else "bf16"
+        self._dtype = dtype
+        self._layout = torch.contiguous_format if dtype is torch.float32 else torch.channels_last
+        moved = [one.to(dtype=dtype, memory_format=self._layout) for one in modules]
+        self.segments = [TorchSegment(torch.compile(one, dynamic=False) if compiled else one) for one in moved]
+
+    def carry(self, images: NDArray[np.float32]) -> TorchCarried:
+        tensor = torch.from_numpy(np.ascontiguousarray(images))
+        return TorchCarried((tensor.to(dtype=self._dtype, memory_format=self._layout),))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network in one engine: static, and cut at its exits where that is done."""
+
+    engine: str
+    static: Any
+    adaptive: Any | None
+
+
+Costs = tuple[int, NDArray[np.int64]]
+
+
+def engines_of(subject: Subject, compiled: bool) -> tuple[list[Opened], Costs, list[str]]:
+    """Every engine that can be opened, the MACs of both, and why other engines cannot be."""
+    model, name = subject.make(), subject.spec.name
+    whole = [cutting.Cut(LastExit(model), (name,), ("logits_1",), (torch.rand(2, *model.input_shape),))]
+    bundles = [_bundle(subject, cuts) for cuts in (whole, cutting.cut(model, name))]
+    opened, failed = [], []
+    for engine in ENGINES:
+        try:
+            opened.append(Opened(engine, *(open_backend(bundle, engine) for bundle in bundles)))
+        except MexitError as error:
+            failed.append(f"{subject.name}, {engine}: {error}")
+    for dtype in (torch.float32, torch.bfloat16):
+        static = TorchBackend([LastExit(subject.make())], dtype)
+        cut = TorchBackend([one.module for one in cutting.cut(subject.make())], dtype)
+        opened.append(Opened(f"torch eager {static.precision}", static, cut))
+        if compiled:
+            again = TorchBackend([LastExit(subject.make())], dtype, compiled=True)
+            opened.append(Opened(f"torch compiled {again.precision}", again, None))
+    static_macs, cut_macs = (bundle.manifest.cumulative_macs for bundle in bundles)
+    return opened, (static_macs[-1], np.array(cut_macs)), failed
+
+
+def _bundle(subject: Subject, cuts: Sequence[cutting.Cut]) -> Bundle:
+    """The variants fp32 and int8 of these cuts, in memory."""
+    exported = [to_onnx(cut) for cut in cuts]
+    other = convert(cuts, exported, "int8", subject.data, subject.parts, subject.spec, Silent())
+    found = assemble(
+        "compared", subject.data.classes, subject.spec, exported, subject.parts, {}, None, {"int8": other.segments}
+    )
+    return Bundle.from_parts(Path("compared"), found.manifest, found.files)
