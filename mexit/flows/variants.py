@@ -17,7 +17,7 @@ from mexit.errors import UsageError
 from mexit.flows.progress import Progress
 from mexit.flows.samples import BATCH, evenly
 from mexit.runtime.backends.base import HostCarried, Segment
-from mexit.runtime.backends.ort import OrtSegment, open_segment
+from mexit.runtime.backends.ort import OrtSegment
 from mexit.runtime.reference import run_all_exits
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _convert(segment: OnnxSegment, precision: str, carried: HostCarried) -> Onnx
 
 
 def _open(segment: OnnxSegment) -> OrtSegment:
-    return open_segment(segment.content, segment.inputs, segment.outputs, segment.outputs[-1].name)
+    return OrtSegment(segment.content, segment.inputs, segment.outputs, segment.outputs[-1].name)
 
 
 class _Half:

@@ -28,7 +28,7 @@ from mexit.export.to_onnx import OnnxSegment, finished, to_onnx
 from mexit.export.write import assemble
 from mexit.flows.export import export
 from mexit.runtime.backends.base import HostCarried
-from mexit.runtime.backends.ort import OrtBackend, open_segment
+from mexit.runtime.backends.ort import OrtBackend, OrtSegment
 from mexit.runtime.reference import run_all_exits
 from mexit.train.checkpoint import load_model
 from mexit.train.models import preset
@@ -129,9 +129,7 @@ def test_fp16_computes_in_float16_between_float32_borders(segments, test_digits)
         assert TensorProto.FLOAT not in kinds
         logits = {}
         for name, one in (("fp32", segment), ("fp16", half)):
-            carried[name], logits[name] = open_segment(one.content, one.inputs, one.outputs, name).run(
-                carried[name]
-            )
+            carried[name], logits[name] = OrtSegment(one.content, one.inputs, one.outputs, name).run(carried[name])
         difference = np.abs(logits["fp16"] - logits["fp32"]).max()
         assert 0 < difference < 5e-3 * np.abs(logits["fp32"]).max()
 
@@ -161,7 +159,7 @@ def test_constants_casts_and_outputs_used_again_become_float16() -> None:
     kinds |= {value.type.tensor_type.elem_type for value in half.model.graph.value_info}
     assert kinds == {TensorProto.FLOAT16}
     x = np.array([[1.0, 2.0, 3.0]], np.float32)
-    features, logits = open_segment(half.content, half.inputs, half.outputs, "x").run(HostCarried([x]))
+    features, logits = OrtSegment(half.content, half.inputs, half.outputs, "x").run(HostCarried([x]))
     np.testing.assert_array_equal(logits, x)
     np.testing.assert_array_equal(features.arrays[0], x / 2)
 
@@ -172,7 +170,7 @@ def test_what_leaves_the_range_of_fp16_on_the_way_is_seen(workspace, segments, t
     model = load_model(workspace / "runs" / "digits")[0]
     arrays = [(test_digits[0][:8, None] / np.float32(255) * np.float32(factor)).astype(np.float32)]
     *_, logits = HalfModule(cut(model)[0].module)(arrays)
-    opened = open_segment(segments[0].content, segments[0].inputs, segments[0].outputs, "x")
+    opened = OrtSegment(segments[0].content, segments[0].inputs, segments[0].outputs, "x")
     expected = opened.run(HostCarried(arrays))[1]
     assert np.isfinite(expected).all()
     assert next(model.parameters()).dtype == torch.float32, "the network itself stays as it was"

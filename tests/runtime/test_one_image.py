@@ -15,15 +15,22 @@ from mexit.core.confidence import MEASURES
 from mexit.core.policy import Policy
 from mexit.errors import BackendError
 from mexit.runtime import engine
+from mexit.runtime.backends.base import Backend
+from mexit.runtime.backends.catalog import open_backend
 from mexit.runtime.backends.fake import FakeBackend, images_for
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.engine import answer
 from mexit.runtime.reference import answer_slowly, run_all_exits
 
 
-@pytest.fixture(scope="module")
-def backend(digits_bundle) -> OrtBackend:
-    return OrtBackend(Bundle.open(digits_bundle))
+@pytest.fixture(scope="module", params=["ort", "openvino", "openvino:bf16"])
+def backend(digits_bundle, request) -> Backend:
+    if request.param != "ort":
+        pytest.importorskip("openvino")
+    try:
+        return open_backend(Bundle.open(digits_bundle), request.param)
+    except BackendError as error:  # no bfloat16 on this processor
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +38,7 @@ def images(test_digits) -> np.ndarray:
     return (test_digits[0][:, None] / np.float32(255)).astype(np.float32)
 
 
-def mixed(backend: OrtBackend, images: np.ndarray, measure: str, ensemble: bool) -> Policy:
+def mixed(backend: Backend, images: np.ndarray, measure: str, ensemble: bool) -> Policy:
     """A policy by which a third of the images or so leave at each exit."""
     policy = Policy(measure, ensemble, (1.3, 0.8, 1.0), (None, None))
     scores = policy.scorer(10).score(run_all_exits(backend, images))

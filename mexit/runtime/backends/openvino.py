@@ -22,6 +22,7 @@ from mexit.core.manifest import SegmentSpec, TensorSpec
 from mexit.core.onnx_prune import without_outputs
 from mexit.errors import BackendError, UsageError, missing_extra
 from mexit.runtime.backends.base import HostCarried, Segment
+from mexit.runtime.backends.walk import BoundWalk, Buffers, Walks
 
 MULTIPLIERS = frozenset({"Convolution", "FullyConnected", "MatMul"})  # layers whose precision is the engine's
 
@@ -88,6 +89,29 @@ class _Model:
         self._idle.append(request)
         return arrays
 
+    def buffers(self) -> Buffers:
+        """See `walk.Bindable.buffers`."""
+        return [np.zeros((1, *shape), dtype) for shape, dtype in self._rows]
+
+    def bind(self, taken: Buffers, given: Buffers) -> Callable[[], None]:
+        """See `walk.Bindable.bind`."""
+        request = self._compiled.create_infer_request()
+
+        def call() -> None:
+            try:
+                request.infer(share_outputs=True, decode_strings=False)
+            except Exception as error:  # openvino raises RuntimeError for nearly everything
+                raise BackendError(f"openvino failed in {self._file}: {error}") from error
+
+        try:
+            for place, array in zip(self._inputs, taken, strict=True):
+                request.set_input_tensor(place, self._shared(array))
+            for place, array in zip(self._outputs, given, strict=True):
+                request.set_output_tensor(place, self._shared(array))
+        except Exception as error:
+            raise BackendError(f"openvino failed in {self._file}: {error}") from error
+        return call
+
     def _shared(self, array: NDArray[Any]) -> Any:
         """A tensor in the memory of an array."""
         if array.dtype == _HELD_AS["bf16"]:
@@ -116,6 +140,15 @@ class OpenVinoSegment:
         """See `base.Segment.features`."""
         return HostCarried(self._headless.run(carried))
 
+    def buffers(self) -> Buffers:
+        """See `walk.Bindable.buffers`."""
+        return self._whole.buffers()
+
+    def bind(self, taken: Buffers, given: Buffers) -> Callable[[], None]:
+        """See `walk.Bindable.bind`."""
+        model = self._whole if len(given) == len(self._spec.outputs) else self._headless
+        return model.bind(taken, given)
+
 
 class OpenVinoBackend:
     """Every segment of one variant of a bundle in OpenVINO."""
@@ -141,7 +174,7 @@ class OpenVinoBackend:
         wanted = PRECISIONS[precision]
         self.precision, self.variant = precision, wanted.variant
         core = runtime.Core()
-        self.segments: list[Segment] = []
+        opened: list[OpenVinoSegment] = []
         used: set[str] = set()
         for k, spec in enumerate(bundle.manifest.variants[self.variant].segments, start=1):
             content = bundle.segment(self.variant, k)
@@ -149,8 +182,11 @@ class OpenVinoBackend:
             compiled = _compile(core, content, spec, threads, wanted.hint, carries)
             used |= _used_precisions(compiled)
             headless = partial(_compile_headless, core, content, spec, threads, wanted.hint, carries)
-            self.segments.append(OpenVinoSegment(runtime, compiled, spec, headless))
+            opened.append(OpenVinoSegment(runtime, compiled, spec, headless))
         refuse_other_precision(precision, used)
+        shape = (1, *bundle.manifest.input.shape)
+        self.segments: list[Segment] = [*opened]
+        self.walks = Walks(lambda: BoundWalk(np.zeros(shape, np.float32), opened))
 
     def carry(self, images: NDArray[np.float32]) -> HostCarried:
         """See `base.Backend.carry`."""

@@ -6,7 +6,7 @@ next one needs (measured: ten times the CPU time). So spinning is off and one th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib import metadata
 from typing import Any
@@ -19,7 +19,7 @@ from mexit.core.manifest import SegmentSpec, TensorSpec
 from mexit.core.onnx_prune import without_outputs
 from mexit.errors import BackendError, UsageError, missing_extra
 from mexit.runtime.backends.base import HostCarried, Segment
-from mexit.runtime.backends.walk import Walks
+from mexit.runtime.backends.walk import BoundWalk, Buffers, Walks
 
 _NO_SPINNING = "session.intra_op.allow_spinning"
 
@@ -28,10 +28,17 @@ class OrtSegment:
     """One ONNX Runtime session. Inputs and outputs are positional, as the manifest lists them."""
 
     def __init__(
-        self, content: bytes, inputs: Sequence[str], outputs: Sequence[str], file: str, threads: int
+        self,
+        content: bytes,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        file: str,
+        threads: int = 1,
     ) -> None:
+        """Load a segment from its ONNX bytes; `file` is what an error calls it. Raises as `OrtBackend`."""
         self.session = open_session(content, file, threads)
-        self._inputs, self._outputs = list(inputs), list(outputs)
+        self._inputs, self._outputs = ([tensor.name for tensor in side] for side in (inputs, outputs))
+        self._given = outputs
         self._content, self._file, self._threads = content, file, threads
 
     @cached_property
@@ -49,6 +56,30 @@ class OrtSegment:
         """See `base.Segment.features`."""
         return HostCarried(self._run(self.headless, self._outputs[:-1], carried))
 
+    def buffers(self) -> Buffers:
+        """See `walk.Bindable.buffers`."""
+        return [np.zeros((1, *tensor.shape[1:]), tensor.dtype) for tensor in self._given]
+
+    def bind(self, taken: Buffers, given: Buffers) -> Callable[[], None]:
+        """See `walk.Bindable.bind`."""
+        session = self.session if len(given) == len(self._given) else self.headless
+        binding = session.io_binding()
+
+        def call() -> None:
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as error:  # onnxruntime raises classes of its own C++ module
+                raise BackendError(f"onnxruntime failed: {error}") from error
+
+        try:
+            for name, array in zip(self._inputs, taken, strict=True):
+                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            for name, array in zip(self._outputs, given, strict=False):
+                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        except Exception as error:
+            raise BackendError(f"onnxruntime failed: {error}") from error
+        return call
+
     def _run(self, session: Any, outputs: list[str], carried: HostCarried) -> list[NDArray[np.float32]]:
         feeds = dict(zip(self._inputs, carried.arrays, strict=True))
         try:
@@ -56,68 +87,6 @@ class OrtSegment:
         except Exception as error:  # onnxruntime raises classes of its own C++ module
             raise BackendError(f"onnxruntime failed: {error}") from error
         return found
-
-
-class OrtWalk:
-    """See `walk.Walk`: buffers for one image, bound once as outputs of a segment and as inputs of the next.
-
-    A call through such a binding costs ONNX Runtime a fraction of what feeds and new arrays do.
-    """
-
-    def __init__(self, segments: Sequence[OrtSegment], specs: Sequence[SegmentSpec]) -> None:
-        taken = [_buffer(tensor) for tensor in specs[0].inputs]
-        self._image = taken[0]
-        self._segments = segments
-        self._sides: list[tuple[_Bound, _Bound]] = []  # a binding knows addresses only: these hold the arrays
-        self._calls: list[tuple[Any, Any]] = []
-        self._headless: dict[int, tuple[Any, Any]] = {}
-        for segment, spec in zip(segments, specs, strict=True):
-            given = [_buffer(tensor) for tensor in spec.outputs]
-            sides = list(zip(spec.inputs, taken, strict=True)), list(zip(spec.outputs, given, strict=True))
-            self._sides.append(sides)
-            self._calls.append(_bound(segment.session, *sides))
-            taken = given[:-1]
-
-    def start(self, image: NDArray[np.float32]) -> None:
-        """See `Walk.start`."""
-        if image.shape != self._image.shape:  # it would be broadcast
-            raise BackendError(f"onnxruntime was given an image {image.shape}, expected {self._image.shape}")
-        np.copyto(self._image, image)
-
-    def run(self, k: int) -> NDArray[np.float32]:
-        """See `Walk.run`."""
-        _call(*self._calls[k - 1])
-        return self._sides[k - 1][1][-1][1]
-
-    def features(self, k: int) -> None:
-        """See `Walk.features`."""
-        if k not in self._headless:
-            taken, given = self._sides[k - 1]
-            self._headless[k] = _bound(self._segments[k - 1].headless, taken, given[:-1])
-        _call(*self._headless[k])
-
-
-_Bound = list[tuple[TensorSpec, NDArray[Any]]]
-
-
-def _bound(session: Any, taken: _Bound, given: _Bound) -> tuple[Any, Any]:
-    """How to run a session, and on what."""
-    binding = session.io_binding()
-    try:
-        for tensor, array in taken:
-            binding.bind_input(tensor.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for tensor, array in given:
-            binding.bind_output(tensor.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-    except Exception as error:  # onnxruntime raises classes of its own C++ module
-        raise BackendError(f"onnxruntime failed: {error}") from error
-    return session.run_with_iobinding, binding
-
-
-def _call(run: Any, binding: Any) -> None:
-    try:
-        run(binding)
-    except Exception as error:  # onnxruntime raises classes of its own C++ module
-        raise BackendError(f"onnxruntime failed: {error}") from error
 
 
 class OrtBackend:
@@ -143,11 +112,13 @@ class OrtBackend:
         self.precision = self.variant = precision
         specs = bundle.manifest.variants[self.variant].segments
         opened = [
-            open_segment(bundle.segment(self.variant, k), spec.inputs, spec.outputs, spec.file, threads)
+            OrtSegment(bundle.segment(self.variant, k), spec.inputs, spec.outputs, spec.file, threads)
             for k, spec in enumerate(specs, start=1)
         ]
         self.segments: list[Segment] = [*opened]
-        self.walks = Walks(lambda: OrtWalk(opened, specs)) if all(map(_has_fixed_sizes, specs)) else None
+        shape = (1, *bundle.manifest.input.shape)
+        fixed = all(map(_has_fixed_sizes, specs))
+        self.walks = Walks(lambda: BoundWalk(np.zeros(shape, np.float32), opened)) if fixed else None
 
     def carry(self, images: NDArray[np.float32]) -> HostCarried:
         """See `base.Backend.carry`."""
@@ -157,10 +128,6 @@ class OrtBackend:
 def _has_fixed_sizes(spec: SegmentSpec) -> bool:
     """Whether nothing but the batch is open, so that buffers can be made beforehand."""
     return all(min(tensor.shape[1:], default=1) > 0 for tensor in (*spec.inputs, *spec.outputs))
-
-
-def _buffer(tensor: TensorSpec) -> NDArray[Any]:
-    return np.zeros((1, *tensor.shape[1:]), tensor.dtype)
 
 
 def load_onnxruntime() -> Any:
@@ -184,14 +151,6 @@ def _is_installed(distribution: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def open_segment(
-    content: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], file: str, threads: int = 1
-) -> OrtSegment:
-    """Load one segment from its ONNX bytes; `file` is what an error calls it. Raises as `OrtBackend`."""
-    taken, given = ([tensor.name for tensor in side] for side in (inputs, outputs))
-    return OrtSegment(content, taken, given, file, threads)
 
 
 def open_session(content: bytes, file: str, threads: int = 1) -> Any:

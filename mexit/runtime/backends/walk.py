@@ -8,12 +8,13 @@ next image finds in place. An engine that can do so has an attribute `walks`; th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.errors import BackendError
 from mexit.runtime.backends.base import Backend, Carried
 
 
@@ -28,6 +29,57 @@ class Walk(Protocol):
 
     def features(self, k: int) -> None:
         """Run segment `k` in its turn without its head."""
+
+
+Buffers = list[NDArray[Any]]
+
+
+class Bindable(Protocol):
+    """A segment that can be tied to memory once and then be run again and again."""
+
+    def buffers(self) -> Buffers:
+        """New memory for one row of every output."""
+
+    def bind(self, taken: Buffers, given: Buffers) -> Callable[[], None]:
+        """What runs it from `taken` into `given`; without its head where `given` has no place for logits."""
+
+
+class BoundWalk:
+    """A walk through bound segments: outputs of one are the inputs of the next.
+
+    A call through such a binding costs an engine a fraction of what new inputs and outputs do.
+    """
+
+    def __init__(self, image: NDArray[np.float32], segments: Sequence[Bindable]) -> None:
+        """`image`: memory for one image, (1, C, H, W)."""
+        self._image, self._segments = image, segments
+        self._sides: list[tuple[Buffers, Buffers]] = []  # a binding knows addresses only: these hold the arrays
+        self._calls: list[Callable[[], None]] = []
+        self._headless: dict[int, Callable[[], None]] = {}
+        taken: Buffers = [image]
+        for segment in segments:
+            given = segment.buffers()
+            self._sides.append((taken, given))
+            self._calls.append(segment.bind(taken, given))
+            taken = given[:-1]
+
+    def start(self, image: NDArray[np.float32]) -> None:
+        """See `Walk.start`."""
+        if image.shape != self._image.shape:  # it would be broadcast
+            raise BackendError(f"the engine was given an image {image.shape}, expected {self._image.shape}")
+        np.copyto(self._image, image)
+
+    def run(self, k: int) -> NDArray[np.float32]:
+        """See `Walk.run`."""
+        self._calls[k - 1]()
+        return self._sides[k - 1][1][-1]
+
+    def features(self, k: int) -> None:
+        """See `Walk.features`."""
+        if k not in self._headless:
+            taken, given = self._sides[k - 1]
+            self._headless[k] = self._segments[k - 1].bind(taken, given[:-1])
+        self._headless[k]()
 
 
 class Walks:
