@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mexit.errors import BadInput, NotFound
+from mexit.errors import BadInput, NotFound, Overloaded
 from mexit.runtime.server import describe, strict_json
 from mexit.runtime.server.access import BearerToken, ErrorBoundary, client_of
 from mexit.runtime.server.intake import read_body
@@ -123,11 +123,16 @@ async def metrics(request: Request) -> Response:
 async def _work(request: Request, route: str, job: Callable[[Arrival], Job[T]]) -> T:
     """Read the body, then let workers do the job."""
     service, client = _service(request), client_of(request)
-    with service.serving(route), service.storage.shelf(client) as take:
-        body = await read_body(request, take, service.limits)
-        encoding = request.headers.get("content-encoding", "")
-        arrival = Arrival(body, encoding, time.perf_counter_ns(), client)
-        return await service.workshop.run(job(arrival), request.receive, client)
+    try:
+        with service.serving(route), service.storage.shelf(client) as take:
+            body = await read_body(request, take, service.limits)
+            encoding = request.headers.get("content-encoding", "")
+            arrival = Arrival(body, encoding, time.perf_counter_ns(), client)
+            return await service.workshop.run(job(arrival), request.receive, client)
+    except Overloaded:
+        if service.refusals is not None and not service.stopping:
+            await service.refusals.hold(client)
+        raise
 
 
 @contextmanager

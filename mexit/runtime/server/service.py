@@ -21,6 +21,7 @@ from mexit.runtime.server.intake import inflate
 from mexit.runtime.server.limits import Limits
 from mexit.runtime.server.metrics import Metrics, Spans
 from mexit.runtime.server.options import Options
+from mexit.runtime.server.refusals import RefusalPace
 from mexit.runtime.server.workshop import Job, Storage, Workshop
 from mexit.runtime.ticket import Ticket
 
@@ -52,6 +53,7 @@ class Service:
     Attributes:
         stopping: set once; from then on nothing new is begun and the server is not ready.
         active: requests being answered.
+        refusals: when clients hear of them; None where clients are not told apart.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class Service:
         if (drift := runtime.drift_watch) is not None:
             self.metrics.watch_drift(lambda: runtime.ledger.account().watch_macs, lambda: len(drift.alarms))
         governor = runtime.governor
-        share = limits.share if governor is not None and governor.allowed.client is not None else 1
+        told_apart = governor is not None and governor.allowed.client is not None
+        share = limits.share if told_apart else 1
+        self.refusals = RefusalPace() if told_apart else None
         workers = _workers(threads)
         self.workshop = Workshop(workers, limits.jobs, share)
         self._batcher: Batcher | None = None

@@ -18,6 +18,7 @@ from PIL import Image
 from server_process import Server, start
 
 from mexit import Runtime
+from mexit.runtime.server.refusals import AT_ONCE, MOST_S, PER_S, RefusalPace
 
 INFER = "/v2/models/digits/infer"
 BUDGET = "60%"
@@ -59,14 +60,15 @@ def outputs(answer: Any) -> dict[str, list[Any]]:
 class Flood:
     """Clients at one address that ask for the whole network again and again, without pause."""
 
-    def __init__(self, server: Server, content: bytes, threads: int) -> None:
+    def __init__(self, server: Server, content: bytes, threads: int, address: str = "127.0.0.1") -> None:
         self.statuses: list[int] = []
-        self._server, self._content, self._stop = server, content, threading.Event()
+        self._server, self._content, self._address = server, content, address
+        self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self.statuses.append(ask(self._server, self._content)[0])
+            self.statuses.append(ask(self._server, self._content, self._address)[0])
 
     def __enter__(self) -> Flood:
         for thread in self._threads:
@@ -129,6 +131,34 @@ def test_who_has_no_tokens_is_told_when_to_come_back(frugal: Server, images: Ima
     assert 100 < int(headers["retry-after"]) < 200  # exit 1 costs about a sixth of the network, 160 s of this rate
     assert frugal.series("mexit_governor_overloaded_total") == before + 1
     assert ask(frugal, body(images[:1]), "127.0.0.12")[0] == 200
+
+
+def test_who_asks_without_pause_is_refused_at_a_pace(frugal: Server, images: Images) -> None:
+    """Ten refusals at once, then each connection a second at most; somebody else's first one is not held back."""
+    assert ask(frugal, body(images[:4], mexit_budget="full"), "127.0.0.51")[0] == 200
+    with Flood(frugal, body(images[:1]), 24, "127.0.0.51") as flood:
+        time.sleep(2)
+        assert 12 <= len(flood.statuses) <= AT_ONCE + 3 * 24
+        assert ask(frugal, body(images[:4], mexit_budget="full"), "127.0.0.52")[0] == 200
+        began = time.monotonic()
+        assert ask(frugal, body(images[:1]), "127.0.0.52")[0] == 503
+        assert time.monotonic() - began < 0.5
+    assert set(flood.statuses) == {503}
+
+
+def test_the_pace_of_refusals() -> None:
+    now_s = [100.0]
+    pace = RefusalPace(lambda: now_s[0])
+    assert [pace.delay_s("a") for _ in range(AT_ONCE)] == [0.0] * AT_ONCE
+    assert [pace.delay_s("a") for _ in range(3)] == pytest.approx([1 / PER_S, 2 / PER_S, 3 / PER_S])
+    assert pace.delay_s("b") == 0.0
+    assert max(pace.delay_s("a") for _ in range(1000)) == MOST_S
+    now_s[0] += MOST_S + AT_ONCE / PER_S
+    assert pace.delay_s("a") == 0.0
+    for client in range(10_000):
+        now_s[0] += 1.0
+        pace.delay_s(str(client))
+    assert len(pace._due_s) <= 4096
 
 
 def test_forwarded_headers_are_not_believed(frugal: Server, images: Images) -> None:
