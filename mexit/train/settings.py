@@ -227,6 +227,9 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     if preset not in presets:
         raise UsageError(f"no preset '{preset}' for {data}: choose from {', '.join(presets)}")
     typed = {name: value for name, value in given.items() if value is not None}
+    for name, own in (("data", data), ("preset", preset)):
+        if typed.get(name, own) != own:
+            raise UsageError(f"the settings name the {name} {typed[name]}, and {own} is asked for: name one")
     values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
     values |= presets[preset] | typed
     method = find(values.get("method", TrainSettings.method))

@@ -119,3 +119,11 @@ def test_a_run_from_before_a_setting_existed_is_read_with_what_it_did() -> None:
     del stored["lr"]
     with pytest.raises(Damaged, match="lr"):
         TrainSettings.from_json(json.loads(json.dumps(stored)), "here")
+
+
+@pytest.mark.parametrize(("name", "other"), [("data", "mnist"), ("preset", "rdi")])
+def test_two_names_of_one_thing_are_refused(name: str, other: str) -> None:
+    own = resolve("digits", None, {})
+    assert resolve("digits", None, {name: getattr(own, name)}) == own
+    with pytest.raises(UsageError, match=f"name the {name} {other}, and {getattr(own, name)} is asked for"):
+        resolve("digits", None, {name: other})
