@@ -295,14 +295,17 @@ def show_bench(result: BenchResult) -> None:
             str(row.batch),
             f"{row.p50_us:.0f}",
             f"{row.p95_us:.0f}",
-            f"{row.p50_us / row.batch:.1f}",
+            f"{row.mean_us / row.batch:.1f}",
             str(row.n),
         ]
         for row in result.rows
     ]
     first = result.rows[0]
     caption = f"{first.engine}, {first.threads} thread(s), {result.machine['cpu']}; {result.images}"
-    console.table("microseconds a call", ["path", "batch", "p50", "p95", "p50 an image", "n"], rows, caption)
+    console.table("microseconds a call", ["path", "batch", "p50", "p95", "mean an image", "n"], rows, caption)
+    if slower := result.slower_than_full():
+        named = ", ".join(f"{path} (batch {batch})" for path, batch in slower)
+        console.say(f"slower here than full, which runs no early heads: {named}; choose a lower budget, or full")
 
 
 def show_inspection(result: InspectResult) -> None:

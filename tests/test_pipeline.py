@@ -98,6 +98,7 @@ def test_5_the_other_commands_speak_json(home) -> None:
     assert inspection["bundle"] == json.loads((home / "bundles/digits-neo-kd/bundle.json").read_text())
     bench = json.loads(mexit(home, "bench", "--repeats", "20", "--batch", "1", "--json").stdout)
     assert {row["path"] for row in bench["rows"]} == {"full", "exit 1", "low", "medium", "high"}
+    assert all(0 < row["p50_us"] <= row["p95_us"] and row["mean_us"] > 0 for row in bench["rows"])
     run = json.loads(
         mexit(home, "evaluate", "runs/digits-neo-kd", "--samples", "60", "--steps", "5", "--json").stdout
     )

@@ -40,7 +40,8 @@ class Row:
 
     Attributes:
         engine, threads, batch, path: what was timed.
-        p50_us, p95_us: microseconds a call (a whole batch).
+        p50_us, p95_us, mean_us: microseconds a call (a whole batch). Early exit is about the mean: the median of
+            single images is that of one exit.
         n: calls.
     """
 
@@ -50,6 +51,7 @@ class Row:
     path: str
     p50_us: float
     p95_us: float
+    mean_us: float
     n: int
 
 
@@ -66,6 +68,11 @@ class BenchResult:
         """As `--json` prints it."""
         found = {"rows": [asdict(row) for row in self.rows], "machine": self.machine, "images": self.images}
         return {**found, "tuning": self.tuning.to_json()} if self.tuning else found
+
+    def slower_than_full(self) -> list[tuple[str, int]]:
+        """Budgets, and at which batch, that take longer than the whole network does without its early heads."""
+        full = {row.batch: row.mean_us for row in self.rows if row.path == "full"}
+        return [(row.path, row.batch) for row in self.rows if row.mean_us > full[row.batch]]
 
 
 def bench(
@@ -124,7 +131,8 @@ def _paths(runtime: Runtime) -> dict[str, Callable[[NDArray[np.float32]], Any]]:
 def _row(runtime: Runtime, batch: int, path: str, values: list[float]) -> Row:
     counted = np.asarray(values[MIN_REPEATS // 4 :])
     p50, p95 = np.quantile(counted, [0.5, 0.95])
-    return Row(runtime.backend.engine, runtime.threads, batch, path, float(p50), float(p95), len(counted))
+    times = float(p50), float(p95), float(counted.mean())
+    return Row(runtime.backend.engine, runtime.threads, batch, path, *times, len(counted))
 
 
 def _images(runtime: Runtime, data_dir: str | Path | None) -> tuple[NDArray[np.float32], str]:
