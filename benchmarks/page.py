@@ -32,7 +32,7 @@ def write_page(what: str, hardware: str, title: str, parts: Sequence[str]) -> Pa
     about = machine()
     head = [
         f"# {title}",
-        f"`python {' '.join(sys.argv)}`, commit {_commit()}, {today}.",
+        f"`python {' '.join(map(_typed, sys.argv))}`, commit {_commit()}, {today}.",
         f"{about['cpu']}, {about['cores']} cores, {about['system']}; mexit {__version__}, "
         f"Python {platform.python_version()}, numpy {np.__version__}.",
     ]
@@ -56,3 +56,8 @@ def _commit() -> str:
         ["git", "-C", str(ROOT), "status", "--porcelain", "mexit"], capture_output=True, text=True, check=True
     )
     return done.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
+
+
+def _typed(argument: str) -> str:
+    """An argument without the folders of this machine."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
