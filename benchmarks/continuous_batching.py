@@ -1,6 +1,6 @@
 """Three ways to answer the same stream of requests: one at a time, in whole batches, continuously.
 
-    python benchmarks/continuous_batching.py BUNDLE [SECONDS]
+    python benchmarks/continuous_batching.py BUNDLE... [SECONDS]
 
 Requests of 1 to 8 test images with the budgets low, medium and high come at random times (Poisson), whether or
 not earlier ones were answered; latency counts from when a request was due. All have the same workers and deadline:
@@ -12,165 +12,43 @@ not earlier ones were answered; latency counts from when a request was due. All 
 The load is a share of the capacity, which is measured first: how many requests a second the first way answers when
 there is always one waiting. The deadline is a multiple of the mean time of a request that is alone. A request that
 was in the queue until its deadline is refused by every way. The ways take turns, round after round, so that they
-share whatever else the machine does.
+share whatever else the machine does; so does the load generator, which runs in the same process: what it costs is
+measured by sending to nobody.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 
 import numpy as np
+from batching_ways import (
+    BUDGETS,
+    MOST_ROWS,
+    Continuous,
+    Nobody,
+    OneAtATime,
+    Outcome,
+    Request,
+    WholeBatches,
+    play,
+)
 from page import table, write_page
 
 from mexit import Runtime
 from mexit.data import catalog
 from mexit.data.splits import Splits
-from mexit.runtime.batch_costs import BatchCosts, measure
-from mexit.runtime.batcher import Batcher
-from mexit.runtime.call import BATCH
 from mexit.runtime.grant import granted
-from mexit.runtime.ticket import Ticket
 
-BUDGETS = ("low", "medium", "high")
-MOST_ROWS = 8
 LOADS = (0.3, 0.6, 0.8, 1.0, 1.3, 2.0)
 ROUNDS = 3
+SECONDS = 2.0  # of a round
+BUSY = 0.1  # cores that others use before it is worth a word
 DEADLINE = 25  # mean times of a request alone
-AS_PLANNED = {"confident", "last"}
-
-
-@dataclass(frozen=True)
-class Request:
-    """Images of the tensor from `first` on; `due_s` from the beginning."""
-
-    first: int
-    rows: int
-    budget: str
-    due_s: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Seconds from when it was due, None if it was refused; whether the deadline cut no answer short."""
-
-    seconds: float | None
-    as_planned: bool
-
-
-class OneAtATime:
-    """Workers that take requests in order."""
-
-    def __init__(self, runtime: Runtime, tensor: np.ndarray, workers: int, deadline_s: float) -> None:
-        self.runtime, self.tensor, self.deadline_s = runtime, tensor, deadline_s
-        self.waiting: queue.SimpleQueue = queue.SimpleQueue()
-        self.outcomes: deque[Outcome] = deque()
-        self.threads = [threading.Thread(target=self._work) for _ in range(workers)]
-        for thread in self.threads:
-            thread.start()
-
-    def send(self, request: Request, due_s: float) -> None:
-        self.waiting.put((request, due_s))
-
-    def finish(self) -> None:
-        for _ in self.threads:
-            self.waiting.put(None)
-        for thread in self.threads:
-            thread.join()
-
-    def _work(self) -> None:
-        while (found := self.waiting.get()) is not None:
-            self._answer([found])
-
-    def _answer(self, together: list[tuple[Request, float]]) -> None:
-        """One call; the deadline is that of the first one, which has waited longest."""
-        left_s = self.deadline_s - (time.perf_counter() - together[0][1])
-        if left_s <= 0:
-            self.outcomes.append(Outcome(None, False))
-            if together[1:]:
-                self._answer(together[1:])
-            return
-        images = [self.tensor[one.first : one.first + one.rows] for one, _ in together]
-        images = images[0] if len(images) == 1 else np.concatenate(images)
-        answers = self.runtime.answer_tensor(images, budget=together[0][0].budget, deadline_ms=left_s * 1e3)
-        now_s, first = time.perf_counter(), 0
-        for request, due_s in together:
-            own = answers[first : first + request.rows]
-            self.outcomes.append(Outcome(now_s - due_s, all(one.reason in AS_PLANNED for one in own)))
-            first += request.rows
-
-
-class WholeBatches(OneAtATime):
-    """Workers that take all that waits."""
-
-    def _work(self) -> None:
-        while (found := self.waiting.get()) is not None:
-            together, rows = [found], found[0].rows
-            while rows <= BATCH - MOST_ROWS:
-                try:
-                    found = self.waiting.get_nowait()
-                except queue.Empty:
-                    break
-                if found is None:
-                    self.waiting.put(None)
-                    break
-                together.append(found)
-                rows += found[0].rows
-            for budget in BUDGETS:
-                if alike := [one for one in together if one[0].budget == budget]:
-                    self._answer(alike)
-
-
-class Continuous:
-    """The batcher."""
-
-    def __init__(self, runtime: Runtime, tensor: np.ndarray, workers: int, deadline_s: float) -> None:
-        self.runtime, self.tensor, self.deadline_s = runtime, tensor, deadline_s
-        self.outcomes: deque[Outcome] = deque()
-        self.pool = ThreadPoolExecutor(workers)
-        self.batcher = Batcher(runtime, self.pool.submit, workers, costs=_costs(runtime))
-        self.sent = 0
-
-    def send(self, request: Request, due_s: float) -> None:
-        self.sent += 1
-        left_s = self.deadline_s - (time.perf_counter() - due_s)
-        if left_s <= 0:
-            self.outcomes.append(Outcome(None, False))
-            return
-        ticket = self.runtime.begin(
-            self.tensor[request.first : request.first + request.rows],
-            budget=request.budget,
-            deadline_ms=left_s * 1e3,
-            kind=Ticket,
-        )
-        ticket.pay()
-        self.batcher.submit(ticket).add_done_callback(lambda outcome: self._hear(outcome, due_s))
-
-    def finish(self) -> None:
-        while len(self.outcomes) < self.sent:
-            time.sleep(0.001)
-        self.pool.shutdown()
-
-    def _hear(self, outcome, due_s: float) -> None:
-        if outcome.exception() is not None:
-            self.outcomes.append(Outcome(None, False))
-            return
-        planned = all(one.reason in AS_PLANNED for one in outcome.result())
-        self.outcomes.append(Outcome(time.perf_counter() - due_s, planned))
-
-
-@cache
-def _costs(runtime: Runtime) -> BatchCosts:
-    manifest = runtime.bundle.manifest
-    return measure(runtime.backend, runtime.policy().scorer(len(manifest.classes)), manifest.input.shape)
 
 
 WAYS = {"one at a time": OneAtATime, "whole batches": WholeBatches, "continuous": Continuous}
@@ -187,18 +65,6 @@ def requests(count: int, rate: float, samples: int, seed: int) -> list[Request]:
         Request(int(one), int(some), BUDGETS[which], float(due))
         for one, some, which, due in zip(first, rows, budgets, due_s, strict=True)
     ]
-
-
-def play(way, stream: list[Request]) -> tuple[list[Outcome], float, float]:
-    """Send a stream: outcomes, seconds until the last one, processor seconds."""
-    began_s, began_cpu_s = time.perf_counter(), time.process_time()
-    for request in stream:
-        due_s = began_s + request.due_s
-        while (early_s := due_s - time.perf_counter()) > 0:
-            time.sleep(early_s)
-        way.send(request, due_s)
-    way.finish()
-    return list(way.outcomes), time.perf_counter() - began_s, time.process_time() - began_cpu_s
 
 
 def alone_s(runtime: Runtime, tensor: np.ndarray) -> float:
@@ -248,84 +114,138 @@ def figures(outcomes: list[Outcome], seconds: float, cpu_s: float, deadline_s: f
     )
 
 
-def main(bundle: str, seconds: str = "2.5") -> None:
-    runtime = Runtime.open(bundle, "medium", threads=1)
-    manifest = runtime.bundle.manifest
-    data = catalog.load(manifest.splits.data_set)
-    index = Splits.from_bytes(runtime.bundle.splits(), runtime.bundle.path).part("test")
-    tensor = data.batch(index, manifest.input)
-    workers = granted().threads
-    service_s = alone_s(runtime, tensor)
-    deadline_s = DEADLINE * service_s
-    able = capacity(lambda: OneAtATime(runtime, tensor, workers, 1e9), tensor)
-    found: dict[tuple[float, str], list[Figures]] = {(load, name): [] for load in LOADS for name in WAYS}
+@dataclass(frozen=True)
+class Subject:
+    """A bundle under test, and what is known of it when nothing else runs."""
+
+    name: str
+    runtime: Runtime
+    tensor: np.ndarray
+    workers: int
+    service_s: float
+    able: float
+
+    @property
+    def deadline_s(self) -> float:
+        return DEADLINE * self.service_s
+
+    @staticmethod
+    def open(path: str) -> Subject:
+        runtime = Runtime.open(path, "medium", threads=1)
+        manifest = runtime.bundle.manifest
+        data = catalog.load(manifest.splits.data_set)
+        index = Splits.from_bytes(runtime.bundle.splits(), runtime.bundle.path).part("test")
+        tensor, workers = data.batch(index, manifest.input), granted().threads
+        able = capacity(lambda: OneAtATime(runtime, tensor, workers, 1e9), tensor)
+        return Subject(Path(path).name, runtime, tensor, workers, alone_s(runtime, tensor), able)
+
+    def requests(self, load: float, seconds: float, seed: int) -> list[Request]:
+        return requests(int(load * self.able * seconds), load * self.able, len(self.tensor), seed)
+
+    def open_way(self, kind):
+        return kind(self.runtime, self.tensor, self.workers, self.deadline_s)
+
+
+Found = dict[tuple[float, str], list[Figures]]
+
+
+def run(subject: Subject, seconds: float) -> Found:
+    """Every way at every load, round after round."""
+    found: Found = {(load, name): [] for load in LOADS for name in WAYS}
     for seed in range(ROUNDS):
         for load in LOADS:
-            stream = requests(int(load * able * float(seconds)), load * able, len(tensor), 10 + seed)
+            stream = subject.requests(load, seconds, 10 + seed)
             for name, kind in WAYS.items():
-                played = play(kind(runtime, tensor, workers, deadline_s), stream)
-                found[load, name].append(figures(*played, deadline_s))
-    write(bundle, float(seconds), service_s, able, workers, found)
+                played = play(subject.open_way(kind), stream)
+                found[load, name].append(figures(*played, subject.deadline_s))
+    return found
 
 
-def write(
-    bundle: str,
-    seconds: float,
-    service_s: float,
-    able: float,
-    workers: int,
-    found: dict[tuple[float, str], list[Figures]],
-) -> None:
-    def median(load: float, name: str, what: str) -> float:
-        return float(np.median([getattr(one, what) for one in found[load, name]]))
+def others_s() -> float:
+    """Processor seconds that all other processes have used so far; 0.0 where the system does not say."""
+    try:
+        ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+    except OSError:
+        return 0.0
+    idle = ticks[3] + ticks[4]
+    return (sum(ticks[:8]) - idle) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
-    lines, ratios = [], []
-    for load in LOADS:
-        for name in WAYS:
-            good = median(load, name, "goodput")
-            spread = [one.goodput for one in found[load, name]]
-            missed = sum(one.missed for one in found[load, name]) / ROUNDS
-            cut = sum(one.cut for one in found[load, name]) / ROUNDS
-            times = [f"{median(load, name, what):.2f}" for what in ("p50_ms", "p99_ms")]
-            cpu = f"{median(load, name, 'cpu_us'):.0f}"
-            lines.append(
-                [
-                    f"{load:.0%}",
-                    name,
-                    f"{good:.0f} ({min(spread):.0f} to {max(spread):.0f})",
-                    f"{missed:.2%}",
-                    f"{cut:.2%}",
-                    *times,
-                    cpu,
-                ]
-            )
-        better = max(median(load, name, "goodput") for name in list(WAYS)[:2])
-        ratios.append((load, median(load, "continuous", "goodput") / better))
-    columns = ["load", "way", "goodput/s", "missed", "cut short", "p50 ms", "p99 ms", "CPU us a request"]
-    worst = min(ratio for _, ratio in ratios)
-    missed_at_80 = sum(one.missed for one in found[0.8, "continuous"]) / ROUNDS
+
+def main(*arguments: str) -> None:
+    seconds = float(arguments[-1]) if arguments[-1].replace(".", "").isdigit() else SECONDS
+    bundles = [one for one in arguments if not one.replace(".", "").isdigit()]
+    began_s, began_others_s = time.perf_counter(), others_s()
+    subjects = [Subject.open(bundle) for bundle in bundles]
+    stream = subjects[0].requests(1.0, 1.0, seed=1)
+    _, _, generator_s = play(Nobody(), stream)
+    found = [run(subject, seconds) for subject in subjects]
+    others = (others_s() - began_others_s) / (time.perf_counter() - began_s)
+    write(subjects, found, seconds, generator_s / len(stream) * 1e6, others)
+
+
+def write(subjects: list[Subject], found: list[Found], seconds: float, generator_us: float, others: float) -> None:
+    busy = f" Other processes kept {others:.1f} cores busy meanwhile." if others > BUSY else ""
+    about = [
+        f"`{one.name}`: a request alone takes {one.service_s * 1e3:.2f} ms in the mean, the deadline is "
+        f"{DEADLINE} times that, {one.deadline_s * 1e3:.1f} ms; the capacity is {one.able:.0f} requests a second."
+        for one in subjects
+    ]
+    lines = [line for one, figures in zip(subjects, found, strict=True) for line in _lines(one.name, figures)]
+    columns = ["bundle", "load", "way", "goodput/s", "missed", "cut short", "p50 ms", "p99 ms", "CPU us a request"]
     write_page(
         "continuous_batching",
         "2-core-cpu",
         "Continuous batching against one at a time and whole batches",
         [
-            f"`{bundle.rstrip('/').rpartition('/')[2]}`: requests of 1 to {MOST_ROWS} images with budgets "
-            f"{', '.join(BUDGETS)}, {seconds:g} s a round, {ROUNDS} rounds, {workers} workers. A request alone "
-            f"takes {service_s * 1e3:.2f} ms in the mean; the deadline is {DEADLINE} times that, "
-            f"{DEADLINE * service_s * 1e3:.1f} ms; the capacity is {able:.0f} requests a second. The load "
-            f"generator runs in the same process. Others wanted the machine too: the load average was "
-            f"{os.getloadavg()[1]:.1f} in the end.",
+            f"Requests of 1 to {MOST_ROWS} images with budgets {', '.join(BUDGETS)}, {seconds:g} s a round, "
+            f"{ROUNDS} rounds, {subjects[0].workers} workers. The load generator runs in the same process and "
+            f"takes {generator_us:.0f} us of a processor a request.{busy}",
+            "\n".join(f"- {line}" for line in about),
             table(columns, lines),
             "Goodput: answered in time, and by the exit that the policy chose (median of the rounds, and their "
             "range). Missed: refused or answered after the deadline. Cut short: answered in time, but some row "
             "by an earlier exit because of the deadline. Latencies count from when a request was due, refused "
             "ones as infinite; the CPU time holds the load generator's.",
-            "Continuous against the better of the other two, by load: "
-            + ", ".join(f"{load:.0%}: {ratio:.2f}" for load, ratio in ratios)
-            + f". At least 0.95 everywhere was aimed at: {'met' if worst >= 0.95 else 'not met'}. Missed by "
-            f"continuous at 80 %: {missed_at_80:.2%}; none was aimed at.",
+            "Continuous against the better of the other two, by load (at least 0.95 everywhere, and none missed "
+            "at 80 %, were aimed at):",
+            "\n".join(f"- {_verdict(one.name, figures)}" for one, figures in zip(subjects, found, strict=True)),
         ],
     )
+
+
+def _median(rounds: list[Figures], what: str) -> float:
+    return float(np.median([getattr(one, what) for one in rounds]))
+
+
+def _lines(bundle: str, found: Found) -> list[list[str]]:
+    lines = []
+    for (load, name), rounds in found.items():
+        spread = [one.goodput for one in rounds]
+        lines.append(
+            [
+                bundle,
+                f"{load:.0%}",
+                name,
+                f"{_median(rounds, 'goodput'):.0f} ({min(spread):.0f} to {max(spread):.0f})",
+                f"{sum(one.missed for one in rounds) / ROUNDS:.2%}",
+                f"{sum(one.cut for one in rounds) / ROUNDS:.2%}",
+                *(f"{_median(rounds, what):.2f}" for what in ("p50_ms", "p99_ms")),
+                f"{_median(rounds, 'cpu_us'):.0f}",
+            ]
+        )
+    return lines
+
+
+def _verdict(bundle: str, found: Found) -> str:
+    def ratio(load: float) -> float:
+        ours, *others = (_median(found[load, name], "goodput") for name in reversed(WAYS))
+        return ours / max(others)
+
+    ratios = {load: ratio(load) for load in LOADS}
+    missed = sum(one.missed for one in found[0.8, "continuous"]) / ROUNDS
+    met = "met" if min(ratios.values()) >= 0.95 and not missed else "not met"
+    told = ", ".join(f"{load:.0%}: {one:.2f}" for load, one in ratios.items())
+    return f"`{bundle}`: {told}; {missed:.2%} missed at 80 %: {met}."
 
 
 if __name__ == "__main__":

@@ -71,8 +71,11 @@ def heads_asked(measure: str, ensemble: bool, thresholds: Thresholds) -> tuple[b
     return (*(builds or threshold is not None for threshold in thresholds), True)
 
 
-def is_sure(score: Floats, threshold: float | None) -> NDArray[np.bool_]:
-    """Which rows leave: score (B,) against one threshold. NaN is never sure."""
+def is_sure(score: Floats, threshold: float | Floats | None) -> NDArray[np.bool_]:
+    """Which rows leave: score (B,) against one threshold, or against each row's own (B,), where NaN is None.
+
+    NaN is never sure, and nobody is where the threshold is None.
+    """
     if threshold is None:
         return np.zeros(score.shape, np.bool_)
     return score >= threshold

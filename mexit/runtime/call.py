@@ -174,12 +174,11 @@ def predictions(desk: Desk, answers: Answers, wishes: Wishes, begun_s: float) ->
     """Answers as predictions; `begun_s` passed between the call and segment 1."""
     manifest = desk.bundle.manifest
     costs, full = desk.exit_macs(answers.asked), manifest.cumulative_macs[-1]
-    latency_ms = (answers.seconds + begun_s) * 1e3
-    receipts = _receipts(desk, answers, wishes, begun_s) if wishes.receipts else [None] * len(answers.exits)
+    exits, latency_ms = answers.exits.tolist(), ((answers.seconds + begun_s) * 1e3).tolist()
+    indices = answers.probabilities.argmax(axis=1).tolist()
+    receipts = _receipts(desk, answers, wishes, begun_s) if wishes.receipts else [None] * len(exits)
     found = []
-    for row, index in enumerate(answers.probabilities.argmax(axis=1).tolist()):
-        k = int(answers.exits[row])
-        probabilities = answers.probabilities[row]
+    for row, (k, index, probabilities) in enumerate(zip(exits, indices, answers.probabilities, strict=True)):
         found.append(
             Prediction(
                 index=index,
@@ -190,7 +189,7 @@ def predictions(desk: Desk, answers: Answers, wishes: Wishes, begun_s: float) ->
                 reason=answers.reasons[row],
                 macs=costs[k - 1],
                 saved_macs=full - costs[k - 1],
-                latency_ms=float(latency_ms[row]),
+                latency_ms=latency_ms[row],
                 budget=wishes.budget.text,
                 receipt=receipts[row],
             )

@@ -1,16 +1,16 @@
-"""A request on its way through the batcher: a call whose rows travel in groups, among those of other calls.
+"""A request on its way through the batcher: a call whose rows travel among those of other calls.
 
     ticket.pay()       as in a call: takes the tokens of segment 1 for the next rows
     ticket.depart(n)   the rows that are paid for, as groups of n; `ticket.outcome` becomes their predictions
 
-A group is a few rows of one ticket that travel together to the end. It remembers the deepest exit that they have
-reached, which is their answer should they be stopped there.
+A group is a few rows of one ticket that enter segment 1 together. It collects their answers; how they travel is
+the business of `cohort`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import replace
 from functools import lru_cache
@@ -18,11 +18,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.confidence import Floats, Scorer, State
-from mexit.core.policy import Policy, is_sure
-from mexit.runtime.backends.base import Backend, Carried
+from mexit.core.confidence import Floats, Scorer
+from mexit.core.policy import Policy
+from mexit.runtime.backends.base import Backend
 from mexit.runtime.call import Call, Desk, Wishes, predictions
 from mexit.runtime.engine import Answers, Permit, answer, last_exit
+from mexit.runtime.ledger import Ledger
 from mexit.runtime.prediction import Prediction
 
 PATIENCE_S = 1.0
@@ -38,7 +39,13 @@ class Ticket(Call):
             none. It never changes, so nobody who comes later can go first for ever.
         begun: whether segment 1 ran for any of its rows.
         outcome: of the rows that departed last; cancel it when nobody waits for them.
+        scorer: of its policy; equal ones are one object.
+        thresholds: of its policy, one an exit, (E,); NaN = never leave here.
+        last: nobody goes further than this exit.
     """
+
+    outcome: Future[list[Prediction]]
+    _answered: list[tuple[NDArray[np.float32], Answers]]
 
     def __init__(self, desk: Desk, tensor: NDArray[np.float32], wishes: Wishes) -> None:
         super().__init__(desk, tensor, wishes)
@@ -46,9 +53,8 @@ class Ticket(Call):
         self.deadline_s = float("inf") if wishes.deadline_s is None else self._start_s + wishes.deadline_s
         self.due_s = min(self.deadline_s, self._start_s + PATIENCE_S)
         self.begun = False
-        self.outcome: Future[list[Prediction]] = Future()
         self.policy = wishes.plan.policy
-        self.scorer = _scorer(self.policy, len(desk.bundle.manifest.classes))
+        self.scorer, self.thresholds = _reading(self.policy, len(desk.bundle.manifest.classes))
         self.exits = len(desk.backend.segments)
         self.last = last_exit(self.exits, wishes.max_exit)
         self._groups: list[Group] = []
@@ -70,7 +76,7 @@ class Ticket(Call):
         self._paid, self._through = 0, 0
         self.outcome = Future()
         parts = [(start, min(start + rows, after)) for start in range(first, after, rows)]
-        self._groups = [Group(self, start, self._tensor[start:end]) for start, end in parts]
+        self._groups = [Group(self, self._tensor[start:end]) for start, end in parts]
         return list(self._groups)
 
     def is_last_through(self) -> bool:
@@ -79,22 +85,24 @@ class Ticket(Call):
         return self._through == len(self._groups)
 
     def settle(self) -> list[Prediction]:
-        """Count whatever was computed for the rows that departed, as a call does, and return their predictions."""
-        found = []
+        """Return the predictions of whatever was computed for the rows that departed; `count` is for the books."""
+        found: list[Prediction] = []
+        self._answered = []
         for group in self._groups:
             if group.entered_s is None:  # it was stopped before segment 1
                 continue
-            answers = group.answers
-            before_s = group.entered_s - self._start_s
+            answers, before_s = group.answers(), group.entered_s - self._start_s
             made = predictions(self._desk, answers, self._wishes, before_s)
-            macs = sum(prediction.macs for prediction in made)
-            governed = answers.reasons.count("governor")
-            self._desk.ledger.add(answers.exits, (answers.seconds + before_s) * 1e3, macs, governed)
-            found += [_told_of_company(one, group.together) for one in made]
-            self._desk.watch(group.images, answers, self._wishes.plan, self.client)
+            found += [_told_of_company(one, group.together) for one in made] if self._wishes.receipts else made
+            self._answered.append((group.images, answers))
         self.predictions += found
         self._groups = []
         return found
+
+    def watch(self) -> None:
+        """Let the drift watch look at what was settled last, once it was counted."""
+        for images, answers in self._answered:
+            self._desk.watch(images, answers, self._wishes.plan, self.client)
 
     def resolve(self, found: list[Prediction] | BaseException) -> None:
         """Tell whoever waits; too late is not an error."""
@@ -107,44 +115,34 @@ class Ticket(Call):
             pass
 
 
+def count(ledger: Ledger, found: Sequence[Prediction]) -> None:
+    """Enter predictions of any tickets into the books at once: that costs hardly more than one ticket's."""
+    if found:
+        exits, latency_ms = [one.exit for one in found], [one.latency_ms for one in found]
+        governed = [one.reason for one in found].count("governor")
+        ledger.add(np.array(exits), np.array(latency_ms), sum(one.macs for one in found), governed)
+
+
 class Group:
-    """Rows of a ticket that travel together.
+    """Rows of a ticket that enter segment 1 together, and their answers.
 
     Attributes:
-        first: its first row in the ticket's tensor.
         images: all its rows as the network takes them.
-        rows: how many are under way.
-        k: the segment that is next, from 1.
-        carried: the features of the rows under way, as segment k takes them.
-        state: the scorer's, of the same rows.
+        rows: how many have no answer yet.
         entered_s: when segment 1 began, by the clock of `time.perf_counter`; None before.
         together: rows that entered segment 1 with these, these included.
-        answers: of all rows, once none is under way.
     """
 
-    carried: Carried
-    state: State
-    answers: Answers
-
-    def __init__(self, ticket: Ticket, first: int, images: NDArray[np.float32]) -> None:
-        self.ticket, self.first, self.images = ticket, first, images
-        self.rows, self.k = len(images), 1
+    def __init__(self, ticket: Ticket, images: NDArray[np.float32]) -> None:
+        self.ticket, self.images = ticket, images
+        self.rows = len(images)
         self.entered_s: float | None = None
         self.together = 0
-
-    def pack(self, backend: Backend) -> None:
-        """Make ready for segments in company."""
-        count = self.rows
-        self.carried, self.state = backend.carry(self.images), self.ticket.scorer.start(count)
-        self._rows: NDArray[np.intp] = np.arange(count)  # under way
-        self._exits = np.zeros(count, np.int64)
-        self._probabilities = np.zeros((count, self.ticket.scorer.classes))
-        self._seconds = np.zeros(count)
-        self._reasons = [""] * count
+        self._answers: Answers | None = None
         self._segment_seconds: list[float] = []
 
-    def travel_alone(self, backend: Backend, permit: Permit, denied: Mapping[int, str]) -> None:
-        """Through all segments at once, as a call's rows.
+    def travel_alone(self, backend: Backend, permit: Permit, denied: Mapping[int, str]) -> tuple[float, ...]:
+        """Through all segments at once, as a call's rows. Returns the seconds of each.
 
         Args:
             backend: the loaded segments.
@@ -165,74 +163,51 @@ class Group:
             said = zip(answers.exits.tolist(), answers.reasons, strict=True)
             reasons = (denied.get(k + 1, reason) if reason == "governor" else reason for k, reason in said)
             answers = replace(answers, reasons=tuple(reasons))
-        self.entered_s, self.together, self.rows, self.answers = began_s, self.rows, 0, answers
+        self.entered_s, self.together, self.rows, self._answers = began_s, self.rows, 0, answers
+        return answers.segment_seconds
 
     def ran(self, began_s: float, took_s: float, together: int) -> None:
-        """Segment k ran, for so many rows at once."""
+        """A segment ran, for so many rows at once."""
         self._segment_seconds.append(took_s)
         if self.entered_s is None:
             self.entered_s, self.together = began_s, together
+            count = len(self.images)
+            self._exits, self._seconds = np.zeros(count, np.int64), np.zeros(count)
+            self._probabilities = np.zeros((count, self.ticket.scorer.classes))
+            self._reasons = [""] * count
 
-    def decide(
-        self, probabilities: Floats, score: Floats, state: State, first: int, carried: Carried, place: int
-    ) -> None:
-        """Let rows answer at exit k, and make the others ready for segment k + 1.
-
-        Args:
-            probabilities, score: of exit k for this group's rows, (B, C) and (B,).
-            state: the scorer's next one, of all rows that were scored at once; this group's begin at `first`.
-            carried: what segment k gave for the whole batch; this group's rows begin at `place`.
-        """
-        ticket, k, now_s = self.ticket, self.k, time.perf_counter()
-        self._deepest, self.k = probabilities, k + 1
-        if k == ticket.exits:
-            self._answer(np.arange(self.rows), "last", now_s)
-            return
-        sure = is_sure(score, ticket.policy.threshold(k))
-        staying = (~sure).nonzero()[0]
-        if len(staying) < self.rows:
-            self._answer(sure.nonzero()[0], "confident", now_s)
-        if not len(staying):
-            return
-        if k == ticket.last or now_s >= ticket.deadline_s:
-            self._answer(staying, "deadline" if now_s >= ticket.deadline_s else "max-exit", now_s)
-            return
-        if len(staying) < len(sure):
-            self._keep(staying)
-        self.carried = carried if len(staying) == carried.rows else carried.take(staying + place)
-        self.state = state.take(staying + first)
-
-    def stop(self, granted: int, reason: str) -> None:
-        """All rows but the first `granted` answer with the deepest exit they have reached, if there is one."""
-        if self.k == 1:
-            self.rows = 0
-            return
-        self._answer(np.arange(granted, self.rows), reason, time.perf_counter())
-        if granted:
-            staying = np.arange(granted)
-            self._keep(staying)
-            self.carried, self.state = self.carried.take(staying), self.state.take(staying)
-
-    def _answer(self, which: NDArray[np.intp], reason: str, now_s: float) -> None:
+    def land(self, rows: NDArray[np.intp], k: int, probabilities: Floats, reason: str, now_s: float) -> None:
+        """Some of its rows, (R,), answer at exit `k` with probabilities (R, C)."""
         assert self.entered_s is not None
-        rows = self._rows[which]
-        self._exits[rows], self._probabilities[rows] = self.k - 1, self._deepest[which]
-        self._seconds[rows] = now_s - self.entered_s
+        self._exits[rows], self._probabilities[rows], self._seconds[rows] = (
+            k,
+            probabilities,
+            now_s - self.entered_s,
+        )
         for row in rows.tolist():
             self._reasons[row] = reason
         self.rows -= len(rows)
-        if not self.rows:
-            times = tuple(self._segment_seconds)
-            reasons, asked = tuple(self._reasons), (True,) * self.ticket.exits  # any row may have to stop anywhere
-            self.answers = Answers(self._exits, self._probabilities, reasons, self._seconds, times, asked)
 
-    def _keep(self, staying: NDArray[np.intp]) -> None:
-        self._rows, self._deepest = self._rows[staying], self._deepest[staying]
+    def give_up(self) -> None:
+        """Its rows will have no answer."""
+        self.rows = 0
+
+    def answers(self) -> Answers:
+        """Of all rows, once none is under way."""
+        if self._answers is not None:
+            return self._answers
+        times, asked = (
+            tuple(self._segment_seconds),
+            (True,) * self.ticket.exits,
+        )  # any row may have to stop anywhere
+        return Answers(self._exits, self._probabilities, tuple(self._reasons), self._seconds, times, asked)
 
 
 @lru_cache(maxsize=256)
-def _scorer(policy: Policy, classes: int) -> Scorer:
-    return _one_of_equals(policy.scorer(classes))
+def _reading(policy: Policy, classes: int) -> tuple[Scorer, tuple[float, ...]]:
+    """A policy's scorer, and its thresholds as they stand in a vector of many policies'."""
+    thresholds = (float("nan") if value is None else value for value in policy.thresholds)
+    return _one_of_equals(policy.scorer(classes)), tuple(thresholds)
 
 
 @lru_cache(maxsize=256)

@@ -71,6 +71,15 @@ def test_reaching_the_threshold_is_enough_and_nan_reaches_none() -> None:
     assert not is_sure(np.asarray([1.0, math.inf, math.nan]), None).any()
 
 
+def test_each_row_against_a_threshold_of_its_own() -> None:
+    """Where the threshold is None, which is NaN among others, nobody leaves, however sure."""
+    score = np.asarray([1.0, 0.5, math.inf, math.nan, 2.0])
+    thresholds = (1.0, 1.0, None, -1e300, None)
+    own = np.asarray([math.nan if one is None else one for one in thresholds])
+    each = [is_sure(score[row : row + 1], threshold)[0] for row, threshold in enumerate(thresholds)]
+    assert is_sure(score, own).tolist() == each == [True, False, False, False, False]
+
+
 def test_nan_walks_to_the_last_exit() -> None:
     assert first_exit(np.full((3, 2), math.nan), (-1e300, -1e300)).tolist() == [3, 3]
 
