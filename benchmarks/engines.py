@@ -9,7 +9,7 @@ says nothing about accuracy. One thread.
 The adaptive rows run the segments with thresholds by MSDNet's geometric protocol, from that engine's own scores
 on the calibration images: `low` to `full` are those whose mean cost there is nearest to the budget, `equal` the
 cheapest ones that are right as often there as the last exit. Accuracy is that on the test images, with the paired
-difference to the static network in the same engine.
+difference to the static network that the speed-up is against.
 
 Every path answers the same 64 test images in batches of that size; a pass is one sample, passes take turns.
 Speed-up is against the fastest static engine of the same class: fp32, bf16 or int8. Processor time (cpu us) is
