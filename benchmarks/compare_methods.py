@@ -117,7 +117,8 @@ def differences(runs: dict[str, Answers]) -> str:
             for attack in ATTACKS:
                 pairs = zip(answers.get(attack), baseline.get(attack), strict=True)
                 rows.append([name, attack, *(paired(ours, theirs) for ours, theirs in pairs)])
-    return table(["run minus adversarial", "test images", *_exit_names(runs)], rows)
+    columns = ["run minus adversarial", "test images", *_exit_names(runs)]
+    return table(columns, rows) if rows else "Nothing to compare yet: no other method was run to its end."
 
 
 def transfer(answers: Answers) -> str:
