@@ -47,6 +47,7 @@ FEW = 200 / 48000
 CLEAN = {"epochs": 40, "attack": "none"}
 ATTACKED = {"epochs": 20, "attack": "average", "eps": 0.2, "step": 0.05, "steps": 7}
 TEST_ATTACK = Attack("average", Steps(0.2, 0.02, 50))
+COLLAPSED = 20.0  # percent right; a tenth is chance
 # Two-sided 95 % quantiles of Student's t, by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
 
@@ -155,6 +156,8 @@ def row(claim: Claim, seeds: list[int]) -> list[str]:
     for m, e in zip(mean, error, strict=True):
         low, high = m - T[len(seeds) - 1] * e, m + T[len(seeds) - 1] * e
         verdicts.append("seen" if low > 0 else "reversed" if high < 0 else "not resolved")
+    if min(side.mean() for side in sides) < COLLAPSED:
+        verdicts = ["one side did not learn: says nothing of the claim"]
     shown = [" / ".join(f"{v:.2f}" for v in side.mean(axis=0)) for side in sides]
     gains = " / ".join(f"{m:+.2f} ({e:.2f})" for m, e in zip(mean, error, strict=True))
     return [claim.says, claim.condition, str(len(seeds)), *shown, gains, " / ".join(verdicts)]
