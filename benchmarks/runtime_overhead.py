@@ -13,23 +13,38 @@ is the clock, and a machine with other work on its two cores shows that work.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 from overhead_networks import CLASSES, LARGE, Network, export
-from page import table, write_page
+from overhead_tables import (
+    BARE,
+    BARE_1,
+    BUDGETS,
+    ENGINE,
+    ENGINE_1,
+    NESTED,
+    ONE,
+    ONE_BOUND,
+    RUNTIME,
+    RUNTIME_1,
+    SCORED,
+    WALK,
+    Case,
+    adaptive,
+    against_one_graph,
+    leaving_at_once,
+    nested_if,
+    where_it_goes,
+)
+from page import write_page
 
 from mexit import Runtime
 from mexit.calibrate.thresholds import Ranking, geometric
@@ -42,25 +57,8 @@ from mexit.runtime.reference import run_all_exits
 IMAGES = {1: 16, 8: 32, 64: 64}  # by batch
 NETWORKS = ("small-cnn", "msdnet-cifar10", "resnet38", "resnet50")
 THREADS, BATCHES = (1, 2), (1, 8, 64)
-BUDGETS = {"low": 0.25, "medium": 0.5, "high": 0.75}
 SECONDS, LEAST_ROUNDS = 8.0, 3
 LARGE_IMAGES = 8  # of the large network, 50 ms each; and no batch of 64
-ONE, ONE_BOUND, WALK, BARE = "one graph", "one graph, bound", "segments, bound", "segments"
-ENGINE, SCORED, RUNTIME = "engine", "engine, scoring", "Runtime"
-BARE_1, ENGINE_1, RUNTIME_1, NESTED = "segment 1", "engine, exit 1", "Runtime, exit 1", "nested If"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network, threads and batch, and microseconds a batch of each path, with how many rounds it took turns."""
-
-    network: Network
-    threads: int
-    batch: int
-    micros: dict[str, float]
-    segments: list[float]
-    shares: dict[str, list[float]]
-    rounds: int
 
 
 def main() -> None:
@@ -94,9 +92,6 @@ def main() -> None:
         print("\n\n".join(parts))
     else:
         write_page("runtime_overhead", "2-core-cpu", "What the engine adds to the hardware's time", parts)
-
-
-# --- timing
 
 
 def measure(network: Network, threads: int, batch: int, seconds: float) -> Case:
@@ -256,158 +251,6 @@ def shares_of(policy: Policy, backend: OrtBackend, images: Any) -> list[float]:
     """The share of the images that leaves at each exit."""
     exits = answer(backend, images, policy, CLASSES).exits
     return [float((exits == k).mean()) for k in range(1, len(backend.segments) + 1)]
-
-
-# --- the page
-
-
-def against_one_graph(cases: Sequence[Case]) -> list[str]:
-    """(a)"""
-    rows = [
-        [*head(case), f"{us[ONE]:.0f}", *(f"{us[name] / us[ONE]:.3f}" for name in (BARE, ENGINE, SCORED, RUNTIME))]
-        for case in cases
-        for us in [case.micros]
-    ]
-    said = (
-        "All segments for every image, as a multiple of ONE graph that gives the logits of all exits by one "
-        "`session.run`. *segments*: the bare chain of `Segment.run`. *engine*: nobody may leave, as budget "
-        "`full` says, so the heads of early exits are left out. *engine, scoring*: every exit is asked and "
-        "nobody is sure. Target at batch 1: at most 1.03."
-    )
-    columns = ["network", "threads", "batch", "one graph, µs", "segments", "engine", "engine, scoring", "Runtime"]
-    return ["## (a) Segments against one graph", said, table(columns, rows)]
-
-
-def leaving_at_once(cases: Sequence[Case]) -> list[str]:
-    """(b)"""
-    rows = [
-        [*head(case), f"{us[BARE_1]:.0f}", *(f"{us[name] / us[BARE_1]:.3f}" for name in (ENGINE_1, RUNTIME_1))]
-        for case in cases
-        for us in [case.micros]
-    ]
-    said = "Everybody leaves at exit 1, as a multiple of segment 1 alone by `Segment.run`. Target: at most 1.05."
-    return [
-        "## (b) Leaving at exit 1",
-        said,
-        table(["network", "threads", "batch", "segment 1, µs", "engine", "Runtime"], rows),
-    ]
-
-
-def adaptive(cases: Sequence[Case]) -> list[str]:
-    """(c)"""
-    rows = []
-    for case in cases:
-        costs = case.network.bundle.manifest.cumulative_macs
-        for name in BUDGETS:
-            shares = np.asarray(case.shares[name])
-            measured, over_full = (case.micros[base] / case.micros[name] for base in (SCORED, ENGINE))
-            predicted = sum(case.segments) / float(shares @ np.cumsum(case.segments))
-            at_sizes = sum(case.segments) / case.micros[f"survivors, {name}"] if case.batch > 1 else predicted
-            macs = costs[-1] / float(shares @ np.asarray(costs))
-            left = " ".join(f"{share:.0%}" for share in shares)
-            rows.append(
-                [*head(case), name, left, f"{macs:.2f}", f"{predicted:.2f}", f"{at_sizes:.2f}", f"{measured:.2f}",
-                 f"{measured / at_sizes:.3f}", f"{over_full:.2f}"]
-            )  # fmt: skip
-    said = (
-        "Speed-up over running all segments with all heads. *MACs*: by the counted cost. *in proportion*: by the "
-        "times of the segments alone on whole batches in the same rounds, and the shares that leave. *predicted*: "
-        "by the times of the segments alone on as many rows as reach them, since a row in a small batch costs "
-        "more; at batch 1 the same. *measured*: engine against engine that asks every exit. Target: measured at "
-        "least 0.95 of predicted. *over full*: against the engine at budget `full`, which leaves the early heads "
-        "out."
-    )
-    columns = [
-        "network",
-        "threads",
-        "batch",
-        "budget",
-        "leave at",
-        "MACs",
-        "in proportion",
-        "predicted",
-        "measured",
-        "of predicted",
-        "over full",
-    ]
-    return ["## (c) Adaptive", said, table(columns, rows)]
-
-
-def where_it_goes(cases: Sequence[Case], networks: Sequence[Network]) -> list[str]:
-    """The profile."""
-    reorders = {network.name: layout_micros(network) for network in networks}
-    rows = []
-    for case in cases:
-        us = case.micros
-        steps = [us[ONE_BOUND], us[WALK], us[SCORED], us[ENGINE], us[RUNTIME]]
-        cuts, engine, heads, runtime = (f"{after - before:+.0f}" for before, after in pairwise(steps))
-        left = f"{us[ENGINE_1] - case.segments[0]:+.0f}"
-        rows.append(
-            [case.network.name, case.threads, f"{steps[0]:.0f}", cuts,
-             "{:.0f} to {:.0f}".format(*reorders[case.network.name]), engine, heads, left, runtime]
-        )  # fmt: skip
-    said = (
-        "Microseconds at batch 1. *cuts*: all segments through bound buffers against one graph through bound "
-        "buffers, so a session call for each segment and the change of layout at each cut. *layout*: ONNX "
-        "Runtime's own profile of the nodes that change it, in one graph and in all segments. *engine*: what it"
-        " adds to the bound segments when every exit is asked. *heads*: what leaving them out at budget `full` "
-        "changes. *exit 1*: what the engine adds to segment 1 bound. *Runtime*: what `Runtime` adds to the engine "
-        "at `full`: checks, prediction, ledger."
-    )
-    columns = ["network", "threads", "one graph, bound", "cuts", "layout", "engine", "heads", "exit 1", "Runtime"]
-    return ["## Where it goes", said, table(columns, rows)]
-
-
-def nested_if(cases: Sequence[Case]) -> list[str]:
-    """Whether the single file is worth running here."""
-    rows = []
-    for case in cases:
-        us = case.micros
-        ratios = [us[f"{NESTED}, {name}"] / us[name if name in BUDGETS else SCORED] for name in ("full", *BUDGETS)]
-        rows.append([case.network.name, case.threads, *(f"{ratio:.2f}" for ratio in ratios)])
-    said = (
-        "One call of the single file (`mexit export --single-file`) as a multiple of the engine with the same "
-        "policy, at batch 1. Above 1, the engine with its bound segments is faster; it is what `mexit` runs."
-    )
-    columns = ["network", "threads", "full", *BUDGETS]
-    return ["## The single file", said, table(columns, rows)]
-
-
-def layout_micros(network: Network) -> tuple[float, float]:
-    """Microseconds in nodes that change the layout: in one graph, and in all segments. One image, one thread."""
-    image = np.random.default_rng(0).random((1, *network.bundle.manifest.input.shape), np.float32)
-    segments = [network.bundle.segment("fp32", k) for k in range(1, len(network.bundle.manifest.exits) + 1)]
-    found = []
-    for graphs in ([network.one_graph], segments):
-        total, given = 0.0, [image]
-        for graph in graphs:
-            micros, outputs = profiled(graph, given)
-            total += micros
-            given = outputs[:-1]
-        found.append(total)
-    return found[0], found[1]
-
-
-def profiled(graph: bytes, given: Sequence[Any], runs: int = 30) -> tuple[float, list[Any]]:
-    """Microseconds a run of one graph in its layout nodes, and its outputs."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        named = {value.name: array for value, array in zip(session.get_inputs(), given, strict=True)}
-        for _ in range(runs):
-            outputs = session.run(None, named)
-        events = json.loads(Path(session.end_profiling()).read_text())
-    by_node: dict[str, list[float]] = {}
-    for event in events:
-        if event.get("args", {}).get("op_name") in ("ReorderInput", "ReorderOutput"):
-            by_node.setdefault(event["name"], []).append(event["dur"])
-    return sum(float(np.mean(sorted(each)[: runs // 2])) for each in by_node.values()), outputs
-
-
-def head(case: Case) -> list[object]:
-    return [case.network.name, case.threads, case.batch]
 
 
 if __name__ == "__main__":
