@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from overhead_networks import IMAGENET, LARGE, random_weights
 from torch import nn
 
 from mexit.core.bundle import Bundle
@@ -25,10 +26,9 @@ from mexit.flows.progress import Silent
 from mexit.flows.variants import convert
 from mexit.runtime.backends.catalog import open_backend
 from mexit.train import checkpoint
-from mexit.train.models import MultiExit, build, preset
+from mexit.train.models import MultiExit, preset
 
 ENGINES = ("ort", "ort:int8", "openvino", "openvino:bf16", "openvino:int8")
-CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Subject:
         spec: what it takes.
         data, parts: its images, and which of them are for what.
         trained: whether accuracy means anything.
+        timed: how many images are timed.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Subject:
     data: DataSet
     parts: Splits
     trained: bool
+    timed: int = 64
 
     @staticmethod
     def of(given: str) -> Subject:
@@ -58,19 +60,15 @@ class Subject:
             data, spec = catalog.load(settings.data), preset(settings.model).input
             name = f"{settings.model}, {settings.method} on {settings.data}"
             return Subject(name, lambda: checkpoint.load_model(Path(given))[0], spec, data, parts, True)
-        data = digits.load()
-        return Subject(given, lambda: _random(given), preset(given).input, data, splits.split(data), False)
+        data, large = digits.load(), given == LARGE
+        spec, timed = (IMAGENET, 8) if large else (preset(given).input, 64)
+        return Subject(given, lambda: random_weights(given), spec, data, splits.split(data), False, timed)
 
     def some(self, part: str, most: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """At most so many evenly spaced images of a part, and their labels."""
         index = self.parts.part(part)
         index = index[:: max(1, len(index) // most)][:most]
         return self.data.batch(index, self.spec), self.data.labels[index]
-
-
-def _random(network: str) -> MultiExit:
-    torch.manual_seed(0)
-    return build(network, CLASSES).eval()
 
 
 class LastExit(nn.Module):

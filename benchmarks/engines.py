@@ -2,8 +2,8 @@
 
     MEXIT_DATA=DIR python benchmarks/engines.py RUN|NETWORK... [--seconds N]
 
-A run is a trained network on its own data set. A network (`resnet38`) has random weights, sees digits images and
-says nothing about accuracy. One thread.
+A run is a trained network on its own data set. A network (`resnet38`, `resnet50`) has random weights, sees digits
+images and says nothing about accuracy. One thread.
 
 `static` is the network without its other exits, as its users would deploy it: one graph, the last logits alone.
 The adaptive rows run the segments with thresholds by MSDNet's geometric protocol, from that engine's own scores
@@ -11,9 +11,9 @@ on the calibration images: `low` to `full` are those whose mean cost there is ne
 cheapest ones that are right as often there as the last exit. Accuracy is that on the test images, with the paired
 difference to the static network that the speed-up is against.
 
-Every path answers the same 64 test images in batches of that size; a pass is one sample, passes take turns.
-Speed-up is against the fastest static engine of the same class: fp32, bf16 or int8. Processor time (cpu us) is
-what remains comparable where other programs run beside it.
+Every path answers the same 64 test images (8 of them on `resnet50`) in batches of that size; a pass is one sample,
+passes take turns. Speed-up is against the fastest static engine of the same class: fp32, bf16 or int8. Processor
+time (cpu us) is what remains comparable where other programs run beside it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from mexit.runtime.engine import answer
 from mexit.runtime.reference import run_all_exits
 
 BATCHES = (1, 8, 64)
-IMAGES, CALIBRATION, JUDGED, CHUNK = 64, 1000, 2000, 100
+CALIBRATION, UNTRAINED, JUDGED, CHUNK = 1000, 64, 2000, 100  # images
 WARM_UP, MIN_ROUNDS, SECONDS = 1, 3, 20.0
 QS = np.geomspace(1e-3, 1e3, 121)
 STATIC, EQUAL = "static", "equal"
@@ -91,7 +91,7 @@ def routes_of(subject: Subject, opened: Opened, costs: tuple[int, NDArray[np.int
 
 def policies_of(subject: Subject, cut: Any, costs: NDArray[np.int64]) -> list[tuple[str, Policy, float]]:
     """By name: thresholds for the named budgets, and the cheapest that are right as often as the last exit."""
-    images, labels = subject.some("calibration", CALIBRATION)
+    images, labels = subject.some("calibration", CALIBRATION if subject.trained else UNTRAINED)
     logits = logits_of(cut, images)
     bare = Policy("max-probability", False, (1.0,) * len(costs), (None,) * (len(costs) - 1))
     scores, predicted = bare.scorer(logits.shape[-1]).answer(logits)
@@ -187,8 +187,8 @@ def main() -> None:
         opened, costs, failed = engines_of(subject, given.compiled)
         missing += failed
         paths = [route for each in opened for route in routes_of(subject, each, costs)]
-        images, _ = subject.some("test", IMAGES)
-        for batch in BATCHES:
+        images, _ = subject.some("test", subject.timed)
+        for batch in (one for one in BATCHES if one <= subject.timed):
             times = take_turns(paths, images, batch, given.seconds)
             parts.append(f"## {subject.name}, batch {batch}\n\n{len(times)} rounds.")
             columns = [

@@ -11,8 +11,8 @@ Options of the methods are their defaults but for two: DBT runs at T = 1 with we
 HDKD starts too (its published scale and growing T ended in NaN at this learning rate), and students distil with
 weight 0.9 at T = 4, as their papers do, at lr 0.003 (0.01 ended in NaN: T squared makes the loss 16 times as
 steep). The MSE teacher trains at lr 0.003 too: at 0.01 it fell back to one class after its warm-up, with both
-seeds, since the factor C/2 makes that loss five times as steep. Nothing else was tuned. Judged on all 10,000 test images clean, and on every tenth under PGD-50 (average
-attack, eps 0.2, step 0.02, float32).
+seeds, since the factor C/2 makes that loss five times as steep. Nothing else was tuned. Judged on all 10,000 test
+images clean, and on every tenth under PGD-50 (average attack, eps 0.2, step 0.02, float32).
 
 Differences are paired over seeds: the same seed gives both sides the same images, weights and starts. The verdict
 is a two-sided 95 % t interval over seeds: "seen" or "reversed" where it leaves out zero, else "not resolved".

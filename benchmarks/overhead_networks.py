@@ -1,4 +1,4 @@
-"""The networks of `runtime_overhead.py`: random weights, graphs as `mexit export` makes them, and a ResNet-50."""
+"""Networks to time: random weights, graphs as `mexit export` makes them; also a ResNet-50 with four exits."""
 
 from __future__ import annotations
 
@@ -34,16 +34,21 @@ class Network:
     nested: bytes
 
 
-def export(name: str) -> Network:
-    """A network with random weights, as `mexit export` makes its graphs."""
-    torch.manual_seed(0)
-    network = resnet50() if name == LARGE else build(name, CLASSES)
+def export(name: str, folder: Path = Path()) -> Network:
+    """A network with random weights, as `mexit export` makes its graphs. The bundle is not written yet."""
+    network = random_weights(name)
     spec = IMAGENET if name == LARGE else preset(name).input
-    segments = [to_onnx(part) for part in cut(network.eval(), spec.name)]
+    segments = [to_onnx(part) for part in cut(network, spec.name)]
     data, names = digits.load(), [str(label) for label in range(CLASSES)]
     parts = assemble(name, names, spec, segments, splits.split(data), {})
     nested = single_file([segment.model for segment in segments])
-    return Network(name, Bundle.from_parts(Path(name), parts.manifest, parts.files), chained(segments), nested)
+    return Network(name, Bundle.from_parts(folder / name, parts.manifest, parts.files), chained(segments), nested)
+
+
+def random_weights(name: str) -> MultiExit:
+    """A network, in eval mode."""
+    torch.manual_seed(0)
+    return (resnet50() if name == LARGE else build(name, CLASSES)).eval()
 
 
 class Bottleneck(nn.Module):
