@@ -61,7 +61,8 @@ class _Pass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, out: Tensor) -> Tensor:
         ctx.save_for_backward(out)
-        return out.view(torch.int16).clamp(max=1).mul_(gradient.view(torch.int16)).view(torch.bfloat16)
+        bits: Tensor = torch.ops.aten.threshold_backward(gradient.view(torch.int16), out.view(torch.int16), 0)
+        return bits.view(torch.bfloat16)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
