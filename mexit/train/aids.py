@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +22,12 @@ def trades_term(outputs: Outputs) -> Tensor:
 
 
 @contextmanager
-def perturbed_weights(model: nn.Module, size: float, loss: Callable[[], Tensor]) -> Iterator[None]:
+def perturbed_weights(
+    model: nn.Module,
+    size: float,
+    loss: Callable[[], Tensor],
+    pool: Callable[[Sequence[Tensor]], Sequence[Tensor]] = list,
+) -> Iterator[None]:
     """AWP (D. Wu, S.-T. Xia, Y. Wang, NeurIPS 2020): inside, the weights have moved uphill.
 
     Each weight tensor w with two or more dimensions moves by size * |w| * g / |g|, g the gradient of `loss` there;
@@ -32,9 +37,11 @@ def perturbed_weights(model: nn.Module, size: float, loss: Callable[[], Tensor])
         model: its parameters are changed in place.
         size: of the move, relative to the norm of each tensor.
         loss: computed afresh from the model.
+        pool: where several processes have a part of the loss each, its gradients to their weighted sums over all
+            of them; see `Team.sum`.
     """
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
-    gradients = torch.autograd.grad(loss(), weights)
+    gradients = pool(torch.autograd.grad(loss(), weights))
     before = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for weight, gradient in zip(weights, gradients, strict=True):

@@ -20,6 +20,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mexit.train.distributed import ALONE, Team
+
 FLOOR = 1e-8  # of a probability inside a logarithm, as in the authors' code
 
 
@@ -49,6 +51,18 @@ class ClassStatistics:
         self.outputs += members.T @ outputs
         self.log_outputs += members.T @ logs.clamp_min(math.log(FLOOR))
         self.entropy -= (outputs * logs).sum(dim=(1, 2))
+
+    def merge(self, other: ClassStatistics) -> None:
+        """Take in what another one has taken in."""
+        for name, value in self.state().items():
+            value += other.state()[name]
+
+    def pooled(self, team: Team) -> ClassStatistics:
+        """What all processes of a team have taken in together."""
+        pooled = ClassStatistics(len(self.entropy), len(self.counts), str(self.counts.device))
+        mine = self.state()
+        pooled.load(dict(zip(mine, team.sum(list(mine.values())), strict=True)))
+        return pooled
 
     def shares(self) -> Tensor:
         """pi, (C,)."""
@@ -110,21 +124,25 @@ def kl_to_centroids(logits: Tensor, centroids: Tensor, labels: Tensor) -> Tensor
     return (logs.exp() * (logs - references)).sum(dim=-1)
 
 
-def cross_entropy_to_other_classes(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_to_other_classes(logits: Tensor, labels: Tensor, team: Team = ALONE) -> Tensor:
     """What every image adds to Gamma_B, the estimate of Gamma over a batch; the mean over images is Gamma_B.
 
     Gamma_B is the mean of H(P_i, P_j) over the ordered pairs of different classes. It is larger than Gamma, which
     counts pairs of one class as 0, by 1 / (1 - sum_y pi_y^2). As in the authors' code no gradient flows through
-    P_j, whose logarithm is floored at ln `FLOOR`.
+    P_j, whose logarithm is floored at ln `FLOOR`. Sums over each class are all that is needed of the other images.
 
     Args:
         logits: (E, B, C).
         labels: (B,) int64.
+        team: the processes that have a share of the batch each.
 
     Returns:
         (E, B), nats; 0 where the batch has one class only.
     """
     logs = logits.float().log_softmax(dim=-1)
-    crossed = -logs.exp() @ logs.detach().clamp_min(math.log(FLOOR)).mT
-    other = labels[:, None] != labels
-    return (crossed * other).sum(dim=-1) * (len(labels) / other.sum().clamp_min(1))
+    members = torch.nn.functional.one_hot(labels, logits.shape[-1]).to(logs.dtype)
+    mine = members.sum(dim=0), members.T @ logs.detach().clamp_min(math.log(FLOOR))
+    counts, log_outputs = team.sum(mine)  # (C,), (E, C, C)
+    others = log_outputs.sum(dim=1, keepdim=True) - log_outputs
+    pairs = counts.sum() ** 2 - counts.square().sum()
+    return -(logs.exp() * others[:, labels]).sum(dim=-1) * (counts.sum() / pairs.clamp_min(1))

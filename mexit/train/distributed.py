@@ -3,10 +3,11 @@
     torchrun --nproc-per-node 2 -m mexit train ...
 
 Gradients are added up over one flat buffer, each weighted by its process's share of the batch, so that an uneven
-last batch counts right. The network is not wrapped in `DistributedDataParallel`: a step runs it many times, for
-the attack, on clean and on attacked images, and only the last backward pass is to be shared. Because all other
-randomness goes by sample, two processes do what one does, up to rounding, but for dropout, whose masks differ, and
-for BatchNorm, which normalises each share by itself; its running statistics are averaged at every step.
+last batch counts right; so are the sums over a batch that some methods learn from. The network is not wrapped in
+`DistributedDataParallel`: a step runs it many times, for the attack, on clean and on attacked images, and only the
+last backward pass is to be shared. Because all other randomness goes by sample, two processes do what one does, up
+to rounding, but for dropout, whose masks differ, and for BatchNorm, which normalises each share by itself; its
+running statistics are averaged at every step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import datetime
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,8 +25,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mexit.errors import MexitError, UsageError
-from mexit.train.objectives.base import Objective
-from mexit.train.settings import TrainSettings
 
 PATIENCE = datetime.timedelta(hours=1)  # the others wait while the first one judges and writes
 T = TypeVar("T")
@@ -56,29 +55,28 @@ class Team:
         """Which of `count` rows are this process's."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def check(self, objective: Objective, settings: TrainSettings, count: int) -> None:
-        """Refuse what would not be the same run in several processes.
-
-        Args:
-            objective, settings: of the run.
-            count: training images.
-        """
-        if self.size == 1:
-            return
-        whole = [name for name in ("begin_epoch", "adapt", "stepped") if _overrides(objective, name)]
-        if whole:
-            raise UsageError(
-                f"method {settings.method} learns from whole batches ({', '.join(whole)}), and each of the "
-                f"{self.size} processes sees a share: train it in one process, without torchrun"
-            )
-        if settings.awp:
-            raise UsageError("--awp moves the weights by the gradient of the whole batch: train in one process")
-        smallest = min(settings.batch, count % settings.batch or settings.batch)
+    def check(self, batch: int, count: int) -> None:
+        """Refuse a batch size that leaves a process without images in the last of an epoch's `count` images."""
+        smallest = min(batch, count % batch or batch)
         if smallest < self.size:
             raise UsageError(
                 f"the last batch of an epoch has {smallest} of {count} images, fewer than the {self.size} "
-                f"processes: choose another --batch than {settings.batch}"
+                f"processes: choose another --batch than {batch}"
             )
+
+    def sum(self, tensors: Sequence[Tensor], weight: float = 1.0) -> list[Tensor]:
+        """The weighted sum over all processes of each tensor; all of them have one dtype.
+
+        Args:
+            tensors: not changed; the same shapes in every process.
+            weight: of this process's tensors.
+        """
+        if self.size == 1:
+            return list(tensors)
+        flat = torch.cat([tensor.detach().flatten() for tensor in tensors]) * weight
+        self._sum(flat)
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        return [part.view_as(tensor) for tensor, part in zip(tensors, parts, strict=True)]
 
     def average_gradients(self, network: nn.Module, weight: float) -> None:
         """Gradients, and running statistics of BatchNorm, become their weighted sums over all processes.
@@ -93,11 +91,8 @@ class Team:
         for layer in network.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 tensors += [value for value in (layer.running_mean, layer.running_var) if value is not None]
-        flat = torch.cat([tensor.flatten() for tensor in tensors]) * weight
-        self._sum(flat)
-        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+        for tensor, total in zip(tensors, self.sum(tensors, weight), strict=True):
+            tensor.copy_(total)
 
     def average(self, values: Mapping[str, float], weight: float) -> dict[str, float]:
         """The weighted sum over all processes of each value; all have the same names."""
@@ -171,7 +166,3 @@ def _contact() -> Iterator[None]:
         raise MexitError(
             f"lost contact with the other processes ({reason}); the last checkpoint is intact"
         ) from None
-
-
-def _overrides(objective: Objective, name: str) -> bool:
-    return getattr(type(objective), name) is not getattr(Objective, name)

@@ -115,6 +115,7 @@ class Trainer:
                 teachers,
                 self.recipe.autocast,
                 self.model,
+                self.team,
             )
         )
         self.attack = self.settings.training_attack()
@@ -129,7 +130,7 @@ class Trainer:
             self.team,
         )
         self.train_index = self.splits.part("train")
-        self.team.check(self.objective, self.settings, len(self.train_index))
+        self.team.check(self.settings.batch, len(self.train_index))
         self.steps = -(-len(self.train_index) // self.settings.batch)
         self.progress = Progress(0, 0, {}, None, 0)
         self.kept: dict[str, Tensor] = {}
@@ -222,10 +223,11 @@ class Trainer:
         return images, torch.from_numpy(self.data.labels[chosen]).to(self.recipe.device)
 
     def _sweep(self, attacked: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits (E, B, C) and labels of every training image, in train mode, without gradients."""
+        """Logits (E, B, C) and labels of this process's training images, in train mode, without gradients."""
         draw = Draw(self.settings.seed, self.progress.epoch)
         draw.seed_layers(-1)  # a resumed run comes here with another state of torch's generator
-        parts = np.array_split(self.train_index, range(SWEEP, len(self.train_index), SWEEP))
+        mine = self.train_index[self.team.share(len(self.train_index))]
+        parts = np.array_split(mine, range(SWEEP, len(mine), SWEEP))
         with closing(self._batches(parts, draw)) as batches:
             for batch in batches:
                 images = self.step.craft(batch) if attacked else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,8 +62,8 @@ class Step:
         """
         attacked = self.craft(batch)
         self.model.train()
-        with self._perturbed(batch, attacked, progress):
-            outputs = self._outputs(batch, attacked, progress)
+        with self._perturbed(batch, attacked, progress, share):
+            outputs = self._outputs(batch, attacked, progress, share)
             self.objective.adapt(outputs, adaptation)
             terms = self._terms(outputs)
             loss = torch.stack(list(terms.values())).sum()
@@ -78,7 +79,7 @@ class Step:
             self.average.update(self.model.state_dict(), number)
         return found
 
-    def _outputs(self, batch: Batch, attacked: Tensor | None, progress: float) -> Outputs:
+    def _outputs(self, batch: Batch, attacked: Tensor | None, progress: float, share: float) -> Outputs:
         with batch.autocast():
             clean = self.model(batch.images).float()
             variants = None if attacked is None else self.model(attacked.flatten(0, 1)).float()
@@ -96,6 +97,7 @@ class Step:
             attacked_images=attacked,
             smoothing=self.settings.label_smoothing,
             progress=progress,
+            share=share,
         )
 
     def _terms(self, outputs: Outputs) -> dict[str, Tensor]:
@@ -104,14 +106,16 @@ class Step:
             terms["trades"] = self.settings.trades * trades_term(outputs)
         return terms
 
-    def _perturbed(self, batch: Batch, attacked: Tensor | None, progress: float) -> AbstractContextManager[None]:
+    def _perturbed(
+        self, batch: Batch, attacked: Tensor | None, progress: float, share: float
+    ) -> AbstractContextManager[None]:
         if not self.settings.awp:
             return nullcontext()
 
         def loss() -> Tensor:
-            return torch.stack(list(self._terms(self._outputs(batch, attacked, progress)).values())).sum()
+            return torch.stack(list(self._terms(self._outputs(batch, attacked, progress, share)).values())).sum()
 
-        return perturbed_weights(self.model, self.settings.awp, loss)
+        return perturbed_weights(self.model, self.settings.awp, loss, partial(self.team.sum, weight=share))
 
 
 def _found(outputs: Outputs, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:

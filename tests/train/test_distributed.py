@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+import whole_batches
 from command_line import quiet
 from safetensors.torch import load_file
 
@@ -19,8 +21,6 @@ from mexit.flows.train import read_log, train
 from mexit.train import checkpoint
 from mexit.train.distributed import Team
 from mexit.train.models import build
-from mexit.train.objectives import build as build_objective
-from mexit.train.settings import TrainSettings
 
 PATIENCE_S = 200
 # 283 images in batches of 140: the last one, of 3, is shared as 1 and 2.
@@ -94,6 +94,9 @@ from pathlib import Path
 from torch import nn
 from mexit.errors import MexitError
 from mexit.train.distributed import joined
+from mexit.train.objectives import Outputs, build
+from mexit.train.objectives.base import Setup
+from mexit.train.randomness import Draw
 
 torch.manual_seed(0)
 network = nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.Conv2d(2, 3, 1))
@@ -112,6 +115,12 @@ with joined("cpu") as team:
     assert team.average({"a": float(team.rank), "b": 2.0}, len(mine) / 7) == {"a": 4 / 7, "b": 2.0}
     assert team.any(team.rank == 1) and not team.any(False)
     assert team.agree(f"of {team.rank}") == "of 0"
+    for surest, grown in ((0.9, 1.05), (0.7, 1.0)):  # with the other's 0.3 on average above 0.5, or not
+        skd = build("skd", 3, {})
+        skd.setup(Setup(3, 10, team=team))
+        skd.surest = [torch.tensor(surest if team.leads else 0.3)]
+        skd.stepped(Outputs(*4 * [torch.zeros(0)], Draw(0, 0), share=len(mine) / 7))
+        assert skd.now == grown, (team.rank, surest, skd.now)
     if team.leads:
         try:
             team.any(False)
@@ -141,23 +150,33 @@ def test_shares_are_a_partition_in_order(count: int, size: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@pytest.mark.parametrize(
-    ("settings", "count", "why"),
-    [
-        (TrainSettings(method="cmic"), 640, "cmic learns from whole batches .* in one process, without torchrun"),
-        (TrainSettings(method="hdkd"), 640, "hdkd learns from whole batches"),
-        (TrainSettings(method="adversarial", awp=0.01), 640, "--awp"),
-        (TrainSettings(method="adversarial", batch=64), 641, "last batch of an epoch has 1 of 641 images"),
-    ],
-    ids=["statistics", "learned weights", "awp", "last batch"],
-)
-def test_what_needs_the_whole_batch_is_refused(settings: TrainSettings, count: int, why: str) -> None:
-    objective = build_objective(settings.method, 3, settings.options)
-    Team().check(objective, settings, count)
-    with pytest.raises(UsageError, match=why):
-        Team(0, 2).check(objective, settings, count)
+def test_a_batch_with_fewer_images_than_processes_is_refused() -> None:
+    Team().check(64, 641)
+    Team(0, 2).check(64, 642)
+    with pytest.raises(UsageError, match="last batch of an epoch has 1 of 641 images"):
+        Team(0, 2).check(64, 641)
 
 
-@pytest.mark.parametrize("method", ["clean", "adversarial", "neo-kd"])
-def test_methods_that_average_over_samples_may_be_shared(method: str) -> None:
-    Team(0, 2).check(build_objective(method, 3, {}), TrainSettings(method=method), 640)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes left what they ended in."""
+    folder = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with torchrun(whole_batches.__file__) as process:
+            _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, said
+    return folder
+
+
+@pytest.mark.parametrize("name", whole_batches.RUNS)
+def test_what_is_learned_from_whole_batches_is_learned_from_shares(name: str, shared: Path) -> None:
+    fresh, one = whole_batches.run(name)
+    two, other = (load_file(shared / f"{name}-{rank}.safetensors") for rank in range(2))
+    for key, value in one.items():
+        if key in fresh:
+            moved = (value - fresh[key]).abs().max()
+            assert (two[key] - value).abs().max() < 1e-4 * moved, key
+        else:
+            torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other[key], two[key], rtol=1e-6, atol=1e-7)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mexit.errors import UsageError
 from mexit.train.attacks.objective import Attack, Autocast, craft, exit_losses
+from mexit.train.distributed import ALONE, Team
 from mexit.train.models.multi_exit import MultiExit
 from mexit.train.randomness import Draw
 
@@ -32,6 +33,7 @@ class Setup:
         teachers: frozen networks named by `--teacher`, in eval mode, on the same device.
         autocast: the context for their forward passes.
         model: the network that is trained, for terms on its weights.
+        team: the processes among which every batch is shared: what is summed over a batch is summed over them.
     """
 
     exits: int
@@ -40,6 +42,7 @@ class Setup:
     teachers: tuple[MultiExit, ...] = ()
     autocast: Autocast = nullcontext
     model: MultiExit | None = None
+    team: Team = ALONE
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Outputs:
         attacked_images: (V, B, C, H, W), detached.
         smoothing: of the labels, in [0, 1).
         progress: the share of the run that is done, in [0, 1).
+        share: of the whole batch that this process's part of it is.
     """
 
     labels: Tensor
@@ -106,6 +110,7 @@ class Outputs:
     attacked_images: Tensor | None = None
     smoothing: float = 0.0
     progress: float = 0.0
+    share: float = 1.0
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Mean over samples of the cross-entropy with the (smoothed) labels: (E, B, C) to (E,)."""
@@ -164,7 +169,8 @@ class Objective:
     def begin_epoch(self, epoch: int, epochs: int, sweep: Sweep) -> None:
         """Called before each epoch, from 0.
 
-        `sweep(attacked)` yields logits (E, B, C) and labels (B,) over the training split, without gradients.
+        `sweep(attacked)` yields logits (E, B, C) and labels (B,) over this process's share of the training split,
+        without gradients.
         """
 
     def craft(self, batch: Batch) -> Tensor | None:

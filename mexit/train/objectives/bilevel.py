@@ -13,7 +13,7 @@ of the forward pass that it belongs to, bfloat16 under autocast.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ def hypergradient(
     images: Tensor,
     judge: Callable[[Tensor], Tensor],
     autocast: Autocast,
+    pool: Callable[[Sequence[Tensor]], Sequence[Tensor]] = list,
 ) -> Tensor:
     """d L_val(theta') / d gamma.
 
@@ -42,6 +43,8 @@ def hypergradient(
         images: validation images, (B, C, H, W); the network runs in its present mode.
         judge: validation logits (E, B, C) to L_val, a scalar.
         autocast: for the pass over them.
+        pool: where several processes have a part of `loss` each, its gradients to their weighted sums over all of
+            them; see `Team.sum`.
 
     Returns:
         Like `gamma`, detached.
@@ -50,12 +53,12 @@ def hypergradient(
     slope = torch.autograd.grad(loss, list(trained.values()), create_graph=True)
     ahead = {
         name: (value - lr * step).detach().requires_grad_()
-        for (name, value), step in zip(trained.items(), slope, strict=True)
+        for (name, value), step in zip(trained.items(), pool(slope), strict=True)
     }
     statistics = {name: value.clone() for name, value in model.named_buffers()}
     with autocast():
         logits = functional_call(model, ahead | statistics, (images,))
     uphill = torch.autograd.grad(judge(logits), list(ahead.values()))
     product = torch.stack([(a * b).sum() for a, b in zip(slope, uphill, strict=True)]).sum()
-    (gradient,) = torch.autograd.grad(product, gamma)
+    (gradient,) = pool(torch.autograd.grad(product, gamma))
     return -lr * gradient

@@ -81,7 +81,7 @@ class CMIC(Objective):
 
     def setup(self, setup: Setup) -> None:
         """See `base.Objective`."""
-        self.shape, self.device = (setup.exits, setup.classes), setup.device
+        self.shape, self.device, self.team = (setup.exits, setup.classes), setup.device, setup.team
         if self.exit_weights and len(self.exit_weights) != setup.exits:
             raise UsageError(f"{setup.exits} exits need as many exit_weights, found {self.exit_weights}")
         self.exit_weight = torch.tensor(self.exit_weights or (1.0,) * setup.exits, device=setup.device)
@@ -94,7 +94,7 @@ class CMIC(Objective):
             first = ClassStatistics(*self.shape, self.device)
             for logits, labels in sweep(True):
                 first.add(logits, labels)
-            self.centroids = first.centroids()
+            self.centroids = first.pooled(self.team).centroids()
 
     def craft(self, batch: Batch) -> Tensor | None:
         """The attack on cross-entropy, and the second one if there are two and centroids to flee from."""
@@ -112,7 +112,7 @@ class CMIC(Objective):
         }
         logits, labels = _drawn_together(outputs), outputs.labels
         divergence = kl_to_centroids(logits, self._targets(), labels).mean(dim=1)
-        gamma = cross_entropy_to_other_classes(logits, labels).mean(dim=1)
+        gamma = cross_entropy_to_other_classes(logits, labels, self.team).mean(dim=1)
         terms["cmi"] = self.weight * (self.exit_weight * divergence).sum()
         terms["gamma"] = -self.beta * (self.exit_weight * gamma).sum()
         return terms
@@ -120,9 +120,10 @@ class CMIC(Objective):
     def stepped(self, outputs: Outputs) -> None:
         """Move the centroids of the classes in the batch towards their mean outputs there."""
         logits, labels = _drawn_together(outputs), outputs.labels
-        self.epoch_statistics.add(logits, labels)
         batch = ClassStatistics(*self.shape, self.device)
         batch.add(logits, labels)
+        batch = batch.pooled(self.team)
+        self.epoch_statistics.merge(batch)
         omega = min(self.omega, (1 + self.steps) / (10 + self.steps))
         keep = torch.where(batch.counts > 0, omega, 1.0)[:, None]
         self.steps += 1
@@ -160,7 +161,8 @@ class CMIC(Objective):
             with batch.autocast():
                 logits = batch.model(attacked)
             away = kl_to_centroids(logits, self._targets(), batch.labels)
-            return self.exit_weight @ (away - share * cross_entropy_to_other_classes(logits, batch.labels))
+            apart = cross_entropy_to_other_classes(logits, batch.labels, self.team)
+            return self.exit_weight @ (away - share * apart)
 
         noise = start_noise(batch.draw, "start cmi", batch.index, batch.images, attack.steps)
         with frozen(batch.model, attack.train_mode):

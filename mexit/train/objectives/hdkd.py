@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 
 import torch
@@ -88,6 +89,7 @@ class HDKD(Objective):
 
     def setup(self, setup: Setup) -> None:
         """See `base.Objective`."""
+        self.team = setup.team
         self.exits, self.pairs = setup.exits, teacher_pairs(setup.exits, self.variant)
         gamma = self._first().to(setup.device)
         self.raw = gamma.clamp_min(SMALLEST).expm1().log() if self._soft() else gamma
@@ -112,6 +114,7 @@ class HDKD(Objective):
             images,
             lambda logits: self._judge(logits, labels),
             adaptation.autocast,
+            partial(self.team.sum, weight=outputs.share),
         )
         raw = self.raw - self.gamma_lr * gradient
         self.raw = raw if self._soft() else raw.clamp_min(0)

@@ -68,7 +68,7 @@ class MCMI(Objective):
 
     def setup(self, setup: Setup) -> None:
         """See `base.Objective`."""
-        self.shape, self.device = (setup.exits, setup.classes), setup.device
+        self.shape, self.device, self.team = (setup.exits, setup.classes), setup.device, setup.team
 
     def begin_epoch(self, epoch: int, epochs: int, sweep: Sweep) -> None:
         """Take the centroids, once fine-tuning begins."""
@@ -77,7 +77,7 @@ class MCMI(Objective):
             statistics = ClassStatistics(*self.shape, self.device)
             for logits, labels in sweep(True):
                 statistics.add(logits, labels)
-            self.centroids = statistics.centroids().float()
+            self.centroids = statistics.pooled(self.team).centroids().float()
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         """See `base.Objective`."""

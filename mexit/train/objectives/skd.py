@@ -61,7 +61,7 @@ class SKD(Objective):
 
     def setup(self, setup: Setup) -> None:
         """See `base.Objective`."""
-        self.teachers, self.autocast = setup.teachers, setup.autocast
+        self.teachers, self.autocast, self.team = setup.teachers, setup.autocast, setup.team
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         """See `base.Objective`."""
@@ -79,9 +79,12 @@ class SKD(Objective):
             terms[f"{view.name} kd"] = weight * self.share * self.now**2 * soft.sum()
         return terms
 
-    def stepped(self, outputs: Outputs) -> None:  # noqa: ARG002
+    def stepped(self, outputs: Outputs) -> None:
         """Raise T if the teacher was sure."""
-        if self.temperature == "adaptive" and float(torch.stack(self.surest).mean()) > SURE:
+        if self.temperature != "adaptive":
+            return
+        surest = {"surest": float(torch.stack(self.surest).mean())}
+        if self.team.average(surest, outputs.share)["surest"] > SURE:
             self.now *= GROWTH
 
     def state(self) -> dict[str, Tensor]:

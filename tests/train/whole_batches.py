@@ -1,0 +1,47 @@
+"""Short runs of the methods that learn from sums over whole batches; `torchrun whole_batches.py` shares them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mexit.data import digits, splits
+from mexit.train.distributed import ALONE, Team, joined
+from mexit.train.loop import Trainer
+from mexit.train.recipe import choose
+from mexit.train.settings import TrainSettings
+
+# 188 images in batches of 61: the last one has 5, the others are shared as 30 and 31.
+COMMON: dict[str, Any] = {"attack": "average", "steps": 2, "batch": 61, "recipe": "fp32", "fraction": 0.2}
+RUNS: dict[str, dict[str, Any]] = {
+    "mcmi": {"method": "mcmi", "options": {"tune_epochs": 1.0}, "epochs": 2, "attack": "none"},
+    "cmic": {"method": "cmic", "options": {"attacks": 2, "beta": 0.1}, "epochs": 1},
+    "hdkd": {"method": "hdkd", "epochs": 1, "attack": "none"},
+    "awp": {"method": "adversarial", "awp": 0.05, "epochs": 1},
+}
+
+
+def run(name: str, team: Team = ALONE) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights before a run and after it; after it also what its objective has learned."""
+    torch.set_num_threads(1)
+    settings = TrainSettings(**(COMMON | RUNS[name]))
+    data = digits.load()
+    parts = splits.split(data).thinned(data, settings.fraction, None)
+    out = Path("runs") / name
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(out, settings, data, parts, choose("fp32", "cpu", settings.model), team=team)
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    assert trainer.train()
+    learned = {f"learned {key}": value for key, value in trainer.objective.state().items()}
+    return before, {**trainer.model.state_dict(), **learned}
+
+
+if __name__ == "__main__":
+    with joined("cpu") as team:
+        for name in RUNS:
+            _, found = run(name, team)
+            save_file({key: value.contiguous() for key, value in found.items()}, f"{name}-{team.rank}.safetensors")
