@@ -273,7 +273,8 @@ def show_camera(result: CameraReport) -> None:
     age = "-" if result.age_ms is None else f"{result.age_ms['p50']:.1f} / {result.age_ms['p95']:.1f} ms"
     rows = [
         ["frames answered", f"{result.frames} ({result.fps:.1f} a second)"],
-        ["dropped for newer ones", str(result.dropped)],
+        ["dropped for newer ones", str(result.dropped - result.refused)],
+        *([["dropped by the governor", str(result.refused)]] if result.refused else []),
         ["damaged", str(result.undecodable)],
         ["reconnects", str(result.reconnects)],
         ["age of an answer, p50 / p95", age],

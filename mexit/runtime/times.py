@@ -98,6 +98,15 @@ def cache_folder(model: str) -> Path:
     return cache_root() / model[:32] / sha256_bytes(device.encode())[:16]
 
 
+def make_private(folder: Path) -> None:
+    """Make `cache_root` or a folder in it, all that was missing for its owner's eyes alone. Raises `OSError`."""
+    root = cache_root()
+    root.parent.mkdir(parents=True, exist_ok=True)
+    below = [root / part for part in folder.relative_to(root).parents][::-1]
+    for missing in (*below, folder):
+        missing.mkdir(exist_ok=True, mode=0o700)  # its mode is that of the last folder alone with `parents`
+
+
 def keep_fact(path: Path, value: Any) -> None:
     """Store a fact of this device atomically, readable by its owner alone.
 
@@ -105,7 +114,7 @@ def keep_fact(path: Path, value: Any) -> None:
         MexitError: the folder cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(path.parent)
     except OSError as error:
         raise MexitError(
             f"{path.parent} cannot be made ({error.strerror}): set MEXIT_CACHE to a folder that can be written"

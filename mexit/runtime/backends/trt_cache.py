@@ -25,7 +25,7 @@ from mexit.core.files import new_directory, read_bytes, read_json, sha256_bytes,
 from mexit.core.manifest import check_format, read_value
 from mexit.errors import Damaged, MexitError, NotFound, SchemaTooNew, Untrusted
 from mexit.runtime.backends.trt_build import Built, Recipe
-from mexit.runtime.times import cache_folder, cache_root
+from mexit.runtime.times import cache_folder, cache_root, make_private
 
 FORMAT, VERSION = "mexit-engine", 1
 KEY, KEY_BYTES = "device.key", 32
@@ -240,7 +240,7 @@ def device_key() -> bytes:
 
 def _make_key(path: Path) -> None:
     """A complete key appears under its name, whoever else makes one at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(path.parent)
     temporary = path.with_name(f".{KEY}.{secrets.token_hex(8)}")
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -258,7 +258,7 @@ def _store(place: Slot, record: Record, plan: bytes) -> Record:
     """Sign and keep an engine."""
     record = replace(record, signature=record.sign(device_key()))
     with suppress(OSError):  # what cannot be made is reported by the write
-        cache_folder(place.bundle.id).mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(cache_folder(place.bundle.id))
     with new_directory(place.folder, replace=True) as temporary:
         write_bytes(temporary / PLAN, plan)
         write_bytes(temporary / RECORD, to_json(asdict(record)))

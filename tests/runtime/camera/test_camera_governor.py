@@ -10,6 +10,7 @@ from camera_media import grey_frames, write_images, write_video
 
 from mexit import Runtime
 from mexit.flows.camera import camera
+from mexit.report import show_camera
 from mexit.runtime.allowance import Allowance, Allowances
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.camera.shots import Counters
@@ -66,7 +67,9 @@ def test_a_source_of_which_every_frame_was_refused_is_no_damaged_one(
     assert (found, counters.refused, counters.undecodable) == ([], 2, 0)
 
 
-def test_the_flow_reports_what_the_governor_refused(digits_bundle: Path, full: int, tmp_path: Path) -> None:
+def test_the_flow_reports_what_the_governor_refused(
+    digits_bundle: Path, full: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_images(tmp_path / "images", [f"{i}.png" for i in range(12)])
     report = camera(
         digits_bundle,
@@ -78,3 +81,6 @@ def test_the_flow_reports_what_the_governor_refused(digits_bundle: Path, full: i
     )
     assert report.refused > 0
     assert report.refused == report.dropped == 12 - report.frames
+    show_camera(report)
+    rows = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+    assert {"dropped for newer ones 0", f"dropped by the governor {report.refused}"} <= set(rows)
