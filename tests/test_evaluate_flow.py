@@ -60,8 +60,8 @@ def conditions(row: dict[str, object]) -> dict[str, dict[str, float]]:
 
 
 def test_every_attack_is_reported_with_its_error_and_none_is_worse_than_the_worst(everything, place) -> None:
-    names = {"clean", "average", "max-average", "route", "soft", "square", "square served", "autoattack", "sloth",
-             "hinge", "worst"}  # fmt: skip
+    names = {"clean", "average", "max-average", "route", "soft", "square", "square served", "rays", "autoattack",
+             "sloth", "hinge", "worst"}  # fmt: skip
     assert set(everything["budgets"]) == {"low", "medium", "high", "full"}
     full = Bundle.open(place / "bundles/digits").manifest.cumulative_macs[-1]
     for row in everything["budgets"].values():
@@ -117,7 +117,8 @@ def test_the_curve_and_the_checks_are_there(everything) -> None:
                for row in everything["curve"])  # fmt: skip
     names = " ".join(check["name"] for check in everything["checks"])
     for topic in ("pass to pass", "gradient", "noise", "larger radius", "breaks everything", "twice the steps",
-                  "Square", "AutoAttack is no weaker", "worst case"):  # fmt: skip
+                  "a black box breaks", "low, square", "full, rays", "AutoAttack is no weaker",
+                  "worst case"):  # fmt: skip
         assert topic in names
     assert len(everything["flags"]) == sum(not check["passed"] for check in everything["checks"])
 

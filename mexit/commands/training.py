@@ -197,7 +197,7 @@ def evaluate(
     strong_samples: Annotated[int, typer.Option(help="Test images for all but pgd; 0 for as many.")] = 200,
     restarts: Annotated[int, typer.Option(help="Random starts of PGD, restarts of Square.")] = 1,
     targets: Annotated[int, typer.Option(help="Wrong classes that policy tries at each exit.")] = 3,
-    queries: Annotated[int, typer.Option(help="Of Square, for each image.")] = 5000,
+    queries: Annotated[int, typer.Option(help="Of Square and RayS, for each image.")] = 5000,
     transfer: Annotated[
         Path | None, typer.Option(help="Another run, whose attacks policy tries as well.", show_default=False)
     ] = None,

@@ -1,8 +1,8 @@
 """What `mexit evaluate` is asked to attack, and how hard. No torch: a wrong flag is refused before anything loads.
 
 pgd         the attacks of the papers on every image, and what each budget makes of them
-policy      on the thresholds of each budget: routes, the softened policy, Square on the network and on the bundle
-            as served, and images made against another run
+policy      on the thresholds of each budget: routes, the softened policy, Square on the network, Square and RayS
+            on the bundle as served, and images made against another run
 autoattack  AutoAttack's standard version, on single exits and on each budget
 slowdown    images on which a budget leaves late
 sanity      accuracy against the radius, and whether the attacks can be believed
@@ -28,8 +28,8 @@ class Plan:
         strong_samples: images for every group but "pgd"; None = as many as for "pgd".
         restarts: random starts of PGD and restarts of Square.
         targets: wrong classes that a route tries at each exit.
-        queries: of Square, for each image and restart; `autoattack_steps` of APGD and FAB. 5,000 and 100 make the
-            standard version.
+        queries: of Square, for each image and restart, and of RayS, for each image; `autoattack_steps` of APGD and
+            FAB. 5,000 and 100 make the standard version.
         transfer: another run, whose attacks are tried on this one.
     """
 

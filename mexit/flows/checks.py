@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mexit.flows.strong_attacks import EVERYTHING, Range, under_singles
+from mexit.flows.strong_attacks import BLACK_BOXES, EVERYTHING, Range, under_singles
 from mexit.flows.subject import Labels, Logits
 from mexit.flows.verdicts import NOISE, Evidence, right_at, stands, worst_per_exit
 from mexit.train.attacks import sanity
@@ -20,7 +20,7 @@ from mexit.train.attacks.sanity import Check
 from mexit.train.evaluate import right
 
 FEW = 64
-BLACK_BOX = ("square", "square served")
+BLACK_BOX = ("square", *BLACK_BOXES)
 
 
 def cheap(place: Range, evidence: Evidence) -> list[Check]:
@@ -50,7 +50,7 @@ def of_curve(place: Range, points: Mapping[float, Mapping[str, Logits]]) -> list
 
 
 def of_black_box(place: Range, evidence: Evidence) -> list[Check]:
-    """Whether Square found what gradients did not, on every budget. AutoAttack is left out: Square is in it."""
+    """Whether Square or RayS found what gradients did not, on every budget. Square is in AutoAttack: left out."""
     found = []
     for name, deployed in place.subject.budgets.items():
         own = evidence.budgets.get(name, {})
@@ -61,9 +61,9 @@ def of_black_box(place: Range, evidence: Evidence) -> list[Check]:
         ]
         for attack in BLACK_BOX:
             if attack in own:
-                by_square = stands(evidence, name, deployed, [attack])
+                alone = stands(evidence, name, deployed, [attack])
                 others = stands(evidence, name, deployed, by_gradients)
-                found.append(sanity.black_box_is_weaker(by_square, others, f"{name}, {attack}"))
+                found.append(sanity.black_box_is_weaker(alone, others, f"{name}, {attack}"))
     return found
 
 

@@ -6,6 +6,7 @@ again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from mexit.flows.verdicts import Evidence
 from mexit.train.attacks.auto import Effort, OneExit, auto_attack, square
 from mexit.train.attacks.gates import DeployedPolicy, Gates, answer
 from mexit.train.attacks.gradient import Steps
+from mexit.train.attacks.hard_label import rays
 from mexit.train.attacks.objective import Attack, craft_each_exit
 from mexit.train.attacks.policy import Hunt, Victim, route_attack, soft_attack
 from mexit.train.attacks.slowdown import NAMES, slow_down
@@ -72,7 +74,7 @@ class Range:
 
 
 def attack_policies(place: Range, evidence: Evidence) -> None:
-    """Routes, the softened policy and Square on every budget; and the attacks that were made for another run."""
+    """Routes, the softened policy, Square and RayS on every budget; and the attacks made for another run."""
     plan = place.plan
     if plan.transfer is not None:
         for name, images in _from_another_run(place).items():
@@ -80,9 +82,10 @@ def attack_policies(place: Range, evidence: Evidence) -> None:
     exits = place.model.exits
     place.progress.note(
         f"policy: {len(place.labels)} images, {len(place.subject.budgets)} budgets, each at most {exits} exits x "
-        f"{plan.targets} targets x {place.steps.count} steps and 2 x {plan.queries} queries"
+        f"{plan.targets} targets x {place.steps.count} steps and 3 x {plan.queries} queries"
     )
-    with place.progress.track("attacking budgets", 4 * len(place.subject.budgets)) as advance:
+    black_boxes = BLACK_BOXES if place.steps.norm == "linf" else {"square served": _square_served}
+    with place.progress.track("attacking budgets", (3 + len(black_boxes)) * len(place.subject.budgets)) as advance:
         for name, deployed in place.subject.budgets.items():
             gates = _gates(place, deployed)
             found = evidence.budgets.setdefault(name, {})
@@ -92,8 +95,9 @@ def attack_policies(place: Range, evidence: Evidence) -> None:
             advance(1, name)
             found["square"] = place.subject.replay(_square(place, gates))
             advance(1, name)
-            found["square served"] = place.subject.replay(_square_served(place, deployed))
-            advance(1, name)
+            for attack, black_box in black_boxes.items():
+                found[attack] = place.subject.replay(black_box(place, deployed))
+                advance(1, name)
 
 
 def slow_policies(place: Range, evidence: Evidence) -> None:
@@ -189,17 +193,36 @@ def _square(place: Range, gates: Gates) -> Images:
 
 
 def _square_served(place: Range, deployed: Deployed) -> Images:
-    """Through the engine, with images of 8 bits; the radius is rounded down to whole levels."""
+    images, labels, eps = _eight_bits(place)
+    return to_levels(_run_square(place, _served(place, deployed), images, labels, eps))
+
+
+def _rays(place: Range, deployed: Deployed) -> Images:
+    images, labels, eps = _eight_bits(place)
+    served = _served(place, deployed)
+    found = rays(lambda batch: served(batch).argmax(dim=-1), images, labels, eps, place.plan.queries)
+    return to_levels(found.numpy())
+
+
+def _eight_bits(place: Range) -> tuple[Tensor, Tensor, float]:
+    """Images, labels and radius as they can be sent: of 8 bits, the radius rounded down to whole levels."""
     levels = int(place.steps.eps * LEVELS + 1e-9)
     if levels < 1:
         raise UsageError(f"eps {place.steps.eps:g} is below one level of an 8-bit image: nothing can be sent")
     images, labels, _ = place.tensors()
+    return torch.from_numpy(to_levels(images.numpy())), labels, levels / LEVELS
+
+
+def _served(place: Range, deployed: Deployed) -> Callable[[Tensor], Tensor]:
+    """From images, which are rounded to 8 bits, through the engine to the logits of the exit that answers."""
 
     def answers(batch: Tensor) -> Tensor:
         return answer(deployed.policy, torch.from_numpy(place.subject.replay(to_levels(batch.numpy())))).float()
 
-    found = _run_square(place, answers, torch.from_numpy(to_levels(images.numpy())), labels, levels / LEVELS)
-    return to_levels(found)
+    return answers
+
+
+BLACK_BOXES = {"square served": _square_served, "rays": _rays}
 
 
 def _run_square(place: Range, answers: Any, images: Tensor, labels: Tensor, eps: float) -> Images:

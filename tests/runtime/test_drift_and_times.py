@@ -118,9 +118,7 @@ def test_times_are_kept_for_this_device_alone_and_measured_again_if_damaged(digi
     runtime = Runtime.open(digits_bundle, "full")
     path = _measured_times(runtime)
     made = [folder for folder in path.parents if folder.is_relative_to(cache_root())]
-    assert [stat.S_IMODE(folder.stat().st_mode) for folder in made] == [
-        0o700
-    ] * 3  # device, model, root
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in made] == [0o700] * 3  # device, model, root
     first = path.read_text()
     Runtime.open(digits_bundle, "1000ms")
     assert path.read_text() == first

@@ -91,7 +91,7 @@ def test_an_attack_that_was_stopped_early_is_noticed() -> None:
     assert not sanity.converged((0.5, 0.6), (0.5, 0.55)).passed
 
 
-def test_square_may_find_next_to_nothing_of_its_own() -> None:
+def test_a_black_box_may_find_next_to_nothing_of_its_own() -> None:
     stands = np.arange(1000) < 600
     some, one = stands.copy(), stands.copy()
     some[:3], one[:2] = False, False

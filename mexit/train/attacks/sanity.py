@@ -22,7 +22,7 @@ from mexit.train.models.multi_exit import MultiExit
 
 FORWARD_PASSES = 5
 LARGEST_DIFFERENCE = 1e-4
-# What AutoAttack allows Square to find that its gradient attacks missed.
+# What AutoAttack allows Square to find that its gradient attacks missed; RayS is granted the same.
 BLACK_BOX_SHARE = 0.002
 # Changes of accuracy up to this are taken for noise.
 SLACK = 0.01
@@ -128,13 +128,13 @@ def converged(accuracy: Sequence[float], doubled: Sequence[float]) -> Check:
     )
 
 
-def black_box_is_weaker(by_square: NDArray[np.bool_], by_others: NDArray[np.bool_], where: str) -> Check:
-    """Right answers (N,) under Square, and whether they stand against every attack that uses gradients."""
-    only = int((by_others & ~by_square).sum())
+def black_box_is_weaker(by_it: NDArray[np.bool_], by_others: NDArray[np.bool_], where: str) -> Check:
+    """Right answers (N,) under an attack without gradients, and whether they stand against every one with them."""
+    only = int((by_others & ~by_it).sum())
     return Check(
-        f"Square breaks nothing that gradients did not: {where}",
+        f"a black box breaks nothing that gradients did not: {where}",
         only <= BLACK_BOX_SHARE * len(by_others),
-        f"{only} of {len(by_others)} broken by Square alone",
+        f"{only} of {len(by_others)} broken by it alone",
         f"at most {100 * BLACK_BOX_SHARE:.1f}%",
         "gradients are hidden there: more steps, more restarts, or an attack made for this network",
     )
