@@ -38,7 +38,8 @@ from mexit.flows.train import train
 from mexit.train import checkpoint
 from mexit.train.attacks.gradient import Steps
 from mexit.train.attacks.objective import Attack
-from mexit.train.evaluate import attacked_batches, right, run_exits
+from mexit.train.conditional_information import ClassStatistics
+from mexit.train.evaluate import attacked_batches, exit_logits, right
 from mexit.train.models import preset
 from mexit.train.recipe import keep_freed_memory
 
@@ -47,6 +48,7 @@ FRACTION = 2000 / 48000
 FEW = 200 / 48000
 CLEAN = {"epochs": 40, "attack": "none"}
 ATTACKED = {"epochs": 20, "attack": "average", "eps": 0.2, "step": 0.05, "steps": 7}
+NCMI = "ncmi"
 TEST_ATTACK = Attack("average", Steps(0.2, 0.02, 50))
 COLLAPSED = 20.0  # percent right; a tenth is chance
 # Two-sided 95 % quantiles of Student's t, by degrees of freedom.
@@ -95,7 +97,7 @@ class Claim:
     Attributes:
         says: what the paper says.
         ours, baseline: variants.
-        condition: of the test images, "clean" or "average".
+        condition: accuracy on the test images, "clean" or "average"; or "ncmi" on the clean ones, claimed lower.
     """
 
     says: str
@@ -104,6 +106,7 @@ class Claim:
     condition: str = "clean"
 
 
+CONDITIONS = {"clean": "% right, clean", "average": "% right, attacked", NCMI: "100 NCMI, clean"}
 _STUDENTS = "{} (ECCV 2024 / ICLR 2024): its teacher makes better students"
 CLAIMS = {
     "hdkd": Claim("HDKD (AAAI 2021): clean accuracy above DBT, at early exits most", "hdkd", "dbt"),
@@ -112,6 +115,7 @@ CLAIMS = {
     "mcmi": Claim(_STUDENTS.format("MCMI teacher"), "student-mcmi", "student-ce"),
     "mcmi-few": Claim("the same with 200 images for the student, where most is claimed", "few-mcmi", "few-ce"),
     "cmic": Claim("CMIC-DL (2023): more robust", "cmic", "adversarial", "average"),
+    "cmic-ncmi": Claim("CMIC-DL: outputs of a class closer together, NCMI lower", "cmic", "adversarial", NCMI),
     "cap": Claim("CAP (ICASSP 2024): more robust", "cap", "adversarial", "average"),
     "at-aka": Claim("AT-AKA (2024): more robust", "at-aka", "adversarial", "average"),
     "cat-aka": Claim("CAT-AKA (2024): more robust", "cat-aka", "adversarial", "average"),
@@ -133,35 +137,46 @@ def run_of(name: str, seed: int) -> Path:
 
 
 def judge(run: Path, answers: Answers, data: DataSet) -> None:
-    """Right answers of every exit, clean and attacked."""
+    """Right answers of every exit, clean and attacked, and NCMI on clean images."""
     model, settings, splits = checkpoint.load_model(run)
     spec, test = preset(settings.model).input, splits.part("test")
     for condition, attack, index in (("clean", None, test), ("average", TEST_ATTACK, test[::10])):
-        if not answers.has(condition) and (attack is None or settings.attack != "none"):
-            found: list[NDArray[np.bool_]] = [
-                right(run_exits(model, images), labels)
-                for images, labels, _ in attacked_batches(model, data, index, spec, attack)
-            ]
-            answers.add({condition: np.concatenate(found, axis=1)})
+        if attack is None or (not answers.has(condition) and settings.attack != "none"):
+            logits = exit_logits(model, attacked_batches(model, data, index, spec, attack))
+            answers.add({condition: right(logits, data.labels[index])})
+            if attack is None:
+                answers.add_numbers(NCMI, ncmi(logits, data.labels[index]))
+
+
+def ncmi(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(E, N, C) and (N,) to (E,)."""
+    statistics = ClassStatistics(len(logits), logits.shape[2])
+    statistics.add(torch.from_numpy(logits), torch.from_numpy(labels))
+    return statistics.ncmi().numpy()
+
+
+def value(claim: Claim, name: str, seed: int) -> NDArray[np.float64]:
+    """What is compared, (E,): percent right, or NCMI times 100."""
+    answers = _stored(name, seed)
+    found = answers.numbers(NCMI) if claim.condition == NCMI else answers.get(claim.condition).mean(axis=1)
+    return 100 * found
 
 
 def row(claim: Claim, seeds: list[int]) -> list[str]:
-    """Accuracy of both sides and the paired difference of each exit."""
-    sides = [
-        100 * np.array([_stored(name, seed).get(claim.condition).mean(axis=1) for seed in seeds])
-        for name in (claim.ours, claim.baseline)
-    ]
+    """Both sides and the paired difference of each exit."""
+    sides = [np.array([value(claim, name, seed) for seed in seeds]) for name in (claim.ours, claim.baseline)]
     gain = sides[0] - sides[1]  # (seeds, exits)
     mean, error = gain.mean(axis=0), gain.std(axis=0, ddof=1) / np.sqrt(len(seeds))
     verdicts = []
     for m, e in zip(mean, error, strict=True):
         low, high = m - T[len(seeds) - 1] * e, m + T[len(seeds) - 1] * e
-        verdicts.append("seen" if low > 0 else "reversed" if high < 0 else "not resolved")
-    if min(side.mean() for side in sides) < COLLAPSED:
+        better, worse = (low > 0, high < 0) if claim.condition != NCMI else (high < 0, low > 0)
+        verdicts.append("seen" if better else "reversed" if worse else "not resolved")
+    if claim.condition != NCMI and min(side.mean() for side in sides) < COLLAPSED:
         verdicts = ["one side did not learn: says nothing of the claim"]
     shown = [" / ".join(f"{v:.2f}" for v in side.mean(axis=0)) for side in sides]
     gains = " / ".join(f"{m:+.2f} ({e:.2f})" for m, e in zip(mean, error, strict=True))
-    return [claim.says, claim.condition, str(len(seeds)), *shown, gains, " / ".join(verdicts)]
+    return [claim.says, CONDITIONS[claim.condition], str(len(seeds)), *shown, gains, " / ".join(verdicts)]
 
 
 def _stored(name: str, seed: int) -> Answers:
@@ -191,11 +206,11 @@ def main() -> None:
     done = [(claim, seeds) for claim in CLAIMS.values() if len(seeds := _judged(claim)) > 1]
     columns = [
         "claim",
-        "test images",
+        "compared",
         "seeds",
-        "method, %",
-        "baseline, %",
-        "difference, points (standard error)",
+        "method",
+        "baseline",
+        "difference (standard error)",
         "verdict",
     ]
     parts = [

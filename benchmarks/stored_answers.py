@@ -1,10 +1,11 @@
-"""Which samples were answered rightly, kept beside the result pages so that later runs pair with them."""
+"""Which samples were answered rightly, and measures of a run, kept beside the result pages for later runs."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Answers:
-    """One run's answers under many conditions, as one npz file of packed bits.
+    """One run's answers under many conditions, as one npz file of packed bits, and numbers.
 
     Attributes:
         path: the file; each `add` replaces it atomically, so an interrupted benchmark goes on where it was.
@@ -35,7 +36,7 @@ class Answers:
         return {path.stem: Answers(path) for path in sorted((RESULTS / benchmark).glob("*.npz"))}
 
     def has(self, condition: str) -> bool:
-        """Whether the run was judged under a condition."""
+        """Whether the run was judged under a condition, or measured."""
         return condition in self._read()
 
     def get(self, condition: str) -> NDArray[np.bool_]:
@@ -51,11 +52,22 @@ class Answers:
         for condition, right in found.items():
             arrays[condition] = np.packbits(right, axis=1)
             arrays[f"{condition} n"] = np.array(right.shape[1])
+        self._write(arrays)
+
+    def numbers(self, measure: str) -> NDArray[np.float64]:
+        """A measure of every exit, (E,)."""
+        return self._read()[measure]
+
+    def add_numbers(self, measure: str, values: NDArray[np.float64]) -> None:
+        """Store a measure, (E,)."""
+        self._write({**self._read(), measure: values})
+
+    def _write(self, arrays: dict[str, NDArray[Any]]) -> None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         write_bytes(self.path, buffer.getvalue())
 
-    def _read(self) -> dict[str, NDArray[np.uint8]]:
+    def _read(self) -> dict[str, NDArray[Any]]:
         if not self.path.exists():
             return {}
         with np.load(self.path, allow_pickle=False) as arrays:
