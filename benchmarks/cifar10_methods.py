@@ -21,8 +21,8 @@ about 3.5 points above the best baseline (which attack, is not said).
 
 Where this stands, with one seed and a hundredth of that training: NEO-KD is ahead of plain adversarial training at
 every exit under both attacks, by 1.1 to 2.8 points, at exit 2 by about three standard errors of the paired
-difference, at exits 1 and 3 by one to two; that is the published direction. It pays with 2.7 to 3.9 points on clean
-images. Accuracies are far below the published ones, as the training is."""
+difference, at exits 1 and 3 by one to two; that is the published direction. It pays with 2.7 to 3.9 points on
+clean images. Accuracies are far below the published ones, as the training is."""
 
 CIFAR10 = Protocol(
     name="cifar10_methods",

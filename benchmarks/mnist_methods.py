@@ -25,8 +25,8 @@ Where this stands, after 20 epochs and with one seed: under PGD-50 NEO-KD is not
 training, at exits 1 and 3 a little worse. Under AutoAttack it is better at exit 1, by nearly four standard errors
 of the paired difference, and equal at the last exit; on these weights a comparison by PGD alone would have ended
 the other way round. The deployed `medium` policy is as robust as the last exit, 91.9, and equally so with both: an
-attacker of the policy gains nothing from its early exits. AutoAttack takes 9 to 12 points more than PGD-50 from exit
-1 and 3 to 4 from the last exit."""
+attacker of the policy gains nothing from its early exits. AutoAttack takes 9 to 12 points more than PGD-50 from
+exit 1 and 3 to 4 from the last exit."""
 
 MNIST = Protocol(
     name="mnist_methods",
