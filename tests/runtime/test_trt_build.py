@@ -223,11 +223,12 @@ def test_a_build_that_takes_too_long_is_given_up(digits_bundle: Path, tensorrt: 
 
 
 INTERRUPTED = """
-import sys, threading, _thread
+import signal, sys, threading, _thread
 from mexit.core.bundle import Bundle
 from mexit.runtime.backends.trt_build import build, load_tensorrt
 from mexit.runtime.backends.trt import recipe_for
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background inherit a deaf one
 bundle, tensorrt = Bundle.open(sys.argv[1]), load_tensorrt()
 rest = bundle.segment("fp32", 1), bundle.manifest.variants["fp32"].segments[0], recipe_for(tensorrt, "fp32")
 build(tensorrt, *rest)
