@@ -43,8 +43,8 @@ from mexit.train.evaluate import attacked_batches, exit_logits, right
 from mexit.train.models import preset
 from mexit.train.recipe import keep_freed_memory
 
-NOTES = """Where this stands. AT-AKA is more robust at every exit, at exit 1 most; it trains two teachers first, and
-pays with half a point to a point on clean images. CAP, as it is read here, is less robust at every exit. CMIC is a
+NOTES = """Where this stands. AT-AKA is more robust at every exit, at exit 1 most; it trains two teachers first and
+pays with 0.3 to 0.9 points on clean images. CAP, as it is read here, is less robust at every exit. CMIC is a
 little more robust, and its NCMI is not lower. An MSE or MCMI teacher changes next to nothing for a student with
 2,000 images; with 200 the later exits gain a few tenths of a point, which is where the papers see most. HDKD does
 not differ from DBT. CAT-AKA was not run. With two seeds an interval is 12.7 standard errors wide on each side:
