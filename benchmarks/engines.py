@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument(
         "--compiled", action="store_true", help="torch.compile too; takes minutes on deep networks"
     )
+    parser.add_argument("--page", default="engines", help="its name")
     given = parser.parse_args()
     torch.set_num_threads(1)
     parts, missing = [], []
@@ -208,7 +209,7 @@ def main() -> None:
     said = [str(__doc__).split("\n\n", 2)[2].strip()]
     if not given.compiled:
         said.append("torch.compile is left out.")
-    write_page("engines", "2-core-cpu", "Engines and early exit", [*said, *missing, *parts])
+    write_page(given.page, "2-core-cpu", "Engines and early exit", [*said, *missing, *parts])
 
 
 if __name__ == "__main__":
