@@ -80,11 +80,11 @@ def attack_policies(place: Range, evidence: Evidence) -> None:
         for name, images in _from_another_run(place).items():
             evidence.subset[f"transfer {name}"] = place.subject.replay(images)
     exits = place.model.exits
+    black_boxes = BLACK_BOXES if place.steps.norm == "linf" else {"square served": _square_served}
     place.progress.note(
         f"policy: {len(place.labels)} images, {len(place.subject.budgets)} budgets, each at most {exits} exits x "
-        f"{plan.targets} targets x {place.steps.count} steps and 3 x {plan.queries} queries"
+        f"{plan.targets} targets x {place.steps.count} steps and {1 + len(black_boxes)} x {plan.queries} queries"
     )
-    black_boxes = BLACK_BOXES if place.steps.norm == "linf" else {"square served": _square_served}
     with place.progress.track("attacking budgets", (3 + len(black_boxes)) * len(place.subject.budgets)) as advance:
         for name, deployed in place.subject.budgets.items():
             gates = _gates(place, deployed)

@@ -59,6 +59,8 @@ class ClassStatistics:
 
     def pooled(self, team: Team) -> ClassStatistics:
         """What all processes of a team have taken in together."""
+        if team.size == 1:
+            return self
         pooled = ClassStatistics(len(self.entropy), len(self.counts), str(self.counts.device))
         mine = self.state()
         pooled.load(dict(zip(mine, team.sum(list(mine.values())), strict=True)))

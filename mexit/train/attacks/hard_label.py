@@ -2,7 +2,7 @@
 
 J. Chen, Q. Gu: RayS, a ray searching method for hard-label adversarial attack, KDD 2020. Changes of an image are
 r d with a sign d of every pixel, and r(d) is the smallest radius at which the label is another one. Blocks of d,
-first its halves, then quarters and so on, are flipped in turn; a flip stays if the label still changes at the
+the whole, its halves, quarters and so on, are flipped in turn; a flip stays if the label still changes at the
 smallest radius so far, which a binary search then lowers. Our choices: the radius begins at 1, the whole pixel
 range, a sample ends once it is inside the ball, and the search ends within `TOLERANCE` of it.
 """
