@@ -28,7 +28,7 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     selection = [record["selection"] for record in records]
     _draw_exits(right, selection, {name: {"color": colour} for name, colour in shades.items()}, 100)
     right.set(xlabel="epoch", ylabel="accuracy, %", title="selection split")
-    right.legend(fontsize=8, loc="lower right")
+    right.legend(fontsize=8, loc="best")
     if measured:
         styles = {"cmi": {"color": CLEAN}, "ncmi": {"color": CLEAN, "linestyle": ":"}}
         _draw_exits(more[0], records, styles)
