@@ -15,7 +15,7 @@ import numpy as np
 from mexit import Runtime
 from mexit.runtime.batch_costs import BatchCosts, measure
 from mexit.runtime.batcher import Batcher
-from mexit.runtime.call import BATCH
+from mexit.runtime.request import BATCH
 from mexit.runtime.ticket import Ticket
 
 BUDGETS = ("low", "medium", "high")

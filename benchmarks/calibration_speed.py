@@ -13,8 +13,8 @@ import time
 import numpy as np
 from page import table, write_page
 
-from mexit.calibrate.search import Table, search
-from mexit.calibrate.thresholds import Ranking, geometric
+from mexit.calibrate.geometric import Ranking, geometric
+from mexit.calibrate.threshold_search import SearchTable, search
 from mexit.core.cost import Costs
 
 SAMPLES, EXITS, REPEATS = 10_000, 7, 15
@@ -63,7 +63,7 @@ def main() -> None:
         fast.append(
             timed(lambda s=scores: [geometric(ranking, q) for ranking in [Ranking.of(s)] for q in BUDGETS])
         )
-        searched.append(timed(lambda s=scores, r=right: search(Table(Ranking.of(s), r, costs))))
+        searched.append(timed(lambda s=scores, r=right: search(SearchTable(Ranking.of(s), r, costs))))
     slow = [timed(lambda q=q: plain_loops(scores, q)) for q in BUDGETS[::6]]
     per_budget = float(np.median(slow))
     rows = [

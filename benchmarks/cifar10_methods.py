@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from compare_methods import Protocol, main
 
-from mexit.train.attacks.gradient import Steps
+from mexit.attacks.pgd import PGDConfig
 
 ABOUT = """One schedule for all methods, declared before any of them ran, short enough for one CPU core: NEO-KD's
 for CIFAR-10 (`msdnet-cifar10`, SGD, momentum 0.9, weight decay 5e-4, eps 8/255) with 12 epochs on a quarter of the
@@ -42,7 +42,7 @@ CIFAR10 = Protocol(
         "step": 4 / 255,
         "keep": "last",
     },
-    attack=Steps(8 / 255, 2 / 255, 50),
+    attack=PGDConfig(8 / 255, 2 / 255, 50),
     every=10,
     notes=NOTES,
 )

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from page import ROOT, table, write_page
 from stored_answers import Answers
 
-from mexit.data import catalog
+from mexit.attacks.pgd import PGDConfig
+from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.flows.train import train
+from mexit.models import preset
 from mexit.train import checkpoint
-from mexit.train.attacks.gradient import Steps
-from mexit.train.evaluate import attack_suite, right, run_exits
-from mexit.train.models import preset
-from mexit.train.recipe import keep_freed_memory
+from mexit.train.precision import keep_freed_memory
+from mexit.train.validation import attack_suite, right, run_exits
 
 BATCH = 250
 ATTACKS = ("clean", "average", "max-average")
@@ -54,7 +54,7 @@ class Protocol:
     model: str
     preset: str
     schedule: dict[str, Any]
-    attack: Steps
+    attack: PGDConfig
     every: int
     notes: str
 
@@ -174,7 +174,7 @@ def main(protocol: Protocol) -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     keep_freed_memory()
-    data = catalog.load(protocol.data, os.environ["MEXIT_DATA"])
+    data = registry.load(protocol.data, os.environ["MEXIT_DATA"])
     for method in chosen.methods:
         run = protocol.run(method, chosen.seed, chosen.threads)
         answers = Answers.of(protocol.name, run.name)

@@ -44,10 +44,10 @@ from overhead_networks import export
 from page import table, write_page
 
 from mexit import Runtime
-from mexit.data import catalog
+from mexit.data import registry
 from mexit.data.splits import Splits
 from mexit.flows.calibrate import calibrate
-from mexit.runtime.grant import granted
+from mexit.runtime.resource_limits import read_limits
 
 LOADS = (0.3, 0.6, 0.8, 1.0, 1.3, 2.0)
 BUSY = 0.1  # cores that others use before it is worth a word
@@ -121,7 +121,7 @@ def figures(outcomes: list[Outcome], seconds: float, cpu_s: float, deadline_s: f
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchmarkNetwork:
     """A bundle under test, and what is known of it when nothing else runs."""
 
     name: str
@@ -136,21 +136,21 @@ class Subject:
         return DEADLINE * self.service_s
 
     @staticmethod
-    def open(given: str) -> Subject:
+    def open(given: str) -> BenchmarkNetwork:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(given) if Path(given).is_dir() else _random(given, Path(folder))
             runtime = Runtime.open(path, "medium", threads=1)
-            return Subject.of(runtime, path.name)
+            return BenchmarkNetwork.of(runtime, path.name)
 
     @staticmethod
-    def of(runtime: Runtime, name: str) -> Subject:
+    def of(runtime: Runtime, name: str) -> BenchmarkNetwork:
         manifest = runtime.bundle.manifest
-        data = catalog.load(manifest.splits.data_set)
+        data = registry.load(manifest.splits.data_set)
         index = Splits.from_bytes(runtime.bundle.splits(), runtime.bundle.path).part("test")
-        tensor, workers = data.batch(index, manifest.input), granted().threads
+        tensor, workers = data.batch(index, manifest.input), read_limits().threads
         service_s = alone_s(runtime, tensor)
         able = capacity(lambda: OneAtATime(runtime, tensor, workers, 1e9), tensor, service_s)
-        return Subject(name, runtime, tensor, workers, service_s, able)
+        return BenchmarkNetwork(name, runtime, tensor, workers, service_s, able)
 
     def requests(self, load: float, seconds: float, seed: int) -> list[Request]:
         return requests(int(load * self.able * seconds), load * self.able, len(self.tensor), seed)
@@ -179,7 +179,7 @@ class Play:
 Found = dict[tuple[float, str], list[Figures]]
 
 
-def run(subject: Subject, given: Play) -> Found:
+def run(subject: BenchmarkNetwork, given: Play) -> Found:
     """Every way at every load, round after round."""
     found: Found = {(load, name): [] for load in given.loads for name in WAYS}
     for seed in range(given.rounds):
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--page", default="continuous_batching", help="its name")
     given = parser.parse_args()
     began_s, began_others_s = time.perf_counter(), others_s()
-    subjects = [Subject.open(bundle) for bundle in given.bundles]
+    subjects = [BenchmarkNetwork.open(bundle) for bundle in given.bundles]
     stream = subjects[0].requests(1.0, 1.0, seed=1)
     _, _, generator_s = play(Nobody(), stream)
     played = Play(given.seconds, given.rounds, given.loads)
@@ -220,7 +220,12 @@ def main() -> None:
 
 
 def write(
-    page: str, subjects: list[Subject], found: list[Found], played: Play, generator_us: float, others: float
+    page: str,
+    subjects: list[BenchmarkNetwork],
+    found: list[Found],
+    played: Play,
+    generator_us: float,
+    others: float,
 ) -> None:
     busy = f" Other processes kept {others:.1f} cores busy meanwhile." if others > BUSY else ""
     about = [

@@ -15,24 +15,24 @@ from torch import nn
 
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import InputSpec
-from mexit.data import catalog, digits, splits
+from mexit.core.progress import Silent
+from mexit.data import digits, registry, splits
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import MexitError
 from mexit.export import segments as cutting
-from mexit.export.to_onnx import to_onnx
-from mexit.export.write import assemble
-from mexit.flows.progress import Silent
-from mexit.flows.variants import convert
-from mexit.runtime.backends.catalog import open_backend
+from mexit.export.bundle_writer import assemble
+from mexit.export.onnx_export import to_onnx
+from mexit.flows.precision_variants import convert
+from mexit.models import MultiExit, preset
+from mexit.runtime.backends.registry import open_backend
 from mexit.train import checkpoint
-from mexit.train.models import MultiExit, preset
 
 ENGINES = ("ort", "ort:int8", "openvino", "openvino:bf16", "openvino:int8")
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchmarkNetwork:
     """A network and its data.
 
     Attributes:
@@ -53,16 +53,16 @@ class Subject:
     timed: int = 64
 
     @staticmethod
-    def of(given: str) -> Subject:
+    def of(given: str) -> BenchmarkNetwork:
         """A run's directory, or the name of a network, which then has random weights and digits images."""
         if Path(given).is_dir():
             _, settings, parts = checkpoint.load_model(Path(given))
-            data, spec = catalog.load(settings.data), preset(settings.model).input
+            data, spec = registry.load(settings.data), preset(settings.model).input
             name = f"{settings.model}, {settings.method} on {settings.data}"
-            return Subject(name, lambda: checkpoint.load_model(Path(given))[0], spec, data, parts, True)
+            return BenchmarkNetwork(name, lambda: checkpoint.load_model(Path(given))[0], spec, data, parts, True)
         data, large = digits.load(), given == LARGE
         spec, timed = (IMAGENET, 8) if large else (preset(given).input, 64)
-        return Subject(given, lambda: random_weights(given), spec, data, splits.split(data), False, timed)
+        return BenchmarkNetwork(given, lambda: random_weights(given), spec, data, splits.split(data), False, timed)
 
     def some(self, part: str, most: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """At most so many evenly spaced images of a part, and their labels."""
@@ -137,7 +137,7 @@ class Opened:
 Costs = tuple[int, NDArray[np.int64]]
 
 
-def engines_of(subject: Subject, compiled: bool) -> tuple[list[Opened], Costs, list[str]]:
+def engines_of(subject: BenchmarkNetwork, compiled: bool) -> tuple[list[Opened], Costs, list[str]]:
     """Every engine that can be opened, the MACs of both, and why other engines cannot be."""
     model, name = subject.make(), subject.spec.name
     whole = [cutting.Cut(LastExit(model), (name,), ("logits_1",), (torch.rand(2, *model.input_shape),))]
@@ -159,7 +159,7 @@ def engines_of(subject: Subject, compiled: bool) -> tuple[list[Opened], Costs, l
     return opened, (static_macs[-1], np.array(cut_macs)), failed
 
 
-def _bundle(subject: Subject, cuts: Sequence[cutting.Cut]) -> Bundle:
+def _bundle(subject: BenchmarkNetwork, cuts: Sequence[cutting.Cut]) -> Bundle:
     """The variants fp32 and int8 of these cuts, in memory."""
     exported = [to_onnx(cut) for cut in cuts]
     other = convert(cuts, exported, "int8", subject.data, subject.parts, subject.spec, Silent())

@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine_subjects import Opened, Subject, engines_of
+from engine_subjects import BenchmarkNetwork, Opened, engines_of
 from numpy.typing import NDArray
 from page import table, write_page
 
-from mexit.calibrate.thresholds import Ranking, geometric
+from mexit.calibrate.geometric import Ranking, geometric
 from mexit.core.budget import NAMED_FRACTIONS
 from mexit.core.policy import Policy, first_exit
 from mexit.runtime.engine import answer
@@ -63,7 +63,7 @@ class Route:
     right: NDArray[np.bool_] | None
 
 
-def routes_of(subject: Subject, opened: Opened, costs: tuple[int, NDArray[np.int64]]) -> list[Route]:
+def routes_of(subject: BenchmarkNetwork, opened: Opened, costs: tuple[int, NDArray[np.int64]]) -> list[Route]:
     """Every path in one engine; `costs` are the static network's, and the cumulative ones of the exits."""
     judged, labels = subject.some("test", JUDGED)
 
@@ -89,7 +89,7 @@ def routes_of(subject: Subject, opened: Opened, costs: tuple[int, NDArray[np.int
     return found
 
 
-def policies_of(subject: Subject, cut: Any, costs: NDArray[np.int64]) -> list[tuple[str, Policy, float]]:
+def policies_of(subject: BenchmarkNetwork, cut: Any, costs: NDArray[np.int64]) -> list[tuple[str, Policy, float]]:
     """By name: thresholds for the named budgets, and the cheapest that are right as often as the last exit."""
     images, labels = subject.some("calibration", CALIBRATION if subject.trained else UNTRAINED)
     logits = logits_of(cut, images)
@@ -184,7 +184,7 @@ def main() -> None:
     torch.set_num_threads(1)
     parts, missing = [], []
     for one in given.subjects:
-        subject = Subject.of(one)
+        subject = BenchmarkNetwork.of(one)
         opened, costs, failed = engines_of(subject, given.compiled)
         missing += failed
         paths = [route for each in opened for route in routes_of(subject, each, costs)]

@@ -67,11 +67,11 @@ def slope(counts: NDArray[np.int64], resident: NDArray[np.int64], seed: int = 0)
 def work(bundle: str, total: int, leak_bytes: int) -> None:
     """Answer images and print the samples as JSON. Runs in a process of its own."""
     from mexit import Runtime
-    from mexit.data import catalog
+    from mexit.data import registry
     from mexit.data.splits import Splits
 
     runtime = Runtime.open(bundle, backend="ort", threads=1)
-    data = catalog.load(runtime.bundle.manifest.splits.data_set)
+    data = registry.load(runtime.bundle.manifest.splits.data_set)
     index = Splits.from_bytes(runtime.bundle.splits(), runtime.bundle.path).part("calibration")
     images = data.images.at(index)
     rng = np.random.default_rng(0)

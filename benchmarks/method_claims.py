@@ -32,16 +32,16 @@ from numpy.typing import NDArray
 from page import table, write_page
 from stored_answers import Answers
 
-from mexit.data import catalog
+from mexit.attacks.multi_exit_attack import Attack
+from mexit.attacks.pgd import PGDConfig
+from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.flows.train import train
+from mexit.models import preset
 from mexit.train import checkpoint
-from mexit.train.attacks.gradient import Steps
-from mexit.train.attacks.objective import Attack
-from mexit.train.conditional_information import ClassStatistics
-from mexit.train.evaluate import attacked_batches, exit_logits, right
-from mexit.train.models import preset
-from mexit.train.recipe import keep_freed_memory
+from mexit.train.methods.cmi import ClassStatistics
+from mexit.train.precision import keep_freed_memory
+from mexit.train.validation import attacked_batches, exit_logits, right
 
 NOTES = """Where this stands. AT-AKA is more robust at every exit, at exit 1 most; it trains two teachers first and
 pays with 0.3 to 0.9 points on clean images. CAP, as it is read here, is less robust at every exit. CMIC is a
@@ -55,7 +55,7 @@ FEW = 200 / 48000
 CLEAN = {"epochs": 40, "attack": "none"}
 ATTACKED = {"epochs": 20, "attack": "average", "eps": 0.2, "step": 0.05, "steps": 7}
 NCMI = "ncmi"
-TEST_ATTACK = Attack("average", Steps(0.2, 0.02, 50))
+TEST_ATTACK = Attack("average", PGDConfig(0.2, 0.02, 50))
 COLLAPSED = 20.0  # percent right; a tenth is chance
 # Two-sided 95 % quantiles of Student's t, by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
@@ -202,7 +202,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    data = catalog.load("mnist", os.environ["MEXIT_DATA"])
+    data = registry.load("mnist", os.environ["MEXIT_DATA"])
     for seed in range(chosen.seeds):
         for name in chosen.claims or CLAIMS:
             for variant in (CLAIMS[name].baseline, CLAIMS[name].ours):

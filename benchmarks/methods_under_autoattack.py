@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from stored_answers import Answers
 
+from mexit.attacks.autoattack import OneExit, auto_attack
+from mexit.attacks.soft_policy import DeployedPolicy, SoftPolicy
+from mexit.core.artifact_paths import BUNDLES
 from mexit.core.bundle import POLICIES, Bundle
 from mexit.data.dataset import DataSet
 from mexit.flows.calibrate import calibrate
-from mexit.flows.defaults import BUNDLES
 from mexit.flows.export import export
+from mexit.models import MultiExit, preset
 from mexit.train import checkpoint
-from mexit.train.attacks.auto import OneExit, auto_attack
-from mexit.train.attacks.gates import DeployedPolicy, Gates
-from mexit.train.models import MultiExit, preset
 
 SAMPLES = 1000
 TARGETS = ("exit 1", "last exit", "policy medium")
@@ -48,4 +48,4 @@ def _network(target: str, model: MultiExit, run: Path, images: torch.Tensor) -> 
     policy = entry.policy(entry.frontier[entry.named["medium"]])
     with torch.no_grad():
         logits = torch.cat([model(part) for part in images.split(250)], dim=1)
-    return DeployedPolicy(model, Gates.fit(policy, logits))
+    return DeployedPolicy(model, SoftPolicy.fit(policy, logits))

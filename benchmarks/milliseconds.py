@@ -16,9 +16,9 @@ import numpy as np
 from page import table, write_page
 
 from mexit import Runtime
-from mexit.data import catalog
+from mexit.data import registry
 from mexit.data.splits import Splits
-from mexit.runtime.times import expected_ms, measure, place_within
+from mexit.runtime.latency_profile import expected_ms, measure, place_within
 
 ROUNDS = 20
 SHARES = (0.25, 0.5, 0.75)  # of the way from the first exit's time to the last one's
@@ -28,7 +28,7 @@ def main(bundle: str) -> None:
     runtime = Runtime.open(bundle, "full")
     manifest = runtime.bundle.manifest
     entry = runtime.bundle.policies().entries[0]
-    data = catalog.load(manifest.splits.data_set)
+    data = registry.load(manifest.splits.data_set)
     splits = Splits.from_bytes(runtime.bundle.splits(), runtime.bundle.path)
     images = data.batch(splits.part("calibration")[:500], manifest.input)
     promised, seen = np.zeros((2, len(SHARES), ROUNDS))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from compare_methods import Protocol, main
 
-from mexit.train.attacks.gradient import Steps
+from mexit.attacks.pgd import PGDConfig
 
 ABOUT = """One schedule for all methods, declared before any of them ran: NEO-KD's for MNIST (`small-cnn`, SGD,
 momentum 0.9, weight decay 5e-4, lr 0.01, batch 128; max-average attack, PGD-7, eps 0.3, step 20/255; 48,000
@@ -36,7 +36,7 @@ MNIST = Protocol(
     model="small-cnn",
     preset="neo_kd",
     schedule={"epochs": 20, "decay_at": (0.75,), "attack": "max-average", "keep": "last"},
-    attack=Steps(0.3, 20 / 255, 50),
+    attack=PGDConfig(0.3, 20 / 255, 50),
     every=1,
     notes=NOTES,
 )

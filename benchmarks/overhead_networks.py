@@ -14,11 +14,11 @@ from torch import nn
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.data import digits, splits
+from mexit.export.bundle_writer import assemble
+from mexit.export.nested_if import single_file
+from mexit.export.onnx_export import OnnxSegment, to_onnx
 from mexit.export.segments import cut
-from mexit.export.single_file import single_file
-from mexit.export.to_onnx import OnnxSegment, to_onnx
-from mexit.export.write import assemble
-from mexit.train.models import MultiExit, Stage, build, preset
+from mexit.models import MultiExit, Stage, build, preset
 
 CLASSES, LARGE = 10, "resnet50"
 IMAGENET = InputSpec("input", "float32", "NCHW", 3, (224, 224), (0.0, 1.0), PrepareSpec(fit="cover"))

@@ -47,7 +47,7 @@ from overhead_tables import (
 from page import write_page
 
 from mexit import Runtime
-from mexit.calibrate.thresholds import Ranking, geometric
+from mexit.calibrate.geometric import Ranking, geometric
 from mexit.core.policy import Policy, first_exit
 from mexit.core.single_file import feeds
 from mexit.runtime.backends.ort import OrtBackend, open_session

@@ -15,26 +15,26 @@ import numpy as np
 import torch
 from page import table, write_page
 
-from mexit.calibrate.frontier import Judge, frontier
-from mexit.core.confidence import Scorer
+from mexit.attacks.multi_exit_attack import Attack
+from mexit.attacks.pgd import PGDConfig
+from mexit.calibrate.frontier import TraceEvaluator, frontier
 from mexit.core.cost import Costs
+from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
-from mexit.data import catalog
+from mexit.data import registry
 from mexit.data.splits import split
-from mexit.flows.samples import evenly
-from mexit.train.attacks.gradient import Steps
-from mexit.train.attacks.objective import Attack
-from mexit.train.evaluate import attacked_batches, exit_logits
-from mexit.train.loop import Trainer
-from mexit.train.models import preset
-from mexit.train.recipe import choose
-from mexit.train.settings import resolve
+from mexit.flows.sample_sources import evenly
+from mexit.models import preset
+from mexit.train.config import resolve
+from mexit.train.precision import choose
+from mexit.train.trainer import Trainer
+from mexit.train.validation import attacked_batches, exit_logits
 
 SEEDS = 4
 TRAINING_IMAGES = 4_000
 EPOCHS = 3
 COSTS = Costs((1_015_440, 8_529_056, 11_135_152))  # of small-cnn, as `mexit models` counts them
-CONDITIONS = {"clean": None, "attacked, eps 0.1": Attack("average", Steps(0.1, 0.02, 10))}
+CONDITIONS = {"clean": None, "attacked, eps 0.1": Attack("average", PGDConfig(0.1, 0.02, 10))}
 ATTACKED_SAMPLES = 2400
 
 
@@ -43,7 +43,7 @@ def traces(seed: int) -> dict[str, dict[str, Trace]]:
     import tempfile
     from pathlib import Path
 
-    data = catalog.load("mnist", os.environ["MEXIT_DATA"])
+    data = registry.load("mnist", os.environ["MEXIT_DATA"])
     splits = split(data)
     settings = resolve("mnist", None, {"method": "clean", "epochs": EPOCHS, "seed": seed, "lr": 0.02, "batch": 64})
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,9 @@ def traces(seed: int) -> dict[str, dict[str, Trace]]:
 def differences(found: dict[str, Trace]) -> tuple[dict[str, list[float]], list[float], float]:
     """Per named budget the differences of samples (search - geometric), those over all budgets, the accuracy."""
     scorer = Scorer("max-probability", False, (1.0,) * 3, 10)
-    calibration, held_out = (Judge(found[name], scorer, COSTS) for name in ("calibration", "certification"))
+    calibration, held_out = (
+        TraceEvaluator(found[name], scorer, COSTS) for name in ("calibration", "certification")
+    )
     one, named = frontier(calibration, None, None, {}, "search")
     other, _ = frontier(calibration, None, None, {}, "geometric")
     labels = held_out.labels

@@ -45,14 +45,14 @@ def make_bundle(path: Path) -> None:
 
     from mexit.core.bundle import Bundle
     from mexit.data import digits, splits
-    from mexit.export import segments, to_onnx, write
-    from mexit.train.models import build, preset
+    from mexit.export import bundle_writer, onnx_export, segments
+    from mexit.models import build, preset
 
     torch.manual_seed(0)
     cuts = segments.cut(build("small-cnn", 10).eval(), preset("small-cnn").input.name)
-    exported = [to_onnx.to_onnx(cut) for cut in cuts]
+    exported = [onnx_export.to_onnx(cut) for cut in cuts]
     spec, data = preset("small-cnn").input, digits.load()
-    parts = write.assemble("start", data.classes, spec, exported, splits.split(data), {"seed": 0})
+    parts = bundle_writer.assemble("start", data.classes, spec, exported, splits.split(data), {"seed": 0})
     Bundle.from_parts(path, parts.manifest, parts.files).write()
 
 

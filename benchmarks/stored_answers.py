@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.files import write_bytes
+from mexit.core.atomic_io import write_bytes
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -30,7 +30,7 @@ def plain_step(name: str, attack: str) -> Callable[[], None]:
     import torch
     import torch.nn.functional as F
 
-    from mexit.train.models import build, preset
+    from mexit.models import build, preset
 
     torch.manual_seed(0)
     model = build(name, CLASSES)
@@ -74,27 +74,27 @@ def recipe_step(name: str, attack: str) -> Callable[[], None]:
     """What `mexit train --method adversarial` does with a batch."""
     import torch
 
-    from mexit.train import recipe
-    from mexit.train.models import build, preset
-    from mexit.train.objectives import build as build_objective
-    from mexit.train.objectives.base import Adaptation, Batch
-    from mexit.train.randomness import Draw
-    from mexit.train.settings import TrainSettings
-    from mexit.train.step import Step
+    from mexit.attacks.rng import CounterRNG
+    from mexit.models import build, preset
+    from mexit.train import precision
+    from mexit.train.config import TrainSettings
+    from mexit.train.methods import build as build_objective
+    from mexit.train.methods.base import Adaptation, Batch
+    from mexit.train.train_step import Step
 
-    recipe.keep_freed_memory()
+    precision.keep_freed_memory()
     torch.manual_seed(0)
     settings = TrainSettings(
         model=name, method="adversarial", attack=attack, eps=EPS, step=SIZE, steps=STEPS, batch=BATCH
     )
-    how = recipe.choose("auto", "cpu", name)
+    how = precision.choose("auto", "cpu", name)
     model = how.place(build(name, CLASSES))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     objective = build_objective("adversarial", model.exits, {})
     taker = Step(model, objective, optimiser, settings, None, how.attack_copy(model))
     images = how.images(torch.rand(BATCH, *preset(name).input_shape))
     labels = torch.randint(0, CLASSES, (BATCH,))
-    draw, index, goal = Draw(0, 0), torch.arange(BATCH), settings.training_attack()
+    draw, index, goal = CounterRNG(0, 0), torch.arange(BATCH), settings.training_attack()
     adaptation = Adaptation(model, settings.lr, lambda: (images, labels), how.autocast)
 
     def step():

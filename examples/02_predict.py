@@ -10,7 +10,7 @@ def main(bundle: str, *images: str) -> None:
     runtime = Runtime.open(bundle, budget="low")
     for image, found in zip(images, runtime([Path(image).read_bytes() for image in images]), strict=True):
         print(f"{image}: {found.label} ({found.confidence:.1%}), exit {found.exit}, {found.macs:,} MACs")
-    spent = runtime.ledger.account()
+    spent = runtime.stats.snapshot()
     print(f"{spent.predictions} answers, {spent.macs:,} MACs spent, {spent.saved:.0%} saved")
 
 

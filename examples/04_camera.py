@@ -19,7 +19,7 @@ def main(bundle: str, source: str, frames: str = "0") -> None:
             )
         if answers == int(frames):
             break
-    spent = runtime.ledger.account()
+    spent = runtime.stats.snapshot()
     print(f"{spent.predictions} frames, exits taken {spent.exits}, {spent.saved:.0%} of the full cost saved")
 
 

@@ -9,6 +9,7 @@ Importing this needs numpy alone; an engine is loaded when a bundle is opened.
 
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
+from mexit.core.versions import VERSION
 from mexit.errors import (
     ArtifactError,
     BackendError,
@@ -31,7 +32,7 @@ from mexit.errors import (
 )
 from mexit.runtime import Prediction, Runtime
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "ArtifactError",

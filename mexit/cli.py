@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 
 import typer
 
-from mexit import __version__, console
-from mexit.commands import answering, bundles, doctor, training
+from mexit import __version__
+from mexit.commands import answering, bundles, doctor, output, training
 from mexit.commands.options import handled
 
 COMMANDS = (
@@ -57,7 +57,7 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        console.say(f"mexit {__version__}")
+        output.say(f"mexit {__version__}")
         raise typer.Exit
 
 

@@ -9,12 +9,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from mexit.data import digits, splits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mexit.models import MultiExit
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -98,3 +104,37 @@ def data_dir() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("needs downloaded data sets: set MEXIT_DATA to their folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def mixed_bundle(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The session's bundle with geometric thresholds: shares of the images leave at each exit. Read it only."""
+    from mexit.flows.calibrate import calibrate
+
+    path = Path(shutil.copytree(digits_bundle, tmp_path_factory.mktemp("mixed") / "digits"))
+    calibrate(path, policy="geometric", measure="max-probability", attack="none")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> MultiExit:
+    """`digits-cnn` as it is initialised."""
+    import torch
+
+    from mexit.models import build
+
+    torch.manual_seed(0)
+    return build("digits-cnn", 10)
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels, places of 48 digits of the selection split."""
+    import torch
+
+    from mexit.models import preset
+
+    data = digits.load()
+    index = splits.split(data).part("selection")[:48]
+    images = data.batch(index, preset("digits-cnn").input)
+    return torch.from_numpy(images), torch.from_numpy(data.labels[index]), torch.from_numpy(index)

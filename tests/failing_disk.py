@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mexit.core import files
+from mexit.core import atomic_io
 from mexit.errors import MexitError
 
 MANY = 500
@@ -28,7 +28,7 @@ class FailingDisk:
         self._nth, self._for_good, self._calls = nth, for_good, 0
         for name in ("fsync", "mkdir", "replace", "rename"):
             patch.setattr(os, name, self._guarded(getattr(os, name)))
-        patch.setattr(files, "_exchange", self._guarded(files._exchange))
+        patch.setattr(atomic_io, "_exchange", self._guarded(atomic_io._exchange))
         real_open = io.open
         patch.setattr(io, "open", lambda *args, **kwargs: self._opened(real_open, *args, **kwargs))
 

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Any
 
-from mexit.train.objectives import METHODS
+from mexit.train.methods import METHODS
 
 
 def method_page() -> str:

@@ -15,7 +15,7 @@ import pytest
 from command_line import MEXIT, program, quiet, refused, typed
 from PIL import Image
 
-from mexit.data.prepare import MAX_ENCODED_BYTES, MAX_PIXELS
+from mexit.data.preprocess import MAX_ENCODED_BYTES, MAX_PIXELS
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import torch
 from command_line import program, quiet
 from failing_disk import fail_every_call_in_turn
 
-from mexit.core import files
+from mexit.core import atomic_io
 from mexit.core.bundle import Bundle
 from mexit.core.trace import Trace
 from mexit.flows.inspect import inspect
@@ -66,7 +66,7 @@ def test_a_replaced_bundle_is_the_old_or_the_new_one(
     other_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, swap: bool
 ) -> None:
     if not swap:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(atomic_io, "_exchange", lambda *_: False)
     old = Bundle.open(other_bundle.path)
     seen = set()
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.calibrate.search import Found, Table, asked, clearly_better, search
-from mexit.calibrate.thresholds import Ranking, geometric
+from mexit.calibrate.geometric import Ranking, geometric
+from mexit.calibrate.threshold_search import Found, SearchTable, asked, clearly_better, search
 from mexit.core.budget import NAMED_FRACTIONS, Budget, format_macs
-from mexit.core.confidence import Scorer
 from mexit.core.cost import Costs, exit_counts, mean_macs
 from mexit.core.policies import FrontierPoint, Outcome
 from mexit.core.policy import Thresholds, first_exit, heads_asked
+from mexit.core.scores import Scorer
 from mexit.core.trace import Trace
 from mexit.errors import BadInput, BudgetInfeasible, UsageError
 
@@ -36,7 +36,7 @@ class Candidate:
     macs: float
 
 
-class Judge:
+class TraceEvaluator:
     """A trace seen through a scorer: says what thresholds do on it."""
 
     def __init__(self, trace: Trace, scorer: Scorer, costs: Costs) -> None:
@@ -69,7 +69,7 @@ class Judge:
         return Outcome(len(exits), mean_macs(exits, self.exit_macs(thresholds)), accuracy, counts)
 
 
-def candidates(judge: Judge) -> list[Candidate]:
+def candidates(judge: TraceEvaluator) -> list[Candidate]:
     """Geometric thresholds for every q of `RATIOS`, by rising cost."""
     if judge.scores.shape[1] < MIN_SAMPLES:
         raise BadInput(
@@ -85,9 +85,9 @@ def candidates(judge: Judge) -> list[Candidate]:
 
 
 def frontier(
-    calibration: Judge,
-    held_out: Judge | None,
-    attacked: Judge | None,
+    calibration: TraceEvaluator,
+    held_out: TraceEvaluator | None,
+    attacked: TraceEvaluator | None,
     budgets: Mapping[str, Budget],
     policy: str = "geometric",
 ) -> tuple[tuple[FrontierPoint, ...], dict[str, int]]:
@@ -126,7 +126,7 @@ def frontier(
     return tuple(points), {name: wanted.index(macs) for name, macs in named.items()}
 
 
-def _choose(judge: Judge, budgets: Sequence[float], policy: str) -> list[Thresholds]:
+def _choose(judge: TraceEvaluator, budgets: Sequence[float], policy: str) -> list[Thresholds]:
     """Thresholds for budgets in MACs; `search` replaces others that it clearly beats.
 
     Where a budget affords the full network without its early heads, that is what it gets.
@@ -137,7 +137,7 @@ def _choose(judge: Judge, budgets: Sequence[float], policy: str) -> list[Thresho
     chosen = [nobody_early if macs >= full_macs else _largest_within(choices, macs).thresholds for macs in budgets]
     if policy == "geometric" or judge.labels is None:
         return chosen
-    table = Table(Ranking.of(judge.scores), judge.predictions == judge.labels, judge.costs)
+    table = SearchTable(Ranking.of(judge.scores), judge.predictions == judge.labels, judge.costs)
     found = search(table)
     for place, macs in enumerate(budgets[:-1]):  # the last is the full network, which nobody leaves early
         better = _most_accurate_within(found, macs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.confidence import Floats
+from mexit.core.scores import Floats
 
 LOWEST, HIGHEST = 0.05, 20.0
 _HALVINGS = 50

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from mexit import console
+from mexit.commands import output
 from mexit.commands.options import Backend, BudgetOption, BundleArg, Deadline, Json, Threads
-from mexit.console import RichProgress
+from mexit.commands.output import RichProgress
 from mexit.errors import UsageError
 
 Rate = Annotated[
@@ -42,9 +42,9 @@ def run(
     json: Json = False,
 ) -> None:
     """Classify image files."""
-    from mexit.flows.defaults import is_bundle
+    from mexit.commands.report import run_json, show_answers
+    from mexit.core.artifact_paths import is_bundle
     from mexit.flows.run import run as flow
-    from mexit.report import run_json, show_answers
 
     bundle, images = (paths[0], paths[1:]) if is_bundle(paths[0]) else (None, paths)
     if not images:
@@ -60,7 +60,7 @@ def run(
         burst=burst,
         progress=RichProgress(),
     )
-    console.print_json(run_json(answers)) if json else show_answers(answers)
+    output.print_json(run_json(answers)) if json else show_answers(answers)
     failed = [answer.error for answer in answers if answer.error]
     if failed:
         raise typer.Exit(failed[0].exit_code)
@@ -109,9 +109,9 @@ def serve(
     ] = "off",
 ) -> None:
     """Serve a bundle over HTTP: Open Inference Protocol v2, POST /v1/classify, Prometheus /metrics."""
-    from mexit.flows.defaults import BUNDLES, newest
+    from mexit.commands.report import say_serving
+    from mexit.core.artifact_paths import BUNDLES, newest
     from mexit.flows.serve import serve as flow
-    from mexit.report import say_serving
 
     path = bundle or newest(BUNDLES, RichProgress())
     flow(
@@ -150,9 +150,9 @@ def camera(
     json: Json = False,
 ) -> None:
     """Classify every frame of a video or folder, or the newest frame of a live camera."""
+    from mexit.commands.report import LabelChanges, camera_json, show_camera
+    from mexit.core.artifact_paths import BUNDLES, newest
     from mexit.flows.camera import camera as flow
-    from mexit.flows.defaults import BUNDLES, newest
-    from mexit.report import LabelChanges, camera_json, show_camera
 
     progress = RichProgress()
     path = bundle or newest(BUNDLES, progress)
@@ -171,6 +171,6 @@ def camera(
         on_result=None if json or out or jsonl else LabelChanges(),
         on_event=progress.note,
     )
-    console.print_json(camera_json(result)) if json else show_camera(result)
+    output.print_json(camera_json(result)) if json else show_camera(result)
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)

@@ -10,10 +10,9 @@ from typing import Annotated
 
 import typer
 
-from mexit import console
-from mexit.commands import engines
+from mexit.commands import engines, output
 from mexit.commands.options import Backend, BundleArg, DataDir, Json, SourceArg, Threads, pairs
-from mexit.console import RichProgress
+from mexit.commands.output import RichProgress
 from mexit.errors import UsageError
 
 
@@ -57,9 +56,9 @@ def export(
     """Export a run as a bundle of ONNX segments, check it against torch, and calibrate it."""
     from dataclasses import asdict
 
-    from mexit.flows.defaults import is_bundle
+    from mexit.commands.report import show_export
+    from mexit.core.artifact_paths import is_bundle
     from mexit.flows.export import export as flow
-    from mexit.report import show_export
 
     if trust_engines and not trt:
         raise UsageError("--trust-engines is about TensorRT engines: add --trt")
@@ -92,7 +91,7 @@ def export(
     if not json:
         show_export(result)
     elif not trt:
-        console.print_json(found)
+        output.print_json(found)
     if trt:
         engines.build(result.bundle, replace=replace, trust_engines=trust_engines, json=json, found=found)
 
@@ -138,8 +137,8 @@ def calibrate(
     """Set confidence thresholds per budget on held-out data, for the engine that will be deployed."""
     from dataclasses import asdict
 
+    from mexit.commands.report import show_calibration
     from mexit.flows.calibrate import calibrate as flow
-    from mexit.report import show_calibration
 
     result = flow(
         bundle,
@@ -160,19 +159,19 @@ def calibrate(
         progress=RichProgress(),
     )
     if json:
-        console.print_json({"bundle": str(result.bundle), "entry": asdict(result.entry)})
+        output.print_json({"bundle": str(result.bundle), "entry": asdict(result.entry)})
     else:
         show_calibration(result)
 
 
 def inspect(bundle: BundleArg = None, *, json: Json = False) -> None:
     """Check a bundle byte by byte and say what it holds."""
+    from mexit.commands.report import show_inspection
     from mexit.flows.inspect import inspect as flow
-    from mexit.report import show_inspection
 
     result = flow(bundle, progress=RichProgress())
     if json:
-        console.print_json(result.to_json())
+        output.print_json(result.to_json())
         return
     show_inspection(result)
     engines.show_kept(result)
@@ -192,9 +191,9 @@ def bench(
     json: Json = False,
 ) -> None:
     """Time a bundle on this machine, per path and batch."""
+    from mexit.commands.report import show_bench
     from mexit.flows.bench import BATCHES
     from mexit.flows.bench import bench as flow
-    from mexit.report import show_bench
 
     result = flow(
         bundle,
@@ -206,4 +205,4 @@ def bench(
         data_dir=data_dir,
         progress=RichProgress(),
     )
-    console.print_json(result.to_json()) if json else show_bench(result)
+    output.print_json(result.to_json()) if json else show_bench(result)

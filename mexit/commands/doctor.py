@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mexit import console
+from mexit.commands import output
 from mexit.commands.options import BundleArg, Json
-from mexit.console import RichProgress
+from mexit.commands.output import RichProgress
 
 if TYPE_CHECKING:
     from mexit.flows.doctor import DoctorResult
@@ -19,14 +19,14 @@ def doctor(bundle: BundleArg = None, *, json: Json = False) -> None:
     from mexit.flows.doctor import doctor as flow
 
     result = flow(bundle, progress=RichProgress())
-    console.print_json(result.to_json()) if json else _show(result)
+    output.print_json(result.to_json()) if json else _show(result)
     if result.count("problem"):
         raise typer.Exit(1)
 
 
 def _show(result: DoctorResult) -> None:
     for found in result.findings:
-        console.say(f"{found.status:8} {found.name}: {found.found}")
+        output.say(f"{found.status:8} {found.name}: {found.found}")
         if found.fix:
-            console.say(f"         {'type' if found.status != 'ok' else 'then'}: {found.fix}")
-    console.say(f"{result.count('problem')} problem(s), {result.count('warning')} warning(s)")
+            output.say(f"         {'type' if found.status != 'ok' else 'then'}: {found.fix}")
+    output.say(f"{result.count('problem')} problem(s), {result.count('warning')} warning(s)")

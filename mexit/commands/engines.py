@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mexit import console
-from mexit.console import RichProgress
+from mexit.commands import output
+from mexit.commands.output import RichProgress
 
 if TYPE_CHECKING:
-    from mexit.flows.engines import EngineRow, EnginesResult
     from mexit.flows.inspect import InspectResult
+    from mexit.flows.tensorrt_engines import EngineRow, EnginesResult
 
 # Compute capability to the GPUs that people know it by.
 KNOWN_AS = {"7.5": "GeForce RTX 20", "8.6": "GeForce RTX 30", "8.9": "GeForce RTX 40", "12.0": "GeForce RTX 50"}
@@ -29,7 +29,7 @@ def build(
 
     What was found is printed, too, where no engines can be built: the bundle is complete without.
     """
-    from mexit.flows.engines import build_engines
+    from mexit.flows.tensorrt_engines import build_engines
 
     said = dict(found or {})
     try:
@@ -39,7 +39,7 @@ def build(
             _show(result)
     finally:
         if json and said:
-            console.print_json(said)
+            output.print_json(said)
 
 
 def show_kept(result: InspectResult) -> None:
@@ -52,9 +52,9 @@ def _show(result: EnginesResult) -> None:
     made_by = f"by {result.builder} {result.builder_version}; built, not run"
     _table(f"TensorRT engines of {result.bundle}", result.rows, f"{made_by}\n{_for_whom(result)}")
     for variant, why in result.skipped.items():
-        console.say(f"no {variant} engines: {why}")
-    console.say(f"kept for this device in {result.rows[0].file.parents[2]}, signed with its key")
-    console.next_commands(f"mexit run {result.bundle} IMAGE --backend trt", f"mexit inspect {result.bundle}")
+        output.say(f"no {variant} engines: {why}")
+    output.say(f"kept for this device in {result.rows[0].file.parents[2]}, signed with its key")
+    output.next_commands(f"mexit run {result.bundle} IMAGE --backend trt", f"mexit inspect {result.bundle}")
 
 
 def _for_whom(result: EnginesResult) -> str:
@@ -83,4 +83,4 @@ def _table(title: str, rows: tuple[EngineRow, ...], caption: str) -> None:
         ]
         for row in rows
     ]
-    console.table(title, columns, cells, caption)
+    output.table(title, columns, cells, caption)

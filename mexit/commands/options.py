@@ -10,7 +10,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from mexit import console
+from mexit.commands import output
 from mexit.errors import MexitError, UsageError
 
 P = ParamSpec("P")
@@ -59,10 +59,10 @@ def handled(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except MexitError as error:
-            console.error(str(error))
+            output.error(str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            console.error("stopped")
+            output.error("stopped")
             raise typer.Exit(130) from None
         except BrokenPipeError:
             raise typer.Exit(0) from None
@@ -92,7 +92,7 @@ class StopOnSignal:
 
     def _note(self, number: int, _: object) -> None:
         self.exit_code = 128 + number
-        console.err.print("stopping after this step, with a checkpoint ...", style="dim")
+        output.err.print("stopping after this step, with a checkpoint ...", style="dim")
         self.__exit__()
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mexit import console
+from mexit.commands import output
 from mexit.commands.options import (
     Backend,
     DataDir,
@@ -20,7 +20,7 @@ from mexit.commands.options import (
     fraction,
     method_options,
 )
-from mexit.console import RichProgress
+from mexit.commands.output import RichProgress
 
 
 def demo(
@@ -28,11 +28,11 @@ def demo(
     json: Json = False,
 ) -> None:
     """The whole pipeline on embedded real data (UCI handwritten digits), in under two minutes on two cores."""
+    from mexit.commands.report import show_demo
     from mexit.flows.demo import demo as flow
-    from mexit.report import show_demo
 
     result = flow(threads=threads, progress=RichProgress())
-    console.print_json(result.report) if json else show_demo(result)
+    output.print_json(result.report) if json else show_demo(result)
 
 
 def train(
@@ -126,8 +126,8 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a multi-exit network. Stopped with Ctrl-C, it continues with --resume and ends in the same weights."""
+    from mexit.commands.report import show_training
     from mexit.flows.train import train as flow
-    from mexit.report import show_training
 
     given = {
         "model": model,
@@ -175,10 +175,10 @@ def train(
     if not result.leads:
         raise typer.Exit(stop.exit_code)
     if not result.finished:
-        console.error(f"stopped; continue with: mexit train --resume --out {result.run}")
+        output.error(f"stopped; continue with: mexit train --resume --out {result.run}")
         raise typer.Exit(stop.exit_code)
     if json:
-        console.print_json({"run": str(result.run), "settings": result.settings, "log": list(result.records)})
+        output.print_json({"run": str(result.run), "settings": result.settings, "log": list(result.records)})
     else:
         show_training(result)
 
@@ -205,9 +205,9 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Accuracy on the test split, per exit and per budget, clean and under attack. Writes a model card."""
-    from mexit.flows.attack_plan import Plan, read_exits, read_groups
+    from mexit.commands.report import show_evaluation
+    from mexit.evaluate.config import EvaluationConfig, read_exits, read_groups
     from mexit.flows.evaluate import evaluate as flow
-    from mexit.report import show_evaluation
 
     result = flow(
         source,
@@ -216,19 +216,19 @@ def evaluate(
         eps=fraction(eps),
         steps=steps,
         backend=backend,
-        plan=Plan(
+        plan=EvaluationConfig(
             read_groups(attacks), read_exits(exits), strong_samples or None, restarts, targets, queries,
             transfer=transfer,
         ),
         progress=RichProgress(),
     )  # fmt: skip
-    console.print_json(result.report) if json else show_evaluation(result)
+    output.print_json(result.report) if json else show_evaluation(result)
 
 
 def models(*, json: Json = False) -> None:
     """Every network: input, classes, and what leaving at each exit costs."""
+    from mexit.commands.report import show_models
     from mexit.flows.models import models as flow
-    from mexit.report import show_models
 
     result = flow()
-    console.print_json([row.to_json() for row in result]) if json else show_models(result)
+    output.print_json([row.to_json() for row in result]) if json else show_models(result)

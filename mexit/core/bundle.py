@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from mexit.core.files import (
+from mexit.core.atomic_io import (
     MAX_JSON_BYTES,
     new_directory,
     parse_json,
@@ -30,7 +30,7 @@ from mexit.core.files import (
     write_bytes,
 )
 from mexit.core.manifest import FileSpec, Manifest
-from mexit.core.onnx_guard import refuse_external_data
+from mexit.core.onnx_safety import refuse_external_data
 from mexit.core.policies import Policies, TraceRef
 from mexit.core.trace import MAX_TRACE_BYTES, Trace
 from mexit.errors import Damaged, NotCalibrated, NotFound, StalePolicy, Untrusted

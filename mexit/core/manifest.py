@@ -32,7 +32,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class PrepareSpec:
-    """How an image becomes the input tensor; `data.prepare` is the only reader.
+    """How an image becomes the input tensor; `data.preprocess` is the only reader.
 
     Attributes:
         resize: Pillow filter, antialiased: "bilinear" or "box".

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import Budget, exact_macs, format_macs
-from mexit.core.confidence import MEASURES
-from mexit.core.files import sha256_bytes, to_json
 from mexit.core.manifest import check_format, read_value
 from mexit.core.policy import Policy
+from mexit.core.scores import MEASURES
 from mexit.errors import BudgetInfeasible, Damaged, NotCalibrated, StalePolicy
 
 FORMAT = "mexit-policies"

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.confidence import Floats, Scorer
+from mexit.core.scores import Floats, Scorer
 from mexit.errors import UsageError
 
 Thresholds = tuple[float | None, ...]
@@ -47,11 +47,11 @@ class Policy:
         """The scorer for `classes` classes."""
         return Scorer(self.measure, self.ensemble, self.temperatures, classes)
 
-    def never_leave(self) -> Policy:
+    def without_early_exit(self) -> Policy:
         """The same scores, but every input runs to the last exit: the budget `full`."""
         return replace(self, thresholds=(None,) * len(self.thresholds))
 
-    def ask_everywhere(self) -> Policy:
+    def evaluate_all_heads(self) -> Policy:
         """Every input runs to the last exit and every head on the way is asked: what rehearsals time."""
         return replace(self, thresholds=(float(np.finfo(np.float64).max),) * len(self.thresholds))
 
@@ -71,7 +71,7 @@ def heads_asked(measure: str, ensemble: bool, thresholds: Thresholds) -> tuple[b
     return (*(builds or threshold is not None for threshold in thresholds), True)
 
 
-def is_sure(score: Floats, threshold: float | Floats | None) -> NDArray[np.bool_]:
+def should_exit(score: Floats, threshold: float | Floats | None) -> NDArray[np.bool_]:
     """Which rows leave: score (B,) against one threshold, or against each row's own (B,), where NaN is None.
 
     NaN is never sure, and nobody is where the threshold is None.
@@ -86,5 +86,5 @@ def first_exit(scores: Floats, thresholds: Sequence[float | None]) -> NDArray[np
     last = len(thresholds) + 1
     exits = np.full(scores.shape[1], last, np.int64)
     for k in range(last - 1, 0, -1):
-        exits[is_sure(scores[k - 1], thresholds[k - 1])] = k
+        exits[should_exit(scores[k - 1], thresholds[k - 1])] = k
     return exits

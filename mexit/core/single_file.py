@@ -1,4 +1,4 @@
-"""The inputs of a bundle's single file (`export.single_file`) that stand for a policy."""
+"""The inputs of a bundle's single file (`export.nested_if`) that stand for a policy."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.files import read_bytes, read_npz
+from mexit.core.atomic_io import read_bytes, read_npz
 from mexit.core.manifest import read_value
 from mexit.errors import BadInput, Damaged
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.files import read_npz
+from mexit.core.atomic_io import read_npz
 from mexit.core.manifest import InputSpec
-from mexit.data.prepare import check_tensor
+from mexit.data.preprocess import check_tensor
 from mexit.errors import BadInput, Damaged
 
 MAX_BYTES = 4 << 30

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.files import read_bytes
+from mexit.core.atomic_io import read_bytes
 from mexit.data.dataset import ArrayImages, DataSet
 from mexit.errors import Damaged, NotFound, Untrusted
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.manifest import InputSpec
-from mexit.data.prepare import prepare, prepare_batch, read_image
+from mexit.data.preprocess import prepare, prepare_batch, read_image
 from mexit.errors import BadInput
 
 

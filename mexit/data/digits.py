@@ -11,7 +11,7 @@ from importlib import resources
 
 import numpy as np
 
-from mexit.core.files import sha256_bytes
+from mexit.core.atomic_io import sha256_bytes
 from mexit.data.dataset import ArrayImages, DataSet
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mexit.core.manifest import is_class_name
 from mexit.data.dataset import DataSet, FileImages, Pictures
-from mexit.data.file_set import SUFFIXES, Listing, Picture, folders, pictures
+from mexit.data.image_files import SUFFIXES, Listing, Picture, folders, pictures
 from mexit.errors import BadInput, NotFound
 
 TRAIN_NAME, TEST_NAMES = "train", ("test", "val")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.files import read_bytes, sha256_bytes
+from mexit.core.atomic_io import read_bytes, sha256_bytes
 from mexit.data.dataset import ArrayImages, DataSet
 from mexit.errors import Damaged, NotFound
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mexit.data.dataset import DataSet
-from mexit.data.file_set import folders, pictures
 from mexit.data.folder import load_class_folders
+from mexit.data.image_files import folders, pictures
 from mexit.data.wordnet import WNID, WORDS, class_names
 from mexit.errors import BadInput, NotFound
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mexit.data.dataset import DataSet
-from mexit.data.file_set import Listing, Picture, folders, pictures
+from mexit.data.image_files import Listing, Picture, folders, pictures
 from mexit.data.wordnet import WNID, WORDS, class_names, read_lines
 from mexit.errors import Damaged, NotFound
 

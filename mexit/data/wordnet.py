@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from mexit.core.files import read_bytes
+from mexit.core.atomic_io import read_bytes
 from mexit.core.manifest import is_class_name
 from mexit.errors import Damaged
 

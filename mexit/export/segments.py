@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mexit.train.models import MultiExit, Stage
+from mexit.models import MultiExit, Stage
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.budget import NAMED_FRACTIONS
-from mexit.data import catalog
+from mexit.core.progress import Progress, Silent
+from mexit.data import registry
 from mexit.data.splits import Splits
 from mexit.errors import MexitError, UsageError
-from mexit.flows.defaults import BUNDLES, newest
-from mexit.flows.progress import Progress, Silent
 from mexit.flows.tune import tune as tune_engines
 from mexit.runtime.autotune import Explanation
+from mexit.runtime.latency_profile import processor
 from mexit.runtime.runtime import Runtime
-from mexit.runtime.times import processor
 
 BATCHES = (1, 8, 64)
 REPEATS = 200
@@ -141,7 +141,7 @@ def _images(runtime: Runtime, data_dir: str | Path | None) -> tuple[NDArray[np.f
     stored = bundle.splits()
     try:
         if stored is not None and bundle.manifest.splits is not None:
-            data = catalog.load(bundle.manifest.splits.data_set, data_dir)
+            data = registry.load(bundle.manifest.splits.data_set, data_dir)
             splits = Splits.from_bytes(stored, bundle.path)
             splits.check(data)
             index = splits.part("calibration")[:512]

@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mexit.calibrate.calibrate import AUTO, Calibrated, Traces, Wish
-from mexit.calibrate.calibrate import calibrate as decide
-from mexit.calibrate.certify import Request, to_json_value
-from mexit.calibrate.report import report
-from mexit.calibrate.scores import ScoreQuality
+from mexit.calibrate.calibration import AUTO, CalibrationConfig, CalibrationResult, Traces
+from mexit.calibrate.calibration import calibrate as decide
+from mexit.calibrate.calibration_report import report
+from mexit.calibrate.certificates import Request, to_json_value
+from mexit.calibrate.score_selection import ScoreQuality
+from mexit.core.artifact_paths import BUNDLES, newest
+from mexit.core.atomic_io import to_json, write_bytes
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
-from mexit.core.files import to_json, write_bytes
 from mexit.core.policies import PolicyEntry
+from mexit.core.progress import Progress, Silent
 from mexit.core.trace import Trace
-from mexit.data import catalog
+from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits, split
 from mexit.errors import MexitError, UsageError
-from mexit.flows import gradients, plots
-from mexit.flows.defaults import BUNDLES, newest
-from mexit.flows.progress import Progress, Silent
-from mexit.flows.samples import BundlePool, DataPool, PicturePool, Pool, Samples
-from mexit.runtime.record import record
+from mexit.evaluate import gradient_source, plots
+from mexit.flows.sample_sources import BundleSource, DatasetSource, Samples, SampleSource, UnlabelledSource
 from mexit.runtime.runtime import Runtime
+from mexit.runtime.trace_recorder import record
 
 IN_BUNDLE = "bundle"
 REPORTS = Path("reports")
@@ -82,9 +82,9 @@ def calibrate(
             geometric, and of the losses only `disagreement` can be certified.
         data_dir: where data sets lie; default `MEXIT_DATA`.
         budgets: further budgets by name, as typed (`{"mine": "40%"}`).
-        measure, ensemble, policy: see `calibrate.calibrate.Wish`.
+        measure, ensemble, policy: see `calibrate.calibration.CalibrationConfig`.
         attack: `average`, `max-average` or `none`: under which the promise is also measured.
-        max_risk, confidence, loss, risk_method, max_cost: see `calibrate.certify.Request`; no certificate without
+        max_risk, confidence, loss, risk_method, max_cost: see `calibrate.certificates.Request`; no certificate without
             `max_risk`.
         backend, threads: the engine to calibrate.
         progress: who listens.
@@ -103,7 +103,7 @@ def calibrate(
     for budget in typed.values():
         budget.macs(costs)
     request = None if max_risk is None else Request(max_risk, confidence, loss, risk_method, bound)
-    wish = Wish(measure, ensemble, policy, typed, request)
+    wish = CalibrationConfig(measure, ensemble, policy, typed, request)
     pool, why_not = _pool(runtime.bundle, data, data_dir, attack, progress)
     _need_labels(pool, request)
     traces = _record(runtime, pool, attack, progress)
@@ -125,15 +125,15 @@ def _free(name: str) -> str:
     raise UsageError(f"'{name}' means a budget already: choose another name for yours")
 
 
-def _need_labels(pool: Pool, request: Request | None) -> None:
-    if isinstance(pool, PicturePool) and request is not None and request.loss != "disagreement":
+def _need_labels(pool: SampleSource, request: Request | None) -> None:
+    if isinstance(pool, UnlabelledSource) and request is not None and request.loss != "disagreement":
         raise UsageError(
             f"{pool.pictures.name} has no labels, which the loss {request.loss} needs: add --loss disagreement, "
             "or put the pictures into one folder a class"
         )
 
 
-def _record(runtime: Runtime, pool: Pool, attack: str, progress: Progress) -> Traces:
+def _record(runtime: Runtime, pool: SampleSource, attack: str, progress: Progress) -> Traces:
     """The traces of this engine."""
 
     def trace(samples: Samples) -> Trace:
@@ -162,12 +162,12 @@ def _record(runtime: Runtime, pool: Pool, attack: str, progress: Progress) -> Tr
 
 def _pool(
     bundle: Bundle, data: str | None, data_dir: str | Path | None, attack: str, progress: Progress
-) -> tuple[Pool, str]:
+) -> tuple[SampleSource, str]:
     """Where samples come from: what was named, else the bundle's own data set, else the images in the bundle.
 
     Also why there are none under attack (empty if there are).
     """
-    travelling = BundlePool.of(bundle)
+    travelling = BundleSource.of(bundle)
     if data == IN_BUNDLE or (data is None and travelling is not None and not _at_hand(bundle, data_dir)):
         if travelling is None:
             raise UsageError(
@@ -176,18 +176,18 @@ def _pool(
         progress.note(f"using the images in {bundle.path}")
         why_not = "" if travelling.attacked("certification") else "the bundle carries no attacked images"
         return travelling, "no attack was asked for" if attack == "none" else why_not
-    pictures = None if data is None else catalog.load_pictures(data)
+    pictures = None if data is None else registry.load_pictures(data)
     if pictures is not None:
         progress.note(f"{data} has no labels: of its {len(pictures)} pictures half calibrate and half certify")
         why_not = "no attack was asked for" if attack == "none" else f"{data} has no labels to attack"
-        return PicturePool(pictures, bundle.manifest.input), why_not
+        return UnlabelledSource(pictures, bundle.manifest.input), why_not
     data_set, splits = _data(bundle, data, data_dir)
     source, why_not = (None, "no attack was asked for")
     if attack != "none" and data is None:
-        source, why_not = gradients.of_bundle_or_why_not(bundle)
+        source, why_not = gradient_source.of_bundle_or_why_not(bundle)
     elif attack != "none":
         why_not = f"{data} is not the data that the run was trained on"
-    return DataPool(data_set, splits, bundle.manifest.input, source, attack), why_not
+    return DatasetSource(data_set, splits, bundle.manifest.input, source, attack), why_not
 
 
 def _at_hand(bundle: Bundle, data_dir: str | Path | None) -> bool:
@@ -202,7 +202,7 @@ def _at_hand(bundle: Bundle, data_dir: str | Path | None) -> bool:
 def _data(bundle: Bundle, data: str | None, data_dir: str | Path | None) -> tuple[DataSet, Splits]:
     stored = bundle.splits()
     if data is not None:
-        data_set = catalog.load(data, data_dir)
+        data_set = registry.load(data, data_dir)
         if data_set.classes != bundle.manifest.classes:
             raise UsageError(f"{data} has the classes {data_set.classes}, {bundle.path} {bundle.manifest.classes}")
         if bundle.manifest.splits is None or data_set.sha256 != bundle.manifest.splits.sha256:
@@ -210,14 +210,14 @@ def _data(bundle: Bundle, data: str | None, data_dir: str | Path | None) -> tupl
     elif bundle.manifest.splits is None:
         raise UsageError(f"{bundle.path} stores no splits: add --data")
     else:
-        data_set = catalog.load(bundle.manifest.splits.data_set, data_dir)
+        data_set = registry.load(bundle.manifest.splits.data_set, data_dir)
     assert stored is not None
     splits = Splits.from_bytes(stored, bundle.path / "splits.npz")
     splits.check(data_set)
     return data_set, splits
 
 
-def _entry(bundle: Bundle, traces: Traces, found: Calibrated) -> PolicyEntry:
+def _entry(bundle: Bundle, traces: Traces, found: CalibrationResult) -> PolicyEntry:
     origin = traces.calibration.origin
     refs = [bundle.save_trace(trace) for trace in traces.all]
     return PolicyEntry(

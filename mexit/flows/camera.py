@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from mexit.camera.frame import Counters
+from mexit.camera.overlay import Overlay
+from mexit.camera.pipeline import CameraPrediction
+from mexit.camera.sinks import JsonLines, Sink
+from mexit.camera.source import Source, parse_source
+from mexit.camera.video_writer import VideoWriter
 from mexit.errors import UsageError
 from mexit.runtime import Runtime
-from mexit.runtime.allowance import Macs
-from mexit.runtime.camera.address import Source, parse_source
-from mexit.runtime.camera.mp4 import AnnotatedVideo
-from mexit.runtime.camera.overlay import Overlay
-from mexit.runtime.camera.pipeline import CameraPrediction
-from mexit.runtime.camera.shots import Counters
-from mexit.runtime.camera.sinks import JsonLines, Sink
-from mexit.runtime.ledger import Ledger
+from mexit.runtime.rate_limits import Macs
+from mexit.runtime.stats import RuntimeStats
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class CameraReport:
     Attributes:
         source: what was watched, without credentials.
         frames: answered.
-        dropped: passed over, for a newer frame or by the governor.
-        refused: those passed over by the governor.
+        dropped: passed over, for a newer frame or by the rate limiter.
+        refused: those passed over by the rate limiter.
         undecodable: damaged, and passed over.
         reconnects: how often a live source came back.
         seconds: from the first frame to the last answer.
@@ -84,7 +84,7 @@ def camera(
 
     Args:
         bundle: the directory.
-        source: see `runtime.camera.address`.
+        source: see `camera.source`.
         budget, backend, threads, deadline_ms, rate, burst: of the runtime.
         out: annotated video, `.mp4`.
         jsonl: one JSON line a frame.
@@ -93,14 +93,14 @@ def camera(
         on_event: told when a stream is lost or back.
 
     Raises:
-        UsageError, NotFound, BadInput, Damaged, MissingExtra, MexitError: see `runtime.camera.pipeline.watch`.
+        UsageError, NotFound, BadInput, Damaged, MissingExtra, MexitError: see `camera.pipeline.watch`.
     """
     parsed = parse_source(source)
     _check(parsed, out, jsonl, limit)
     runtime = Runtime.open(bundle, budget, backend=backend, threads=threads, rate=rate, burst=burst)
     costs = runtime.bundle.manifest.cumulative_macs
     sinks: list[Sink] = [JsonLines(jsonl)] if jsonl else []
-    sinks += [AnnotatedVideo(out, Overlay(costs), live=parsed.live)] if out else []
+    sinks += [VideoWriter(out, Overlay(costs), live=parsed.live)] if out else []
     counters, tally = Counters(), _Tally(costs)
     options = {"deadline_ms": deadline_ms, "on_event": on_event, "counters": counters}
     with (
@@ -136,7 +136,7 @@ class _Tally:
     """Adds answers up, in constant memory."""
 
     def __init__(self, costs: Sequence[int]) -> None:
-        self._ages = Ledger(len(costs), costs[-1])  # a ledger whose latencies are ages
+        self._ages = RuntimeStats(len(costs), costs[-1])  # a ledger whose latencies are ages
         self.frames = 0
         self._first_s = 0.0
         self._last_s = 0.0
@@ -151,8 +151,8 @@ class _Tally:
     def report(
         self, source: str, counters: Counters, outputs: tuple[Path, ...], signal_number: int | None
     ) -> CameraReport:
-        account = self._ages.account()
-        ages = account.latency_ms
+        snapshot = self._ages.snapshot()
+        ages = snapshot.latency_ms
         seconds = self._last_s - self._first_s
         return CameraReport(
             source=source,
@@ -164,9 +164,9 @@ class _Tally:
             seconds=round(seconds, 3),
             fps=round(self.frames / seconds, 2) if seconds else 0.0,
             age_ms={name: round(ages[name], 3) for name in ("p50", "p95")} if ages else None,
-            exits=account.exits,
-            mean_macs=account.mean_macs,
-            saved=account.saved,
+            exits=snapshot.exits,
+            mean_macs=snapshot.mean_macs,
+            saved=snapshot.saved,
             outputs=outputs,
             signal=signal_number,
         )

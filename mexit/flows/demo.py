@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.files import write_bytes
+from mexit.core.artifact_paths import BUNDLES, RUNS
+from mexit.core.atomic_io import write_bytes
+from mexit.core.progress import Progress, Silent
 from mexit.data import digits, splits
-from mexit.flows.defaults import BUNDLES, RUNS
 from mexit.flows.evaluate import evaluate
 from mexit.flows.export import export
-from mexit.flows.progress import Progress, Silent
 from mexit.flows.train import train
 from mexit.runtime.runtime import Runtime
 

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.files import to_json, write_bytes
+from mexit.core.artifact_paths import BUNDLES, RUNS, newest
+from mexit.core.atomic_io import to_json, write_bytes
+from mexit.core.progress import Progress, Silent
 from mexit.errors import UsageError
-from mexit.flows import plots
-from mexit.flows.attack_plan import Plan
-from mexit.flows.defaults import BUNDLES, RUNS, newest
-from mexit.flows.model_card import model_card
-from mexit.flows.progress import Progress, Silent
-from mexit.flows.subject import BATCH, Labels, Logits, Subject, open_run, open_subject, spaced
-from mexit.flows.verdicts import NOISE, Evidence, curve, per_budget, per_exit, transfer
+from mexit.evaluate import plots
+from mexit.evaluate.config import EvaluationConfig
+from mexit.evaluate.model_card import model_card
+from mexit.evaluate.results import NOISE, AttackResults, curve, per_budget, per_exit, transfer
+from mexit.evaluate.target import BATCH, EvaluationTarget, Labels, Logits, open_run, open_subject, spaced
 
 SAMPLES = 1000
 REPORTS = Path("reports")
@@ -57,7 +57,7 @@ def evaluate(
     eps: float | None = None,
     steps: int | None = None,
     backend: str = "auto",
-    plan: Plan | None = None,
+    plan: EvaluationConfig | None = None,
     progress: Progress | None = None,
 ) -> EvaluateResult:
     """Evaluate a run or a bundle on the test split.
@@ -76,14 +76,14 @@ def evaluate(
         NotFound, StalePolicy: the run behind a bundle is gone or another one.
         MissingExtra: torch, or for some attacks `pyautoattack`, is not installed.
     """
-    progress, plan, begin = progress or Silent(), plan or Plan(), time.monotonic()
+    progress, plan, begin = progress or Silent(), plan or EvaluationConfig(), time.monotonic()
     subject = open_subject(source or _newest(progress), data_dir, backend)
     _check(plan, subject)
     index = subject.test_places(samples)
     strong = spaced(len(index), plan.strong_samples)
     attack = subject.network.attack("average", eps, steps)
     attack = replace(attack, steps=replace(attack.steps, restarts=plan.restarts))
-    evidence = Evidence(subject.data.labels[index], strong, _judge(subject, index, attack.steps, progress))
+    evidence = AttackResults(subject.data.labels[index], strong, _judge(subject, index, attack.steps, progress))
     more = _strong_groups(subject, plan, index[strong], attack.steps, evidence, progress)
     report = {
         "exits": per_exit(evidence),
@@ -100,9 +100,9 @@ def _newest(progress: Progress) -> Path:
     return newest(BUNDLES if (BUNDLES / "latest").exists() else RUNS, progress)
 
 
-def _check(plan: Plan, subject: Subject) -> None:
+def _check(plan: EvaluationConfig, subject: EvaluationTarget) -> None:
     """What would otherwise fail after long work."""
-    from mexit.train.attacks.auto import need_package
+    from mexit.attacks.autoattack import need_package
 
     plan.chosen_exits(subject.network.model.exits)
     if plan.wants("policy") or plan.wants("autoattack"):
@@ -117,9 +117,9 @@ def _check(plan: Plan, subject: Subject) -> None:
             )
 
 
-def _judge(subject: Subject, index: Labels, steps: Any, progress: Progress) -> dict[str, Logits]:
+def _judge(subject: EvaluationTarget, index: Labels, steps: Any, progress: Progress) -> dict[str, Logits]:
     """Logits (E, N, C) under every condition of `pgd`: clean, noise, average, max-average, one attack an exit."""
-    from mexit.train.evaluate import attack_suite, noisy
+    from mexit.train.validation import attack_suite, noisy
 
     model = subject.network.model
     found: dict[str, list[Logits]] = {}
@@ -135,34 +135,39 @@ def _judge(subject: Subject, index: Labels, steps: Any, progress: Progress) -> d
 
 
 def _strong_groups(
-    subject: Subject, plan: Plan, index: Labels, steps: Any, evidence: Evidence, progress: Progress
+    subject: EvaluationTarget,
+    plan: EvaluationConfig,
+    index: Labels,
+    steps: Any,
+    evidence: AttackResults,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Adds to the evidence; returns the parts of the report that are no accuracy of an exit or a budget."""
-    from mexit.flows import checks, strong_attacks
+    from mexit.evaluate import flow_checks, suites
 
     images, labels = subject.batch(index)
-    place = strong_attacks.Range(subject, plan, progress, images, labels, index, steps)
+    place = suites.AttackContext(subject, plan, progress, images, labels, index, steps)
     points: list[dict[str, Any]] = []
     found = []
     if plan.wants("policy"):
-        strong_attacks.attack_policies(place, evidence)
+        suites.attack_policies(place, evidence)
     if plan.wants("autoattack"):
-        warnings = strong_attacks.auto_attack_all(place, evidence)
-        found += checks.of_autoattack(place, evidence, warnings)
+        warnings = suites.auto_attack_all(place, evidence)
+        found += flow_checks.of_autoattack(place, evidence, warnings)
     if plan.wants("slowdown"):
-        strong_attacks.slow_policies(place, evidence)
+        suites.slow_policies(place, evidence)
     if plan.wants("sanity"):
-        judged = strong_attacks.radii(place)
+        judged = suites.radii(place)
         points = curve(judged, labels, subject)
-        found += checks.of_curve(place, judged)
-    found = [*checks.cheap(place, evidence), *checks.of_black_box(place, evidence), *found]
+        found += flow_checks.of_curve(place, judged)
+    found = [*flow_checks.cheap(place, evidence), *flow_checks.of_black_box(place, evidence), *found]
     flags = [f"{check.name}: {check.found}, expected {check.expected}; {check.means}" for check in found
              if not check.passed]  # fmt: skip
-    return {"curve": points, "checks": [checks.to_json(check) for check in found], "flags": flags}
+    return {"curve": points, "checks": [flow_checks.to_json(check) for check in found], "flags": flags}
 
 
 def _settings(
-    subject: Subject, plan: Plan, index: Labels, strong: NDArray[np.int64], attack: Any
+    subject: EvaluationTarget, plan: EvaluationConfig, index: Labels, strong: NDArray[np.int64], attack: Any
 ) -> dict[str, Any]:
     steps = attack.steps
     return {
@@ -189,7 +194,7 @@ def _settings(
     }
 
 
-def _write(subject: Subject, report: Mapping[str, Any]) -> tuple[Path, ...]:
+def _write(subject: EvaluationTarget, report: Mapping[str, Any]) -> tuple[Path, ...]:
     folder = subject.path / REPORTS
     written = [folder / JSON]
     write_bytes(written[0], to_json(report))
@@ -207,7 +212,7 @@ def _write(subject: Subject, report: Mapping[str, Any]) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def _picture(subject: Subject, report: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
+def _picture(subject: EvaluationTarget, report: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
     costs = subject.cumulative_macs
     lines: dict[str, Any] = {}
     for name, condition in (("clean", "clean"), ("attacked", "average")):

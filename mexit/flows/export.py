@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mexit import __version__
+from mexit.core.artifact_paths import BUNDLES, RUNS, is_bundle, newest, remember
+from mexit.core.atomic_io import sha256_file
 from mexit.core.bundle import Bundle
-from mexit.core.files import sha256_file
 from mexit.core.manifest import NAME_PATTERN
 from mexit.core.policies import PARITY
-from mexit.data import catalog
+from mexit.core.progress import Progress, Silent
+from mexit.core.versions import VERSION, installed_versions
+from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.errors import MexitError, UsageError, missing_extra
+from mexit.evaluate.gradient_source import Source
 from mexit.flows import single_file as nest
 from mexit.flows.calibrate import CalibrateResult, calibrate
-from mexit.flows.defaults import BUNDLES, RUNS, is_bundle, newest, remember
-from mexit.flows.gradients import Source
-from mexit.flows.progress import Progress, Silent
-from mexit.flows.samples import DataPool, gather
+from mexit.flows.precision_variants import check_precision, convert
+from mexit.flows.sample_sources import DatasetSource, gather
 from mexit.flows.tune import tune
-from mexit.flows.variants import check_precision, convert
 
 if TYPE_CHECKING:
     from mexit.export.parity import Parity
 
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")  # recorded in a bundle
 CHECK_IMAGES = 64
 TUNING_S = 0.5
 
@@ -79,7 +78,7 @@ def export(
         with_images: put calibration images, clean and attacked, into the bundle, for devices without the data.
         precision: of a second set of segments beside fp32, one of `variants.PRECISIONS`; thresholds are set for
             fp32, those of int8 need a calibration of their own.
-        single_file: also put all fp32 segments into one graph, see `export.single_file`.
+        single_file: also put all fp32 segments into one graph, see `export.nested_if`.
         progress: who listens.
 
     Raises:
@@ -127,23 +126,23 @@ def _build(
 ) -> tuple[Bundle, list[float], Parity | None]:
     """The bundle in memory, checked against torch, and how its other precision answers."""
     try:
-        from mexit.export import check, segments, to_onnx, write
+        from mexit.export import bundle_writer, onnx_export, segments, validate
+        from mexit.models import preset
         from mexit.train import checkpoint
-        from mexit.train.models import preset
     except ImportError as error:
         raise missing_extra(error.name or "torch", "train", "Exporting a network") from None
     from mexit.runtime.backends.ort import OrtBackend
     from mexit.runtime.reference import run_all_exits
 
     model, settings, splits = checkpoint.load_model(run)
-    data = catalog.load(settings.data, data_dir)
+    data = registry.load(settings.data, data_dir)
     splits.check(data)
     spec = preset(settings.model).input
     cuts = segments.cut(model, spec.name)
     exported = []
     with progress.track("exporting segments", len(cuts)) as advance:
         for cut in cuts:
-            exported.append(to_onnx.to_onnx(cut))
+            exported.append(onnx_export.to_onnx(cut))
             advance(1, "")
     provenance = _provenance(run, settings.to_json(), sha256_file(run / checkpoint.WEIGHTS))
     other = None if precision == PARITY else convert(cuts, exported, precision, data, splits, spec, progress)
@@ -152,16 +151,16 @@ def _build(
         provenance["parity"] = asdict(other.parity)
     travelling = {}
     if with_images:
-        pool = DataPool(data, splits, spec, Source(model, settings), "average")
+        pool = DatasetSource(data, splits, spec, Source(model, settings), "average")
         travelling = {images.file: images.to_bytes() for images in gather(pool, progress)}
     nested = nest.build(exported) if single_file else None
-    parts = write.assemble(
+    parts = bundle_writer.assemble(
         out.name, data.classes, spec, exported, splits, provenance, travelling, variants, nested
     )
     bundle = Bundle.from_parts(out, parts.manifest, parts.files)
     backend = OrtBackend(bundle)
     images = _check_images(data, splits.part("selection"), spec)
-    differences = check.largest_difference(model, lambda batch: run_all_exits(backend, batch), images)
+    differences = validate.largest_difference(model, lambda batch: run_all_exits(backend, batch), images)
     if nested is not None:
         nest.check(nested, images, run_all_exits(backend, images))
     return bundle, differences, other.parity if other else None
@@ -177,17 +176,9 @@ def _provenance(run: Path, settings: Mapping[str, Any], weights_sha256: str) -> 
         "weights_sha256": weights_sha256,
         "settings": dict(settings),
         "seeds": {"training": settings["seed"]},
-        "versions": {"mexit": __version__, "python": platform.python_version(), **_versions()},
+        "versions": {"mexit": VERSION, "python": platform.python_version(), **installed_versions(PACKAGES)},
         "commit": _commit(),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def _commit() -> str | None:

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle
 from mexit.core.policies import Policies
+from mexit.core.progress import Progress, Silent
 from mexit.errors import NotCalibrated
-from mexit.flows.defaults import BUNDLES, newest
-from mexit.flows.engines import EngineRow, kept, rows_json
-from mexit.flows.progress import Progress, Silent
+from mexit.flows.tensorrt_engines import EngineRow, kept, rows_json
 from mexit.runtime.autotune import Explanation, explain
 
 

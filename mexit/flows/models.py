@@ -42,8 +42,8 @@ def models() -> list[NetworkCosts]:
     try:
         import torch
 
-        from mexit.train.models import PRESETS
-        from mexit.train.models.costs import count
+        from mexit.models import PRESETS
+        from mexit.models.exit_costs import count
     except ImportError as error:
         raise missing_extra(error.name or "torch", "train", "Counting the cost of a network") from None
     rows = []

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mexit.data.prepare import read_image
+from mexit.core.artifact_paths import BUNDLES, newest
+from mexit.core.progress import Progress, Silent
+from mexit.data.preprocess import read_image
 from mexit.errors import MexitError
-from mexit.flows.defaults import BUNDLES, newest
-from mexit.flows.progress import Progress, Silent
 from mexit.runtime import Prediction, Runtime
-from mexit.runtime.allowance import Macs
+from mexit.runtime.rate_limits import Macs
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mexit.errors import UsageError, missing_extra
 from mexit.runtime import Runtime
-from mexit.runtime.allowance import Macs
+from mexit.runtime.rate_limits import Macs
 
 _NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 
@@ -56,7 +56,7 @@ def serve(
     """
     _check_installed()
     # Only now: the web framework is an optional part, and the other flows do without it.
-    from mexit.runtime.server import access, app, limits, listen, service
+    from mexit.serving import http, limits, middleware, service, uvicorn_server
 
     if deadline_ms is not None and not deadline_ms > 0:
         raise UsageError(
@@ -64,8 +64,8 @@ def serve(
         )
     if batching not in service.BATCHING:
         raise UsageError(f"unknown batching '{batching}': choose from {', '.join(service.BATCHING)}")
-    tokens = access.tokens_of(token)
-    opened = listen.bind(host, port, guarded=bool(tokens))
+    tokens = middleware.tokens_of(token)
+    opened = uvicorn_server.bind(host, port, guarded=bool(tokens))
     try:
         runtime = Runtime.open(
             bundle,
@@ -82,7 +82,7 @@ def serve(
         served = service.Service(
             runtime, limits.Limits(), threads=runtime.threads, deadline_ms=deadline_ms, batching=batching
         )
-        listen.run(app.build_app(served, tokens), served, opened, ready)
+        uvicorn_server.run(http.build_app(served, tokens), served, opened, ready)
     finally:
         opened.close()
 

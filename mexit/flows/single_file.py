@@ -14,14 +14,14 @@ from mexit.errors import BackendError
 from mexit.runtime.backends.ort import open_session
 
 if TYPE_CHECKING:
-    from mexit.export.to_onnx import OnnxSegment
+    from mexit.export.onnx_export import OnnxSegment
 
 TOLERANCE = 1e-5
 
 
 def build(segments: Sequence[OnnxSegment]) -> bytes:
     """The single file of these segments. Raises `UsageError`: too many exits; `MissingExtra`: no onnx."""
-    from mexit.export.single_file import single_file as nest
+    from mexit.export.nested_if import single_file as nest
 
     return nest([segment.model for segment in segments])
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mexit.core.files import parse_json, read_bytes
-from mexit.data import catalog
+from mexit.core.artifact_paths import RUNS, free_name, newest, remember
+from mexit.core.atomic_io import parse_json, read_bytes
+from mexit.core.progress import Progress, Silent
+from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, missing_extra
-from mexit.flows import plots
-from mexit.flows.defaults import RUNS, free_name, newest, remember
-from mexit.flows.progress import Progress, Silent
-from mexit.flows.tensorboard import FOLDER, need_tensorboard, written_to
+from mexit.evaluate import plots
+from mexit.train.tensorboard import FOLDER, need_tensorboard, written_to
 
 LOG = "log.jsonl"
 MAX_LOG_BYTES = 1 << 30
@@ -63,9 +63,9 @@ def train(
     """Train a network.
 
     Args:
-        data: a name of `data.catalog.NAMES`, or `folder:PATH`.
+        data: a name of `data.registry.NAMES`, or `folder:PATH`.
         preset: a published schedule of that data set; None = its first.
-        given: fields of `train.settings.TrainSettings` that override the preset.
+        given: fields of `train.config.TrainSettings` that override the preset.
         data_dir: where data sets lie; default `MEXIT_DATA`.
         out: the run directory; default a free name under `runs/`.
         resume: continue `out`, or the newest run, from its checkpoint with its stored settings; teachers that it
@@ -81,8 +81,8 @@ def train(
     of them reports and writes.
     """
     _need_torch()
-    from mexit.train import batches, checkpoint, distributed, recipe
-    from mexit.train.settings import resolve
+    from mexit.train import checkpoint, dataloader, distributed, precision
+    from mexit.train.config import resolve
 
     start = time.monotonic()
     if threads is not None and threads < 1:
@@ -94,18 +94,18 @@ def train(
         if resume:
             run = out or newest(RUNS, progress)
             settings = checkpoint.load_settings(run)
-            data_set = catalog.load(settings.data, data_dir)
+            data_set = registry.load(settings.data, data_dir)
             splits = Splits.load(run / checkpoint.SPLITS)
             splits.check(data_set)
         else:
-            data_set = catalog.load(data, data_dir)
+            data_set = registry.load(data, data_dir)
             settings = resolve(data, preset, given or {})
             splits = split(data_set).thinned(data_set, settings.fraction, settings.omit_class)
             name = f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{settings.method}"
             run = Path(team.agree(str(_new_run(out, name))))
-        recipe.use_threads(threads, team.local)
-        recipe.keep_freed_memory()
-        ahead = batches.workers_for(data_set, workers)
+        precision.use_threads(threads, team.local)
+        precision.keep_freed_memory()
+        ahead = dataloader.workers_for(data_set, workers)
         work = _Work(run, data_set, splits, device, ahead, progress, should_stop, team, tensorboard)
         finished, settings = _trained_after_its_teachers(settings, work)
         records = read_log(run)
@@ -133,8 +133,8 @@ class _Work:
 
 def _trained_after_its_teachers(settings: Any, work: _Work) -> tuple[bool, Any]:
     """Train the run that was asked for; whether it is finished, and its settings with the teachers it made."""
-    from mexit.flows.teachers import own_teachers
     from mexit.train import checkpoint
+    from mexit.train.own_teachers import own_teachers
 
     teachers = own_teachers(work.run, settings)
     if teachers:
@@ -156,10 +156,10 @@ def _begin(run: Path, settings: Any, work: _Work) -> None:
 
 def _trained(run: Path, settings: Any, work: _Work) -> bool:
     """Train a run, from its checkpoint if it has one; False if it was stopped before its end."""
-    from mexit.train import checkpoint, recipe
-    from mexit.train.loop import Trainer
+    from mexit.train import checkpoint, precision
+    from mexit.train.trainer import Trainer
 
-    how = recipe.choose(settings.recipe, work.device, settings.model)
+    how = precision.choose(settings.recipe, work.device, settings.model)
     trainer = Trainer(run, settings, work.data_set, work.splits, how, workers=work.workers, team=work.team)
     if work.team.agree((run / checkpoint.SETTINGS).exists()):
         _continue(trainer, work.progress)
@@ -202,12 +202,12 @@ def _continue(trainer: Any, progress: Progress) -> None:
 
 
 def _headline(trainer: Any) -> str:
-    settings, recipe, processes = trainer.settings, trainer.recipe, trainer.team.size
+    settings, chosen, processes = trainer.settings, trainer.recipe, trainer.team.size
     attack = trainer.attack.describe() if trainer.attack else "no attack"
-    precision = "bf16" if recipe.bf16 else "fp32"
+    precision = "bf16" if chosen.bf16 else "fp32"
     return (
         f"training {settings.model} on {settings.data} with {settings.method}: {len(trainer.train_index)} images, "
-        f"{settings.epochs} epochs, {attack}, {precision} on {recipe.device}, "
+        f"{settings.epochs} epochs, {attack}, {precision} on {chosen.device}, "
         f"{f'{processes} processes, ' if processes > 1 else ''}into {trainer.run}"
     )
 

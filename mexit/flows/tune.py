@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle
-from mexit.flows.defaults import BUNDLES, newest
-from mexit.flows.progress import Progress, Silent
+from mexit.core.progress import Progress, Silent
 from mexit.runtime import autotune
 
 SECONDS = 1.0
@@ -29,7 +29,7 @@ def tune(
 
     Raises:
         NotFound, Damaged: no such bundle, or not what was written.
-        MexitError: the result cannot be kept; see `runtime.times.keep_fact`.
+        MexitError: the result cannot be kept; see `runtime.latency_profile.keep_fact`.
     """
     progress = progress or Silent()
     opened = Bundle.open(bundle or newest(BUNDLES, progress))

@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.core.atomic_io import read_json
 from mexit.core.bundle import Bundle
-from mexit.core.files import read_json
 from mexit.core.manifest import read_value
 from mexit.core.policies import PARITY, Policies
+from mexit.core.versions import installed_versions
 from mexit.errors import BackendError, MexitError, MissingExtra, NotCalibrated, NotFound, UsageError
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.backends.catalog import AUTO, ENGINES, find, open_backend
-from mexit.runtime.grant import granted
-from mexit.runtime.times import cache_folder, keep_fact
+from mexit.runtime.backends.registry import AUTO, ENGINES, find, open_backend
+from mexit.runtime.latency_profile import cache_folder, keep_fact
+from mexit.runtime.resource_limits import read_limits
 
 DEFAULT = "ort"
 FILE = "autotune.json"
@@ -235,11 +234,7 @@ def measure(bundle: Bundle, seconds: float = 1.0, *, builds: bool = True) -> Tun
 
 def versions() -> dict[str, str]:
     """Those of `PACKAGES` that are installed."""
-    found = {}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    return installed_versions(PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -255,7 +250,7 @@ def _open_settings(bundle: Bundle, name: str, image: NDArray[np.float32]) -> lis
     """One engine with every number of threads, each warmed up."""
     found: list[_Candidate] = []
     begin, threads = time.perf_counter(), 1
-    most = 1 if find(name).builds else granted().threads
+    most = 1 if find(name).builds else read_limits().threads
     while threads <= most and (not found or time.perf_counter() - begin < OPENING_S):
         opened = open_backend(bundle, name, threads)
         for _ in range(WARM_UP):

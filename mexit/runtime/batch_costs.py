@@ -17,9 +17,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.confidence import Scorer
+from mexit.core.scores import Scorer
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.call import BATCH
+from mexit.runtime.request import BATCH
 
 SIZES = (1, 2, 4, 8, 16, 32, BATCH)
 LIMIT_S = 0.4

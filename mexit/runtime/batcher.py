@@ -31,10 +31,10 @@ from typing import Any, TypeVar
 
 from mexit.errors import DeadlineExceeded, Overloaded
 from mexit.runtime.batch_costs import BatchCosts, measure
-from mexit.runtime.call import BATCH
 from mexit.runtime.cohort import Cohort
 from mexit.runtime.outlook import Outlook
 from mexit.runtime.prediction import Prediction
+from mexit.runtime.request import BATCH
 from mexit.runtime.runtime import Runtime
 from mexit.runtime.ticket import Group, Ticket, count
 from mexit.runtime.waiting import Waiting
@@ -71,7 +71,7 @@ class Batcher:
             manifest = runtime.bundle.manifest
             costs = measure(runtime.backend, runtime.policy().scorer(len(manifest.classes)), manifest.input.shape)
         self._backend, self._segments = runtime.backend, runtime.backend.segments
-        self._governor, self._ledger = runtime.governor, runtime.ledger
+        self._governor, self._ledger = runtime.rate_limiter, runtime.stats
         self._start, self._workers, self._heard = start, workers, heard
         self._group_rows = max(_GROUP, costs.efficient_rows)
         self._outlook = Outlook(costs)

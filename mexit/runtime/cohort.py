@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.confidence import Floats, State
-from mexit.core.policy import is_sure
+from mexit.core.policy import should_exit
+from mexit.core.scores import Floats, State
 from mexit.runtime.backends.base import Backend, Carried, Segment
 from mexit.runtime.ticket import Group
 
@@ -112,7 +112,7 @@ class Cohort:
             self._leave(np.ones(self.rows, np.bool_), "last", now_s)
             return
         thresholds = np.array([group.ticket.thresholds[k - 1] for group in self.groups])
-        self._leave(is_sure(score, thresholds[self._owner]), "confident", now_s)
+        self._leave(should_exit(score, thresholds[self._owner]), "confident", now_s)
         self.stop([now_s >= group.ticket.deadline_s for group in self.groups], "deadline")
         self.stop([group.ticket.last == k for group in self.groups], "max-exit")
 
@@ -128,11 +128,11 @@ class Cohort:
             group.give_up()
         self.drop_empty()
 
-    def admit(self, granted: Sequence[int], reason: str) -> None:
+    def admit(self, read_limits: Sequence[int], reason: str) -> None:
         """The first so many rows of each group, (G,), go on; the others answer with exit k - 1, for k > 1."""
         first = np.searchsorted(self._owner, np.arange(len(self.groups)))
         rank = np.arange(self.rows) - first[self._owner]
-        self._leave(rank >= np.array(granted)[self._owner], reason, time.perf_counter())
+        self._leave(rank >= np.array(read_limits)[self._owner], reason, time.perf_counter())
 
     def _leave(self, leaving: NDArray[np.bool_], reason: str, now_s: float) -> None:
         """Rows (B,) answer with exit k - 1; the others stay."""

@@ -1,7 +1,7 @@
 """The adaptive engine: run a segment, decide, keep only the rows that are still unsure.
 
 One image alone takes a path of its own: features stay in the engine's buffers (`backends.walk`) and plain floats
-decide (`core.one_row`). `reference.py` gives the same answers without tricks, one row at a time; a test compares.
+decide (`core.scalar_scorer`). `reference.py` gives the same answers without tricks, one row at a time; a test compares.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.one_row import OneRow
-from mexit.core.policy import Policy, is_sure
+from mexit.core.policy import Policy, should_exit
+from mexit.core.scalar_scorer import ScalarScorer
 from mexit.errors import UsageError
-from mexit.runtime.backends import walk as walking
+from mexit.runtime.backends import bound_runner as walking
 from mexit.runtime.backends.base import Backend
 
 Permit = Callable[[int, int], int]
@@ -55,7 +55,7 @@ def answer(
 ) -> Answers:
     """Answer each image at the first exit that is sure.
 
-    Heads that the policy does not ask are left out, but not where a deadline or a governor may need any exit's
+    Heads that the policy does not ask are left out, but not where a deadline or a rate limiter may need any exit's
     answer.
 
     Args:
@@ -88,14 +88,14 @@ def _answer_one(
     start = time.perf_counter()
     count = len(backend.segments)
     walks = walking.of(backend)
-    walk: walking.Walk = walking.PlainWalk(backend) if walks is None else walks.take()
+    walk: walking.Runner = walking.PlainRunner(backend) if walks is None else walks.take()
     walk.start(image)
-    row = OneRow(policy, classes)
+    row = ScalarScorer(policy, classes)
     ends: list[float] = []
     for k in range(1, last + 1):
         if not asked[k - 1]:
             walk.features(k)
-            row.pass_by()
+            row.skip()
             ends.append(time.perf_counter() - start)
             continue
         row.add(walk.run(k))
@@ -152,7 +152,9 @@ def _answer_rows(
         state, exit_probabilities, score = scorer.step(k, logits, state)
         now = time.perf_counter() - start
         late = deadline_s is not None and now >= deadline_s
-        sure = is_sure(score, policy.threshold(k)) if k < len(backend.segments) else np.ones(len(rows), np.bool_)
+        sure = (
+            should_exit(score, policy.threshold(k)) if k < len(backend.segments) else np.ones(len(rows), np.bool_)
+        )
         leaving = np.ones(len(rows), np.bool_) if k == last or late else sure
         if permit is not None and not leaving.all():
             unsure = np.flatnonzero(~leaving)

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mexit.runtime.batch_costs import BatchCosts
-from mexit.runtime.call import BATCH
 from mexit.runtime.cohort import Cohort
+from mexit.runtime.request import BATCH
 
 _NEWS = 0.1  # the last ten batches count most
 _SLOWEST = 4.0  # one batch that the system held up for long says little of the next one

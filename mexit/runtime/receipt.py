@@ -19,10 +19,10 @@ class Receipt:
             others is given the time of them all.
         rows: how many rows entered segment 1 together with this one, itself included.
         queue_us: microseconds from the arrival of the request to the start of segment 1: for a worker, for
-            earlier rows of the same request, for the governor.
+            earlier rows of the same request, for the rate limiter.
         budget: as typed.
         certificates: ids of the certificates in `policies.json` that hold for this answer; none holds for rows
-            that a deadline, the governor or `max_exit` sent out early.
+            that a deadline, the rate limiter or `max_exit` sent out early.
         model: id of the bundle.
     """
 

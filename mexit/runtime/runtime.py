@@ -18,23 +18,23 @@ from mexit.core.bundle import Bundle
 from mexit.core.cost import Costs
 from mexit.core.policies import PolicyEntry
 from mexit.core.policy import Policy
-from mexit.data.prepare import check_tensor, prepare_batch
+from mexit.data.preprocess import check_tensor, prepare_batch
 from mexit.errors import BadInput, NotCalibrated, UsageError
-from mexit.runtime.allowance import Macs, allowances
 from mexit.runtime.autotune import choose, open_chosen
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.backends.catalog import AUTO, find
-from mexit.runtime.call import Call, Desk, Wishes
-from mexit.runtime.drift_watch import DriftWatch
+from mexit.runtime.backends.registry import AUTO, find
+from mexit.runtime.drift import DriftWatch
 from mexit.runtime.engine import Answers, last_exit
-from mexit.runtime.governor import Governor
-from mexit.runtime.ledger import Ledger
-from mexit.runtime.plan import Plan, Planner
+from mexit.runtime.policy_selection import PolicyChoice, PolicySelector
 from mexit.runtime.prediction import Prediction
+from mexit.runtime.rate_limiter import RateLimiter
+from mexit.runtime.rate_limits import Macs, read_rate_limits
 from mexit.runtime.reference import run_all_exits
+from mexit.runtime.request import Call, Desk, RequestOptions
+from mexit.runtime.stats import RuntimeStats
 
 if TYPE_CHECKING:
-    from mexit.runtime.camera.pipeline import Answered
+    from mexit.camera.pipeline import Answered
 
 
 class Runtime:
@@ -46,7 +46,7 @@ class Runtime:
         threads: of the engine.
         costs: MACs of leaving at each exit in this engine.
         ledger: what was spent; `runtime.ledger.account()`.
-        governor: bounds what is spent from now on; None is without bound.
+        rate limiter: bounds what is spent from now on; None is without bound.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class Runtime:
         *,
         threads: int = 1,
         use_policies: bool = True,
-        governor: Governor | None = None,
+        rate_limiter: RateLimiter | None = None,
     ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.threads = threads
         self.costs = bundle.manifest.costs if backend.drops_heads else Costs(bundle.manifest.cumulative_macs)
-        self.ledger = Ledger(len(bundle.manifest.exits), bundle.manifest.cumulative_macs[-1])
-        self.governor = governor
+        self.stats = RuntimeStats(len(bundle.manifest.exits), bundle.manifest.cumulative_macs[-1])
+        self.rate_limiter = rate_limiter
         exit_macs = lru_cache(maxsize=256)(self.costs.under)
-        self._desk = Desk(bundle, backend, exit_macs, self.ledger, governor, self._certificates, self._watch)
+        self._desk = Desk(bundle, backend, exit_macs, self.stats, rate_limiter, self._certificates, self._watch)
         entry = _entry_or_none(bundle, backend) if use_policies else None
-        self._planner = Planner(bundle, backend, entry, threads, self.rehearse)
+        self._selector = PolicySelector(bundle, backend, entry, threads, self.rehearse)
         self.drift_watch: DriftWatch | None = None
         self.budget = budget
 
@@ -98,7 +98,7 @@ class Runtime:
             use_policies: False leaves `policies.json` unread, as calibration does; only `full` works then.
             watch_drift: share of early answers that are compared with the full network's (see `drift_watch`).
             on_drift: "alarm" logs a changed data distribution; "safer" also moves to a safer policy.
-            rate: MACs a second (`40M`, `1.5G`) that all calls together are bounded by; see `governor`.
+            rate: MACs a second (`40M`, `1.5G`) that all calls together are bounded by; see `rate_limiter`.
             burst: MACs that can be saved up; one second's worth by default, or a full image if that is more.
             client_rate, client_burst: likewise for each client that a call names.
 
@@ -112,7 +112,7 @@ class Runtime:
             find(backend)
         bundle = Bundle.open(path)
         costs = bundle.manifest.cumulative_macs
-        allowed = allowances(costs, rate, burst, client_rate, client_burst)
+        allowed = read_rate_limits(costs, rate, burst, client_rate, client_burst)
         choice = choose(bundle, backend, threads)
         runtime = Runtime(
             bundle,
@@ -120,7 +120,7 @@ class Runtime:
             budget,
             threads=choice.threads,
             use_policies=use_policies,
-            governor=Governor(costs, allowed) if allowed.overall or allowed.client else None,
+            rate_limiter=RateLimiter(costs, allowed) if allowed.overall or allowed.client else None,
         )
         if watch_drift:
             runtime.watch_drift(watch_drift, on_drift)
@@ -128,9 +128,9 @@ class Runtime:
 
     def watch_drift(self, share: float, on_drift: str = "alarm", seed: int | None = None) -> None:
         """Compare a share of early answers with the full network's from now on; see `drift_watch`."""
-        if self._planner.entry is None:
+        if self._selector.entry is None:
             raise NotCalibrated("there are no early answers to watch: run mexit calibrate")
-        self.drift_watch = DriftWatch(self._planner.entry, share, on_drift, seed)
+        self.drift_watch = DriftWatch(self._selector.entry, share, on_drift, seed)
 
     @property
     def budget(self) -> Budget:
@@ -139,14 +139,14 @@ class Runtime:
 
     @budget.setter
     def budget(self, budget: str | Budget) -> None:
-        budget = self._planner.parse(budget)
-        self._planner.plan(budget)
+        budget = self._selector.parse(budget)
+        self._selector.plan(budget)
         self._budget = budget
 
     @property
     def calibrated(self) -> bool:
         """Whether thresholds exist for the engine at hand."""
-        return self._planner.entry is not None
+        return self._selector.entry is not None
 
     def __call__(
         self,
@@ -169,8 +169,8 @@ class Runtime:
                 always runs.
             max_exit: no input goes further.
             receipts: give every prediction its `receipt.Receipt`.
-            client: whose tokens the governor takes, where it has tokens for each client.
-            wait_ms: how long rows may wait until the governor has tokens for segment 1; 0 not at all. By default
+            client: whose tokens the rate limiter takes, where it has tokens for each client.
+            wait_ms: how long rows may wait until the rate limiter has tokens for segment 1; 0 not at all. By default
                 until the deadline, and without one as long as it takes.
 
         Returns:
@@ -179,7 +179,7 @@ class Runtime:
         Raises:
             BadInput, TooLarge: an image that cannot be one.
             BudgetInfeasible, NotCalibrated, UsageError: see `open`.
-            Overloaded: the governor has no tokens in time. Of several rows, the first may have been answered and
+            Overloaded: the rate limiter has no tokens in time. Of several rows, the first may have been answered and
                 counted by then.
         """
         return self.answer_tensor(
@@ -224,12 +224,12 @@ class Runtime:
             raise UsageError(f"deadline_ms must be above zero, found {deadline_ms}")
         if wait_ms is not None and not wait_ms >= 0:
             raise UsageError(f"wait_ms must be at least zero, found {wait_ms}")
-        budget = self._budget if budget is None else self._planner.parse(budget)
+        budget = self._budget if budget is None else self._selector.parse(budget)
         plan = self._plan(budget)
         last_exit(len(self.backend.segments), max_exit)
         if wait_ms is None or (deadline_ms is not None and deadline_ms < wait_ms):
             wait_ms = deadline_ms
-        wishes = Wishes(
+        wishes = RequestOptions(
             budget,
             plan,
             deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
@@ -269,37 +269,37 @@ class Runtime:
             A frame, uint8 RGB (H, W, 3), and its `camera.pipeline.CameraPrediction`.
         """
         # Only now: it brings sockets and threads, a tenth of the time that starting mexit takes.
-        from mexit.runtime.camera.pipeline import watch
+        from mexit.camera.pipeline import watch
 
         return watch(self, source, **options)
 
     def policy(self, budget: str | Budget | None = None) -> Policy:
         """The policy that a budget selects."""
-        return self._plan(self._budget if budget is None else self._planner.parse(budget)).policy
+        return self._plan(self._budget if budget is None else self._selector.parse(budget)).policy
 
-    def _plan(self, budget: Budget) -> Plan:
-        plan = self._planner.plan(budget)
+    def _plan(self, budget: Budget) -> PolicyChoice:
+        plan = self._selector.plan(budget)
         if self.drift_watch is None or plan.place is None:
             return plan
         safer = self.drift_watch.safer(plan.place)
-        return plan if safer == plan.place else self._planner.at(safer)
+        return plan if safer == plan.place else self._selector.at(safer)
 
-    def _watch(self, images: NDArray[np.float32], answers: Answers, plan: Plan, client: str) -> None:
+    def _watch(self, images: NDArray[np.float32], answers: Answers, plan: PolicyChoice, client: str) -> None:
         """Run some early answers to the last exit, after they were counted; as many as there are tokens for."""
         if self.drift_watch is None or plan.place is None:
             return
         rows = self.drift_watch.choose(plan.place, answers.reasons)
-        if self.governor is not None:
-            rows = rows[: self.governor.watch(client, len(rows))]
+        if self.rate_limiter is not None:
+            rows = rows[: self.rate_limiter.watch(client, len(rows))]
         if len(rows):
             scorer = plan.policy.scorer(len(self.bundle.manifest.classes))
             full = scorer.answer(run_all_exits(self.backend, images[rows]))[1][-1]
-            self.ledger.add_watched(len(rows))
+            self.stats.add_watched(len(rows))
             self.drift_watch.observe(plan.place, answers.probabilities[rows].argmax(axis=1) != full)
 
-    def _certificates(self, plan: Plan) -> tuple[str, ...]:
+    def _certificates(self, plan: PolicyChoice) -> tuple[str, ...]:
         """Those that hold for a plan. They are about the frontier's own points, which `full` may not be."""
-        entry, place = self._planner.entry, plan.place
+        entry, place = self._selector.entry, plan.place
         if entry is None or place is None or plan.policy != entry.policy(entry.frontier[place]):
             return ()
         return tuple(found["id"] for found in entry.certificates if found["first"] <= place <= found["last"])
@@ -313,10 +313,10 @@ class Runtime:
     def _double(self) -> tuple[Runtime, NDArray[np.float32]]:
         """A runtime that does all that this one does for a call, into books that nobody reads, and an image."""
         double = copy(self)
-        double.ledger = Ledger(len(self.bundle.manifest.exits), self.bundle.manifest.cumulative_macs[-1])
-        double.governor, double.drift_watch = None, None
-        double._desk = replace(self._desk, ledger=double.ledger, governor=None, watch=double._watch)
-        double._planner = self._planner.for_rehearsals()
+        double.stats = RuntimeStats(len(self.bundle.manifest.exits), self.bundle.manifest.cumulative_macs[-1])
+        double.rate_limiter, double.drift_watch = None, None
+        double._desk = replace(self._desk, stats=double.stats, rate_limiter=None, watch=double._watch)
+        double._selector = self._selector.for_rehearsals()
         return double, np.full((1, *self.bundle.manifest.input.shape), 0.5, np.float32)
 
 

@@ -18,13 +18,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.confidence import Floats, Scorer
 from mexit.core.policy import Policy
+from mexit.core.scores import Floats, Scorer
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.call import Call, Desk, Wishes, predictions
 from mexit.runtime.engine import Answers, Permit, answer, last_exit
-from mexit.runtime.ledger import Ledger
 from mexit.runtime.prediction import Prediction
+from mexit.runtime.request import Call, Desk, RequestOptions, predictions
+from mexit.runtime.stats import RuntimeStats
 
 PATIENCE_S = 1.0
 
@@ -47,7 +47,7 @@ class Ticket(Call):
     outcome: Future[list[Prediction]]
     _answered: list[tuple[NDArray[np.float32], Answers]]
 
-    def __init__(self, desk: Desk, tensor: NDArray[np.float32], wishes: Wishes) -> None:
+    def __init__(self, desk: Desk, tensor: NDArray[np.float32], wishes: RequestOptions) -> None:
         super().__init__(desk, tensor, wishes)
         self.client = wishes.client
         self.deadline_s = float("inf") if wishes.deadline_s is None else self._start_s + wishes.deadline_s
@@ -115,12 +115,12 @@ class Ticket(Call):
             pass
 
 
-def count(ledger: Ledger, found: Sequence[Prediction]) -> None:
+def count(stats: RuntimeStats, found: Sequence[Prediction]) -> None:
     """Enter predictions of any tickets into the books at once: that costs hardly more than one ticket's."""
     if found:
         exits, latency_ms = [one.exit for one in found], [one.latency_ms for one in found]
         governed = [one.reason for one in found].count("governor")
-        ledger.add(np.array(exits), np.array(latency_ms), sum(one.macs for one in found), governed)
+        stats.add(np.array(exits), np.array(latency_ms), sum(one.macs for one in found), governed)
 
 
 class Group:
@@ -147,7 +147,7 @@ class Group:
         Args:
             backend: the loaded segments.
             permit: see `engine.answer`.
-            denied: where `permit` let nobody into segment k for another reason than the governor's: which.
+            denied: where `permit` let nobody into segment k for another reason than the rate limiter's: which.
         """
         ticket, began_s = self.ticket, time.perf_counter()
         answers = answer(

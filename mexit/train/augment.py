@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mexit.train.randomness import Draw
+from mexit.attacks.rng import CounterRNG
 
 AUGMENTS = ("none", "crop-flip", "resized-crop-flip")
 PAD = 4
@@ -25,7 +25,7 @@ AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 _TRIES = 10
 
 
-def augment(images: Tensor, how: str, draw: Draw, index: Tensor) -> Tensor:
+def augment(images: Tensor, how: str, draw: CounterRNG, index: Tensor) -> Tensor:
     """This epoch's view of a batch.
 
     Args:
@@ -41,7 +41,7 @@ def augment(images: Tensor, how: str, draw: Draw, index: Tensor) -> Tensor:
     return _crop_flip(images, draw, index) if how == "crop-flip" else _resized_crop_flip(images, draw, index)
 
 
-def _crop_flip(images: Tensor, draw: Draw, index: Tensor) -> Tensor:
+def _crop_flip(images: Tensor, draw: CounterRNG, index: Tensor) -> Tensor:
     numbers = draw.uniform("augment", index, (3,))
     corner = (numbers[:, :2] * (2 * PAD + 1)).long().clamp_(max=2 * PAD)
     mirrored = numbers[:, 2] < 0.5
@@ -54,7 +54,7 @@ def _crop_flip(images: Tensor, draw: Draw, index: Tensor) -> Tensor:
                   columns[:, None, None, :]]  # fmt: skip
 
 
-def _resized_crop_flip(images: Tensor, draw: Draw, index: Tensor) -> Tensor:
+def _resized_crop_flip(images: Tensor, draw: CounterRNG, index: Tensor) -> Tensor:
     height, width = images.shape[2:]
     top, left, rows, columns = boxes(draw, index, height, width).to(images.dtype).unbind(1)
     x = _positions(left, columns, width)
@@ -68,7 +68,7 @@ def _resized_crop_flip(images: Tensor, draw: Draw, index: Tensor) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp_(0, 1)
 
 
-def boxes(draw: Draw, index: Tensor, height: int, width: int) -> Tensor:
+def boxes(draw: CounterRNG, index: Tensor, height: int, width: int) -> Tensor:
     """What is cut out of each image: top, left, rows, columns, (B, 4) int64.
 
     The first of ten tries that fits, as in the field's code; the whole image if none does.

@@ -21,12 +21,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mexit.core.files import read_bytes, read_json, to_json, write_bytes
+from mexit.core.atomic_io import read_bytes, read_json, to_json, write_bytes
 from mexit.core.manifest import read_value
 from mexit.data.splits import Splits
 from mexit.errors import Damaged, NotFound, UsageError
-from mexit.train.models import MultiExit, build
-from mexit.train.settings import TrainSettings
+from mexit.models import MultiExit, build
+from mexit.train.config import TrainSettings
 
 SETTINGS, SPLITS, CHECKPOINT, WEIGHTS, LOG, CURVES = (
     "settings.json",

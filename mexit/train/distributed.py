@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes of a run; by default this one alone.
 
     Attributes:
@@ -120,11 +120,11 @@ class Team:
             dist.all_reduce(tensor)
 
 
-ALONE = Team()
+ALONE = ProcessGroup()
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Team]:
+def joined(device: str) -> Iterator[ProcessGroup]:
     """The team that torchrun started this process for; alone without torchrun.
 
     Args:
@@ -152,7 +152,7 @@ def joined(device: str) -> Iterator[Team]:
     with _contact():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
-        yield Team(rank, size, local, "cuda" if cuda else "cpu")
+        yield ProcessGroup(rank, size, local, "cuda" if cuda else "cpu")
     finally:
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Layers that compute what others do, faster, for bfloat16 on the processor; `quicken` puts them into a network.
+"""Layers that compute what others do, faster, for bfloat16 on the processor; `optimise_layers` puts them into a network.
 
 Measured: torch's bfloat16 kernels go through float32, so ReLU took a third of an attack on ResNet-38; and in
 channels_last the gradients of a concatenation are views with gaps, on which later kernels are far slower.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mexit.train.models.msdnet_layers import Growth
+from mexit.models.msdnet_layers import Growth
 
 
 class BitReLU(nn.Module):
@@ -103,7 +103,7 @@ class _Join(torch.autograd.Function):
         return tuple(part.contiguous(memory_format=layout) for part in parts)
 
 
-def quicken(network: nn.Module) -> None:
+def optimise_layers(network: nn.Module) -> None:
     """Swap the layers of a network that have a faster twin. Names, weights and results stay."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from mexit.errors import UsageError
+from mexit.models import MultiExit, preset
 from mexit.train import checkpoint
-from mexit.train.models import MultiExit, preset
-from mexit.train.objectives import METHODS, find
-from mexit.train.recipe import Recipe
-from mexit.train.settings import TrainSettings
+from mexit.train.config import TrainSettings
+from mexit.train.methods import METHODS, find
+from mexit.train.precision import Precision
 
 
-def load_teachers(settings: TrainSettings, classes: tuple[str, ...], recipe: Recipe) -> tuple[MultiExit, ...]:
+def load_teachers(settings: TrainSettings, classes: tuple[str, ...], recipe: Precision) -> tuple[MultiExit, ...]:
     """The networks named by `settings.teachers`.
 
     Raises:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mexit.calibrate.frontier import Judge, frontier
+from mexit.calibrate.frontier import TraceEvaluator, frontier
 from mexit.core.budget import Budget
-from mexit.core.confidence import Scorer
 from mexit.core.cost import Costs
+from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 from mexit.errors import BadInput, BudgetInfeasible, UsageError
 
@@ -28,8 +28,8 @@ def make_trace(samples: int, seed: int = 0, exits: int = 3) -> Trace:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge(make_trace(500), SCORER, COSTS)
+def judge() -> TraceEvaluator:
+    return TraceEvaluator(make_trace(500), SCORER, COSTS)
 
 
 def test_cost_on_calibration_never_exceeds_the_budget_and_comes_near_it(judge) -> None:
@@ -51,7 +51,7 @@ def test_a_lower_budget_never_costs_more(judge) -> None:
 
 def test_held_out_data_changes_the_promise_and_not_the_thresholds(judge) -> None:
     alone, _ = frontier(judge, None, None, {})
-    beside, _ = frontier(judge, Judge(make_trace(300, seed=1), SCORER, COSTS), None, {})
+    beside, _ = frontier(judge, TraceEvaluator(make_trace(300, seed=1), SCORER, COSTS), None, {})
     assert [point.thresholds for point in alone] == [point.thresholds for point in beside]
     assert beside[10].held_out is not None
     assert beside[10].held_out.n == 300
@@ -87,9 +87,9 @@ def test_a_budget_below_exit_1_names_the_nearest(judge) -> None:
 
 def test_unusable_traces_are_refused() -> None:
     with pytest.raises(BadInput, match="at least 20"):
-        frontier(Judge(make_trace(19), SCORER, COSTS), None, None, {})
+        frontier(TraceEvaluator(make_trace(19), SCORER, COSTS), None, None, {})
     with pytest.raises(BadInput, match="2 exits"):
-        Judge(make_trace(50, exits=2), Scorer("margin", False, (1.0, 1.0), 4), COSTS)
+        TraceEvaluator(make_trace(50, exits=2), Scorer("margin", False, (1.0, 1.0), 4), COSTS)
 
 
 def overthinking_trace(samples: int, seed: int = 0) -> Trace:
@@ -105,7 +105,7 @@ def overthinking_trace(samples: int, seed: int = 0) -> Trace:
 
 @pytest.mark.parametrize("make", [make_trace, overthinking_trace])
 def test_search_is_never_worse_than_geometric_on_calibration_data(make) -> None:
-    judge = Judge(make(800), SCORER, COSTS)
+    judge = TraceEvaluator(make(800), SCORER, COSTS)
     searched, _ = frontier(judge, None, None, {}, "search")
     plain, _ = frontier(judge, None, None, {}, "geometric")
     for one, other in zip(searched, plain, strict=True):
@@ -114,8 +114,8 @@ def test_search_is_never_worse_than_geometric_on_calibration_data(make) -> None:
 
 
 def test_search_wins_where_thinking_longer_spoils_answers() -> None:
-    judge = Judge(overthinking_trace(800), SCORER, COSTS)
-    held_out = Judge(overthinking_trace(800, seed=9), SCORER, COSTS)
+    judge = TraceEvaluator(overthinking_trace(800), SCORER, COSTS)
+    held_out = TraceEvaluator(overthinking_trace(800, seed=9), SCORER, COSTS)
     searched, named = frontier(judge, held_out, None, {}, "search")
     plain, _ = frontier(judge, held_out, None, {}, "geometric")
     high = named["high"]
@@ -133,7 +133,7 @@ HEADS = Costs((100, 400, 1000), (50, 250, 0))
 
 @pytest.mark.parametrize("policy", ["geometric", "search"])
 def test_heads_nobody_leaves_at_are_not_paid_for(policy) -> None:
-    judge = Judge(make_trace(800), SCORER, HEADS)
+    judge = TraceEvaluator(make_trace(800), SCORER, HEADS)
     points, _ = frontier(judge, None, None, {}, policy)
     macs = [point.calibration.mean_macs for point in points]
     assert macs == sorted(macs)
@@ -154,7 +154,7 @@ def test_heads_nobody_leaves_at_are_not_paid_for(policy) -> None:
 
 @pytest.mark.parametrize(("measure", "ensemble"), [("agreement", False), ("max-probability", True)])
 def test_scores_that_build_on_earlier_exits_need_every_head(measure, ensemble) -> None:
-    judge = Judge(make_trace(200), Scorer(measure, ensemble, (1.0,) * 3, 4), HEADS)
+    judge = TraceEvaluator(make_trace(200), Scorer(measure, ensemble, (1.0,) * 3, 4), HEADS)
     assert judge.exit_macs((None, None)) == (100, 400, 1000)
     assert frontier(judge, None, None, {})[0][-1].calibration.mean_macs == 1000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mexit.calibrate.scores import ScoreQuality, auroc, choose, rank_scores
+from mexit.calibrate.score_selection import ScoreQuality, auroc, choose, rank_scores
 from mexit.calibrate.temperature import HIGHEST, LOWEST, expected_calibration_error, fit
 from mexit.core.trace import Origin, Trace
 

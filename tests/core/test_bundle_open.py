@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from mexit.core.atomic_io import sha256_bytes
 from mexit.core.bundle import Bundle, inside
-from mexit.core.files import sha256_bytes
 from mexit.errors import Damaged, NotFound, SchemaTooNew, Untrusted, UsageError
 
 FILES = ["segments/fp32/1.onnx", "segments/fp32/2.onnx", "segments/fp32/3.onnx", "splits.npz"]

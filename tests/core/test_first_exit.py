@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mexit.core.policy import Policy, first_exit, is_sure
+from mexit.core.policy import Policy, first_exit, should_exit
 from mexit.errors import UsageError
 
 SCORES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, math.nan, math.inf, -math.inf]), st.floats(-3, 3))
@@ -67,8 +67,8 @@ def test_a_lower_threshold_lets_nobody_leave_later(
 
 
 def test_reaching_the_threshold_is_enough_and_nan_reaches_none() -> None:
-    assert is_sure(np.asarray([1.0, 0.999, math.nan, math.inf]), 1.0).tolist() == [True, False, False, True]
-    assert not is_sure(np.asarray([1.0, math.inf, math.nan]), None).any()
+    assert should_exit(np.asarray([1.0, 0.999, math.nan, math.inf]), 1.0).tolist() == [True, False, False, True]
+    assert not should_exit(np.asarray([1.0, math.inf, math.nan]), None).any()
 
 
 def test_each_row_against_a_threshold_of_its_own() -> None:
@@ -76,8 +76,8 @@ def test_each_row_against_a_threshold_of_its_own() -> None:
     score = np.asarray([1.0, 0.5, math.inf, math.nan, 2.0])
     thresholds = (1.0, 1.0, None, -1e300, None)
     own = np.asarray([math.nan if one is None else one for one in thresholds])
-    each = [is_sure(score[row : row + 1], threshold)[0] for row, threshold in enumerate(thresholds)]
-    assert is_sure(score, own).tolist() == each == [True, False, False, False, False]
+    each = [should_exit(score[row : row + 1], threshold)[0] for row, threshold in enumerate(thresholds)]
+    assert should_exit(score, own).tolist() == each == [True, False, False, False, False]
 
 
 def test_nan_walks_to_the_last_exit() -> None:
@@ -90,7 +90,7 @@ def test_no_samples_no_exits() -> None:
 
 def test_never_leave_keeps_the_scores_and_drops_the_thresholds() -> None:
     policy = Policy("margin", True, (1.0, 2.0, 3.0), (0.5, None))
-    full = policy.never_leave()
+    full = policy.without_early_exit()
     assert full == Policy("margin", True, (1.0, 2.0, 3.0), (None, None))
     assert (policy.threshold(1), policy.threshold(2)) == (0.5, None)
 

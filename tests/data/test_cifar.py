@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mexit.data import catalog, cifar
+from mexit.data import cifar, registry
 from mexit.data.splits import split
 from mexit.errors import Damaged, NotFound, Untrusted
 
@@ -117,7 +117,7 @@ def test_cifar_100_has_its_fine_classes(tmp_path: Path) -> None:
     write(tmp_path / CIFAR100, "train", batch(200, 100, "fine_labels") | coarse)
     write(tmp_path / CIFAR100, "test", batch(100, 100, "fine_labels") | {"coarse_labels": [0] * 100})
     write(tmp_path / CIFAR100, "meta", {"fine_label_names": names, "coarse_label_names": ["one"]})
-    found = catalog.load("cifar100", tmp_path)
+    found = registry.load("cifar100", tmp_path)
     assert (found.classes, len(found), found.labels.max()) == (tuple(names), 300, 99)
     assert found.official_test is not None
     assert found.official_test.tolist() == list(range(200, 300))
@@ -133,7 +133,7 @@ def test_batches_written_again_by_python_3_are_read(tmp_path: Path, protocol: in
 
 
 def test_the_folder_itself_may_be_named(tmp_path: Path, parts: list[dict[str, Any]]) -> None:
-    assert len(catalog.load("cifar10", tmp_path / CIFAR10)) == 220
+    assert len(registry.load("cifar10", tmp_path / CIFAR10)) == 220
 
 
 class Attack:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pictures import encode, noise, spec
 
-from mexit.data import catalog, digits
+from mexit.data import digits, registry
 from mexit.data.splits import split
 from mexit.errors import NotFound, UsageError
 
@@ -32,7 +32,7 @@ def test_digits_use_the_whole_range_and_come_without_a_test_part() -> None:
 
 
 def test_mnist_is_what_its_authors_describe(data_dir: Path) -> None:
-    data = catalog.load("mnist", data_dir)
+    data = registry.load("mnist", data_dir)
     assert len(data) == 70_000
     assert data.official_test is not None
     assert data.official_test.tolist() == list(range(60_000, 70_000))
@@ -47,7 +47,7 @@ def test_mnist_is_what_its_authors_describe(data_dir: Path) -> None:
 
 
 def test_mnist_keeps_its_official_test_part_for_testing(data_dir: Path) -> None:
-    found = split(catalog.load("mnist", data_dir))
+    found = split(registry.load("mnist", data_dir))
     sizes = {name: len(part) for name, part in found.parts.items()}
     assert sizes == {
         "train": 48_000, "selection": 2_400, "calibration": 4_800, "certification": 4_800, "test": 10_000,
@@ -59,9 +59,9 @@ def test_mnist_keeps_its_official_test_part_for_testing(data_dir: Path) -> None:
 def test_the_data_folder_may_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEXIT_DATA", str(tmp_path / "from-the-environment"))
     with pytest.raises(NotFound, match="from-the-environment"):
-        catalog.load("mnist")
+        registry.load("mnist")
     with pytest.raises(NotFound, match="named"):
-        catalog.load("mnist", tmp_path / "named")
+        registry.load("mnist", tmp_path / "named")
 
 
 def test_a_folder_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,8 +69,8 @@ def test_a_folder_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (tmp_path / "pets" / name).mkdir(parents=True)
         (tmp_path / "pets" / name / "1.png").write_bytes(encode(noise(4, 4)))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert catalog.load("folder:~/pets").classes == ("a", "b")
-    assert catalog.load(f"folder:{tmp_path}/pets").name == f"folder:{tmp_path}/pets"
+    assert registry.load("folder:~/pets").classes == ("a", "b")
+    assert registry.load(f"folder:{tmp_path}/pets").name == f"folder:{tmp_path}/pets"
 
 
 def test_a_set_that_must_be_downloaded_says_where_to_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,10 +78,10 @@ def test_a_set_that_must_be_downloaded_says_where_to_put_it(monkeypatch: pytest.
     with pytest.raises(
         UsageError, match="--data mnist needs the folder it lies in: add --data-dir DIR, or set MEXIT"
     ):
-        catalog.load("mnist")
+        registry.load("mnist")
 
 
 @pytest.mark.parametrize("name", ["", "nope", "MNIST", "folder:", "folder", "../mnist"])
 def test_an_unknown_name_says_which_exist(name: str) -> None:
     with pytest.raises(UsageError, match=r"unknown data set '.*': choose from digits, mnist, .*or folder:PATH"):
-        catalog.load(name)
+        registry.load(name)

@@ -10,7 +10,7 @@ import pytest
 from pictures import encode, noise, spec
 
 from mexit.data import folder
-from mexit.data.prepare import prepare
+from mexit.data.preprocess import prepare
 from mexit.errors import BadInput, NotFound
 
 

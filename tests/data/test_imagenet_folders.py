@@ -10,9 +10,9 @@ import pytest
 from pictures import encode, noise, spec
 from PIL import Image
 
-from mexit.data import catalog, folder, imagenet
-from mexit.data.file_set import Listing, pictures
-from mexit.data.prepare import prepare
+from mexit.data import folder, imagenet, registry
+from mexit.data.image_files import Listing, pictures
+from mexit.data.preprocess import prepare
 from mexit.data.splits import split
 from mexit.errors import BadInput, Damaged, NotFound
 
@@ -36,7 +36,7 @@ def miniature(root: Path, counts: tuple[int, int] = (40, 3)) -> Path:
 
 def test_val_is_the_official_test_part(tmp_path: Path) -> None:
     miniature(tmp_path / "imagenet")
-    data = catalog.load("imagenet", tmp_path)
+    data = registry.load("imagenet", tmp_path)
     assert data.classes == WNIDS
     assert data.labels.tolist() == sorted([0, 1, 2] * 40) + sorted([0, 1, 2] * 3)
     for place, label in enumerate(data.labels.tolist()):
@@ -170,7 +170,7 @@ def test_pictures_alone_have_no_labels(tmp_path: Path) -> None:
     for k in (2, 0, 1):
         (tmp_path / f"{k}.png").write_bytes(encode(noise(5, 5, 3, seed=k)))
     (tmp_path / "empty").mkdir()
-    found = catalog.load_pictures(f"folder:{tmp_path}")
+    found = registry.load_pictures(f"folder:{tmp_path}")
     assert found is not None
     assert len(found) == 3
     expected = prepare((tmp_path / "1.png").read_bytes(), spec(3))
@@ -182,10 +182,10 @@ def test_pictures_alone_have_no_labels(tmp_path: Path) -> None:
 def test_class_folders_and_other_sets_are_not_pictures_alone(tmp_path: Path) -> None:
     miniature(tmp_path, (1, 1))
     (tmp_path / "train" / "readme.png").write_bytes(encode(noise(4, 4)))
-    assert catalog.load_pictures(f"folder:{tmp_path}/train") is None
-    assert catalog.load_pictures("digits") is None
+    assert registry.load_pictures(f"folder:{tmp_path}/train") is None
+    assert registry.load_pictures("digits") is None
     (tmp_path / "nothing").mkdir()
     with pytest.raises(BadInput, match="nothing holds no images"):
         folder.load_pictures(tmp_path / "nothing")
     with pytest.raises(NotFound, match=r"image folder .* does not exist"):
-        catalog.load_pictures(f"folder:{tmp_path}/nowhere")
+        registry.load_pictures(f"folder:{tmp_path}/nowhere")

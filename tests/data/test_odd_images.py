@@ -10,8 +10,8 @@ import pytest
 from pictures import encode, noise, png_that_announces, spec
 from PIL import Image
 
-from mexit.data import prepare as module
-from mexit.data.prepare import prepare, read_image
+from mexit.data import preprocess as module
+from mexit.data.preprocess import prepare, read_image
 from mexit.errors import BadInput, Damaged, NotFound, TooLarge
 
 SHOWN = noise(8, 8, 3)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mexit.core.files import sha256_bytes
+from mexit.core.atomic_io import sha256_bytes
 from mexit.data import digits
 from mexit.data.dataset import ArrayImages, DataSet
 from mexit.data.splits import NAMES, Splits, split

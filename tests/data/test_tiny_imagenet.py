@@ -10,8 +10,8 @@ import pytest
 from pictures import encode, noise, spec
 from PIL import Image
 
-from mexit.data import catalog, tiny_imagenet
-from mexit.data.prepare import prepare
+from mexit.data import registry, tiny_imagenet
+from mexit.data.preprocess import prepare
 from mexit.data.splits import split
 from mexit.errors import BadInput, Damaged, NotFound
 
@@ -59,7 +59,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_is_train_and_the_official_test_part_is_val(ready: Path) -> None:
-    data = catalog.load("tiny-imagenet", ready.parent)
+    data = registry.load("tiny-imagenet", ready.parent)
     count = len(WNIDS) * TRAINING
     assert data.official_test is not None
     assert data.official_test.tolist() == list(range(count, count + len(WNIDS) * VALIDATION))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from mexit.core.atomic_io import sha256_file
 from mexit.core.bundle import Bundle
-from mexit.core.files import sha256_file
 from mexit.errors import BackendError, MissingExtra, UsageError
-from mexit.export.check import largest_difference
-from mexit.flows.engines import build_engines
+from mexit.export.validate import largest_difference
 from mexit.flows.export import export
+from mexit.flows.tensorrt_engines import build_engines
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.reference import run_all_exits
 from mexit.train.checkpoint import load_model

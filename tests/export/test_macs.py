@@ -8,9 +8,9 @@ from onnx import TensorProto, helper
 
 from mexit.errors import BackendError
 from mexit.export.macs import count
+from mexit.export.onnx_export import to_onnx
 from mexit.export.segments import cut
-from mexit.export.to_onnx import to_onnx
-from mexit.train.models import build
+from mexit.models import build
 
 # By hand: (trunk, head) of each segment, convolution = C_in k k C_out H W, linear = in x out.
 BY_HAND = {

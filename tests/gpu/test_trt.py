@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from mexit.core.bundle import Bundle
 from mexit.errors import BackendError, Damaged, MissingExtra
-from mexit.flows.engines import build_engines
+from mexit.flows.tensorrt_engines import build_engines
 from mexit.runtime.backends.ort import OrtBackend
-from mexit.runtime.backends.trt import TrtBackend
-from mexit.runtime.backends.trt_build import load_tensorrt
-from mexit.runtime.backends.trt_device import find_gpu
+from mexit.runtime.backends.tensorrt import TrtBackend
+from mexit.runtime.backends.tensorrt_builder import load_tensorrt
+from mexit.runtime.backends.tensorrt_memory import find_gpu
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.runtime import Runtime
 

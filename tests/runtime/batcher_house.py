@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from mexit.core.budget import Budget
 from mexit.core.cost import Costs
 from mexit.core.policy import Policy
-from mexit.runtime.allowance import Allowance, Allowances
 from mexit.runtime.backends.fake import FakeBackend, images_for
 from mexit.runtime.batch_costs import BatchCosts, table
 from mexit.runtime.batcher import Batcher
-from mexit.runtime.call import BATCH, Desk, Wishes
-from mexit.runtime.governor import Governor
-from mexit.runtime.ledger import Ledger
-from mexit.runtime.plan import Plan
+from mexit.runtime.policy_selection import PolicyChoice
+from mexit.runtime.rate_limiter import RateLimiter
+from mexit.runtime.rate_limits import RateLimit, RateLimits
 from mexit.runtime.reference import answer_slowly
+from mexit.runtime.request import BATCH, Desk, RequestOptions
+from mexit.runtime.stats import RuntimeStats
 from mexit.runtime.ticket import Ticket
 
 SAMPLES, CLASSES, SHAPE = 50, 4, (1, 2, 2)
@@ -76,7 +76,7 @@ class House:
 
     seed: int = 0
     costs: BatchCosts = CHEAP
-    governor: Governor | None = None
+    rate_limiter: RateLimiter | None = None
     workers: int = 1
     learns: bool = False
     hands: Hands = field(default_factory=Hands)
@@ -88,12 +88,12 @@ class House:
         self.backend = FakeBackend((2 * rng.normal(size=(3, SAMPLES, CLASSES))).astype(np.float32))
         manifest = SimpleNamespace(cumulative_macs=COSTS, classes=tuple("abcd"))
         bundle: Any = SimpleNamespace(manifest=manifest, id="m")
-        self.ledger = Ledger(len(COSTS), COSTS[-1])
+        self.stats = RuntimeStats(len(COSTS), COSTS[-1])
         self.desk = Desk(
-            bundle, self.backend, Costs(COSTS).under, self.ledger, self.governor, lambda _: ("c",), self._watch
+            bundle, self.backend, Costs(COSTS).under, self.stats, self.rate_limiter, lambda _: ("c",), self._watch
         )
         runtime: Any = SimpleNamespace(
-            backend=self.backend, governor=self.governor, bundle=bundle, ledger=self.ledger
+            backend=self.backend, rate_limiter=self.rate_limiter, bundle=bundle, stats=self.stats
         )
         self.batcher = Batcher(runtime, self.hands.start, self.workers, costs=self.costs, heard=self.heard.extend)
         if not self.learns:
@@ -105,8 +105,10 @@ class House:
         self.watched.append((len(images), answers.reasons, client))
 
     def ticket(self, rows: list[int], policy: Policy = POLICIES[0], **wishes: Any) -> Ticket:
-        plan = Plan(policy, None)
-        return Ticket(self.desk, images_for(np.asarray(rows), SHAPE), Wishes(Budget.parse("full"), plan, **wishes))
+        plan = PolicyChoice(policy, None)
+        return Ticket(
+            self.desk, images_for(np.asarray(rows), SHAPE), RequestOptions(Budget.parse("full"), plan, **wishes)
+        )
 
     def send(self, rows: list[int], policy: Policy = POLICIES[0], **wishes: Any) -> Ticket:
         ticket = self.ticket(rows, policy, **wishes)
@@ -135,7 +137,7 @@ def assert_equals_reference(house: House, rows: list[int], policy: Policy, found
     assert np.array([one.probabilities for one in found]).tolist() == probabilities.tolist()
 
 
-def frozen(overall: int | None, client: int | None = None) -> Governor:
+def frozen(overall: int | None, client: int | None = None) -> RateLimiter:
     """Buckets that never refill."""
-    allowed = Allowances(*(None if burst is None else Allowance(1, burst) for burst in (overall, client)))
-    return Governor(COSTS, allowed, clock_ns=lambda: 0)
+    allowed = RateLimits(*(None if burst is None else RateLimit(1, burst) for burst in (overall, client)))
+    return RateLimiter(COSTS, allowed, clock_ns=lambda: 0)

@@ -17,9 +17,9 @@ from mexit.flows.tune import tune
 from mexit.runtime import autotune
 from mexit.runtime.autotune import Choice, Timing, Tuning
 from mexit.runtime.backends import ort
-from mexit.runtime.backends.catalog import ENGINES, Engine
-from mexit.runtime.grant import Grant, granted
-from mexit.runtime.times import cache_folder
+from mexit.runtime.backends.registry import ENGINES, Engine
+from mexit.runtime.latency_profile import cache_folder
+from mexit.runtime.resource_limits import ResourceLimits, read_limits
 
 PARITY = Engine("other", "fp32", "fp32", "ort:OrtBackend")
 ROUNDED = Engine("other", "bf16", "fp32", "ort:reduced")
@@ -33,7 +33,7 @@ def _catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "reduced", lambda bundle, threads, _: ort.OrtBackend(bundle, threads), raising=False)
     monkeypatch.setitem(ENGINES, "other", PARITY)
     monkeypatch.setitem(ENGINES, "other:bf16", ROUNDED)
-    monkeypatch.setattr(autotune, "granted", lambda: Grant(2, None, None))
+    monkeypatch.setattr(autotune, "granted", lambda: ResourceLimits(2, None, None))
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_every_engine_is_timed_with_every_number_of_threads_and_the_result_is_ke
 
 @pytest.mark.parametrize(("most", "expected"), [(1, [1]), (3, [1, 2, 3]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])
 def test_thread_settings_end_at_what_the_process_is_granted(bundle, monkeypatch, most, expected) -> None:
-    monkeypatch.setattr(autotune, "granted", lambda: Grant(64, most - 0.5, None))
+    monkeypatch.setattr(autotune, "granted", lambda: ResourceLimits(64, most - 0.5, None))
     tuning = autotune.measure(bundle, 0)
     assert [one.threads for one in tuning.timings if one.backend == "ort"] == expected
 
@@ -174,13 +174,13 @@ def test_without_usable_policies_only_the_reference_precision_is_taken(bundle_co
 
 
 @pytest.mark.parametrize(
-    "harm", ["{", "[]", '{"versions": {}, "timings": 3, "skipped": {}}', "exits", "nan", "name"]
+    "damage", ["{", "[]", '{"versions": {}, "timings": 3, "skipped": {}}', "exits", "nan", "name"]
 )
-def test_a_damaged_measurement_is_not_relied_on_and_is_replaced(bundle: Bundle, harm: str) -> None:
+def test_a_damaged_measurement_is_not_relied_on_and_is_replaced(bundle: Bundle, damage: str) -> None:
     timing = {"exits": ("ort", 2, (1.0,)), "nan": ("ort", 2, (-1.0,) * 3), "name": ("tpu", 2, (1.0,) * 3)}
-    path = autotune.save(bundle, Tuning(autotune.versions(), (Timing(*timing.get(harm, ("ort", 2, ()))),), {}))
-    if harm not in timing:
-        path.write_text(harm)
+    path = autotune.save(bundle, Tuning(autotune.versions(), (Timing(*timing.get(damage, ("ort", 2, ()))),), {}))
+    if damage not in timing:
+        path.write_text(damage)
     assert autotune.choose(bundle) == Choice("ort", 1, False, "the measurement of this device cannot be read")
     tune(bundle.path, seconds=0)
     assert autotune.choose(bundle).measured
@@ -317,9 +317,9 @@ def test_limits_of_control_groups(name: str, tmp_path: Path) -> None:
         full = tmp_path / ("proc/self/cgroup" if path == "cgroup" else f"sys/fs/cgroup/{path}")
         full.parent.mkdir(parents=True, exist_ok=True)
         full.write_text(content + "\n")
-    found = granted(tmp_path)
+    found = read_limits(tmp_path)
     assert (found.quota, found.memory_bytes) == (quota, memory)
 
 
 def test_threads_follow_the_smaller_of_affinity_and_quota() -> None:
-    assert [Grant(8, quota, None).threads for quota in (None, 0.2, 1.5, 2.0, 64.0)] == [8, 1, 2, 2, 8]
+    assert [ResourceLimits(8, quota, None).threads for quota in (None, 0.2, 1.5, 2.0, 64.0)] == [8, 1, 2, 2, 8]

@@ -59,9 +59,9 @@ def test_any_requests_in_any_order_equal_the_reference(requests, seed, costs, wo
         assert_equals_reference(house, rows, POLICIES[which], found)
         assert all(one.reason == ("last" if one.exit == 3 else "confident") for one in found)
         receipts += [one.receipt for one in found]
-    account = house.ledger.account()
-    assert account.predictions == len(receipts) == len(house.heard) == sum(count for count, _, _ in house.watched)
-    assert account.macs == sum(receipt.macs for receipt in receipts)
+    snapshot = house.stats.snapshot()
+    assert snapshot.predictions == len(receipts) == len(house.heard) == sum(count for count, _, _ in house.watched)
+    assert snapshot.macs == sum(receipt.macs for receipt in receipts)
     assert all(len(receipt.segment_us) == receipt.exit and receipt.rows >= 1 for receipt in receipts)
 
 
@@ -101,7 +101,7 @@ def test_what_the_engine_raises_reaches_all_in_the_batch_and_nobody_else() -> No
         with pytest.raises(BackendError, match="broken"):
             ticket.outcome.result(0)
     assert_equals_reference(house, [3], POLICIES[0], third.outcome.result(0))
-    assert house.ledger.account().predictions == 1
+    assert house.stats.snapshot().predictions == 1
 
 
 def test_a_closed_batcher_refuses_what_waits_and_what_comes() -> None:
@@ -114,7 +114,7 @@ def test_a_closed_batcher_refuses_what_waits_and_what_comes() -> None:
     for ticket in (waiting, under_way, after):
         with pytest.raises(Overloaded, match="the server is stopping"):
             ticket.outcome.result(0)
-    assert house.ledger.account().macs == COSTS[0]
+    assert house.stats.snapshot().macs == COSTS[0]
 
 
 def test_no_request_is_lost_among_threads() -> None:
@@ -163,7 +163,7 @@ def test_no_request_is_lost_among_threads() -> None:
         if kind == "answered" and all(one.reason != "deadline" for one in ticket.predictions):
             assert_equals_reference(house, rows, POLICIES[which], ticket.outcome.result(0))
     assert min(kinds[kind] for kind in ("answered", "CancelledError", "BackendError")) > 0
-    assert house.ledger.account().predictions == len(house.heard)
+    assert house.stats.snapshot().predictions == len(house.heard)
 
 
 def kind_of(outcome: Future[Any]) -> str:
@@ -195,18 +195,18 @@ def test_a_real_bundle_answers_as_its_runtime_does(mixed_bundle, test_digits) ->
             assert (one.index, one.exit, one.reason) == (usual.index, usual.exit, usual.reason)
             np.testing.assert_array_equal(one.probabilities, usual.probabilities)
     receipts = [one.receipt for _, _, predictions in found for one in predictions]
-    account = runtime.ledger.account()
-    assert (account.predictions, account.macs) == (len(receipts), sum(one.macs for one in receipts))
+    snapshot = runtime.stats.snapshot()
+    assert (snapshot.predictions, snapshot.macs) == (len(receipts), sum(one.macs for one in receipts))
     assert max(receipt.rows for receipt in receipts) > 8
 
 
 def test_a_segment_costs_one_decision_whatever_the_number_of_requests(monkeypatch) -> None:
     """Ten requests of three policies: one comparison a batch, with each row's own threshold."""
-    compared, is_sure = [], cohort.is_sure
+    compared, should_exit = [], cohort.should_exit
 
     def told(score: Any, threshold: Any) -> Any:
         compared.append(len(score))
-        return is_sure(score, threshold)
+        return should_exit(score, threshold)
 
     monkeypatch.setattr(cohort, "is_sure", told)
     house = House()

@@ -13,7 +13,7 @@ from batcher_house import CHEAP, CLASSES, GROUPS_OF_4, LINEAR, POLICIES, SHAPE, 
 from mexit import Runtime
 from mexit.runtime.backends.fake import images_for
 from mexit.runtime.batch_costs import measure, table
-from mexit.runtime.call import BATCH
+from mexit.runtime.request import BATCH
 
 
 def test_the_table_is_measured_in_well_under_a_second(mixed_bundle) -> None:
@@ -24,7 +24,7 @@ def test_the_table_is_measured_in_well_under_a_second(mixed_bundle) -> None:
     for k in (1, 2, 3):
         assert [costs.of(k, rows) for rows in range(BATCH + 1)] == sorted(costs.of(k, n) for n in range(BATCH + 1))
         assert costs.of(k, 0) == 0.0
-    assert runtime.ledger.account().predictions == 0
+    assert runtime.stats.snapshot().predictions == 0
 
 
 def test_a_table_between_and_beyond_what_was_measured() -> None:

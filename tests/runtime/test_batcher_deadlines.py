@@ -11,7 +11,7 @@ from batcher_house import COSTS, LINEAR, NEVER_LEAVE, House
 
 from mexit.errors import DeadlineExceeded
 from mexit.runtime.batch_costs import table
-from mexit.runtime.call import BATCH
+from mexit.runtime.request import BATCH
 
 
 def test_a_client_that_left_costs_no_more_segments_and_is_counted_for_those_that_ran() -> None:
@@ -25,8 +25,8 @@ def test_a_client_that_left_costs_no_more_segments_and_is_counted_for_those_that
     )[1]
     house.hands.finish()
     assert house.rows_run() == [1, 0, 0]
-    account = house.ledger.account()
-    assert (account.predictions, account.macs) == (1, COSTS[0])
+    snapshot = house.stats.snapshot()
+    assert (snapshot.predictions, snapshot.macs) == (1, COSTS[0])
     assert [(one.exit, one.reason) for one in house.heard] == [(1, "deadline")]
     with pytest.raises(CancelledError):
         between.outcome.result(0)
@@ -44,7 +44,7 @@ def test_at_the_deadline_the_deepest_exit_answers() -> None:
     house.backend.segments[1].run = and_it_is_late
     house.hands.finish()
     assert [(one.exit, one.reason) for one in early.outcome.result(0)] == [(2, "deadline")]
-    assert house.ledger.account().macs == COSTS[1]
+    assert house.stats.snapshot().macs == COSTS[1]
 
 
 def test_nothing_begins_that_would_end_after_the_deadline() -> None:
@@ -68,7 +68,7 @@ def test_a_deadline_that_passes_before_segment_1_is_an_error() -> None:
     ):
         ticket.outcome.result(0)
     assert len(other.outcome.result(0)) == 1
-    assert house.ledger.account().predictions == 1
+    assert house.stats.snapshot().predictions == 1
 
 
 def test_a_request_that_cannot_reach_the_first_exit_in_time_costs_nothing() -> None:
@@ -100,7 +100,7 @@ def test_in_company_only_those_who_are_late_stop() -> None:
     assert [(one.exit, one.reason) for one in late.outcome.result(0)] == [(1, "deadline")]
     assert [one.exit for ticket in others for one in ticket.outcome.result(0)] == [3, 3]
     assert house.rows_run() == [4, 2, 2]
-    assert house.ledger.account().macs == 2 * COSTS[0] + 2 * COSTS[2]
+    assert house.stats.snapshot().macs == 2 * COSTS[0] + 2 * COSTS[2]
 
 
 def test_one_batch_that_the_system_held_up_does_not_close_the_door() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexit import Runtime
-from mexit.core.confidence import MEASURES
 from mexit.core.policy import Policy
+from mexit.core.scores import MEASURES
 from mexit.errors import UsageError
 from mexit.runtime.backends.fake import FakeBackend, images_for
 from mexit.runtime.engine import answer
@@ -162,7 +162,7 @@ def test_an_engine_that_cannot_leave_heads_out_is_not_credited() -> None:
 
 def test_the_exit_where_a_call_ends_answers_even_if_the_policy_does_not_ask_it() -> None:
     fake = backend()
-    answers = answer(fake, images(range(40)), LEFT_OUT.never_leave(), 5, max_exit=2)
+    answers = answer(fake, images(range(40)), LEFT_OUT.without_early_exit(), 5, max_exit=2)
     assert answers.asked == (False, True, True)
     assert set(answers.exits) == {2}
     np.testing.assert_array_equal(
@@ -182,6 +182,6 @@ def test_prediction_receipt_and_ledger_count_what_ran(digits_bundle, test_digits
         assert whole.macs == exits[-1].cumulative_macs
         assert plain.macs == plain.receipt.macs == whole.macs - heads
         assert (whole.saved_macs, plain.saved_macs, plain.receipt.saved_macs) == (0, heads, heads)
-    account = runtime.ledger.account()
-    assert account.macs == 3 * (2 * exits[-1].cumulative_macs - heads)
-    assert account.saved_macs == 3 * heads
+    snapshot = runtime.stats.snapshot()
+    assert snapshot.macs == 3 * (2 * exits[-1].cumulative_macs - heads)
+    assert snapshot.saved_macs == 3 * heads

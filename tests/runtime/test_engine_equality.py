@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from mexit.core.bundle import Bundle
 from mexit.errors import BackendError, MissingExtra, UsageError
 from mexit.runtime.backends.base import HostCarried
-from mexit.runtime.backends.catalog import ENGINES, open_backend
 from mexit.runtime.backends.ort import OrtBackend
+from mexit.runtime.backends.registry import ENGINES, open_backend
 
 ALWAYS = {"ort", "ort:int8", "openvino", "openvino:int8"}  # their packages are in the dev extra
 
@@ -64,23 +64,23 @@ def test_a_dropped_head_is_not_in_the_session(digits_bundle: Path) -> None:
 
 
 class Disturbed(OrtBackend):
-    """ONNX Runtime under another name, whose logits are `harm`ed."""
+    """ONNX Runtime under another name, whose logits are `damage`ed."""
 
     engine = "other"
 
-    def __init__(self, bundle: Bundle, harm) -> None:
+    def __init__(self, bundle: Bundle, damage) -> None:
         super().__init__(bundle)
         self.walks = None
-        self.segments = [_Harmed(segment, harm) for segment in self.segments]
+        self.segments = [_Harmed(segment, damage) for segment in self.segments]
 
 
 class _Harmed:
-    def __init__(self, segment, harm) -> None:
-        self.segment, self.harm = segment, harm
+    def __init__(self, segment, damage) -> None:
+        self.segment, self.damage = segment, damage
 
     def run(self, carried: HostCarried):
         features, logits = self.segment.run(carried)
-        return features, self.harm(logits).astype(np.float32)
+        return features, self.damage(logits).astype(np.float32)
 
 
 def _by_neighbour(logits: np.ndarray) -> np.ndarray:
@@ -94,13 +94,13 @@ def _late(logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("damage", "said"),
     [(lambda z: z * 1.001, "logits differ"), (_by_neighbour, "differ"), (_late, "other rows change")],
 )
-def test_the_rule_catches_what_it_is_for(harm, said: str, digits_bundle: Path, images) -> None:
+def test_the_rule_catches_what_it_is_for(damage, said: str, digits_bundle: Path, images) -> None:
     bundle = Bundle.open(digits_bundle)
     with pytest.raises(AssertionError, match=said):
-        hold(Disturbed(bundle, harm), OrtBackend(bundle), images)
+        hold(Disturbed(bundle, damage), OrtBackend(bundle), images)
 
 
 def test_a_difference_within_tolerance_moves_only_rows_at_a_threshold(digits_bundle: Path, images) -> None:

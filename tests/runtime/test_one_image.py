@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexit.core.bundle import Bundle
-from mexit.core.confidence import MEASURES
 from mexit.core.policy import Policy
+from mexit.core.scores import MEASURES
 from mexit.errors import BackendError
 from mexit.runtime import engine
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.backends.catalog import open_backend
 from mexit.runtime.backends.fake import FakeBackend, images_for
 from mexit.runtime.backends.ort import OrtBackend
+from mexit.runtime.backends.registry import open_backend
 from mexit.runtime.engine import answer
 from mexit.runtime.reference import answer_slowly, run_all_exits
 

@@ -51,7 +51,7 @@ def test_what_waited_before_the_call_is_in_the_queue(runtime, tensor) -> None:
 
 
 def test_together_they_are_the_ledger_to_the_last_mac(mixed_bundle, runtime, tensor) -> None:
-    """Thousands of answers: batches of every size, budgets, last exits, deadlines, a governor that intervenes."""
+    """Thousands of answers: batches of every size, budgets, last exits, deadlines, a rate limiter that intervenes."""
     full = runtime.bundle.manifest.cumulative_macs[-1]
     governed = Runtime.open(mixed_bundle, "60%", rate=4000 * full, burst=20 * full, client_rate=3000 * full)
     rng, found, refused = np.random.default_rng(1), [], 0
@@ -71,12 +71,12 @@ def test_together_they_are_the_ledger_to_the_last_mac(mixed_bundle, runtime, ten
         except Overloaded:
             refused += 1
         found += call.predictions  # also those of a call that was refused half-way
-    account = governed.ledger.account()
+    snapshot = governed.stats.snapshot()
     receipts = [one.receipt for one in found]
-    assert account.predictions == len(receipts)
-    assert account.macs == sum(receipt.macs for receipt in receipts)
-    assert account.saved_macs == sum(receipt.saved_macs for receipt in receipts)
-    assert account.governed == sum(receipt.reason == "governor" for receipt in receipts)
+    assert snapshot.predictions == len(receipts)
+    assert snapshot.macs == sum(receipt.macs for receipt in receipts)
+    assert snapshot.saved_macs == sum(receipt.saved_macs for receipt in receipts)
+    assert snapshot.governed == sum(receipt.reason == "governor" for receipt in receipts)
     assert {receipt.reason for receipt in receipts} == {"confident", "last", "deadline", "governor", "max-exit"}
     assert refused > 0
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mexit import BadInput, Budget, BudgetInfeasible, Bundle, NotCalibrated, Runtime, UsageError
-from mexit.runtime.ledger import Ledger
+from mexit.runtime.stats import RuntimeStats
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +25,12 @@ def test_ledger_equals_a_hand_count_of_predictions(mixed_bundle, test_digits) ->
     predictions, heads = low + full, sum(spec.head_macs for spec in runtime.bundle.manifest.exits)
     assert runtime.policy("low").asked == (True, True, True)
     by_hand = sum(costs[found.exit - 1] for found in low) + 50 * (costs[-1] - heads)
-    account = runtime.ledger.account()
-    assert account.predictions == len(predictions) == 499
-    assert account.macs == by_hand == sum(found.macs for found in predictions)
-    assert account.macs + account.saved_macs == 499 * costs[-1]
-    assert list(account.exits) == [sum(found.exit == k for found in predictions) for k in (1, 2, 3)]
-    assert sum(account.exits[k] > 0 for k in range(3)) == 3
+    snapshot = runtime.stats.snapshot()
+    assert snapshot.predictions == len(predictions) == 499
+    assert snapshot.macs == by_hand == sum(found.macs for found in predictions)
+    assert snapshot.macs + snapshot.saved_macs == 499 * costs[-1]
+    assert list(snapshot.exits) == [sum(found.exit == k for found in predictions) for k in (1, 2, 3)]
+    assert sum(snapshot.exits[k] > 0 for k in range(3)) == 3
 
 
 def test_every_kind_of_image_gives_the_same_answer(runtime, test_digits) -> None:
@@ -154,7 +154,7 @@ def test_two_threads_share_a_runtime(digits_bundle, test_digits) -> None:
     for thread in threads:
         thread.join()
     assert all(answers == expected for answers in found.values())
-    assert runtime.ledger.account().predictions == 5 * len(expected)
+    assert runtime.stats.snapshot().predictions == 5 * len(expected)
 
 
 def test_more_engine_threads_give_the_same_answers(digits_bundle, test_digits) -> None:
@@ -163,20 +163,20 @@ def test_more_engine_threads_give_the_same_answers(digits_bundle, test_digits) -
 
 
 def test_ledger_quantiles_are_within_their_bucket() -> None:
-    ledger = Ledger(2, 2)
-    assert ledger.account().latency_ms is None
+    stats = RuntimeStats(2, 2)
+    assert stats.snapshot().latency_ms is None
     latencies = np.random.default_rng(0).lognormal(1, 1, 5000)
-    ledger.add(np.ones(5000, np.int64), latencies, 5000)
-    account = ledger.account()
-    assert account.latency_ms is not None
+    stats.add(np.ones(5000, np.int64), latencies, 5000)
+    snapshot = stats.snapshot()
+    assert snapshot.latency_ms is not None
     for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
-        assert account.latency_ms[name] == pytest.approx(np.quantile(latencies, share), rel=0.07)
-    assert account.mean_macs == 1
-    assert account.saved == 0.5
+        assert snapshot.latency_ms[name] == pytest.approx(np.quantile(latencies, share), rel=0.07)
+    assert snapshot.mean_macs == 1
+    assert snapshot.saved == 0.5
 
 
 def test_a_rehearsal_asks_every_head_that_a_policy_might(digits_bundle) -> None:
     runtime = Runtime.open(digits_bundle, "full")
     costs = runtime.bundle.manifest.cumulative_macs
     assert [runtime.rehearse(k)[0].macs for k in (1, 2, 3)] == list(costs)
-    assert runtime.ledger.account().predictions == 0
+    assert runtime.stats.snapshot().predictions == 0

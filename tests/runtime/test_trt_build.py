@@ -15,15 +15,15 @@ import pytest
 from command_line import program, refused, typed
 
 from mexit.commands import engines as commands
+from mexit.core.atomic_io import sha256_bytes
 from mexit.core.bundle import Bundle
-from mexit.core.files import sha256_bytes
 from mexit.core.manifest import SegmentSpec, TensorSpec
 from mexit.errors import BackendError, MissingExtra, UsageError
-from mexit.flows.engines import build_engines, kept
-from mexit.runtime.backends import trt_build
-from mexit.runtime.backends.trt import recipe_for
-from mexit.runtime.backends.trt_build import TensorRT, build
-from mexit.runtime.times import cache_folder
+from mexit.flows.tensorrt_engines import build_engines, kept
+from mexit.runtime.backends import tensorrt_builder
+from mexit.runtime.backends.tensorrt import recipe_for
+from mexit.runtime.backends.tensorrt_builder import TensorRT, build
+from mexit.runtime.latency_profile import cache_folder
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -35,7 +35,7 @@ def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tensorrt() -> TensorRT:
-    return trt_build.load_tensorrt()
+    return tensorrt_builder.load_tensorrt()
 
 
 def spec_of(model: bytes) -> SegmentSpec:
@@ -117,11 +117,11 @@ def test_the_second_call_takes_the_cache_and_replace_builds_anew(digits_bundle: 
 
 
 def test_a_segment_with_two_inputs(tensorrt: TensorRT) -> None:
-    from mexit.export import segments, to_onnx
-    from mexit.train.models import preset
+    from mexit.export import onnx_export, segments
+    from mexit.models import preset
 
     cut = segments.cut(preset("msdnet-cifar10").build(10))[2]
-    exported = to_onnx.to_onnx(cut)
+    exported = onnx_export.to_onnx(cut)
     assert len(exported.inputs) == 2
     spec = SegmentSpec("3.onnx", "", len(exported.content), exported.inputs, exported.outputs)
     built = build(tensorrt, exported.content, spec, recipe_for(tensorrt, "fp32"))
@@ -132,27 +132,27 @@ def test_a_segment_with_two_inputs(tensorrt: TensorRT) -> None:
 def test_the_other_variants_that_export_makes(tensorrt: TensorRT) -> None:
     import numpy as np
 
-    from mexit.export import half, quantize, segments, to_onnx
-    from mexit.train.models import preset
+    from mexit.export import fp16, int8, onnx_export, segments
+    from mexit.models import preset
 
-    full = to_onnx.to_onnx(segments.cut(preset("digits-cnn").build(10))[0])
+    full = onnx_export.to_onnx(segments.cut(preset("digits-cnn").build(10))[0])
     images = np.random.default_rng(0).random((8, 1, 8, 8), np.float32)
-    for name, made in (("fp16", half.to_half(full)), ("int8", quantize.to_int8(full, [images]))):
+    for name, made in (("fp16", fp16.to_half(full)), ("int8", int8.to_int8(full, [images]))):
         spec = SegmentSpec("1.onnx", "", len(made.content), made.inputs, made.outputs)
         assert {one.dtype for one in (*spec.inputs, *spec.outputs)} == {"float32"}
         assert build(tensorrt, made.content, spec, recipe_for(tensorrt, name)).plan
 
 
 def test_half_precision_runs_on_turing_too(tensorrt: TensorRT) -> None:
-    half = graph_of("MatMul", "FLOAT16")
-    built = build(tensorrt, half, spec_of(half), recipe_for(tensorrt, "fp16"))
+    fp16 = graph_of("MatMul", "FLOAT16")
+    built = build(tensorrt, fp16, spec_of(fp16), recipe_for(tensorrt, "fp16"))
     assert built.targets == ("7.5", "8.6", "8.9", "12.0")
 
 
 def test_the_graph_alone_says_the_precision(tensorrt: TensorRT) -> None:
-    half, full = graph_of("MatMul", "FLOAT16"), graph_of("MatMul")
+    fp16, full = graph_of("MatMul", "FLOAT16"), graph_of("MatMul")
     with pytest.raises(BackendError, match=r"has input float16 \(-1, 16\), the bundle says input float32"):
-        build(tensorrt, half, spec_of(full), recipe_for(tensorrt, "fp32"))
+        build(tensorrt, fp16, spec_of(full), recipe_for(tensorrt, "fp32"))
 
 
 def test_tensors_are_held_against_the_bundle(tensorrt: TensorRT) -> None:
@@ -178,19 +178,21 @@ def test_a_graph_that_cannot_be_built_says_why(tensorrt: TensorRT) -> None:
     with pytest.raises(BackendError, match=r"tensorrt_rtx cannot build odd\.onnx: .*FP32 .*not supported"):
         build(tensorrt, full, spec_of(full), turing)
     build(tensorrt, full, spec_of(full), recipe_for(tensorrt, "fp32"))
-    errors = trt_build.logger(tensorrt.module).errors
+    errors = tensorrt_builder.logger(tensorrt.module).errors
     assert len(errors) <= 1, "those of earlier builds are forgotten"
 
 
 def test_float32_is_not_tf32_and_rows_are_independent(tensorrt: TensorRT) -> None:
     """Read back from TensorRT's own settings: neither shows in a plan that cannot be opened here."""
     module, content = tensorrt.module, graph_of("MatMul")
-    builder, recipe = Keeping(module.Builder(trt_build.logger(module))), recipe_for(tensorrt, "fp32")
-    network = trt_build._network(module, builder, content, spec_of(content), trt_build.logger(module))
+    builder, recipe = Keeping(module.Builder(tensorrt_builder.logger(module))), recipe_for(tensorrt, "fp32")
+    network = tensorrt_builder._network(
+        module, builder, content, spec_of(content), tensorrt_builder.logger(module)
+    )
     config = builder.create_builder_config()
     assert config.get_flag(module.BuilderFlag.TF32), "TensorRT's own default"
-    trt_build._configure(module, builder, network, config, recipe)
-    trt_build._aim(module, config, recipe.targets)
+    tensorrt_builder._configure(module, builder, network, config, recipe)
+    tensorrt_builder._aim(module, config, recipe.targets)
     assert not config.get_flag(module.BuilderFlag.TF32)
     assert config.get_flag(module.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE)
     assert network.get_flag(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -225,8 +227,8 @@ def test_a_build_that_takes_too_long_is_given_up(digits_bundle: Path, tensorrt: 
 INTERRUPTED = """
 import signal, sys, threading, _thread
 from mexit.core.bundle import Bundle
-from mexit.runtime.backends.trt_build import build, load_tensorrt
-from mexit.runtime.backends.trt import recipe_for
+from mexit.runtime.backends.tensorrt_builder import build, load_tensorrt
+from mexit.runtime.backends.tensorrt import recipe_for
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background inherit a deaf one
 bundle, tensorrt = Bundle.open(sys.argv[1]), load_tensorrt()
@@ -331,7 +333,7 @@ def test_trust_is_about_engines(digits_bundle: Path) -> None:
 def test_what_was_exported_is_said_even_if_no_engines_can_be_built(
     digits_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for package in trt_build.PACKAGES:
+    for package in tensorrt_builder.PACKAGES:
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=r"the ONNX bundle .* is complete"):
         commands.build(digits_bundle, replace=False, trust_engines=False, json=True, found={"bundle": "b"})

@@ -16,11 +16,11 @@ from failing_disk import fail_every_call_in_turn
 
 from mexit.core.bundle import Bundle
 from mexit.errors import ArtifactError, Damaged, MexitError, Untrusted
-from mexit.flows.engines import build_engines, kept
-from mexit.runtime.backends import trt_cache
-from mexit.runtime.backends.trt import recipe_for
-from mexit.runtime.backends.trt_build import Built, Recipe, load_tensorrt
-from mexit.runtime.backends.trt_cache import device_key, load, load_or_none, provide, slot
+from mexit.flows.tensorrt_engines import build_engines, kept
+from mexit.runtime.backends import tensorrt_cache
+from mexit.runtime.backends.tensorrt import recipe_for
+from mexit.runtime.backends.tensorrt_builder import Built, EngineConfig, load_tensorrt
+from mexit.runtime.backends.tensorrt_cache import device_key, load, load_or_none, provide, slot
 
 pytest.importorskip("tensorrt_rtx")
 PACKAGE = "tensorrt_rtx"
@@ -49,7 +49,7 @@ def bundle(digits_bundle: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Recipe:
+def recipe() -> EngineConfig:
     return recipe_for(load_tensorrt(), "fp32")
 
 
@@ -57,12 +57,12 @@ def never() -> Built:
     raise AssertionError("an engine was built where one is kept")
 
 
-def test_a_kept_engine_is_taken_as_it_is(cache: Path, bundle: Bundle, recipe: Recipe) -> None:
+def test_a_kept_engine_is_taken_as_it_is(cache: Path, bundle: Bundle, recipe: EngineConfig) -> None:
     place = slot(bundle, PACKAGE, "fp32", 2)
     assert provide(place, recipe, never).plan == (place.folder / "engine.plan").read_bytes()
 
 
-def test_no_flipped_byte_of_a_plan_is_opened(cache: Path, bundle: Bundle, recipe: Recipe) -> None:
+def test_no_flipped_byte_of_a_plan_is_opened(cache: Path, bundle: Bundle, recipe: EngineConfig) -> None:
     place = slot(bundle, PACKAGE, "fp32", 1)
     plan = place.folder / "engine.plan"
     content = plan.read_bytes()
@@ -94,16 +94,16 @@ def test_no_flipped_byte_of_a_record_is_believed(cache: Path, bundle: Bundle) ->
     assert all(str(path) in said and "--trt --replace" in said for said in refusals)
 
 
-def test_a_forged_engine_needs_the_key(cache: Path, bundle: Bundle, recipe: Recipe) -> None:
+def test_a_forged_engine_needs_the_key(cache: Path, bundle: Bundle, recipe: EngineConfig) -> None:
     """Everything is consistent but for the signature, which only this device can make."""
     place = slot(bundle, PACKAGE, "fp32", 1)
     evil = b"a plan that runs code of somebody else"
-    record = trt_cache.read_record(place)
+    record = tensorrt_cache.read_record(place)
     for key in (b"\0" * 32, os.urandom(32)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trt_cache, "device_key", lambda key=key: key)
-            forged = replace(record, plan_sha256=trt_cache.sha256_bytes(evil), plan_bytes=len(evil))
-            trt_cache._store(place, forged, evil)
+            patch.setattr(tensorrt_cache, "device_key", lambda key=key: key)
+            forged = replace(record, plan_sha256=tensorrt_cache.sha256_bytes(evil), plan_bytes=len(evil))
+            tensorrt_cache._store(place, forged, evil)
         with pytest.raises(Untrusted, match="was not written by this device"):
             provide(place, recipe, never)
     for field, value in (("seconds", 0.0), ("targets", ["9.0"]), ("signature", ""), ("plan_bytes", 1)):
@@ -121,7 +121,7 @@ def test_another_devices_cache_is_refused(cache: Path, digits_bundle: Path) -> N
     assert [row.state for row in build_engines(digits_bundle).rows] == ["cached"] * 3
 
 
-def test_an_engine_under_another_name_is_refused(cache: Path, bundle: Bundle, recipe: Recipe) -> None:
+def test_an_engine_under_another_name_is_refused(cache: Path, bundle: Bundle, recipe: EngineConfig) -> None:
     first, second = (slot(bundle, PACKAGE, "fp32", k) for k in (1, 2))
     shutil.rmtree(first.folder)
     shutil.copytree(second.folder, first.folder)
@@ -150,7 +150,7 @@ def test_a_damaged_cache_ends_the_command_with_code_5(cache: Path, bundle: Bundl
     ids=lambda change: next(iter(change)),
 )
 def test_what_was_built_otherwise_is_built_anew(
-    cache: Path, bundle: Bundle, recipe: Recipe, change: dict[str, str]
+    cache: Path, bundle: Bundle, recipe: EngineConfig, change: dict[str, str]
 ) -> None:
     place = slot(bundle, PACKAGE, "fp32", 1)
     now = replace(recipe, **change)
@@ -161,15 +161,15 @@ def test_what_was_built_otherwise_is_built_anew(
     assert kept(bundle)[0].state.startswith("stale, to be built anew: ")
 
 
-def test_an_engine_of_other_onnx_bytes_is_stale(cache: Path, bundle: Bundle, recipe: Recipe) -> None:
+def test_an_engine_of_other_onnx_bytes_is_stale(cache: Path, bundle: Bundle, recipe: EngineConfig) -> None:
     place = slot(bundle, PACKAGE, "fp32", 1)
-    other = replace(trt_cache.read_record(place), onnx_sha256="0" * 64)
-    assert trt_cache.changes(other, recipe, place) == "built from another segment"
-    assert not trt_cache.changes(trt_cache.read_record(place), recipe, place)
+    other = replace(tensorrt_cache.read_record(place), onnx_sha256="0" * 64)
+    assert tensorrt_cache.changes(other, recipe, place) == "built from another segment"
+    assert not tensorrt_cache.changes(tensorrt_cache.read_record(place), recipe, place)
 
 
 @pytest.mark.parametrize("file", ["engine.plan", "engine.json"])
-def test_a_missing_file_is_no_engine(cache: Path, bundle: Bundle, recipe: Recipe, file: str) -> None:
+def test_a_missing_file_is_no_engine(cache: Path, bundle: Bundle, recipe: EngineConfig, file: str) -> None:
     place = slot(bundle, PACKAGE, "fp32", 1)
     (place.folder / file).unlink()
     assert provide(place, recipe, lambda: Built(b"new", recipe.targets, 0.5)).origin == "built"
@@ -177,7 +177,7 @@ def test_a_missing_file_is_no_engine(cache: Path, bundle: Bundle, recipe: Recipe
 
 
 def test_a_full_disk_leaves_the_old_engine_or_the_new_one(
-    cache: Path, bundle: Bundle, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    cache: Path, bundle: Bundle, recipe: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = slot(bundle, PACKAGE, "fp32", 1)
     old = (place.folder / "engine.plan").read_bytes()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mexit.errors import BackendError
 from mexit.runtime.backends.base import HostCarried
-from mexit.runtime.backends.trt_device import DeviceArray, DeviceCarried, find_gpu
+from mexit.runtime.backends.tensorrt_memory import DeviceArray, DeviceCarried, find_gpu
 
 
 class HostMemory:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from mexit.attacks.rng import CounterRNG
 from mexit.flows.train import train
 from mexit.train.augment import AREA, AUGMENTS, PAD, RATIO, augment, boxes
-from mexit.train.randomness import Draw
 
 IMAGES = torch.randint(1, 256, (400, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 INDEX = torch.arange(400)
@@ -37,7 +37,7 @@ def test_every_result_is_a_view_and_every_view_comes_about_equally_often() -> No
     counts: dict[tuple[int, int, bool], int] = {}
     known = [views(image) for image in IMAGES[:100]]
     for epoch in range(32):
-        results = augment(IMAGES[:100], "crop-flip", Draw(0, epoch), INDEX[:100])
+        results = augment(IMAGES[:100], "crop-flip", CounterRNG(0, epoch), INDEX[:100])
         for seen, result in zip(known, results, strict=True):
             place = seen[result.contiguous().numpy().tobytes()]
             counts[place] = counts.get(place, 0) + 1
@@ -47,7 +47,7 @@ def test_every_result_is_a_view_and_every_view_comes_about_equally_often() -> No
 
 
 def test_type_and_shape_stay_and_floats_are_treated_like_bytes() -> None:
-    draw = Draw(0, 0)
+    draw = CounterRNG(0, 0)
     as_bytes = augment(IMAGES, "crop-flip", draw, INDEX)
     as_floats = augment(IMAGES.float() / 255, "crop-flip", draw, INDEX)
     assert (as_bytes.dtype, as_bytes.shape, as_floats.dtype) == (torch.uint8, IMAGES.shape, torch.float32)
@@ -57,10 +57,10 @@ def test_type_and_shape_stay_and_floats_are_treated_like_bytes() -> None:
 @pytest.mark.parametrize("how", ["crop-flip", "resized-crop-flip"])
 def test_the_view_depends_on_sample_epoch_and_seed_and_not_on_the_batch(how: str) -> None:
     images = IMAGES.float() / 255
-    whole = augment(images, how, Draw(3, 1), INDEX)
+    whole = augment(images, how, CounterRNG(3, 1), INDEX)
     places = torch.tensor([311, 7])
-    assert torch.equal(augment(images[places], how, Draw(3, 1), places), whole[places])
-    for draw in (Draw(3, 2), Draw(4, 1)):
+    assert torch.equal(augment(images[places], how, CounterRNG(3, 1), places), whole[places])
+    for draw in (CounterRNG(3, 2), CounterRNG(4, 1)):
         other = augment(images, how, draw, INDEX)
         assert (other == whole).all(dim=(1, 2, 3)).float().mean() < 0.05
 
@@ -69,12 +69,12 @@ def test_a_resized_crop_is_its_box_cut_out_and_scaled_back() -> None:
     """Against the plain path: slice, then torch's own bilinear scaling, one image after the other."""
     images = torch.rand(200, 3, 17, 23, generator=torch.Generator().manual_seed(1))
     index = torch.arange(200)
-    results = augment(images, "resized-crop-flip", Draw(0, 0), index)
+    results = augment(images, "resized-crop-flip", CounterRNG(0, 0), index)
     assert (results.shape, results.dtype) == (images.shape, torch.float32)
     assert results.min() >= 0
     assert results.max() <= 1
     mirrored = 0
-    for image, result, box in zip(images, results, boxes(Draw(0, 0), index, 17, 23).tolist(), strict=True):
+    for image, result, box in zip(images, results, boxes(CounterRNG(0, 0), index, 17, 23).tolist(), strict=True):
         top, left, rows, columns = box
         cut = image[None, :, top : top + rows, left : left + columns]
         expected = F.interpolate(cut, (17, 23), mode="bilinear", align_corners=False)[0]
@@ -86,7 +86,7 @@ def test_a_resized_crop_is_its_box_cut_out_and_scaled_back() -> None:
 
 def test_boxes_lie_in_the_image_and_have_the_areas_and_ratios_of_the_paper() -> None:
     count, side = 20_000, 224
-    top, left, rows, columns = boxes(Draw(0, 0), torch.arange(count), side, side).double().unbind(1)
+    top, left, rows, columns = boxes(CounterRNG(0, 0), torch.arange(count), side, side).double().unbind(1)
     for start, length in ((top, rows), (left, columns)):
         assert start.min() >= 0
         assert (start + length).max() <= side
@@ -107,11 +107,11 @@ def test_boxes_lie_in_the_image_and_have_the_areas_and_ratios_of_the_paper() -> 
 
 
 def test_where_no_crop_fits_the_whole_image_is_taken() -> None:
-    assert boxes(Draw(0, 0), INDEX, 1, 200).tolist() == [[0, 0, 1, 200]] * len(INDEX)
+    assert boxes(CounterRNG(0, 0), INDEX, 1, 200).tolist() == [[0, 0, 1, 200]] * len(INDEX)
 
 
 def test_none_leaves_images_alone() -> None:
-    assert augment(IMAGES, "none", Draw(0, 0), INDEX) is IMAGES
+    assert augment(IMAGES, "none", CounterRNG(0, 0), INDEX) is IMAGES
 
 
 @pytest.fixture(scope="module")

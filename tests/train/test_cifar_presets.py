@@ -10,7 +10,7 @@ import pytest
 
 from mexit.errors import UsageError
 from mexit.flows.train import train
-from mexit.train.settings import resolve
+from mexit.train.config import resolve
 
 
 @pytest.mark.parametrize("data", ["cifar10", "cifar100"])

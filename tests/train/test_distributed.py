@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from mexit.errors import UsageError
 from mexit.flows.train import read_log, train
+from mexit.models import build
 from mexit.train import checkpoint
-from mexit.train.distributed import Team
-from mexit.train.models import build
+from mexit.train.distributed import ProcessGroup
 
 PATIENCE_S = 200
 # 283 images in batches of 140: the last one, of 3, is shared as 1 and 2.
@@ -94,9 +94,9 @@ from pathlib import Path
 from torch import nn
 from mexit.errors import MexitError
 from mexit.train.distributed import joined
-from mexit.train.objectives import Outputs, build
-from mexit.train.objectives.base import Setup
-from mexit.train.randomness import Draw
+from mexit.train.methods import Outputs, build
+from mexit.train.methods.base import Setup
+from mexit.attacks.rng import Draw
 
 torch.manual_seed(0)
 network = nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.Conv2d(2, 3, 1))
@@ -145,16 +145,16 @@ def test_gradients_statistics_and_decisions_are_those_of_the_whole_batch(tmp_pat
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_shares_are_a_partition_in_order(count: int, size: int) -> None:
     rows = list(range(count))
-    shares = [rows[Team(rank, size).share(count)] for rank in range(size)]
+    shares = [rows[ProcessGroup(rank, size).share(count)] for rank in range(size)]
     assert [row for share in shares for row in share] == rows
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_a_batch_with_fewer_images_than_processes_is_refused() -> None:
-    Team().check(64, 641)
-    Team(0, 2).check(64, 642)
+    ProcessGroup().check(64, 641)
+    ProcessGroup(0, 2).check(64, 642)
     with pytest.raises(UsageError, match="last batch of an epoch has 1 of 641 images"):
-        Team(0, 2).check(64, 641)
+        ProcessGroup(0, 2).check(64, 641)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from mexit.data.splits import Splits
 from mexit.flows.train import train
-from mexit.train.models import preset
-from mexit.train.settings import resolve
+from mexit.models import preset
+from mexit.train.config import resolve
 
 
 def test_tiny_imagenet_schedule_is_the_published_one() -> None:

@@ -13,15 +13,15 @@ from mexit.data import digits
 from mexit.data.splits import split
 from mexit.errors import NotFound, UsageError
 from mexit.flows.train import train
+from mexit.models import build, preset
 from mexit.train import checkpoint
-from mexit.train.models import build, preset
-from mexit.train.objectives import METHODS
-from mexit.train.recipe import Recipe
-from mexit.train.settings import TrainSettings
+from mexit.train.config import TrainSettings
+from mexit.train.methods import METHODS
+from mexit.train.precision import Precision
 from mexit.train.teachers import load_teachers
 
 CLASSES = tuple(str(digit) for digit in range(10))
-PLAIN = Recipe("cpu", bf16=False, channels_last=False)
+PLAIN = Precision("cpu", bf16=False, channels_last=False)
 TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 1, "step": 0.05, "recipe": "fp32", "lr": 0.01}
 
 
@@ -115,8 +115,8 @@ def test_a_student_ends_nearer_to_its_teacher_than_one_that_never_saw_it(method,
             found = (checkpoint.load_model(run)[0](images) / 4).log_softmax(-1)
         return float((target * (target.log() - found)).sum(-1).mean())
 
-    taught = distance("taught", (str(teacher),))
-    assert taught < 0.5 * distance("alone", ())
+    teacher_probabilities = distance("taught", (str(teacher),))
+    assert teacher_probabilities < 0.5 * distance("alone", ())
     assert checkpoint.load_settings(tmp_path / "taught").teachers == (str(teacher),)
 
 

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mexit.data import digits, splits
-from mexit.train.distributed import ALONE, Team, joined
-from mexit.train.loop import Trainer
-from mexit.train.recipe import choose
-from mexit.train.settings import TrainSettings
+from mexit.train.config import TrainSettings
+from mexit.train.distributed import ALONE, ProcessGroup, joined
+from mexit.train.precision import choose
+from mexit.train.trainer import Trainer
 
 # 188 images in batches of 61: the last one has 5, the others are shared as 30 and 31.
 COMMON: dict[str, Any] = {"attack": "average", "steps": 2, "batch": 61, "recipe": "fp32", "fraction": 0.2}
@@ -25,7 +25,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(name: str, team: Team = ALONE) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def run(name: str, team: ProcessGroup = ALONE) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights before a run and after it; after it also what its objective has learned."""
     torch.set_num_threads(1)
     settings = TrainSettings(**(COMMON | RUNS[name]))

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle
+from mexit.core.progress import Progress, Silent
 from mexit.errors import MexitError, NotFound
-from mexit.flows.defaults import BUNDLES, newest
 from mexit.flows.doctor import device, engines, packages, setup
 from mexit.flows.doctor.finding import Finding, ok, problem, warning
-from mexit.flows.progress import Progress, Silent
 
 Check = Callable[[], Iterable[Finding]]
 

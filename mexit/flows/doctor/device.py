@@ -11,8 +11,8 @@ from mexit.core.bundle import Bundle
 from mexit.errors import MexitError
 from mexit.flows.doctor.finding import Finding, ok, warning
 from mexit.runtime.autotune import choose
-from mexit.runtime.grant import Grant, granted
-from mexit.runtime.times import processor
+from mexit.runtime.latency_profile import processor
+from mexit.runtime.resource_limits import ResourceLimits, read_limits
 
 _INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI",
                  "avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX bf16", "amx_int8": "AMX int8",
@@ -36,9 +36,9 @@ def instructions(flags: frozenset[str] | None = None) -> Iterator[Finding]:
         yield ok("processor", said + (f"; {faster}" if faster else ""))
 
 
-def threads(bundle: Bundle | None, grant: Grant | None = None) -> Iterator[Finding]:
+def threads(bundle: Bundle | None, grant: ResourceLimits | None = None) -> Iterator[Finding]:
     """Threads that would be used against processors that are granted."""
-    grant = grant or granted()
+    grant = grant or read_limits()
     said = f"{grant.processors} by affinity"
     if grant.quota is not None:
         said += f", the time of {grant.quota:g} by control group"
@@ -65,9 +65,11 @@ def _wanted(bundle: Bundle | None) -> Iterator[tuple[str, int | None]]:
             yield f"auto for {bundle.path}", choose(bundle).threads
 
 
-def memory(bundle: Bundle | None, grant: Grant | None = None, free_bytes: int | None = None) -> Iterator[Finding]:
+def memory(
+    bundle: Bundle | None, grant: ResourceLimits | None = None, free_bytes: int | None = None
+) -> Iterator[Finding]:
     """Memory that is left against what opening the newest bundle takes."""
-    limit = (grant or granted()).memory_bytes
+    limit = (grant or read_limits()).memory_bytes
     free = _free_bytes() if free_bytes is None else free_bytes
     needed = BASE_BYTES + (COPIES * sum(graph.bytes for graph in bundle.manifest.graphs) if bundle else 0)
     least = min((value for value in (limit, free) if value is not None), default=None)
@@ -85,11 +87,11 @@ def memory(bundle: Bundle | None, grant: Grant | None = None, free_bytes: int | 
         yield ok("memory", said)
 
 
-def load(average: float | None = None, grant: Grant | None = None) -> Iterator[Finding]:
+def load(average: float | None = None, grant: ResourceLimits | None = None) -> Iterator[Finding]:
     """What other programs take: times measured beside them are too long."""
     if average is None:
         average = os.getloadavg()[0]
-    count = (grant or granted()).processors
+    count = (grant or read_limits()).processors
     said = f"{average:.1f} busy threads in the last minute on {count} processor(s)"
     if average > BUSY * count:
         fix = "measure again when the machine is quiet: mexit bench --tune"

@@ -10,7 +10,7 @@ from mexit.flows.doctor.finding import Finding, ok, problem, warning
 from mexit.flows.doctor.packages import installed
 from mexit.flows.doctor.probe import IDLE_S, ask
 from mexit.runtime.autotune import DEFAULT
-from mexit.runtime.backends.catalog import ENGINES
+from mexit.runtime.backends.registry import ENGINES
 
 # Of a processor, after the work is done: threads that rest use none, those that spin use one for milliseconds.
 SPINNING = 0.02

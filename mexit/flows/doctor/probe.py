@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from mexit.core.atomic_io import sha256_bytes
 from mexit.core.bundle import Bundle
-from mexit.core.files import sha256_bytes
 from mexit.core.manifest import (
     FORMAT,
     VERSION,
@@ -33,8 +33,8 @@ from mexit.core.manifest import (
     Variant,
 )
 from mexit.errors import MexitError
-from mexit.runtime.backends.catalog import open_backend
 from mexit.runtime.backends.ort import load_onnxruntime
+from mexit.runtime.backends.registry import open_backend
 
 _MODULE = "mexit.flows.doctor.probe"
 TIMEOUT_S = 60.0

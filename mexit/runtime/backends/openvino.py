@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import SegmentSpec, TensorSpec
-from mexit.core.onnx_prune import without_outputs
 from mexit.errors import BackendError, UsageError, missing_extra
 from mexit.runtime.backends.base import HostCarried, Segment
-from mexit.runtime.backends.walk import BoundWalk, Buffers, Walks
+from mexit.runtime.backends.bound_runner import BoundRunner, Buffers, RunnerPool
+from mexit.runtime.backends.head_removal import without_outputs
 
 MULTIPLIERS = frozenset({"Convolution", "FullyConnected", "MatMul"})  # layers whose precision is the engine's
 
@@ -186,7 +186,7 @@ class OpenVinoBackend:
         refuse_other_precision(precision, used)
         shape = (1, *bundle.manifest.input.shape)
         self.segments: list[Segment] = [*opened]
-        self.walks = Walks(lambda: BoundWalk(np.zeros(shape, np.float32), opened))
+        self.walks = RunnerPool(lambda: BoundRunner(np.zeros(shape, np.float32), opened))
 
     def carry(self, images: NDArray[np.float32]) -> HostCarried:
         """See `base.Backend.carry`."""

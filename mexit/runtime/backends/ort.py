@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import SegmentSpec, TensorSpec
-from mexit.core.onnx_prune import without_outputs
+from mexit.core.versions import installed_version
 from mexit.errors import BackendError, UsageError, missing_extra
 from mexit.runtime.backends.base import HostCarried, Segment
-from mexit.runtime.backends.walk import BoundWalk, Buffers, Walks
+from mexit.runtime.backends.bound_runner import BoundRunner, Buffers, RunnerPool
+from mexit.runtime.backends.head_removal import without_outputs
 
 _NO_SPINNING = "session.intra_op.allow_spinning"
 
@@ -118,7 +118,7 @@ class OrtBackend:
         self.segments: list[Segment] = [*opened]
         shape = (1, *bundle.manifest.input.shape)
         fixed = all(map(_has_fixed_sizes, specs))
-        self.walks = Walks(lambda: BoundWalk(np.zeros(shape, np.float32), opened)) if fixed else None
+        self.walks = RunnerPool(lambda: BoundRunner(np.zeros(shape, np.float32), opened)) if fixed else None
 
     def carry(self, images: NDArray[np.float32]) -> HostCarried:
         """See `base.Backend.carry`."""
@@ -132,7 +132,7 @@ def _has_fixed_sizes(spec: SegmentSpec) -> bool:
 
 def load_onnxruntime() -> Any:
     """Import onnxruntime, or say what to type."""
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
     if len(installed) == 2:
         raise BackendError(
             "onnxruntime and onnxruntime-gpu are both installed; they share one folder and break each other: "
@@ -143,14 +143,6 @@ def load_onnxruntime() -> Any:
     except ImportError:
         raise missing_extra("onnxruntime", "cpu", "Running a bundle") from None
     return onnxruntime
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def open_session(content: bytes, file: str, threads: int = 1) -> Any:

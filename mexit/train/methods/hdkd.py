@@ -1,0 +1,201 @@
+"""`hdkd`: harmonised dense knowledge distillation (X. Wang, Y. Li, AAAI 2021).
+
+    L_train = sum_i gamma_i CE_i + sum_{i<j} gamma_ij KD_ij        exit i learns from every later exit j
+    L_val   = alpha sum_i CE_i + (1 - alpha) sum_i softplus( CE_i / EMA_i - 1 )        on the selection split
+    gamma  <- max( 0, gamma - gamma_lr d L_val(theta') / d gamma ),  theta' one step ahead, see `bilevel`
+
+Certain, from descriptions of the paper: learned weights on every cross-entropy and on every pair, updated in turn
+with the network by the gradient of a held-out loss one step ahead; its second part is a soft hinge that measures
+each exit against a moving average of its own loss; alpha = 0.5. Readings, for no code was published: KD is T^2
+times the cross-entropy with the detached softmax of the later exit at temperature T, as in DBT (M. Phuong,
+C. Lampert, ICCV 2019); the ratio and its moving average; gamma's step size and the clamp. Nothing was found of a
+normalisation of gamma, and there is none: what grows in sum acts like a larger learning rate. The paper is about
+clean images, and so is the validation loss; with `--attack` the same losses of the attacked images are added to
+the training loss with the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mexit.attacks.multi_exit_attack import exit_losses
+from mexit.errors import UsageError
+from mexit.train.methods.base import Adaptation, Outputs, Setup, TrainingMethod
+from mexit.train.methods.distillation import soft_cross_entropy
+from mexit.train.methods.hypergradient import hypergradient
+
+VARIANTS = ("hdkd", "naive", "hmsdnet", "hdbt")
+STARTS = ("dbt", "ce", "uniform")
+POSITIVE = ("clamp", "softplus")
+SMALLEST = 1e-3  # the first weight where softplus, which never reaches 0, should start at 0
+
+
+@dataclass
+class HDKD(TrainingMethod):
+    """Harmonised dense knowledge distillation, and the variants of its ablation.
+
+    Attributes:
+        variant: "hdkd"; "naive" = all pairs, every weight 1, nothing learned; "hmsdnet" = cross-entropies only;
+            "hdbt" = the last exit is the only teacher.
+        start: weights at first: "dbt" = 1 on cross-entropies and on pairs with the last exit, 0 on other pairs;
+            "ce" = 1 on cross-entropies, 0 on pairs; "uniform" = 1. The paper found little difference.
+        frozen: weights that are not learned: one an exit, then one a pair (1, 2), (1, 3), ... (E-1, E) of student
+            and teacher; () = learned.
+        temperature: T; 1 is where DBT starts, its constant variant has 4.
+        gamma_lr: step size of the weights.
+        every: update the weights at each of so many steps; an update costs about two more steps.
+        positive: how weights stay at least 0: "clamp", or "softplus" of what is learned.
+        alpha: share of the plain cross-entropy in the validation loss.
+        ema: momentum of each exit's expected validation loss, in [0, 1).
+    """
+
+    inputs = "clean, or clean and attacked"
+    default_attack = "none"
+    attack_use = "optional"
+
+    variant: str = "hdkd"
+    start: str = "dbt"
+    frozen: tuple[float, ...] = ()
+    temperature: float = 1.0
+    gamma_lr: float = 0.1
+    every: int = 1
+    positive: str = "clamp"
+    alpha: float = 0.5
+    ema: float = 0.9
+    exits: int = field(init=False)
+    pairs: list[tuple[int, int]] = field(init=False)
+    raw: Tensor = field(init=False)
+    expected: Tensor = field(init=False)
+    steps: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS or self.start not in STARTS or self.positive not in POSITIVE:
+            raise UsageError(
+                f"variant must be one of {', '.join(VARIANTS)}, start one of {', '.join(STARTS)}, positive one of "
+                f"{', '.join(POSITIVE)}; found {self.variant}, {self.start}, {self.positive}"
+            )
+        if not (0 <= self.alpha <= 1 and 0 <= self.ema < 1 and self.temperature > 0 and self.every >= 1):
+            raise UsageError(
+                "alpha must lie in [0, 1], ema in [0, 1), temperature above 0, every at 1 or above; found "
+                f"{self.alpha}, {self.ema}, {self.temperature}, {self.every}"
+            )
+
+    def setup(self, setup: Setup) -> None:
+        """See `base.TrainingMethod`."""
+        self.team = setup.team
+        self.exits, self.pairs = setup.exits, teacher_pairs(setup.exits, self.variant)
+        gamma = self._first().to(setup.device)
+        self.raw = gamma.clamp_min(SMALLEST).expm1().log() if self._soft() else gamma
+        self.expected = torch.zeros(setup.exits, device=setup.device)
+
+    def gamma(self) -> Tensor:
+        """The weights: of the cross-entropy of every exit, then of every one of `pairs`."""
+        return self._positive(self.raw)
+
+    def adapt(self, outputs: Outputs, adaptation: Adaptation) -> None:
+        """Move gamma down the gradient of the validation loss one step ahead; with one exit there is no choice."""
+        self.steps += 1
+        if not self._learned() or (self.steps - 1) % self.every:
+            return
+        images, labels = adaptation.selection()
+        raw = self.raw.clone().requires_grad_()
+        gradient = hypergradient(
+            adaptation.model,
+            (self._positive(raw) * self.losses(outputs)).sum(),
+            raw,
+            adaptation.lr,
+            images,
+            lambda logits: self._judge(logits, labels),
+            adaptation.autocast,
+            partial(self.team.sum, weight=outputs.share),
+        )
+        raw = self.raw - self.gamma_lr * gradient
+        self.raw = raw if self._soft() else raw.clamp_min(0)
+
+    def terms(self, outputs: Outputs) -> dict[str, Tensor]:
+        """See `base.TrainingMethod`."""
+        weighted = self.gamma() * self.losses(outputs)
+        terms = {"ce": weighted[: self.exits].sum()}
+        return terms | {"kd": weighted[self.exits :].sum()} if self.pairs else terms
+
+    def losses(self, outputs: Outputs) -> Tensor:
+        """L_k, in the order of `gamma`: clean, and attacked added where there is an attack."""
+        return torch.stack([self._of_logits(outputs, view.logits) for view in outputs.views()]).sum(dim=0)
+
+    def state(self) -> dict[str, Tensor]:
+        """See `base.TrainingMethod`."""
+        return {"gamma": self.raw, "expected": self.expected, "steps": torch.tensor(self.steps)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """See `base.TrainingMethod`."""
+        self.raw = state["gamma"].to(self.raw.device)
+        self.expected, self.steps = state["expected"].to(self.raw.device), int(state["steps"])
+
+    def report(self) -> dict[str, list[float]]:
+        """gamma of the cross-entropies, and of the pairs (1, 2), (1, 3), ... (E-1, E)."""
+        gamma = [round(float(value), 6) for value in self.gamma()]
+        report = {"gamma ce": gamma[: self.exits]}
+        return report | {"gamma kd": gamma[self.exits :]} if self.pairs else report
+
+    def _learned(self) -> bool:
+        return not self.frozen and self.variant != "naive" and self.exits > 1
+
+    def _soft(self) -> bool:
+        return self.positive == "softplus" and self._learned()
+
+    def _positive(self, raw: Tensor) -> Tensor:
+        return F.softplus(raw) if self._soft() else raw
+
+    def _first(self) -> Tensor:
+        terms = self.exits + len(self.pairs)
+        if self.frozen:
+            if len(self.frozen) != terms or min(self.frozen) < 0:
+                named = ", ".join(f"{student + 1}-{teacher + 1}" for student, teacher in self.pairs) or "none"
+                raise UsageError(
+                    f"frozen needs {terms} weights of at least 0: {self.exits} exits, then the pairs {named}; "
+                    f"found {self.frozen}"
+                )
+            return torch.tensor(self.frozen, dtype=torch.float32)
+        if self.variant == "naive" or self.start == "uniform":
+            return torch.ones(terms)
+        teacher_probabilities = [
+            float(self.start == "dbt" and teacher == self.exits - 1) for _, teacher in self.pairs
+        ]
+        return torch.tensor([1.0] * self.exits + teacher_probabilities)
+
+    def _of_logits(self, outputs: Outputs, logits: Tensor) -> Tensor:
+        losses = outputs.cross_entropy(logits)
+        if not self.pairs:
+            return losses
+        students, teachers = zip(*self.pairs, strict=True)
+        targets = (logits.detach() / self.temperature).softmax(dim=-1)
+        soft = soft_cross_entropy(logits[list(students)] / self.temperature, targets[list(teachers)])
+        return torch.cat([losses, self.temperature**2 * soft])
+
+    def _judge(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """L_val, which then takes its part in the moving average."""
+        losses = exit_losses(logits, labels).mean(dim=1)
+        now = losses.detach()
+        expected = torch.where(self.expected > 0, self.expected, now)
+        self.expected = self.ema * expected + (1 - self.ema) * now
+        return balanced_loss(losses, expected, self.alpha)
+
+
+def teacher_pairs(exits: int, variant: str = "hdkd") -> list[tuple[int, int]]:
+    """Student and teacher of every distillation term, from 0: every later exit teaches, or only the last."""
+    if variant == "hmsdnet":
+        return []
+    every = combinations(range(exits), 2)
+    return [(i, j) for i, j in every if variant != "hdbt" or j == exits - 1]
+
+
+def balanced_loss(losses: Tensor, expected: Tensor, alpha: float) -> Tensor:
+    """L_val from the cross-entropies of the exits and their moving averages, (E,) each: a scalar."""
+    return alpha * losses.sum() + (1 - alpha) * F.softplus(losses / expected - 1).sum()

@@ -1,0 +1,123 @@
+"""p-values against published figures, closed forms and simulation."""
+
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+import pytest
+
+from mexit.calibrate.hypothesis_tests import (
+    allowed_losses,
+    betting,
+    binomial_tail,
+    certified_prefix,
+    conformal_allows,
+    hoeffding_bentkus,
+    p_value,
+    samples_needed,
+    upper_rate,
+)
+from mexit.errors import BadInput, UsageError
+
+
+@pytest.mark.parametrize(
+    ("n", "epsilon", "conformal", "binomial", "bentkus"),
+    [
+        (100, 0.05, 4, 1, 1),
+        (1000, 0.01, 0.9, 0.5, 0.4),
+        (1000, 0.05, 4.9, 4.0, 3.7),
+        (5000, 0.02, 1.98, 1.72, 1.64),
+        (10_000, 0.01, 0.99, 0.86, 0.82),
+    ],
+)
+def test_allowed_empirical_risk_in_percent_at_delta_10_percent(n, epsilon, conformal, binomial, bentkus) -> None:
+    found = [
+        100 * allowed_losses(method, n, epsilon, 0.1) / n
+        for method in ("conformal", "binomial", "hoeffding-bentkus")
+    ]
+    assert found == pytest.approx([conformal, binomial, bentkus])
+
+
+@pytest.mark.parametrize(("n", "k", "p"), [(10, 0, 0.3), (10, 4, 0.3), (25, 24, 0.9), (40, 7, 0.05)])
+def test_binomial_tail_is_the_sum_of_its_terms(n, k, p) -> None:
+    expected = sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+    assert binomial_tail(n, k, p) == pytest.approx(expected, rel=1e-12)
+    assert binomial_tail(n, n, p) == 1.0
+    assert binomial_tail(n, -1, p) == 0.0
+
+
+def test_a_rounding_error_in_the_mean_does_not_add_a_loss() -> None:
+    mean = sum([0.1] * 3) / 3 * 10 / 10  # 0.10000000000000002
+    assert mean * 1000 > 100
+    assert hoeffding_bentkus(mean, 1000, 0.12) == pytest.approx(hoeffding_bentkus(0.1, 1000, 0.12))
+
+
+@pytest.mark.parametrize("method", ["binomial", "hoeffding-bentkus", "betting"])
+def test_more_losses_never_lower_the_p_value_much_and_clear_cases_are_clear(method) -> None:
+    def p(losses: int) -> float:
+        return p_value(method, np.concatenate([np.ones(losses), np.zeros(2000 - losses)]), 0.05)
+
+    assert p(20) < 1e-4
+    assert p(100) > 0.1
+    assert p(200) == pytest.approx(1, abs=0.7)
+    assert p(20) < p(60) < p(110)
+
+
+@pytest.mark.parametrize("method", ["binomial", "hoeffding-bentkus", "betting"])
+@pytest.mark.parametrize("epsilon", [0.02, 0.1])
+def test_p_values_are_valid_on_the_border_of_the_hypothesis(method, epsilon) -> None:
+    rng = np.random.default_rng(3)
+    delta, draws = 0.1, 2000
+    rejected = sum(
+        p_value(method, (rng.random(500) < epsilon).astype(float), epsilon) <= delta for _ in range(draws)
+    )
+    assert rejected / draws <= delta + 3 * np.sqrt(delta * (1 - delta) / draws)
+
+
+def test_betting_uses_a_small_variance() -> None:
+    rng = np.random.default_rng(0)
+    calm = 0.09 + 0.02 * rng.random(400)
+    assert betting(calm, 0.12) < hoeffding_bentkus(float(calm.mean()), 400, 0.12) / 100
+
+
+def test_nothing_behind_the_first_failure_is_certified() -> None:
+    assert certified_prefix([True, True, False, True]) == 2
+    assert certified_prefix([False, True]) == 0
+    assert certified_prefix([True, True]) == 2
+
+
+def test_conformal_adds_one_loss() -> None:
+    assert conformal_allows(np.concatenate([np.ones(4), np.zeros(96)]), 0.05)
+    assert not conformal_allows(np.concatenate([np.ones(5), np.zeros(95)]), 0.05)
+
+
+def test_upper_bounds_of_rates() -> None:
+    assert upper_rate(0, 100, 0.05) == pytest.approx(1 - 0.05 ** (1 / 100))
+    assert binomial_tail(200, 7, upper_rate(7, 200, 0.1)) == pytest.approx(0.1)
+    assert upper_rate(5, 5, 0.1) == 1
+    assert upper_rate(0, 0, 0.1) == 1
+
+
+def test_sample_sizes() -> None:
+    assert samples_needed(0.02, 0.1, 0.0) == 114  # ln 0.1 / ln 0.98
+    assert samples_needed(0.02, 0.1, 0.02) is None
+    needed = samples_needed(0.02, 0.05, 0.01)
+    assert needed is not None
+    assert binomial_tail(needed, round(needed * 0.01), 0.02) <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("losses", "epsilon", "error"),
+    [
+        (np.array([0.5, 0.2]), 0.1, UsageError),
+        (np.array([]), 0.1, BadInput),
+        (np.array([2.0]), 0.1, BadInput),
+        (np.array([np.nan]), 0.1, BadInput),
+        (np.array([0.0]), 0.0, UsageError),
+    ],
+    ids=["not 0/1", "empty", "above 1", "nan", "epsilon 0"],
+)
+def test_what_cannot_be_tested_is_refused(losses, epsilon, error) -> None:
+    with pytest.raises(error):
+        p_value("binomial", losses, epsilon)

@@ -1,0 +1,220 @@
+"""`mexit evaluate` on a finished run and its bundle: every group of attacks, small."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import program
+
+from mexit.commands.report import show_evaluation
+from mexit.core.bundle import Bundle
+from mexit.core.policy import first_exit
+from mexit.core.progress import Silent
+from mexit.data.splits import Splits
+from mexit.errors import UsageError
+from mexit.evaluate.config import GROUPS, EvaluationConfig, read_exits, read_groups
+from mexit.evaluate.model_card import model_card
+from mexit.evaluate.suites import to_levels
+from mexit.evaluate.target import open_subject, spaced
+from mexit.flows.evaluate import EvaluateResult, evaluate
+from mexit.models import build
+from mexit.runtime.runtime import Runtime
+from mexit.train import checkpoint
+from mexit.train.config import resolve
+
+torch.set_num_threads(1)
+SAMPLES, STRONG = 24, 8
+
+
+def little(groups: tuple[str, ...], **more: object) -> EvaluationConfig:
+    return EvaluationConfig(
+        groups, exits=(1,), strong_samples=STRONG, targets=1, queries=10, autoattack_steps=2, **more
+    )
+
+
+@pytest.fixture(scope="module")
+def place(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace of this file's own: the reports go into the run and the bundle."""
+    return Path(shutil.copytree(workspace, tmp_path_factory.mktemp("evaluation") / "workspace"))
+
+
+@pytest.fixture(scope="module")
+def everything(place: Path) -> dict[str, object]:
+    """All groups, and transfer from a run that happens to be the same."""
+    before = Path.cwd()
+    try:
+        os.chdir(place)
+        plan = little(GROUPS, transfer=Path("runs/digits"))
+        return dict(evaluate(Path("bundles/digits"), samples=SAMPLES, steps=3, plan=plan).report)
+    finally:
+        os.chdir(before)
+
+
+def conditions(row: dict[str, object]) -> dict[str, dict[str, float]]:
+    return {name: found for name, found in row.items() if isinstance(found, dict)}
+
+
+def test_every_attack_is_reported_with_its_error_and_none_is_worse_than_the_worst(everything, place) -> None:
+    names = {"clean", "average", "max-average", "route", "soft", "square", "square served", "rays", "autoattack",
+             "sloth", "hinge", "worst"}  # fmt: skip
+    assert set(everything["budgets"]) == {"low", "medium", "high", "full"}
+    full = Bundle.open(place / "bundles/digits").manifest.cumulative_macs[-1]
+    for row in everything["budgets"].values():
+        assert set(conditions(row)) == names
+        for name, found in conditions(row).items():
+            wide = name in ("clean", "average", "max-average")
+            assert found["n"] == (SAMPLES if wide else STRONG)
+            assert found["stderr"] == pytest.approx((found["value"] * (1 - found["value"]) / found["n"]) ** 0.5)
+            assert wide or row["worst"]["value"] <= found["value"]
+            if name != "worst":
+                assert sum(found["exits"]) == found["n"]
+                assert found["saved"] == pytest.approx(1 - found["mean_macs"] / full)
+    for row in everything["exits"]:
+        assert set(conditions(row)) >= {"clean", "average", "max-average", "worst"}
+        assert ("autoattack" in row) == (row["exit"] == 1), "only --exits 1 was asked for"
+
+
+def test_slowdown_attacks_never_make_anybody_faster(everything, place, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    subject = open_subject(Path("bundles/digits"), None, "auto")
+    index = subject.test_places(SAMPLES)[spaced(SAMPLES, STRONG)]
+    logits = subject.replay(subject.batch(index)[0])
+    for name, deployed in subject.budgets.items():
+        costs = np.asarray(deployed.exit_macs)
+        scores = deployed.policy.scorer(10).score(logits)
+        clean = costs[first_exit(scores, deployed.policy.thresholds) - 1].mean()
+        for attack in ("sloth", "hinge"):
+            assert everything["budgets"][name][attack]["mean_macs"] >= clean
+
+
+def test_a_flag_cannot_be_overlooked(everything, place, capsys) -> None:
+    """On the terminal and in the model card, with what it means."""
+    check = {"name": "the moon is round", "passed": False, "found": "a square", "expected": "a disc",
+             "means": "look again"}  # fmt: skip
+    report = {**everything, "checks": [check], "flags": ["the moon is round: a square, expected a disc"]}
+    show_evaluation(EvaluateResult(report, ()))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "FLAGS: 1 of 1 checks failed" in shown
+    assert "look" in shown
+    card = model_card(open_subject(place / "runs/digits", None, "auto"), report)
+    assert "- the moon is round: a square, expected a disc" in card
+    assert "1 of 1 checks of the evaluation itself failed" in card
+
+
+def test_the_curve_and_the_checks_are_there(everything) -> None:
+    eps = everything["settings"]["eps"]
+    radii = [row["eps"] for row in everything["curve"]]
+    assert radii == sorted(radii)
+    assert radii[0] == 0
+    assert eps in radii
+    assert 0.5 in radii
+    assert all(len(row["exits"]) == 3 and set(row["budgets"]) == set(everything["budgets"])
+               for row in everything["curve"])  # fmt: skip
+    names = " ".join(check["name"] for check in everything["checks"])
+    for topic in ("pass to pass", "gradient", "noise", "larger radius", "breaks everything", "twice the steps",
+                  "a black box breaks", "low, square", "full, rays", "AutoAttack is no weaker",
+                  "worst case"):  # fmt: skip
+        assert topic in names
+    assert len(everything["flags"]) == sum(not check["passed"] for check in everything["checks"])
+
+
+def test_card_and_pictures_are_written_into_the_bundle(everything, place) -> None:
+    reports = place / "bundles/digits/reports"
+    for picture in ("evaluation.png", "transfer.png", "accuracy_against_eps.png"):
+        assert (reports / picture).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((reports / "evaluation.json").read_text()) == everything
+    card = (reports / "model_card.md").read_text()
+    for line in ("## Network", "## Training", "## Results", "## Flags", "## What is not promised",
+                 "mexit train --data digits --preset demo --method adversarial --step 0.08 --steps 2 --epochs 8",
+                 "mexit export runs/digits", "| seed | `0` |"):  # fmt: skip
+        assert line in card
+    assert all(flag in card for flag in everything["flags"])
+    value = everything["budgets"]["low"]["route"]["value"]
+    assert f"| route | {100 * value:.1f} ±" in card
+
+
+def test_a_run_is_judged_without_budgets(place, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    report = evaluate(Path("runs/digits"), samples=SAMPLES, steps=2).report
+    assert report["budgets"] == {}
+    assert report["curve"] == []
+    assert [row["exit"] for row in report["exits"]] == [1, 2, 3]
+    assert all(row["worst"]["n"] == SAMPLES for row in report["exits"])
+    assert all(row["worst"]["value"] <= min(row["average"]["value"], row["clean"]["value"])
+               for row in report["exits"])  # fmt: skip
+    card = (place / "runs/digits/reports/model_card.md").read_text()
+    assert "Not run: policy, autoattack, slowdown, sanity" in card
+
+
+def test_what_is_reported_is_what_the_deployed_bundle_answers(place, monkeypatch) -> None:
+    """Clean accuracy, exits and cost of a budget, from the runtime one image at a time."""
+    monkeypatch.chdir(place)
+    report = evaluate(Path("bundles/digits"), samples=SAMPLES, steps=1).report
+    subject = open_subject(Path("bundles/digits"), None, "auto")
+    images, labels = subject.batch(subject.test_places(SAMPLES))
+    for budget in ("low", "full"):
+        answers = [
+            Runtime.open(Path("bundles/digits"), budget)(images[row : row + 1])[0] for row in range(SAMPLES)
+        ]
+        row = report["budgets"][budget]["clean"]
+        assert row["value"] == np.mean(
+            [int(one.label) == label for one, label in zip(answers, labels, strict=True)]
+        )
+        assert row["mean_macs"] == pytest.approx(np.mean([one.macs for one in answers]))
+        assert row["exits"] == [sum(one.exit == k for one in answers) for k in (1, 2, 3)]
+
+
+def test_images_sent_to_a_served_bundle_have_eight_bits() -> None:
+    images = np.random.default_rng(0).random((2, 1, 4, 4)).astype(np.float32)
+    sent = to_levels(images)
+    assert np.abs(sent - images).max() <= 0.5 / 255 + 1e-6
+    np.testing.assert_array_equal(np.round(sent * 255).astype(np.uint8).astype(np.float32) / 255, sent)
+
+
+def test_groups_and_exits_as_typed() -> None:
+    assert read_groups("pgd") == ("pgd",)
+    assert read_groups("slowdown, policy") == ("pgd", "policy", "slowdown")
+    assert read_groups("all") == GROUPS
+    assert read_exits("3,1") == (1, 3)
+    assert read_exits("all") is None
+    with pytest.raises(UsageError, match="numbers such as 1,3"):
+        read_exits("first")
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"groups": ("pgd", "autoattack"), "exits": (7,)}, "--exits 7: this network has exits 1 to 3"),
+        ({"groups": ("pgd", "policy"), "transfer": Path("runs/other")}, "takes (1, 28, 28) images of 10 classes"),
+        ({"targets": 0}, "--targets 0"),
+        ({"strong_samples": -3}, "--strong-samples -3"),
+    ],
+    ids=["exit", "transfer", "targets", "samples"],
+)
+def test_a_mistake_is_said_before_any_work(place, monkeypatch, plan, message) -> None:
+    monkeypatch.chdir(place)
+    settings = resolve("mnist", None, {})
+    other = build("small-cnn", 10)
+    checkpoint.begin(Path("runs/other"), settings, Splits.load(Path("runs/digits/splits.npz")))
+    checkpoint.save_weights(Path("runs/other"), other.state_dict(), settings, 10)
+
+    class NoWork(Silent):
+        def track(self, text: str, total: int):
+            raise AssertionError(f"began {text}")
+
+    with pytest.raises(UsageError, match=re.escape(message)):
+        evaluate(Path("runs/digits"), plan=EvaluationConfig(**plan), progress=NoWork())
+
+
+def test_unknown_attacks_end_with_a_usage_error(place) -> None:
+    done = program("evaluate", "runs/digits", "--attacks", "magic", cwd=place)
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "unknown attacks 'magic': choose from pgd, policy, autoattack, slowdown, sanity, or all" in said

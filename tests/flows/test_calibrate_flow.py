@@ -1,0 +1,169 @@
+"""Calibration on a device: certificates from the command line, the images in the bundle, the user's own folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mexit import Bundle, Damaged, RiskInfeasible, Runtime, UsageError
+from mexit.calibrate.calibration import Traces
+from mexit.core.atomic_io import sha256_bytes, to_json
+from mexit.data import digits, splits
+from mexit.errors import BadInput
+from mexit.flows.calibrate import calibrate
+from mexit.flows.export import export
+
+
+@pytest.fixture(scope="module")
+def carrying(workspace, tmp_path_factory) -> Path:
+    """A bundle with images, away from the run that it came from."""
+    home = tmp_path_factory.mktemp("carrying")
+    import os
+
+    before = Path.cwd()
+    os.chdir(workspace)
+    try:
+        made = export(Path("runs/digits"), out=home / "digits", with_calibration=False, with_images=True)
+    finally:
+        os.chdir(before)
+    return made.bundle
+
+
+def test_images_travel_paired_clean_and_attacked(carrying) -> None:
+    bundle = Bundle.open(carrying)
+    assert {spec.file for spec in bundle.manifest.calibration} == {
+        f"calibration/{split}-{condition}.npz"
+        for split in ("calibration", "certification")
+        for condition in ("clean", "attacked")
+    }
+    result = calibrate(carrying, data="bundle")
+    traces = [bundle.load_trace(ref) for ref in (result.entry.trace, *result.entry.evidence)]
+    for clean, attacked in ((traces[0], traces[1]), (traces[2], traces[3])):
+        np.testing.assert_array_equal(clean.index, attacked.index)
+        assert attacked.origin.condition.startswith("PGD-50 average")
+    assert result.entry.frontier[10].attacked is not None
+
+
+def test_calibrating_on_them_equals_calibrating_on_the_data_set(carrying, digits_bundle) -> None:
+    """Every sample of the small splits travels, so nothing differs."""
+    travelling = calibrate(carrying, data="bundle").entry
+    assert Runtime.open(digits_bundle).bundle.policies().entries[0].frontier == travelling.frontier
+
+
+def test_a_device_without_torch_calibrates_from_the_images_in_one_command(carrying, tmp_path) -> None:
+    shutil.copytree(carrying, tmp_path / "digits")
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['onnx'] = None; "
+        "sys.argv = ['mexit', 'calibrate', 'digits', '--data', 'bundle', '--json']; "
+        "from mexit.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["entry"]["frontier"][10]["attacked"]["n"] == 81
+    assert Runtime.open(tmp_path / "digits", "low").calibrated
+
+
+def test_a_bundle_without_images_says_how_to_get_them(bundle_copy) -> None:
+    with pytest.raises(UsageError, match="--with-calibration-images"):
+        calibrate(bundle_copy, data="bundle")
+
+
+def test_damaged_images_are_refused(carrying, tmp_path) -> None:
+    copy = Path(shutil.copytree(carrying, tmp_path / "digits"))
+    path = copy / "calibration" / "calibration-clean.npz"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(Damaged, match="calibration-clean"):
+        Bundle.open(copy)
+    path.write_bytes(b"no npz at all")
+    manifest = json.loads((copy / "bundle.json").read_text())
+    for spec in manifest["calibration"]:
+        if spec["file"].endswith("calibration-clean.npz"):
+            spec |= {"sha256": sha256_bytes(b"no npz at all"), "bytes": 13}
+    (copy / "bundle.json").write_bytes(to_json(manifest))
+    with pytest.raises(Damaged, match="not readable"):
+        calibrate(copy, data="bundle")
+
+
+def test_the_users_own_folder_drops_the_attacked_promise_and_says_so(bundle_copy, tmp_path) -> None:
+    data = digits.load()
+    for place in splits.split(data).part("train")[:700]:
+        image = np.asarray(data.images.at(np.array([place]))[0])
+        folder = tmp_path / "own" / str(data.labels[place])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.repeat(4, 0).repeat(4, 1)).save(folder / f"{place}.png")
+    result = calibrate(bundle_copy, data=f"folder:{tmp_path / 'own'}")
+    assert "not the data" in result.why_not_attacked
+    assert result.entry.frontier[10].attacked is None
+    assert Runtime.open(bundle_copy, "low").calibrated
+
+
+def test_certificate_is_stored_shown_and_selectable(bundle_copy) -> None:
+    result = calibrate(bundle_copy, max_risk=0.2, confidence=0.9, attack="none")
+    (found,) = result.entry.certificates
+    runtime = Runtime.open(bundle_copy, "certified")
+    assert runtime.policy() == result.entry.policy(result.entry.frontier[found["first"]])
+    shown = subprocess.run(
+        [sys.executable, "-m", "mexit", "inspect", str(bundle_copy)], capture_output=True, text=True, check=True
+    ).stdout
+    assert found["id"] in shown
+    assert "with confidence 90.0%" in " ".join(shown.split())
+
+
+def test_what_cannot_be_certified_changes_nothing_and_has_its_own_exit_code(bundle_copy) -> None:
+    before = (bundle_copy / "policies.json").read_bytes()
+    command = [
+        sys.executable,
+        "-m",
+        "mexit",
+        "calibrate",
+        str(bundle_copy),
+        "--max-risk",
+        "0.001",
+        "--attack",
+        "none",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == RiskInfeasible.exit_code == 3
+    assert "2995 samples would do" in done.stderr
+    assert (bundle_copy / "policies.json").read_bytes() == before
+
+
+def test_a_cost_bound_too_tight_for_the_risk_is_infeasible(bundle_copy) -> None:
+    with pytest.raises(RiskInfeasible):
+        calibrate(bundle_copy, max_risk=0.05, confidence=0.9, max_cost="17%", attack="none")
+
+
+def test_score_and_policy_can_be_named(bundle_copy) -> None:
+    entry = calibrate(bundle_copy, measure="margin", ensemble=True, policy="geometric", attack="none").entry
+    assert (entry.measure, entry.ensemble) == ("margin", True)
+    with pytest.raises(UsageError, match="auto, max-probability"):
+        calibrate(bundle_copy, measure="softmax")
+
+
+def test_report_holds_scores_reliability_and_promises(bundle_copy) -> None:
+    calibrate(bundle_copy, attack="none")
+    content = json.loads((bundle_copy / "reports" / "calibration.json").read_text())
+    assert len(content["scores"]) == 8
+    assert [row["exit"] for row in content["reliability"]] == [1, 2, 3]
+    assert len(content["promised_against_seen"]) == 41
+    assert (bundle_copy / "reports" / "calibration.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_calibration_and_certification_never_see_a_test_index_nor_each_others(digits_bundle) -> None:
+    bundle = Bundle.open(digits_bundle)
+    entry = bundle.policies().entries[0]
+    parts = splits.split(digits.load()).parts
+    for ref in (entry.trace, *entry.evidence):
+        trace = bundle.load_trace(ref)
+        assert set(trace.index.tolist()) <= set(parts[trace.origin.split].tolist())
+        assert not set(trace.index.tolist()) & set(parts["test"].tolist())
+    clean = bundle.load_trace(entry.trace)
+    with pytest.raises(BadInput, match="disjoint"):
+        Traces(clean, None, clean, None)

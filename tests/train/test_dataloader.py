@@ -1,0 +1,197 @@
+"""Batches prepared ahead by threads: the same pixels in the same order, bounded, and gone when they are closed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+
+from mexit.core.manifest import InputSpec, PrepareSpec
+from mexit.data import digits, folder
+from mexit.data.dataset import DataSet
+from mexit.errors import BadInput, NotFound, UsageError
+from mexit.flows.train import train
+from mexit.train.dataloader import THREADS, prepared, workers_for
+
+SPEC = InputSpec("input", "float32", "NCHW", 3, (24, 24), (0.0, 1.0), PrepareSpec(fit="cover", crop=0.9))
+SIZE = 5
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hundred digits as JPEG files of several sizes, in three folders."""
+    made = tmp_path_factory.mktemp("pictures")
+    data = digits.load()
+    for place in range(200):
+        image = np.asarray(data.images.at(np.array([place]))[0])
+        path = made / "abc"[data.labels[place] // 4] / f"{place:03}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).resize((30 + place % 7, 30 + place % 5)).save(path, quality=95)
+    return made
+
+
+@pytest.fixture
+def pictures(root: Path, tmp_path: Path) -> DataSet:
+    """A copy that a test may spoil."""
+    return folder.load(Path(shutil.copytree(root, tmp_path / "pictures")))
+
+
+def parts_of(data: DataSet) -> list[NDArray[np.int64]]:
+    """Batches in a random order; the last one is smaller."""
+    order = np.random.default_rng(0).permutation(len(data) - 2).astype(np.int64)
+    return [order[start : start + SIZE] for start in range(0, len(order), SIZE)]
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(THREADS)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3, 100])
+def test_pixels_and_order_are_those_of_the_plain_path(root: Path, workers: int) -> None:
+    data = folder.load(root)
+    parts = parts_of(data)
+    found = list(prepared(data, parts, SPEC, workers))
+    assert len(found) == len(parts)
+    for part, images in zip(parts, found, strict=True):
+        assert images.tobytes() == data.batch(part, SPEC).tobytes()
+    assert not threads()
+
+
+def test_nothing_to_do_is_nothing(root: Path) -> None:
+    assert list(prepared(folder.load(root), [], SPEC, 2)) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_next_batches_are_ready_and_no_more_than_that(pictures: DataSet, workers: int) -> None:
+    """Files that vanish while the first batch trains: those read ahead are safe, all others are missed."""
+    parts = parts_of(pictures)
+    with closing(prepared(pictures, parts, SPEC, workers)) as stream:
+        next(stream)
+        time.sleep(1)  # as training would
+        shutil.rmtree(pictures.name.removeprefix("folder:"))
+        for _ in range(workers):
+            next(stream)
+        with pytest.raises(NotFound, match=r"image .*\.jpg does not exist"):
+            next(stream)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named_at_its_turn_and_the_threads_end(pictures: DataSet, workers: int) -> None:
+    parts = parts_of(pictures)
+    bad = Path(pictures.images.name(int(parts[3][2])).removeprefix("image "))
+    bad.write_bytes(bad.read_bytes()[:200])
+    stream = prepared(pictures, parts, SPEC, workers)
+    for part in parts[:3]:
+        assert next(stream).tobytes() == pictures.batch(part, SPEC).tobytes()
+    with pytest.raises(BadInput, match=f"image {bad}: the image is damaged"):
+        next(stream)
+    assert not threads()
+
+
+def test_closing_leaves_no_thread(root: Path) -> None:
+    data = folder.load(root)
+    stream = prepared(data, parts_of(data), SPEC, 2)
+    assert not threads(), "nothing starts before the first batch is asked for"
+    next(stream)
+    assert len(threads()) == 2
+    stream.close()
+    assert not threads()
+
+
+def test_files_get_a_thread_a_core_and_arrays_none(root: Path) -> None:
+    files, arrays = folder.load(root), digits.load()
+    assert workers_for(files, None) >= 1
+    assert workers_for(arrays, None) == 0
+    assert (workers_for(files, 0), workers_for(arrays, 3)) == (0, 3)
+    with pytest.raises(UsageError, match=r"--workers must be at least 0 .*, found -1"):
+        workers_for(files, -1)
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, torch.Tensor]]:
+    """The weights of one epoch on the pictures, by the number of workers."""
+    home = tmp_path_factory.mktemp("runs")
+    data = folder.load(root)
+    given = {
+        "model": "digits-cnn", "method": "adversarial", "attack": "average", "steps": 1, "epochs": 2, "batch": 16,
+        "augment": "crop-flip", "recipe": "fp32",
+    }  # fmt: skip
+    found = {}
+    for workers in (0, 2):
+        torch.set_num_threads(1)
+        result = train(data=data.name, given=given, out=home / str(workers), threads=1, workers=workers)
+        found[workers] = load_file(result.run / "weights.safetensors")
+    return found
+
+
+def test_workers_do_not_change_the_weights(trained: dict[int, dict[str, torch.Tensor]]) -> None:
+    for name, weights in trained[0].items():
+        assert torch.equal(weights, trained[2][name]), name
+    assert not threads()
+
+
+def test_a_damaged_image_ends_the_run_with_its_name_and_without_threads(pictures: DataSet, tmp_path: Path) -> None:
+    for place in range(len(pictures)):
+        path = Path(pictures.images.name(place).removeprefix("image "))
+        path.write_bytes(path.read_bytes()[:300])
+    given = {"model": "digits-cnn", "method": "clean", "epochs": 1, "batch": 16}
+    with pytest.raises(BadInput, match=rf"image {tmp_path}/pictures/./\d\d\d\.jpg: the image is damaged"):
+        train(data=pictures.name, given=given, out=tmp_path / "run", threads=1, workers=2)
+    assert not threads()
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from mexit.core.manifest import InputSpec, PrepareSpec
+from mexit.data import folder
+from mexit.train.dataloader import prepared
+from mexit.train.precision import keep_freed_memory
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+
+spec = InputSpec("input", "float32", "NCHW", 3, (224, 224), (0.0, 1.0), PrepareSpec(fit="cover"))
+data = folder.load(Path(sys.argv[1]))
+keep_freed_memory()
+parts = np.array_split(np.arange(len(data), dtype=np.int64), len(data) // 10)
+peaks = [peak() for _ in prepared(data, parts, spec, 2)]
+held = list(prepared(data, parts, spec, 2))
+print(len(data), peaks[len(peaks) // 5], peaks[-1], peak())
+"""
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five hundred JPEG files; as tensors 287 MB."""
+    made = tmp_path_factory.mktemp("many")
+    for name in ("a", "b"):
+        (made / name).mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((256, 240)).save(made / "a" / "000.jpg")
+    for place in range(1, 500):
+        shutil.copy(made / "a" / "000.jpg", made / "ab"[place % 2] / f"{place:03}.jpg")
+    return made
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc")
+def test_memory_stays_bounded_however_many_images_are_read(many: Path) -> None:
+    """Measured in a process of its own, which at the end holds all of them, to show that this would be seen."""
+    done = subprocess.run([sys.executable, "-c", MEMORY, str(many)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    count, early, late, held = (float(word) for word in done.stdout.split())
+    assert count == 500
+    assert late - early < 50, f"{early} MB after a fifth of the images, {late} MB after all"
+    assert held - late > 150

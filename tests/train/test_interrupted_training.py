@@ -1,0 +1,228 @@
+"""Training that is stopped by Ctrl-C, SIGTERM or `kill -9` ends, resumed, in the weights of one that was not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import MEXIT, quiet, refused, typed
+from safetensors.numpy import load_file
+
+from mexit.flows.train import read_log, train
+from mexit.train import checkpoint
+from mexit.train.trainer import Trainer
+
+PATIENCE_S = 100
+EPOCHS = 5
+FLAGS = ["--epochs", str(EPOCHS), "--batch", "128", "--steps", "1", "--step", "0.05", "--threads", "1"]
+GIVEN = {"epochs": EPOCHS, "batch": 128, "steps": 1, "step": 0.05}
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """A `mexit train` that was stopped by a signal: how it ended, what it said, how many epochs it had logged."""
+
+    code: int
+    said: str
+    epochs: int
+
+
+def started(folder: Path, *flags: str) -> subprocess.Popen[str]:
+    command = [*MEXIT, "train", "--out", "runs/x", *flags]
+    return subprocess.Popen(
+        command, cwd=folder, env=quiet(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Return as soon as it is so; fail if the process ends, or patience does."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None, f"training ended by itself: {process.communicate()}"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def stop(folder: Path, number: int, *flags: str) -> Stop:
+    """Train, and send the signal once another epoch is logged."""
+    log = folder / "runs/x" / checkpoint.LOG
+    before = lines(log)
+    process = started(folder, *flags)
+    try:
+        wait_until(lambda: lines(log) > before, process)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+        process.wait()
+    return Stop(process.returncode, " ".join(said.split()), lines(log))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("interrupted")
+
+
+@pytest.fixture(scope="module")
+def stops(folder: Path) -> dict[str, Stop]:
+    """The same run, stopped by Ctrl-C, resumed, stopped by SIGTERM, resumed, and killed; not resumed since."""
+    return {
+        "Ctrl-C": stop(folder, signal.SIGINT, *FLAGS),
+        "SIGTERM": stop(folder, signal.SIGTERM, "--resume", "--threads", "1"),
+        "kill -9": stop(folder, signal.SIGKILL, "--resume", "--threads", "1"),
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("uninterrupted") / "runs" / "x"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(run.parents[1])
+        patch.setitem(sys.modules, "matplotlib", None)
+        train(given=GIVEN, out=run, threads=1)
+    return run
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    first, second = load_file(one / checkpoint.WEIGHTS), load_file(other / checkpoint.WEIGHTS)
+    return first.keys() == second.keys() and all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+@pytest.mark.parametrize(("name", "code"), [("Ctrl-C", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_training_with_its_code_and_says_how_to_go_on(
+    name: str, code: int, stops: dict[str, Stop]
+) -> None:
+    found = stops[name]
+    assert found.code == code
+    assert "stopping after this step, with a checkpoint" in found.said
+    assert "error: stopped; continue with: mexit train --resume --out runs/x" in found.said
+    assert "Traceback" not in found.said
+
+
+def test_each_stop_came_before_the_end(stops: dict[str, Stop]) -> None:
+    assert stops["kill -9"].code == -signal.SIGKILL
+    epochs = [found.epochs for found in stops.values()]
+    assert 0 < epochs[0] < epochs[1] < epochs[2] < EPOCHS
+
+
+def test_resumed_it_ends_in_the_same_bits_as_if_nothing_had_happened(
+    stops: dict[str, Stop], folder: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(folder / "runs/x", tmp_path / "runs/x"))
+    assert not (run / checkpoint.WEIGHTS).exists()
+    halfway, final = load_file(run / checkpoint.CHECKPOINT), load_file(uninterrupted / checkpoint.WEIGHTS)
+    assert all((halfway[f"kept.{name}"] != final[name]).any() for name in final if name.endswith("weight"))
+    assert typed("train", "--resume", "--out", run, "--threads", "1").exit_code == 0
+    assert same_bits(run, uninterrupted)
+    assert read_log(run) == read_log(uninterrupted)
+
+
+def test_an_unfinished_run_is_neither_exported_nor_evaluated(stops: dict[str, Stop], folder: Path) -> None:
+    for command in ("export", "evaluate"):
+        said = refused(command, folder / "runs/x", code=2)
+        assert f"run {folder}/runs/x is not finished: mexit train --resume --out {folder}/runs/x" in said
+
+
+@pytest.mark.parametrize("steps_before", [3, 8, 40])
+def test_stopped_after_any_step_it_ends_in_the_same_bits(
+    steps_before: int, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """8 steps are an epoch and there are 5: one within, the last of an epoch, the very last."""
+    asked = iter(range(1, 1_000))
+    result = train(given=GIVEN, out=tmp_path / "x", threads=1, should_stop=lambda: next(asked) == steps_before)
+    assert not result.finished
+    assert train(out=tmp_path / "x", resume=True, threads=1).finished
+    assert same_bits(tmp_path / "x", uninterrupted)
+    assert read_log(tmp_path / "x") == read_log(uninterrupted)
+
+
+@pytest.fixture
+def stopped(uninterrupted: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run without its result, as after a kill in the last moment."""
+    run = Path(shutil.copytree(uninterrupted, tmp_path / "runs" / "x"))
+    (run / checkpoint.WEIGHTS).unlink()
+    return run
+
+
+def test_a_run_killed_before_its_result_was_written_only_writes_the_result(
+    stopped: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_take", lambda *_: pytest.fail("trained again"))
+    assert train(out=stopped, resume=True, threads=1).finished
+    assert same_bits(stopped, uninterrupted)
+
+
+def test_a_log_line_written_after_the_checkpoint_is_dropped_on_resuming(
+    stopped: Path, uninterrupted: Path
+) -> None:
+    with (stopped / checkpoint.LOG).open("ab") as file:
+        file.write(b'{"epoch": 5, "half a li')
+    train(out=stopped, resume=True, threads=1)
+    assert read_log(stopped) == read_log(uninterrupted)
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter"])
+def test_a_log_that_lost_lines_keeps_no_run_from_ending(damage: str, stopped: Path, uninterrupted: Path) -> None:
+    log = stopped / checkpoint.LOG
+    log.write_bytes(log.read_bytes().split(b"\n")[0] + b"\n") if damage == "shorter" else log.unlink()
+    train(out=stopped, resume=True, threads=1)
+    assert same_bits(stopped, uninterrupted)
+    assert len(read_log(stopped)) == (1 if damage == "shorter" else 0)
+
+
+CHECKPOINTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda _: b"", "is not readable: its header claims 0 bytes"),
+    "cut short": (lambda good: good[: len(good) // 2], "is not readable"),
+    "header of terabytes": (lambda good: b"\xff" * 7 + b"\x00" + good[8:], "is not readable: its header claims"),
+    "no json": (lambda good: good[:8] + b"x" + good[9:], "is not readable"),
+    "pickle": (lambda good: b"\x80\x04\x95" + good[3:], "is not readable"),
+    "place no number": (lambda good: good.replace(b'\\"epoch\\": 5', b'\\"epoch\\":{}'), "where the run stood"),
+    "place gone": (lambda good: good.replace(b'"progress"', b'"prog-ess"'), "where the run stood"),
+    "tensor renamed": (
+        lambda good: good.replace(b'"model.stages.0', b'"model.stages.9', 1),
+        "holds another network",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def test_a_damaged_checkpoint_is_named(damage: Callable[[bytes], bytes], words: str, stopped: Path) -> None:
+    path = stopped / checkpoint.CHECKPOINT
+    path.write_bytes(damage(path.read_bytes()))
+    said = refused("train", "--resume", "--out", stopped, code=5)
+    assert str(path) in said
+    assert words in said
+
+
+def test_a_run_is_not_resumed_on_other_data(stopped: Path) -> None:
+    with np.load(stopped / checkpoint.SPLITS) as file:
+        arrays = dict(file)
+    about = json.loads(arrays["about"].tobytes()) | {"data_sha256": "0" * 64}
+    np.savez(
+        stopped / checkpoint.SPLITS, **arrays | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    )
+    assert "it was changed, or is another set" in refused("train", "--resume", "--out", stopped, code=5)
+
+
+def test_a_run_whose_settings_were_never_written_can_be_begun_again(stopped: Path) -> None:
+    for name in (checkpoint.SETTINGS, checkpoint.CHECKPOINT, checkpoint.LOG):
+        (stopped / name).unlink()
+    assert typed("train", "--out", stopped, "--method", "clean", "--epochs", "1", "--threads", "1").exit_code == 0
