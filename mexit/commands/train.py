@@ -121,7 +121,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a multi-exit network. After Ctrl-C, --resume continues it and gives the same weights."""
-    from mexit.flows.train import train as train_model
+    from mexit.flows.train import train_model
 
     given = {
         "model": model,

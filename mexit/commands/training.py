@@ -57,7 +57,7 @@ def evaluate(
     """Accuracy on the test split, per exit and per budget, clean and under attack. Writes a model card."""
     from mexit.commands.report import show_evaluation
     from mexit.evaluate.config import EvaluationConfig, read_exits, read_groups
-    from mexit.flows.evaluate import evaluate as flow
+    from mexit.flows.evaluate import evaluate_model as flow
 
     result = flow(
         source,
