@@ -20,7 +20,7 @@ from mexit.camera.source import Source, parse_source
 from mexit.camera.video_writer import VideoWriter
 from mexit.errors import UsageError
 from mexit.runtime import Runtime
-from mexit.runtime.rate_limits import Macs
+from mexit.core.budget import Macs
 from mexit.runtime.stats import RuntimeStats
 
 

@@ -11,7 +11,7 @@ from mexit.core.progress import Progress, Silent
 from mexit.data.preprocess import read_image
 from mexit.errors import MexitError
 from mexit.runtime import Prediction, Runtime
-from mexit.runtime.rate_limits import Macs
+from mexit.core.budget import Macs
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mexit.errors import UsageError, missing_extra
 from mexit.runtime import Runtime
-from mexit.runtime.rate_limits import Macs
+from mexit.core.budget import Macs
 
 _NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 
