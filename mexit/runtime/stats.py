@@ -58,7 +58,9 @@ class RuntimeStats:
         self._watched = 0
         self._lock = threading.Lock()
 
-    def add(self, exits: NDArray[np.int64], latency_ms: NDArray[np.float64], macs: int, rate_limited: int = 0) -> None:
+    def add(
+        self, exits: NDArray[np.int64], latency_ms: NDArray[np.float64], macs: int, rate_limited: int = 0
+    ) -> None:
         """Answers at `exits` (B,), from 1, after `latency_ms` (B,), `rate_limited` of them for want of tokens.
 
         `macs` is what they cost together.

@@ -13,8 +13,7 @@ from mexit.camera.frame import Counters
 from mexit.commands.report import show_camera
 from mexit.flows.camera import camera
 from mexit.runtime.backends.ort import OrtBackend
-from mexit.runtime.rate_limiter import RateLimiter
-from mexit.runtime.rate_limiter import RateLimit, RateLimits
+from mexit.runtime.rate_limiter import RateLimit, RateLimiter, RateLimits
 
 
 def rate_limited(bundle: Path, rate: int, burst: int) -> Runtime:
