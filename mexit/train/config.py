@@ -200,7 +200,7 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     for name, expected in (("data", data), ("preset", preset)):
         if given.get(name, expected) != expected:
             raise UsageError(f"two values for {name}: {given[name]} in the settings and {expected} beside them")
-    values = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
+    values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
     values |= presets[preset] | given
     if values["method"] == presets[preset]["method"]:
         values["options"] = {**presets[preset].get("options", {}), **given.get("options", {})}

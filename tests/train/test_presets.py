@@ -180,7 +180,9 @@ def test_the_command_and_python_train_what_the_preset_names(
     answer = json.loads(result.stdout)
     assert (answer["settings"]["method"], answer["settings"]["options"]) == (method, options)
     assert losses <= answer["log"][0].keys()
-    python = train_model(data="cifar10", preset=preset, given=SMALL | given, data_dir=cifar, out=Path("p"), threads=1)
+    python = train_model(
+        data="cifar10", preset=preset, given=SMALL | given, data_dir=cifar, out=Path("p"), threads=1
+    )
     assert json.loads(json.dumps(python.settings)) == answer["settings"]
     assert losses <= python.records[0].keys()
 
