@@ -37,7 +37,7 @@ class NetworkCosts:
         return asdict(self)
 
 
-def models() -> list[NetworkCosts]:
+def network_costs() -> list[NetworkCosts]:
     """Every preset. Raises `MissingExtra` without torch."""
     try:
         import torch
