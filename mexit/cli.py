@@ -31,14 +31,14 @@ from mexit.commands import (
     output,
     run,
     serve,
-    training,
+    train,
 )
 from mexit.errors import MexitError
 
 P = ParamSpec("P")
 COMMANDS = (
     demo.demo,
-    training.train,
+    train.train,
     evaluate.evaluate,
     export.export,
     calibrate.calibrate,

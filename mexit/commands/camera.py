@@ -84,7 +84,7 @@ def show_camera(report: CameraReport) -> None:
     age = "-" if report.age_ms is None else f"{report.age_ms['p50']:.1f} / {report.age_ms['p95']:.1f} ms"
     rows = [
         ["frames answered", f"{report.frames} ({report.fps:.1f} per second)"],
-        ["dropped for newer frames", str(report.dropped - report.refused)],
+        ["dropped for newer ones", str(report.dropped - report.refused)],
         *([["dropped by the rate limiter", str(report.refused)]] if report.refused else []),
         ["damaged", str(report.undecodable)],
         ["reconnects", str(report.reconnects)],
