@@ -10,7 +10,7 @@ from PIL import Image
 
 from mexit.data.splits import Splits
 from mexit.flows.train import train
-from mexit.models import preset
+from mexit.models import model_spec
 from mexit.train.config import resolve
 
 
@@ -33,7 +33,7 @@ def test_attack_and_exits_are_the_published_ones(data: str) -> None:
     found = resolve(data, None, {})
     assert (found.eps, found.steps, found.test_steps) == (2 / 255, 7, 50)
     assert found.step == pytest.approx(0.0052, abs=5e-5), "two thirds of eps"
-    assert preset(found.model).exits == 5
+    assert model_spec(found.model).exits == 5
 
 
 def test_a_run_on_a_miniature_of_imagenet(tmp_path: Path) -> None:
