@@ -22,7 +22,7 @@ from stored_answers import Answers
 from mexit.attacks.pgd import PGDConfig
 from mexit.data import registry
 from mexit.data.dataset import DataSet
-from mexit.flows.train import train
+from mexit.flows.train import train_model
 from mexit.models import model_spec
 from mexit.train import checkpoint
 from mexit.train.precision import keep_freed_memory
@@ -67,7 +67,7 @@ class Protocol:
         if not (out / "weights.safetensors").exists():
             given = {**self.schedule, "model": self.model, "method": method, "seed": seed}
             resume = (out / "settings.json").exists()
-            train(data=self.data, preset=self.preset, given=given, out=out, resume=resume, threads=threads)
+            train_model(data=self.data, preset=self.preset, given=given, out=out, resume=resume, threads=threads)
         return out
 
 

@@ -36,7 +36,7 @@ from mexit.attacks.multi_exit_attack import Attack
 from mexit.attacks.pgd import PGDConfig
 from mexit.data import registry
 from mexit.data.dataset import DataSet
-from mexit.flows.train import train
+from mexit.flows.train import train_model
 from mexit.models import model_spec
 from mexit.train import checkpoint
 from mexit.train.methods.cmi import ClassStatistics
@@ -136,7 +136,7 @@ def run_of(name: str, seed: int) -> Path:
         given |= {"method": variant.method, "seed": seed, **variant.settings}
         if variant.teacher:
             given["teachers"] = (str(run_of(variant.teacher, seed)),)
-        train(
+        train_model(
             data="mnist", preset="neo_kd", given=given, out=out, resume=(out / "settings.json").exists(), threads=1
         )
     return out

@@ -58,7 +58,7 @@ def export(
 
     from mexit.commands.report import show_export
     from mexit.core.artifact_paths import is_bundle
-    from mexit.flows.export import export as flow
+    from mexit.flows.export import export_bundle as flow
 
     if trust_engines and not trt:
         raise UsageError("--trust-engines is about TensorRT engines: add --trt")
@@ -138,7 +138,7 @@ def calibrate(
     from dataclasses import asdict
 
     from mexit.commands.report import show_calibration
-    from mexit.flows.calibrate import calibrate as flow
+    from mexit.flows.calibrate import calibrate_bundle as flow
 
     result = flow(
         bundle,

@@ -127,7 +127,7 @@ def train(
 ) -> None:
     """Train a multi-exit network. Stopped with Ctrl-C, it continues with --resume and ends in the same weights."""
     from mexit.commands.report import show_training
-    from mexit.flows.train import train as flow
+    from mexit.flows.train import train_model as flow
 
     given = {
         "model": model,
@@ -207,7 +207,7 @@ def evaluate(
     """Accuracy on the test split, per exit and per budget, clean and under attack. Writes a model card."""
     from mexit.commands.report import show_evaluation
     from mexit.evaluate.config import EvaluationConfig, read_exits, read_groups
-    from mexit.flows.evaluate import evaluate as flow
+    from mexit.flows.evaluate import evaluate_model as flow
 
     result = flow(
         source,

@@ -23,7 +23,7 @@ from mexit.data.dataset import DataSet
 from mexit.errors import MexitError, UsageError, missing_extra
 from mexit.evaluate.gradient_source import Source
 from mexit.flows import single_file as nest
-from mexit.flows.calibrate import CalibrateResult, calibrate
+from mexit.flows.calibrate import CalibrateResult, calibrate_bundle
 from mexit.flows.precision_variants import check_precision, convert
 from mexit.flows.sample_sources import DatasetSource, gather
 from mexit.flows.tune import tune
@@ -55,7 +55,7 @@ class ExportResult:
     parity: Parity | None = None
 
 
-def export(
+def export_bundle(
     source: Path | None = None,
     *,
     out: Path | None = None,
@@ -102,7 +102,7 @@ def export(
     bundle.write(replace=replace)
     remember(BUNDLES, out)
     progress.note(f"wrote {out}: {len(differences)} segments, logits within {max(differences):.1e} of torch")
-    calibration = calibrate(out, data_dir=data_dir, progress=progress) if with_calibration else None
+    calibration = calibrate_bundle(out, data_dir=data_dir, progress=progress) if with_calibration else None
     _tune(out, progress)
     return ExportResult(out, bundle.id, tuple(differences), calibration, parity)
 

@@ -45,7 +45,7 @@ class TrainResult:
     leads: bool = True
 
 
-def train(
+def train_model(
     *,
     data: str = "digits",
     preset: str | None = None,

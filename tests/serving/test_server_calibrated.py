@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from server_process import start
 
-from mexit.flows.calibrate import calibrate
+from mexit.flows.calibrate import calibrate_bundle
 
 INFER = "/v2/models/digits/infer"
 
@@ -19,7 +19,7 @@ def request(images: np.ndarray, **parameters: object) -> dict[str, object]:
 
 
 def test_a_budget_that_calibration_named_can_be_asked_for(bundle_copy: Path, images, tmp_path: Path) -> None:
-    calibrate(bundle_copy, budgets={"night": "30%"}, attack="none")
+    calibrate_bundle(bundle_copy, budgets={"night": "30%"}, attack="none")
     with start(bundle_copy, tmp_path, budget="night") as server:
         status, answer = server.json("POST", INFER, request(images[:4], mexit_budget="night"))
         assert (status, answer["parameters"]["mexit_budget"]) == (200, "night")

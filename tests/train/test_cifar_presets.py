@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mexit.errors import UsageError
-from mexit.flows.train import train
+from mexit.flows.train import train_model
 from mexit.train.config import resolve
 
 
@@ -66,6 +66,6 @@ def test_a_run_on_a_miniature_of_cifar_10(tmp_path: Path) -> None:
     names = [f"class {label}" for label in range(10)]
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}, 2))
     given = {"model": "msdnet-cifar10", "method": "adversarial", "attack": "average", "epochs": 1, "steps": 1}
-    result = train(data="cifar10", given=given, data_dir=tmp_path, out=tmp_path / "run", threads=1)
+    result = train_model(data="cifar10", given=given, data_dir=tmp_path, out=tmp_path / "run", threads=1)
     assert result.finished
     assert len(result.records[0]["selection"]["attacked"]) == 3

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mexit.data.splits import Splits
-from mexit.flows.train import train
+from mexit.flows.train import train_model
 from mexit.models import model_spec
 from mexit.train.config import resolve
 
@@ -45,7 +45,7 @@ def test_a_run_on_a_miniature_of_imagenet(tmp_path: Path) -> None:
             for k in range(count):
                 Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(folder / f"{k}.JPEG")
     given = {"model": "digits-cnn", "method": "adversarial", "attack": "average", "epochs": 1, "steps": 1}
-    result = train(data="imagenet", given=given, data_dir=tmp_path, out=tmp_path / "run", threads=1)
+    result = train_model(data="imagenet", given=given, data_dir=tmp_path, out=tmp_path / "run", threads=1)
     assert result.finished
     assert (result.settings["augment"], result.settings["lr"]) == ("resized-crop-flip", 0.001)
     assert Splits.load(tmp_path / "run" / "splits.npz").part("test").tolist() == list(range(80, 88))

@@ -17,7 +17,7 @@ from mexit.attacks.rng import CounterRNG
 from mexit.data import digits
 from mexit.data.splits import split
 from mexit.errors import UsageError
-from mexit.flows.train import read_log, train
+from mexit.flows.train import read_log, train_model
 from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.config import TrainSettings, resolve
@@ -185,7 +185,7 @@ def test_an_average_does_not_move_with_the_weights_it_was_made_of() -> None:
 
 
 def test_with_ema_the_averaged_weights_are_the_result(tmp_path) -> None:
-    run = train(given=TINY | {"method": "clean", "ema": 0.9}, out=tmp_path / "x", threads=1).run
+    run = train_model(given=TINY | {"method": "clean", "ema": 0.9}, out=tmp_path / "x", threads=1).run
     kept = load_file(run / checkpoint.WEIGHTS)
     everything = load_file(run / checkpoint.CHECKPOINT)
     assert all(torch.equal(value, everything[f"average.{name}"]) for name, value in kept.items())
@@ -221,8 +221,10 @@ def test_killed_and_resumed_with_everything_on_it_ends_in_the_same_bits(stop, to
     """12 steps are an epoch: one within, its last, one within the next."""
     asked = iter(range(1, 1_000))
     given = TINY | EVERYTHING
-    assert not train(given=given, out=tmp_path / "x", threads=1, should_stop=lambda: next(asked) == stop).finished
-    assert train(out=tmp_path / "x", resume=True, threads=1).finished
+    assert not train_model(
+        given=given, out=tmp_path / "x", threads=1, should_stop=lambda: next(asked) == stop
+    ).finished
+    assert train_model(out=tmp_path / "x", resume=True, threads=1).finished
     whole, resumed = load_file(together / checkpoint.WEIGHTS), load_file(tmp_path / "x" / checkpoint.WEIGHTS)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert read_log(tmp_path / "x") == read_log(together)
@@ -247,6 +249,6 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(run.parent)
         patch.setitem(sys.modules, "matplotlib", None)
         patch.setattr("mexit.train.methods.skd.SURE", 0.12)
-        train(given=TINY | EVERYTHING, out=run, threads=1)
+        train_model(given=TINY | EVERYTHING, out=run, threads=1)
     assert read_log(run)[-1]["temperature"][0] > 1, "the state of the method is put to the test"
     return run

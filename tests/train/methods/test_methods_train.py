@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from mexit.attacks.multi_exit_attack import exit_losses
 from mexit.data import digits
 from mexit.data.splits import Splits
-from mexit.flows.train import TrainResult, read_log, train
+from mexit.flows.train import TrainResult, read_log, train_model
 from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.methods import METHODS
@@ -47,7 +47,7 @@ def killed_again_and_again(run: Path, every: int, **given: object) -> int:
     stops = -1
     while result is None or not result.finished:
         left = iter(range(every - 1, -1, -1))
-        result = train(
+        result = train_model(
             given=given,
             out=run,
             threads=1,
@@ -65,7 +65,7 @@ def same_bits(one: Path, other: Path) -> bool:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_learns_and_survives_being_killed(method: str, tmp_path: Path) -> None:
-    whole = train(given=TINY | {"method": method}, out=tmp_path / "whole", threads=1).run
+    whole = train_model(given=TINY | {"method": method}, out=tmp_path / "whole", threads=1).run
     torch.manual_seed(0)
     fresh = build_model("digits-cnn", 10)
     assert loss(checkpoint.load_model(whole)[0], whole) < 0.97 * loss(fresh, whole)
@@ -77,6 +77,6 @@ def test_a_method_learns_and_survives_being_killed(method: str, tmp_path: Path) 
 def test_a_pass_over_the_data_draws_the_same_dropout_in_a_resumed_run(tmp_path: Path) -> None:
     """Stopped at the last step of the epoch before the pass, so that the pass is the first thing it does."""
     given = {"method": "mcmi", "model": "small-cnn", "epochs": 2, "fraction": 0.05, "batch": 16, "recipe": "fp32"}
-    train(given=given, out=tmp_path / "whole", threads=1)
+    train_model(given=given, out=tmp_path / "whole", threads=1)
     assert killed_again_and_again(tmp_path / "x", 3, **given) == 2
     assert same_bits(tmp_path / "whole", tmp_path / "x")
