@@ -272,7 +272,7 @@ def show_camera(result: CameraReport) -> None:
     rows = [
         ["frames answered", f"{result.frames} ({result.fps:.1f} a second)"],
         ["dropped for newer ones", str(result.dropped - result.refused)],
-        *([["dropped by the governor", str(result.refused)]] if result.refused else []),
+        *([["dropped by the rate limiter", str(result.refused)]] if result.refused else []),
         ["damaged", str(result.undecodable)],
         ["reconnects", str(result.reconnects)],
         ["age of an answer, p50 / p95", age],
