@@ -11,7 +11,7 @@ from mexit.attacks.rng import CounterRNG
 from mexit.data import digits, splits
 from mexit.errors import UsageError
 from mexit.models import MultiExit, model_spec
-from mexit.models import build as build_model
+from mexit.models import build_model
 from mexit.train.config import resolve
 from mexit.train.methods import Outputs, build
 from mexit.train.methods.base import Setup, TrainingMethod
