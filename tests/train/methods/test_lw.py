@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import MexitError, UsageError
-from mexit.models import MODELS, MultiExit, Stage
-from mexit.models import build_model
+from mexit.models import MODELS, MultiExit, Stage, build_model
 from mexit.train.methods import Outputs, build
 from mexit.train.methods.base import Setup, TrainingMethod
 from mexit.train.methods.lw import classifiers

@@ -10,8 +10,7 @@ from torch import Tensor
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits, splits
 from mexit.errors import UsageError
-from mexit.models import MultiExit, model_spec
-from mexit.models import build_model
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train.config import resolve
 from mexit.train.methods import Outputs, build
 from mexit.train.methods.base import Setup, TrainingMethod
