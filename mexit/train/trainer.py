@@ -26,7 +26,7 @@ from mexit.attacks.rng import CounterRNG
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import MexitError
-from mexit.models import build, preset
+from mexit.models import build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.augment import augment
 from mexit.train.checkpoint import START, Position, TrainState
@@ -98,8 +98,8 @@ class Trainer:
     def __post_init__(self) -> None:
         settings, precision = self.settings, self.precision
         torch.manual_seed(settings.seed)
-        self.model = precision.prepare(build(settings.model, len(self.data.classes)))
-        self.input = preset(settings.model).input
+        self.model = precision.prepare(build_model(settings.model, len(self.data.classes)))
+        self.input = model_spec(settings.model).input
         self.attack = settings.training_attack()
         self.optimiser = torch.optim.SGD(
             self.model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
@@ -279,7 +279,7 @@ class Trainer:
         """Accuracy of every exit on the selection split, clean and under a short average attack, in float32."""
         index = self.splits.part("selection")
         labels = self.data.labels[index]
-        model = build(self.settings.model, len(self.data.classes))
+        model = build_model(self.settings.model, len(self.data.classes))
         model.load_state_dict(self._result_weights())
         conditions: dict[str, Attack | None] = {"clean": None}
         if self.attack is not None:
