@@ -80,7 +80,7 @@ def recipe_step(name: str, attack: str) -> Callable[[], None]:
     from mexit.train.config import TrainSettings
     from mexit.train.methods import build as build_objective
     from mexit.train.methods.base import Adaptation, Batch
-    from mexit.train.train_step import Step
+    from mexit.train.train_step import TrainStep
 
     precision.keep_freed_memory()
     torch.manual_seed(0)
@@ -91,7 +91,7 @@ def recipe_step(name: str, attack: str) -> Callable[[], None]:
     model = how.place(build_model(name, CLASSES))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     objective = build_objective("adversarial", model.exits, {})
-    taker = Step(model, objective, optimiser, settings, None, how.attack_copy(model))
+    taker = TrainStep(model, objective, optimiser, settings, None, how.attack_copy(model))
     images = how.images(torch.rand(BATCH, *model_spec(name).input_shape))
     labels = torch.randint(0, CLASSES, (BATCH,))
     draw, index, goal = CounterRNG(0, 0), torch.arange(BATCH), settings.training_attack()

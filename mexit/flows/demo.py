@@ -19,7 +19,7 @@ from mexit.core.progress import Progress, Silent
 from mexit.data import digits, splits
 from mexit.flows.evaluate import evaluate_model
 from mexit.flows.export import export_bundle
-from mexit.flows.train import train_model
+from mexit.flows.train import TrainOptions, train_model
 from mexit.runtime.runtime import Runtime
 
 NAME = "demo"
@@ -53,7 +53,13 @@ def run_demo(*, threads: int | None = None, progress: Progress | None = None) ->
     if (run / "settings.json").exists():
         shutil.rmtree(run)
     # fp32, so that processors with and without bfloat16 end with the same figures.
-    train_model(data="digits", given={"precision": "fp32"}, out=run, threads=threads, progress=progress)
+    train_model(
+        data="digits",
+        settings={"precision": "fp32"},
+        out=run,
+        options=TrainOptions(threads=threads),
+        progress=progress,
+    )
     export_bundle(run, out=bundle, replace=True, progress=progress)
     evaluation = evaluate_model(bundle, samples=None, progress=progress)
     samples, latency_us = _samples(run / "samples"), _latencies(bundle)

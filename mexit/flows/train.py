@@ -134,9 +134,7 @@ def train_model(
         if curves is not None:
             plots.curves(records, curves, f"{resolved.method}, {resolved.model}, {resolved.data}")
         seconds = time.monotonic() - start_s
-        return TrainResult(
-            run, finished, resolved.to_json(), seconds, tuple(records), curves, processes.is_main
-        )
+        return TrainResult(run, finished, resolved.to_json(), seconds, tuple(records), curves, processes.is_main)
 
 
 @dataclass(frozen=True)

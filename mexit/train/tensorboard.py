@@ -22,7 +22,7 @@ INTERVAL_S = 1.0
 def require_tensorboard() -> None:
     """Raise `MissingExtra` if TensorBoard is not installed."""
     with requires_extra("train", "--tensorboard"):
-        import tensorboard  # noqa: F401
+        from torch.utils import tensorboard  # noqa: F401  imports the optional package tensorboard
 
 
 class TensorBoardWriter:
@@ -38,11 +38,11 @@ class TensorBoardWriter:
 
     def __init__(self, folder: Path) -> None:
         require_tensorboard()
-        from torch.utils.tensorboard import SummaryWriter  # needs the optional package tensorboard
+        from torch.utils.tensorboard import SummaryWriter  # imports the optional package tensorboard
 
         self._folder, self._next_s = folder, 0.0
         with self._write_errors():
-            self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(folder))
 
     def add(self, report: StepReport) -> None:
         """Write the metrics of a step, and of its epoch if the step ends one."""
@@ -55,15 +55,15 @@ class TensorBoardWriter:
             if report.epoch_record is not None:
                 for name, value in flatten(report.epoch_record, "epoch"):
                     self._add_scalar(name, value, report.epoch_record["epoch"])
-                self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.flush()
 
     def close(self) -> None:
         """Write buffered values and close the file."""
         with self._write_errors():
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()
 
     def _add_scalar(self, name: str, value: float, step: int) -> None:
-        self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        self._writer.add_scalar(name, value, step)
 
     @contextmanager
     def _write_errors(self) -> Iterator[None]:

@@ -17,9 +17,10 @@ from command_line import quiet
 from safetensors.torch import load_file
 
 from mexit.errors import UsageError
-from mexit.flows.train import read_log, train_model
+from mexit.flows.train import TrainOptions, train_model
 from mexit.models import build_model
 from mexit.train import checkpoint
+from mexit.train.checkpoint import read_log
 from mexit.train.distributed import ProcessGroup
 
 PATIENCE_S = 200
@@ -63,7 +64,7 @@ def test_two_processes_end_in_the_weights_of_one_and_one_of_them_talks(
     assert out.count("wrote runs/two") == 1
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture
-    train_model(given=GIVEN | {"epochs": 1}, out=Path("runs/one"), threads=1)
+    train_model(settings=GIVEN | {"epochs": 1}, out=Path("runs/one"), options=TrainOptions(threads=1))
     one, two = (load_file(f"runs/{name}/{checkpoint.WEIGHTS}") for name in ("one", "two"))
     fresh = build_model("digits-cnn", 10).state_dict()
     assert one.keys() == two.keys()
@@ -90,7 +91,7 @@ def test_a_signal_reaches_both_and_one_process_can_go_on() -> None:
     assert " ".join(said.split()).count("error: stopped; continue with: mexit train --resume --out runs/x") == 1
     logged = len(read_log(run))
     stops = iter([False, False, False, False, True])
-    result = train_model(out=run, resume=True, threads=1, should_stop=lambda: next(stops))
+    result = train_model(out=run, resume=True, options=TrainOptions(threads=1, should_stop=lambda: next(stops)))
     assert not result.finished
     assert len(result.records) > logged
 

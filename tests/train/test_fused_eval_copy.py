@@ -20,7 +20,7 @@ from mexit.train.fused_eval_copy import FusedEvalCopy
 from mexit.train.methods import build as build_objective
 from mexit.train.methods.base import Batch
 from mexit.train.precision import Precision
-from mexit.train.train_step import Step
+from mexit.train.train_step import TrainStep
 
 NETWORKS = ("digits-cnn", "small-cnn", "msdnet-cifar10", "resnet38", "mobilenetv2")
 FEW = 8
@@ -185,12 +185,12 @@ def test_quicken_keeps_names_weights_and_results() -> None:
 @pytest.mark.parametrize("train_mode", [False, True])
 def test_a_step_crafts_with_the_copy_only_in_eval_mode(train_mode: bool) -> None:
     recipe = Precision("cpu", bf16=True, channels_last=True)
-    network = recipe.place(lived_in("msdnet-cifar10"))
+    network = recipe.prepare(lived_in("msdnet-cifar10"))
     settings = TrainSettings(model="msdnet-cifar10", method="adversarial", craft_train_mode=train_mode, steps=1)
     images, labels = real_images("msdnet-cifar10")
     batch = Batch(
         network,
-        recipe.images(images),
+        recipe.to_device(images),
         labels,
         torch.arange(FEW),
         settings.training_attack(),
@@ -198,7 +198,7 @@ def test_a_step_crafts_with_the_copy_only_in_eval_mode(train_mode: bool) -> None
         recipe.autocast,
     )
     before = {key: value.clone() for key, value in network.named_buffers()}
-    step = Step(
+    step = TrainStep(
         network,
         build_objective("adversarial", network.exits, {}),
         torch.optim.SGD(network.parameters()),
@@ -217,6 +217,6 @@ def test_a_step_crafts_with_the_copy_only_in_eval_mode(train_mode: bool) -> None
 
 def test_float32_has_no_copy_and_plain_layers() -> None:
     recipe = Precision("cpu", bf16=False, channels_last=False)
-    network = recipe.place(build_model("resnet38", 10))
+    network = recipe.prepare(build_model("resnet38", 10))
     assert recipe.attack_copy(network) is None
     assert BitReLU not in {type(layer) for layer in network.modules()}

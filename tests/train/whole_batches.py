@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mexit.data import digits, splits
 from mexit.train.config import TrainSettings
-from mexit.train.distributed import ALONE, ProcessGroup, joined
-from mexit.train.precision import choose
+from mexit.train.distributed import ProcessGroup
+from mexit.train.precision import select_precision
 from mexit.train.trainer import Trainer
 
 # 188 images in batches of 61: the last one has 5, the others are shared as 30 and 31.
@@ -25,7 +25,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(name: str, team: ProcessGroup = ALONE) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def run(name: str, processes: ProcessGroup = SINGLE_PROCESS) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights before a run and after it; after it also what its objective has learned."""
     torch.set_num_threads(1)
     settings = TrainSettings(**(COMMON | RUNS[name]))
@@ -33,15 +33,15 @@ def run(name: str, team: ProcessGroup = ALONE) -> tuple[dict[str, Tensor], dict[
     parts = splits.split(data).thinned(data, settings.fraction, None)
     out = Path("runs") / name
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(out, settings, data, parts, choose("fp32", "cpu", settings.model), team=team)
+    trainer = Trainer(out, settings, data, parts, select_precision("fp32", "cpu", settings.model), process_group=processes)
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     assert trainer.train()
-    learned = {f"learned {key}": value for key, value in trainer.objective.state().items()}
+    learned = {f"learned {key}": value for key, value in trainer.method.state_dict().items()}
     return before, {**trainer.model.state_dict(), **learned}
 
 
 if __name__ == "__main__":
-    with joined("cpu") as team:
+    with process_group("cpu") as processes:
         for name in RUNS:
-            _, found = run(name, team)
-            save_file({key: value.contiguous() for key, value in found.items()}, f"{name}-{team.rank}.safetensors")
+            _, found = run(name, processes)
+            save_file({key: value.contiguous() for key, value in found.items()}, f"{name}-{processes.rank}.safetensors")

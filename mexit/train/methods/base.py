@@ -18,7 +18,7 @@ from mexit.attacks.multi_exit_attack import Attack, Autocast, craft, exit_losses
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
-from mexit.train.distributed import ALONE, ProcessGroup
+from mexit.train.distributed import SINGLE_PROCESS, ProcessGroup
 
 Sweep = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]
 
@@ -42,7 +42,7 @@ class Setup:
     teachers: tuple[MultiExit, ...] = ()
     autocast: Autocast = nullcontext
     model: MultiExit | None = None
-    team: ProcessGroup = ALONE
+    team: ProcessGroup = SINGLE_PROCESS
 
 
 @dataclass(frozen=True)
