@@ -17,7 +17,7 @@ from mexit.attacks.pgd import PGDConfig
 from mexit.core.manifest import read_value
 from mexit.errors import UsageError
 from mexit.train.augment import AUGMENTS
-from mexit.train.methods import find
+from mexit.train.methods import method_class
 
 KEEP = ("last", "best")
 # Fields that runs of mexit 0.1 do not have yet, and what those runs did.
@@ -232,7 +232,7 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
             raise UsageError(f"the settings name the {name} {typed[name]}, and {own} is asked for: name one")
     values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
     values |= presets[preset] | typed
-    method = find(values.get("method", TrainSettings.method))
+    method = method_class(values.get("method", TrainSettings.method))
     chosen = typed if method.attack_use == "optional" else values
     if method.attack_use == "never" or "attack" not in chosen:
         values["attack"] = method.default_attack
