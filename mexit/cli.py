@@ -16,12 +16,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import typer
 
 from mexit import __version__
-from mexit.commands import answering, bundles, doctor, output, training
+from mexit.commands import answering, bundles, doctor, output, train, training
 from mexit.commands.options import handled
 
 COMMANDS = (
     training.demo,
-    training.train,
+    train.train,
     training.evaluate,
     bundles.export,
     bundles.calibrate,

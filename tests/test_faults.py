@@ -159,7 +159,7 @@ def test_a_checkpoint_is_the_old_or_the_new_one(run_copy: Path, monkeypatch: pyt
     assert seen == {old.epoch, newer.epoch}
 
 
-QUICK = {"method": "clean", "epochs": 1, "batch": 943, "recipe": "fp32"}
+QUICK = {"method": "clean", "epochs": 1, "batch": 943, "precision": "fp32"}
 
 
 def test_a_run_whose_disk_failed_anywhere_ends_in_the_same_weights(

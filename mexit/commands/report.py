@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mexit.flows.inspect import InspectResult
     from mexit.flows.models import NetworkCosts
     from mexit.flows.run import Answer
-    from mexit.flows.train import TrainResult
     from mexit.runtime.autotune import Explanation
 
 
@@ -60,19 +59,6 @@ def show_demo(result: DemoResult) -> None:
         "mexit inspect",
         "mexit train --help",
     )
-
-
-def show_training(result: TrainResult) -> None:
-    """The last epoch, and the next command."""
-    last = result.records[-1]
-    rows = [
-        [str(k), *(output.percent(values[k - 1]) for values in last["selection"].values())]
-        for k in range(1, len(last["selection"]["clean"]) + 1)
-    ]
-    columns = ["exit", *(f"{name}, selection split" for name in last["selection"])]
-    output.table(f"{result.run}: {last['epoch']} epochs, {result.seconds:.0f} s", columns, rows)
-    output.say(f"wrote {result.run}" + (f", {result.picture}" if result.picture else ""))
-    output.next_commands("mexit export", f"mexit evaluate {result.run}")
 
 
 def show_evaluation(result: EvaluateResult) -> None:
@@ -272,7 +258,7 @@ def show_camera(result: CameraReport) -> None:
     rows = [
         ["frames answered", f"{result.frames} ({result.fps:.1f} a second)"],
         ["dropped for newer ones", str(result.dropped - result.refused)],
-        *([["dropped by the governor", str(result.refused)]] if result.refused else []),
+        *([["dropped by the rate limiter", str(result.refused)]] if result.refused else []),
         ["damaged", str(result.undecodable)],
         ["reconnects", str(result.reconnects)],
         ["age of an answer, p50 / p95", age],

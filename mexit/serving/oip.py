@@ -107,7 +107,7 @@ def _costs(predictions: Sequence[Prediction]) -> dict[str, str | int | float]:
         "mexit_mean_macs": sum(macs) / len(macs),
         "mexit_saved": sum(saved) / (sum(macs) + sum(saved)),
         "mexit_late_rows": sum(prediction.reason == "deadline" for prediction in predictions),
-        "mexit_governed_rows": sum(prediction.reason == "governor" for prediction in predictions),
+        "mexit_rate_limited_rows": sum(prediction.reason == "rate-limit" for prediction in predictions),
         **({"mexit_receipts": json.dumps(receipts)} if receipts else {}),
     }
 

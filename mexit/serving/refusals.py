@@ -1,7 +1,7 @@
 """Refusing costs the server something too: a client that is refused all the time hears of it at a bounded pace.
 
 Whoever is refused at once can ask again at once, and reading what it sends takes processor time from everybody
-else (benchmarks/governor.py). Held back a little, it has to hold as many connections as it wants refusals.
+else (benchmarks/rate_limiter.py). Held back a little, it has to hold as many connections as it wants refusals.
 """
 
 from __future__ import annotations

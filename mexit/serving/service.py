@@ -81,7 +81,7 @@ class Service:
         if (drift := runtime.drift_watch) is not None:
             self.metrics.watch_drift(lambda: runtime.stats.snapshot().watch_macs, lambda: len(drift.alarms))
         rate_limiter = runtime.rate_limiter
-        told_apart = rate_limiter is not None and rate_limiter.allowed.client is not None
+        told_apart = rate_limiter is not None and rate_limiter.limits.client is not None
         share = limits.share if told_apart else 1
         self.refusals = RefusalPace() if told_apart else None
         workers = _workers(threads)

@@ -1,4 +1,4 @@
-"""A governed server under real HTTP: a flood that others do not notice; who must wait, and who is refused."""
+"""A rate-limited server under real HTTP: a flood that others do not notice; who must wait, and who is refused."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_flood_does_not_touch_a_client_within_its_rate(
                 found = outputs(answer)
                 assert (found["label"], found["exit"]) == ([usual.index], [usual.exit])
                 assert found["probabilities"] == pytest.approx(usual.probabilities, abs=1e-6)
-                assert answer["parameters"]["mexit_governed_rows"] == 0
+                assert answer["parameters"]["mexit_rate_limited_rows"] == 0
                 time.sleep(0.1)
         seconds = time.monotonic() - began
         assert set(flood.statuses) == {200, 503}
@@ -173,8 +173,8 @@ def test_rows_that_cannot_go_on_say_so(frugal: Server, images: Images, costs: tu
     status, _, answer = ask(frugal, body(images[:10], mexit_budget="full", mexit_receipts=True), "127.0.0.31")
     assert status == 200
     receipts = json.loads(answer["parameters"]["mexit_receipts"])
-    governed = [receipt for receipt in receipts if receipt["reason"] == "governor"]
-    assert answer["parameters"]["mexit_governed_rows"] == len(governed) > 0
+    rate_limited = [receipt for receipt in receipts if receipt["reason"] == "rate-limit"]
+    assert answer["parameters"]["mexit_rate_limited_rows"] == len(rate_limited) > 0
     assert sum(receipt["macs"] for receipt in receipts) == sum(outputs(answer)["macs"]) <= 4 * costs[-1]
 
 

@@ -24,9 +24,16 @@ from mexit.train.distributed import ProcessGroup
 
 PATIENCE_S = 200
 # 283 images in batches of 140: the last one, of 3, is shared as 1 and 2.
-GIVEN = {"method": "adversarial", "attack": "average", "steps": 2, "batch": 140, "recipe": "fp32", "fraction": 0.3}
+GIVEN = {
+    "method": "adversarial",
+    "attack": "average",
+    "steps": 2,
+    "batch": 140,
+    "precision": "fp32",
+    "fraction": 0.3,
+}
 FLAGS = [
-    "--method", "adversarial", "--attack", "average", "--steps", "2", "--batch", "140", "--recipe", "fp32",
+    "--method", "adversarial", "--attack", "average", "--steps", "2", "--batch", "140", "--precision", "fp32",
     "--fraction", "0.3", "--threads", "1",
 ]  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

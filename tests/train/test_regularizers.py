@@ -29,7 +29,7 @@ from mexit.train.regularizers import Average, perturbed_weights, trades_term
 from mexit.train.train_step import Step
 
 E, B, C = 3, 24, 10
-TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 2, "step": 0.05, "recipe": "fp32"}
+TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 2, "step": 0.05, "precision": "fp32"}
 
 
 @pytest.fixture(autouse=True)

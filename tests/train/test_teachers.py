@@ -22,7 +22,7 @@ from mexit.train.teachers import load_teachers
 
 CLASSES = tuple(str(digit) for digit in range(10))
 PLAIN = Precision("cpu", bf16=False, channels_last=False)
-TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 1, "step": 0.05, "recipe": "fp32", "lr": 0.01}
+TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 1, "step": 0.05, "precision": "fp32", "lr": 0.01}
 
 
 @pytest.fixture(autouse=True)

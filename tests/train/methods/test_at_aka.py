@@ -28,7 +28,7 @@ from mexit.train.methods.teacher_merging import MERGES, merge_logits
 M, E, B, C = 3, 3, 40, 10
 EPS = 0.1
 TEACHERS = ("teacher-1", "teacher-2")
-QUICK = {"method": "at-aka", "epochs": 1, "steps": 1, "fraction": 0.2, "recipe": "fp32"}
+QUICK = {"method": "at-aka", "epochs": 1, "steps": 1, "fraction": 0.2, "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from mexit.train.methods.cmi import ClassStatistics, cross_entropy_to_other_clas
 from mexit.train.methods.cmic import CMIC, fixed_running_statistics
 
 E, B, C = 3, 40, 10
-SHORT = {"method": "cmic", "attack": "average", "steps": 2, "step": 0.07, "batch": 64, "recipe": "fp32"}
+SHORT = {"method": "cmic", "attack": "average", "steps": 2, "step": 0.07, "batch": 64, "precision": "fp32"}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -19,7 +19,7 @@ from mexit.train import checkpoint
 from mexit.train.methods import METHODS
 
 TINY = {
-    "epochs": 2, "lr": 0.05, "eps": 0.05, "steps": 2, "step": 0.05, "fraction": 0.2, "batch": 16, "recipe": "fp32",
+    "epochs": 2, "lr": 0.05, "eps": 0.05, "steps": 2, "step": 0.05, "fraction": 0.2, "batch": 16, "precision": "fp32",
 }  # fmt: skip
 
 
@@ -76,7 +76,14 @@ def test_a_method_learns_and_survives_being_killed(method: str, tmp_path: Path) 
 
 def test_a_pass_over_the_data_draws_the_same_dropout_in_a_resumed_run(tmp_path: Path) -> None:
     """Stopped at the last step of the epoch before the pass, so that the pass is the first thing it does."""
-    given = {"method": "mcmi", "model": "small-cnn", "epochs": 2, "fraction": 0.05, "batch": 16, "recipe": "fp32"}
+    given = {
+        "method": "mcmi",
+        "model": "small-cnn",
+        "epochs": 2,
+        "fraction": 0.05,
+        "batch": 16,
+        "precision": "fp32",
+    }
     train_model(given=given, out=tmp_path / "whole", threads=1)
     assert killed_again_and_again(tmp_path / "x", 3, **given) == 2
     assert same_bits(tmp_path / "whole", tmp_path / "x")
