@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mexit.attacks.rng import CounterRNG
-from mexit.models import MultiExit, build
+from mexit.models import MultiExit, build_model
 from mexit.train.methods import Outputs
 from mexit.train.methods.base import Batch, StepInfo
 
@@ -16,7 +16,7 @@ from mexit.train.methods.base import Batch, StepInfo
 @cache
 def _network() -> MultiExit:
     with torch.random.fork_rng():
-        return build("digits-cnn", 10)
+        return build_model("digits-cnn", 10)
 
 
 def make_outputs(

@@ -25,7 +25,7 @@ class ExitRow:
 
 @dataclass(frozen=True)
 class NetworkCosts:
-    """One preset, for the number of classes that it was published for; input_shape is (channels, H, W)."""
+    """One network, for the number of classes that it was published for; input_shape is (channels, H, W)."""
 
     name: str
     input_shape: tuple[int, int, int]
@@ -38,18 +38,18 @@ class NetworkCosts:
 
 
 def models() -> list[NetworkCosts]:
-    """Every preset. Raises `MissingExtra` without torch."""
+    """Every network. Raises `MissingExtra` without torch."""
     try:
         import torch
 
-        from mexit.models import PRESETS
-        from mexit.models.exit_costs import count
+        from mexit.models import MODELS
+        from mexit.models.exit_costs import exit_costs
     except ImportError as error:
         raise missing_extra(error.name or "torch", "train", "Counting the cost of a network") from None
     rows = []
-    for name, preset in PRESETS.items():
+    for name, spec in MODELS.items():
         with torch.device("meta"):  # shapes without numbers
-            costs = count(preset.build(preset.classes))
+            costs = exit_costs(spec.build(spec.classes))
         exits = tuple(ExitRow(k, cost.macs, cost.parameters) for k, cost in enumerate(costs, start=1))
-        rows.append(NetworkCosts(name, preset.input_shape, preset.classes, exits))
+        rows.append(NetworkCosts(name, spec.input_shape, spec.classes, exits))
     return rows

@@ -16,7 +16,7 @@ from PIL import Image
 from mexit.data.splits import Splits
 from mexit.errors import UsageError
 from mexit.flows.train import train_model
-from mexit.models import preset
+from mexit.models import model_spec
 from mexit.train.config import TrainSettings, resolve
 from mexit.train.methods import METHODS
 from mexit.train.presets import PRESETS
@@ -67,7 +67,7 @@ def test_neo_kd_attack_for_both_imagenets(data: str) -> None:
     settings = resolve(data, None, {})
     assert (settings.eps, settings.steps, settings.test_steps) == (2 / 255, 7, 50)
     assert settings.step == pytest.approx(0.0052, abs=5e-5), "two thirds of eps"
-    assert preset(settings.model).exits == 5
+    assert model_spec(settings.model).exits == 5
 
 
 def test_rdi_schedule_for_mnist() -> None:

@@ -9,7 +9,7 @@ from method_outputs import make_outputs
 from torch import Tensor
 
 from mexit.errors import UsageError
-from mexit.models import build as build_model
+from mexit.models import build_model
 from mexit.train.methods import Outputs, build_method
 from mexit.train.methods.base import Setup, TrainingMethod
 

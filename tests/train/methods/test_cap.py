@@ -16,7 +16,7 @@ from mexit.attacks.rng import CounterRNG
 from mexit.attacks.svgd import ParticleConfig, craft_particles
 from mexit.data import digits, splits
 from mexit.errors import UsageError
-from mexit.models import MultiExit, build, preset
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train.methods import Outputs, build_method
 from mexit.train.methods.base import Batch, StepInfo
 from mexit.train.methods.cap import CAP, centre_distance
@@ -40,14 +40,14 @@ def outputs_of(corners: Tensor, progress: float = 1.0) -> Outputs:
 @pytest.fixture(scope="module")
 def model() -> MultiExit:
     torch.manual_seed(0)
-    return build("digits-cnn", 10)
+    return build_model("digits-cnn", 10)
 
 
 @pytest.fixture(scope="module")
 def batch(model: MultiExit) -> Batch:
     data = digits.load()
     index = splits.split(data).part("selection")[:32]
-    images = torch.from_numpy(data.batch(index, preset("digits-cnn").input))
+    images = torch.from_numpy(data.batch(index, model_spec("digits-cnn").input))
     labels = torch.from_numpy(data.labels[index])
     return Batch(
         model,

@@ -21,7 +21,7 @@ from mexit.attacks.rng import CounterRNG
 from mexit.data import digits, splits
 from mexit.errors import UsageError
 from mexit.flows.train import train_model
-from mexit.models import MultiExit, Stage, build, preset
+from mexit.models import MultiExit, Stage, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.methods import Outputs, build_method
 from mexit.train.methods.base import Batch, Setup
@@ -208,10 +208,10 @@ def batch() -> Batch:
     torch.manual_seed(0)
     data = digits.load()
     index = splits.split(data).part("train")[:256]
-    images = torch.from_numpy(data.batch(index, preset("digits-cnn").input))
+    images = torch.from_numpy(data.batch(index, model_spec("digits-cnn").input))
     labels, places = torch.from_numpy(data.labels[index]), torch.from_numpy(index)
     return Batch(
-        build("digits-cnn", C),
+        build_model("digits-cnn", C),
         images,
         labels,
         places,

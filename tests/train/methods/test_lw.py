@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mexit.errors import MexitError, UsageError
 from mexit.models import PRESETS, MultiExit, Stage
-from mexit.models import build as build_model
+from mexit.models import build_model
 from mexit.train.methods import Outputs, build_method
 from mexit.train.methods.base import Setup, TrainingMethod
 from mexit.train.methods.lw import classifiers
