@@ -45,7 +45,7 @@ class DemoResult:
     samples: tuple[Path, ...]
 
 
-def demo(*, threads: int | None = None, progress: Progress | None = None) -> DemoResult:
+def run_demo(*, threads: int | None = None, progress: Progress | None = None) -> DemoResult:
     """Train, export, calibrate and judge on the test split. Replaces `runs/demo` and `bundles/demo`."""
     progress = progress or Silent()
     start = time.monotonic()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from command_line import program
 
-from mexit.commands.report import show_evaluation
+from mexit.commands.evaluate import show_evaluation
 from mexit.core.bundle import Bundle
 from mexit.core.policy import first_exit
 from mexit.core.progress import Silent

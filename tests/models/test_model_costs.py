@@ -161,7 +161,7 @@ def test_the_single_exit_network_is_the_backbone_with_the_last_head(name) -> Non
 
 
 def test_models_prints_every_network_with_its_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = models.models()
+    counted = models.network_costs()
     monkeypatch.setattr(models, "models", lambda: counted)  # once is enough
     done = CliRunner().invoke(app, ["models", "--json"])
     assert done.exit_code == 0, done.output

@@ -187,7 +187,7 @@ def test_a_run_tells_the_method_its_data_set(tmp_path, monkeypatch) -> None:
         setup(self, run)
 
     monkeypatch.setattr(NeoKD, "setup", watched)
-    given = {"method": "neo-kd", "epochs": 1, "steps": 1, "fraction": 0.1, "recipe": "fp32"}
+    given = {"method": "neo-kd", "epochs": 1, "steps": 1, "fraction": 0.1, "precision": "fp32"}
     train_model(given=given, out=tmp_path / "run", threads=1, should_stop=lambda: True)
     assert seen == ["digits"]
 
