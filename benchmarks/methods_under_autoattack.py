@@ -12,9 +12,9 @@ from mexit.attacks.soft_policy import DeployedPolicy, SoftPolicy
 from mexit.core.artifact_paths import BUNDLES
 from mexit.core.bundle import POLICIES, Bundle
 from mexit.data.dataset import DataSet
-from mexit.flows.calibrate import calibrate
-from mexit.flows.export import export
-from mexit.models import MultiExit, preset
+from mexit.flows.calibrate import calibrate_bundle
+from mexit.flows.export import export_bundle
+from mexit.models import MultiExit, model_spec
 from mexit.train import checkpoint
 
 SAMPLES = 1000
@@ -27,7 +27,7 @@ def autoattack(run: Path, answers: Answers, data: DataSet) -> None:
     model.to(memory_format=torch.channels_last)  # the same numbers but for rounding, in two thirds of the time
     test = splits.part("test")
     index = test[:: max(1, len(test) // SAMPLES)][:SAMPLES]
-    images = torch.from_numpy(data.batch(index, preset(settings.model).input))
+    images = torch.from_numpy(data.batch(index, model_spec(settings.model).input))
     labels = torch.from_numpy(data.labels[index])
     for target in TARGETS:
         if not answers.has(f"autoattack {target}"):
@@ -40,10 +40,10 @@ def _network(target: str, model: MultiExit, run: Path, images: torch.Tensor) -> 
         return OneExit(model, 1 if target == "exit 1" else model.exits)
     out = BUNDLES / f"{run.parent.name}-{run.name}"
     if not out.exists():
-        export(run, out=out)
+        export_bundle(run, out=out)
     bundle = Bundle.open(out)
     if not (out / POLICIES).exists():
-        calibrate(out)
+        calibrate_bundle(out)
     entry = bundle.policies().entry("ort", "fp32", "fp32")
     policy = entry.policy(entry.frontier[entry.named["medium"]])
     with torch.no_grad():

@@ -274,7 +274,7 @@ def main(bundle: str, seconds: str = "20") -> None:
             lines.append(row(f"{name}, {kind}", result, chosen, burst))
     columns = ["traffic", "clean requests", "late", "p50 ms", "p99 ms", "accuracy", "attack requests", "refused"]
     write_page(
-        "governor",
+        "rate-limit",
         "2-core-cpu",
         f"The rate limiter under attack: `{manifest.name}` at budget {BUDGET}",
         [

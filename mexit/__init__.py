@@ -1,11 +1,15 @@
-"""Multi-exit networks: trained against attacks, exported per exit, calibrated to a budget, served.
+"""Multi-exit networks: robust training, export per exit, calibration to a budget, early-exit inference.
 
     from mexit import Runtime
     runtime = Runtime.open("bundles/digits", budget="low")
     runtime(images)[0].label
 
-Importing this needs numpy alone; an engine is loaded when a bundle is opened.
+`import mexit` needs numpy alone. `train_model`, `export_bundle`, `calibrate_bundle` and `evaluate_model` import
+their packages when they are first used. The names in `__all__` are the public API; every other name is private.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
@@ -32,6 +36,12 @@ from mexit.errors import (
 )
 from mexit.runtime import Prediction, Runtime
 
+if TYPE_CHECKING:
+    from mexit.flows.calibrate import calibrate_bundle
+    from mexit.flows.evaluate import evaluate_model
+    from mexit.flows.export import export_bundle
+    from mexit.flows.train import train_model
+
 __version__ = VERSION
 
 __all__ = [
@@ -57,4 +67,28 @@ __all__ = [
     "TooLarge",
     "Untrusted",
     "UsageError",
+    "calibrate_bundle",
+    "evaluate_model",
+    "export_bundle",
+    "train_model",
 ]
+
+_LAZY = {
+    "calibrate_bundle": "mexit.flows.calibrate",
+    "evaluate_model": "mexit.flows.evaluate",
+    "export_bundle": "mexit.flows.export",
+    "train_model": "mexit.flows.train",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a pipeline function on first use. Raises `AttributeError` for an unknown name."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'mexit' has no attribute '{name}'")
+    function: object = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = function
+    return function
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

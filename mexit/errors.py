@@ -25,6 +25,8 @@ knows its process exit code and its HTTP status, so neither the command line nor
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -137,3 +139,25 @@ class DeadlineExceeded(MexitError):
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtra:
     """The one wording for an absent optional package."""
     return MissingExtra(f"{purpose} needs the package '{package}': pip install 'mexit[{extra}]'")
+
+
+@contextmanager
+def requires_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Turn a failed import of an optional package in the `with` block into `MissingExtra`.
+
+    A module that cannot work without an optional package wraps its top-level imports:
+
+        with requires_extra("train", "Training a network"):
+            import torch
+
+    Args:
+        extra: the extra of mexit that installs the package, such as "train".
+        purpose: what needs the package; the subject of the message.
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "mexit"):
+            raise
+        raise missing_extra(package, extra, purpose) from None

@@ -45,19 +45,19 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a finished run `runs/digits` and its calibrated bundle `bundles/digits`."""
-    from mexit.flows.export import export
-    from mexit.flows.train import train
+    from mexit.flows.export import export_bundle
+    from mexit.flows.train import train_model
 
     root = tmp_path_factory.mktemp("workspace")
     before = Path.cwd()
     os.chdir(root)
     try:
-        train(
+        train_model(
             given={"method": "adversarial", "epochs": 8, "steps": 2, "step": 0.08},
             out=Path("runs/digits"),
             threads=1,
         )
-        export(Path("runs/digits"))
+        export_bundle(Path("runs/digits"))
     finally:
         os.chdir(before)
     return root
@@ -72,12 +72,12 @@ def digits_bundle(workspace: Path) -> Path:
 @pytest.fixture(scope="session")
 def int8_bundle(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The session's run with the variants fp32 and int8, not calibrated. Read it only."""
-    from mexit.flows.export import export
+    from mexit.flows.export import export_bundle
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("int8"))
         out = Path("bundles/int8").absolute()
-        export(workspace / "runs" / "digits", out=out, precision="int8", with_calibration=False)
+        export_bundle(workspace / "runs" / "digits", out=out, precision="int8", with_calibration=False)
     return out
 
 
@@ -109,10 +109,10 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def mixed_bundle(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The session's bundle with geometric thresholds: shares of the images leave at each exit. Read it only."""
-    from mexit.flows.calibrate import calibrate
+    from mexit.flows.calibrate import calibrate_bundle
 
     path = Path(shutil.copytree(digits_bundle, tmp_path_factory.mktemp("mixed") / "digits"))
-    calibrate(path, policy="geometric", measure="max-probability", attack="none")
+    calibrate_bundle(path, policy="geometric", measure="max-probability", attack="none")
     return path
 
 
@@ -121,10 +121,10 @@ def model() -> MultiExit:
     """`digits-cnn` as it is initialised."""
     import torch
 
-    from mexit.models import build
+    from mexit.models import build_model
 
     torch.manual_seed(0)
-    return build("digits-cnn", 10)
+    return build_model("digits-cnn", 10)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +132,9 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels, places of 48 digits of the selection split."""
     import torch
 
-    from mexit.models import preset
+    from mexit.models import model_spec
 
     data = digits.load()
     index = splits.split(data).part("selection")[:48]
-    images = data.batch(index, preset("digits-cnn").input)
+    images = data.batch(index, model_spec("digits-cnn").input)
     return torch.from_numpy(images), torch.from_numpy(data.labels[index]), torch.from_numpy(index)

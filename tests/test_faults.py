@@ -19,8 +19,8 @@ from failing_disk import fail_every_call_in_turn
 from mexit.core import atomic_io
 from mexit.core.bundle import Bundle
 from mexit.core.trace import Trace
-from mexit.flows.inspect import inspect
-from mexit.flows.train import train
+from mexit.flows.inspect import inspect_bundle
+from mexit.flows.train import train_model
 from mexit.train import checkpoint
 
 once_or_for_good = pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
@@ -97,7 +97,7 @@ def test_policies_and_their_traces_are_the_old_or_the_new_ones(
         bundle.save_policies(old.with_entry(dataclasses.replace(old.entries[0], trace=newer, evidence=())))
 
     def check(succeeded: bool) -> None:
-        found = inspect(bundle_copy).policies  # loads every trace that is named
+        found = inspect_bundle(bundle_copy).policies  # loads every trace that is named
         assert found is not None
         assert found != old or not succeeded
         assert not [
@@ -159,7 +159,7 @@ def test_a_checkpoint_is_the_old_or_the_new_one(run_copy: Path, monkeypatch: pyt
     assert seen == {old.epoch, newer.epoch}
 
 
-QUICK = {"method": "clean", "epochs": 1, "batch": 943, "recipe": "fp32"}
+QUICK = {"method": "clean", "epochs": 1, "batch": 943, "precision": "fp32"}
 
 
 def test_a_run_whose_disk_failed_anywhere_ends_in_the_same_weights(
@@ -167,7 +167,7 @@ def test_a_run_whose_disk_failed_anywhere_ends_in_the_same_weights(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture
     run = Path("runs/quick")
-    train(given=QUICK, out=run, threads=1)
+    train_model(given=QUICK, out=run, threads=1)
     expected = weights_of(run)
     shutil.rmtree("runs")
 
@@ -178,12 +178,12 @@ def test_a_run_whose_disk_failed_anywhere_ends_in_the_same_weights(
         if state not in seen:
             seen.add(state)
             if not succeeded:
-                train(given=QUICK, out=run, resume=(run / checkpoint.SETTINGS).exists(), threads=1)
+                train_model(given=QUICK, out=run, resume=(run / checkpoint.SETTINGS).exists(), threads=1)
             assert weights_of(run) == expected
             assert len((run / checkpoint.LOG).read_text().splitlines()) == 1
         shutil.rmtree("runs", ignore_errors=True)
 
-    assert fail_every_call_in_turn(monkeypatch, lambda: train(given=QUICK, out=run, threads=1), check) > 25
+    assert fail_every_call_in_turn(monkeypatch, lambda: train_model(given=QUICK, out=run, threads=1), check) > 25
     assert len(seen) > 5
 
 
@@ -205,7 +205,7 @@ def test_a_limit_on_file_size_leaves_a_run_that_can_be_resumed() -> None:
     done = program("train", *flags, preexec_fn=limit_files_to(50_000))
     assert done.returncode == 1
     assert "checkpoint.safetensors: File too large; what was there before is untouched" in done.stderr
-    result = train(resume=True, threads=1)
+    result = train_model(resume=True, threads=1)
     assert result.finished
     assert len(result.records) == 1
 
@@ -226,7 +226,7 @@ WRITERS: dict[str, str] = {
         def write(turn):
             ref = bundle.save_trace(traces[turn % 2])
             bundle.save_policies(old.with_entry(dataclasses.replace(old.entries[0], trace=ref, evidence=())))
-        def check(): assert inspect(bundle.path).policies.entries
+        def check(): assert inspect_bundle(bundle.path).policies.entries
     """,
     "checkpoint": """
         import torch
@@ -249,7 +249,7 @@ import dataclasses, json, os, random, signal, struct, sys, time
 from pathlib import Path
 from mexit.core.bundle import Bundle
 from mexit.core.trace import Trace
-from mexit.flows.inspect import inspect
+from mexit.flows.inspect import inspect_bundle
 {writer}
 sync = os.fsync
 def sync_to_a_slow_disk(file):

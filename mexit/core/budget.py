@@ -12,12 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from mexit.errors import BudgetInfeasible, UsageError
 
 NAMED_FRACTIONS = {"low": 0.25, "medium": 0.5, "high": 0.75, "full": 1.0}
-MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
-MAX_MACS = 10**18
+Macs = int | float | str  # a number of MACs as a user gives it
+_MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+_MAX_MACS = 10**18
 _PATTERN = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|ms|[kMG]?)")
 HOW_TO_WRITE = "write low, medium, high, full, MACs (800k, 12M), a share of the full cost (40%) or time (5ms)"
 
@@ -52,20 +54,18 @@ class Budget:
             return Budget(text, "named", NAMED_FRACTIONS[text])
         if names and text in names:
             return Budget(text, "macs", names[text])
-        match = _PATTERN.fullmatch(text)
-        if match is None:
+        quantity = _quantity(text)
+        if quantity is None:
             raise UsageError(f"'{text}' is not a budget: {HOW_TO_WRITE}")
-        number, unit = float(match["number"]), match["unit"]
+        number, unit = quantity
         if number <= 0:
             raise UsageError(f"a budget must be above zero, found '{text}': {HOW_TO_WRITE}")
-        if number * MULTIPLES.get(unit, 1) > (100 if unit == "%" else MAX_MACS):
-            most = "100%" if unit == "%" else f"{MAX_MACS:.0e}"
+        if number > (100 if unit == "%" else _MAX_MACS):
+            most = "100%" if unit == "%" else f"{_MAX_MACS:.0e}"
             raise UsageError(f"a budget can be at most {most}, found '{text[:40]}': {HOW_TO_WRITE}")
         if unit == "%":
-            return Budget(text, "share", number / 100)
-        if unit == "ms":
-            return Budget(text, "ms", number)
-        return Budget(text, "macs", number * MULTIPLES[unit])
+            return Budget(text, "share", float(number / 100))
+        return Budget(text, unit, float(number))
 
     @property
     def is_full(self) -> bool:
@@ -96,6 +96,28 @@ class Budget:
         return macs
 
 
+def parse_macs(value: Macs, name: str) -> int:
+    """A number of MACs as typed (`800k`, `40M`, `1.5G`) or as a number, without rounding before the final integer.
+
+    Args:
+        value: the number.
+        name: what it is, for the message, such as "rate".
+
+    Raises:
+        UsageError: not a number of MACs between 1 and 1e18.
+    """
+    if isinstance(value, str):
+        number, unit = _quantity(value.strip()) or (Decimal(0), "")
+    else:
+        is_number = not isinstance(value, bool) and 0 < value <= _MAX_MACS
+        number, unit = (Decimal(value), "macs") if is_number else (Decimal(0), "")
+    if unit != "macs":
+        raise UsageError(f"a {name} is a number of MACs such as 800k, 40M or 1.5G, found '{value}'")
+    if not 1 <= number <= _MAX_MACS:
+        raise UsageError(f"a {name} lies between 1 and {_MAX_MACS:.0e} MACs, found '{value}'")
+    return int(number)
+
+
 def format_macs(macs: float) -> str:
     """MACs for people: `9.25M MACs`."""
     return f"{short_macs(macs)} MACs"
@@ -112,3 +134,12 @@ def short_macs(macs: float) -> str:
 def exact_macs(macs: float) -> str:
     """MACs so that they can be typed as a budget again."""
     return f"{macs:.0f}"
+
+
+def _quantity(text: str) -> tuple[Decimal, str] | None:
+    """`40M`, `40%` or `5ms` as a number and its unit ("macs", "%" or "ms"); None for any other text."""
+    match = _PATTERN.fullmatch(text)
+    if match is None:
+        return None
+    number, unit = Decimal(match["number"]), match["unit"]
+    return (number, unit) if unit in ("%", "ms") else (number * _MULTIPLES[unit], "macs")

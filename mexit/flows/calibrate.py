@@ -53,7 +53,7 @@ class CalibrateResult:
     why_not_attacked: str
 
 
-def calibrate(
+def calibrate_bundle(
     bundle: Path | None = None,
     *,
     data: str | None = None,

@@ -18,9 +18,9 @@ from mexit.camera.pipeline import CameraPrediction
 from mexit.camera.sinks import JsonLines, Sink
 from mexit.camera.source import Source, parse_source
 from mexit.camera.video_writer import VideoWriter
+from mexit.core.budget import Macs
 from mexit.errors import UsageError
 from mexit.runtime import Runtime
-from mexit.runtime.rate_limits import Macs
 from mexit.runtime.stats import RuntimeStats
 
 

@@ -17,9 +17,9 @@ from mexit.core.artifact_paths import BUNDLES, RUNS
 from mexit.core.atomic_io import write_bytes
 from mexit.core.progress import Progress, Silent
 from mexit.data import digits, splits
-from mexit.flows.evaluate import evaluate
-from mexit.flows.export import export
-from mexit.flows.train import train
+from mexit.flows.evaluate import evaluate_model
+from mexit.flows.export import export_bundle
+from mexit.flows.train import train_model
 from mexit.runtime.runtime import Runtime
 
 NAME = "demo"
@@ -45,7 +45,7 @@ class DemoResult:
     samples: tuple[Path, ...]
 
 
-def demo(*, threads: int | None = None, progress: Progress | None = None) -> DemoResult:
+def run_demo(*, threads: int | None = None, progress: Progress | None = None) -> DemoResult:
     """Train, export, calibrate and judge on the test split. Replaces `runs/demo` and `bundles/demo`."""
     progress = progress or Silent()
     start = time.monotonic()
@@ -53,9 +53,9 @@ def demo(*, threads: int | None = None, progress: Progress | None = None) -> Dem
     if (run / "settings.json").exists():
         shutil.rmtree(run)
     # fp32, so that processors with and without bfloat16 end with the same figures.
-    train(data="digits", given={"recipe": "fp32"}, out=run, threads=threads, progress=progress)
-    export(run, out=bundle, replace=True, progress=progress)
-    evaluation = evaluate(bundle, samples=None, progress=progress)
+    train_model(data="digits", given={"precision": "fp32"}, out=run, threads=threads, progress=progress)
+    export_bundle(run, out=bundle, replace=True, progress=progress)
+    evaluation = evaluate_model(bundle, samples=None, progress=progress)
     samples, latency_us = _samples(run / "samples"), _latencies(bundle)
     report = _report(evaluation.report, bundle, run, time.monotonic() - start)
     pictures = [path for path in evaluation.written if path.suffix == ".png"]

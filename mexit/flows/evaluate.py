@@ -49,7 +49,7 @@ class EvaluateResult:
     written: tuple[Path, ...]
 
 
-def evaluate(
+def evaluate_model(
     source: Path | None = None,
     *,
     data_dir: str | Path | None = None,

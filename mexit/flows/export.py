@@ -23,7 +23,7 @@ from mexit.data.dataset import DataSet
 from mexit.errors import MexitError, UsageError, missing_extra
 from mexit.evaluate.gradient_source import Source
 from mexit.flows import single_file as nest
-from mexit.flows.calibrate import CalibrateResult, calibrate
+from mexit.flows.calibrate import CalibrateResult, calibrate_bundle
 from mexit.flows.precision_variants import check_precision, convert
 from mexit.flows.sample_sources import DatasetSource, gather
 from mexit.flows.tune import tune
@@ -55,7 +55,7 @@ class ExportResult:
     parity: Parity | None = None
 
 
-def export(
+def export_bundle(
     source: Path | None = None,
     *,
     out: Path | None = None,
@@ -102,7 +102,7 @@ def export(
     bundle.write(replace=replace)
     remember(BUNDLES, out)
     progress.note(f"wrote {out}: {len(differences)} segments, logits within {max(differences):.1e} of torch")
-    calibration = calibrate(out, data_dir=data_dir, progress=progress) if with_calibration else None
+    calibration = calibrate_bundle(out, data_dir=data_dir, progress=progress) if with_calibration else None
     _tune(out, progress)
     return ExportResult(out, bundle.id, tuple(differences), calibration, parity)
 
@@ -127,7 +127,7 @@ def _build(
     """The bundle in memory, checked against torch, and how its other precision answers."""
     try:
         from mexit.export import bundle_writer, onnx_export, segments, validate
-        from mexit.models import preset
+        from mexit.models import model_spec
         from mexit.train import checkpoint
     except ImportError as error:
         raise missing_extra(error.name or "torch", "train", "Exporting a network") from None
@@ -137,7 +137,7 @@ def _build(
     model, settings, splits = checkpoint.load_model(run)
     data = registry.load(settings.data, data_dir)
     splits.check(data)
-    spec = preset(settings.model).input
+    spec = model_spec(settings.model).input
     cuts = segments.cut(model, spec.name)
     exported = []
     with progress.track("exporting segments", len(cuts)) as advance:

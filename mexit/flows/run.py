@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mexit.core.artifact_paths import BUNDLES, newest
+from mexit.core.budget import Macs
 from mexit.core.progress import Progress, Silent
 from mexit.data.preprocess import read_image
 from mexit.errors import MexitError
 from mexit.runtime import Prediction, Runtime
-from mexit.runtime.rate_limits import Macs
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Answer:
     error: MexitError | None
 
 
-def run(
+def classify_files(
     images: Sequence[Path],
     *,
     bundle: Path | None = None,

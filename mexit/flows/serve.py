@@ -6,9 +6,9 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+from mexit.core.budget import Macs
 from mexit.errors import UsageError, missing_extra
 from mexit.runtime import Runtime
-from mexit.runtime.rate_limits import Macs
 from mexit.serving.limits import Limits
 
 _PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}

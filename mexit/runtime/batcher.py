@@ -71,7 +71,7 @@ class Batcher:
             manifest = runtime.bundle.manifest
             costs = measure(runtime.backend, runtime.policy().scorer(len(manifest.classes)), manifest.input.shape)
         self._backend, self._segments = runtime.backend, runtime.backend.segments
-        self._governor, self._ledger = runtime.rate_limiter, runtime.stats
+        self._rate_limiter, self._ledger = runtime.rate_limiter, runtime.stats
         self._start, self._workers, self._heard = start, workers, heard
         self._group_rows = max(_GROUP, costs.efficient_rows)
         self._outlook = Outlook(costs)
@@ -240,7 +240,7 @@ class Batcher:
             if ticket.gone or time.perf_counter() + expected_s > ticket.deadline_s:
                 denied[k] = "deadline"
                 return 0
-            return wishing if self._governor is None else self._governor.enter(ticket.client, k, wishing)
+            return wishing if self._rate_limiter is None else self._rate_limiter.acquire(ticket.client, k, wishing)
 
         times_s = group.travel_alone(self._backend, permit, denied)
         cohort.drop_empty()
@@ -250,9 +250,9 @@ class Batcher:
     def _step(self, cohort: Cohort, began_s: float) -> None:
         """Pay for the segment, run it, decide."""
         k = cohort.k
-        if self._governor is not None and k > 1:
+        if self._rate_limiter is not None and k > 1:
             cohort.admit(
-                [self._governor.enter(one.ticket.client, k, one.rows) for one in cohort.groups], "governor"
+                [self._rate_limiter.acquire(one.ticket.client, k, one.rows) for one in cohort.groups], "rate-limit"
             )
         if rows := cohort.rows:
             oldest = cohort.oldest

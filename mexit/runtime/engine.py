@@ -187,7 +187,7 @@ def _reason(k: int, count: int, last: int, confident: bool, late: bool) -> str:
         return "confident"
     if late:
         return "deadline"
-    return "max-exit" if k == last else "governor"
+    return "max-exit" if k == last else "rate-limit"
 
 
 def last_exit(count: int, max_exit: int | None) -> int:

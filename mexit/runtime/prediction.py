@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mexit.runtime.receipt import Receipt
 
-REASONS = ("confident", "last", "deadline", "governor", "max-exit", "reused")
+REASONS = ("confident", "last", "deadline", "rate-limit", "max-exit", "reused")
 
 
 @dataclass(frozen=True)

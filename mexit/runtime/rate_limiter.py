@@ -1,16 +1,16 @@
-"""The rate limiter: a hard bound on what is computed, whatever arrives.
+"""A token bucket rate limiter: bounds the MACs that are computed, for all clients together and for each client.
 
-A token bucket holds at most `burst` MACs and gains `rate` MACs a second; a segment's MACs are taken from it before
-the segment runs, for every row that goes into it. So in any window of T seconds at most burst + rate * T MACs are
-let through, exactly: levels are whole billionths of a MAC, times whole nanoseconds, and nothing is ever rounded.
-There is one bucket for all clients and one for each; a row takes its tokens from both, or from none.
+A bucket holds at most `burst` tokens (MACs) and gains `rate` tokens per second. The tokens of a segment are taken
+before the segment runs, for every row that enters it. In any window of T seconds at most `burst + rate * T` MACs are
+therefore computed. The arithmetic is in integers, so the bound is exact.
 
-A client without a bucket yet gets one that is as full as that of the strangers, which is full as long as the table
-of clients never was. When the table is full, the client that was idle longest makes room, but only once its bucket
-has filled up again, so that nobody is forgotten before everything was earned back; until then newcomers share the
-strangers' bucket. A client thus never has more tokens than a bucket of its own, kept for ever, would hold.
+A row takes its tokens from the bucket of all clients and from the bucket of its own client, or from neither.
 
-Outside the bound: the rehearsals that a budget in milliseconds rests on, run once for a model and a device.
+The table of client buckets has a fixed size. When it is full, the client that was idle longest is evicted, provided
+that its bucket is full again; otherwise new clients share the overflow bucket. A new client's bucket starts at the
+level of the overflow bucket. Neither rule gives a client more tokens than a bucket of its own would have had.
+
+The measurements behind a millisecond budget (`latency_profile`) are not limited.
 """
 
 from __future__ import annotations
@@ -22,22 +22,44 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mexit.runtime.rate_limits import RateLimit, RateLimits, segment_macs
+from mexit.core.budget import Macs, exact_macs, format_macs, parse_macs
+from mexit.errors import UsageError
 
 MAX_CLIENTS = 4096
-_UNIT = 10**9  # of a MAC, and of a second: levels stay whole numbers
+_NANO = 10**9  # levels count 1e-9 tokens: a rate in MACs per second times nanoseconds is then an integer
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    """Size and refill rate of one token bucket.
+
+    Attributes:
+        rate: refill rate, MACs per second.
+        burst: capacity, MACs.
+    """
+
+    rate: int
+    burst: int
+
+
+@dataclass(frozen=True)
+class RateLimits:
+    """The limit of all clients together and the limit of each client; None is unlimited."""
+
+    overall: RateLimit | None = None
+    client: RateLimit | None = None
 
 
 @dataclass(frozen=True)
 class RateLimiterState:
-    """What a rate limiter did so far.
+    """Counters of a rate limiter.
 
     Attributes:
-        refused: rows that had to answer because they were not let into segment k, for k from 2, (E-1,).
-        waits: calls that had to wait for tokens of segment 1.
+        refused: rows that got no tokens for segment k, for k from 2, (E-1,).
+        waits: calls that waited for tokens of segment 1.
         overloaded: calls that were refused because their tokens would have come too late.
-        tokens: MACs that all clients together could spend now; None without an overall bound.
-        clients: that have a bucket of their own.
+        tokens: MACs in the bucket of all clients; None without one.
+        clients: number of client buckets.
     """
 
     refused: tuple[int, ...]
@@ -48,17 +70,17 @@ class RateLimiterState:
 
 
 class RateLimiter:
-    """The token buckets of one runtime. Safe to share between threads; every method takes constant time.
+    """The token buckets of one runtime. Thread-safe; every method takes constant time.
 
     Attributes:
-        allowed: what the buckets hold.
-        most_rows: whose segment 1 full buckets pay for.
+        limits: sizes and rates of the buckets.
+        max_rows: the most rows that can start segment 1 at once, with full buckets.
     """
 
     def __init__(
         self,
         cumulative_macs: Sequence[int],
-        allowed: RateLimits,
+        limits: RateLimits,
         *,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         max_clients: int = MAX_CLIENTS,
@@ -66,137 +88,192 @@ class RateLimiter:
         """All buckets start full.
 
         Args:
-            cumulative_macs: cost of leaving at each exit, (E,).
-            allowed: what the buckets hold.
-            clock_ns: a clock that never goes back.
-            max_clients: buckets kept for single clients.
+            cumulative_macs: cost of leaving at each exit, MACs, (E,).
+            limits: sizes and rates of the buckets.
+            clock_ns: a monotonic clock, nanoseconds.
+            max_clients: size of the table of client buckets.
         """
-        self.allowed = allowed
-        bursts = [one.burst for one in (allowed.overall, allowed.client) if one is not None]
-        self.most_rows = min((burst // cumulative_macs[0] for burst in bursts), default=sys.maxsize)
+        self.limits = limits
+        bursts = [limit.burst for limit in (limits.overall, limits.client) if limit is not None]
+        self.max_rows = min((burst // cumulative_macs[0] for burst in bursts), default=sys.maxsize)
         self._segments = segment_macs(cumulative_macs)
-        self._full = cumulative_macs[-1]
+        self._full_macs = cumulative_macs[-1]
         self._clock_ns, self._max_clients = clock_ns, max_clients
-        self._now_ns = clock_ns()
-        self._overall = None if allowed.overall is None else _Bucket(allowed.overall, self._now_ns)
-        self._strangers = None if allowed.client is None else _Bucket(allowed.client, self._now_ns)
-        self._clients: OrderedDict[str, _Bucket] = OrderedDict()  # the client that was idle longest comes first
+        now_ns = clock_ns()
+        self._overall = None if limits.overall is None else _Bucket(limits.overall, now_ns)
+        self._overflow = None if limits.client is None else _Bucket(limits.client, now_ns)
+        self._clients: OrderedDict[str, _Bucket] = OrderedDict()  # least recently used first
         self._refused = [0] * (len(self._segments) - 1)
         self._waits = self._overloaded = 0
         self._lock = threading.Lock()
 
-    def begin(self, client: str, rows: int) -> int:
-        """Pay for segment 1 of a batch: of all rows or of none. Returns how many are paid for.
+    def acquire_all(self, client: str, rows: int) -> int:
+        """Take the tokens of segment 1 for a batch: for all rows or for none.
 
-        Of more than `most_rows` rows, so many. Rows that began one by one, as tokens come in, would cost the
-        machine far more than their MACs.
+        Rows that started one by one, as tokens come in, would lose the advantage of a batch.
+
+        Args:
+            client: name of the client.
+            rows: size of the batch; only the first `max_rows` rows count.
+
+        Returns:
+            The number of rows that may start: 0 or `min(rows, max_rows)`.
         """
-        with self._lock:
-            return self._take(client, self._segments[0], min(rows, self.most_rows), whole=True)
-
-    def enter(self, client: str, k: int, rows: int) -> int:
-        """Pay for segment k (from 1) for as many of `rows` rows as there are tokens; returns how many."""
-        with self._lock:
-            read_limits = self._take(client, self._segments[k - 1], rows)
-            if k > 1:
-                self._refused[k - 2] += rows - read_limits
-        return read_limits
-
-    def watch(self, client: str, rows: int) -> int:
-        """Pay for the whole network, as the drift watch runs it, for some rows; returns how many."""
-        with self._lock:
-            return self._take(client, self._full, rows)
-
-    def wait_s(self, client: str, rows: int = 1) -> float:
-        """Seconds until `rows` rows can have begun at the earliest: if nobody else spends anything; 0.0 is now."""
-        macs = rows * self._segments[0]
+        rows = min(rows, self.max_rows)
         with self._lock:
             buckets = self._buckets(client)
-            return max((bucket.wait_ns(macs, self._now_ns) for bucket in buckets), default=0) / _UNIT
+            if _affordable(buckets, self._segments[0], rows) < rows:
+                return 0
+            return _take(buckets, self._segments[0], rows)
+
+    def acquire(self, client: str, k: int, rows: int) -> int:
+        """Take the tokens of segment k (from 1) for as many of `rows` rows as possible; returns that number."""
+        with self._lock:
+            admitted = _take(self._buckets(client), self._segments[k - 1], rows)
+            if k > 1:
+                self._refused[k - 2] += rows - admitted
+        return admitted
+
+    def acquire_full_pass(self, client: str, rows: int) -> int:
+        """Take the tokens of the whole network for as many of `rows` rows as possible; returns that number."""
+        with self._lock:
+            return _take(self._buckets(client), self._full_macs, rows)
+
+    def wait_s(self, client: str, rows: int = 1) -> float:
+        """Seconds until segment 1 can have started for `rows` rows, if nothing else takes tokens; 0.0 is now."""
+        macs = rows * self._segments[0]
+        with self._lock:
+            return max((bucket.wait_ns(macs) for bucket in self._buckets(client)), default=0) / _NANO
 
     def count_wait(self) -> None:
-        """A call has begun to wait."""
+        """Count a call that waits for tokens."""
         with self._lock:
             self._waits += 1
 
     def count_overloaded(self) -> None:
-        """A call was refused."""
+        """Count a call that was refused."""
         with self._lock:
             self._overloaded += 1
 
     def state(self) -> RateLimiterState:
-        """A consistent copy of the counts."""
+        """A consistent copy of the counters."""
         with self._lock:
-            now_ns = self._tick()
-            tokens = None if self._overall is None else self._overall.level(now_ns) // _UNIT
+            tokens = None
+            if self._overall is not None:
+                self._overall.refill(self._clock_ns())
+                tokens = self._overall.level // _NANO
             return RateLimiterState(
                 tuple(self._refused), self._waits, self._overloaded, tokens, len(self._clients)
             )
 
-    def _take(self, client: str, macs: int, rows: int, *, whole: bool = False) -> int:
-        buckets = self._buckets(client)
-        wanted = rows
-        if macs:
-            rows = min([rows, *(bucket.level(self._now_ns) // (macs * _UNIT) for bucket in buckets)])
-        if whole and rows < wanted:
-            return 0
-        for bucket in buckets:
-            bucket.spend(rows * macs)
-        return rows
-
     def _buckets(self, client: str) -> list[_Bucket]:
-        """Those that a client's rows need tokens of, at the time that is then in `_now_ns`."""
-        self._tick()
-        own = self._bucket_of(client)
-        return [bucket for bucket in (self._overall, own) if bucket is not None]
+        """The refilled buckets from which the rows of a client take their tokens."""
+        now_ns = self._clock_ns()
+        buckets = [bucket for bucket in (self._overall, self._client_bucket(client, now_ns)) if bucket is not None]
+        for bucket in buckets:
+            bucket.refill(now_ns)
+        return buckets
 
-    def _bucket_of(self, client: str) -> _Bucket | None:
-        if self._strangers is None:
+    def _client_bucket(self, client: str, now_ns: int) -> _Bucket | None:
+        if self._overflow is None:
             return None
         if client in self._clients:
             self._clients.move_to_end(client)
             return self._clients[client]
+        self._overflow.refill(now_ns)
         if len(self._clients) >= self._max_clients:
             idle = next(iter(self._clients))
-            if not self._clients[idle].is_full(self._now_ns):
-                return self._strangers
+            self._clients[idle].refill(now_ns)
+            if not self._clients[idle].is_full:
+                return self._overflow
             del self._clients[idle]
-        self._clients[client] = self._strangers.twin(self._now_ns)
-        return self._clients[client]
-
-    def _tick(self) -> int:
-        self._now_ns = max(self._now_ns, self._clock_ns())
-        return self._now_ns
+        bucket = self._clients[client] = _Bucket(self._overflow.limit, now_ns)
+        bucket.level = self._overflow.level
+        return bucket
 
 
 class _Bucket:
-    """One token bucket; levels in billionths of a MAC."""
+    """One token bucket; `level` is its content in 1e-9 MACs at the last refill."""
 
-    __slots__ = ("_at_ns", "_level", "_most", "_rate", "allowance")
+    __slots__ = ("_capacity", "_refilled_ns", "level", "limit")
 
-    def __init__(self, allowance: RateLimit, now_ns: int) -> None:
-        self.allowance = allowance
-        self._rate, self._most = allowance.rate, allowance.burst * _UNIT
-        self._level, self._at_ns = self._most, now_ns
+    def __init__(self, limit: RateLimit, now_ns: int) -> None:
+        self.limit = limit
+        self._capacity = limit.burst * _NANO
+        self.level, self._refilled_ns = self._capacity, now_ns
 
-    def level(self, now_ns: int) -> int:
-        """The level, refilled up to now."""
-        self._level = min(self._most, self._level + self._rate * (now_ns - self._at_ns))
-        self._at_ns = now_ns
-        return self._level
+    @property
+    def is_full(self) -> bool:
+        return self.level == self._capacity
 
-    def is_full(self, now_ns: int) -> bool:
-        return self.level(now_ns) == self._most
+    def refill(self, now_ns: int) -> None:
+        self.level = min(self._capacity, self.level + self.limit.rate * (now_ns - self._refilled_ns))
+        self._refilled_ns = now_ns
 
-    def spend(self, macs: int) -> None:
-        self._level -= macs * _UNIT
+    def wait_ns(self, macs: int) -> int:
+        """Nanoseconds until `macs` can have been taken, at once or in parts; rounded up."""
+        return max(0, -((self.level - macs * _NANO) // self.limit.rate))
 
-    def wait_ns(self, macs: int, now_ns: int) -> int:
-        """Nanoseconds until so many MACs can have been spent, at once or one after the other."""
-        return max(0, -((self.level(now_ns) - macs * _UNIT) // self._rate))
 
-    def twin(self, now_ns: int) -> _Bucket:
-        """A bucket of its own with the same level."""
-        other = _Bucket(self.allowance, now_ns)
-        other._level = self.level(now_ns)
-        return other
+def _affordable(buckets: Sequence[_Bucket], macs: int, rows: int) -> int:
+    """The number of rows, at most `rows`, at `macs` each, that every bucket has tokens for."""
+    if not macs:
+        return rows
+    return min([rows, *(bucket.level // (macs * _NANO) for bucket in buckets)])
+
+
+def _take(buckets: Sequence[_Bucket], macs: int, rows: int) -> int:
+    """Take the tokens of as many rows as possible, at most `rows`, at `macs` each; returns that number."""
+    rows = _affordable(buckets, macs, rows)
+    for bucket in buckets:
+        bucket.level -= rows * macs * _NANO
+    return rows
+
+
+def segment_macs(cumulative_macs: Sequence[int]) -> tuple[int, ...]:
+    """Cost of each segment alone, MACs, (E,), from the cumulative costs, (E,)."""
+    return tuple(cost - before for before, cost in zip((0, *cumulative_macs), cumulative_macs, strict=False))
+
+
+def read_rate_limits(
+    cumulative_macs: Sequence[int],
+    rate: Macs | None = None,
+    burst: Macs | None = None,
+    client_rate: Macs | None = None,
+    client_burst: Macs | None = None,
+) -> RateLimits:
+    """The limits that a user gave, checked against the costs of a network.
+
+    A burst that is not given is the MACs of one second, or of one image through the whole network if that is more.
+
+    Args:
+        cumulative_macs: cost of leaving at each exit, MACs, (E,).
+        rate, client_rate: MACs per second, for example `40M`, `1.5G`, `800k` or 2000000.
+        burst, client_burst: MACs, written in the same way.
+
+    Raises:
+        UsageError: a value is not a number of MACs, a burst has no rate, or a burst is smaller than a segment.
+    """
+    return RateLimits(
+        _rate_limit("rate", "burst", rate, burst, cumulative_macs),
+        _rate_limit("client rate", "client burst", client_rate, client_burst, cumulative_macs),
+    )
+
+
+def _rate_limit(
+    rate_name: str, burst_name: str, rate: Macs | None, burst: Macs | None, cumulative_macs: Sequence[int]
+) -> RateLimit | None:
+    if rate is None:
+        if burst is not None:
+            flag = f"--{rate_name.replace(' ', '-')}"
+            raise UsageError(f"a {burst_name} refills at a {rate_name}: give {flag} too, in MACs a second")
+        return None
+    per_second = parse_macs(rate, rate_name)
+    capacity = max(per_second, cumulative_macs[-1]) if burst is None else parse_macs(burst, burst_name)
+    largest = max(segment_macs(cumulative_macs))
+    if capacity < largest:
+        raise UsageError(
+            f"a {burst_name} of {format_macs(capacity)} is less than the largest segment costs, which could then "
+            f"never run: give at least {exact_macs(largest)}"
+        )
+    return RateLimit(per_second, capacity)

@@ -98,7 +98,7 @@ class Call:
         return len(self.predictions) == len(self._tensor)
 
     def pay(self) -> float:
-        """Take the tokens of segment 1 for the next rows, `BATCH` at most; see `RateLimiter.begin`.
+        """Take the tokens of segment 1 for the next rows, `BATCH` at most; see `RateLimiter.acquire_all`.
 
         Returns:
             0.0 once they are paid for; else the seconds after which to try again.
@@ -114,7 +114,7 @@ class Call:
             self._paid = left
             return 0.0
         self._check_patience(rate_limiter)
-        self._paid = rate_limiter.begin(self._wishes.client, left)
+        self._paid = rate_limiter.acquire_all(self._wishes.client, left)
         if self._paid:
             if self._blocked_s is not None:
                 self.waited_s += self._elapsed_s() - self._blocked_s
@@ -123,7 +123,7 @@ class Call:
         if self._blocked_s is None:
             self._blocked_s = self._elapsed_s()
             rate_limiter.count_wait()
-        return rate_limiter.wait_s(self._wishes.client, min(left, rate_limiter.most_rows))
+        return rate_limiter.wait_s(self._wishes.client, min(left, rate_limiter.max_rows))
 
     def run(self) -> list[Prediction]:
         """Answer the rows that are paid for; returns their predictions."""
@@ -142,14 +142,14 @@ class Call:
         )
         found = predictions(desk, answers, wishes, begun_s)
         macs = sum(prediction.macs for prediction in found)
-        desk.stats.add(answers.exits, (answers.seconds + begun_s) * 1e3, macs, answers.reasons.count("governor"))
+        desk.stats.add(answers.exits, (answers.seconds + begun_s) * 1e3, macs, answers.reasons.count("rate-limit"))
         self.predictions += found
         desk.watch(images, answers, wishes.plan, wishes.client)
         return self.predictions[first:]
 
     def _permit(self, k: int, rows: int) -> int:
         assert self._desk.rate_limiter is not None
-        return self._desk.rate_limiter.enter(self._wishes.client, k, rows)
+        return self._desk.rate_limiter.acquire(self._wishes.client, k, rows)
 
     def _check_patience(self, rate_limiter: RateLimiter) -> None:
         if self._wishes.wait_s is None:

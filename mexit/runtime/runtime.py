@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.budget import Budget
+from mexit.core.budget import Budget, Macs
 from mexit.core.bundle import Bundle
 from mexit.core.cost import Costs
 from mexit.core.policies import PolicyEntry
@@ -27,8 +27,7 @@ from mexit.runtime.drift import DriftWatch
 from mexit.runtime.engine import Answers, last_exit
 from mexit.runtime.policy_selection import PolicyChoice, PolicySelector
 from mexit.runtime.prediction import Prediction
-from mexit.runtime.rate_limiter import RateLimiter
-from mexit.runtime.rate_limits import Macs, read_rate_limits
+from mexit.runtime.rate_limiter import RateLimiter, read_rate_limits
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.request import Call, Desk, RequestOptions
 from mexit.runtime.stats import RuntimeStats
@@ -112,7 +111,7 @@ class Runtime:
             find(backend)
         bundle = Bundle.open(path)
         costs = bundle.manifest.cumulative_macs
-        allowed = read_rate_limits(costs, rate, burst, client_rate, client_burst)
+        limits = read_rate_limits(costs, rate, burst, client_rate, client_burst)
         choice = choose(bundle, backend, threads)
         runtime = Runtime(
             bundle,
@@ -120,7 +119,7 @@ class Runtime:
             budget,
             threads=choice.threads,
             use_policies=use_policies,
-            rate_limiter=RateLimiter(costs, allowed) if allowed.overall or allowed.client else None,
+            rate_limiter=RateLimiter(costs, limits) if limits.overall or limits.client else None,
         )
         if watch_drift:
             runtime.watch_drift(watch_drift, on_drift)
@@ -290,7 +289,7 @@ class Runtime:
             return
         rows = self.drift_watch.choose(plan.place, answers.reasons)
         if self.rate_limiter is not None:
-            rows = rows[: self.rate_limiter.watch(client, len(rows))]
+            rows = rows[: self.rate_limiter.acquire_full_pass(client, len(rows))]
         if len(rows):
             scorer = plan.policy.scorer(len(self.bundle.manifest.classes))
             full = scorer.answer(run_all_exits(self.backend, images[rows]))[1][-1]

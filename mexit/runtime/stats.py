@@ -21,7 +21,7 @@ class StatsSnapshot:
         exits: how many left at each exit, (E,).
         macs: spent in all.
         saved_macs: what running the full network on every input would have cost more.
-        governed: how many answered early because the rate limiter had no tokens for the next segment.
+        rate_limited: how many answered early because the rate limiter had no tokens for the next segment.
         watch_macs: spent on top, on inputs that the drift watch ran to the last exit.
         latency_ms: 50th, 95th and 99th percentile, within 6 %; None before the first answer.
     """
@@ -30,7 +30,7 @@ class StatsSnapshot:
     exits: tuple[int, ...]
     macs: int
     saved_macs: int
-    governed: int
+    rate_limited: int
     watch_macs: int
     latency_ms: dict[str, float] | None
 
@@ -54,12 +54,14 @@ class RuntimeStats:
         self._full, self._spent = full_macs, 0
         self._exits = np.zeros(exits, np.int64)
         self._latencies = np.zeros(_BUCKETS_PER_DECADE * _DECADES + 1, np.int64)
-        self._governed = 0
+        self._rate_limited = 0
         self._watched = 0
         self._lock = threading.Lock()
 
-    def add(self, exits: NDArray[np.int64], latency_ms: NDArray[np.float64], macs: int, governed: int = 0) -> None:
-        """Answers at `exits` (B,), from 1, after `latency_ms` (B,), `governed` of them for want of tokens.
+    def add(
+        self, exits: NDArray[np.int64], latency_ms: NDArray[np.float64], macs: int, rate_limited: int = 0
+    ) -> None:
+        """Answers at `exits` (B,), from 1, after `latency_ms` (B,), `rate_limited` of them for want of tokens.
 
         `macs` is what they cost together.
         """
@@ -68,7 +70,7 @@ class RuntimeStats:
         with self._lock:
             np.add.at(self._exits, exits - 1, 1)
             np.add.at(self._latencies, buckets, 1)
-            self._governed += governed
+            self._rate_limited += rate_limited
             self._spent += macs
 
     def add_watched(self, rows: int) -> None:
@@ -80,12 +82,12 @@ class RuntimeStats:
         """A consistent copy."""
         with self._lock:
             exits, latencies = self._exits.copy(), self._latencies.copy()
-            governed, watched, spent = self._governed, self._watched, self._spent
+            rate_limited, watched, spent = self._rate_limited, self._watched, self._spent
         predictions = int(exits.sum())
         quantiles = {f"p{q}": _quantile(latencies, q / 100) for q in (50, 95, 99)} if predictions else None
         counts = tuple(int(count) for count in exits)
         saved = predictions * self._full - spent
-        return StatsSnapshot(predictions, counts, spent, saved, governed, watched * self._full, quantiles)
+        return StatsSnapshot(predictions, counts, spent, saved, rate_limited, watched * self._full, quantiles)
 
 
 def _quantile(buckets: NDArray[np.int64], share: float) -> float:

@@ -119,8 +119,8 @@ def count(stats: RuntimeStats, found: Sequence[Prediction]) -> None:
     """Enter predictions of any tickets into the books at once: that costs hardly more than one ticket's."""
     if found:
         exits, latency_ms = [one.exit for one in found], [one.latency_ms for one in found]
-        governed = [one.reason for one in found].count("governor")
-        stats.add(np.array(exits), np.array(latency_ms), sum(one.macs for one in found), governed)
+        rate_limited = [one.reason for one in found].count("rate-limit")
+        stats.add(np.array(exits), np.array(latency_ms), sum(one.macs for one in found), rate_limited)
 
 
 class Group:
@@ -161,7 +161,7 @@ class Group:
         )
         if denied:
             said = zip(answers.exits.tolist(), answers.reasons, strict=True)
-            reasons = (denied.get(k + 1, reason) if reason == "governor" else reason for k, reason in said)
+            reasons = (denied.get(k + 1, reason) if reason == "rate-limit" else reason for k, reason in said)
             answers = replace(answers, reasons=tuple(reasons))
         self.entered_s, self.together, self.rows, self._answers = began_s, self.rows, 0, answers
         return answers.segment_seconds

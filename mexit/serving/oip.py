@@ -161,7 +161,7 @@ def _response_parameters(predictions: Sequence[Prediction]) -> dict[str, str | i
         "mexit_mean_macs": sum(macs) / len(macs),
         "mexit_saved": sum(saved) / (sum(macs) + sum(saved)),
         "mexit_late_rows": sum(prediction.reason == "deadline" for prediction in predictions),
-        "mexit_governed_rows": sum(prediction.reason == "governor" for prediction in predictions),
+        "mexit_rate_limited_rows": sum(prediction.reason == "rate-limit" for prediction in predictions),
         **({"mexit_receipts": json.dumps(receipts)} if receipts else {}),
     }
 

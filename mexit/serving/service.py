@@ -81,7 +81,7 @@ class Service:
         cpus = read_limits().threads if cpus is None else cpus
         self.workers = max(1, min(limits.workers, cpus // runtime.threads))
         rate_limiter = runtime.rate_limiter
-        per_client = rate_limiter is not None and rate_limiter.allowed.client is not None
+        per_client = rate_limiter is not None and rate_limiter.limits.client is not None
         client_share = limits.client_share if per_client else 1
         self.memory = Quota(limits.held_bytes, client_share, "request bodies of {} bytes are waiting already")
         self.worker_pool = WorkerPool(self.workers, limits.requests, client_share)

@@ -1,4 +1,4 @@
-"""A governed camera: newest frames are dropped rather than waited for; where every frame counts, they wait."""
+"""A rate-limited camera: newest frames are dropped rather than waited for; where every frame counts, they wait."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from camera_media import grey_frames, write_images, write_video
 
 from mexit import Runtime
 from mexit.camera.frame import Counters
-from mexit.commands.report import show_camera
+from mexit.commands.camera import show_camera
 from mexit.flows.camera import camera
 from mexit.runtime.backends.ort import OrtBackend
-from mexit.runtime.rate_limiter import RateLimiter
-from mexit.runtime.rate_limits import RateLimit, RateLimits
+from mexit.runtime.rate_limiter import RateLimit, RateLimiter, RateLimits
 
 
-def governed(bundle: Path, rate: int, burst: int) -> Runtime:
+def rate_limited(bundle: Path, rate: int, burst: int) -> Runtime:
     opened = Runtime.open(bundle, "full")
     rate_limiter = RateLimiter(opened.bundle.manifest.cumulative_macs, RateLimits(client=RateLimit(rate, burst)))
     return Runtime(opened.bundle, OrtBackend(opened.bundle), "full", rate_limiter=rate_limiter)
@@ -33,7 +32,7 @@ def test_newest_frames_without_tokens_are_dropped_and_counted(
 ) -> None:
     """Two seconds at 25 frames a second, tokens for one whole image at first and one a second: no delay."""
     video = write_video(tmp_path / "a.mp4", grey_frames(50), [i / 25 for i in range(50)])
-    runtime, counters, began = governed(digits_bundle, full, full), Counters(), time.monotonic()
+    runtime, counters, began = rate_limited(digits_bundle, full, full), Counters(), time.monotonic()
     found = [one for _, one in runtime.camera(str(video), every_frame=False, counters=counters)]
     assert 1.9 < time.monotonic() - began < 8
     assert counters.refused > 10
@@ -48,7 +47,7 @@ def test_newest_frames_without_tokens_are_dropped_and_counted(
 
 def test_where_every_frame_counts_frames_wait(digits_bundle: Path, full: int, tmp_path: Path) -> None:
     write_images(tmp_path / "images", [f"{i}.png" for i in range(6)])
-    runtime, counters, began = governed(digits_bundle, 8 * full, full), Counters(), time.monotonic()
+    runtime, counters, began = rate_limited(digits_bundle, 8 * full, full), Counters(), time.monotonic()
     found = [one for _, one in runtime.camera(str(tmp_path / "images"), counters=counters, receipts=True)]
     assert len(found) == 6
     assert counters.dropped == 0
@@ -60,14 +59,14 @@ def test_a_source_of_which_every_frame_was_refused_is_no_damaged_one(
     digits_bundle: Path, full: int, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "images", ["a.png", "b.png"])
-    runtime, counters = governed(digits_bundle, 1, full), Counters()
+    runtime, counters = rate_limited(digits_bundle, 1, full), Counters()
     client = f"camera {tmp_path / 'images'}"
     runtime.answer_tensor(runtime.prepare(grey_frames(1)), client=client)
     found = list(runtime.camera(str(tmp_path / "images"), deadline_ms=10.0, counters=counters))
     assert (found, counters.refused, counters.undecodable) == ([], 2, 0)
 
 
-def test_the_flow_reports_what_the_governor_refused(
+def test_the_flow_reports_what_the_rate_limiter_refused(
     digits_bundle: Path, full: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_images(tmp_path / "images", [f"{i}.png" for i in range(12)])

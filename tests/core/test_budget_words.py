@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mexit.core.budget import Budget, exact_macs, format_macs
+from mexit.core.budget import Budget, exact_macs, format_macs, parse_macs
 from mexit.errors import BudgetInfeasible, UsageError
 
 COSTS = (1_000_000, 3_000_000, 9_250_000)
@@ -97,3 +97,21 @@ def test_a_network_with_one_exit_has_one_budget() -> None:
 )
 def test_macs_for_people(macs: float, shown: str) -> None:
     assert format_macs(macs) == shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "macs"),
+    [("40M", 40_000_000), ("1.5G", 1_500_000_000), (" 800 k ", 800_000), ("7", 7), (7, 7), (2.5e6, 2_500_000)],
+)
+def test_numbers_of_macs_as_people_type_them(typed: str | float, macs: int) -> None:
+    assert parse_macs(typed, "rate") == macs
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["", "fast", "-1", "0", "0.5", "1e6", "40%", "5ms", "2000000000G", "9" * 5000, 0, -1, True, float("nan")],
+    ids=lambda typed: str(typed)[:6],
+)
+def test_anything_else_is_not_a_number_of_macs(typed: str | float) -> None:
+    with pytest.raises(UsageError, match="a rate"):
+        parse_macs(typed, "rate")

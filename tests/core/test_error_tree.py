@@ -59,3 +59,17 @@ def test_overloaded_says_when_to_come_back() -> None:
 def test_a_missing_extra_says_what_to_type() -> None:
     error = errors.missing_extra("onnxruntime", "cpu", "Running a bundle")
     assert str(error) == "Running a bundle needs the package 'onnxruntime': pip install 'mexit[cpu]'"
+
+
+def test_a_failed_import_in_the_block_is_a_missing_extra() -> None:
+    with (
+        pytest.raises(errors.MissingExtra, match=r"Testing needs the package 'absent_package': pip install"),
+        errors.requires_extra("train", "Testing"),
+    ):
+        import absent_package.module  # noqa: F401
+
+
+@pytest.mark.parametrize("statement", ["from mexit.core import absent", "import mexit.absent"])
+def test_a_wrong_import_within_mexit_stays_an_import_error(statement: str) -> None:
+    with pytest.raises(ImportError), errors.requires_extra("train", "Testing"):
+        exec(statement)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from command_line import program
 
-from mexit.commands.report import show_evaluation
+from mexit.commands.evaluate import show_evaluation
 from mexit.core.bundle import Bundle
 from mexit.core.policy import first_exit
 from mexit.core.progress import Silent
@@ -23,8 +23,8 @@ from mexit.evaluate.config import GROUPS, EvaluationConfig, read_exits, read_gro
 from mexit.evaluate.model_card import model_card
 from mexit.evaluate.suites import to_levels
 from mexit.evaluate.target import open_subject, spaced
-from mexit.flows.evaluate import EvaluateResult, evaluate
-from mexit.models import build
+from mexit.flows.evaluate import EvaluateResult, evaluate_model
+from mexit.models import build_model
 from mexit.runtime.runtime import Runtime
 from mexit.train import checkpoint
 from mexit.train.config import resolve
@@ -52,7 +52,7 @@ def everything(place: Path) -> dict[str, object]:
     try:
         os.chdir(place)
         plan = little(GROUPS, transfer=Path("runs/digits"))
-        return dict(evaluate(Path("bundles/digits"), samples=SAMPLES, steps=3, plan=plan).report)
+        return dict(evaluate_model(Path("bundles/digits"), samples=SAMPLES, steps=3, plan=plan).report)
     finally:
         os.chdir(before)
 
@@ -142,7 +142,7 @@ def test_card_and_pictures_are_written_into_the_bundle(everything, place) -> Non
 
 def test_a_run_is_judged_without_budgets(place, monkeypatch) -> None:
     monkeypatch.chdir(place)
-    report = evaluate(Path("runs/digits"), samples=SAMPLES, steps=2).report
+    report = evaluate_model(Path("runs/digits"), samples=SAMPLES, steps=2).report
     assert report["budgets"] == {}
     assert report["curve"] == []
     assert [row["exit"] for row in report["exits"]] == [1, 2, 3]
@@ -156,7 +156,7 @@ def test_a_run_is_judged_without_budgets(place, monkeypatch) -> None:
 def test_what_is_reported_is_what_the_deployed_bundle_answers(place, monkeypatch) -> None:
     """Clean accuracy, exits and cost of a budget, from the runtime one image at a time."""
     monkeypatch.chdir(place)
-    report = evaluate(Path("bundles/digits"), samples=SAMPLES, steps=1).report
+    report = evaluate_model(Path("bundles/digits"), samples=SAMPLES, steps=1).report
     subject = open_subject(Path("bundles/digits"), None, "auto")
     images, labels = subject.batch(subject.test_places(SAMPLES))
     for budget in ("low", "full"):
@@ -201,7 +201,7 @@ def test_groups_and_exits_as_typed() -> None:
 def test_a_mistake_is_said_before_any_work(place, monkeypatch, plan, message) -> None:
     monkeypatch.chdir(place)
     settings = resolve("mnist", None, {})
-    other = build("small-cnn", 10)
+    other = build_model("small-cnn", 10)
     checkpoint.begin(Path("runs/other"), settings, Splits.load(Path("runs/digits/splits.npz")))
     checkpoint.save_weights(Path("runs/other"), other.state_dict(), settings, 10)
 
@@ -210,7 +210,7 @@ def test_a_mistake_is_said_before_any_work(place, monkeypatch, plan, message) ->
             raise AssertionError(f"began {text}")
 
     with pytest.raises(UsageError, match=re.escape(message)):
-        evaluate(Path("runs/digits"), plan=EvaluationConfig(**plan), progress=NoWork())
+        evaluate_model(Path("runs/digits"), plan=EvaluationConfig(**plan), progress=NoWork())
 
 
 def test_unknown_attacks_end_with_a_usage_error(place) -> None:

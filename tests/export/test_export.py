@@ -13,7 +13,7 @@ from mexit.core.atomic_io import sha256_file
 from mexit.core.bundle import Bundle
 from mexit.errors import BackendError, MissingExtra, UsageError
 from mexit.export.validate import largest_difference
-from mexit.flows.export import export
+from mexit.flows.export import export_bundle
 from mexit.flows.tensorrt_engines import build_engines
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.reference import run_all_exits
@@ -56,7 +56,7 @@ def test_manifest_names_where_the_bundle_comes_from(workspace, digits_bundle) ->
 def test_an_existing_bundle_is_kept_unless_replace(workspace, monkeypatch) -> None:
     monkeypatch.chdir(workspace)
     with pytest.raises(UsageError, match="--replace"):
-        export(Path("runs/digits"))
+        export_bundle(Path("runs/digits"))
 
 
 def test_trt_without_tensorrt_leaves_a_complete_bundle_and_says_what_to_type(digits_bundle, monkeypatch) -> None:

@@ -26,8 +26,8 @@ from mexit.export.macs import count
 from mexit.export.onnx_export import OnnxSegment, finished, to_onnx
 from mexit.export.parity import compare
 from mexit.export.segments import cut
-from mexit.flows.export import export
-from mexit.models import preset
+from mexit.flows.export import export_bundle
+from mexit.models import model_spec
 from mexit.runtime.backends.base import HostCarried
 from mexit.runtime.backends.ort import OrtBackend, OrtSegment
 from mexit.runtime.reference import run_all_exits
@@ -86,7 +86,9 @@ def test_a_variant_of_another_cost_is_refused(segments) -> None:
     shorter = [segments[0], segments[2], segments[2]]
     data = digits.load()
     with pytest.raises(BackendError, match="the half segments do not cost what the fp32 segments cost"):
-        assemble("x", data.classes, preset("digits-cnn").input, segments, split(data), {}, None, {"half": shorter})
+        assemble(
+            "x", data.classes, model_spec("digits-cnn").input, segments, split(data), {}, None, {"half": shorter}
+        )
 
 
 def test_the_report_is_what_the_bundle_does_on_the_selection_split(int8_bundle: Path) -> None:
@@ -218,7 +220,7 @@ def test_int8_is_calibrated_and_answers_apart_from_fp32(int8_bundle: Path, tmp_p
 
 def test_what_export_cannot_do_is_said(workspace: Path, int8_bundle: Path) -> None:
     with pytest.raises(UsageError, match="unknown precision 'int4': choose from fp32, int8, fp16"):
-        export(workspace / "runs" / "digits", precision="int4")
+        export_bundle(workspace / "runs" / "digits", precision="int4")
     assert "--precision is decided when a run is exported" in refused(
         "export", int8_bundle, "--trt", "--precision", "int8", code=2
     )

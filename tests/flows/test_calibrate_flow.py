@@ -17,8 +17,8 @@ from mexit.calibrate.calibration import Traces
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.data import digits, splits
 from mexit.errors import BadInput
-from mexit.flows.calibrate import calibrate
-from mexit.flows.export import export
+from mexit.flows.calibrate import calibrate_bundle
+from mexit.flows.export import export_bundle
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def carrying(workspace, tmp_path_factory) -> Path:
     before = Path.cwd()
     os.chdir(workspace)
     try:
-        made = export(Path("runs/digits"), out=home / "digits", with_calibration=False, with_images=True)
+        made = export_bundle(Path("runs/digits"), out=home / "digits", with_calibration=False, with_images=True)
     finally:
         os.chdir(before)
     return made.bundle
@@ -43,7 +43,7 @@ def test_images_travel_paired_clean_and_attacked(carrying) -> None:
         for split in ("calibration", "certification")
         for condition in ("clean", "attacked")
     }
-    result = calibrate(carrying, data="bundle")
+    result = calibrate_bundle(carrying, data="bundle")
     traces = [bundle.load_trace(ref) for ref in (result.entry.trace, *result.entry.evidence)]
     for clean, attacked in ((traces[0], traces[1]), (traces[2], traces[3])):
         np.testing.assert_array_equal(clean.index, attacked.index)
@@ -53,7 +53,7 @@ def test_images_travel_paired_clean_and_attacked(carrying) -> None:
 
 def test_calibrating_on_them_equals_calibrating_on_the_data_set(carrying, digits_bundle) -> None:
     """Every sample of the small splits travels, so nothing differs."""
-    travelling = calibrate(carrying, data="bundle").entry
+    travelling = calibrate_bundle(carrying, data="bundle").entry
     assert Runtime.open(digits_bundle).bundle.policies().entries[0].frontier == travelling.frontier
 
 
@@ -72,7 +72,7 @@ def test_a_device_without_torch_calibrates_from_the_images_in_one_command(carryi
 
 def test_a_bundle_without_images_says_how_to_get_them(bundle_copy) -> None:
     with pytest.raises(UsageError, match="--with-calibration-images"):
-        calibrate(bundle_copy, data="bundle")
+        calibrate_bundle(bundle_copy, data="bundle")
 
 
 def test_damaged_images_are_refused(carrying, tmp_path) -> None:
@@ -88,7 +88,7 @@ def test_damaged_images_are_refused(carrying, tmp_path) -> None:
             spec |= {"sha256": sha256_bytes(b"no npz at all"), "bytes": 13}
     (copy / "bundle.json").write_bytes(to_json(manifest))
     with pytest.raises(Damaged, match="not readable"):
-        calibrate(copy, data="bundle")
+        calibrate_bundle(copy, data="bundle")
 
 
 def test_the_users_own_folder_drops_the_attacked_promise_and_says_so(bundle_copy, tmp_path) -> None:
@@ -98,14 +98,14 @@ def test_the_users_own_folder_drops_the_attacked_promise_and_says_so(bundle_copy
         folder = tmp_path / "own" / str(data.labels[place])
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.repeat(4, 0).repeat(4, 1)).save(folder / f"{place}.png")
-    result = calibrate(bundle_copy, data=f"folder:{tmp_path / 'own'}")
+    result = calibrate_bundle(bundle_copy, data=f"folder:{tmp_path / 'own'}")
     assert "not the data" in result.why_not_attacked
     assert result.entry.frontier[10].attacked is None
     assert Runtime.open(bundle_copy, "low").calibrated
 
 
 def test_certificate_is_stored_shown_and_selectable(bundle_copy) -> None:
-    result = calibrate(bundle_copy, max_risk=0.2, confidence=0.9, attack="none")
+    result = calibrate_bundle(bundle_copy, max_risk=0.2, confidence=0.9, attack="none")
     (found,) = result.entry.certificates
     runtime = Runtime.open(bundle_copy, "certified")
     assert runtime.policy() == result.entry.policy(result.entry.frontier[found["first"]])
@@ -137,18 +137,18 @@ def test_what_cannot_be_certified_changes_nothing_and_has_its_own_exit_code(bund
 
 def test_a_cost_bound_too_tight_for_the_risk_is_infeasible(bundle_copy) -> None:
     with pytest.raises(RiskInfeasible):
-        calibrate(bundle_copy, max_risk=0.05, confidence=0.9, max_cost="17%", attack="none")
+        calibrate_bundle(bundle_copy, max_risk=0.05, confidence=0.9, max_cost="17%", attack="none")
 
 
 def test_score_and_policy_can_be_named(bundle_copy) -> None:
-    entry = calibrate(bundle_copy, measure="margin", ensemble=True, policy="geometric", attack="none").entry
+    entry = calibrate_bundle(bundle_copy, measure="margin", ensemble=True, policy="geometric", attack="none").entry
     assert (entry.measure, entry.ensemble) == ("margin", True)
     with pytest.raises(UsageError, match="auto, max-probability"):
-        calibrate(bundle_copy, measure="softmax")
+        calibrate_bundle(bundle_copy, measure="softmax")
 
 
 def test_report_holds_scores_reliability_and_promises(bundle_copy) -> None:
-    calibrate(bundle_copy, attack="none")
+    calibrate_bundle(bundle_copy, attack="none")
     content = json.loads((bundle_copy / "reports" / "calibration.json").read_text())
     assert len(content["scores"]) == 8
     assert [row["exit"] for row in content["reliability"]] == [1, 2, 3]

@@ -17,7 +17,7 @@ from mexit.core.scores import Scorer
 from mexit.data import digits, splits
 from mexit.data.preprocess import prepare
 from mexit.errors import BadInput
-from mexit.flows.calibrate import calibrate
+from mexit.flows.calibrate import calibrate_bundle
 from mexit.runtime.reference import run_all_exits
 
 COUNT = 701
@@ -35,7 +35,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_thresholds_come_from_one_half_and_promises_from_the_other(bundle_copy: Path, pictures: Path) -> None:
-    entry = calibrate(bundle_copy, data=f"folder:{pictures}").entry
+    entry = calibrate_bundle(bundle_copy, data=f"folder:{pictures}").entry
     bundle = Bundle.open(bundle_copy)
     calibration, certification = (bundle.load_trace(ref) for ref in (entry.trace, *entry.evidence))
     assert sorted([*calibration.index, *certification.index]) == list(range(COUNT))
@@ -52,7 +52,7 @@ def test_thresholds_come_from_one_half_and_promises_from_the_other(bundle_copy: 
 
 
 def test_each_trace_row_is_the_answer_to_its_picture(bundle_copy: Path, pictures: Path) -> None:
-    entry = calibrate(bundle_copy, data=f"folder:{pictures}").entry
+    entry = calibrate_bundle(bundle_copy, data=f"folder:{pictures}").entry
     runtime = Runtime.open(bundle_copy, "low")
     assert runtime.calibrated
     trace = runtime.bundle.load_trace(entry.trace)
@@ -64,7 +64,7 @@ def test_each_trace_row_is_the_answer_to_its_picture(bundle_copy: Path, pictures
 
 def test_disagreement_can_be_certified_without_labels(bundle_copy: Path, pictures: Path) -> None:
     data = f"folder:{pictures}"
-    result = calibrate(bundle_copy, data=data, max_risk=0.2, confidence=0.9, loss="disagreement")
+    result = calibrate_bundle(bundle_copy, data=data, max_risk=0.2, confidence=0.9, loss="disagreement")
     (found,) = result.entry.certificates
     assert found["loss"] == "disagreement"
     assert found["n"] == {"clean": COUNT // 2}
@@ -75,7 +75,7 @@ def test_disagreement_can_be_certified_without_labels(bundle_copy: Path, picture
 def test_a_loss_that_needs_labels_is_refused_at_once(bundle_copy: Path, pictures: Path, loss: str) -> None:
     before = (bundle_copy / "policies.json").read_bytes()
     with pytest.raises(UsageError, match=f"has no labels, which the loss {loss} needs: add --loss disagreement"):
-        calibrate(bundle_copy, data=f"folder:{pictures}", max_risk=0.2, loss=loss)
+        calibrate_bundle(bundle_copy, data=f"folder:{pictures}", max_risk=0.2, loss=loss)
     assert (bundle_copy / "policies.json").read_bytes() == before
 
 
@@ -85,7 +85,7 @@ def test_too_few_pictures_are_refused(bundle_copy: Path, pictures: Path, tmp_pat
         content = (pictures / f"{number:03}.png").read_bytes()
         (tmp_path / "few" / f"{number}.png").write_bytes(content)
     with pytest.raises(BadInput, match="15 samples are too few"):
-        calibrate(bundle_copy, data=f"folder:{tmp_path / 'few'}")
+        calibrate_bundle(bundle_copy, data=f"folder:{tmp_path / 'few'}")
 
 
 def test_the_command_says_what_it_left_out(bundle_copy: Path, pictures: Path) -> None:

@@ -17,8 +17,7 @@ from mexit.runtime.backends.fake import FakeBackend, images_for
 from mexit.runtime.batch_costs import BatchCosts, table
 from mexit.runtime.batcher import Batcher
 from mexit.runtime.policy_selection import PolicyChoice
-from mexit.runtime.rate_limiter import RateLimiter
-from mexit.runtime.rate_limits import RateLimit, RateLimits
+from mexit.runtime.rate_limiter import RateLimit, RateLimiter, RateLimits
 from mexit.runtime.reference import answer_slowly
 from mexit.runtime.request import BATCH, Desk, RequestOptions
 from mexit.runtime.stats import RuntimeStats

@@ -51,7 +51,7 @@ def test_a_governed_request_answers_as_a_call_does(rows, tokens, policy, company
     assert plain.rate_limiter is not None
     assert house.rate_limiter.state().refused == plain.rate_limiter.state().refused
     assert house.rate_limiter.wait_s("", 90) == plain.rate_limiter.wait_s("", 90)
-    assert house.stats.snapshot().governed == plain.stats.snapshot().governed
+    assert house.stats.snapshot().rate_limited == plain.stats.snapshot().rate_limited
 
 
 @settings(max_examples=60, deadline=None)

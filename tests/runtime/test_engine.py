@@ -136,7 +136,7 @@ def test_a_head_that_nobody_asks_does_not_run() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"deadline_s": 100.0}, {"permit": lambda _, rows: rows}],
-    ids=["deadline", "governor"],
+    ids=["deadline", "rate-limit"],
 )
 def test_every_head_runs_where_any_exit_may_have_to_answer(options) -> None:
     fake = backend()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mexit import Bundle, Overloaded, Runtime
-from mexit.flows.calibrate import calibrate
+from mexit.flows.calibrate import calibrate_bundle
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_what_waited_before_the_call_is_in_the_queue(runtime, tensor) -> None:
 def test_together_they_are_the_ledger_to_the_last_mac(mixed_bundle, runtime, tensor) -> None:
     """Thousands of answers: batches of every size, budgets, last exits, deadlines, a rate limiter that intervenes."""
     full = runtime.bundle.manifest.cumulative_macs[-1]
-    governed = Runtime.open(mixed_bundle, "60%", rate=4000 * full, burst=20 * full, client_rate=3000 * full)
+    rate_limited = Runtime.open(mixed_bundle, "60%", rate=4000 * full, burst=20 * full, client_rate=3000 * full)
     rng, found, refused = np.random.default_rng(1), [], 0
     while len(found) < 4000:
         rows = rng.integers(0, len(tensor), rng.choice([1, 7, 64, 65, 150]))
@@ -63,7 +63,7 @@ def test_together_they_are_the_ledger_to_the_last_mac(mixed_bundle, runtime, ten
             "deadline_ms": (None, None, 0.001, 50.0)[rng.integers(4)],
             "client": "ab"[rng.integers(2)],
         }
-        call = governed.begin(tensor[rows], receipts=True, wait_ms=20.0, **options)
+        call = rate_limited.begin(tensor[rows], receipts=True, wait_ms=20.0, **options)
         try:
             while not call.done:
                 if call.pay() == 0:
@@ -71,20 +71,20 @@ def test_together_they_are_the_ledger_to_the_last_mac(mixed_bundle, runtime, ten
         except Overloaded:
             refused += 1
         found += call.predictions  # also those of a call that was refused half-way
-    snapshot = governed.stats.snapshot()
+    snapshot = rate_limited.stats.snapshot()
     receipts = [one.receipt for one in found]
     assert snapshot.predictions == len(receipts)
     assert snapshot.macs == sum(receipt.macs for receipt in receipts)
     assert snapshot.saved_macs == sum(receipt.saved_macs for receipt in receipts)
-    assert snapshot.governed == sum(receipt.reason == "governor" for receipt in receipts)
-    assert {receipt.reason for receipt in receipts} == {"confident", "last", "deadline", "governor", "max-exit"}
+    assert snapshot.rate_limited == sum(receipt.reason == "rate-limit" for receipt in receipts)
+    assert {receipt.reason for receipt in receipts} == {"confident", "last", "deadline", "rate-limit", "max-exit"}
     assert refused > 0
 
 
 def test_certificates_hold_for_undisturbed_answers_of_their_budgets(mixed_bundle, tmp_path, tensor) -> None:
     """A certificate of the frontier's points 10 to 20; its risk does not matter here."""
     path = Path(shutil.copytree(mixed_bundle, tmp_path / "digits"))
-    result = calibrate(
+    result = calibrate_bundle(
         path, policy="geometric", measure="max-probability", max_risk=0.2, confidence=0.9, attack="none"
     )
     [certificate] = result.entry.certificates

@@ -83,7 +83,7 @@ def test_a_flood_does_not_affect_another_client(
                 outputs = outputs_of(answer)
                 assert (outputs["label"], outputs["exit"]) == ([prediction.index], [prediction.exit])
                 assert outputs["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-6)
-                assert answer["parameters"]["mexit_governed_rows"] == 0
+                assert answer["parameters"]["mexit_rate_limited_rows"] == 0
                 time.sleep(0.1)
         seconds = time.monotonic() - start_s
         assert set(flood.statuses) == {200, 503}
@@ -130,8 +130,8 @@ def test_rows_stopped_by_the_rate_limiter(frugal: Server, images: Images, costs:
     )
     assert status == 200
     receipts = json.loads(answer["parameters"]["mexit_receipts"])
-    limited = [receipt for receipt in receipts if receipt["reason"] == "governor"]
-    assert answer["parameters"]["mexit_governed_rows"] == len(limited) > 0
+    limited = [receipt for receipt in receipts if receipt["reason"] == "rate-limit"]
+    assert answer["parameters"]["mexit_rate_limited_rows"] == len(limited) > 0
     assert sum(receipt["macs"] for receipt in receipts) == sum(outputs_of(answer)["macs"]) <= 4 * costs[-1]
 
 

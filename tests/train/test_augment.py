@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from mexit.attacks.rng import CounterRNG
-from mexit.flows.train import train
+from mexit.flows.train import train_model
 from mexit.train.augment import AREA, AUGMENTS, PAD, RATIO, augment, boxes
 
 IMAGES = torch.randint(1, 256, (400, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -120,8 +120,8 @@ def run_weights(tmp_path_factory: pytest.TempPathFactory):
     root: Path = tmp_path_factory.mktemp("augment")
 
     def weights(how: str) -> dict[str, torch.Tensor]:
-        given = {"method": "clean", "epochs": 1, "batch": 256, "recipe": "fp32", "augment": how}
-        result = train(given=given, out=root / how, threads=1)
+        given = {"method": "clean", "epochs": 1, "batch": 256, "precision": "fp32", "augment": how}
+        result = train_model(given=given, out=root / how, threads=1)
         assert result.settings["augment"] == how
         return load_file(root / how / "weights.safetensors")
 

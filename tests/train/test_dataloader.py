@@ -21,7 +21,7 @@ from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.data import digits, folder
 from mexit.data.dataset import DataSet
 from mexit.errors import BadInput, NotFound, UsageError
-from mexit.flows.train import train
+from mexit.flows.train import train_model
 from mexit.train.dataloader import THREADS, prepared, workers_for
 
 SPEC = InputSpec("input", "float32", "NCHW", 3, (24, 24), (0.0, 1.0), PrepareSpec(fit="cover", crop=0.9))
@@ -125,12 +125,12 @@ def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, d
     data = folder.load(root)
     given = {
         "model": "digits-cnn", "method": "adversarial", "attack": "average", "steps": 1, "epochs": 2, "batch": 16,
-        "augment": "crop-flip", "recipe": "fp32",
+        "augment": "crop-flip", "precision": "fp32",
     }  # fmt: skip
     found = {}
     for workers in (0, 2):
         torch.set_num_threads(1)
-        result = train(data=data.name, given=given, out=home / str(workers), threads=1, workers=workers)
+        result = train_model(data=data.name, given=given, out=home / str(workers), threads=1, workers=workers)
         found[workers] = load_file(result.run / "weights.safetensors")
     return found
 
@@ -147,7 +147,7 @@ def test_a_damaged_image_ends_the_run_with_its_name_and_without_threads(pictures
         path.write_bytes(path.read_bytes()[:300])
     given = {"model": "digits-cnn", "method": "clean", "epochs": 1, "batch": 16}
     with pytest.raises(BadInput, match=rf"image {tmp_path}/pictures/./\d\d\d\.jpg: the image is damaged"):
-        train(data=pictures.name, given=given, out=tmp_path / "run", threads=1, workers=2)
+        train_model(data=pictures.name, given=given, out=tmp_path / "run", threads=1, workers=2)
     assert not threads()
 
 

@@ -17,16 +17,23 @@ from command_line import quiet
 from safetensors.torch import load_file
 
 from mexit.errors import UsageError
-from mexit.flows.train import read_log, train
-from mexit.models import build
+from mexit.flows.train import read_log, train_model
+from mexit.models import build_model
 from mexit.train import checkpoint
 from mexit.train.distributed import ProcessGroup
 
 PATIENCE_S = 200
 # 283 images in batches of 140: the last one, of 3, is shared as 1 and 2.
-GIVEN = {"method": "adversarial", "attack": "average", "steps": 2, "batch": 140, "recipe": "fp32", "fraction": 0.3}
+GIVEN = {
+    "method": "adversarial",
+    "attack": "average",
+    "steps": 2,
+    "batch": 140,
+    "precision": "fp32",
+    "fraction": 0.3,
+}
 FLAGS = [
-    "--method", "adversarial", "--attack", "average", "--steps", "2", "--batch", "140", "--recipe", "fp32",
+    "--method", "adversarial", "--attack", "average", "--steps", "2", "--batch", "140", "--precision", "fp32",
     "--fraction", "0.3", "--threads", "1",
 ]  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -56,9 +63,9 @@ def test_two_processes_end_in_the_weights_of_one_and_one_of_them_talks(
     assert out.count("wrote runs/two") == 1
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture
-    train(given=GIVEN | {"epochs": 1}, out=Path("runs/one"), threads=1)
+    train_model(given=GIVEN | {"epochs": 1}, out=Path("runs/one"), threads=1)
     one, two = (load_file(f"runs/{name}/{checkpoint.WEIGHTS}") for name in ("one", "two"))
-    fresh = build("digits-cnn", 10).state_dict()
+    fresh = build_model("digits-cnn", 10).state_dict()
     assert one.keys() == two.keys()
     for name, weights in one.items():
         # Rounding may turn a step of the attack on a pixel whose gradient is almost 0, hence not 1e-6.
@@ -83,7 +90,7 @@ def test_a_signal_reaches_both_and_one_process_can_go_on() -> None:
     assert " ".join(said.split()).count("error: stopped; continue with: mexit train --resume --out runs/x") == 1
     logged = len(read_log(run))
     stops = iter([False, False, False, False, True])
-    result = train(out=run, resume=True, threads=1, should_stop=lambda: next(stops))
+    result = train_model(out=run, resume=True, threads=1, should_stop=lambda: next(stops))
     assert not result.finished
     assert len(result.records) > logged
 

@@ -17,7 +17,7 @@ import pytest
 from command_line import MEXIT, quiet, refused, typed
 from safetensors.numpy import load_file
 
-from mexit.flows.train import read_log, train
+from mexit.flows.train import read_log, train_model
 from mexit.train import checkpoint
 from mexit.train.trainer import Trainer
 
@@ -97,7 +97,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(run.parents[1])
         patch.setitem(sys.modules, "matplotlib", None)
-        train(given=GIVEN, out=run, threads=1)
+        train_model(given=GIVEN, out=run, threads=1)
     return run
 
 
@@ -147,9 +147,11 @@ def test_stopped_after_any_step_it_ends_in_the_same_bits(
 ) -> None:
     """8 steps are an epoch and there are 5: one within, the last of an epoch, the very last."""
     asked = iter(range(1, 1_000))
-    result = train(given=GIVEN, out=tmp_path / "x", threads=1, should_stop=lambda: next(asked) == steps_before)
+    result = train_model(
+        given=GIVEN, out=tmp_path / "x", threads=1, should_stop=lambda: next(asked) == steps_before
+    )
     assert not result.finished
-    assert train(out=tmp_path / "x", resume=True, threads=1).finished
+    assert train_model(out=tmp_path / "x", resume=True, threads=1).finished
     assert same_bits(tmp_path / "x", uninterrupted)
     assert read_log(tmp_path / "x") == read_log(uninterrupted)
 
@@ -166,7 +168,7 @@ def test_a_run_killed_before_its_result_was_written_only_writes_the_result(
     stopped: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Trainer, "_take", lambda *_: pytest.fail("trained again"))
-    assert train(out=stopped, resume=True, threads=1).finished
+    assert train_model(out=stopped, resume=True, threads=1).finished
     assert same_bits(stopped, uninterrupted)
 
 
@@ -175,7 +177,7 @@ def test_a_log_line_written_after_the_checkpoint_is_dropped_on_resuming(
 ) -> None:
     with (stopped / checkpoint.LOG).open("ab") as file:
         file.write(b'{"epoch": 5, "half a li')
-    train(out=stopped, resume=True, threads=1)
+    train_model(out=stopped, resume=True, threads=1)
     assert read_log(stopped) == read_log(uninterrupted)
 
 
@@ -183,7 +185,7 @@ def test_a_log_line_written_after_the_checkpoint_is_dropped_on_resuming(
 def test_a_log_that_lost_lines_keeps_no_run_from_ending(damage: str, stopped: Path, uninterrupted: Path) -> None:
     log = stopped / checkpoint.LOG
     log.write_bytes(log.read_bytes().split(b"\n")[0] + b"\n") if damage == "shorter" else log.unlink()
-    train(out=stopped, resume=True, threads=1)
+    train_model(out=stopped, resume=True, threads=1)
     assert same_bits(stopped, uninterrupted)
     assert len(read_log(stopped)) == (1 if damage == "shorter" else 0)
 

@@ -17,8 +17,8 @@ from mexit.attacks.rng import CounterRNG
 from mexit.data import digits
 from mexit.data.splits import split
 from mexit.errors import UsageError
-from mexit.flows.train import read_log, train
-from mexit.models import MultiExit, build, preset
+from mexit.flows.train import read_log, train_model
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.config import TrainSettings, resolve
 from mexit.train.methods import Outputs
@@ -29,7 +29,7 @@ from mexit.train.regularizers import Average, perturbed_weights, trades_term
 from mexit.train.train_step import Step
 
 E, B, C = 3, 24, 10
-TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 2, "step": 0.05, "recipe": "fp32"}
+TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 2, "step": 0.05, "precision": "fp32"}
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def model() -> MultiExit:
     torch.manual_seed(0)
-    return build("digits-cnn", C)
+    return build_model("digits-cnn", C)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def images() -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels, places."""
     data = digits.load()
     index = split(data).part("selection")[:B]
-    pictures = torch.from_numpy(data.batch(index, preset("digits-cnn").input))
+    pictures = torch.from_numpy(data.batch(index, model_spec("digits-cnn").input))
     return pictures, torch.from_numpy(data.labels[index]), torch.from_numpy(index)
 
 
@@ -106,7 +106,7 @@ def test_trades_takes_part_in_the_loss_with_its_weight(images) -> None:
     def found(weight: float) -> dict[str, float]:
         torch.manual_seed(0)
         given = {"method": "adversarial", "steps": 2, "step": 0.05, "trades": weight}
-        return take_step(build("digits-cnn", C), images, resolve("digits", None, given))
+        return take_step(build_model("digits-cnn", C), images, resolve("digits", None, given))
 
     heavy, light = found(6.0), found(2.0)
     assert heavy["loss"] == pytest.approx(sum(heavy[f"loss {name}"] for name in ("clean", "attacked", "trades")))
@@ -185,7 +185,7 @@ def test_an_average_does_not_move_with_the_weights_it_was_made_of() -> None:
 
 
 def test_with_ema_the_averaged_weights_are_the_result(tmp_path) -> None:
-    run = train(given=TINY | {"method": "clean", "ema": 0.9}, out=tmp_path / "x", threads=1).run
+    run = train_model(given=TINY | {"method": "clean", "ema": 0.9}, out=tmp_path / "x", threads=1).run
     kept = load_file(run / checkpoint.WEIGHTS)
     everything = load_file(run / checkpoint.CHECKPOINT)
     assert all(torch.equal(value, everything[f"average.{name}"]) for name, value in kept.items())
@@ -206,7 +206,7 @@ def test_the_loss_of_a_step_has_smoothed_labels_and_its_attack_has_not(model, im
     def found(smoothing: float) -> dict[str, float]:
         torch.manual_seed(0)
         given = {"method": "adversarial", "steps": 2, "step": 0.05, "label_smoothing": smoothing}
-        return take_step(build("digits-cnn", C), images, resolve("digits", None, given))
+        return take_step(build_model("digits-cnn", C), images, resolve("digits", None, given))
 
     with torch.no_grad():
         logits = model(images[0])
@@ -221,8 +221,10 @@ def test_killed_and_resumed_with_everything_on_it_ends_in_the_same_bits(stop, to
     """12 steps are an epoch: one within, its last, one within the next."""
     asked = iter(range(1, 1_000))
     given = TINY | EVERYTHING
-    assert not train(given=given, out=tmp_path / "x", threads=1, should_stop=lambda: next(asked) == stop).finished
-    assert train(out=tmp_path / "x", resume=True, threads=1).finished
+    assert not train_model(
+        given=given, out=tmp_path / "x", threads=1, should_stop=lambda: next(asked) == stop
+    ).finished
+    assert train_model(out=tmp_path / "x", resume=True, threads=1).finished
     whole, resumed = load_file(together / checkpoint.WEIGHTS), load_file(tmp_path / "x" / checkpoint.WEIGHTS)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert read_log(tmp_path / "x") == read_log(together)
@@ -247,6 +249,6 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(run.parent)
         patch.setitem(sys.modules, "matplotlib", None)
         patch.setattr("mexit.train.methods.skd.SURE", 0.12)
-        train(given=TINY | EVERYTHING, out=run, threads=1)
+        train_model(given=TINY | EVERYTHING, out=run, threads=1)
     assert read_log(run)[-1]["temperature"][0] > 1, "the state of the method is put to the test"
     return run

@@ -17,8 +17,8 @@ from mexit.attacks.rng import CounterRNG
 from mexit.attacks.svgd import ParticleConfig, craft_particles
 from mexit.data import digits, splits
 from mexit.errors import UsageError
-from mexit.flows.train import train
-from mexit.models import MultiExit, build, preset
+from mexit.flows.train import train_model
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.methods import Outputs
 from mexit.train.methods import build as build_objective
@@ -28,7 +28,7 @@ from mexit.train.methods.teacher_merging import MERGES, amalgamate
 M, E, B, C = 3, 3, 40, 10
 EPS = 0.1
 TEACHERS = ("teacher-1", "teacher-2")
-QUICK = {"method": "at-aka", "epochs": 1, "steps": 1, "fraction": 0.2, "recipe": "fp32"}
+QUICK = {"method": "at-aka", "epochs": 1, "steps": 1, "fraction": 0.2, "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +45,20 @@ def labels() -> Tensor:
 @pytest.fixture(scope="module")
 def model() -> MultiExit:
     torch.manual_seed(0)
-    return build("digits-cnn", 10)
+    return build_model("digits-cnn", 10)
 
 
 @pytest.fixture(scope="module")
 def teachers() -> tuple[MultiExit, ...]:
     torch.manual_seed(1)
-    return tuple(build("digits-cnn-single", 10).eval() for _ in range(2))
+    return tuple(build_model("digits-cnn-single", 10).eval() for _ in range(2))
 
 
 @pytest.fixture(scope="module")
 def batch(model: MultiExit) -> Batch:
     data = digits.load()
     index = splits.split(data).part("selection")[:B]
-    images = torch.from_numpy(data.batch(index, preset("digits-cnn").input))
+    images = torch.from_numpy(data.batch(index, model_spec("digits-cnn").input))
     places = torch.from_numpy(index)
     attack = Attack("average", PGDConfig(EPS, EPS / 4, 3))
     return Batch(model, images, torch.from_numpy(data.labels[index]), places, attack, CounterRNG(0, 0))
@@ -235,7 +235,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setitem(sys.modules, "matplotlib", None)
-        assert train(given=QUICK, out=Path("runs/x"), threads=1).finished
+        assert train_model(given=QUICK, out=Path("runs/x"), threads=1).finished
     return root / "runs" / "x"
 
 
@@ -264,11 +264,13 @@ def test_stopped_anywhere_it_ends_in_the_same_bits(whole, tmp_path, monkeypatch,
     """An epoch has 3 steps."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     asked = iter(range(1, 1_000))
-    stopped = train(given=QUICK, out=Path("runs/x"), threads=1, should_stop=lambda: next(asked) == stop_after)
+    stopped = train_model(
+        given=QUICK, out=Path("runs/x"), threads=1, should_stop=lambda: next(asked) == stop_after
+    )
     assert not stopped.finished
     begun = [name for name in (*TEACHERS, ".") if (tmp_path / "runs/x" / name / "log.jsonl").exists()]
     assert len(begun) == (stop_after - 1) // 3
-    assert train(resume=True, threads=1).finished
+    assert train_model(resume=True, threads=1).finished
     assert same_results(tmp_path / "runs/x", whole)
 
 
@@ -278,11 +280,11 @@ def test_killed_in_the_second_teacher_before_any_checkpoint_it_ends_in_the_same_
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     answers = [False] * 4
     with pytest.raises(IndexError):
-        train(given=QUICK, out=Path("runs/x"), threads=1, should_stop=lambda: answers.pop())
+        train_model(given=QUICK, out=Path("runs/x"), threads=1, should_stop=lambda: answers.pop())
     first = tmp_path / "runs/x/teacher-1" / checkpoint.WEIGHTS
     written = first.stat().st_mtime_ns
     assert not (tmp_path / "runs/x/teacher-2" / checkpoint.CHECKPOINT).exists()
-    assert train(resume=True, threads=1).finished
+    assert train_model(resume=True, threads=1).finished
     assert same_results(tmp_path / "runs/x", whole)
     assert first.stat().st_mtime_ns == written, "the finished teacher was made again"
 
@@ -290,11 +292,11 @@ def test_killed_in_the_second_teacher_before_any_checkpoint_it_ends_in_the_same_
 def test_named_teachers_are_taken_and_no_others_are_made(whole, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     given = QUICK | {"teachers": (str(whole / "teacher-1"),)}
-    assert train(given=given, out=tmp_path / "y", threads=1).finished
+    assert train_model(given=given, out=tmp_path / "y", threads=1).finished
     assert not list((tmp_path / "y").glob("teacher-*"))
 
 
 def test_settings_that_cannot_be_are_refused_before_a_teacher_is_trained(tmp_path) -> None:
     with pytest.raises(UsageError, match="no option sharp"):
-        train(given=QUICK | {"options": {"sharp": 1}}, out=tmp_path / "z", threads=1)
+        train_model(given=QUICK | {"options": {"sharp": 1}}, out=tmp_path / "z", threads=1)
     assert not (tmp_path / "z").exists()

@@ -19,8 +19,8 @@ from mexit.attacks.rng import CounterRNG
 from mexit.data import digits, splits
 from mexit.errors import UsageError
 from mexit.evaluate import plots
-from mexit.flows.train import train
-from mexit.models import MultiExit, Stage, build, preset
+from mexit.flows.train import train_model
+from mexit.models import MultiExit, Stage, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.methods import Outputs
 from mexit.train.methods import build as build_method
@@ -33,7 +33,7 @@ from mexit.train.methods.cmi import (
 from mexit.train.methods.cmic import CMIC
 
 E, B, C = 3, 40, 10
-SHORT = {"method": "cmic", "attack": "average", "steps": 2, "step": 0.07, "batch": 64, "recipe": "fp32"}
+SHORT = {"method": "cmic", "attack": "average", "steps": 2, "step": 0.07, "batch": 64, "precision": "fp32"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -219,10 +219,10 @@ def batch() -> Batch:
     torch.manual_seed(0)
     found = digits.load()
     index = splits.split(found).part("train")[:256]
-    images = torch.from_numpy(found.batch(index, preset("digits-cnn").input))
+    images = torch.from_numpy(found.batch(index, model_spec("digits-cnn").input))
     labels, places = torch.from_numpy(found.labels[index]), torch.from_numpy(index)
     return Batch(
-        build("digits-cnn", C),
+        build_model("digits-cnn", C),
         images,
         labels,
         places,
@@ -283,11 +283,11 @@ def test_a_run_killed_in_an_epoch_logs_and_ends_as_one_that_was_not(
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # pictures and long attacks would take most of the time
     monkeypatch.setattr("mexit.train.trainer.SELECTION_STEPS", 1)
     given = SHORT | {"epochs": 2, "fraction": 0.15, "options": {"attacks": 2}}
-    train(given=given, out=tmp_path / "straight", threads=1)
+    train_model(given=given, out=tmp_path / "straight", threads=1)
     steps = iter(range(100))
-    stopped = train(given=given, out=tmp_path / "stopped", threads=1, should_stop=lambda: next(steps) == 2)
+    stopped = train_model(given=given, out=tmp_path / "stopped", threads=1, should_stop=lambda: next(steps) == 2)
     assert not stopped.finished
-    assert train(out=tmp_path / "stopped", resume=True, threads=1).finished
+    assert train_model(out=tmp_path / "stopped", resume=True, threads=1).finished
     logs = [(tmp_path / name / checkpoint.LOG).read_bytes() for name in ("straight", "stopped")]
     assert logs[0] == logs[1]
     weights = [load_file(tmp_path / name / checkpoint.WEIGHTS) for name in ("straight", "stopped")]

@@ -1,0 +1,43 @@
+"""The public names of `mexit`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import mexit
+from mexit import errors
+
+ERRORS = {
+    name
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, errors.MexitError)
+}
+CLASSES = {"Budget", "Bundle", "Prediction", "Runtime"}
+FUNCTIONS = {"calibrate_bundle", "evaluate_model", "export_bundle", "train_model"}
+
+
+def test_these_names_are_exported_and_no_others() -> None:
+    assert set(mexit.__all__) == ERRORS | CLASSES | FUNCTIONS
+    assert set(mexit.__all__) <= set(dir(mexit))
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_pipeline_functions_are_imported_on_first_use(name: str) -> None:
+    code = (
+        "import sys, mexit\n"
+        "assert not [module for module in sys.modules if module.startswith('mexit.flows')]\n"
+        f"function = mexit.{name}\n"
+        f"assert (function.__name__, function.__module__[:12]) == ({name!r}, 'mexit.flows.')\n"
+        f"from mexit import {name}\n"
+        f"assert {name} is function\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'mexit' has no attribute 'train_modle'"):
+        mexit.train_modle  # noqa: B018
