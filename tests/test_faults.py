@@ -140,20 +140,20 @@ def test_weights_are_the_old_or_the_new_ones(run_copy: Path, monkeypatch: pytest
 def test_a_checkpoint_is_the_old_or_the_new_one(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, _ = checkpoint.load_model(run_copy)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    place = checkpoint.restore(run_copy, model, optimiser)
-    old = place.progress
+    state = checkpoint.restore(run_copy, model, optimiser)
+    old = state.position
     original = (run_copy / checkpoint.CHECKPOINT).read_bytes()
     newer = dataclasses.replace(old, epoch=old.epoch + 1)
     seen = set()
 
     def check(succeeded: bool) -> None:
-        found = checkpoint.restore(run_copy, model, optimiser).progress
-        assert found == newer if succeeded else found in (old, newer)
-        seen.add(found.epoch)
+        position = checkpoint.restore(run_copy, model, optimiser).position
+        assert position == newer if succeeded else position in (old, newer)
+        seen.add(position.epoch)
         (run_copy / checkpoint.CHECKPOINT).write_bytes(original)
 
     def write() -> None:
-        checkpoint.save(run_copy, model, optimiser, dataclasses.replace(place, progress=newer))
+        checkpoint.save(run_copy, model, optimiser, dataclasses.replace(state, position=newer))
 
     assert fail_every_call_in_turn(monkeypatch, write, check) >= 6
     assert seen == {old.epoch, newer.epoch}
@@ -244,13 +244,13 @@ WRITERS: dict[str, str] = {
         run = Path(sys.argv[5])
         model, settings, _ = checkpoint.load_model(run)
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        place = checkpoint.restore(run, model, optimiser)
+        state = checkpoint.restore(run, model, optimiser)
         def write(turn):
-            progress = dataclasses.replace(place.progress, epoch=turn % 2)
-            checkpoint.save(run, model, optimiser, dataclasses.replace(place, progress=progress))
+            position = dataclasses.replace(state.position, epoch=turn % 2)
+            checkpoint.save(run, model, optimiser, dataclasses.replace(state, position=position))
             checkpoint.save_weights(run, model.state_dict(), settings, 10)
         def check():
-            assert checkpoint.restore(run, model, optimiser).progress.epoch in (0, 1)
+            assert checkpoint.restore(run, model, optimiser).position.epoch in (0, 1)
             checkpoint.load_model(run)
     """,
 }

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
-from mexit.train.fast_layers import optimise_layers
+from mexit.train.contiguous_concat import make_gradients_contiguous
 from mexit.train.fused_eval_copy import FusedEvalCopy
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
@@ -47,7 +47,7 @@ class Precision:
         """Move the model to the device and memory format."""
         model = model.to(self.device)
         if self._bf16_on_cpu:
-            optimise_layers(model)
+            make_gradients_contiguous(model)
         return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
 
     def attack_copy(self, model: MultiExit) -> FusedEvalCopy | None:

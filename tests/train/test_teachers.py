@@ -42,8 +42,8 @@ def run_of(folder: Path, model: str = "digits-cnn", classes: int = 10, *, finish
     if finished:
         checkpoint.save_weights(run, network.state_dict(), settings, classes)
     else:
-        place = checkpoint.Place(checkpoint.Progress(0, 1, {}, None, 0), {}, {}, {})
-        checkpoint.save(run, network, torch.optim.SGD(network.parameters(), lr=0.1), place)
+        state = checkpoint.TrainState(checkpoint.Position(0, 1, {}, None, 0), {}, {}, {})
+        checkpoint.save(run, network, torch.optim.SGD(network.parameters(), lr=0.1), state)
     return run
 
 
@@ -68,15 +68,13 @@ def test_without_any_there_are_none() -> None:
 
 def test_a_teacher_of_other_classes_is_refused_with_both_numbers(tmp_path) -> None:
     run = run_of(tmp_path, classes=7)
-    with pytest.raises(
-        UsageError, match=r"digits-cnn-7 \(digits-cnn\) knows 7 classes .* digits-cnn here needs 10"
-    ):
+    with pytest.raises(UsageError, match=r"digits-cnn-7 \(digits-cnn\) has 7 classes .* digits-cnn here needs 10"):
         load_teachers(student(run), CLASSES, PLAIN)
 
 
 def test_a_teacher_of_other_images_is_refused_with_both_shapes(tmp_path) -> None:
     run = run_of(tmp_path, "small-cnn")
-    with pytest.raises(UsageError, match=r"small-cnn.* images \(1, 28, 28\), .* of \(1, 8, 8\)"):
+    with pytest.raises(UsageError, match=r"small-cnn.* images \(1, 28, 28\), .* and \(1, 8, 8\)"):
         load_teachers(student(run), CLASSES, PLAIN)
 
 
@@ -97,7 +95,7 @@ def test_a_method_that_takes_no_teacher_names_those_that_do(method, tmp_path) ->
 def test_a_refused_teacher_leaves_no_run_behind(tmp_path) -> None:
     run = run_of(tmp_path, classes=7)
     said = refused("train", "--method", "ard", "--teacher", run, "--out", tmp_path / "student", code=2)
-    assert "knows 7 classes" in said
+    assert "has 7 classes" in said
     assert not (tmp_path / "student").exists()
 
 
