@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ from mexit.train.checkpoint import read_log
 from mexit.train.config import TrainSettings, resolve
 from mexit.train.methods import Outputs, build_method
 from mexit.train.methods.base import Adaptation, Batch, Setup, StepInfo
-from mexit.train.precision import Precision
 from mexit.train.regularizers import EMA, perturbed_weights, trades_term
 from mexit.train.train_step import TrainStep
 
@@ -64,14 +64,14 @@ def outputs(seed: int = 0) -> Outputs:
 def take_step(
     model: MultiExit, images: tuple[Tensor, Tensor, Tensor], settings: TrainSettings
 ) -> dict[str, float]:
-    """One step of plain gradient descent with everything that the settings ask for."""
-    objective = build_method(settings.method, settings.options)
-    objective.setup(Setup(model.exits, C, model=model))
+    """Run one step of plain gradient descent with the regularizers of the settings; its metrics."""
+    method = build_method(settings.method, settings.options)
+    method.setup(Setup(model.exits, C, model=model))
     optimiser = torch.optim.SGD(model.parameters(), lr=settings.lr)
-    recipe = Precision("cpu", bf16=False, channels_last=False)
-    batch = Batch(model, *images, settings.training_attack(), CounterRNG(0, 0), recipe.autocast)
-    adaptation = Adaptation(model, settings.lr, lambda: images[:2], recipe.autocast)
-    return TrainStep(model, objective, optimiser, settings, None).take(batch, adaptation, 0.0, 0)
+    batch = Batch(model, *images, settings.training_attack(), CounterRNG(0, 0))
+    adaptation = Adaptation(model, settings.lr, lambda: images[:2], nullcontext)
+    step = StepInfo(label_smoothing=settings.label_smoothing)
+    return TrainStep(model, method, optimiser, settings).run(batch, adaptation, step)
 
 
 def test_trades_by_hand() -> None:
