@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.core.resource_limits import read_limits
 from mexit.errors import BadInput, DeadlineExceeded, Overloaded
 from mexit.runtime.batcher import Batcher
 from mexit.runtime.prediction import Prediction
@@ -84,7 +84,7 @@ class Service:
         told_apart = rate_limiter is not None and rate_limiter.limits.client is not None
         share = limits.share if told_apart else 1
         self.refusals = RefusalPace() if told_apart else None
-        workers = _workers(threads)
+        workers = worker_count(threads)
         self.worker_pool = WorkerPool(workers, limits.jobs, share)
         self._batcher: Batcher | None = None
         if batching == "continuous":
@@ -178,7 +178,6 @@ class Service:
         return call
 
 
-def _workers(threads: int) -> int:
-    """As many as keep the processors busy: each worker runs an engine of `threads` threads."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(_MAX_WORKERS, usable // threads))
+def worker_count(threads: int) -> int:
+    """Number of workers that occupies the processors of this process, if each runs an engine of `threads` threads."""
+    return max(1, min(_MAX_WORKERS, read_limits().threads // threads))
