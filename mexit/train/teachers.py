@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mexit.errors import UsageError
-from mexit.models import MultiExit, preset
+from mexit.models import MultiExit, model_spec
 from mexit.train import checkpoint
 from mexit.train.config import TrainSettings
 from mexit.train.methods import METHODS, find
@@ -23,7 +23,7 @@ def load_teachers(settings: TrainSettings, classes: tuple[str, ...], recipe: Pre
         able = ", ".join(name for name, method in METHODS.items() if method.uses_teachers)
         raise UsageError(f"method {settings.method} takes no --teacher; methods that do: {able}")
     teachers = []
-    expected = preset(settings.model).input_shape
+    expected = model_spec(settings.model).input_shape
     for path in settings.teachers:
         teacher, its_settings, _ = checkpoint.load_model(Path(path))
         if teacher.classes != len(classes) or teacher.input_shape != expected:

@@ -27,7 +27,7 @@ from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import MexitError
-from mexit.models import MultiExit, build, preset
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.augment import augment
 from mexit.train.checkpoint import Place, Progress
@@ -97,8 +97,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.settings.seed)
-        self.model = self.recipe.place(build(self.settings.model, len(self.data.classes)))
-        self.spec: InputSpec = preset(self.settings.model).input
+        self.model = self.recipe.place(build_model(self.settings.model, len(self.data.classes)))
+        self.spec: InputSpec = model_spec(self.settings.model).input
         self.objective: TrainingMethod = build_objective(
             self.settings.method, self.model.exits, self.settings.options
         )
@@ -267,7 +267,7 @@ class Trainer:
         """Accuracy of every exit on the selection split, clean and under a short average attack, in float32."""
         index = self.splits.part("selection")
         labels = self.data.labels[index]
-        model = build(self.settings.model, len(self.data.classes))
+        model = build_model(self.settings.model, len(self.data.classes))
         model.load_state_dict(self._weights())
         result = {}
         conditions: dict[str, Attack | None] = {"clean": None}

@@ -58,17 +58,22 @@ os.sched_getaffinity = lambda _: set(range(8))
 pathlib.Path.read_text = lambda path, *given, **more: files.get(str(path)) or read_text(path, *given, **more)
 """
 USERS = """
+import sys
 import torch
+from mexit import Runtime
 from mexit.core.resource_limits import read_limits
-from mexit.serving.service import worker_count
+from mexit.serving.limits import Limits
+from mexit.serving.service import Service
 from mexit.train.precision import use_threads
 use_threads(None)
-print(read_limits().threads, torch.get_num_threads(), worker_count(1))
+service = Service(Runtime.open(sys.argv[1]), Limits())
+print(read_limits().threads, torch.get_num_threads(), service.workers)
+service.close()
 """
 
 
-def test_training_and_server_follow_the_quota() -> None:
-    command = [sys.executable, "-c", QUOTA + USERS]
+def test_training_and_server_follow_the_quota(digits_bundle: Path) -> None:
+    command = [sys.executable, "-c", QUOTA + USERS, str(digits_bundle)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split() == ["1", "1", "1"], done.stderr
 

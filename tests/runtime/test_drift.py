@@ -9,7 +9,7 @@ import pytest
 
 from mexit import NotCalibrated, Runtime, UsageError
 from mexit.data import digits, splits
-from mexit.models import preset
+from mexit.models import model_spec
 from mexit.runtime.drift import BET_FRACTIONS, BET_INTERVAL, DriftTest
 
 
@@ -78,7 +78,7 @@ def inverted(count: int, seed: int) -> np.ndarray:
     """Digits with inverted grey values, on which early and late exits often disagree."""
     data = digits.load()
     index = np.random.default_rng(seed).choice(splits.split(data).part("test"), count)
-    return 1 - data.batch(index, preset("digits-cnn").input)
+    return 1 - data.batch(index, model_spec("digits-cnn").input)
 
 
 def noise(count: int, seed: int = 0) -> np.ndarray:

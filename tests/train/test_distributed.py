@@ -18,15 +18,22 @@ from safetensors.torch import load_file
 
 from mexit.errors import UsageError
 from mexit.flows.train import read_log, train_model
-from mexit.models import build
+from mexit.models import build_model
 from mexit.train import checkpoint
 from mexit.train.distributed import ProcessGroup
 
 PATIENCE_S = 200
 # 283 images in batches of 140: the last one, of 3, is shared as 1 and 2.
-GIVEN = {"method": "adversarial", "attack": "average", "steps": 2, "batch": 140, "recipe": "fp32", "fraction": 0.3}
+GIVEN = {
+    "method": "adversarial",
+    "attack": "average",
+    "steps": 2,
+    "batch": 140,
+    "precision": "fp32",
+    "fraction": 0.3,
+}
 FLAGS = [
-    "--method", "adversarial", "--attack", "average", "--steps", "2", "--batch", "140", "--recipe", "fp32",
+    "--method", "adversarial", "--attack", "average", "--steps", "2", "--batch", "140", "--precision", "fp32",
     "--fraction", "0.3", "--threads", "1",
 ]  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -58,7 +65,7 @@ def test_two_processes_end_in_the_weights_of_one_and_one_of_them_talks(
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture
     train_model(given=GIVEN | {"epochs": 1}, out=Path("runs/one"), threads=1)
     one, two = (load_file(f"runs/{name}/{checkpoint.WEIGHTS}") for name in ("one", "two"))
-    fresh = build("digits-cnn", 10).state_dict()
+    fresh = build_model("digits-cnn", 10).state_dict()
     assert one.keys() == two.keys()
     for name, weights in one.items():
         # Rounding may turn a step of the attack on a pixel whose gradient is almost 0, hence not 1e-6.

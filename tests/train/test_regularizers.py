@@ -18,7 +18,7 @@ from mexit.data import digits
 from mexit.data.splits import split
 from mexit.errors import UsageError
 from mexit.flows.train import read_log, train_model
-from mexit.models import MultiExit, build, preset
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.config import TrainSettings, resolve
 from mexit.train.methods import Outputs
@@ -29,7 +29,7 @@ from mexit.train.regularizers import Average, perturbed_weights, trades_term
 from mexit.train.train_step import Step
 
 E, B, C = 3, 24, 10
-TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 2, "step": 0.05, "recipe": "fp32"}
+TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 2, "step": 0.05, "precision": "fp32"}
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def model() -> MultiExit:
     torch.manual_seed(0)
-    return build("digits-cnn", C)
+    return build_model("digits-cnn", C)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def images() -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels, places."""
     data = digits.load()
     index = split(data).part("selection")[:B]
-    pictures = torch.from_numpy(data.batch(index, preset("digits-cnn").input))
+    pictures = torch.from_numpy(data.batch(index, model_spec("digits-cnn").input))
     return pictures, torch.from_numpy(data.labels[index]), torch.from_numpy(index)
 
 
@@ -106,7 +106,7 @@ def test_trades_takes_part_in_the_loss_with_its_weight(images) -> None:
     def found(weight: float) -> dict[str, float]:
         torch.manual_seed(0)
         given = {"method": "adversarial", "steps": 2, "step": 0.05, "trades": weight}
-        return take_step(build("digits-cnn", C), images, resolve("digits", None, given))
+        return take_step(build_model("digits-cnn", C), images, resolve("digits", None, given))
 
     heavy, light = found(6.0), found(2.0)
     assert heavy["loss"] == pytest.approx(sum(heavy[f"loss {name}"] for name in ("clean", "attacked", "trades")))
@@ -206,7 +206,7 @@ def test_the_loss_of_a_step_has_smoothed_labels_and_its_attack_has_not(model, im
     def found(smoothing: float) -> dict[str, float]:
         torch.manual_seed(0)
         given = {"method": "adversarial", "steps": 2, "step": 0.05, "label_smoothing": smoothing}
-        return take_step(build("digits-cnn", C), images, resolve("digits", None, given))
+        return take_step(build_model("digits-cnn", C), images, resolve("digits", None, given))
 
     with torch.no_grad():
         logits = model(images[0])

@@ -134,7 +134,7 @@ class AtAka(_Amalgamating):
         assert outputs.attacked_images is not None
         images, teachers = outputs.attacked_images[0], self.known.teachers
         with torch.no_grad(), self.known.autocast():
-            return torch.stack([teacher.one_exit(images, teacher.exits) for teacher in teachers])
+            return torch.stack([teacher.forward_exit(images, teacher.exits) for teacher in teachers])
 
 
 @dataclass

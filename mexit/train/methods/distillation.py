@@ -30,5 +30,5 @@ def teacher_probabilities(
 ) -> Tensor:
     """The mean over networks of the softmax at T of their last exits: images (B, C, H, W) to (B, C), detached."""
     with torch.no_grad(), autocast():
-        logits = torch.stack([teacher.one_exit(images, teacher.exits) for teacher in teachers])
+        logits = torch.stack([teacher.forward_exit(images, teacher.exits) for teacher in teachers])
     return (logits.float() / temperature).softmax(dim=-1).mean(dim=0)

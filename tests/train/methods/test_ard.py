@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
-from mexit.models import build as build_model
+from mexit.models import build_model
 from mexit.train.methods import Outputs, build
 from mexit.train.methods.base import Setup, TrainingMethod
 

@@ -18,7 +18,7 @@ from mexit.attacks.svgd import ParticleConfig, craft_particles
 from mexit.data import digits, splits
 from mexit.errors import UsageError
 from mexit.flows.train import train_model
-from mexit.models import MultiExit, build, preset
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.methods import Outputs
 from mexit.train.methods import build as build_objective
@@ -28,7 +28,7 @@ from mexit.train.methods.teacher_merging import MERGES, amalgamate
 M, E, B, C = 3, 3, 40, 10
 EPS = 0.1
 TEACHERS = ("teacher-1", "teacher-2")
-QUICK = {"method": "at-aka", "epochs": 1, "steps": 1, "fraction": 0.2, "recipe": "fp32"}
+QUICK = {"method": "at-aka", "epochs": 1, "steps": 1, "fraction": 0.2, "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +45,20 @@ def labels() -> Tensor:
 @pytest.fixture(scope="module")
 def model() -> MultiExit:
     torch.manual_seed(0)
-    return build("digits-cnn", 10)
+    return build_model("digits-cnn", 10)
 
 
 @pytest.fixture(scope="module")
 def teachers() -> tuple[MultiExit, ...]:
     torch.manual_seed(1)
-    return tuple(build("digits-cnn-single", 10).eval() for _ in range(2))
+    return tuple(build_model("digits-cnn-single", 10).eval() for _ in range(2))
 
 
 @pytest.fixture(scope="module")
 def batch(model: MultiExit) -> Batch:
     data = digits.load()
     index = splits.split(data).part("selection")[:B]
-    images = torch.from_numpy(data.batch(index, preset("digits-cnn").input))
+    images = torch.from_numpy(data.batch(index, model_spec("digits-cnn").input))
     places = torch.from_numpy(index)
     attack = Attack("average", PGDConfig(EPS, EPS / 4, 3))
     return Batch(model, images, torch.from_numpy(data.labels[index]), places, attack, CounterRNG(0, 0))

@@ -14,7 +14,7 @@ from mexit.attacks.pgd import PGDConfig
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits, splits
 from mexit.errors import UsageError
-from mexit.models import MultiExit, build, preset
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train.methods import Outputs
 from mexit.train.methods import build as build_objective
 from mexit.train.methods.base import Batch
@@ -40,14 +40,14 @@ def outputs_of(corners: Tensor, progress: float = 1.0) -> Outputs:
 @pytest.fixture(scope="module")
 def model() -> MultiExit:
     torch.manual_seed(0)
-    return build("digits-cnn", 10)
+    return build_model("digits-cnn", 10)
 
 
 @pytest.fixture(scope="module")
 def batch(model: MultiExit) -> Batch:
     data = digits.load()
     index = splits.split(data).part("selection")[:32]
-    images = torch.from_numpy(data.batch(index, preset("digits-cnn").input))
+    images = torch.from_numpy(data.batch(index, model_spec("digits-cnn").input))
     labels, places = torch.from_numpy(data.labels[index]), torch.from_numpy(index)
     return Batch(model, images, labels, places, Attack("average", PGDConfig(EPS, EPS / 4, 7)), CounterRNG(0, 0))
 

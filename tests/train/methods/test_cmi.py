@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mexit.data import digits, splits
-from mexit.models import build, preset
+from mexit.models import build_model, model_spec
 from mexit.train.methods.cmi import FLOOR, ClassStatistics, kl_to_centroids
 
 E, C = 3, 10
@@ -22,7 +22,7 @@ def outputs() -> tuple[Tensor, Tensor]:
     index = splits.split(data).part("selection")
     index = index[(data.labels[index] > 0) | (index % 3 == 0)]
     with torch.no_grad():
-        logits = build("digits-cnn", C)(torch.from_numpy(data.batch(index, preset("digits-cnn").input)))
+        logits = build_model("digits-cnn", C)(torch.from_numpy(data.batch(index, model_spec("digits-cnn").input)))
     return 3 * logits.double(), torch.from_numpy(data.labels[index])
 
 

@@ -20,7 +20,7 @@ from mexit.data import digits, splits
 from mexit.errors import UsageError
 from mexit.evaluate import plots
 from mexit.flows.train import train_model
-from mexit.models import MultiExit, Stage, build, preset
+from mexit.models import MultiExit, Stage, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.methods import Outputs
 from mexit.train.methods import build as build_method
@@ -33,7 +33,7 @@ from mexit.train.methods.cmi import (
 from mexit.train.methods.cmic import CMIC
 
 E, B, C = 3, 40, 10
-SHORT = {"method": "cmic", "attack": "average", "steps": 2, "step": 0.07, "batch": 64, "recipe": "fp32"}
+SHORT = {"method": "cmic", "attack": "average", "steps": 2, "step": 0.07, "batch": 64, "precision": "fp32"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -219,10 +219,10 @@ def batch() -> Batch:
     torch.manual_seed(0)
     found = digits.load()
     index = splits.split(found).part("train")[:256]
-    images = torch.from_numpy(found.batch(index, preset("digits-cnn").input))
+    images = torch.from_numpy(found.batch(index, model_spec("digits-cnn").input))
     labels, places = torch.from_numpy(found.labels[index]), torch.from_numpy(index)
     return Batch(
-        build("digits-cnn", C),
+        build_model("digits-cnn", C),
         images,
         labels,
         places,

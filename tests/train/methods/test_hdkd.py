@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits, splits
 from mexit.errors import UsageError
-from mexit.models import MultiExit, Stage, build, preset
+from mexit.models import MultiExit, Stage, build_model, model_spec
 from mexit.train.config import resolve
 from mexit.train.methods import Outputs
 from mexit.train.methods import build as build_method
@@ -40,7 +40,7 @@ def data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     parts = []
     for name in ("train", "selection"):
         index = cut.part(name)[:B]
-        images = torch.from_numpy(found.batch(index, preset("digits-cnn").input))
+        images = torch.from_numpy(found.batch(index, model_spec("digits-cnn").input))
         parts += [images.double(), torch.from_numpy(found.labels[index])]
     return tuple(parts)
 
@@ -165,7 +165,7 @@ def test_adapting_leaves_the_network_alone_and_its_graph_usable(model, data) -> 
 
 def test_bf16_finds_nearly_the_same_gradient(data) -> None:
     torch.manual_seed(0)
-    network = build("digits-cnn", 10).train()
+    network = build_model("digits-cnn", 10).train()
     images, labels, *held = [part.float() if part.is_floating_point() else part for part in data]
     moved = []
     for recipe in (Precision("cpu", False, False), Precision("cpu", True, True)):
@@ -218,7 +218,7 @@ def test_state_carries_weights_average_and_rhythm(model, data) -> None:
 
 def test_one_exit_is_plain_cross_entropy(data) -> None:
     images, labels, *held = data
-    network = build("digits-cnn-single", 10).double()
+    network = build_model("digits-cnn-single", 10).double()
     method = _method()
     method.setup(Setup(1, 10))
     outputs = _outputs(network, images, labels)

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import MexitError, UsageError
-from mexit.models import PRESETS, MultiExit, Stage
-from mexit.models import build as build_model
+from mexit.models import MODELS, MultiExit, Stage, build_model
 from mexit.train.methods import Outputs, build
 from mexit.train.methods.base import Setup, TrainingMethod
 from mexit.train.methods.lw import classifiers
@@ -70,7 +69,7 @@ def test_the_log_shows_the_norm_of_every_classifier_as_it_is_now(model) -> None:
     assert lw.report() == {"classifier norm": pytest.approx([(k + 1) / 10 * 640**0.5 for k in range(E)], abs=1e-5)}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", MODELS)
 def test_every_network_has_one_classifier_an_exit(name) -> None:
     model = build_model(name, 7)
     assert [layer.out_features for layer in classifiers(model)] == [7] * model.exits

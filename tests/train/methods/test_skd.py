@@ -10,8 +10,7 @@ from torch import Tensor
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits, splits
 from mexit.errors import UsageError
-from mexit.models import MultiExit, preset
-from mexit.models import build as build_model
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train.config import resolve
 from mexit.train.methods import Outputs, build
 from mexit.train.methods.base import Setup, TrainingMethod
@@ -26,7 +25,9 @@ def images() -> tuple[Tensor, Tensor]:
     torch.set_num_threads(1)
     data = digits.load()
     index = splits.split(data).part("selection")[:B]
-    return torch.from_numpy(data.batch(index, preset("digits-cnn").input)), torch.from_numpy(data.labels[index])
+    return torch.from_numpy(data.batch(index, model_spec("digits-cnn").input)), torch.from_numpy(
+        data.labels[index]
+    )
 
 
 def network(seed: int) -> MultiExit:
