@@ -39,9 +39,7 @@ def run(name: str) -> dict[str, object]:
     begin = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-m", "long", "-p", "no:cacheprovider", name]
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
         result, output = RESULTS.get(done.returncode, "failed"), done.stdout
         if result == "passed" and " passed" not in output.splitlines()[-1]:
             result = "skipped"
@@ -54,7 +52,9 @@ def run(name: str) -> dict[str, object]:
 
 def commit() -> str:
     """The commit of the working tree, or "uncommitted"."""
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     status = subprocess.run(
         ["git", "status", "--porcelain", "mexit", "tests"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -67,10 +67,17 @@ def write_report(results: dict[str, dict[str, object]]) -> None:
     from page import table, write_page
 
     rows = [[f"`{name}`", one["result"], f"{one['seconds']:g} s"] for name, one in results.items()]
-    counts = {word: sum(one["result"] == word for one in results.values()) for word in ("passed", "failed", "skipped")}
+    counts = {
+        word: sum(one["result"] == word for one in results.values()) for word in ("passed", "failed", "skipped")
+    }
     summary = ", ".join(f"{count} {word}" for word, count in counts.items())
     cores = len(os.sched_getaffinity(0))
-    write_page("long_tests", f"{cores}-core-cpu", "The long tests", [f"{summary}.", table(["test", "result", "time"], rows)])
+    write_page(
+        "long_tests",
+        f"{cores}-core-cpu",
+        "The long tests",
+        [f"{summary}.", table(["test", "result", "time"], rows)],
+    )
 
 
 def main() -> None:
