@@ -23,7 +23,7 @@ from mexit.attacks.pgd import PGDConfig
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.flows.train import train_model
-from mexit.models import preset
+from mexit.models import model_spec
 from mexit.train import checkpoint
 from mexit.train.precision import keep_freed_memory
 from mexit.train.validation import attack_suite, right, run_exits
@@ -76,7 +76,7 @@ def judge(protocol: Protocol, run: Path, answers: Answers, data: DataSet) -> Non
     if answers.has("clean"):
         return
     model, settings, splits = checkpoint.load_model(run)
-    index, spec = splits.part("test")[:: protocol.every], preset(settings.model).input
+    index, spec = splits.part("test")[:: protocol.every], model_spec(settings.model).input
     found: dict[str, list[NDArray[np.bool_]]] = {}
     for part in np.array_split(index, range(BATCH, len(index), BATCH)):
         images, labels = data.batch(part, spec), data.labels[part]

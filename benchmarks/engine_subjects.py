@@ -24,7 +24,7 @@ from mexit.export import segments as cutting
 from mexit.export.bundle_writer import assemble
 from mexit.export.onnx_export import to_onnx
 from mexit.flows.precision_variants import convert
-from mexit.models import MultiExit, preset
+from mexit.models import MultiExit, model_spec
 from mexit.runtime.backends.registry import open_backend
 from mexit.train import checkpoint
 
@@ -57,11 +57,11 @@ class BenchmarkNetwork:
         """A run's directory, or the name of a network, which then has random weights and digits images."""
         if Path(given).is_dir():
             _, settings, parts = checkpoint.load_model(Path(given))
-            data, spec = registry.load(settings.data), preset(settings.model).input
+            data, spec = registry.load(settings.data), model_spec(settings.model).input
             name = f"{settings.model}, {settings.method} on {settings.data}"
             return BenchmarkNetwork(name, lambda: checkpoint.load_model(Path(given))[0], spec, data, parts, True)
         data, large = digits.load(), given == LARGE
-        spec, timed = (IMAGENET, 8) if large else (preset(given).input, 64)
+        spec, timed = (IMAGENET, 8) if large else (model_spec(given).input, 64)
         return BenchmarkNetwork(given, lambda: random_weights(given), spec, data, splits.split(data), False, timed)
 
     def some(self, part: str, most: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -79,7 +79,7 @@ class LastExit(nn.Module):
         self.model = model
 
     def forward(self, *carried: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.model.one_exit(carried[0], self.model.exits),)
+        return (self.model.forward_exit(carried[0], self.model.exits),)
 
 
 @dataclass(frozen=True)

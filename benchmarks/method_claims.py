@@ -37,7 +37,7 @@ from mexit.attacks.pgd import PGDConfig
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.flows.train import train_model
-from mexit.models import preset
+from mexit.models import model_spec
 from mexit.train import checkpoint
 from mexit.train.methods.cmi import ClassStatistics
 from mexit.train.precision import keep_freed_memory
@@ -145,7 +145,7 @@ def run_of(name: str, seed: int) -> Path:
 def judge(run: Path, answers: Answers, data: DataSet) -> None:
     """Right answers of every exit, clean and attacked, and NCMI on clean images."""
     model, settings, splits = checkpoint.load_model(run)
-    spec, test = preset(settings.model).input, splits.part("test")
+    spec, test = model_spec(settings.model).input, splits.part("test")
     for condition, attack, index in (("clean", None, test), ("average", TEST_ATTACK, test[::10])):
         if attack is None or (not answers.has(condition) and settings.attack != "none"):
             logits = exit_logits(model, attacked_batches(model, data, index, spec, attack))

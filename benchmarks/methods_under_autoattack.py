@@ -14,7 +14,7 @@ from mexit.core.bundle import POLICIES, Bundle
 from mexit.data.dataset import DataSet
 from mexit.flows.calibrate import calibrate_bundle
 from mexit.flows.export import export_bundle
-from mexit.models import MultiExit, preset
+from mexit.models import MultiExit, model_spec
 from mexit.train import checkpoint
 
 SAMPLES = 1000
@@ -27,7 +27,7 @@ def autoattack(run: Path, answers: Answers, data: DataSet) -> None:
     model.to(memory_format=torch.channels_last)  # the same numbers but for rounding, in two thirds of the time
     test = splits.part("test")
     index = test[:: max(1, len(test) // SAMPLES)][:SAMPLES]
-    images = torch.from_numpy(data.batch(index, preset(settings.model).input))
+    images = torch.from_numpy(data.batch(index, model_spec(settings.model).input))
     labels = torch.from_numpy(data.labels[index])
     for target in TARGETS:
         if not answers.has(f"autoattack {target}"):

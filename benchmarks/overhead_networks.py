@@ -18,7 +18,7 @@ from mexit.export.bundle_writer import assemble
 from mexit.export.nested_if import single_file
 from mexit.export.onnx_export import OnnxSegment, to_onnx
 from mexit.export.segments import cut
-from mexit.models import MultiExit, Stage, build, preset
+from mexit.models import MultiExit, Stage, build_model, model_spec
 
 CLASSES, LARGE = 10, "resnet50"
 IMAGENET = InputSpec("input", "float32", "NCHW", 3, (224, 224), (0.0, 1.0), PrepareSpec(fit="cover"))
@@ -37,7 +37,7 @@ class Network:
 def export(name: str, folder: Path = Path()) -> Network:
     """A network with random weights, as `mexit export` makes its graphs. The bundle is not written yet."""
     network = random_weights(name)
-    spec = IMAGENET if name == LARGE else preset(name).input
+    spec = IMAGENET if name == LARGE else model_spec(name).input
     segments = [to_onnx(part) for part in cut(network, spec.name)]
     data, names = digits.load(), [str(label) for label in range(CLASSES)]
     parts = assemble(name, names, spec, segments, splits.split(data), {})
@@ -48,7 +48,7 @@ def export(name: str, folder: Path = Path()) -> Network:
 def random_weights(name: str) -> MultiExit:
     """A network, in eval mode."""
     torch.manual_seed(0)
-    return (resnet50() if name == LARGE else build(name, CLASSES)).eval()
+    return (resnet50() if name == LARGE else build_model(name, CLASSES)).eval()
 
 
 class Bottleneck(nn.Module):

@@ -24,7 +24,7 @@ from mexit.core.trace import Origin, Trace
 from mexit.data import registry
 from mexit.data.splits import split
 from mexit.flows.sample_sources import evenly
-from mexit.models import preset
+from mexit.models import model_spec
 from mexit.train.config import resolve
 from mexit.train.precision import choose
 from mexit.train.trainer import Trainer
@@ -52,7 +52,7 @@ def traces(seed: int) -> dict[str, dict[str, Trace]]:
         )
         trainer = Trainer(Path(folder), settings, data, small, choose("auto", "cpu", settings.model))
         trainer.train()
-    model, spec = trainer.model.to(memory_format=torch.contiguous_format), preset(settings.model).input
+    model, spec = trainer.model.to(memory_format=torch.contiguous_format), model_spec(settings.model).input
     found: dict[str, dict[str, Trace]] = {}
     for condition, attack in CONDITIONS.items():
         for name in ("calibration", "certification"):

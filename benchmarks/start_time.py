@@ -46,12 +46,12 @@ def make_bundle(path: Path) -> None:
     from mexit.core.bundle import Bundle
     from mexit.data import digits, splits
     from mexit.export import bundle_writer, onnx_export, segments
-    from mexit.models import build, preset
+    from mexit.models import build_model, model_spec
 
     torch.manual_seed(0)
-    cuts = segments.cut(build("small-cnn", 10).eval(), preset("small-cnn").input.name)
+    cuts = segments.cut(build_model("small-cnn", 10).eval(), model_spec("small-cnn").input.name)
     exported = [onnx_export.to_onnx(cut) for cut in cuts]
-    spec, data = preset("small-cnn").input, digits.load()
+    spec, data = model_spec("small-cnn").input, digits.load()
     parts = bundle_writer.assemble("start", data.classes, spec, exported, splits.split(data), {"seed": 0})
     Bundle.from_parts(path, parts.manifest, parts.files).write()
 

@@ -30,12 +30,12 @@ def plain_step(name: str, attack: str) -> Callable[[], None]:
     import torch
     import torch.nn.functional as F
 
-    from mexit.models import build, preset
+    from mexit.models import build_model, model_spec
 
     torch.manual_seed(0)
-    model = build(name, CLASSES)
+    model = build_model(name, CLASSES)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    images, labels = torch.rand(BATCH, *preset(name).input_shape), torch.randint(0, CLASSES, (BATCH,))
+    images, labels = torch.rand(BATCH, *model_spec(name).input_shape), torch.randint(0, CLASSES, (BATCH,))
 
     def losses(logits):
         return torch.stack([F.cross_entropy(exit_logits, labels, reduction="none") for exit_logits in logits])
@@ -75,10 +75,10 @@ def recipe_step(name: str, attack: str) -> Callable[[], None]:
     import torch
 
     from mexit.attacks.rng import CounterRNG
-    from mexit.models import build, preset
+    from mexit.models import build_model, model_spec
     from mexit.train import precision
     from mexit.train.config import TrainSettings
-    from mexit.train.methods import build as build_objective
+    from mexit.train.methods import build_method
     from mexit.train.methods.base import Adaptation, Batch
     from mexit.train.train_step import Step
 
@@ -88,11 +88,11 @@ def recipe_step(name: str, attack: str) -> Callable[[], None]:
         model=name, method="adversarial", attack=attack, eps=EPS, step=SIZE, steps=STEPS, batch=BATCH
     )
     how = precision.choose("auto", "cpu", name)
-    model = how.place(build(name, CLASSES))
+    model = how.place(build_model(name, CLASSES))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    objective = build_objective("adversarial", model.exits, {})
+    objective = build_method("adversarial", {})
     taker = Step(model, objective, optimiser, settings, None, how.attack_copy(model))
-    images = how.images(torch.rand(BATCH, *preset(name).input_shape))
+    images = how.images(torch.rand(BATCH, *model_spec(name).input_shape))
     labels = torch.randint(0, CLASSES, (BATCH,))
     draw, index, goal = CounterRNG(0, 0), torch.arange(BATCH), settings.training_attack()
     adaptation = Adaptation(model, settings.lr, lambda: (images, labels), how.autocast)

@@ -121,10 +121,10 @@ def model() -> MultiExit:
     """`digits-cnn` as it is initialised."""
     import torch
 
-    from mexit.models import build
+    from mexit.models import build_model
 
     torch.manual_seed(0)
-    return build("digits-cnn", 10)
+    return build_model("digits-cnn", 10)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +132,9 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels, places of 48 digits of the selection split."""
     import torch
 
-    from mexit.models import preset
+    from mexit.models import model_spec
 
     data = digits.load()
     index = splits.split(data).part("selection")[:48]
-    images = data.batch(index, preset("digits-cnn").input)
+    images = data.batch(index, model_spec("digits-cnn").input)
     return torch.from_numpy(images), torch.from_numpy(data.labels[index]), torch.from_numpy(index)

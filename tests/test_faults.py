@@ -19,7 +19,7 @@ from failing_disk import fail_every_call_in_turn
 from mexit.core import atomic_io
 from mexit.core.bundle import Bundle
 from mexit.core.trace import Trace
-from mexit.flows.inspect import inspect
+from mexit.flows.inspect import inspect_bundle
 from mexit.flows.train import train_model
 from mexit.train import checkpoint
 
@@ -97,7 +97,7 @@ def test_policies_and_their_traces_are_the_old_or_the_new_ones(
         bundle.save_policies(old.with_entry(dataclasses.replace(old.entries[0], trace=newer, evidence=())))
 
     def check(succeeded: bool) -> None:
-        found = inspect(bundle_copy).policies  # loads every trace that is named
+        found = inspect_bundle(bundle_copy).policies  # loads every trace that is named
         assert found is not None
         assert found != old or not succeeded
         assert not [
@@ -159,7 +159,7 @@ def test_a_checkpoint_is_the_old_or_the_new_one(run_copy: Path, monkeypatch: pyt
     assert seen == {old.epoch, newer.epoch}
 
 
-QUICK = {"method": "clean", "epochs": 1, "batch": 943, "recipe": "fp32"}
+QUICK = {"method": "clean", "epochs": 1, "batch": 943, "precision": "fp32"}
 
 
 def test_a_run_whose_disk_failed_anywhere_ends_in_the_same_weights(
@@ -226,7 +226,7 @@ WRITERS: dict[str, str] = {
         def write(turn):
             ref = bundle.save_trace(traces[turn % 2])
             bundle.save_policies(old.with_entry(dataclasses.replace(old.entries[0], trace=ref, evidence=())))
-        def check(): assert inspect(bundle.path).policies.entries
+        def check(): assert inspect_bundle(bundle.path).policies.entries
     """,
     "checkpoint": """
         import torch
@@ -249,7 +249,7 @@ import dataclasses, json, os, random, signal, struct, sys, time
 from pathlib import Path
 from mexit.core.bundle import Bundle
 from mexit.core.trace import Trace
-from mexit.flows.inspect import inspect
+from mexit.flows.inspect import inspect_bundle
 {writer}
 sync = os.fsync
 def sync_to_a_slow_disk(file):

@@ -90,7 +90,7 @@ class OneExit(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """A new tensor each time: Square writes into it."""
-        return self.model.one_exit(images, self.k).float().clone()
+        return self.model.forward_exit(images, self.k).float().clone()
 
 
 def auto_attack(

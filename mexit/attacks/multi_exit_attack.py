@@ -165,7 +165,7 @@ def _climb(victim: _Victim, attack: Attack) -> Tensor:
 
     def loss(attacked: Tensor) -> Tensor:
         with victim.autocast():
-            logits = model.one_exit(attacked, attack.exit or model.exits)[None] if single else model(attacked)
+            logits = model.forward_exit(attacked, attack.exit or model.exits)[None] if single else model(attacked)
         return sample_loss(attack.loss, logits, victim.labels, victim.targets)
 
     stream = f"start {attack.objective} {attack.exit or 0}"

@@ -154,7 +154,7 @@ def _loss(
         with autocast():
             if alone:
                 blocks = zip(attacked.chunk(swarm.count), own, strict=True)
-                logits = torch.stack([model.one_exit(block, k) for block, k in blocks])[None]
+                logits = torch.stack([model.forward_exit(block, k) for block, k in blocks])[None]
             else:
                 logits = model(attacked)
                 logits = logits.reshape(model.exits, swarm.count, -1, model.classes)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mexit.commands import output
-from mexit.commands.output import RichProgress
 
 if TYPE_CHECKING:
     from mexit.flows.inspect import InspectResult
@@ -33,7 +32,9 @@ def build(
 
     said = dict(found or {})
     try:
-        result = build_engines(bundle, replace=replace, trust_engines=trust_engines, progress=RichProgress())
+        result = build_engines(
+            bundle, replace=replace, trust_engines=trust_engines, progress=output.RichProgress()
+        )
         said = {"bundle": str(result.bundle), "model": result.model, **said, "engines": result.to_json()}
         if not json:
             _show(result)

@@ -66,7 +66,7 @@ def gradients_present(model: MultiExit, images: Tensor, labels: Tensor) -> Check
     with frozen(model, train_mode=False):
         for k in range(1, model.exits + 1):
             moving = images.clone().requires_grad_()
-            loss = exit_losses(model.one_exit(moving, k).unsqueeze(0), labels)
+            loss = exit_losses(model.forward_exit(moving, k).unsqueeze(0), labels)
             (gradient,) = torch.autograd.grad(loss.sum(), moving)
             missing += int((gradient.flatten(1).abs().sum(dim=1) == 0).sum())
     return Check(

@@ -75,7 +75,7 @@ class BenchResult:
         return [(row.path, row.batch) for row in self.rows if row.mean_us > full[row.batch]]
 
 
-def bench(
+def bench_bundle(
     bundle: Path | None = None,
     *,
     backend: str = "auto",

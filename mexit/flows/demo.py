@@ -45,7 +45,7 @@ class DemoResult:
     samples: tuple[Path, ...]
 
 
-def demo(*, threads: int | None = None, progress: Progress | None = None) -> DemoResult:
+def run_demo(*, threads: int | None = None, progress: Progress | None = None) -> DemoResult:
     """Train, export, calibrate and judge on the test split. Replaces `runs/demo` and `bundles/demo`."""
     progress = progress or Silent()
     start = time.monotonic()
@@ -53,7 +53,7 @@ def demo(*, threads: int | None = None, progress: Progress | None = None) -> Dem
     if (run / "settings.json").exists():
         shutil.rmtree(run)
     # fp32, so that processors with and without bfloat16 end with the same figures.
-    train_model(data="digits", given={"recipe": "fp32"}, out=run, threads=threads, progress=progress)
+    train_model(data="digits", given={"precision": "fp32"}, out=run, threads=threads, progress=progress)
     export_bundle(run, out=bundle, replace=True, progress=progress)
     evaluation = evaluate_model(bundle, samples=None, progress=progress)
     samples, latency_us = _samples(run / "samples"), _latencies(bundle)

@@ -127,7 +127,7 @@ def _build(
     """The bundle in memory, checked against torch, and how its other precision answers."""
     try:
         from mexit.export import bundle_writer, onnx_export, segments, validate
-        from mexit.models import preset
+        from mexit.models import model_spec
         from mexit.train import checkpoint
     except ImportError as error:
         raise missing_extra(error.name or "torch", "train", "Exporting a network") from None
@@ -137,7 +137,7 @@ def _build(
     model, settings, splits = checkpoint.load_model(run)
     data = registry.load(settings.data, data_dir)
     splits.check(data)
-    spec = preset(settings.model).input
+    spec = model_spec(settings.model).input
     cuts = segments.cut(model, spec.name)
     exported = []
     with progress.track("exporting segments", len(cuts)) as advance:

@@ -37,7 +37,7 @@ class InspectResult:
         }
 
 
-def inspect(bundle: Path | None = None, *, progress: Progress | None = None) -> InspectResult:
+def inspect_bundle(bundle: Path | None = None, *, progress: Progress | None = None) -> InspectResult:
     """Open and check a bundle, its policies and its traces."""
     opened = Bundle.open(bundle or newest(BUNDLES, progress or Silent()))
     try:

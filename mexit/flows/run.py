@@ -23,7 +23,7 @@ class Answer:
     error: MexitError | None
 
 
-def run(
+def classify_files(
     images: Sequence[Path],
     *,
     bundle: Path | None = None,

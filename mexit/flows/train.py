@@ -159,7 +159,7 @@ def _trained(run: Path, settings: Any, work: _Work) -> bool:
     from mexit.train import checkpoint, precision
     from mexit.train.trainer import Trainer
 
-    how = precision.choose(settings.recipe, work.device, settings.model)
+    how = precision.choose(settings.precision, work.device, settings.model)
     trainer = Trainer(run, settings, work.data_set, work.splits, how, workers=work.workers, team=work.team)
     if work.team.agree((run / checkpoint.SETTINGS).exists()):
         _continue(trainer, work.progress)

@@ -11,7 +11,7 @@ from mexit.attacks.policy_attacks import AttackTarget
 from mexit.attacks.soft_policy import SoftPolicy, score_exits
 from mexit.core.policy import Policy
 from mexit.data import digits, splits
-from mexit.models import preset
+from mexit.models import model_spec
 from mexit.train import checkpoint
 from mexit.train.validation import run_exits
 
@@ -23,7 +23,7 @@ def victim(workspace: Path, measure: str = "max-probability") -> AttackTarget:
     model = checkpoint.load_model(workspace / "runs/digits")[0]
     data = digits.load()
     index = splits.split(data).part("test")[:IMAGES]
-    images, labels = data.batch(index, preset("digits-cnn").input), data.labels[index]
+    images, labels = data.batch(index, model_spec("digits-cnn").input), data.labels[index]
     logits = torch.from_numpy(run_exits(model, images))
     open_gates = Policy(measure, False, (1.0, 1.0, 1.0), (None, None))
     scores = score_exits(open_gates, logits).scores

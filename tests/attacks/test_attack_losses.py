@@ -13,7 +13,7 @@ from mexit.attacks.multi_exit_attack import Attack, craft, craft_each_exit, keep
 from mexit.attacks.pgd import PGDConfig, thunder
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
-from mexit.models import MultiExit, build
+from mexit.models import MultiExit, build_model
 
 E, B, C = 3, 50, 10
 EPS = 0.1
@@ -39,7 +39,7 @@ def targets(labels: Tensor) -> Tensor:
 def sure(batch) -> MultiExit:
     """A network that knows the images and is sure of them."""
     torch.manual_seed(0)
-    model = build("digits-cnn", 10)
+    model = build_model("digits-cnn", 10)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(25):
         optimiser.zero_grad()

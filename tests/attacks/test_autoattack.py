@@ -15,7 +15,7 @@ from mexit.attacks.soft_policy import DeployedPolicy, SoftPolicy
 from mexit.core.bundle import Bundle
 from mexit.data import digits, splits
 from mexit.errors import UsageError
-from mexit.models import MultiExit, build, preset
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
 
 torch.set_num_threads(1)
@@ -32,7 +32,7 @@ def model(workspace: Path) -> MultiExit:
 def batch() -> tuple[Tensor, Tensor]:
     data = digits.load()
     index = splits.split(data).part("test")[:12]
-    images = data.batch(index, preset("digits-cnn").input)
+    images = data.batch(index, model_spec("digits-cnn").input)
     return torch.from_numpy(images), torch.from_numpy(data.labels[index])
 
 
@@ -102,7 +102,7 @@ class Levels(nn.Module):
 
 def test_masked_gradients_are_flagged(batch) -> None:
     torch.manual_seed(0)
-    model = build("digits-cnn", 10).eval()
+    model = build_model("digits-cnn", 10).eval()
     model.normalise = Levels()
     images = batch[0]
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_square_needs_answers_alone(model, batch) -> None:
     def answers(pixels: Tensor) -> Tensor:
         assert not torch.is_grad_enabled()
         asked.append(len(pixels))
-        return logits[0] if len(pixels) == 0 else model.one_exit(pixels, 1)
+        return logits[0] if len(pixels) == 0 else model.forward_exit(pixels, 1)
 
     logits = torch.zeros(1, 0, 10)
     attacked = square(answers, images, labels, 0.3, queries=60)
@@ -126,7 +126,7 @@ def test_square_needs_answers_alone(model, batch) -> None:
     assert attacked.min() >= 0
     assert attacked.max() <= 1
     with torch.no_grad():
-        before, after = (model.one_exit(one, 1).argmax(dim=1) == labels for one in (images, attacked))
+        before, after = (model.forward_exit(one, 1).argmax(dim=1) == labels for one in (images, attacked))
     assert after.sum() < before.sum()
     assert sum(asked) <= len(images) * (60 + 4)
 
@@ -135,7 +135,7 @@ def test_square_cannot_spoil_what_it_was_given(model, batch) -> None:
     """It writes minus infinity into the logits that it gets; those may be somebody's."""
     images, labels = batch
     with torch.no_grad():
-        stored = model.one_exit(images, 1)
+        stored = model.forward_exit(images, 1)
     before = stored.clone()
     square(lambda pixels: stored[: len(pixels)], images, labels, EPS, queries=2)
     assert torch.equal(stored, before)

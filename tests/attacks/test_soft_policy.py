@@ -14,7 +14,7 @@ from mexit.core.policy import Policy, first_exit
 from mexit.core.scores import MEASURES
 from mexit.data import digits, splits
 from mexit.errors import UsageError
-from mexit.models import build, preset
+from mexit.models import build_model, model_spec
 
 torch.set_num_threads(1)
 EXITS, CLASSES = 3, 5
@@ -125,7 +125,9 @@ def network() -> tuple[torch.nn.Module, Tensor]:
     torch.manual_seed(0)
     data = digits.load()
     index = splits.split(data).part("selection")[:64]
-    return build("digits-cnn", 10).eval(), torch.from_numpy(data.batch(index, preset("digits-cnn").input))
+    return build_model("digits-cnn", 10).eval(), torch.from_numpy(
+        data.batch(index, model_spec("digits-cnn").input)
+    )
 
 
 def on_images(model, images, share: float) -> SoftPolicy:

@@ -15,7 +15,7 @@ from mexit.attacks.rng import CounterRNG
 from mexit.attacks.svgd import MOVES, ParticleConfig, craft_particles, median_bandwidth, stein_direction
 from mexit.data import digits, splits
 from mexit.errors import UsageError
-from mexit.models import MultiExit, build, preset
+from mexit.models import MultiExit, build_model, model_spec
 
 EPS = 0.1
 STEPS = PGDConfig(EPS, EPS / 4, 6)
@@ -27,7 +27,7 @@ def batch() -> Batch:
     """Images, labels, places."""
     data = digits.load()
     index = splits.split(data).part("selection")[:40]
-    images = data.batch(index, preset("digits-cnn").input)
+    images = data.batch(index, model_spec("digits-cnn").input)
     return torch.from_numpy(images), torch.from_numpy(data.labels[index]), torch.from_numpy(index)
 
 
@@ -35,7 +35,7 @@ def batch() -> Batch:
 def model(batch: Batch) -> MultiExit:
     """A network that knows the images."""
     torch.manual_seed(0)
-    model = build("digits-cnn", 10)
+    model = build_model("digits-cnn", 10)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(15):
         optimiser.zero_grad()

@@ -10,7 +10,7 @@ from camera_media import grey_frames, write_images, write_video
 
 from mexit import Runtime
 from mexit.camera.frame import Counters
-from mexit.commands.report import show_camera
+from mexit.commands.camera import show_camera
 from mexit.flows.camera import camera
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.rate_limiter import RateLimit, RateLimiter, RateLimits

@@ -27,7 +27,7 @@ from mexit.export.onnx_export import OnnxSegment, finished, to_onnx
 from mexit.export.parity import compare
 from mexit.export.segments import cut
 from mexit.flows.export import export_bundle
-from mexit.models import preset
+from mexit.models import model_spec
 from mexit.runtime.backends.base import HostCarried
 from mexit.runtime.backends.ort import OrtBackend, OrtSegment
 from mexit.runtime.reference import run_all_exits
@@ -86,7 +86,9 @@ def test_a_variant_of_another_cost_is_refused(segments) -> None:
     shorter = [segments[0], segments[2], segments[2]]
     data = digits.load()
     with pytest.raises(BackendError, match="the half segments do not cost what the fp32 segments cost"):
-        assemble("x", data.classes, preset("digits-cnn").input, segments, split(data), {}, None, {"half": shorter})
+        assemble(
+            "x", data.classes, model_spec("digits-cnn").input, segments, split(data), {}, None, {"half": shorter}
+        )
 
 
 def test_the_report_is_what_the_bundle_does_on_the_selection_split(int8_bundle: Path) -> None:

@@ -10,7 +10,7 @@ from mexit.errors import BackendError
 from mexit.export.macs import count
 from mexit.export.onnx_export import to_onnx
 from mexit.export.segments import cut
-from mexit.models import build
+from mexit.models import build_model
 
 # By hand: (trunk, head) of each segment, convolution = C_in k k C_out H W, linear = in x out.
 BY_HAND = {
@@ -29,7 +29,7 @@ BY_HAND = {
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_costs_and_parameters_equal_a_hand_count(name) -> None:
-    model = build(name, 10)
+    model = build_model(name, 10)
     exported = [to_onnx(part) for part in cut(model)]
     assert [count(segment.model) for segment in exported] == BY_HAND[name]
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mexit.commands.report import show_bench
+from mexit.commands.bench import show_bench
 from mexit.flows.bench import BenchResult, Row
 
 

@@ -16,13 +16,13 @@ from mexit.errors import Damaged
 from mexit.export.macs import count
 from mexit.export.onnx_export import OnnxSegment, to_onnx
 from mexit.export.segments import cut
-from mexit.models import build
+from mexit.models import build_model
 from mexit.runtime.backends.head_removal import without_outputs
 
 
 @pytest.fixture(scope="module", params=["digits-cnn", "msdnet-cifar10"])
 def segments(request: pytest.FixtureRequest) -> list[OnnxSegment]:
-    return [to_onnx(one) for one in cut(build(request.param, 10))[:2]]
+    return [to_onnx(one) for one in cut(build_model(request.param, 10))[:2]]
 
 
 def run(content: bytes, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ import pytest
 from mexit import BudgetInfeasible, NotCalibrated, Runtime, UsageError
 from mexit.core.budget import Budget
 from mexit.data import digits, splits
-from mexit.models import preset
+from mexit.models import model_spec
 from mexit.runtime.latency_profile import cache_folder, cache_root, expected_ms
 
 
@@ -27,7 +27,7 @@ def inverted(count: int, seed: int) -> np.ndarray:
     """Digits in white on black's place, on which early and late exits often differ."""
     data = digits.load()
     index = np.random.default_rng(seed).choice(splits.split(data).part("test"), count)
-    return 1 - data.batch(index, preset("digits-cnn").input)
+    return 1 - data.batch(index, model_spec("digits-cnn").input)
 
 
 def noise(count: int, seed: int = 0) -> np.ndarray:

@@ -118,9 +118,9 @@ def test_the_second_call_takes_the_cache_and_replace_builds_anew(digits_bundle: 
 
 def test_a_segment_with_two_inputs(tensorrt: TensorRT) -> None:
     from mexit.export import onnx_export, segments
-    from mexit.models import preset
+    from mexit.models import model_spec
 
-    cut = segments.cut(preset("msdnet-cifar10").build(10))[2]
+    cut = segments.cut(model_spec("msdnet-cifar10").build(10))[2]
     exported = onnx_export.to_onnx(cut)
     assert len(exported.inputs) == 2
     spec = SegmentSpec("3.onnx", "", len(exported.content), exported.inputs, exported.outputs)
@@ -133,9 +133,9 @@ def test_the_other_variants_that_export_makes(tensorrt: TensorRT) -> None:
     import numpy as np
 
     from mexit.export import fp16, int8, onnx_export, segments
-    from mexit.models import preset
+    from mexit.models import model_spec
 
-    full = onnx_export.to_onnx(segments.cut(preset("digits-cnn").build(10))[0])
+    full = onnx_export.to_onnx(segments.cut(model_spec("digits-cnn").build(10))[0])
     images = np.random.default_rng(0).random((8, 1, 8, 8), np.float32)
     for name, made in (("fp16", fp16.to_half(full)), ("int8", int8.to_int8(full, [images]))):
         spec = SegmentSpec("1.onnx", "", len(made.content), made.inputs, made.outputs)

@@ -120,7 +120,7 @@ def run_weights(tmp_path_factory: pytest.TempPathFactory):
     root: Path = tmp_path_factory.mktemp("augment")
 
     def weights(how: str) -> dict[str, torch.Tensor]:
-        given = {"method": "clean", "epochs": 1, "batch": 256, "recipe": "fp32", "augment": how}
+        given = {"method": "clean", "epochs": 1, "batch": 256, "precision": "fp32", "augment": how}
         result = train_model(given=given, out=root / how, threads=1)
         assert result.settings["augment"] == how
         return load_file(root / how / "weights.safetensors")

@@ -125,7 +125,7 @@ def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, d
     data = folder.load(root)
     given = {
         "model": "digits-cnn", "method": "adversarial", "attack": "average", "steps": 1, "epochs": 2, "batch": 16,
-        "augment": "crop-flip", "recipe": "fp32",
+        "augment": "crop-flip", "precision": "fp32",
     }  # fmt: skip
     found = {}
     for workers in (0, 2):

@@ -18,15 +18,22 @@ from safetensors.torch import load_file
 
 from mexit.errors import UsageError
 from mexit.flows.train import read_log, train_model
-from mexit.models import build
+from mexit.models import build_model
 from mexit.train import checkpoint
 from mexit.train.distributed import ProcessGroup
 
 PATIENCE_S = 200
 # 283 images in batches of 140: the last one, of 3, is shared as 1 and 2.
-GIVEN = {"method": "adversarial", "attack": "average", "steps": 2, "batch": 140, "recipe": "fp32", "fraction": 0.3}
+GIVEN = {
+    "method": "adversarial",
+    "attack": "average",
+    "steps": 2,
+    "batch": 140,
+    "precision": "fp32",
+    "fraction": 0.3,
+}
 FLAGS = [
-    "--method", "adversarial", "--attack", "average", "--steps", "2", "--batch", "140", "--recipe", "fp32",
+    "--method", "adversarial", "--attack", "average", "--steps", "2", "--batch", "140", "--precision", "fp32",
     "--fraction", "0.3", "--threads", "1",
 ]  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -58,7 +65,7 @@ def test_two_processes_end_in_the_weights_of_one_and_one_of_them_talks(
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture
     train_model(given=GIVEN | {"epochs": 1}, out=Path("runs/one"), threads=1)
     one, two = (load_file(f"runs/{name}/{checkpoint.WEIGHTS}") for name in ("one", "two"))
-    fresh = build("digits-cnn", 10).state_dict()
+    fresh = build_model("digits-cnn", 10).state_dict()
     assert one.keys() == two.keys()
     for name, weights in one.items():
         # Rounding may turn a step of the attack on a pixel whose gradient is almost 0, hence not 1e-6.
@@ -94,9 +101,9 @@ from pathlib import Path
 from torch import nn
 from mexit.errors import MexitError
 from mexit.train.distributed import joined
-from mexit.train.methods import Outputs, build
-from mexit.train.methods.base import Setup
-from mexit.attacks.rng import Draw
+from mexit.train.methods import build_method
+from mexit.train.methods.base import Batch, Outputs, Setup, StepInfo
+from mexit.attacks.rng import CounterRNG
 
 torch.manual_seed(0)
 network = nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.Conv2d(2, 3, 1))
@@ -115,12 +122,25 @@ with joined("cpu") as team:
     assert team.average({"a": float(team.rank), "b": 2.0}, len(mine) / 7) == {"a": 4 / 7, "b": 2.0}
     assert team.any(team.rank == 1) and not team.any(False)
     assert team.agree(f"of {team.rank}") == "of 0"
-    for surest, grown in ((0.9, 1.05), (0.7, 1.0)):  # with the other's 0.3 on average above 0.5, or not
-        skd = build("skd", 3, {})
-        skd.setup(Setup(3, 10, team=team))
-        skd.surest = [torch.tensor(surest if team.leads else 0.3)]
-        skd.stepped(Outputs(*4 * [torch.zeros(0)], Draw(0, 0), share=len(mine) / 7))
-        assert skd.now == grown, (team.rank, surest, skd.now)
+    for confidence, temperature in ((0.9, 1.05), (0.7, 1.0)):  # with the other's 0.3 on average above 0.5, or not
+        skd = build_method("skd", {})
+        skd.setup(Setup(3, 10, process_group=team))
+        largest = torch.tensor(confidence if team.leads else 0.3)
+        probabilities = torch.full((3, len(mine), 10), float((1 - largest) / 9))
+        probabilities[..., 0] = largest
+        batch = Batch(None, mine, torch.zeros(len(mine)), torch.arange(len(mine)), None, CounterRNG(0, 0))
+        skd.after_step(Outputs(batch, probabilities.log(), step=StepInfo(share=len(mine) / 7)))
+        assert skd.current_temperature == temperature, (team.rank, confidence, skd.current_temperature)
+    partitions = []
+    for redraw in ("batch", "fixed"):
+        neo_kd = build_method("neo-kd", {"redraw": redraw})
+        rows = torch.arange(7)[team.share(7)]
+        batch = Batch(None, mine, rows % 10, rows, None, CounterRNG(0, 0))
+        groups = neo_kd.class_groups(Outputs(batch, torch.zeros(3, len(rows), 10), step=StepInfo(number=5)))
+        assert (groups == groups[:, :1]).all()
+        partitions.append(groups[:, 0].double())
+    for mean, own in zip(team.sum(partitions, 0.5), partitions):
+        assert torch.equal(mean, own), "the processes drew different groups"
     if team.leads:
         try:
             team.any(False)

@@ -12,12 +12,12 @@ from mexit.attacks.multi_exit_attack import Attack, craft, exit_losses
 from mexit.attacks.pgd import PGDConfig
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits
-from mexit.models import MultiExit, build, preset
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.models.msdnet_layers import Growth, unit
 from mexit.train.config import TrainSettings
 from mexit.train.fast_layers import BitReLU, DenseGrowth, optimise_layers
 from mexit.train.fused_eval_copy import FusedEvalCopy
-from mexit.train.methods import build as build_objective
+from mexit.train.methods import build_method
 from mexit.train.methods.base import Batch
 from mexit.train.precision import Precision
 from mexit.train.train_step import Step
@@ -34,8 +34,8 @@ def _one_thread() -> None:
 def real_images(name: str, count: int = FEW) -> tuple[Tensor, Tensor]:
     """Digits in the network's size: (B, C, H, W) and labels."""
     data = digits.load()
-    channels, height, width = preset(name).input_shape
-    small = torch.from_numpy(data.batch(np.arange(count), preset("digits-cnn").input))
+    channels, height, width = model_spec(name).input_shape
+    small = torch.from_numpy(data.batch(np.arange(count), model_spec("digits-cnn").input))
     images = F.interpolate(small, size=(height, width), mode="bilinear").clamp(0, 1)
     return images.expand(-1, channels, -1, -1).contiguous(), torch.from_numpy(data.labels[:count])
 
@@ -43,7 +43,7 @@ def real_images(name: str, count: int = FEW) -> tuple[Tensor, Tensor]:
 def lived_in(name: str) -> MultiExit:
     """A network whose BatchNorms have seen images, with weights that are not the initial ones."""
     torch.manual_seed(0)
-    network = build(name, 10)
+    network = build_model(name, 10)
     images, _ = real_images(name)
     with torch.no_grad():
         for layer in network.modules():
@@ -98,7 +98,7 @@ def trained() -> tuple[MultiExit, Tensor, Tensor]:
     """A network that knows something about digits, images and labels."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = build("digits-cnn", 10)
+    network = build_model("digits-cnn", 10)
     images, labels = real_images("digits-cnn", 256)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     for _ in range(40):
@@ -200,7 +200,7 @@ def test_a_step_crafts_with_the_copy_only_in_eval_mode(train_mode: bool) -> None
     before = {key: value.clone() for key, value in network.named_buffers()}
     step = Step(
         network,
-        build_objective("adversarial", network.exits, {}),
+        build_method("adversarial", {}),
         torch.optim.SGD(network.parameters()),
         settings,
         None,
@@ -217,6 +217,6 @@ def test_a_step_crafts_with_the_copy_only_in_eval_mode(train_mode: bool) -> None
 
 def test_float32_has_no_copy_and_plain_layers() -> None:
     recipe = Precision("cpu", bf16=False, channels_last=False)
-    network = recipe.place(build("resnet38", 10))
+    network = recipe.place(build_model("resnet38", 10))
     assert recipe.attack_copy(network) is None
     assert BitReLU not in {type(layer) for layer in network.modules()}

@@ -13,7 +13,7 @@ from mexit.data import digits
 from mexit.data.splits import split
 from mexit.errors import NotFound, UsageError
 from mexit.flows.train import train_model
-from mexit.models import build, preset
+from mexit.models import build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.config import TrainSettings
 from mexit.train.methods import METHODS
@@ -22,7 +22,7 @@ from mexit.train.teachers import load_teachers
 
 CLASSES = tuple(str(digit) for digit in range(10))
 PLAIN = Precision("cpu", bf16=False, channels_last=False)
-TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 1, "step": 0.05, "recipe": "fp32", "lr": 0.01}
+TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 1, "step": 0.05, "precision": "fp32", "lr": 0.01}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def run_of(folder: Path, model: str = "digits-cnn", classes: int = 10, *, finish
     """A run with fresh weights, or one that was stopped."""
     torch.manual_seed(3)
     settings = TrainSettings(model=model, method="clean", attack="none")
-    network = build(model, classes)
+    network = build_model(model, classes)
     run = folder / f"{model}-{classes}"
     checkpoint.begin(run, settings, split(digits.load()))
     if finished:
@@ -105,7 +105,7 @@ def test_a_refused_teacher_leaves_no_run_behind(tmp_path) -> None:
 def test_a_student_ends_nearer_to_its_teacher_than_one_that_never_saw_it(method, tmp_path) -> None:
     teacher = run_of(tmp_path)
     data = digits.load()
-    images = torch.from_numpy(data.batch(split(data).part("selection"), preset("digits-cnn").input))
+    images = torch.from_numpy(data.batch(split(data).part("selection"), model_spec("digits-cnn").input))
     given = TINY | {"method": method, "lr": 0.05, "epochs": 3, "options": {"share": 1.0, "temperature": 4.0}}
 
     def distance(name: str, teachers: tuple[str, ...]) -> float:

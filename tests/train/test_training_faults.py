@@ -17,7 +17,7 @@ from mexit.errors import MexitError
 from mexit.flows.train import read_log, train_model
 from mexit.train import checkpoint
 
-GIVEN = {"model": "digits-cnn", "method": "clean", "epochs": 3, "batch": 32, "recipe": "fp32"}
+GIVEN = {"model": "digits-cnn", "method": "clean", "epochs": 3, "batch": 32, "precision": "fp32"}
 LABELS, EACH = (0, 1, 7), 48
 
 

@@ -16,7 +16,7 @@ from mexit.train.precision import choose
 from mexit.train.trainer import Trainer
 
 # 188 images in batches of 61: the last one has 5, the others are shared as 30 and 31.
-COMMON: dict[str, Any] = {"attack": "average", "steps": 2, "batch": 61, "recipe": "fp32", "fraction": 0.2}
+COMMON: dict[str, Any] = {"attack": "average", "steps": 2, "batch": 61, "precision": "fp32", "fraction": 0.2}
 RUNS: dict[str, dict[str, Any]] = {
     "mcmi": {"method": "mcmi", "options": {"tune_epochs": 1.0}, "epochs": 2, "attack": "none"},
     "cmic": {"method": "cmic", "options": {"attacks": 2, "beta": 0.1}, "epochs": 1},

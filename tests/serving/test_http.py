@@ -1,9 +1,10 @@
-"""The Open Inference Protocol over real HTTP: an unmodified client, and answers equal to the runtime's own."""
+"""The Open Inference Protocol over HTTP: an unmodified client, and the same answers as from the runtime."""
 
 from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,35 +12,35 @@ import pytest
 import tritonclient.http as triton
 from numpy.typing import NDArray
 from PIL import Image
-from server_process import Server
+from servers import INFER, Server, infer_body, start
 
 from mexit import Prediction, Runtime
+from mexit.flows.calibrate import calibrate_bundle
 
 Images = NDArray[np.float32]
-INFER = "/v2/models/digits/infer"
 
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Any:
-    with triton.InferenceServerClient(server.address) as opened:
-        yield opened
+    with triton.InferenceServerClient(server.address) as triton_client:
+        yield triton_client
 
 
 def columns(predictions: list[Prediction]) -> dict[str, NDArray[Any]]:
-    """The five outputs, written here a second time."""
+    """The five outputs of predictions."""
     return {
-        "probabilities": np.array([one.probabilities for one in predictions]).astype(np.float32),
-        "label": np.array([one.index for one in predictions], np.int64),
-        "confidence": np.array([one.confidence for one in predictions]).astype(np.float32),
-        "exit": np.array([one.exit for one in predictions], np.int32),
-        "macs": np.array([one.macs for one in predictions], np.int64),
+        "probabilities": np.array([prediction.probabilities for prediction in predictions]).astype(np.float32),
+        "label": np.array([prediction.index for prediction in predictions], np.int64),
+        "confidence": np.array([prediction.confidence for prediction in predictions]).astype(np.float32),
+        "exit": np.array([prediction.exit for prediction in predictions], np.int32),
+        "macs": np.array([prediction.macs for prediction in predictions], np.int64),
     }
 
 
-def assert_same(found: dict[str, NDArray[Any]], predictions: list[Prediction]) -> None:
+def assert_same(outputs: dict[str, NDArray[Any]], predictions: list[Prediction]) -> None:
     for name, expected in columns(predictions).items():
-        assert found[name].dtype == expected.dtype, name
-        np.testing.assert_array_equal(found[name], expected, err_msg=name)
+        assert outputs[name].dtype == expected.dtype, name
+        np.testing.assert_array_equal(outputs[name], expected, err_msg=name)
 
 
 def json_request(images: Images, **parts: Any) -> dict[str, Any]:
@@ -74,16 +75,18 @@ def test_tritonclient_gets_what_the_runtime_answers(
         parameters={"mexit_budget": "high"},
     )
     expected = runtime(images, budget="high")
-    assert len({one.exit for one in expected}) > 1, "the images must not all leave at one exit"
+    assert len({prediction.exit for prediction in expected}) > 1, "the images must leave at several exits"
     assert_same({name: result.as_numpy(name) for name in names}, expected)
     response = result.get_response()
     assert [output["name"] for output in response["outputs"]] == names
     assert (response["model_name"], response["model_version"], response["id"]) == ("digits", "1", "a request")
     assert response["parameters"]["mexit_budget"] == "high"
-    assert response["parameters"]["mexit_mean_macs"] == pytest.approx(np.mean([one.macs for one in expected]))
+    assert response["parameters"]["mexit_mean_macs"] == pytest.approx(
+        np.mean([prediction.macs for prediction in expected])
+    )
 
 
-def test_tritonclient_gets_all_outputs_unasked(client: Any, runtime: Runtime, images: Images) -> None:
+def test_tritonclient_gets_all_outputs_by_default(client: Any, runtime: Runtime, images: Images) -> None:
     tensor = triton.InferInput("input", list(images.shape), "FP32")
     tensor.set_data_from_numpy(images)
     result = client.infer("digits", [tensor], model_version="1")
@@ -91,7 +94,7 @@ def test_tritonclient_gets_all_outputs_unasked(client: Any, runtime: Runtime, im
     assert_same({name: result.as_numpy(name) for name in columns(expected)}, expected)
 
 
-def test_tritonclient_reads_everything_it_can_ask(client: Any, runtime: Runtime) -> None:
+def test_tritonclient_reads_all_metadata(client: Any, runtime: Runtime) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("digits")
@@ -153,34 +156,34 @@ def test_raw_binary_request(server: Server, runtime: Runtime, images: Images) ->
     assert_same({name: result.as_numpy(name) for name in columns(expected)}, expected)
 
 
-def test_output_choice_overrides_the_request_wide_one(server: Server, images: Images) -> None:
+def test_an_output_overrides_the_default_of_the_request(server: Server, images: Images) -> None:
     outputs = [{"name": "label"}, {"name": "exit", "parameters": {"binary_data": False}}]
     request = json_request(images[:2], outputs=outputs, parameters={"binary_data_output": True})
     status, headers, body = server.ask("POST", INFER, json.dumps(request))
     split = int(headers["inference-header-content-length"])
-    label, left = json.loads(body[:split])["outputs"]
+    label, exits = json.loads(body[:split])["outputs"]
     assert status == 200
     assert headers["content-type"] == "application/octet-stream"
     assert label["parameters"] == {"binary_data_size": len(body) - split} == {"binary_data_size": 16}
-    assert "data" in left
-    assert "parameters" not in left
+    assert "data" in exits
+    assert "parameters" not in exits
 
 
 def test_budgets_and_last_exit(server: Server, runtime: Runtime, images: Images) -> None:
     full = f"{runtime.bundle.manifest.cumulative_macs[-1]}"
-    for parameters, wanted in [
+    for parameters, options in [
         ({"mexit_budget": "full"}, {"budget": "full"}),
         ({"mexit_budget": full}, {"budget": full}),
         ({"mexit_budget": "full", "mexit_max_exit": 2}, {"budget": "full", "max_exit": 2}),
         ({"mexit_max_exit": 1}, {"max_exit": 1}),
     ]:
         _, response = server.json("POST", INFER, json_request(images, parameters=parameters))
-        assert_same(arrays_of(response), runtime(images, **wanted))
+        assert_same(arrays_of(response), runtime(images, **options))
 
 
 @pytest.mark.parametrize("name", ["mexit_deadline_us", "timeout"])
-def test_late_requests_get_an_early_exit_or_504(server: Server, images: Images, name: str) -> None:
-    """A deadline that passes under way means the deepest exit so far; one that passed in the queue, an error."""
+def test_deadlines(server: Server, images: Images, name: str) -> None:
+    """A deadline that passed in the queue gives an error; a distant one changes nothing."""
     budget = {"mexit_budget": "full"}
     status, response = server.json("POST", INFER, json_request(images, parameters={name: 1, **budget}))
     assert status == 504
@@ -221,3 +224,26 @@ def test_classify_equals_the_runtime(server: Server, runtime: Runtime, pixels: N
 def test_repository_index_of_ready_models(server: Server) -> None:
     assert server.json("POST", "/v2/repository/index", {"ready": True})[1][0]["name"] == "digits"
     assert server.json("POST", "/v2/repository/index", {})[1][0]["name"] == "digits"
+
+
+def test_a_budget_of_the_bundle(bundle_copy: Path, images: Images, tmp_path: Path) -> None:
+    """A budget that calibration defined is accepted, and has a label of its own in the metrics."""
+    calibrate_bundle(bundle_copy, budgets={"night": "30%"}, attack="none")
+    with start(bundle_copy, tmp_path, budget="night") as own:
+        status, answer = own.json("POST", INFER, infer_body(images[:4], mexit_budget="night"))
+        assert (status, answer["parameters"]["mexit_budget"]) == (200, "night")
+        status, answer = own.json("POST", INFER, infer_body(images[:4], mexit_budget="day"))
+        assert status == 400
+        assert "'day' is not a budget" in answer["error"]
+        assert own.series("mexit_predictions_total", budget="night") == 4
+        assert own.stop() == 0
+
+
+def test_without_thresholds_only_the_full_budget_works(bundle_copy: Path, images: Images, tmp_path: Path) -> None:
+    """The runtime's error names the bundle's directory; the server's error does not."""
+    (bundle_copy / "policies.json").unlink()
+    with start(bundle_copy, tmp_path, budget="full") as own:
+        assert own.json("POST", INFER, infer_body(images[:1]))[0] == 200
+        status, answer = own.json("POST", INFER, infer_body(images[:1], mexit_budget="low"))
+        message = "the model has no thresholds for this engine: only the budget 'full' works"
+        assert (status, answer["error"]) == (409, message)

@@ -1,4 +1,4 @@
-"""What a server must refuse: each with a status, one JSON error that names what was wrong, and nothing else."""
+"""Bad requests: each gets its status and one JSON error that names the mistake and nothing of the server."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from server_process import Server
+from servers import INFER, Server
 
-INFER = "/v2/models/digits/infer"
 ZEROS = [0.0] * 64
 Request = dict[str, Any]
 
 
 def request(**changes: Any) -> Request:
-    """A good request, its input changed; a change to `...` removes the entry."""
+    """A good request with changes to its input; a value of `...` removes the entry."""
     entry = {"name": "input", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": ZEROS, **changes}
     return {"inputs": [{name: value for name, value in entry.items() if value is not ...}]}
 
@@ -91,7 +90,7 @@ BAD_REQUESTS: dict[str, tuple[Any, str]] = {
     "deadline zero": (with_parameters(mexit_deadline_us=0), "mexit_deadline_us must be a number above zero"),
     "deadline negative": (with_parameters(timeout=-1), "timeout must be a number above zero"),
     "deadline text": (with_parameters(mexit_deadline_us="5"), "above zero, found '5'"),
-    "deadline for ever": (with_parameters(mexit_deadline_us=10**400), "must be a number above zero"),
+    "deadline too large": (with_parameters(mexit_deadline_us=10**400), "must be a number above zero"),
     "max exit zero": (with_parameters(mexit_max_exit=0), r"max_exit must lie in 1\.\.3, found 0"),
     "max exit beyond": (with_parameters(mexit_max_exit=4), r"max_exit must lie in 1\.\.3, found 4"),
     "max exit huge": (with_parameters(mexit_max_exit=10**1000), "must be a whole number"),
@@ -125,7 +124,7 @@ BAD_TEXTS: dict[str, tuple[bytes, str]] = {
 
 
 def assert_refused(answer: tuple[int, dict[str, str], bytes], status: int, text: str) -> None:
-    """The one form of an error; no word of what runs inside."""
+    """The response is an error in the documented form, without a detail of the server."""
     assert answer[0] == status, answer
     body = json.loads(answer[2])
     assert list(body) == ["error"]
@@ -147,7 +146,7 @@ def test_bad_json(server: Server, body: bytes, text: str) -> None:
 @pytest.mark.parametrize(
     "length", ["-1", "1.5", "", "x", "99999999999", "9" * 400, "0x10", "٣", "5, 5"],
 )  # fmt: skip
-def test_header_length_that_is_none(server: Server, length: str) -> None:
+def test_bad_header_lengths(server: Server, length: str) -> None:
     headers = {"Inference-Header-Content-Length": length.encode().decode("latin-1")}
     assert_refused(server.ask("POST", INFER, GOOD, headers), 400, "must lie within the .* bytes of the body|JSON")
 
@@ -272,8 +271,8 @@ def test_bad_index_requests(server: Server, body: bytes) -> None:
     assert_refused(server.ask("POST", "/v2/repository/index", body), 400, "ready|nested deeper|not valid JSON")
 
 
-def exchange(server: Server, *parts: bytes) -> bytes:
-    """Bytes as they are; whatever comes back until the server closes or is silent."""
+def send_raw(server: Server, *parts: bytes) -> bytes:
+    """Send bytes as they are; return the first part of the answer."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as opened:
         for part in parts:
             opened.sendall(part)
@@ -295,24 +294,24 @@ HEAD = f"POST {INFER} HTTP/1.1\r\nHost: x\r\n".encode()
     ],
     ids=["two lengths", "length and chunks", "negative length", "length of text", "unknown framing", "bad chunk"],
 )
-def test_smuggling(server: Server, head: bytes) -> None:
-    """A request that two readers could take for different ones is no request."""
-    assert re.match(rb"HTTP/1.1 (400|413|501) ", exchange(server, HEAD + head))
+def test_request_smuggling(server: Server, head: bytes) -> None:
+    """A request with ambiguous framing is refused."""
+    assert re.match(rb"HTTP/1.1 (400|413|501) ", send_raw(server, HEAD + head))
 
 
 @pytest.mark.parametrize("host", [b"[", b"a b", b"\xff", b"x" * 5000], ids=["bracket", "space", "byte", "long"])
-def test_strange_hosts(server: Server, host: bytes) -> None:
-    """Some frameworks build a URL from this header, and fail."""
-    answer = exchange(server, b"GET /nowhere HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+def test_invalid_host_headers(server: Server, host: bytes) -> None:
+    """Some frameworks fail when they build a URL from this header."""
+    answer = send_raw(server, b"GET /nowhere HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
     assert re.match(rb"HTTP/1.1 (400|404) ", answer)
 
 
-def test_a_head_that_never_ends(server: Server) -> None:
-    assert exchange(server, HEAD, b"X: " + b"x" * 200_000).startswith(b"HTTP/1.1 400 ")
+def test_an_endless_head(server: Server) -> None:
+    assert send_raw(server, HEAD, b"X: " + b"x" * 200_000).startswith(b"HTTP/1.1 400 ")
 
 
-def test_the_server_is_still_well(server: Server) -> None:
-    """After everything above, which ran against the same process."""
+def test_the_server_still_works(server: Server) -> None:
+    """The same process answers after all requests above."""
     assert server.json("GET", "/v2/health/live") == (200, {"live": True})
     assert server.json("POST", INFER, request())[0] == 200
     assert "Traceback" not in server.errors
@@ -328,16 +327,16 @@ def scramble(content: bytes, rng: np.random.Generator) -> bytes:
     return np.where(rng.random(len(codes)) < 0.02, noise, codes).tobytes()
 
 
-def exchange_tokens(content: bytes, rng: np.random.Generator) -> bytes:
+def swap_tokens(content: bytes, rng: np.random.Generator) -> bytes:
     old, new = [b'"', b"[", b"1", b"8", b":", b"0.0"], [b"{", b"]", b"-1", b"null", b"1e9", b""]
     return content.replace(old[rng.integers(len(old))], new[rng.integers(len(new))], int(rng.integers(1, 4)))
 
 
 def test_mutated_requests_never_break_the_server(server: Server) -> None:
-    """390 damaged requests on one connection: an answer to each, and never an internal error."""
+    """Each of 390 damaged requests on one connection gets an answer, and no internal error."""
     rng = np.random.default_rng(3)
     connection = server.connect()
-    for mutate in [cut, scramble, exchange_tokens] * 130:
+    for mutate in [cut, scramble, swap_tokens] * 130:
         connection.request("POST", INFER, mutate(GOOD, rng))
         response = connection.getresponse()
         body = response.read()
