@@ -88,12 +88,8 @@ class Checkout:
     """A checkout and its worker process."""
 
     def __init__(self, folder: Path, bundles: list[str]) -> None:
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": str(folder),
-            "OMP_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
-        }
+        threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        self.environment = {**os.environ, **threads, "PYTHONPATH": str(folder)}
         self.worker = self._python(__file__, "--work", *bundles)
         assert self.worker.stdout is not None
         self.names = json.loads(self.worker.stdout.readline())
@@ -109,7 +105,8 @@ class Checkout:
     def start_up(self, bundle: str) -> float:
         """Seconds from starting Python to the first answer."""
         code = (
-            "import sys, numpy as np; from mexit import Runtime; r = Runtime.open(sys.argv[1], backend='ort', threads=1);"
+            "import sys, numpy as np; from mexit import Runtime;"
+            "r = Runtime.open(sys.argv[1], backend='ort', threads=1);"
             "r.answer_tensor(np.zeros((1, *r.bundle.manifest.input.shape), np.float32))"
         )
         begin = time.perf_counter()

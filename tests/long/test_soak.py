@@ -21,14 +21,8 @@ def test_memory_over_many_predictions(digits_bundle, leak_bytes, bounded, monkey
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import memory_slope
 
-    command = [
-        sys.executable,
-        BENCHMARKS / "memory_slope.py",
-        "--work",
-        digits_bundle,
-        str(PREDICTIONS),
-        str(leak_bytes),
-    ]
+    program = BENCHMARKS / "memory_slope.py"
+    command = [sys.executable, program, "--work", digits_bundle, str(PREDICTIONS), str(leak_bytes)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     run = json.loads(done.stdout)
     growth = memory_slope.slope(np.array(run["counts"]), np.array(run["resident"]))
