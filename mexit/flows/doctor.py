@@ -22,13 +22,13 @@ from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle
 from mexit.core.policies import PARITY
 from mexit.core.progress import Progress, Silent
+from mexit.core.resource_limits import ResourceLimits, read_limits
 from mexit.core.versions import installed_version
 from mexit.errors import MexitError, NotCalibrated, NotFound
 from mexit.flows.doctor_probes import run_probe
 from mexit.runtime import autotune
 from mexit.runtime.backends.registry import ENGINES
-from mexit.runtime.latency_profile import cache_root
-from mexit.runtime.resource_limits import ResourceLimits, read_limits
+from mexit.runtime.device_cache import cache_root
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 SECRET = "MEXIT_TOKEN"

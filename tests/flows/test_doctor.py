@@ -17,6 +17,7 @@ from command_line import program, quiet, typed
 import mexit
 from mexit.commands.doctor import show_findings
 from mexit.core.bundle import Bundle
+from mexit.core.resource_limits import ResourceLimits
 from mexit.errors import MexitError
 from mexit.flows import doctor
 from mexit.flows.doctor import Finding, diagnose
@@ -24,9 +25,8 @@ from mexit.flows.doctor_probes import TEST_BUNDLE, run_probe
 from mexit.runtime import autotune
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.backends.registry import ENGINES
-from mexit.runtime.latency_profile import cache_folder
+from mexit.runtime.device_cache import cache_folder
 from mexit.runtime.reference import run_all_exits
-from mexit.runtime.resource_limits import ResourceLimits
 
 
 def only(findings: Iterable[Finding], status: str) -> list[str]:

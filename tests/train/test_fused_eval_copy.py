@@ -17,7 +17,7 @@ from mexit.models.msdnet_layers import Growth, unit
 from mexit.train.config import TrainSettings
 from mexit.train.fast_layers import BitReLU, DenseGrowth, optimise_layers
 from mexit.train.fused_eval_copy import FusedEvalCopy
-from mexit.train.methods import build as build_objective
+from mexit.train.methods import build_method
 from mexit.train.methods.base import Batch
 from mexit.train.precision import Precision
 from mexit.train.train_step import Step
@@ -200,7 +200,7 @@ def test_a_step_crafts_with_the_copy_only_in_eval_mode(train_mode: bool) -> None
     before = {key: value.clone() for key, value in network.named_buffers()}
     step = Step(
         network,
-        build_objective("adversarial", network.exits, {}),
+        build_method("adversarial", {}),
         torch.optim.SGD(network.parameters()),
         settings,
         None,

@@ -1,4 +1,4 @@
-"""Every method trains on real digits, and killed again and again it ends in the weights it would have had."""
+"""Every method lowers the loss on real digits, and a run stopped and resumed many times ends in the same weights."""
 
 from __future__ import annotations
 
