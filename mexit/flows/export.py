@@ -26,7 +26,7 @@ from mexit.flows import single_file as nest
 from mexit.flows.calibrate import CalibrateResult, calibrate_bundle
 from mexit.flows.precision_variants import check_precision, convert
 from mexit.flows.sample_sources import DatasetSource, gather
-from mexit.flows.tune import tune
+from mexit.runtime import autotune
 
 if TYPE_CHECKING:
     from mexit.export.parity import Parity
@@ -110,7 +110,8 @@ def export_bundle(
 def _tune(out: Path, progress: Progress) -> None:
     """Let `--backend auto` know this device; a bundle that could not be timed is as good as any."""
     try:
-        tune(out, seconds=TUNING_S, builds=False, progress=progress)
+        choice = autotune.tune(Bundle.open(out), TUNING_S, builds=False).choice
+        progress.note(f"on this device {choice.backend} with {choice.threads} thread(s) serves {out}")
     except MexitError as error:
         progress.note(f"the engines of this device were not timed: {error}")
 

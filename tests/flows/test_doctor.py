@@ -17,6 +17,7 @@ import pytest
 from command_line import program, quiet, typed
 
 from mexit.core.bundle import Bundle
+from mexit.core.resource_limits import ResourceLimits
 from mexit.errors import MexitError
 from mexit.flows import doctor as doctor_flow
 from mexit.flows.doctor import device, engines, packages, probe, setup
@@ -24,9 +25,8 @@ from mexit.flows.doctor.finding import Finding
 from mexit.runtime import autotune
 from mexit.runtime.backends import ort
 from mexit.runtime.backends.registry import ENGINES
-from mexit.runtime.latency_profile import cache_folder
+from mexit.runtime.device_cache import cache_folder
 from mexit.runtime.reference import run_all_exits
-from mexit.runtime.resource_limits import ResourceLimits
 
 PACKAGE = Path(doctor_flow.__file__).parents[2]
 

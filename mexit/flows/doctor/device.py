@@ -8,11 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from mexit.core.bundle import Bundle
+from mexit.core.resource_limits import ResourceLimits, cpu_info, processor_name, read_limits
 from mexit.errors import MexitError
 from mexit.flows.doctor.finding import Finding, ok, warning
 from mexit.runtime.autotune import choose
-from mexit.runtime.latency_profile import processor
-from mexit.runtime.resource_limits import ResourceLimits, read_limits
 
 _INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI",
                  "avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX bf16", "amx_int8": "AMX int8",
@@ -24,9 +23,9 @@ BASE_BYTES, COPIES = 150 << 20, 3
 
 def instructions(flags: frozenset[str] | None = None) -> Iterator[Finding]:
     """What the processor can do for a network."""
-    flags = _flags() if flags is None else flags
+    flags = frozenset(cpu_info("flags", "Features").split()) if flags is None else flags
     found = dict.fromkeys(said for flag, said in _INSTRUCTIONS.items() if flag in flags)
-    said = f"{processor()}: " + (", ".join(found) or "no vector instructions that are known here")
+    said = f"{processor_name()}: " + (", ".join(found) or "no vector instructions that are known here")
     if "avx" in flags and "avx2" not in flags:
         yield warning(
             "processor", f"{said}, without AVX2: networks run several times slower", "use a newer processor"
@@ -114,14 +113,6 @@ def waiting() -> Iterator[Finding]:
             f"OMP_WAIT_POLICY={policy}" if policy else "OMP_WAIT_POLICY is not set; the mexit command sets PASSIVE"
         )
         yield ok("waiting threads", said)
-
-
-def _flags() -> frozenset[str]:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.lower().startswith(("flags", "features")):
-                return frozenset(line.partition(":")[2].split())
-    return frozenset()
 
 
 def _free_bytes() -> int | None:

@@ -13,7 +13,7 @@ from mexit.core.bundle import Bundle
 from mexit.errors import MexitError, NotCalibrated
 from mexit.flows.doctor.finding import Finding, ok, problem, warning
 from mexit.runtime import autotune
-from mexit.runtime.latency_profile import cache_root
+from mexit.runtime.device_cache import cache_root
 
 VARIABLES = (
     "MEXIT_BACKEND", "MEXIT_BATCHING", "MEXIT_BUDGET", "MEXIT_CACHE", "MEXIT_DATA", "MEXIT_HOST", "MEXIT_PORT",
