@@ -70,7 +70,7 @@ def start(python: str, code: str, cache: str) -> dict[str, Any]:
 
 def tune(python: str, bundle: str, cache: str) -> None:
     """Let `auto` know the device, as `mexit export` does."""
-    code = f"from mexit.flows.tune import tune; tune({bundle!r})"
+    code = f"from mexit import Bundle; from mexit.runtime.autotune import tune; tune(Bundle.open({bundle!r}))"
     subprocess.run([python, "-c", code], check=True, env={**os.environ, "MEXIT_CACHE": cache})
 
 

@@ -21,7 +21,7 @@ from mexit.errors import MexitError, UsageError, requires_extra
 from mexit.evaluate.gradient_source import Source
 from mexit.flows.calibrate import CalibrateResult, calibrate_bundle
 from mexit.flows.sample_sources import DatasetSource, gather
-from mexit.flows.tune import tune
+from mexit.runtime import autotune
 from mexit.runtime.backends.ort import OrtBackend, open_session
 from mexit.runtime.reference import run_all_exits
 
@@ -119,7 +119,8 @@ def export_bundle(
     progress.note(f"wrote {out}: {len(differences)} segments, logits within {max(differences):.1e} of torch")
     calibration = calibrate_bundle(out, data_dir=data_dir, progress=progress) if options.calibrate else None
     try:
-        tune(out, seconds=TUNING_S, builds=False, progress=progress)
+        choice = autotune.tune(Bundle.open(out), TUNING_S, builds=False).choice
+        progress.note(f"on this device {choice.backend} with {choice.threads} thread(s) serves {out}")
     except MexitError as error:  # the bundle is complete without timings
         progress.note(f"the engines of this device were not timed: {error}")
     return ExportResult(out, bundle.id, tuple(differences), calibration, report)

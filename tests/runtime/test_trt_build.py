@@ -23,7 +23,7 @@ from mexit.flows.tensorrt_engines import build_engines, kept
 from mexit.runtime.backends import tensorrt_builder
 from mexit.runtime.backends.tensorrt import recipe_for
 from mexit.runtime.backends.tensorrt_builder import TensorRT, build
-from mexit.runtime.latency_profile import cache_folder
+from mexit.runtime.device_cache import cache_folder
 
 pytest.importorskip("tensorrt_rtx")
 
