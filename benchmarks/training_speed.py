@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from page import table, write_page
 
 from mexit.attacks.rng import CounterRNG
+from mexit.core.resource_limits import read_limits
 from mexit.models import build_model, model_spec
 from mexit.train import precision
 from mexit.train.config import TrainSettings
@@ -174,7 +175,7 @@ def main() -> None:
         "network", "attack", "threads", "plain", "mexit", "ratio (spread)", "ratio by the clock (spread)", "n",
         "target", "met",
     ]  # fmt: skip
-    cores = len(os.sched_getaffinity(0))
+    cores = read_limits().threads
     write_page(
         "training_speed",
         f"{cores}-core-cpu",

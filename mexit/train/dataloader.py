@@ -6,7 +6,6 @@ a batch then needs no copy from another process.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.manifest import InputSpec
+from mexit.core.resource_limits import read_limits
 from mexit.data.dataset import DataSet
 from mexit.errors import UsageError
 
@@ -34,7 +34,7 @@ def worker_count(data: DataSet, requested: int | None) -> int:
         UsageError: `requested` is negative.
     """
     if requested is None:
-        return min(len(os.sched_getaffinity(0)), MAX_DEFAULT_WORKERS) if data.streamed else 0
+        return min(read_limits().threads, MAX_DEFAULT_WORKERS) if data.streamed else 0
     if requested < 0:
         raise UsageError(f"--workers must be at least 0 (0 loads images in the training loop), found {requested}")
     return requested

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mexit.attacks.multi_exit_attack import Attack, craft, craft_each_exit, keep_worst, start_noise
-from mexit.attacks.pgd import PGDConfig, noise, pgd
+from mexit.attacks.multi_exit_attack import Attack, craft
 from mexit.attacks.rng import CounterRNG
 from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet
@@ -52,7 +51,7 @@ def attacked_batches(
                 torch.from_numpy(images),
                 torch.from_numpy(labels),
                 attack,
-                draw=CounterRNG(seed, 0),
+                rng=CounterRNG(seed, 0),
                 index=torch.from_numpy(part),
             )
             images = attacked.numpy()
@@ -69,57 +68,6 @@ def run_exits(model: MultiExit, images: NDArray[np.float32]) -> NDArray[np.float
     with torch.no_grad():
         logits: NDArray[np.float32] = model.eval()(torch.from_numpy(images)).numpy()
     return logits
-
-
-def attack_suite(
-    model: MultiExit,
-    images: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    index: NDArray[np.int64],
-    steps: PGDConfig,
-    *,
-    seed: int = 0,
-) -> dict[str, NDArray[np.float32]]:
-    """Attack one batch with every attack of the papers.
-
-    The max-average attack picks from the single attacks, so the single attacks cost nothing extra. The accuracy of
-    every exit under every single attack is the transfer matrix.
-
-    Args:
-        model: network to attack.
-        images: (B, C, H, W) float32 in [0, 1].
-        labels: (B,) int64.
-        index: positions in the data set, (B,) int64.
-        steps: configuration of PGD.
-        seed: seed of the attacks' random numbers.
-
-    Returns:
-        Attacked images (B, C, H, W) by the names "average", "max-average", "exit 1" ... "exit E".
-    """
-    pixels, classes, position = torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(index)
-    rng = CounterRNG(seed, 0)
-    average = craft(model, pixels, classes, Attack("average", steps), draw=rng, index=position)
-    singles = craft_each_exit(model, pixels, classes, Attack("single", steps), draw=rng, index=position)
-    suite = {"average": average, "max-average": keep_worst(model, singles, classes)}
-    suite |= {f"exit {k}": attacked for k, attacked in enumerate(singles, start=1)}
-    return {name: attacked.numpy() for name, attacked in suite.items()}
-
-
-def noisy(
-    images: NDArray[np.float32], index: NDArray[np.int64], steps: PGDConfig, *, seed: int = 0
-) -> NDArray[np.float32]:
-    """Add random noise of the size of an attack.
-
-    Args:
-        images: (B, C, H, W) float32 in [0, 1].
-        index: positions in the data set, (B,) int64.
-        steps: attack whose radius and norm the noise has.
-        seed: seed of the noise.
-    """
-    pixels, size = torch.from_numpy(images), noise(steps.eps, steps.norm)
-    start = start_noise(CounterRNG(seed, 0), "noise", torch.from_numpy(index), pixels, size)
-    noised: NDArray[np.float32] = pgd(pixels, size, torch.zeros_like, start).numpy()  # no steps: only the start
-    return noised
 
 
 def correct_predictions(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -1,30 +1,30 @@
-"""What the kernel grants this process: processors and memory, as affinity and control groups (v1 and v2) say.
+"""The processors and the memory that this process may use, by affinity and control groups (versions 1 and 2).
 
-A container may see 64 processors and be allowed the time of two. With more threads than that, all of them are
-stopped once the time of a period is used up, and some answers are late by tens of milliseconds.
+A container may see 64 processors and be allowed the time of two. With more threads than that, the kernel stops all of
+them once the time of a period is used up, which delays some answers by tens of milliseconds.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# Version 1 writes "no limit" as the largest multiple of a page; nothing real is near.
-_UNLIMITED_BYTES = 1 << 60
+_UNLIMITED_BYTES = 1 << 60  # version 1 writes "no limit" as a number above this one
 
 
 @dataclass(frozen=True)
 class ResourceLimits:
-    """What this process may use.
+    """Limits of this process.
 
     Attributes:
-        processors: it may run on, by affinity.
-        quota: processors' worth of time by control group; None is without limit.
-        memory_bytes: by control group; None is without limit.
+        processors: number of processors that it may run on, by affinity.
+        quota: processor time that it may use per second, in seconds, by control group; None is unlimited.
+        memory_bytes: memory that it may use, by control group; None is unlimited.
     """
 
     processors: int
@@ -33,12 +33,12 @@ class ResourceLimits:
 
     @property
     def threads(self) -> int:
-        """How many can do work at the same time."""
+        """The number of threads that can compute at the same time."""
         return self.processors if self.quota is None else max(1, min(self.processors, math.ceil(self.quota)))
 
 
 def read_limits(root: Path = Path("/")) -> ResourceLimits:
-    """Read it from the system. `root` is where `proc` and `sys` lie."""
+    """Read the limits from the system. `root` is the folder that holds `proc` and `sys`."""
     quotas = [*_quotas_v1(root), *_quotas_v2(root)]
     limits = [
         *_numbers(root, "memory", "memory.limit_in_bytes"),
@@ -46,6 +46,21 @@ def read_limits(root: Path = Path("/")) -> ResourceLimits:
     ]
     limits = [limit for limit in limits if limit < _UNLIMITED_BYTES]
     return ResourceLimits(_processors(), min(quotas, default=None), int(min(limits)) if limits else None)
+
+
+def processor_name() -> str:
+    """Name of the processor, as the system gives it."""
+    return cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def cpu_info(*fields: str) -> str:
+    """The first value of one of these fields in Linux's `/proc/cpuinfo`; empty without such a field."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in fields:
+                return value.strip()
+    return ""
 
 
 def _processors() -> int:
@@ -67,7 +82,7 @@ def _quotas_v1(root: Path) -> Iterator[float]:
 def _quotas_v2(root: Path) -> Iterator[float]:
     for folder in _folders(root, ""):
         with suppress(OSError, ValueError):
-            quota_us, period_us = (folder / "cpu.max").read_text().split()  # "max 100000" is without limit
+            quota_us, period_us = (folder / "cpu.max").read_text().split()  # "max 100000" is unlimited
             if int(quota_us) > 0 and int(period_us) > 0:
                 yield int(quota_us) / int(period_us)
 
@@ -79,9 +94,9 @@ def _numbers(root: Path, controller: str, name: str) -> Iterator[float]:
 
 
 def _folders(root: Path, controller: str) -> Iterator[Path]:
-    """The group of this process and those around it: each of them limits. "" is the one of version 2.
+    """The control group of this process and its parents, each of which limits it. "" is version 2.
 
-    Within a container the path is often the host's, which does not exist there; then the mounted root is left.
+    Within a container the path is often that of the host, which does not exist there; the mounted root remains.
     """
     for path in _paths(root, controller):
         for mount in _mounts(root, controller):
@@ -98,7 +113,7 @@ def _paths(root: Path, controller: str) -> Iterator[str]:
 
 
 def _mounts(root: Path, controller: str) -> list[Path]:
-    """Where a controller's groups are mounted, the one of version 2 alone or beside version 1."""
+    """Mount points of a controller; version 2 is mounted alone or beside version 1."""
     base = root / "sys/fs/cgroup"
     if not controller:
         return [base, base / "unified"]
