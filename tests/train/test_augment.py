@@ -47,9 +47,9 @@ def test_every_result_is_a_view_and_every_view_comes_about_equally_often() -> No
 
 
 def test_type_and_shape_stay_and_floats_are_treated_like_bytes() -> None:
-    draw = CounterRNG(0, 0)
-    as_bytes = augment(IMAGES, "crop-flip", draw, INDEX)
-    as_floats = augment(IMAGES.float() / 255, "crop-flip", draw, INDEX)
+    rng = CounterRNG(0, 0)
+    as_bytes = augment(IMAGES, "crop-flip", rng, INDEX)
+    as_floats = augment(IMAGES.float() / 255, "crop-flip", rng, INDEX)
     assert (as_bytes.dtype, as_bytes.shape, as_floats.dtype) == (torch.uint8, IMAGES.shape, torch.float32)
     torch.testing.assert_close(as_floats, as_bytes.float() / 255)
 
@@ -60,8 +60,8 @@ def test_the_view_depends_on_sample_epoch_and_seed_and_not_on_the_batch(how: str
     whole = augment(images, how, CounterRNG(3, 1), INDEX)
     places = torch.tensor([311, 7])
     assert torch.equal(augment(images[places], how, CounterRNG(3, 1), places), whole[places])
-    for draw in (CounterRNG(3, 2), CounterRNG(4, 1)):
-        other = augment(images, how, draw, INDEX)
+    for rng in (CounterRNG(3, 2), CounterRNG(4, 1)):
+        other = augment(images, how, rng, INDEX)
         assert (other == whole).all(dim=(1, 2, 3)).float().mean() < 0.05
 
 
@@ -101,7 +101,7 @@ def test_boxes_lie_in_the_image_and_have_the_areas_and_ratios_of_the_paper() -> 
     assert float(area.max()) > 0.97
     assert float(ratio.min()) == pytest.approx(RATIO[0], abs=0.02)
     assert float(ratio.max()) == pytest.approx(RATIO[1], abs=0.02)
-    # Up to three quarters of the area every ratio fits, so nothing is drawn twice there and areas are uniform.
+    # Up to three quarters of the area every ratio fits, so no box is redrawn there and areas are uniform.
     bins = torch.histogram(area[area < 0.72], 8, range=(0.08, 0.72)).hist
     expected = bins.mean()
     assert float(((bins - expected) ** 2 / expected).sum()) < 29.9, "chi-squared, 7 degrees, p < 0.0001"
