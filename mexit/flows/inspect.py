@@ -11,7 +11,7 @@ from mexit.core.bundle import Bundle
 from mexit.core.policies import Policies
 from mexit.core.progress import Progress, Silent
 from mexit.errors import NotCalibrated
-from mexit.flows.tensorrt_engines import EngineRow, kept, rows_json
+from mexit.flows.tensorrt_engines import EngineRow, rows_json, stored_engines
 from mexit.runtime.autotune import Explanation, explain
 
 
@@ -43,8 +43,8 @@ def inspect_bundle(bundle: Path | None = None, *, progress: Progress | None = No
     try:
         policies = opened.policies()
     except NotCalibrated:
-        return InspectResult(opened, None, explain(opened), kept(opened))
+        return InspectResult(opened, None, explain(opened), stored_engines(opened))
     for entry in policies.entries:
         for ref in (entry.trace, *entry.evidence):
             opened.load_trace(ref)
-    return InspectResult(opened, policies, explain(opened), kept(opened))
+    return InspectResult(opened, policies, explain(opened), stored_engines(opened))
