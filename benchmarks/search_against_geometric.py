@@ -19,6 +19,7 @@ from mexit.attacks.multi_exit_attack import Attack
 from mexit.attacks.pgd import PGDConfig
 from mexit.calibrate.frontier import TraceEvaluator, frontier
 from mexit.core.cost import Costs
+from mexit.core.resource_limits import read_limits
 from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 from mexit.data import registry
@@ -86,7 +87,7 @@ def differences(found: dict[str, Trace]) -> tuple[dict[str, list[float]], list[f
 
 
 def main() -> None:
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(read_limits().threads)
     pooled: dict[str, dict[str, list[float]]] = {}
     everywhere: dict[str, list[float]] = {}
     accuracy: dict[str, list[float]] = {}

@@ -78,7 +78,7 @@ def recipe_step(name: str, attack: str) -> Callable[[], None]:
     from mexit.models import build_model, model_spec
     from mexit.train import precision
     from mexit.train.config import TrainSettings
-    from mexit.train.methods import build as build_objective
+    from mexit.train.methods import build_method
     from mexit.train.methods.base import Adaptation, Batch
     from mexit.train.train_step import Step
 
@@ -90,7 +90,7 @@ def recipe_step(name: str, attack: str) -> Callable[[], None]:
     how = precision.choose("auto", "cpu", name)
     model = how.place(build_model(name, CLASSES))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    objective = build_objective("adversarial", model.exits, {})
+    objective = build_method("adversarial", {})
     taker = Step(model, objective, optimiser, settings, None, how.attack_copy(model))
     images = how.images(torch.rand(BATCH, *model_spec(name).input_shape))
     labels = torch.randint(0, CLASSES, (BATCH,))
@@ -183,7 +183,9 @@ def main() -> None:
     ]  # fmt: skip
     import torch
 
-    cores = len(os.sched_getaffinity(0))
+    from mexit.core.resource_limits import read_limits
+
+    cores = read_limits().threads
     write_page(
         "training_speed",
         f"{cores}-core-cpu",

@@ -12,7 +12,7 @@ from mexit.attacks.pgd import PGDConfig
 from mexit.core.manifest import read_value
 from mexit.errors import UsageError
 from mexit.train.augment import AUGMENTS
-from mexit.train.methods import find
+from mexit.train.methods import method_class
 from mexit.train.presets import DEFAULT_MODELS, PRESETS
 
 KEEP = ("last", "best")
@@ -206,7 +206,7 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
         values["options"] = {**presets[preset].get("options", {}), **given.get("options", {})}
     else:
         values["options"] = given.get("options", {})
-    method = find(values["method"])
+    method = method_class(values["method"])
     chosen = given if method.attack_use == "optional" else values
     if method.attack_use == "never" or "attack" not in chosen:
         values["attack"] = method.default_attack

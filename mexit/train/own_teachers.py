@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from mexit.models import model_spec
 from mexit.train.config import TrainSettings
-from mexit.train.methods import build
+from mexit.train.methods import build_method
 from mexit.train.methods.at_aka import AtAka
 
 
@@ -21,7 +20,7 @@ def own_teachers(run: Path, settings: TrainSettings) -> dict[Path, TrainSettings
     Raises:
         UsageError: settings with which the run could not begin afterwards.
     """
-    objective = build(settings.method, model_spec(settings.model).exits, settings.options)
+    objective = build_method(settings.method, settings.options)
     if settings.teachers or not isinstance(objective, AtAka):
         return {}
     return {run / f"teacher-{m}": _teacher(settings, objective, m) for m in range(1, objective.own_teachers + 1)}

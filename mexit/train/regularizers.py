@@ -17,7 +17,7 @@ def trades_term(outputs: Outputs) -> Tensor:
     The clean side is not detached: with a detached one robust accuracy falls by several points.
     """
     clean = outputs.clean.log_softmax(dim=-1)
-    attacked = outputs.need_attacked().log_softmax(dim=-1)
+    attacked = outputs.require_attacked().log_softmax(dim=-1)
     return (clean.exp() * (clean - attacked)).sum(dim=-1).mean(dim=-1).sum()
 
 

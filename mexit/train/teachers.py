@@ -8,7 +8,7 @@ from mexit.errors import UsageError
 from mexit.models import MultiExit, model_spec
 from mexit.train import checkpoint
 from mexit.train.config import TrainSettings
-from mexit.train.methods import METHODS, find
+from mexit.train.methods import METHODS, method_class
 from mexit.train.precision import Precision
 
 
@@ -19,7 +19,7 @@ def load_teachers(settings: TrainSettings, classes: tuple[str, ...], recipe: Pre
         UsageError: the method takes no teachers, or one is of other images or of another number of classes.
         NotFound, Damaged: see `checkpoint.load_model`.
     """
-    if settings.teachers and not find(settings.method).uses_teachers:
+    if settings.teachers and not method_class(settings.method).uses_teachers:
         able = ", ".join(name for name, method in METHODS.items() if method.uses_teachers)
         raise UsageError(f"method {settings.method} takes no --teacher; methods that do: {able}")
     teachers = []

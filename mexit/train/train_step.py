@@ -14,7 +14,7 @@ from mexit.models.multi_exit import MultiExit
 from mexit.train.config import TrainSettings
 from mexit.train.distributed import ALONE, ProcessGroup
 from mexit.train.fused_eval_copy import FusedEvalCopy
-from mexit.train.methods.base import Adaptation, Batch, Outputs, TrainingMethod
+from mexit.train.methods.base import Adaptation, Batch, Outputs, StepInfo, TrainingMethod
 from mexit.train.regularizers import Average, perturbed_weights, trades_term
 
 
@@ -62,8 +62,9 @@ class Step:
         """
         attacked = self.craft(batch)
         self.model.train()
-        with self._perturbed(batch, attacked, progress, share):
-            outputs = self._outputs(batch, attacked, progress, share)
+        info = StepInfo(number, progress, share, self.settings.label_smoothing)
+        with self._perturbed(batch, attacked, info):
+            outputs = self._outputs(batch, attacked, info)
             self.objective.adapt(outputs, adaptation)
             terms = self._terms(outputs)
             loss = torch.stack(list(terms.values())).sum()
@@ -74,31 +75,19 @@ class Step:
             loss.backward()  # type: ignore[no-untyped-call]
             self.team.average_gradients(self.model, share)
         self.optimiser.step()
-        self.objective.stepped(outputs)
+        self.objective.after_step(outputs)
         if self.average is not None:
             self.average.update(self.model.state_dict(), number)
         return found
 
-    def _outputs(self, batch: Batch, attacked: Tensor | None, progress: float, share: float) -> Outputs:
+    def _outputs(self, batch: Batch, attacked: Tensor | None, info: StepInfo) -> Outputs:
         with batch.autocast():
             clean = self.model(batch.images).float()
             variants = None if attacked is None else self.model(attacked.flatten(0, 1)).float()
         if attacked is not None and variants is not None:
             exits, _, classes = variants.shape
             variants = variants.reshape(exits, len(attacked), -1, classes).transpose(0, 1)
-        return Outputs(
-            batch.labels,
-            batch.index,
-            clean,
-            None if variants is None else variants[0],
-            batch.draw,
-            variants=variants,
-            images=batch.images,
-            attacked_images=attacked,
-            smoothing=self.settings.label_smoothing,
-            progress=progress,
-            share=share,
-        )
+        return Outputs(batch, clean, variants, attacked, info)
 
     def _terms(self, outputs: Outputs) -> dict[str, Tensor]:
         terms = self.objective.terms(outputs)
@@ -106,16 +95,14 @@ class Step:
             terms["trades"] = self.settings.trades * trades_term(outputs)
         return terms
 
-    def _perturbed(
-        self, batch: Batch, attacked: Tensor | None, progress: float, share: float
-    ) -> AbstractContextManager[None]:
+    def _perturbed(self, batch: Batch, attacked: Tensor | None, info: StepInfo) -> AbstractContextManager[None]:
         if not self.settings.awp:
             return nullcontext()
 
         def loss() -> Tensor:
-            return torch.stack(list(self._terms(self._outputs(batch, attacked, progress, share)).values())).sum()
+            return torch.stack(list(self._terms(self._outputs(batch, attacked, info)).values())).sum()
 
-        return perturbed_weights(self.model, self.settings.awp, loss, partial(self.team.sum, weight=share))
+        return perturbed_weights(self.model, self.settings.awp, loss, partial(self.team.sum, weight=info.share))
 
 
 def _found(outputs: Outputs, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:

@@ -34,8 +34,7 @@ from mexit.train.checkpoint import Place, Progress
 from mexit.train.config import TrainSettings
 from mexit.train.dataloader import prepared
 from mexit.train.distributed import ALONE, ProcessGroup
-from mexit.train.methods import TrainingMethod
-from mexit.train.methods import build as build_objective
+from mexit.train.methods import TrainingMethod, build_method
 from mexit.train.methods.base import Adaptation, Batch, Setup
 from mexit.train.precision import Precision
 from mexit.train.regularizers import Average
@@ -99,9 +98,7 @@ class Trainer:
         torch.manual_seed(self.settings.seed)
         self.model = self.recipe.place(build_model(self.settings.model, len(self.data.classes)))
         self.spec: InputSpec = model_spec(self.settings.model).input
-        self.objective: TrainingMethod = build_objective(
-            self.settings.method, self.model.exits, self.settings.options
-        )
+        self.objective: TrainingMethod = build_method(self.settings.method, self.settings.options)
         self.optimiser = torch.optim.SGD(
             self.model.parameters(),
             lr=self.settings.lr,
@@ -118,6 +115,7 @@ class Trainer:
                 self.recipe.autocast,
                 self.model,
                 self.team,
+                self.settings.data,
             )
         )
         self.attack = self.settings.training_attack()
@@ -142,7 +140,7 @@ class Trainer:
         place = checkpoint.restore(self.run, self.model, self.optimiser)
         self.progress, self.kept = place.progress, dict(place.kept)
         if place.objective:
-            self.objective.load(place.objective)
+            self.objective.load_state_dict(place.objective)
         if self.average is not None:
             self.average.weights = dict(place.average)
 
@@ -287,7 +285,7 @@ class Trainer:
         if not self.team.leads:
             return
         average = {} if self.average is None else self.average.weights
-        place = Place(self.progress, self.kept, self.objective.state(), average)
+        place = Place(self.progress, self.kept, self.objective.state_dict(), average)
         checkpoint.save(self.run, self.model, self.optimiser, place)
 
     def _report(self, record: dict[str, Any] | None = None) -> Report:

@@ -101,9 +101,9 @@ from pathlib import Path
 from torch import nn
 from mexit.errors import MexitError
 from mexit.train.distributed import joined
-from mexit.train.methods import Outputs, build
-from mexit.train.methods.base import Setup
-from mexit.attacks.rng import Draw
+from mexit.train.methods import build_method
+from mexit.train.methods.base import Batch, Outputs, Setup, StepInfo
+from mexit.attacks.rng import CounterRNG
 
 torch.manual_seed(0)
 network = nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.Conv2d(2, 3, 1))
@@ -122,12 +122,25 @@ with joined("cpu") as team:
     assert team.average({"a": float(team.rank), "b": 2.0}, len(mine) / 7) == {"a": 4 / 7, "b": 2.0}
     assert team.any(team.rank == 1) and not team.any(False)
     assert team.agree(f"of {team.rank}") == "of 0"
-    for surest, grown in ((0.9, 1.05), (0.7, 1.0)):  # with the other's 0.3 on average above 0.5, or not
-        skd = build("skd", 3, {})
-        skd.setup(Setup(3, 10, team=team))
-        skd.surest = [torch.tensor(surest if team.leads else 0.3)]
-        skd.stepped(Outputs(*4 * [torch.zeros(0)], Draw(0, 0), share=len(mine) / 7))
-        assert skd.now == grown, (team.rank, surest, skd.now)
+    for confidence, temperature in ((0.9, 1.05), (0.7, 1.0)):  # with the other's 0.3 on average above 0.5, or not
+        skd = build_method("skd", {})
+        skd.setup(Setup(3, 10, process_group=team))
+        largest = torch.tensor(confidence if team.leads else 0.3)
+        probabilities = torch.full((3, len(mine), 10), float((1 - largest) / 9))
+        probabilities[..., 0] = largest
+        batch = Batch(None, mine, torch.zeros(len(mine)), torch.arange(len(mine)), None, CounterRNG(0, 0))
+        skd.after_step(Outputs(batch, probabilities.log(), step=StepInfo(share=len(mine) / 7)))
+        assert skd.current_temperature == temperature, (team.rank, confidence, skd.current_temperature)
+    partitions = []
+    for redraw in ("batch", "fixed"):
+        neo_kd = build_method("neo-kd", {"redraw": redraw})
+        rows = torch.arange(7)[team.share(7)]
+        batch = Batch(None, mine, rows % 10, rows, None, CounterRNG(0, 0))
+        groups = neo_kd.class_groups(Outputs(batch, torch.zeros(3, len(rows), 10), step=StepInfo(number=5)))
+        assert (groups == groups[:, :1]).all()
+        partitions.append(groups[:, 0].double())
+    for mean, own in zip(team.sum(partitions, 0.5), partitions):
+        assert torch.equal(mean, own), "the processes drew different groups"
     if team.leads:
         try:
             team.any(False)

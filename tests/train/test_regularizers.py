@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from method_outputs import make_outputs
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits
 from mexit.data.splits import split
@@ -21,9 +22,8 @@ from mexit.flows.train import read_log, train_model
 from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.config import TrainSettings, resolve
-from mexit.train.methods import Outputs
-from mexit.train.methods import build as build_objective
-from mexit.train.methods.base import Adaptation, Batch, Setup
+from mexit.train.methods import Outputs, build_method
+from mexit.train.methods.base import Adaptation, Batch, Setup, StepInfo
 from mexit.train.precision import Precision
 from mexit.train.regularizers import Average, perturbed_weights, trades_term
 from mexit.train.train_step import Step
@@ -34,10 +34,9 @@ TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 2, "step": 0.05, "pr
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread, no pictures, and a temperature that already moves while a network is unsure."""
+    """One thread, no pictures."""
     torch.set_num_threads(1)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("mexit.train.methods.skd.SURE", 0.12)
 
 
 @pytest.fixture
@@ -58,16 +57,14 @@ def images() -> tuple[Tensor, Tensor, Tensor]:
 def outputs(seed: int = 0) -> Outputs:
     torch.manual_seed(seed)
     clean, attacked = torch.randn(2, E, B, C)
-    return Outputs(
-        torch.arange(B) % C, torch.arange(B), clean.requires_grad_(), attacked.requires_grad_(), CounterRNG(0, 0)
-    )
+    return make_outputs(clean.requires_grad_(), attacked[None].requires_grad_())
 
 
 def take_step(
     model: MultiExit, images: tuple[Tensor, Tensor, Tensor], settings: TrainSettings
 ) -> dict[str, float]:
     """One step of plain gradient descent with everything that the settings ask for."""
-    objective = build_objective(settings.method, model.exits, settings.options)
+    objective = build_method(settings.method, settings.options)
     objective.setup(Setup(model.exits, C, model=model))
     optimiser = torch.optim.SGD(model.parameters(), lr=settings.lr)
     recipe = Precision("cpu", bf16=False, channels_last=False)
@@ -89,17 +86,17 @@ def test_trades_by_hand() -> None:
 
 def test_trades_is_zero_where_the_attack_changes_nothing() -> None:
     batch = outputs()
-    same = Outputs(batch.labels, batch.index, batch.clean, batch.clean, batch.draw)
+    same = make_outputs(batch.clean, batch.clean)
     assert abs(float(trades_term(same).detach())) < 1e-6
 
 
 def test_trades_moves_both_sides() -> None:
     batch = outputs()
     trades_term(batch).backward()
-    for logits in (batch.clean, batch.attacked):
+    for logits in (batch.clean, batch.variants):
         assert logits is not None
         assert logits.grad is not None
-        assert logits.grad.abs().sum(dim=(1, 2)).all()
+        assert logits.grad.reshape(E, -1).abs().sum(dim=1).all()
 
 
 def test_trades_takes_part_in_the_loss_with_its_weight(images) -> None:
@@ -120,7 +117,7 @@ def test_trades_without_an_attack_is_refused() -> None:
 
 
 def loss_of(model: MultiExit, images: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    return exit_losses(model(images[0]), images[1]).mean()
+    return exit_cross_entropy(model(images[0]), images[1]).mean()
 
 
 def test_perturbed_weights_raise_the_loss_and_come_back_to_the_bit(model, images) -> None:
@@ -149,9 +146,7 @@ def test_awp_steps_from_the_weights_as_they_were_along_the_gradient_found_uphill
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
 
     def loss() -> Tensor:
-        return build_objective("clean", E, {}).terms(
-            Outputs(images[1], images[2], model(images[0]), None, CounterRNG(0, 0))
-        )["clean"]
+        return build_method("clean", {}).terms(make_outputs(model(images[0]), labels=images[1]))["clean"]
 
     with perturbed_weights(model, 0.01, loss):
         uphill = torch.autograd.grad(loss(), list(model.parameters()))
@@ -197,8 +192,8 @@ def test_smoothed_labels_by_hand() -> None:
     logits, labels = torch.randn(E, B, C), torch.arange(B) % C
     target = 0.8 * F.one_hot(labels, C) + 0.2 / C
     expected = -(target * logits.log_softmax(-1)).sum(-1)
-    torch.testing.assert_close(exit_losses(logits, labels, 0.2), expected)
-    batch = Outputs(labels, labels, logits, None, CounterRNG(0, 0), smoothing=0.2)
+    torch.testing.assert_close(exit_cross_entropy(logits, labels, 0.2), expected)
+    batch = make_outputs(logits, labels=labels, step=StepInfo(label_smoothing=0.2))
     torch.testing.assert_close(batch.cross_entropy(logits), expected.mean(dim=1))
 
 
@@ -210,7 +205,7 @@ def test_the_loss_of_a_step_has_smoothed_labels_and_its_attack_has_not(model, im
 
     with torch.no_grad():
         logits = model(images[0])
-    smooth = exit_losses(logits, images[1], 0.3).mean(dim=1).sum()
+    smooth = exit_cross_entropy(logits, images[1], 0.3).mean(dim=1).sum()
     assert found(0.3)["loss clean"] == pytest.approx(float(smooth), rel=1e-5)
     assert found(0.3)["loss clean"] != pytest.approx(found(0.0)["loss clean"], rel=1e-3)
     assert found(0.3)["attacked accuracy"] == found(0.0)["attacked accuracy"]
@@ -232,6 +227,7 @@ def test_killed_and_resumed_with_everything_on_it_ends_in_the_same_bits(stop, to
 
 EVERYTHING = {
     "method": "skd",
+    "options": {"max_confidence": 0.12},  # so that T grows while the network is uncertain
     "trades": 2.0,
     "awp": 0.005,
     "ema": 0.9,
@@ -248,7 +244,6 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(run.parent)
         patch.setitem(sys.modules, "matplotlib", None)
-        patch.setattr("mexit.train.methods.skd.SURE", 0.12)
         train_model(given=TINY | EVERYTHING, out=run, threads=1)
     assert read_log(run)[-1]["temperature"][0] > 1, "the state of the method is put to the test"
     return run
