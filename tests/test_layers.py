@@ -33,7 +33,7 @@ ALLOWED = {
     "evaluate": BELOW_FLOWS,
     "__init__": {"flows", "runtime", "core", "errors"},
     "flows": {"evaluate", "serving", "camera", "__init__"} | BELOW_FLOWS,
-    "commands": {"flows", "evaluate", "camera", "runtime", "core", "errors", "__init__"},
+    "commands": {"export", "flows", "evaluate", "camera", "runtime", "core", "errors", "__init__"},
     "cli": {"commands", "errors", "__init__"},
     "__main__": {"cli"},
 }
