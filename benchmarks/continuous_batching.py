@@ -46,7 +46,7 @@ from page import table, write_page
 from mexit import Runtime
 from mexit.data import registry
 from mexit.data.splits import Splits
-from mexit.flows.calibrate import calibrate_bundle
+from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 from mexit.runtime.resource_limits import read_limits
 
 LOADS = (0.3, 0.6, 0.8, 1.0, 1.3, 2.0)
@@ -163,7 +163,7 @@ def _random(network: str, folder: Path) -> Path:
     """A calibrated bundle of a network with random weights, which mixes exits as a trained one would."""
     bundle = export(network, folder).bundle
     bundle.write()
-    calibrate_bundle(bundle.path, policy="geometric", attack="none", backend="ort", threads=1)
+    calibrate_bundle(bundle.path, CalibrateOptions(policy="geometric", attack="none"), backend="ort", threads=1)
     return bundle.path
 
 

@@ -23,7 +23,7 @@ from mexit.data.dataset import DataSet
 from mexit.errors import MexitError, UsageError, missing_extra
 from mexit.evaluate.gradient_source import Source
 from mexit.flows import single_file as nest
-from mexit.flows.calibrate import CalibrateResult, calibrate_bundle
+from mexit.flows.calibrate import CalibrateResult, calibrate_bundle, network_attack
 from mexit.flows.precision_variants import check_precision, convert
 from mexit.flows.sample_sources import DatasetSource, gather
 from mexit.flows.tune import tune
@@ -151,8 +151,8 @@ def _build(
         provenance["parity"] = asdict(other.parity)
     travelling = {}
     if with_images:
-        pool = DatasetSource(data, splits, spec, Source(model, settings), "average")
-        travelling = {images.file: images.to_bytes() for images in gather(pool, progress)}
+        samples = DatasetSource(data, splits, spec, network_attack(Source(model, settings), "average"))
+        travelling = {images.file: images.to_bytes() for images in gather(samples, progress)}
     nested = nest.build(exported) if single_file else None
     parts = bundle_writer.assemble(
         out.name, data.classes, spec, exported, splits, provenance, travelling, variants, nested

@@ -15,7 +15,7 @@ from mexit.core.progress import Progress
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import UsageError
-from mexit.flows.sample_sources import BATCH, evenly
+from mexit.flows.sample_sources import BATCH, evenly_spaced
 from mexit.runtime.backends.base import HostCarried, Segment
 from mexit.runtime.backends.ort import OrtSegment
 from mexit.runtime.reference import run_all_exits
@@ -74,7 +74,7 @@ def convert(
     from mexit.export.parity import Parity, compare
 
     opened = [_open(segment) for segment in segments]
-    images = data.batch(evenly(splits.part("calibration"), CALIBRATION_IMAGES), spec)
+    images = data.batch(evenly_spaced(splits.part("calibration"), CALIBRATION_IMAGES), spec)
     carried = HostCarried([images])
     converted: list[OnnxSegment] = []
     with progress.track(f"converting segments to {precision}", len(segments)) as advance:
@@ -83,7 +83,7 @@ def convert(
             carried = fp32.run(carried)[0]
             advance(1, "")
     found = [_open(segment) for segment in converted]
-    index = evenly(splits.part(CHECKED_SPLIT), CHECKED_IMAGES)
+    index = evenly_spaced(splits.part(CHECKED_SPLIT), CHECKED_IMAGES)
     chains = opened, [_Half(cut) for cut in cuts] if precision == "fp16" else found
     expected, other = (_logits(_Chain(chain), data, index, spec) for chain in chains)
     exits = compare(expected, other, data.labels[index])

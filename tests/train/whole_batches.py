@@ -18,7 +18,7 @@ from mexit.train.trainer import Trainer
 # 188 images in batches of 61: the last one has 5, the others are shared as 30 and 31.
 COMMON: dict[str, Any] = {"attack": "average", "steps": 2, "batch": 61, "precision": "fp32", "fraction": 0.2}
 RUNS: dict[str, dict[str, Any]] = {
-    "mcmi": {"method": "mcmi", "options": {"tune_epochs": 1.0}, "epochs": 2, "attack": "none"},
+    "mcmi": {"method": "mcmi", "options": {"tune_epochs": 1}, "epochs": 2, "attack": "none"},
     "cmic": {"method": "cmic", "options": {"attacks": 2, "beta": 0.1}, "epochs": 1},
     "hdkd": {"method": "hdkd", "epochs": 1, "attack": "none"},
     "awp": {"method": "adversarial", "awp": 0.05, "epochs": 1},
@@ -36,7 +36,7 @@ def run(name: str, team: ProcessGroup = ALONE) -> tuple[dict[str, Tensor], dict[
     trainer = Trainer(out, settings, data, parts, choose("fp32", "cpu", settings.model), team=team)
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     assert trainer.train()
-    learned = {f"learned {key}": value for key, value in trainer.objective.state().items()}
+    learned = {f"learned {key}": value for key, value in trainer.objective.state_dict().items()}
     return before, {**trainer.model.state_dict(), **learned}
 
 
