@@ -14,10 +14,10 @@ from torch import nn
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.data import digits, splits
-from mexit.export.bundle_writer import assemble
-from mexit.export.nested_if import single_file
-from mexit.export.onnx_export import OnnxSegment, to_onnx
-from mexit.export.segments import cut
+from mexit.export.bundle_writer import BundleContents, build_bundle
+from mexit.export.nested_if import build_single_file
+from mexit.export.onnx_export import OnnxSegment, export_segment
+from mexit.export.segments import cut_segments
 from mexit.models import MultiExit, Stage, build_model, model_spec
 
 CLASSES, LARGE = 10, "resnet50"
@@ -38,11 +38,10 @@ def export(name: str, folder: Path = Path()) -> Network:
     """A network with random weights, as `mexit export` makes its graphs. The bundle is not written yet."""
     network = random_weights(name)
     spec = IMAGENET if name == LARGE else model_spec(name).input
-    segments = [to_onnx(part) for part in cut(network, spec.name)]
+    segments = [export_segment(segment) for segment in cut_segments(network, spec.name)]
     data, names = digits.load(), [str(label) for label in range(CLASSES)]
-    parts = assemble(name, names, spec, segments, splits.split(data), {})
-    nested = single_file([segment.model for segment in segments])
-    return Network(name, Bundle.from_parts(folder / name, parts.manifest, parts.files), chained(segments), nested)
+    bundle = build_bundle(folder / name, BundleContents(names, spec, splits.split(data), {"fp32": segments}))
+    return Network(name, bundle, chained(segments), build_single_file([segment.model for segment in segments]))
 
 
 def random_weights(name: str) -> MultiExit:

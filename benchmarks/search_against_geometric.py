@@ -20,6 +20,7 @@ from mexit.attacks.multi_exit_attack import Attack
 from mexit.attacks.pgd import PGDConfig
 from mexit.calibrate.frontier import TraceEvaluator, frontier
 from mexit.core.cost import Costs
+from mexit.core.resource_limits import read_limits
 from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 from mexit.data import registry
@@ -90,9 +91,15 @@ def differences(splits: dict[str, Trace]) -> tuple[dict[str, list[float]], list[
 
 
 def main() -> None:
+<<<<<<< HEAD
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     samples: dict[str, dict[str, list[float]]] = {}
     over_budgets: dict[str, list[float]] = {}
+=======
+    torch.set_num_threads(read_limits().threads)
+    pooled: dict[str, dict[str, list[float]]] = {}
+    everywhere: dict[str, list[float]] = {}
+>>>>>>> main
     accuracy: dict[str, list[float]] = {}
     for seed in range(SEEDS):
         for condition, splits in traces(seed).items():

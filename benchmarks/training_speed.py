@@ -183,7 +183,9 @@ def main() -> None:
     ]  # fmt: skip
     import torch
 
-    cores = len(os.sched_getaffinity(0))
+    from mexit.core.resource_limits import read_limits
+
+    cores = read_limits().threads
     write_page(
         "training_speed",
         f"{cores}-core-cpu",

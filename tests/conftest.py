@@ -72,12 +72,13 @@ def digits_bundle(workspace: Path) -> Path:
 @pytest.fixture(scope="session")
 def int8_bundle(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The session's run with the variants fp32 and int8, not calibrated. Read it only."""
-    from mexit.flows.export import export_bundle
+    from mexit.flows.export import ExportOptions, export_bundle
 
+    options = ExportOptions(precision="int8", calibrate=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("int8"))
         out = Path("bundles/int8").absolute()
-        export_bundle(workspace / "runs" / "digits", out=out, precision="int8", with_calibration=False)
+        export_bundle(workspace / "runs" / "digits", out=out, options=options)
     return out
 
 

@@ -14,6 +14,7 @@ from mexit.core.artifact_paths import is_bundle
 from mexit.errors import UsageError
 
 if TYPE_CHECKING:
+    from mexit.export.validate import PrecisionReport
     from mexit.flows.export import ExportResult
 
 
@@ -51,8 +52,6 @@ def export(
     json: Json = False,
 ) -> None:
     """Export a run as a bundle of ONNX segments, compare it with torch, and calibrate it."""
-    from mexit.flows.export import export_bundle
-
     if trust_engines and not trt:
         raise UsageError("--trust-engines applies to TensorRT engines: add --trt")
     if source is not None and is_bundle(source):
@@ -63,22 +62,22 @@ def export(
                 raise UsageError(f"{flag} applies to the export of a run: name the run, and add --replace")
         engines.build(source, replace=replace, trust_engines=trust_engines, json=json)
         return
+
+    from mexit.flows.export import ExportOptions, export_bundle  # needs torch, which building engines does not
+
     result = export_bundle(
         source,
         out=out,
         data_dir=data_dir,
         replace=replace,
-        with_calibration=not no_calibrate,
-        with_images=with_images,
-        precision=precision,
-        single_file=single_file,
+        options=ExportOptions(precision, single_file, not no_calibrate, with_images),
         progress=output.RichProgress(),
     )
     fields = {
         "bundle": str(result.bundle),
         "model": result.model,
         "differences": result.differences,
-        "parity": asdict(result.parity) if result.parity else None,
+        "parity": asdict(result.precision_report) if result.precision_report else None,
     }
     if not json:
         show_export(result)
@@ -89,28 +88,27 @@ def export(
 
 
 def show_export(result: ExportResult) -> None:
-    """Print the policies, the differences from torch and the parity of another precision."""
+    """Print the budgets, the differences from torch and the comparison of a second precision with fp32."""
     if result.calibration:
         calibrate.show_policies(result.calibration.entry)
     differences = ", ".join(f"{difference:.1e}" for difference in result.differences)
     output.say(
         f"wrote {result.bundle}, model {result.model[:12]}; largest difference from torch per exit: {differences}"
     )
-    _show_parity(result)
+    report = result.precision_report
+    if report:
+        _show_precision(report)
     output.next_commands(
         *(["mexit calibrate"] if not result.calibration else []),
-        *(["mexit calibrate --backend ort:int8"] if result.parity and result.parity.precision == "int8" else []),
+        *(["mexit calibrate --backend ort:int8"] if report and report.precision == "int8" else []),
         "mexit serve --budget low",
         "mexit evaluate",
         "mexit bench",
     )
 
 
-def _show_parity(result: ExportResult) -> None:
-    """Print how a second set of segments compares with fp32, if there is one."""
-    parity = result.parity
-    if parity is None:
-        return
+def _show_precision(report: PrecisionReport) -> None:
+    """Print the comparison of a second set of segments with fp32, one row per exit."""
     rows = [
         [
             str(row.exit),
@@ -119,8 +117,8 @@ def _show_parity(result: ExportResult) -> None:
             output.percent(row.accuracy),
             output.percent(row.accuracy_fp32),
         ]
-        for row in parity.exits
+        for row in report.exits
     ]
-    columns = ["exit", "largest difference", "same answer", f"accuracy {parity.precision}", "accuracy fp32"]
-    title = f"{parity.precision} against fp32 on {parity.n} images of the {parity.split} split"
-    output.table(title, columns, rows, "answers only; mexit bench --tune measures the speed")
+    columns = ["exit", "largest difference", "same class", f"accuracy {report.precision}", "accuracy fp32"]
+    title = f"{report.precision} against fp32 on {report.n} images of the {report.split} split"
+    output.table(title, columns, rows, "mexit bench --tune measures the speed")

@@ -44,7 +44,12 @@ def serve(
         str | None, typer.Option(help="MACs that a client can save up for --client-rate.", show_default=False)
     ] = None,
     watch_drift: Annotated[
-        float, typer.Option(help="Share of early answers to compare with those of the full network, such as 0.01.")
+        float,
+        typer.Option(
+            help="Share of early answers to compare with those of the full network, such as 0.01. [dim]Answers to "
+            "compare until an alarm, where 2% disagreed at calibration: median 115 at 10%, 1,235 at 4%; at 3% a "
+            "quarter of the streams alarms within 2,284, half (49%) within 4,000.[/]"
+        ),
     ] = 0.0,
     on_drift: Annotated[
         str, typer.Option(help="Reaction to changed data: alarm (log, metric) or safer (a safer policy).")

@@ -38,7 +38,7 @@ def cheap(place: AttackContext, evidence: AttackResults) -> list[Check]:
 def of_curve(place: AttackContext, points: Mapping[float, Mapping[str, Logits]]) -> list[Check]:
     """Those that follow from accuracy against the radius, and from twice the steps."""
     accuracies = {eps: _own(judged, place.labels) for eps, judged in points.items()}
-    doubled = under_singles(place, replace(place.steps, count=2 * place.steps.count))
+    doubled = under_singles(place, replace(place.steps, steps=2 * place.steps.steps))
     classes = len(place.subject.data.classes)
     found = [
         sanity_checks.falls_with_eps(accuracies),

@@ -7,7 +7,6 @@ noisy machine is noisy for all of them.
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -20,13 +19,13 @@ from numpy.typing import NDArray
 
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.budget import NAMED_FRACTIONS
+from mexit.core.bundle import Bundle
 from mexit.core.progress import Progress, Silent
+from mexit.core.resource_limits import processor_name, read_limits
 from mexit.data import registry
 from mexit.data.splits import Splits
 from mexit.errors import MexitError, UsageError
-from mexit.flows.tune import tune as tune_engines
-from mexit.runtime.autotune import Explanation
-from mexit.runtime.latency_profile import processor
+from mexit.runtime import autotune
 from mexit.runtime.runtime import Runtime
 
 BATCHES = (1, 8, 64)
@@ -62,7 +61,7 @@ class BenchResult:
     rows: tuple[Row, ...]
     machine: dict[str, Any]
     images: str
-    tuning: Explanation | None = None
+    tuning: autotune.Explanation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
@@ -91,7 +90,11 @@ def bench_bundle(
     if repeats < MIN_REPEATS or min(batches) < 1:
         raise UsageError(f"at least {MIN_REPEATS} repeats and batches of 1, found {repeats} and {list(batches)}")
     path = bundle or newest(BUNDLES, progress)
-    tuning = tune_engines(path, progress=progress) if tune else None
+    tuning = None
+    if tune:
+        tuning = autotune.tune(Bundle.open(path))
+        choice = tuning.choice
+        progress.note(f"on this device {choice.backend} with {choice.threads} thread(s) serves {path}")
     runtime = Runtime.open(path, "full", backend=backend, threads=threads)
     images, said = _images(runtime, data_dir)
     rows = []
@@ -113,7 +116,7 @@ def bench_bundle(
 
 def machine() -> dict[str, Any]:
     """What a result page must say of the hardware."""
-    return {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()}
+    return {"cpu": processor_name(), "cores": read_limits().processors, "system": platform.platform()}
 
 
 def _paths(runtime: Runtime) -> dict[str, Callable[[NDArray[np.float32]], Any]]:

@@ -12,7 +12,7 @@ from mexit.core.policies import PolicyEntry
 from mexit.core.policy import Policy
 from mexit.errors import NotCalibrated
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.latency_profile import Rehearse, device_times, place_within
+from mexit.runtime.latency_profile import RunToExit, exit_times_ms, index_within
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PolicySelector:
     """The plans of one bundle in one engine. Plans are remembered; times are measured when first asked for."""
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, entry: PolicyEntry | None, threads: int, rehearse: Rehearse
+        self, bundle: Bundle, backend: Backend, entry: PolicyEntry | None, threads: int, rehearse: RunToExit
     ) -> None:
         """`rehearse` answers one image that leaves at a given exit; budgets in milliseconds rest on it."""
         self._bundle, self._backend, self.entry = bundle, backend, entry
@@ -66,8 +66,8 @@ class PolicySelector:
         if budget.is_full:
             return PolicyChoice(entry.policy(entry.frontier[-1]).without_early_exit(), len(entry.frontier) - 1)
         if budget.kind == "ms":
-            times_ms = device_times(self._bundle, self._backend, self._threads, self._rehearse)
-            return self.at(place_within(entry.frontier, budget.value, times_ms))
+            times_ms = exit_times_ms(self._bundle, self._backend, self._threads, self._rehearse)
+            return self.at(index_within(entry.frontier, budget.value, times_ms))
         return self.at(entry.place(budget, self._bundle.manifest.cumulative_macs))
 
     def _uncalibrated(self, budget: Budget) -> Policy:

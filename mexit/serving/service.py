@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.core.resource_limits import read_limits
 from mexit.errors import BadInput, DeadlineExceeded, Overloaded
 from mexit.runtime.batcher import Batcher
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.request import Call
-from mexit.runtime.resource_limits import read_limits
 from mexit.runtime.runtime import Runtime
 from mexit.runtime.ticket import Ticket
 from mexit.serving import oip

@@ -7,7 +7,6 @@ interpreter, and a finished batch need not be copied from another process. Pixel
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.manifest import InputSpec
+from mexit.core.resource_limits import read_limits
 from mexit.data.dataset import DataSet
 from mexit.errors import UsageError
 
@@ -33,7 +33,7 @@ def workers_for(data: DataSet, asked: int | None) -> int:
     if asked is not None and asked < 0:
         raise UsageError(f"--workers must be at least 0 (0 prepares images in the training loop), found {asked}")
     if asked is None:
-        return min(len(os.sched_getaffinity(0)), MAX_DEFAULT) if data.streamed else 0
+        return min(read_limits().threads, MAX_DEFAULT) if data.streamed else 0
     return asked
 
 

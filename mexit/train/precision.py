@@ -12,11 +12,11 @@ import ctypes
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mexit.core.resource_limits import cpu_info, read_limits
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
 from mexit.train.fast_layers import optimise_layers
@@ -80,7 +80,7 @@ def choose(recipe: str, device: str, model: str) -> Precision:
 
 def use_threads(count: int | None, processes: int = 1) -> None:
     """Set torch's threads; None = all cores this process may use, divided among `processes` on this machine."""
-    torch.set_num_threads(count or max(1, len(os.sched_getaffinity(0)) // processes))
+    torch.set_num_threads(count or max(1, read_limits().threads // processes))
 
 
 def keep_freed_memory() -> None:
@@ -96,8 +96,4 @@ def keep_freed_memory() -> None:
 
 
 def _cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_info("flags").split())

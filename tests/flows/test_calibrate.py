@@ -19,7 +19,7 @@ from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.data import digits, splits
 from mexit.errors import BadInput
 from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
-from mexit.flows.export import export_bundle
+from mexit.flows.export import ExportOptions, export_bundle
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,8 @@ def with_images(workspace, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("with-images") / "digits"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
-        return export_bundle(Path("runs/digits"), out=out, with_calibration=False, with_images=True).bundle
+        options = ExportOptions(calibrate=False, calibration_images=True)
+        return export_bundle(Path("runs/digits"), out=out, options=options).bundle
 
 
 def test_the_bundle_has_clean_and_attacked_images_of_the_same_samples(with_images) -> None:

@@ -13,13 +13,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from mexit.cli import app
-from mexit.core.bundle import Bundle
 from mexit.data import digits, splits
 from mexit.errors import MexitError
 from mexit.export import macs
-from mexit.export.bundle_writer import assemble
-from mexit.export.onnx_export import OnnxSegment, to_onnx
-from mexit.export.segments import cut
+from mexit.export.bundle_writer import BundleContents, build_bundle
+from mexit.export.onnx_export import OnnxSegment, export_segment
+from mexit.export.segments import cut_segments
 from mexit.flows import models
 from mexit.models import MODELS, MultiExit, Stage, build_model, model_spec
 from mexit.models.exit_costs import exit_costs
@@ -60,7 +59,7 @@ def export(name: str) -> Exported:
             for values in (layer.bias, layer.running_mean):
                 nn.init.normal_(values, 0, 0.2)
             nn.init.uniform_(layer.running_var, 0.5, 1.5)
-    return Exported(name, network, [to_onnx(part) for part in cut(network)])
+    return Exported(name, network, [export_segment(segment) for segment in cut_segments(network)])
 
 
 def on_meta(name: str, classes: int) -> MultiExit:
@@ -72,7 +71,7 @@ def assert_counts_agree(exported: Exported) -> None:
     costs = exit_costs(on_meta(exported.name, 10))
     total, parameters = 0, 0
     for cost, segment in zip(costs, exported.segments, strict=True):
-        trunk, head = macs.count(segment.model)
+        trunk, head = macs.count_macs(segment.model)
         total += trunk + head
         parameters += segment.parameters
         assert (cost.macs, cost.parameters) == (total, parameters)
@@ -84,8 +83,8 @@ def assert_onnx_equals_torch(exported: Exported, batch: int) -> None:
     data = digits.load()
     spec = model_spec(exported.name).input
     names = [str(label) for label in range(10)]
-    parts = assemble("test", names, spec, exported.segments, splits.split(data), {})
-    backend = OrtBackend(Bundle.from_parts(Path("test"), parts.manifest, parts.files))
+    contents = BundleContents(names, spec, splits.split(data), {"fp32": exported.segments})
+    backend = OrtBackend(build_bundle(Path("test"), contents))
     images = torch.rand(batch, *model_spec(exported.name).input_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = exported.network(images).numpy()

@@ -13,16 +13,16 @@ from onnx import TensorProto, helper
 from mexit.core.bundle import Bundle
 from mexit.core.protobuf import encode, encode_varint, fields
 from mexit.errors import Damaged
-from mexit.export.macs import count
-from mexit.export.onnx_export import OnnxSegment, to_onnx
-from mexit.export.segments import cut
+from mexit.export.macs import count_macs
+from mexit.export.onnx_export import OnnxSegment, export_segment
+from mexit.export.segments import cut_segments
 from mexit.models import build_model
 from mexit.runtime.backends.head_removal import without_outputs
 
 
 @pytest.fixture(scope="module", params=["digits-cnn", "msdnet-cifar10"])
 def segments(request: pytest.FixtureRequest) -> list[OnnxSegment]:
-    return [to_onnx(one) for one in cut(build_model(request.param, 10))[:2]]
+    return [export_segment(one) for one in cut_segments(build_model(request.param, 10))[:2]]
 
 
 def run(content: bytes, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -38,7 +38,7 @@ def test_features_stay_bit_equal_and_the_head_is_gone(segments: list[OnnxSegment
         model = onnx.load_from_string(pruned)
         onnx.checker.check_model(model, full_check=True)
         assert not [value.name for value in model.graph.output if value.name == head]
-        assert sum(count(onnx.shape_inference.infer_shapes(model))) == count(segment.model)[0]
+        assert sum(count_macs(onnx.shape_inference.infer_shapes(model))) == count_macs(segment.model)[0]
         assert len(model.graph.initializer) < len(segment.model.graph.initializer)
         rng = np.random.default_rng(0)
         feeds = {one.name: rng.random((3, *one.shape[1:]), np.float32) for one in segment.inputs}

@@ -23,7 +23,7 @@ from mexit.flows.tensorrt_engines import build_engines, kept
 from mexit.runtime.backends import tensorrt_builder
 from mexit.runtime.backends.tensorrt import recipe_for
 from mexit.runtime.backends.tensorrt_builder import TensorRT, build
-from mexit.runtime.latency_profile import cache_folder
+from mexit.runtime.device_cache import cache_folder
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -120,8 +120,8 @@ def test_a_segment_with_two_inputs(tensorrt: TensorRT) -> None:
     from mexit.export import onnx_export, segments
     from mexit.models import model_spec
 
-    cut = segments.cut(model_spec("msdnet-cifar10").build(10))[2]
-    exported = onnx_export.to_onnx(cut)
+    cut = segments.cut_segments(model_spec("msdnet-cifar10").build(10))[2]
+    exported = onnx_export.export_segment(cut)
     assert len(exported.inputs) == 2
     spec = SegmentSpec("3.onnx", "", len(exported.content), exported.inputs, exported.outputs)
     built = build(tensorrt, exported.content, spec, recipe_for(tensorrt, "fp32"))
@@ -135,9 +135,9 @@ def test_the_other_variants_that_export_makes(tensorrt: TensorRT) -> None:
     from mexit.export import fp16, int8, onnx_export, segments
     from mexit.models import model_spec
 
-    full = onnx_export.to_onnx(segments.cut(model_spec("digits-cnn").build(10))[0])
+    full = onnx_export.export_segment(segments.cut_segments(model_spec("digits-cnn").build(10))[0])
     images = np.random.default_rng(0).random((8, 1, 8, 8), np.float32)
-    for name, made in (("fp16", fp16.to_half(full)), ("int8", int8.to_int8(full, [images]))):
+    for name, made in (("fp16", fp16.convert_fp16(full)), ("int8", int8.quantize_int8(full, [images]))):
         spec = SegmentSpec("1.onnx", "", len(made.content), made.inputs, made.outputs)
         assert {one.dtype for one in (*spec.inputs, *spec.outputs)} == {"float32"}
         assert build(tensorrt, made.content, spec, recipe_for(tensorrt, name)).plan

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mexit.attacks.multi_exit_attack import Attack, craft, exit_losses
+from mexit.attacks.losses import exit_cross_entropy
+from mexit.attacks.multi_exit_attack import Attack, craft
 from mexit.attacks.pgd import PGDConfig
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits
@@ -85,7 +86,7 @@ def test_the_copy_leaves_the_network_alone() -> None:
     before = {key: value.clone() for key, value in network.state_dict().items()}
     attack = Attack("average", PGDConfig(0.1, 0.05, 2))
     craft(
-        FusedEvalCopy(network).refreshed(), images, labels, attack, draw=CounterRNG(0, 0), index=torch.arange(FEW)
+        FusedEvalCopy(network).refreshed(), images, labels, attack, rng=CounterRNG(0, 0), index=torch.arange(FEW)
     )
     after = network.state_dict()
     assert before.keys() == after.keys()
@@ -102,7 +103,7 @@ def trained() -> tuple[MultiExit, Tensor, Tensor]:
     images, labels = real_images("digits-cnn", 256)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     for _ in range(40):
-        loss = exit_losses(network(images), labels).mean()
+        loss = exit_cross_entropy(network(images), labels).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -116,11 +117,11 @@ def test_an_attack_in_bfloat16_is_as_strong_judged_in_float32(trained, objective
 
     def judged(attacked: Tensor) -> float:
         with torch.no_grad():
-            return float(exit_losses(network(attacked), labels).mean())
+            return float(exit_cross_entropy(network(attacked), labels).mean())
 
-    plain = judged(craft(network, images, labels, attack, draw=CounterRNG(0, 0), index=index))
+    plain = judged(craft(network, images, labels, attack, rng=CounterRNG(0, 0), index=index))
     fast = judged(
-        craft(FusedEvalCopy(network).refreshed(), images, labels, attack, draw=CounterRNG(0, 0), index=index)
+        craft(FusedEvalCopy(network).refreshed(), images, labels, attack, rng=CounterRNG(0, 0), index=index)
     )
     assert plain > 1.3 * judged(images)
     assert fast > plain - 0.02 * (plain - judged(images))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from mexit.core.resource_limits import read_limits
 from mexit.errors import UsageError
 from mexit.train.precision import Precision, choose, use_threads
 
@@ -37,7 +37,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("_threads_restored")
 def test_processes_on_one_machine_share_its_cores() -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = read_limits().threads
     for count, processes, expected in (
         (None, 1, cores),
         (None, 2, max(1, cores // 2)),

@@ -13,7 +13,7 @@ from method_outputs import make_outputs
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits
 from mexit.data.splits import split
@@ -117,7 +117,7 @@ def test_trades_without_an_attack_is_refused() -> None:
 
 
 def loss_of(model: MultiExit, images: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    return exit_losses(model(images[0]), images[1]).mean()
+    return exit_cross_entropy(model(images[0]), images[1]).mean()
 
 
 def test_perturbed_weights_raise_the_loss_and_come_back_to_the_bit(model, images) -> None:
@@ -192,7 +192,7 @@ def test_smoothed_labels_by_hand() -> None:
     logits, labels = torch.randn(E, B, C), torch.arange(B) % C
     target = 0.8 * F.one_hot(labels, C) + 0.2 / C
     expected = -(target * logits.log_softmax(-1)).sum(-1)
-    torch.testing.assert_close(exit_losses(logits, labels, 0.2), expected)
+    torch.testing.assert_close(exit_cross_entropy(logits, labels, 0.2), expected)
     batch = make_outputs(logits, labels=labels, step=StepInfo(label_smoothing=0.2))
     torch.testing.assert_close(batch.cross_entropy(logits), expected.mean(dim=1))
 
@@ -205,7 +205,7 @@ def test_the_loss_of_a_step_has_smoothed_labels_and_its_attack_has_not(model, im
 
     with torch.no_grad():
         logits = model(images[0])
-    smooth = exit_losses(logits, images[1], 0.3).mean(dim=1).sum()
+    smooth = exit_cross_entropy(logits, images[1], 0.3).mean(dim=1).sum()
     assert found(0.3)["loss clean"] == pytest.approx(float(smooth), rel=1e-5)
     assert found(0.3)["loss clean"] != pytest.approx(found(0.0)["loss clean"], rel=1e-3)
     assert found(0.3)["attacked accuracy"] == found(0.0)["attacked accuracy"]

@@ -38,9 +38,9 @@ ENGINES = {
     "openvino": Engine("openvino", "fp32", "fp32", "openvino:OpenVinoBackend"),
     "openvino:bf16": Engine("openvino", "bf16", "fp32", "openvino:OpenVinoBackend"),
     "openvino:int8": Engine("openvino", "int8", "int8", "openvino:OpenVinoBackend"),
-    "trt": Engine("trt", "fp32", "fp32", "trt:TrtBackend", builds=True),
-    "trt:fp16": Engine("trt", "fp16", "fp16", "trt:TrtBackend", builds=True),
-    "trt:int8": Engine("trt", "int8", "int8", "trt:TrtBackend", builds=True),
+    "trt": Engine("trt", "fp32", "fp32", "tensorrt:TrtBackend", builds=True),
+    "trt:fp16": Engine("trt", "fp16", "fp16", "tensorrt:TrtBackend", builds=True),
+    "trt:int8": Engine("trt", "int8", "int8", "tensorrt:TrtBackend", builds=True),
 }
 
 

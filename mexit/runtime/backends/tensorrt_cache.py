@@ -32,7 +32,7 @@ from mexit.core.bundle import MAX_FILE_BYTES, Bundle, inside
 from mexit.core.manifest import check_format, read_value
 from mexit.errors import Damaged, MexitError, NotFound, SchemaTooNew, Untrusted
 from mexit.runtime.backends.tensorrt_builder import Built, EngineConfig
-from mexit.runtime.latency_profile import cache_folder, cache_root, make_private
+from mexit.runtime.device_cache import cache_folder, cache_root, make_private
 
 FORMAT, VERSION = "mexit-engine", 1
 KEY, KEY_BYTES = "device.key", 32

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mexit.attacks.losses import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.attacks.multi_exit_attack import Attack, Autocast, craft
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
@@ -151,7 +151,7 @@ class Outputs:
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Mean over samples of the cross-entropy with the (smoothed) labels: (E, B, C) to (E,)."""
-        return exit_losses(logits, self.labels, self.step.label_smoothing).mean(dim=1)
+        return exit_cross_entropy(logits, self.labels, self.step.label_smoothing).mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class TrainingMethod:
             batch.images,
             batch.labels,
             batch.attack,
-            draw=batch.rng,
+            rng=batch.rng,
             index=batch.index,
             autocast=batch.autocast,
         )

@@ -188,8 +188,8 @@ def test_each_sample_gets_one_random_particle_of_one_per_teacher(batch, model, t
     method.setup(Setup(E, C, teachers=teachers))
     crafted = method.craft(batch)
     assert crafted.shape == (1, *batch.images.shape)
-    config = ParticleConfig(2, batch.attack.steps)
-    both = craft_particles(model, batch.images, batch.labels, config, draw=batch.rng, index=batch.index)
+    config = ParticleConfig(2, batch.attack.pgd)
+    both = craft_particles(model, batch.images, batch.labels, config, rng=batch.rng, index=batch.index)
     taken = (both == crafted).flatten(2).all(dim=-1)
     assert taken.any(dim=0).all()
     assert all(0.2 < share < 0.8 for share in taken.float().mean(dim=1))
@@ -242,8 +242,8 @@ def test_the_last_exits_are_merged_detached_and_each_has_its_particle(batch, mod
     (gradient,) = torch.autograd.grad(terms["kd"], outputs.variants)
     torch.testing.assert_close(gradient[0], (log_q.exp() - p) / B, msg="the target is not detached")
     crafted = method.craft(batch)
-    config = ParticleConfig(2, batch.attack.steps, climbs=(2, 3), mix=False)
-    both = craft_particles(model, batch.images, batch.labels, config, draw=batch.rng, index=batch.index)
+    config = ParticleConfig(2, batch.attack.pgd, exits=(2, 3), mix_gradients=False)
+    both = craft_particles(model, batch.images, batch.labels, config, rng=batch.rng, index=batch.index)
     assert (both == crafted).flatten(2).all(dim=-1).any(dim=0).all()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mexit.attacks.multi_exit_attack import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.data import digits
 from mexit.data.splits import Splits
 from mexit.flows.train import TrainResult, read_log, train_model
@@ -38,7 +38,7 @@ def loss(model: MultiExit, run: Path) -> float:
     data, index = digits.load(), Splits.load(run / checkpoint.SPLITS).part("train")
     with torch.no_grad():
         logits = model(torch.from_numpy(data.batch(index, model_spec("digits-cnn").input)))
-    return float(exit_losses(logits, torch.from_numpy(data.labels[index])).mean())
+    return float(exit_cross_entropy(logits, torch.from_numpy(data.labels[index])).mean())
 
 
 def killed_again_and_again(run: Path, every: int, **given: object) -> int:
