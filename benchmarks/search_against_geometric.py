@@ -91,15 +91,9 @@ def differences(splits: dict[str, Trace]) -> tuple[dict[str, list[float]], list[
 
 
 def main() -> None:
-<<<<<<< HEAD
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(read_limits().threads)
     samples: dict[str, dict[str, list[float]]] = {}
     over_budgets: dict[str, list[float]] = {}
-=======
-    torch.set_num_threads(read_limits().threads)
-    pooled: dict[str, dict[str, list[float]]] = {}
-    everywhere: dict[str, list[float]] = {}
->>>>>>> main
     accuracy: dict[str, list[float]] = {}
     for seed in range(SEEDS):
         for condition, splits in traces(seed).items():
