@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from stored_answers import Answers
 
-from mexit.attacks.autoattack import OneExit, auto_attack
+from mexit.attacks.autoattack import ExitClassifier, auto_attack
 from mexit.attacks.soft_policy import DeployedPolicy, SoftPolicy
 from mexit.core.artifact_paths import BUNDLES
 from mexit.core.bundle import POLICIES, Bundle
@@ -31,13 +31,15 @@ def autoattack(run: Path, answers: Answers, data: DataSet) -> None:
     labels = torch.from_numpy(data.labels[index])
     for target in TARGETS:
         if not answers.has(f"autoattack {target}"):
-            found = auto_attack(_network(target, model, run, images), images, labels, settings.eps, note=print)
-            answers.add({f"autoattack {target}": found.standing.numpy()[None]})
+            found = auto_attack(
+                _network(target, model, run, images), images, labels, settings.eps, on_message=print
+            )
+            answers.add({f"autoattack {target}": found.robust.numpy()[None]})
 
 
-def _network(target: str, model: MultiExit, run: Path, images: torch.Tensor) -> OneExit | DeployedPolicy:
+def _network(target: str, model: MultiExit, run: Path, images: torch.Tensor) -> ExitClassifier | DeployedPolicy:
     if target != "policy medium":
-        return OneExit(model, 1 if target == "exit 1" else model.exits)
+        return ExitClassifier(model, 1 if target == "exit 1" else model.exits)
     out = BUNDLES / f"{run.parent.name}-{run.name}"
     if not out.exists():
         export_bundle(run, out=out)

@@ -88,16 +88,16 @@ def test_parameters_of_the_attack_reach_it() -> None:
     given = {"norm": "l2", "rule": "raw", "loss": "margin", "restarts": 2, "attack": "single"}
     attack = resolve("digits", None, given).training_attack()
     assert attack is not None
-    assert (attack.loss, attack.objective) == ("margin", "single")
-    assert (attack.steps.norm, attack.steps.rule, attack.steps.restarts) == ("l2", "raw", 2)
+    assert (attack.loss, attack.target_exits) == ("margin", "single")
+    assert (attack.pgd.norm, attack.pgd.rule, attack.pgd.restarts) == ("l2", "raw", 2)
     tested = resolve("digits", None, given).test_attack("average")
-    assert (tested.steps.norm, tested.steps.rule, tested.steps.restarts, tested.loss) == ("l2", "sign", 2, "ce")
+    assert (tested.pgd.norm, tested.pgd.rule, tested.pgd.restarts, tested.loss) == ("l2", "sign", 2, "ce")
 
 
 def test_the_penalty_rule_starts_at_the_image() -> None:
     attack = resolve("digits", None, {"rule": "penalty"}).training_attack()
     assert attack is not None
-    assert not attack.steps.random_start
+    assert not attack.pgd.random_start
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from mexit.attacks.losses import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.attacks.multi_exit_attack import frozen
-from mexit.attacks.pgd import pgd
+from mexit.attacks.pgd import pgd, random_start
 from mexit.attacks.svgd import ParticleConfig, craft_particles, stein_direction
 from mexit.errors import UsageError
 from mexit.train.methods.adversarial import Adversarial
@@ -92,7 +92,7 @@ class MergedTeachers(TrainingMethod):
         attacked = outputs.require_attacked()
         merged = merge_logits(self.teacher_logits(outputs), outputs.labels, self.merge, self.tau)
         share = self.alpha * merged.trusted.float()
-        hard = exit_losses(attacked, outputs.labels, outputs.step.label_smoothing)
+        hard = exit_cross_entropy(attacked, outputs.labels, outputs.step.label_smoothing)
         targets = (merged.logits / self.temperature).log_softmax(dim=-1)
         students = (attacked / self.temperature).log_softmax(dim=-1)
         soft = self.temperature**2 * (targets.exp() * (targets - students)).sum(dim=-1)
@@ -184,9 +184,9 @@ def _particle_config(
         return None
     return ParticleConfig(
         count,
-        batch.attack.steps,
-        climbs=exits,
-        mix=not exits,
+        batch.attack.pgd,
+        exits=exits,
+        mix_gradients=not exits,
         repulsion_weight=repulsion_weight,
         train_mode=batch.attack.train_mode,
     )
@@ -201,7 +201,7 @@ def _craft_one_of(batch: Batch, config: ParticleConfig | None) -> Tensor | None:
         batch.images,
         batch.labels,
         config,
-        draw=batch.rng,
+        rng=batch.rng,
         index=batch.index,
         autocast=batch.autocast,
     )
@@ -220,15 +220,14 @@ def craft_one_particle(batch: Batch, config: ParticleConfig, particle: int) -> T
     Returns:
         (B, C, H, W), detached.
     """
-    config = replace(config, mix=False)
+    config = replace(config, mix_gradients=False)
     noise = [batch.rng.uniform(f"particle {m}", batch.index, batch.images.shape[1:]) for m in range(config.count)]
-    start_only = replace(config.steps, rule="none", count=0)
-    others = [pgd(batch.images, start_only, lambda images: images, start) for start in noise]
+    others = [random_start(batch.images, config.pgd, start).clamp_(0, 1) for start in noise]
 
     def loss(attacked: Tensor) -> Tensor:
         with batch.autocast():
             logits = batch.model(attacked)
-        return exit_losses(logits, batch.labels).mean(dim=0)
+        return exit_cross_entropy(logits, batch.labels).mean(dim=0)
 
     def direction(attacked: Tensor, gradient: Tensor) -> Tensor:
         particles = torch.stack([attacked if m == particle else other for m, other in enumerate(others)]).flatten(
@@ -240,4 +239,4 @@ def craft_one_particle(batch: Batch, config: ParticleConfig, particle: int) -> T
 
     with frozen(batch.model, config.train_mode):
         turn = direction if config.count > 1 else None
-        return pgd(batch.images, config.steps, loss, noise[particle], turn)
+        return pgd(batch.images, config.pgd, loss, noise[particle], turn)

@@ -14,12 +14,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mexit.attacks.losses import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.attacks.multi_exit_attack import Attack, Autocast, craft
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
-from mexit.train.distributed import ALONE, ProcessGroup
+from mexit.train.distributed import SINGLE_PROCESS, ProcessGroup
 
 TrainLogits = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]
 
@@ -44,7 +44,7 @@ class Setup:
     teachers: tuple[MultiExit, ...] = ()
     autocast: Autocast = nullcontext
     model: MultiExit | None = None
-    process_group: ProcessGroup = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
     data_set: str = ""
 
 
@@ -151,7 +151,7 @@ class Outputs:
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Mean over samples of the cross-entropy with the (smoothed) labels: (E, B, C) to (E,)."""
-        return exit_losses(logits, self.labels, self.step.label_smoothing).mean(dim=1)
+        return exit_cross_entropy(logits, self.labels, self.step.label_smoothing).mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class TrainingMethod:
             batch.images,
             batch.labels,
             batch.attack,
-            draw=batch.rng,
+            rng=batch.rng,
             index=batch.index,
             autocast=batch.autocast,
         )

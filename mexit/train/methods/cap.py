@@ -80,10 +80,10 @@ class CAP(TrainingMethod):
             return None
         config = ParticleConfig(
             self.particles,
-            replace(batch.attack.steps, count=self.steps),
+            replace(batch.attack.pgd, steps=self.steps),
             self.move,
-            climbs=tuple(range(1, batch.model.exits + 1)) if self.climbs == "each" else (),
-            mix=self.mix,
+            exits=tuple(range(1, batch.model.exits + 1)) if self.climbs == "each" else (),
+            mix_gradients=self.mix,
             repulsion_weight=self.repulsion_weight,
             spread_weight=self.spread_weight,
             train_mode=batch.attack.train_mode,
@@ -93,7 +93,7 @@ class CAP(TrainingMethod):
             batch.images,
             batch.labels,
             config,
-            draw=batch.rng,
+            rng=batch.rng,
             index=batch.index,
             autocast=batch.autocast,
         )

@@ -167,9 +167,9 @@ class CMIC(TrainingMethod):
             gamma = cross_entropy_to_other_classes(logits, batch.labels, self.process_group)
             return self.exit_weight @ (kl - factor * gamma)
 
-        noise = start_noise(batch.rng, "start cmi", batch.index, batch.images, attack.steps)
+        noise = start_noise(batch.rng, "start cmi", batch.index, batch.images, attack.pgd)
         with frozen(model, train_mode=True), fixed_running_statistics(model):
-            return pgd(batch.images, attack.steps, loss, noise)
+            return pgd(batch.images, attack.pgd, loss, noise)
 
 
 @contextmanager

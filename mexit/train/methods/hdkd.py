@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mexit.attacks.losses import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.errors import UsageError
 from mexit.train.methods.base import Adaptation, Outputs, Setup, TrainingMethod
 from mexit.train.methods.distillation import soft_cross_entropy
@@ -179,7 +179,7 @@ class HDKD(TrainingMethod):
 
     def _validation_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """L_val against the moving average of earlier calls; updates the average."""
-        losses = exit_losses(logits, labels).mean(dim=1)
+        losses = exit_cross_entropy(logits, labels).mean(dim=1)
         current = losses.detach()
         expected = torch.where(self.expected > 0, self.expected, current)
         self.expected = self.ema * expected + (1 - self.ema) * current

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mexit.attacks.losses import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.errors import UsageError
 
 MERGES = ("softmin", "correct-mean", "min-logit", "mean")
@@ -54,7 +54,7 @@ def merge_logits(logits: Tensor, labels: Tensor, merge: str = "softmin", tau: fl
     if merge == "mean":
         return MergedLogits(logits.mean(dim=0), trusted)
     if merge == "softmin":
-        weights = (-exit_losses(logits, labels) / tau).softmax(dim=0)
+        weights = (-exit_cross_entropy(logits, labels) / tau).softmax(dim=0)
         return MergedLogits((weights[..., None] * logits).sum(dim=0), trusted)
     if merge == "min-logit":
         label_column = labels.expand(len(logits), -1).unsqueeze(-1)
@@ -62,7 +62,9 @@ def merge_logits(logits: Tensor, labels: Tensor, merge: str = "softmin", tau: fl
     if merge == "correct-mean":
         correct = logits.argmax(dim=-1) == labels
         trusted = correct.any(dim=0)
-        best = torch.zeros_like(correct).scatter(0, exit_losses(logits, labels).argmin(dim=0, keepdim=True), True)
+        best = torch.zeros_like(correct).scatter(
+            0, exit_cross_entropy(logits, labels).argmin(dim=0, keepdim=True), True
+        )
         selected = torch.where(trusted, correct, best).float()[..., None]
         return MergedLogits((selected * logits).sum(dim=0) / selected.sum(dim=0), trusted)
     raise UsageError(f"unknown merge '{merge}': choose from {', '.join(MERGES)}")

@@ -160,8 +160,8 @@ def test_by_default_it_trains_on_clean_images_and_particles_share_their_gradient
         "cap",
         "clean",
     }
-    config = ParticleConfig(4, PGDConfig(EPS, EPS / 4, 5), climbs=(1, 2, 3), mix=True)
-    expected = craft_particles(model, batch.images, batch.labels, config, draw=batch.rng, index=batch.index)
+    config = ParticleConfig(4, PGDConfig(EPS, EPS / 4, 5), exits=(1, 2, 3), mix_gradients=True)
+    expected = craft_particles(model, batch.images, batch.labels, config, rng=batch.rng, index=batch.index)
     assert torch.equal(CAP().craft(batch), expected)
     assert not torch.equal(CAP(mix=False).craft(batch), expected)
 
