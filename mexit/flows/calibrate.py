@@ -203,7 +203,7 @@ def _sample_source(
         progress.note(f"using the images in {bundle.path}")
         why_not = "" if in_bundle.attacked("certification") else "the bundle carries no attacked images"
         return in_bundle, NO_ATTACK if attack == "none" else why_not
-    pictures = None if data is None else registry.load_pictures(data)
+    pictures = None if data is None else registry.load_unlabelled(data)
     if pictures is not None:
         progress.note(f"{data} has no labels: of its {len(pictures)} pictures half calibrate and half certify")
         why_not = NO_ATTACK if attack == "none" else f"{data} has no labels to attack"

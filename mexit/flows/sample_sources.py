@@ -13,7 +13,7 @@ from mexit.core.bundle import Bundle
 from mexit.core.manifest import InputSpec
 from mexit.core.progress import Progress
 from mexit.data.calibration_images import CalibrationImages
-from mexit.data.dataset import DataSet, Pictures
+from mexit.data.dataset import DataSet, UnlabelledImages
 from mexit.data.splits import Splits
 from mexit.runtime.trace_recorder import Batch
 
@@ -118,7 +118,7 @@ class UnlabelledSource:
         spec: the input of the bundle.
     """
 
-    pictures: Pictures
+    pictures: UnlabelledImages
     spec: InputSpec
 
     @property
