@@ -164,7 +164,7 @@ def test_other_classes_and_broken_images_are_named(digits_bundle: Path, picture:
         "train", "--data", "folder:pets", "--method", "clean", "--epochs", "1", "--threads", "1", code=1
     )
     assert "error: image pets/cat/" in said
-    assert "8 bytes that are no image (PNG, JPEG" in said
+    assert "8 bytes that are not an image: supported are PNG, JPEG" in said
 
 
 def test_an_uncalibrated_bundle_answers_only_with_the_full_budget(bundle_copy: Path, picture: Path) -> None:
@@ -299,7 +299,7 @@ def test_good_images_are_answered_beside_bad_ones(digits_bundle: Path, picture: 
     result = typed("run", digits_bundle, "bad.png", picture, "gone.png", "cut.png", "folder.png", "--json")
     assert result.exit_code == 1
     shown = json.loads(result.stdout)
-    assert "8 bytes that are no image (PNG, JPEG" in json.dumps(shown)
+    assert "8 bytes that are not an image: supported are PNG, JPEG" in json.dumps(shown)
     assert "gone.png does not exist" in json.dumps(shown)
     plain = typed("run", digits_bundle, "gone.png", picture)
     assert plain.exit_code == 2
@@ -317,7 +317,7 @@ def test_a_huge_image_is_refused_and_a_tiny_one_is_answered(digits_bundle: Path)
             "large.png",
             f"image large.png has {MAX_ENCODED_BYTES + 1} bytes; at most {MAX_ENCODED_BYTES} are expected",
         ),
-        ("wide.png", f"the image has 30000 x 3000 pixels; at most {MAX_PIXELS} are taken"),
+        ("wide.png", f"the image has 30000 x 3000 pixels; at most {MAX_PIXELS} are allowed"),
     ):
         result = typed("run", digits_bundle, name)
         assert result.exit_code == 1
