@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -69,8 +68,10 @@ def error(text: str) -> None:
 
 
 def next_commands(*lines: str) -> None:
-    """Print a panel of commands that usually follow."""
-    out.print(Panel("\n".join(escape(line) for line in lines), title="next", title_align="left", expand=False))
+    """Print commands that usually follow, unwrapped so that they can be copied."""
+    out.print("next:", style="bold")
+    for line in lines:
+        out.print(f"  {escape(line)}", soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
@@ -83,7 +84,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], cap
         show_header=any(columns),
     )
     for number, column in enumerate(columns):
-        grid.add_column(column, justify="right" if number else "left")
+        grid.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(escape(cell) for cell in row))
     out.print(grid)

