@@ -183,7 +183,10 @@ def autoattack_is_stronger(autoattack: float, pgd: float, name: str) -> Check:
 
 def basic_checks(context: AttackContext, results: AttackResults) -> list[Check]:
     """The checks that need only a few forward passes."""
-    images, labels = torch.from_numpy(context.images[:CHECK_IMAGES]), torch.from_numpy(context.labels[:CHECK_IMAGES])
+    images, labels = (
+        torch.from_numpy(context.images[:CHECK_IMAGES]),
+        torch.from_numpy(context.labels[:CHECK_IMAGES]),
+    )
     by_noise, by_attack = (right(results.pgd[name], results.labels) for name in (NOISE, "average"))
     return [
         deterministic(context.model, images),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from mexit.attacks.policy_attacks import AttackSearch, AttackTarget, route_attac
 from mexit.attacks.rng import CounterRNG
 from mexit.attacks.slowdown import SLOWDOWNS, slowdown_attack
 from mexit.attacks.soft_policy import DeployedPolicy, SoftPolicy, policy_log_probabilities
-from mexit.core.batches import batches
+from mexit.core.batches import split_batches
 from mexit.core.progress import Progress
 from mexit.errors import UsageError
 from mexit.evaluate.config import EvaluationConfig
@@ -71,7 +72,7 @@ class AttackContext:
     def batches(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Images, labels and positions of at most `BATCH` samples each."""
         images, labels, index = self.tensors()
-        parts = [torch.from_numpy(rows) for rows in batches(np.arange(len(labels)), BATCH)]
+        parts = [torch.from_numpy(rows) for rows in split_batches(np.arange(len(labels)), BATCH)]
         return [(images[rows], labels[rows], index[rows]) for rows in parts]
 
     def soft_policy(self, budget: BudgetPolicy) -> SoftPolicy:
@@ -125,7 +126,7 @@ def run_pgd_group(
     """The group pgd: logits (E, N, C) of the target under each condition of `pgd_suite`."""
     logits: dict[str, list[Logits]] = {}
     with progress.track(f"attacking {len(index)} test images", len(index)) as advance:
-        for part in batches(index, BATCH):
+        for part in split_batches(index, BATCH):
             images, labels = target.load(part)
             for name, attacked in pgd_suite(target.source.model, images, labels, part, config).items():
                 logits.setdefault(name, []).append(target.run_batch(attacked))
@@ -169,7 +170,7 @@ def run_slowdown_group(context: AttackContext, results: AttackResults) -> None:
     for name, budget in budgets.items():
         soft_policy = context.soft_policy(budget)
         for attack in SLOWDOWNS:
-            images = _search(context, soft_policy, lambda target, attack=attack: slowdown_attack(target, attack))
+            images = _search(context, soft_policy, partial(slowdown_attack, name=attack))
             results.add_budget(name, attack, context.target.exit_logits(images))
 
 
@@ -261,7 +262,7 @@ def _soft(context: AttackContext, _: BudgetPolicy, soft_policy: SoftPolicy) -> I
 
 
 def _square(context: AttackContext, _: BudgetPolicy, soft_policy: SoftPolicy) -> Images:
-    images, labels, _ = context.tensors()
+    images, labels, __ = context.tensors()
     return _run_square(context, DeployedPolicy(context.model, soft_policy), images, labels, context.pgd.eps)
 
 

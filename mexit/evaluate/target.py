@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.artifact_paths import is_bundle
-from mexit.core.batches import batches, evenly_spaced
+from mexit.core.batches import evenly_spaced, split_batches
 from mexit.core.manifest import InputSpec
 from mexit.core.policy import Policy
 from mexit.data import registry
@@ -83,8 +83,7 @@ class EvaluationTarget:
         """
         if samples is not None and samples < 1:
             raise UsageError(f"--samples must be at least 1, found {samples}")
-        index = self.splits.part("test")
-        return index[evenly_spaced(len(index), samples)]
+        return evenly_spaced(self.splits.part("test"), samples)
 
     def load(self, index: Index) -> tuple[Images, Labels]:
         """Images (B, C, H, W) and labels (B,) at these positions of the data set."""
@@ -92,7 +91,7 @@ class EvaluationTarget:
 
     def exit_logits(self, images: Images) -> Logits:
         """Logits of every exit for any number of images: (N, C, H, W) to (E, N, C)."""
-        return np.concatenate([self.run_batch(part) for part in batches(images, BATCH)], axis=1)
+        return np.concatenate([self.run_batch(part) for part in split_batches(images, BATCH)], axis=1)
 
 
 def open_target(path: Path, data_dir: str | Path | None, backend: str) -> EvaluationTarget:

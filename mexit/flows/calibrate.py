@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mexit.calibrate.calibration import AUTO, CalibrationConfig, CalibrationResult, Traces
 from mexit.calibrate.calibration import calibrate as decide
@@ -22,11 +22,14 @@ from mexit.core.trace import Trace
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits, split
-from mexit.errors import MexitError, UsageError
-from mexit.evaluate import gradient_source, plots
+from mexit.errors import MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
+from mexit.evaluate import plots
 from mexit.flows.sample_sources import BundleSource, DatasetSource, Samples, SampleSource, UnlabelledSource
 from mexit.runtime.runtime import Runtime
 from mexit.runtime.trace_recorder import record
+
+if TYPE_CHECKING:
+    from mexit.evaluate.gradient_source import GradientSource
 
 IN_BUNDLE = "bundle"
 REPORTS = Path("reports")
@@ -184,10 +187,22 @@ def _pool(
     data_set, splits = _data(bundle, data, data_dir)
     source, why_not = (None, "no attack was asked for")
     if attack != "none" and data is None:
-        source, why_not = gradient_source.of_bundle_or_why_not(bundle)
+        source, why_not = _gradient_source(bundle)
     elif attack != "none":
         why_not = f"{data} is not the data that the run was trained on"
     return DatasetSource(data_set, splits, bundle.manifest.input, source, attack), why_not
+
+
+def _gradient_source(bundle: Bundle) -> tuple[GradientSource | None, str]:
+    """The run behind a bundle, or None and the reason why it cannot be attacked."""
+    try:
+        with requires_extra("train", "Attacking a network"):
+            from mexit.evaluate.gradient_source import GradientSource  # torch is optional for calibration
+        return GradientSource.of_bundle(bundle), ""
+    except (MissingExtra, NotFound, StalePolicy) as error:
+        return None, str(error)
+    except MexitError as error:
+        return None, f"the run behind {bundle.path} cannot be used: {error}"
 
 
 def _at_hand(bundle: Bundle, data_dir: str | Path | None) -> bool:

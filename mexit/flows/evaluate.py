@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mexit.core.artifact_paths import BUNDLES, RUNS, newest
 from mexit.core.atomic_io import to_json, write_bytes
 from mexit.core.batches import evenly_spaced
@@ -24,7 +26,6 @@ with requires_extra("train", "Evaluating a network"):
     from mexit.attacks.autoattack import import_pyautoattack
     from mexit.attacks.multi_exit_attack import Attack
     from mexit.evaluate import sanity_checks, suites
-    from mexit.evaluate.gradient_source import Index
     from mexit.evaluate.model_card import model_card
     from mexit.evaluate.results import AttackResults, budget_rows, curve_rows, exit_rows, transfer_matrix
     from mexit.evaluate.target import EvaluationTarget, open_target
@@ -86,12 +87,14 @@ def evaluate_model(
     target = open_target(source or _newest(progress), data_dir, backend)
     _check(config, target)
     index = target.test_index(samples)
-    strong = evenly_spaced(len(index), config.strong_samples)
+    strong = evenly_spaced(np.arange(len(index)), config.strong_samples)
     attack = target.source.attack("average", eps, steps)
     attack = replace(attack, pgd=replace(attack.pgd, restarts=config.restarts))
     logits = suites.run_pgd_group(target, index, attack.pgd, progress)
     results = AttackResults(target.data.labels[index], strong, logits)
-    context = suites.AttackContext(target, config, progress, *target.load(index[strong]), index[strong], attack.pgd)
+    context = suites.AttackContext(
+        target, config, progress, *target.load(index[strong]), index[strong], attack.pgd
+    )
     curve, checks = _run_strong_groups(context, results)
     settings = _settings(target, config, attack, len(index), len(strong))
     report = {

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.core.batches import evenly_spaced, split_batches
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import InputSpec
 from mexit.core.progress import Progress
 from mexit.data.calibration_images import CalibrationImages
 from mexit.data.dataset import DataSet, Pictures
 from mexit.data.splits import Splits
-from mexit.evaluate.gradient_source import Source
 from mexit.runtime.trace_recorder import Batch
+
+if TYPE_CHECKING:
+    from mexit.evaluate.gradient_source import GradientSource
 
 BATCH = 64
 # Reported robustness is computed in float32, slowly: at most so many samples are attacked.
@@ -55,7 +58,7 @@ class DatasetSource:
     data: DataSet
     splits: Splits
     spec: InputSpec
-    source: Source | None
+    source: GradientSource | None
     objective: str
 
     @property
@@ -72,16 +75,18 @@ class DatasetSource:
         """See `SampleSource.attacked`; at most `ATTACKED` samples, evenly spaced."""
         if self.source is None:
             return None
-        attack = self.source.attack(self.objective, None, None)
-        craft = self.source.crafter(attack)
-        index = evenly(self.splits.part(split), ATTACKED[split])
-        batches = ((craft(images, labels, place), labels, place) for images, labels, place in self._batches(index))
-        return Samples(split, attack.describe(), len(index), batches)
+        source, attack = self.source, self.source.attack(self.objective)
+        index = evenly_spaced(self.splits.part(split), ATTACKED[split])
+        attacked = (
+            (source.craft(images, labels, part, attack), labels, part)
+            for images, labels, part in self._batches(index)
+        )
+        return Samples(split, attack.describe(), len(index), attacked)
 
     def _batches(
         self, index: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]]:
-        for part in np.array_split(index, range(BATCH, len(index), BATCH)):
+        for part in split_batches(index, BATCH):
             yield self.data.batch(part, self.spec), self.data.labels[part], part
 
 
@@ -102,9 +107,8 @@ class UnlabelledSource:
         order = np.random.default_rng(_SEED).permutation(len(self.pictures)).astype(np.int64)
         halves = dict(zip(ATTACKED, np.array_split(order, len(ATTACKED)), strict=True))
         index = np.sort(halves[split])
-        parts = np.array_split(index, range(BATCH, len(index), BATCH))
-        batches = ((self.pictures.batch(part, self.spec), None, part) for part in parts)
-        return Samples(split, "clean", len(index), batches)
+        unlabelled = ((self.pictures.batch(part, self.spec), None, part) for part in split_batches(index, BATCH))
+        return Samples(split, "clean", len(index), unlabelled)
 
     def attacked(self, split: str) -> Samples | None:
         """None: the attack climbs the loss of the right answer, which is not known."""
@@ -153,7 +157,7 @@ def gather(pool: SampleSource, progress: Progress) -> list[CalibrationImages]:
                         parts.append(batch)
                         advance(len(batch[0]), "")
                 images, labels, index = (np.concatenate([part[axis] for part in parts]) for axis in range(3))
-                wanted = evenly(index, ATTACKED[split]) if wanted is None else wanted
+                wanted = evenly_spaced(index, ATTACKED[split]) if wanted is None else wanted
                 rows = np.flatnonzero(np.isin(index, wanted))
                 kept.append(
                     CalibrationImages(
@@ -163,12 +167,7 @@ def gather(pool: SampleSource, progress: Progress) -> list[CalibrationImages]:
     return kept
 
 
-def evenly(index: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most so many entries, evenly spaced."""
-    return index if len(index) <= most else index[np.linspace(0, len(index) - 1, most).astype(np.int64)]
-
-
 def _in_batches(images: CalibrationImages) -> Samples:
-    cuts = range(BATCH, len(images.index), BATCH)
-    arrays = (np.array_split(array, cuts) for array in (images.images, images.labels, images.index))
-    return Samples(images.split, images.condition, len(images.index), zip(*arrays, strict=True))
+    parts = split_batches(np.arange(len(images.index)), BATCH)
+    samples = ((images.images[rows], images.labels[rows], images.index[rows]) for rows in parts)
+    return Samples(images.split, images.condition, len(images.index), samples)

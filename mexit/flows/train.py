@@ -111,7 +111,7 @@ def train_model(
         records = read_log(run)
         picture = run / checkpoint.CURVES if records and team.leads and plots.available() else None
         if picture is not None:
-            plots.curves(records, picture, f"{settings.method}, {settings.model}, {settings.data}")
+            plots.training_curves(records, picture, f"{settings.method}, {settings.model}, {settings.data}")
         seconds = time.monotonic() - start
         return TrainResult(run, finished, settings.to_json(), seconds, tuple(records), picture, team.leads)
 

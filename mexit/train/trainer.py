@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mexit.attacks.multi_exit_attack import Attack
 from mexit.attacks.rng import CounterRNG
+from mexit.core.batches import split_batches
 from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
@@ -227,7 +228,7 @@ class Trainer:
         draw = CounterRNG(self.settings.seed, self.progress.epoch)
         draw.seed_layers(-1)  # a resumed run comes here with another state of torch's generator
         mine = self.train_index[self.team.share(len(self.train_index))]
-        parts = np.array_split(mine, range(SWEEP, len(mine), SWEEP))
+        parts = split_batches(mine, SWEEP)
         with closing(self._batches(parts, draw)) as batches:
             for batch in batches:
                 images = self.step.craft(batch) if attacked else None

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mexit.attacks.multi_exit_attack import Attack, craft
 from mexit.attacks.rng import CounterRNG
+from mexit.core.batches import split_batches
 from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet
 from mexit.models.multi_exit import MultiExit
@@ -33,7 +34,7 @@ def attacked_batches(
     `attack` None yields the images as they are.
     """
     model.eval()
-    for part in np.array_split(index, range(batch, len(index), batch)):
+    for part in split_batches(index, batch):
         images, labels = data.batch(part, spec), data.labels[part]
         if attack is not None:
             attacked = craft(
