@@ -27,7 +27,7 @@ from mexit.data.splits import split
 from mexit.flows.sample_sources import evenly
 from mexit.models import model_spec
 from mexit.train.config import resolve
-from mexit.train.precision import choose
+from mexit.train.precision import select_precision
 from mexit.train.trainer import Trainer
 from mexit.train.validation import attacked_batches, exit_logits
 
@@ -51,7 +51,7 @@ def traces(seed: int) -> dict[str, dict[str, Trace]]:
         small = type(splits)(
             splits.data_set, splits.data_sha256, {**splits.parts, "train": splits.part("train")[:TRAINING_IMAGES]}
         )
-        trainer = Trainer(Path(folder), settings, data, small, choose("auto", "cpu", settings.model))
+        trainer = Trainer(Path(folder), settings, data, small, select_precision("auto", "cpu", settings.model))
         trainer.train()
     model, spec = trainer.model.to(memory_format=torch.contiguous_format), model_spec(settings.model).input
     found: dict[str, dict[str, Trace]] = {}

@@ -46,16 +46,16 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a finished run `runs/digits` and its calibrated bundle `bundles/digits`."""
     from mexit.flows.export import export_bundle
-    from mexit.flows.train import train_model
+    from mexit.flows.train import TrainOptions, train_model
 
     root = tmp_path_factory.mktemp("workspace")
     before = Path.cwd()
     os.chdir(root)
     try:
         train_model(
-            given={"method": "adversarial", "epochs": 8, "steps": 2, "step": 0.08},
+            settings={"method": "adversarial", "epochs": 8, "steps": 2, "step": 0.08},
             out=Path("runs/digits"),
-            threads=1,
+            options=TrainOptions(threads=1),
         )
         export_bundle(Path("runs/digits"))
     finally:

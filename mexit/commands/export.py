@@ -84,7 +84,7 @@ def export(
     elif not trt:
         output.print_json(fields)
     if trt:
-        engines.build(result.bundle, replace=replace, trust_engines=trust_engines, json=json, found=fields)
+        engines.build(result.bundle, replace=replace, trust_engines=trust_engines, json=json, fields=fields)
 
 
 def show_export(result: ExportResult) -> None:

@@ -51,4 +51,4 @@ def show_inspection(result: InspectResult) -> None:
             output.say(f"calibrated for {entry.engine} {entry.precision} with {calibrate.score_name(entry)}")
             calibrate.show_policies(entry)
             calibrate.say_certificates(entry)
-    engines.show_kept(result)
+    engines.show_stored(result)

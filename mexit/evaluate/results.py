@@ -18,7 +18,7 @@ from mexit.attacks.soft_policy import decide
 from mexit.core.cost import exit_counts, mean_macs
 from mexit.evaluate.gradient_source import Index, Labels
 from mexit.evaluate.target import BudgetPolicy, EvaluationTarget, Logits
-from mexit.train.validation import right
+from mexit.train.validation import correct_predictions
 
 SHOWN = ("clean", "average", "max-average")
 NOISE = "noise"
@@ -79,7 +79,7 @@ def accuracy(correct: Correct) -> dict[str, float | int]:
 
 def correct_at(logits: Logits, labels: Labels, k: int) -> Correct:
     """Which samples exit k (from 1) classifies correctly, (N,)."""
-    correct: Correct = right(logits, labels)[k - 1]
+    correct: Correct = correct_predictions(logits, labels)[k - 1]
     return correct
 
 
@@ -102,13 +102,13 @@ def worst_per_exit(results: AttackResults) -> Correct:
     labels = results.labels[results.common_index]
     conditions = list(results.attacks().values())
     conditions += [logits for attacks in results.budgets.values() for logits in attacks.values()]
-    return _all([right(logits, labels) for logits in conditions])
+    return _all([correct_predictions(logits, labels) for logits in conditions])
 
 
 def transfer_matrix(results: AttackResults) -> list[list[dict[str, Any]]]:
     """The report's `transfer`: row = the exit that was attacked, column = the exit that answers."""
     attacked = [results.pgd[f"exit {k}"] for k in range(1, results.exits + 1)]
-    return [[accuracy(correct) for correct in right(logits, results.labels)] for logits in attacked]
+    return [[accuracy(correct) for correct in correct_predictions(logits, results.labels)] for logits in attacked]
 
 
 def budget_rows(results: AttackResults, target: EvaluationTarget) -> dict[str, Any]:

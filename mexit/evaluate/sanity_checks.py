@@ -25,7 +25,7 @@ from mexit.evaluate.results import NOISE, AttackResults, correct_at, robust_unde
 from mexit.evaluate.suites import LARGE_EPS, AttackContext, single_attacks
 from mexit.evaluate.target import Logits
 from mexit.models.multi_exit import MultiExit
-from mexit.train.validation import right
+from mexit.train.validation import correct_predictions
 
 FORWARD_PASSES = 5
 LARGEST_DIFFERENCE = 1e-4
@@ -187,7 +187,7 @@ def basic_checks(context: AttackContext, results: AttackResults) -> list[Check]:
         torch.from_numpy(context.images[:CHECK_IMAGES]),
         torch.from_numpy(context.labels[:CHECK_IMAGES]),
     )
-    by_noise, by_attack = (right(results.pgd[name], results.labels) for name in (NOISE, "average"))
+    by_noise, by_attack = (correct_predictions(results.pgd[name], results.labels) for name in (NOISE, "average"))
     return [
         deterministic(context.model, images),
         gradients_present(context.model, images, labels),

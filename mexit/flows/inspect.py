@@ -12,7 +12,7 @@ from mexit.core.bundle import Bundle
 from mexit.core.policies import Policies
 from mexit.core.progress import Progress, Silent
 from mexit.errors import NotCalibrated
-from mexit.flows.tensorrt_engines import EngineRow, kept, rows_json
+from mexit.flows.tensorrt_engines import EngineRow, rows_json, stored_engines
 from mexit.runtime.autotune import Explanation, explain
 
 
@@ -64,4 +64,4 @@ def inspect_bundle(bundle: Path | None = None, *, progress: Progress | None = No
     for entry in policies.entries if policies else ():
         for trace in (entry.trace, *entry.evidence):
             opened.load_trace(trace)
-    return InspectResult(opened, policies, explain(opened), kept(opened))
+    return InspectResult(opened, policies, explain(opened), stored_engines(opened))

@@ -35,7 +35,7 @@ class TrainSettings:
 
     Attributes:
         data: data set, as given to `--data`.
-        model: name of a network, one of `mexit.models.PRESETS`.
+        model: name of a network, one of `mexit.models.MODELS`.
         method: name of a training method, one of `methods.METHODS`.
         options: options of the method that differ from its defaults.
         preset: published schedule that the settings started from.
@@ -142,7 +142,7 @@ class TrainSettings:
         """An attack for evaluation.
 
         Args:
-            target_exits: attacked exits: "single", "average" or "max-average".
+            target_exits: exits that are attacked: "single", "average" or "max-average".
             eps: radius, default `self.eps`.
             steps: number of steps, default `self.test_steps`.
         """

@@ -202,7 +202,7 @@ def test_a_mistake_is_reported_before_any_work(folder, monkeypatch, values, mess
     monkeypatch.chdir(folder)
     settings = resolve("mnist", None, {})
     other = build_model("small-cnn", 10)
-    checkpoint.begin(Path("runs/other"), settings, Splits.load(Path("runs/digits/splits.npz")))
+    checkpoint.create_run(Path("runs/other"), settings, Splits.load(Path("runs/digits/splits.npz")))
     checkpoint.save_weights(Path("runs/other"), other.state_dict(), settings, 10)
 
     class NoWork(Silent):

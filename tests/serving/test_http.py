@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +249,18 @@ def test_without_thresholds_only_the_full_budget_works(bundle_copy: Path, images
         status, answer = own.json("POST", INFER, infer_body(images[:1], mexit_budget="low"))
         message = "the model has no thresholds for this engine: only the budget 'full' works"
         assert (status, answer["error"]) == (409, message)
+
+
+def test_the_example_client(server: Server) -> None:
+    example = Path(__file__).parents[2] / "examples" / "03_serve_and_query" / "client.py"
+    command = [sys.executable, str(example), "--url", server.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[:4]] == [
+        "budget low ",
+        "budget full",
+        "budget low ",
+        "budget high",
+    ]
+    assert any(line.startswith("mexit_macs_total") for line in lines)

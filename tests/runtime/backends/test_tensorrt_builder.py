@@ -1,4 +1,4 @@
-"""TensorRT engines are really built here, by `tensorrt_rtx`, which needs no GPU for that. None is run."""
+"""TensorRT engines are built here by `tensorrt_rtx`, which needs no GPU for that. None is run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from mexit.core.atomic_io import sha256_bytes
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import SegmentSpec, TensorSpec
 from mexit.errors import BackendError, MissingExtra, UsageError
-from mexit.flows.tensorrt_engines import build_engines, kept
+from mexit.flows.tensorrt_engines import build_engines, stored_engines
 from mexit.runtime.backends import tensorrt_builder
-from mexit.runtime.backends.tensorrt import recipe_for
-from mexit.runtime.backends.tensorrt_builder import TensorRT, build
+from mexit.runtime.backends.tensorrt_builder import EngineConfig, TensorRT, build
 from mexit.runtime.device_cache import cache_folder
 
 pytest.importorskip("tensorrt_rtx")
@@ -38,8 +37,12 @@ def tensorrt() -> TensorRT:
     return tensorrt_builder.load_tensorrt()
 
 
+def config_for(tensorrt: TensorRT, precision: str) -> EngineConfig:
+    return tensorrt_builder.engine_config(tensorrt, precision, "a GPU")
+
+
 def spec_of(model: bytes) -> SegmentSpec:
-    """What an ONNX file says of itself, as a bundle would record it."""
+    """The tensors of an ONNX file, as a bundle records them."""
     import onnx
 
     graph = onnx.load_from_string(model).graph
@@ -86,15 +89,15 @@ def test_every_segment_of_a_bundle_becomes_an_engine(digits_bundle: Path, tmp_pa
         assert record["plan_sha256"] == sha256_bytes(plan)
         assert record["onnx_sha256"] == bundle.manifest.variants["fp32"].segments[k - 1].sha256
         assert (record["model"], record["variant"], record["segment"]) == (bundle.id, "fp32", k)
-        assert record["recipe"] == {
+        assert record["config"] == {
             "builder": "tensorrt_rtx",
             "builder_version": result.builder_version,
-            "targets": ["7.5", "8.6", "8.9", "12.0"],
+            "targets": ["8.6", "8.9", "12.0"],
             "batches": [1, 8, 64],
             "precision": "fp32",
         }
         assert row.targets == ("8.6", "8.9", "12.0"), "Turing has no float32 matrix product in TensorRT for RTX"
-    assert sorted(path for path in digits_bundle.rglob("*")) == before, "engines never lie in the bundle"
+    assert sorted(path for path in digits_bundle.rglob("*")) == before, "engines are never written into the bundle"
 
 
 def test_only_their_owner_can_read_the_engines_and_the_key(digits_bundle: Path, tmp_path: Path) -> None:
@@ -124,9 +127,8 @@ def test_a_segment_with_two_inputs(tensorrt: TensorRT) -> None:
     exported = onnx_export.export_segment(cut)
     assert len(exported.inputs) == 2
     spec = SegmentSpec("3.onnx", "", len(exported.content), exported.inputs, exported.outputs)
-    built = build(tensorrt, exported.content, spec, recipe_for(tensorrt, "fp32"))
-    assert built.targets == ("8.6", "8.9", "12.0")
-    assert len(built.plan) > 500_000
+    plan = build(tensorrt, exported.content, spec, config_for(tensorrt, "fp32"))
+    assert len(plan) > 500_000
 
 
 def test_the_other_variants_that_export_makes(tensorrt: TensorRT) -> None:
@@ -140,70 +142,67 @@ def test_the_other_variants_that_export_makes(tensorrt: TensorRT) -> None:
     for name, made in (("fp16", fp16.convert_fp16(full)), ("int8", int8.quantize_int8(full, [images]))):
         spec = SegmentSpec("1.onnx", "", len(made.content), made.inputs, made.outputs)
         assert {one.dtype for one in (*spec.inputs, *spec.outputs)} == {"float32"}
-        assert build(tensorrt, made.content, spec, recipe_for(tensorrt, name)).plan
+        assert build(tensorrt, made.content, spec, config_for(tensorrt, name))
 
 
 def test_half_precision_runs_on_turing_too(tensorrt: TensorRT) -> None:
     fp16 = graph_of("MatMul", "FLOAT16")
-    built = build(tensorrt, fp16, spec_of(fp16), recipe_for(tensorrt, "fp16"))
-    assert built.targets == ("7.5", "8.6", "8.9", "12.0")
+    config = config_for(tensorrt, "fp16")
+    assert config.targets == ("7.5", "8.6", "8.9", "12.0")
+    assert build(tensorrt, fp16, spec_of(fp16), config)
 
 
-def test_the_graph_alone_says_the_precision(tensorrt: TensorRT) -> None:
+def test_the_precision_is_that_of_the_graph(tensorrt: TensorRT) -> None:
     fp16, full = graph_of("MatMul", "FLOAT16"), graph_of("MatMul")
     with pytest.raises(BackendError, match=r"has input float16 \(-1, 16\), the bundle says input float32"):
-        build(tensorrt, fp16, spec_of(full), recipe_for(tensorrt, "fp32"))
+        build(tensorrt, fp16, spec_of(full), config_for(tensorrt, "fp32"))
 
 
-def test_tensors_are_held_against_the_bundle(tensorrt: TensorRT) -> None:
+def test_tensors_are_compared_with_the_bundle(tensorrt: TensorRT) -> None:
     full = graph_of("MatMul")
     spec = spec_of(full)
     wide = replace(spec, outputs=(TensorSpec("logits", (-1, 11), "float32"),))
     with pytest.raises(BackendError, match=r"has logits float32 \(-1, 10\), the bundle says logits .* \(-1, 11\)"):
-        build(tensorrt, full, wide, recipe_for(tensorrt, "fp32"))
+        build(tensorrt, full, wide, config_for(tensorrt, "fp32"))
     with pytest.raises(BackendError, match="as TensorRT reads it, has nothing, the bundle says input"):
-        build(tensorrt, b"hello" * 100, spec, recipe_for(tensorrt, "fp32"))
+        build(tensorrt, b"hello" * 100, spec, config_for(tensorrt, "fp32"))
 
 
 @pytest.mark.parametrize("domain", ["", "com.example"])
 def test_an_operator_that_tensorrt_lacks_is_named_with_its_node(tensorrt: TensorRT, domain: str) -> None:
     odd = graph_of("Unheard", domain=domain)
     with pytest.raises(BackendError, match=r"TensorRT cannot read odd\.onnx: node 'odd_one' \(Unheard\): "):
-        build(tensorrt, odd, spec_of(odd), recipe_for(tensorrt, "fp32"))
+        build(tensorrt, odd, spec_of(odd), config_for(tensorrt, "fp32"))
 
 
-def test_a_graph_that_cannot_be_built_says_why(tensorrt: TensorRT) -> None:
+def test_the_reason_is_given_for_a_graph_that_cannot_be_built(tensorrt: TensorRT) -> None:
     full = graph_of("MatMul")
-    turing = replace(recipe_for(tensorrt, "fp32"), targets=("7.5",))
+    turing = replace(config_for(tensorrt, "fp32"), targets=("7.5",))
     with pytest.raises(BackendError, match=r"tensorrt_rtx cannot build odd\.onnx: .*FP32 .*not supported"):
         build(tensorrt, full, spec_of(full), turing)
-    build(tensorrt, full, spec_of(full), recipe_for(tensorrt, "fp32"))
-    errors = tensorrt_builder.logger(tensorrt.module).errors
-    assert len(errors) <= 1, "those of earlier builds are forgotten"
+    build(tensorrt, full, spec_of(full), config_for(tensorrt, "fp32"))
+    last = tensorrt_builder.logger(tensorrt.module).last_error
+    assert last == "it gives no reason", "the error of the earlier build is forgotten"
 
 
 def test_float32_is_not_tf32_and_rows_are_independent(tensorrt: TensorRT) -> None:
-    """Read back from TensorRT's own settings: neither shows in a plan that cannot be opened here."""
+    """Read back from TensorRT's settings, because a plan cannot be opened without a GPU."""
     module, content = tensorrt.module, graph_of("MatMul")
-    builder, recipe = Keeping(module.Builder(tensorrt_builder.logger(module))), recipe_for(tensorrt, "fp32")
-    network = tensorrt_builder._network(
-        module, builder, content, spec_of(content), tensorrt_builder.logger(module)
-    )
-    config = builder.create_builder_config()
-    assert config.get_flag(module.BuilderFlag.TF32), "TensorRT's own default"
-    tensorrt_builder._configure(module, builder, network, config, recipe)
-    tensorrt_builder._aim(module, config, recipe.targets)
+    builder = RecordingBuilder(module.Builder(tensorrt_builder.logger(module)))
+    assert builder.create_builder_config().get_flag(module.BuilderFlag.TF32), "TensorRT's default"
+    network = tensorrt_builder.parse_network(tensorrt, builder, content, spec_of(content))
+    config = tensorrt_builder.build_settings(tensorrt, builder, network, config_for(tensorrt, "fp16"))
     assert not config.get_flag(module.BuilderFlag.TF32)
     assert config.get_flag(module.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE)
     assert network.get_flag(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    aims = [config.get_compute_capability(place) for place in range(config.num_compute_capabilities)]
-    assert [aim.name for aim in aims] == ["SM75", "SM86", "SM89", "SM120"]
+    targets = [config.get_compute_capability(place) for place in range(config.num_compute_capabilities)]
+    assert [target.name for target in targets] == ["SM75", "SM86", "SM89", "SM120"]
     assert [tuple(shape) for shape in builder.profile.get_shape("input")] == [(1, 16), (8, 16), (64, 16)]
     assert config.num_optimization_profiles == 1
 
 
-class Keeping:
-    """TensorRT's builder, and the optimisation profile that it made."""
+class RecordingBuilder:
+    """TensorRT's builder, which also records the optimisation profile that it made."""
 
     def __init__(self, builder) -> None:
         self._builder = builder
@@ -216,30 +215,21 @@ class Keeping:
         return getattr(self._builder, name)
 
 
-def test_a_build_that_takes_too_long_is_given_up(digits_bundle: Path, tensorrt: TensorRT) -> None:
-    bundle = Bundle.open(digits_bundle)
-    spec, recipe = bundle.manifest.variants["fp32"].segments[0], recipe_for(tensorrt, "fp32")
-    with pytest.raises(BackendError, match=r"took longer than the 0\.001 s it may and was given up"):
-        build(tensorrt, bundle.segment("fp32", 1), spec, recipe, limit_s=0.001)
-    assert build(tensorrt, bundle.segment("fp32", 1), spec, recipe).plan, "the next build is not disturbed"
-
-
 INTERRUPTED = """
 import signal, sys, threading, _thread
 from mexit.core.bundle import Bundle
-from mexit.runtime.backends.tensorrt_builder import build, load_tensorrt
-from mexit.runtime.backends.tensorrt import recipe_for
+from mexit.runtime.backends.tensorrt_builder import build, engine_config, load_tensorrt
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background inherit a deaf one
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background the signal may be ignored
 bundle, tensorrt = Bundle.open(sys.argv[1]), load_tensorrt()
-rest = bundle.segment("fp32", 1), bundle.manifest.variants["fp32"].segments[0], recipe_for(tensorrt, "fp32")
+rest = bundle.segment("fp32", 1), bundle.manifest.variants["fp32"].segments[0], engine_config(tensorrt, "fp32", "")
 build(tensorrt, *rest)
 threading.Timer(0.02, _thread.interrupt_main).start()
 try:
     for _ in range(1000):
         build(tensorrt, *rest)
 except KeyboardInterrupt:
-    print(f"interrupted; then {len(build(tensorrt, *rest).plan) > 0}")
+    print(f"interrupted; then {len(build(tensorrt, *rest)) > 0}")
 """
 
 
@@ -266,23 +256,23 @@ os.fsync = fsync
 def test_a_killed_build_leaves_nothing_half_written(digits_bundle: Path, tmp_path: Path, nth: int) -> None:
     done = program("export", digits_bundle, "--trt", before=KILL.format(nth=nth))
     assert done.returncode == -signal.SIGKILL
-    assert all(row.state == "ready" for row in kept(Bundle.open(digits_bundle)))
+    assert all(row.state == "ready" for row in stored_engines(Bundle.open(digits_bundle)))
     result = build_engines(digits_bundle)
-    assert len(kept(Bundle.open(digits_bundle))) == 3
+    assert len(stored_engines(Bundle.open(digits_bundle))) == 3
     folders = {path.name for path in result.rows[0].file.parents[1].iterdir()}
-    assert folders == {"1", "2", "3"}, "what the killed process left is gone"
+    assert folders == {"1", "2", "3"}, "the temporary folder of the killed process is gone"
 
 
 def test_a_variant_that_cannot_be_built_is_left_out_and_named(digits_bundle: Path, tmp_path: Path) -> None:
-    bundle = with_variants(digits_bundle, tmp_path / "more", fp16=True, int8=False)
+    bundle = with_variants(digits_bundle, tmp_path / "more", int8=True, fp16=False)
     result = build_engines(bundle.path)
     assert [(row.variant, row.segment) for row in result.rows if row.variant != "fp32"] == [
-        ("fp16", k) for k in (1, 2, 3)
+        ("int8", k) for k in (1, 2, 3)
     ]
-    assert set(result.skipped) == {"int8"}
-    assert "TensorRT cannot read segments/int8/1.onnx: node 'odd_one' (Unheard)" in result.skipped["int8"]
-    said = typed("export", bundle.path, "--trt").output
-    assert "no int8 engines: TensorRT cannot read" in said
+    assert set(result.skipped) == {"fp16"}
+    assert "TensorRT cannot read segments/fp16/1.onnx: node 'odd_one' (Unheard)" in result.skipped["fp16"]
+    text = typed("export", bundle.path, "--trt").output
+    assert "no fp16 engines: TensorRT cannot read" in text
 
 
 def with_variants(source: Path, path: Path, **can_be_built: bool) -> Bundle:
@@ -303,15 +293,15 @@ def with_variants(source: Path, path: Path, **can_be_built: bool) -> Bundle:
     return Bundle.open(path)
 
 
-def test_the_command_says_for_whom_they_are_and_that_none_was_run(digits_bundle: Path) -> None:
-    said = " ".join(typed("export", digits_bundle, "--trt").output.split())
-    assert "built, not run" in said
-    assert "compute capability 8.6 (GeForce RTX 30), 8.9 (GeForce RTX 40), 12.0 (GeForce RTX 50)" in said
-    assert "not for 7.5 (GeForce RTX 20)" in said
-    found = json.loads(typed("export", digits_bundle, "--trt", "--json").stdout)
-    assert set(found) == {"bundle", "model", "engines"}
-    assert found["engines"]["run_here"] is False
-    assert [row["state"] for row in found["engines"]["rows"]] == ["cached"] * 3
+def test_the_command_names_the_supported_gpus_and_says_that_no_engine_was_run(digits_bundle: Path) -> None:
+    text = " ".join(typed("export", digits_bundle, "--trt").output.split())
+    assert "built, not run" in text
+    assert "compute capability 8.6 (GeForce RTX 30), 8.9 (GeForce RTX 40), 12.0 (GeForce RTX 50)" in text
+    assert "not for 7.5 (GeForce RTX 20)" in text
+    printed = json.loads(typed("export", digits_bundle, "--trt", "--json").stdout)
+    assert set(printed) == {"bundle", "model", "engines"}
+    assert printed["engines"]["run_here"] is False
+    assert [row["state"] for row in printed["engines"]["rows"]] == ["cached"] * 3
 
 
 def test_inspect_lists_them(digits_bundle: Path) -> None:
@@ -330,19 +320,19 @@ def test_trust_is_about_engines(digits_bundle: Path) -> None:
     assert "add --trt" in refused("export", digits_bundle, "--trust-engines", code=UsageError.exit_code)
 
 
-def test_what_was_exported_is_said_even_if_no_engines_can_be_built(
+def test_the_exported_bundle_is_printed_even_if_no_engines_can_be_built(
     digits_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for package in tensorrt_builder.PACKAGES:
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=r"the ONNX bundle .* is complete"):
-        commands.build(digits_bundle, replace=False, trust_engines=False, json=True, found={"bundle": "b"})
+        commands.build(digits_bundle, replace=False, trust_engines=False, json=True, fields={"bundle": "b"})
     assert json.loads(capsys.readouterr().out) == {"bundle": "b"}
 
 
 @pytest.mark.skipif(os.path.exists("/proc/driver/nvidia"), reason="there is a GPU here")
 def test_without_a_gpu_the_engine_says_so(digits_bundle: Path) -> None:
-    said = refused("run", digits_bundle, "x.png", "--backend", "trt", code=BackendError.exit_code)
-    assert "no NVIDIA GPU can be used here" in said
-    assert "--backend ort" in said
+    text = refused("run", digits_bundle, "x.png", "--backend", "trt", code=BackendError.exit_code)
+    assert "no NVIDIA GPU can be used here" in text
+    assert "--backend ort" in text
     assert "cuda" in sys.modules, "CUDA itself was asked"

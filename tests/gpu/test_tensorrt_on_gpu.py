@@ -2,7 +2,7 @@
 
     python -m pytest tests/gpu -rs
 
-The project had no GPU so far: these tests were written, and never run.
+The project has had no GPU: these tests have never been run.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from mexit.core.bundle import Bundle
 from mexit.errors import BackendError, Damaged, MissingExtra
 from mexit.flows.tensorrt_engines import build_engines
 from mexit.runtime.backends.ort import OrtBackend
-from mexit.runtime.backends.tensorrt import TrtBackend
+from mexit.runtime.backends.tensorrt import TrtBackend, find_gpu
 from mexit.runtime.backends.tensorrt_builder import load_tensorrt
-from mexit.runtime.backends.tensorrt_memory import find_gpu
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.runtime import Runtime
 
-# Of the largest logit. Both compute in float32 (TF32 is off) and add in another order.
+# Share of the largest logit. Both engines compute in float32 (TF32 is off) and add in another order.
 TOLERANCE = 3e-4
 
 
@@ -39,37 +38,37 @@ def _gpu(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def images(test_digits: tuple[NDArray[np.uint8], NDArray[np.int64]]) -> NDArray[np.float32]:
-    """Of the test split, (449, 1, 8, 8): more than an engine takes at once."""
+    """The test split, (449, 1, 8, 8): more rows than an engine takes at once."""
     return (test_digits[0][:, None] / np.float32(255)).astype(np.float32)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 63, 64, 65, 449])
-def test_every_exit_says_what_onnx_runtime_says(
+def test_the_logits_of_every_exit_equal_those_of_onnx_runtime(
     digits_bundle: Path, images: NDArray[np.float32], rows: int
 ) -> None:
     bundle = Bundle.open(digits_bundle)
-    found = run_all_exits(TrtBackend(bundle), images[:rows])
+    logits = run_all_exits(TrtBackend(bundle), images[:rows])
     expected = run_all_exits(OrtBackend(bundle), images[:rows])
-    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+    assert np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
-def test_no_row_depends_on_its_neighbours(digits_bundle: Path, images: NDArray[np.float32]) -> None:
+def test_no_row_depends_on_the_rest_of_its_batch(digits_bundle: Path, images: NDArray[np.float32]) -> None:
     backend = TrtBackend(Bundle.open(digits_bundle))
     order = np.random.default_rng(0).permutation(64)
     together = run_all_exits(backend, images[:64])
     np.testing.assert_allclose(run_all_exits(backend, images[order]), together[:, order], rtol=0, atol=1e-4)
 
 
-def test_survivors_stay_on_the_gpu_and_are_answered_alike(
+def test_answers_equal_those_of_onnx_runtime(
     digits_bundle: Path, test_digits: tuple[NDArray[np.uint8], NDArray[np.int64]]
 ) -> None:
-    """Takes and concatenations happen on the device in between; an exit may differ at a threshold only."""
+    """Rows are selected and concatenated on the GPU; an exit may differ only at a threshold."""
     answers = [
         Runtime.open(digits_bundle, "medium", backend=name)(test_digits[0][..., None].repeat(3, -1))
         for name in ("trt", "ort")
     ]
     differing = sum(one.exit != other.exit for one, other in zip(*answers, strict=True))
-    assert differing <= len(answers[0]) // 100, f"{differing} of {len(answers[0])} leave elsewhere"
+    assert differing <= len(answers[0]) // 100, f"{differing} of {len(answers[0])} leave at another exit"
 
 
 def test_a_changed_plan_is_not_opened(
