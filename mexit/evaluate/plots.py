@@ -65,7 +65,7 @@ def calibration(content: Mapping[str, Any], budgets: Mapping[str, float], path: 
     """Accuracy against cost, measured against promised cost, and reliability per exit.
 
     Args:
-        content: the report of `calibrate.calibration_report`.
+        content: the report of `calibrate.calibration.report`.
         budgets: name to MACs.
         path: the PNG to write.
         name: of the bundle.
