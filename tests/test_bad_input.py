@@ -267,7 +267,7 @@ def test_export_never_replaces_what_is_no_bundle(workspace: Path) -> None:
     Path("thesis").mkdir()
     Path("thesis/chapter1.txt").write_text("years of work")
     said = refused("export", workspace / "runs/digits", "--out", "thesis", "--replace", code=2)
-    assert "thesis is no bundle, so it is not replaced" in said
+    assert "thesis is not a bundle, so it is not replaced" in said
     assert Path("thesis/chapter1.txt").read_text() == "years of work"
 
 
