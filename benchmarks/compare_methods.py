@@ -23,11 +23,11 @@ from mexit.attacks.pgd import PGDConfig
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.evaluate.suites import pgd_suite
-from mexit.flows.train import train_model
+from mexit.flows.train import TrainOptions, train_model
 from mexit.models import model_spec
 from mexit.train import checkpoint
 from mexit.train.precision import keep_freed_memory
-from mexit.train.validation import right, run_exits
+from mexit.train.validation import correct_predictions, run_exits
 
 BATCH = 250
 ATTACKS = ("clean", "average", "max-average")
@@ -68,7 +68,14 @@ class Protocol:
         if not (out / "weights.safetensors").exists():
             given = {**self.schedule, "model": self.model, "method": method, "seed": seed}
             resume = (out / "settings.json").exists()
-            train_model(data=self.data, preset=self.preset, given=given, out=out, resume=resume, threads=threads)
+            train_model(
+                data=self.data,
+                preset=self.preset,
+                settings=given,
+                out=out,
+                resume=resume,
+                options=TrainOptions(threads=threads),
+            )
         return out
 
 
@@ -84,7 +91,7 @@ def judge(protocol: Protocol, run: Path, answers: Answers, data: DataSet) -> Non
         suite = pgd_suite(model, images, labels, part, protocol.attack)
         del suite["noise"]
         for name, attacked in suite.items():
-            found.setdefault(name, []).append(right(run_exits(model, attacked), labels))
+            found.setdefault(name, []).append(correct_predictions(run_exits(model, attacked), labels))
     answers.add({name: np.concatenate(parts, axis=1) for name, parts in found.items()})
 
 

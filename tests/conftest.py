@@ -46,16 +46,16 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a finished run `runs/digits` and its calibrated bundle `bundles/digits`."""
     from mexit.flows.export import export_bundle
-    from mexit.flows.train import train_model
+    from mexit.flows.train import TrainOptions, train_model
 
     root = tmp_path_factory.mktemp("workspace")
     before = Path.cwd()
     os.chdir(root)
     try:
         train_model(
-            given={"method": "adversarial", "epochs": 8, "steps": 2, "step": 0.08},
+            settings={"method": "adversarial", "epochs": 8, "steps": 2, "step": 0.08},
             out=Path("runs/digits"),
-            threads=1,
+            options=TrainOptions(threads=1),
         )
         export_bundle(Path("runs/digits"))
     finally:
@@ -110,10 +110,10 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def mixed_bundle(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The session's bundle with geometric thresholds: shares of the images leave at each exit. Read it only."""
-    from mexit.flows.calibrate import calibrate_bundle
+    from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 
     path = Path(shutil.copytree(digits_bundle, tmp_path_factory.mktemp("mixed") / "digits"))
-    calibrate_bundle(path, policy="geometric", measure="max-probability", attack="none")
+    calibrate_bundle(path, CalibrateOptions(policy="geometric", measure="max-probability", attack="none"))
     return path
 
 

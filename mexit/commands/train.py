@@ -121,9 +121,9 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a multi-exit network. After Ctrl-C, --resume continues it and gives the same weights."""
-    from mexit.flows.train import train_model
+    from mexit.flows.train import TrainOptions, train_model
 
-    given = {
+    settings = {
         "model": model,
         "method": method,
         "options": method_options(option or []) or None,
@@ -155,18 +155,16 @@ def train(
         result = train_model(
             data=data,
             preset=preset,
-            given=given,
+            settings=settings,
             data_dir=data_dir,
             out=out,
             resume=resume,
-            device=device,
-            threads=threads,
-            workers=workers,
-            tensorboard=tensorboard,
+            options=TrainOptions(
+                device=device, threads=threads, workers=workers, tensorboard=tensorboard, should_stop=stop.asked
+            ),
             progress=RichProgress(),
-            should_stop=stop.asked,
         )
-    if not result.leads:
+    if not result.is_main:
         raise typer.Exit(stop.exit_code)
     if not result.finished:
         output.error(f"stopped; continue with: mexit train --resume --out {result.run}")
@@ -186,5 +184,5 @@ def _print_result(result: TrainResult) -> None:
     ]
     columns = ["exit", *(f"{name}, selection split" for name in last["selection"])]
     output.table(f"{result.run}: {last['epoch']} epochs, {result.seconds:.0f} s", columns, rows)
-    output.say(f"wrote {result.run}" + (f", {result.picture}" if result.picture else ""))
+    output.say(f"wrote {result.run}" + (f", {result.curves}" if result.curves else ""))
     output.next_commands("mexit export", f"mexit evaluate {result.run}")

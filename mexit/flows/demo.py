@@ -22,7 +22,7 @@ from mexit.data import digits, splits
 from mexit.errors import requires_extra
 from mexit.flows.evaluate import evaluate_model
 from mexit.flows.export import export_bundle
-from mexit.flows.train import train_model
+from mexit.flows.train import TrainOptions, train_model
 from mexit.runtime.runtime import Runtime
 
 with requires_extra("train", "The demo"):
@@ -66,7 +66,13 @@ def run_demo(*, threads: int | None = None, progress: Progress | None = None) ->
     if (run / "settings.json").exists():
         shutil.rmtree(run)
     # fp32 gives the same figures on processors with and without bfloat16.
-    train_model(data="digits", given={"precision": "fp32"}, out=run, threads=threads, progress=progress)
+    train_model(
+        data="digits",
+        settings={"precision": "fp32"},
+        out=run,
+        options=TrainOptions(threads=threads),
+        progress=progress,
+    )
     export_bundle(run, out=bundle, replace=True, progress=progress)
     evaluation = evaluate_model(bundle, samples=None, progress=progress)
     samples, latency_us = _write_samples(run / "samples"), _latencies(bundle)

@@ -35,7 +35,7 @@ class TrainSettings:
 
     Attributes:
         data: data set, as given to `--data`.
-        model: name of a network, one of `mexit.models.PRESETS`.
+        model: name of a network, one of `mexit.models.MODELS`.
         method: name of a training method, one of `methods.METHODS`.
         options: options of the method that differ from its defaults.
         preset: published schedule that the settings started from.
@@ -138,16 +138,16 @@ class TrainSettings:
         config = PGDConfig(self.eps, self.step, self.steps, random_start, self.norm, self.rule, self.restarts)
         return Attack(self.attack, config, train_mode=self.craft_train_mode, loss=self.loss)
 
-    def test_attack(self, objective: str, eps: float | None = None, steps: int | None = None) -> Attack:
+    def test_attack(self, target_exits: str, eps: float | None = None, steps: int | None = None) -> Attack:
         """An attack for evaluation.
 
         Args:
-            objective: attack objective: "single", "average" or "max-average".
+            target_exits: exits that are attacked: "single", "average" or "max-average".
             eps: radius, default `self.eps`.
             steps: number of steps, default `self.test_steps`.
         """
         radius, count = self.eps if eps is None else eps, self.test_steps if steps is None else steps
-        return Attack(objective, PGDConfig(radius, self.step, count, norm=self.norm, restarts=self.restarts))
+        return Attack(target_exits, PGDConfig(radius, self.step, count, norm=self.norm, restarts=self.restarts))
 
     def lr_at(self, progress: float) -> float:
         """The learning rate at `progress`, the fraction of the run that is done, in [0, 1]."""

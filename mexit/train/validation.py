@@ -1,4 +1,4 @@
-"""Accuracy of every exit of a network, clean and under attack. float32 throughout."""
+"""Accuracy of every exit of a network, on clean images and under attack, in float32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mexit.data.dataset import DataSet
 from mexit.models.multi_exit import MultiExit
 
 BATCH = 256
-Attacked = Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]]
+AttackedBatches = Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]]
 
 
 def attacked_batches(
@@ -27,10 +27,20 @@ def attacked_batches(
     *,
     seed: int = 0,
     batch: int = BATCH,
-) -> Attacked:
-    """Images as the network or an exported bundle gets them: (B, C, H, W) float32, labels (B,), places (B,).
+) -> AttackedBatches:
+    """Attack the images of a data set, batch by batch.
 
-    `attack` None yields the images as they are.
+    Args:
+        model: network to attack; it is set to eval mode.
+        data: data set.
+        index: positions in the data set, (N,).
+        spec: input specification that the images are prepared for.
+        attack: attack; None yields the clean images.
+        seed: seed of the attack's random numbers.
+        batch: images per batch.
+
+    Yields:
+        Images (B, C, H, W) float32 in [0, 1], labels (B,), positions (B,).
     """
     model.eval()
     for part in np.array_split(index, range(batch, len(index), batch)):
@@ -48,19 +58,19 @@ def attacked_batches(
         yield images, labels, part
 
 
-def exit_logits(model: MultiExit, batches: Attacked) -> NDArray[np.float32]:
-    """Logits of every exit, (E, N, C)."""
+def exit_logits(model: MultiExit, batches: AttackedBatches) -> NDArray[np.float32]:
+    """Logits of every exit on the batches, (E, N, C)."""
     return np.concatenate([run_exits(model, images) for images, _, _ in batches], axis=1)
 
 
 def run_exits(model: MultiExit, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits of every exit for one batch: (B, C, H, W) to (E, B, C)."""
+    """Logits of every exit on one batch, in eval mode: (B, C, H, W) to (E, B, C)."""
     with torch.no_grad():
         logits: NDArray[np.float32] = model.eval()(torch.from_numpy(images)).numpy()
     return logits
 
 
-def right(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which exits answer which samples rightly: logits (E, N, C), labels (N,) to (E, N). NaN is wrong."""
-    answers: NDArray[np.bool_] = logits.argmax(axis=-1) == labels
-    return answers & ~np.isnan(logits).any(axis=-1)
+def correct_predictions(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each exit classifies each sample correctly: logits (E, N, C), labels (N,) to (E, N); False for NaN."""
+    correct: NDArray[np.bool_] = logits.argmax(axis=-1) == labels
+    return correct & ~np.isnan(logits).any(axis=-1)

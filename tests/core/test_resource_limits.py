@@ -64,8 +64,8 @@ from mexit import Runtime
 from mexit.core.resource_limits import read_limits
 from mexit.serving.limits import Limits
 from mexit.serving.service import Service
-from mexit.train.precision import use_threads
-use_threads(None)
+from mexit.train.precision import set_threads
+set_threads(None)
 service = Service(Runtime.open(sys.argv[1]), Limits())
 print(read_limits().threads, torch.get_num_threads(), service.workers)
 service.close()

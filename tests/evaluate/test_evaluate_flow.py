@@ -202,7 +202,7 @@ def test_a_mistake_is_said_before_any_work(place, monkeypatch, plan, message) ->
     monkeypatch.chdir(place)
     settings = resolve("mnist", None, {})
     other = build_model("small-cnn", 10)
-    checkpoint.begin(Path("runs/other"), settings, Splits.load(Path("runs/digits/splits.npz")))
+    checkpoint.create_run(Path("runs/other"), settings, Splits.load(Path("runs/digits/splits.npz")))
     checkpoint.save_weights(Path("runs/other"), other.state_dict(), settings, 10)
 
     class NoWork(Silent):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from PIL import Image
 from servers import INFER, Server, infer_body, start
 
 from mexit import Prediction, Runtime
-from mexit.flows.calibrate import calibrate_bundle
+from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 
 Images = NDArray[np.float32]
 
@@ -228,7 +230,7 @@ def test_repository_index_of_ready_models(server: Server) -> None:
 
 def test_a_budget_of_the_bundle(bundle_copy: Path, images: Images, tmp_path: Path) -> None:
     """A budget that calibration defined is accepted, and has a label of its own in the metrics."""
-    calibrate_bundle(bundle_copy, budgets={"night": "30%"}, attack="none")
+    calibrate_bundle(bundle_copy, CalibrateOptions(budgets={"night": "30%"}, attack="none"))
     with start(bundle_copy, tmp_path, budget="night") as own:
         status, answer = own.json("POST", INFER, infer_body(images[:4], mexit_budget="night"))
         assert (status, answer["parameters"]["mexit_budget"]) == (200, "night")
@@ -247,3 +249,18 @@ def test_without_thresholds_only_the_full_budget_works(bundle_copy: Path, images
         status, answer = own.json("POST", INFER, infer_body(images[:1], mexit_budget="low"))
         message = "the model has no thresholds for this engine: only the budget 'full' works"
         assert (status, answer["error"]) == (409, message)
+
+
+def test_the_example_client(server: Server) -> None:
+    example = Path(__file__).parents[2] / "examples" / "03_serve_and_query" / "client.py"
+    command = [sys.executable, str(example), "--url", server.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[:4]] == [
+        "budget low ",
+        "budget full",
+        "budget low ",
+        "budget high",
+    ]
+    assert any(line.startswith("mexit_macs_total") for line in lines)

@@ -88,7 +88,7 @@ def test_parameters_of_the_attack_reach_it() -> None:
     given = {"norm": "l2", "rule": "raw", "loss": "margin", "restarts": 2, "attack": "single"}
     attack = resolve("digits", None, given).training_attack()
     assert attack is not None
-    assert (attack.loss, attack.objective) == ("margin", "single")
+    assert (attack.loss, attack.target_exits) == ("margin", "single")
     assert (attack.pgd.norm, attack.pgd.rule, attack.pgd.restarts) == ("l2", "raw", 2)
     tested = resolve("digits", None, given).test_attack("average")
     assert (tested.pgd.norm, tested.pgd.rule, tested.pgd.restarts, tested.loss) == ("l2", "sign", 2, "ce")

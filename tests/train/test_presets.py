@@ -15,7 +15,7 @@ from PIL import Image
 
 from mexit.data.splits import Splits
 from mexit.errors import UsageError
-from mexit.flows.train import train_model
+from mexit.flows.train import TrainOptions, train_model
 from mexit.models import model_spec
 from mexit.train.config import TrainSettings, resolve
 from mexit.train.methods import METHODS
@@ -181,7 +181,12 @@ def test_the_command_and_python_train_what_the_preset_names(
     assert (answer["settings"]["method"], answer["settings"]["options"]) == (method, options)
     assert losses <= answer["log"][0].keys()
     python = train_model(
-        data="cifar10", preset=preset, given=SMALL | given, data_dir=cifar, out=Path("p"), threads=1
+        data="cifar10",
+        preset=preset,
+        settings=SMALL | given,
+        data_dir=cifar,
+        out=Path("p"),
+        options=TrainOptions(threads=1),
     )
     assert json.loads(json.dumps(python.settings)) == answer["settings"]
     assert losses <= python.records[0].keys()
@@ -194,7 +199,9 @@ def test_the_command_refuses_a_preset_of_another_data_set(cifar: Path) -> None:
 
 def test_a_run_on_a_miniature_of_cifar_10(cifar: Path) -> None:
     given = {"model": "msdnet-cifar10", "method": "adversarial", "attack": "average", "epochs": 1, "steps": 1}
-    result = train_model(data="cifar10", given=given, data_dir=cifar, out=Path("run"), threads=1)
+    result = train_model(
+        data="cifar10", settings=given, data_dir=cifar, out=Path("run"), options=TrainOptions(threads=1)
+    )
     assert result.finished
     assert len(result.records[0]["selection"]["attacked"]) == 3
 
@@ -208,7 +215,9 @@ def test_a_run_on_a_miniature_of_imagenet(tmp_path: Path) -> None:
             for k in range(count):
                 Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(folder / f"{k}.JPEG")
     given = {"model": "digits-cnn", "method": "adversarial", "attack": "average", "epochs": 1, "steps": 1}
-    result = train_model(data="imagenet", given=given, data_dir=tmp_path, out=tmp_path / "run", threads=1)
+    result = train_model(
+        data="imagenet", settings=given, data_dir=tmp_path, out=tmp_path / "run", options=TrainOptions(threads=1)
+    )
     assert result.finished
     assert (result.settings["augment"], result.settings["lr"]) == ("resized-crop-flip", 0.001)
     assert Splits.load(tmp_path / "run" / "splits.npz").part("test").tolist() == list(range(80, 88))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,15 @@ from mexit.attacks.rng import CounterRNG
 from mexit.data import digits
 from mexit.data.splits import split
 from mexit.errors import UsageError
-from mexit.flows.train import read_log, train_model
+from mexit.flows.train import TrainOptions, train_model
 from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
+from mexit.train.checkpoint import read_log
 from mexit.train.config import TrainSettings, resolve
 from mexit.train.methods import Outputs, build_method
 from mexit.train.methods.base import Adaptation, Batch, Setup, StepInfo
-from mexit.train.precision import Precision
-from mexit.train.regularizers import Average, perturbed_weights, trades_term
-from mexit.train.train_step import Step
+from mexit.train.regularizers import EMA, perturbed_weights, trades_term
+from mexit.train.train_step import TrainStep
 
 E, B, C = 3, 24, 10
 TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 2, "step": 0.05, "precision": "fp32"}
@@ -63,14 +64,14 @@ def outputs(seed: int = 0) -> Outputs:
 def take_step(
     model: MultiExit, images: tuple[Tensor, Tensor, Tensor], settings: TrainSettings
 ) -> dict[str, float]:
-    """One step of plain gradient descent with everything that the settings ask for."""
-    objective = build_method(settings.method, settings.options)
-    objective.setup(Setup(model.exits, C, model=model))
+    """Run one step of plain gradient descent with the regularizers of the settings; its metrics."""
+    method = build_method(settings.method, settings.options)
+    method.setup(Setup(model.exits, C, model=model))
     optimiser = torch.optim.SGD(model.parameters(), lr=settings.lr)
-    recipe = Precision("cpu", bf16=False, channels_last=False)
-    batch = Batch(model, *images, settings.training_attack(), CounterRNG(0, 0), recipe.autocast)
-    adaptation = Adaptation(model, settings.lr, lambda: images[:2], recipe.autocast)
-    return Step(model, objective, optimiser, settings, None).take(batch, adaptation, 0.0, 0)
+    batch = Batch(model, *images, settings.training_attack(), CounterRNG(0, 0))
+    adaptation = Adaptation(model, settings.lr, lambda: images[:2], nullcontext)
+    step = StepInfo(label_smoothing=settings.label_smoothing)
+    return TrainStep(model, method, optimiser, settings).run(batch, adaptation, step)
 
 
 def test_trades_by_hand() -> None:
@@ -160,7 +161,7 @@ def test_awp_steps_from_the_weights_as_they_were_along_the_gradient_found_uphill
 def test_an_average_is_its_closed_form() -> None:
     """sum_t (1 - d_t) w_t prod_{s>t} d_s, d_t = min(decay, (1 + t) / (10 + t)), with all of the first weights."""
     values = [torch.tensor([float(t), -2.0 * t]) for t in range(1, 9)]
-    average = Average(0.45)
+    average = EMA(0.45)
     for step, value in enumerate(values):
         average.update({"w": value, "count": torch.tensor(step)}, step)
     keeps = [min(0.45, (1 + step) / (10 + step)) for step in range(len(values))]
@@ -173,14 +174,16 @@ def test_an_average_is_its_closed_form() -> None:
 
 
 def test_an_average_does_not_move_with_the_weights_it_was_made_of() -> None:
-    weights, average = {"w": torch.ones(3)}, Average(0.9)
+    weights, average = {"w": torch.ones(3)}, EMA(0.9)
     average.update(weights, 0)
     weights["w"].zero_()
     assert torch.equal(average.weights["w"], torch.ones(3))
 
 
 def test_with_ema_the_averaged_weights_are_the_result(tmp_path) -> None:
-    run = train_model(given=TINY | {"method": "clean", "ema": 0.9}, out=tmp_path / "x", threads=1).run
+    run = train_model(
+        settings=TINY | {"method": "clean", "ema": 0.9}, out=tmp_path / "x", options=TrainOptions(threads=1)
+    ).run
     kept = load_file(run / checkpoint.WEIGHTS)
     everything = load_file(run / checkpoint.CHECKPOINT)
     assert all(torch.equal(value, everything[f"average.{name}"]) for name, value in kept.items())
@@ -217,9 +220,11 @@ def test_killed_and_resumed_with_everything_on_it_ends_in_the_same_bits(stop, to
     asked = iter(range(1, 1_000))
     given = TINY | EVERYTHING
     assert not train_model(
-        given=given, out=tmp_path / "x", threads=1, should_stop=lambda: next(asked) == stop
+        settings=given,
+        out=tmp_path / "x",
+        options=TrainOptions(threads=1, should_stop=lambda: next(asked) == stop),
     ).finished
-    assert train_model(out=tmp_path / "x", resume=True, threads=1).finished
+    assert train_model(out=tmp_path / "x", resume=True, options=TrainOptions(threads=1)).finished
     whole, resumed = load_file(together / checkpoint.WEIGHTS), load_file(tmp_path / "x" / checkpoint.WEIGHTS)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert read_log(tmp_path / "x") == read_log(together)
@@ -244,6 +249,6 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(run.parent)
         patch.setitem(sys.modules, "matplotlib", None)
-        train_model(given=TINY | EVERYTHING, out=run, threads=1)
+        train_model(settings=TINY | EVERYTHING, out=run, options=TrainOptions(threads=1))
     assert read_log(run)[-1]["temperature"][0] > 1, "the state of the method is put to the test"
     return run

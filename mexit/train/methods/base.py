@@ -19,7 +19,7 @@ from mexit.attacks.multi_exit_attack import Attack, Autocast, craft
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
-from mexit.train.distributed import ALONE, ProcessGroup
+from mexit.train.distributed import SINGLE_PROCESS, ProcessGroup
 
 TrainLogits = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]
 
@@ -44,7 +44,7 @@ class Setup:
     teachers: tuple[MultiExit, ...] = ()
     autocast: Autocast = nullcontext
     model: MultiExit | None = None
-    process_group: ProcessGroup = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
     data_set: str = ""
 
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mexit.train.distributed import ALONE, ProcessGroup
+from mexit.train.distributed import SINGLE_PROCESS, ProcessGroup
 
 FLOOR = 1e-8  # smallest probability inside a logarithm, as in the authors' code
 
@@ -128,7 +128,9 @@ def kl_to_centroids(logits: Tensor, centroids: Tensor, labels: Tensor) -> Tensor
     return (logs.exp() * (logs - references)).sum(dim=-1)
 
 
-def cross_entropy_to_other_classes(logits: Tensor, labels: Tensor, process_group: ProcessGroup = ALONE) -> Tensor:
+def cross_entropy_to_other_classes(
+    logits: Tensor, labels: Tensor, process_group: ProcessGroup = SINGLE_PROCESS
+) -> Tensor:
     """The contribution of every image to Gamma_B, the estimate of Gamma over a batch; their mean is Gamma_B.
 
     Gamma_B is the mean of H(P_i, P_j) over the ordered pairs of different classes. It is larger than Gamma, which

@@ -18,7 +18,7 @@ from mexit.attacks.rng import CounterRNG
 from mexit.attacks.svgd import ParticleConfig, craft_particles
 from mexit.data import digits, splits
 from mexit.errors import UsageError
-from mexit.flows.train import train_model
+from mexit.flows.train import TrainOptions, train_model
 from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.methods import Outputs, build_method
@@ -254,7 +254,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setitem(sys.modules, "matplotlib", None)
-        assert train_model(given=QUICK, out=Path("runs/x"), threads=1).finished
+        assert train_model(settings=QUICK, out=Path("runs/x"), options=TrainOptions(threads=1)).finished
     return root / "runs" / "x"
 
 
@@ -284,12 +284,14 @@ def test_stopped_anywhere_it_ends_in_the_same_bits(whole, tmp_path, monkeypatch,
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     asked = iter(range(1, 1_000))
     stopped = train_model(
-        given=QUICK, out=Path("runs/x"), threads=1, should_stop=lambda: next(asked) == stop_after
+        settings=QUICK,
+        out=Path("runs/x"),
+        options=TrainOptions(threads=1, should_stop=lambda: next(asked) == stop_after),
     )
     assert not stopped.finished
     begun = [name for name in (*TEACHERS, ".") if (tmp_path / "runs/x" / name / "log.jsonl").exists()]
     assert len(begun) == (stop_after - 1) // 3
-    assert train_model(resume=True, threads=1).finished
+    assert train_model(resume=True, options=TrainOptions(threads=1)).finished
     assert same_results(tmp_path / "runs/x", whole)
 
 
@@ -299,11 +301,13 @@ def test_killed_in_the_second_teacher_before_any_checkpoint_it_ends_in_the_same_
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     answers = [False] * 4
     with pytest.raises(IndexError):
-        train_model(given=QUICK, out=Path("runs/x"), threads=1, should_stop=lambda: answers.pop())
+        train_model(
+            settings=QUICK, out=Path("runs/x"), options=TrainOptions(threads=1, should_stop=lambda: answers.pop())
+        )
     first = tmp_path / "runs/x/teacher-1" / checkpoint.WEIGHTS
     written = first.stat().st_mtime_ns
     assert not (tmp_path / "runs/x/teacher-2" / checkpoint.CHECKPOINT).exists()
-    assert train_model(resume=True, threads=1).finished
+    assert train_model(resume=True, options=TrainOptions(threads=1)).finished
     assert same_results(tmp_path / "runs/x", whole)
     assert first.stat().st_mtime_ns == written, "the finished teacher was trained again"
 
@@ -311,11 +315,13 @@ def test_killed_in_the_second_teacher_before_any_checkpoint_it_ends_in_the_same_
 def test_with_named_teachers_a_run_trains_none(whole, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     given = QUICK | {"teachers": (str(whole / "teacher-1"),)}
-    assert train_model(given=given, out=tmp_path / "y", threads=1).finished
+    assert train_model(settings=given, out=tmp_path / "y", options=TrainOptions(threads=1)).finished
     assert not list((tmp_path / "y").glob("teacher-*"))
 
 
 def test_impossible_settings_are_refused_before_a_teacher_is_trained(tmp_path) -> None:
     with pytest.raises(UsageError, match="no option sharp"):
-        train_model(given=QUICK | {"options": {"sharp": 1}}, out=tmp_path / "z", threads=1)
+        train_model(
+            settings=QUICK | {"options": {"sharp": 1}}, out=tmp_path / "z", options=TrainOptions(threads=1)
+        )
     assert not (tmp_path / "z").exists()

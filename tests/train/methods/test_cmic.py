@@ -20,7 +20,7 @@ from mexit.attacks.pgd import PGDConfig
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits, splits
 from mexit.errors import UsageError
-from mexit.flows.train import train_model
+from mexit.flows.train import TrainOptions, train_model
 from mexit.models import MultiExit, Stage, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.methods import Outputs, build_method
@@ -299,13 +299,16 @@ def test_a_run_killed_in_an_epoch_logs_and_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # pictures and long attacks would take most of the time
-    monkeypatch.setattr("mexit.train.trainer.SELECTION_STEPS", 1)
-    given = SHORT | {"epochs": 2, "fraction": 0.15, "options": {"attacks": 2}}
-    train_model(given=given, out=tmp_path / "straight", threads=1)
+    given = SHORT | {"epochs": 2, "fraction": 0.15, "selection_steps": 1, "options": {"attacks": 2}}
+    train_model(settings=given, out=tmp_path / "straight", options=TrainOptions(threads=1))
     steps = iter(range(100))
-    stopped = train_model(given=given, out=tmp_path / "stopped", threads=1, should_stop=lambda: next(steps) == 2)
+    stopped = train_model(
+        settings=given,
+        out=tmp_path / "stopped",
+        options=TrainOptions(threads=1, should_stop=lambda: next(steps) == 2),
+    )
     assert not stopped.finished
-    assert train_model(out=tmp_path / "stopped", resume=True, threads=1).finished
+    assert train_model(out=tmp_path / "stopped", resume=True, options=TrainOptions(threads=1)).finished
     logs = [(tmp_path / name / checkpoint.LOG).read_bytes() for name in ("straight", "stopped")]
     assert logs[0] == logs[1]
     weights = [load_file(tmp_path / name / checkpoint.WEIGHTS) for name in ("straight", "stopped")]

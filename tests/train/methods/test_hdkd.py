@@ -170,10 +170,10 @@ def test_bf16_gives_nearly_the_same_gradient(data) -> None:
     images, labels, *held = [part.float() if part.is_floating_point() else part for part in data]
     moved = []
     for recipe in (Precision("cpu", False, False), Precision("cpu", True, True)):
-        recipe.place(network)
+        recipe.prepare(network)
         method = _method(start="uniform", gamma_lr=1e-3)
         with recipe.autocast():
-            logits = network(recipe.images(images)).float()
+            logits = network(recipe.to_device(images)).float()
         outputs = make_outputs(logits, labels=labels)
         method.adapt(outputs, Adaptation(network, 1e-3, lambda: tuple(held), recipe.autocast))
         moved.append(method.gamma() - 1)

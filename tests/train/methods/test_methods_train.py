@@ -13,21 +13,22 @@ from safetensors.torch import load_file
 from mexit.attacks.losses import exit_cross_entropy
 from mexit.data import digits
 from mexit.data.splits import Splits
-from mexit.flows.train import TrainResult, read_log, train_model
+from mexit.flows.train import TrainOptions, TrainResult, train_model
 from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
+from mexit.train.checkpoint import read_log
 from mexit.train.methods import METHODS
 
 TINY = {
     "epochs": 2, "lr": 0.05, "eps": 0.05, "steps": 2, "step": 0.05, "fraction": 0.2, "batch": 16, "precision": "fp32",
+    "selection_steps": 1,
 }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread, no pictures, and a short attack to judge every epoch by."""
+    """One thread and no pictures."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("mexit.train.trainer.SELECTION_STEPS", 1)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -48,11 +49,10 @@ def killed_again_and_again(run: Path, every: int, **given: object) -> int:
     while result is None or not result.finished:
         left = iter(range(every - 1, -1, -1))
         result = train_model(
-            given=given,
+            settings=given,
             out=run,
-            threads=1,
             resume=result is not None,
-            should_stop=lambda left=left: not next(left),
+            options=TrainOptions(threads=1, should_stop=lambda left=left: not next(left)),
         )
         stops += 1
     return stops
@@ -65,7 +65,9 @@ def same_bits(one: Path, other: Path) -> bool:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_learns_and_survives_being_killed(method: str, tmp_path: Path) -> None:
-    whole = train_model(given=TINY | {"method": method}, out=tmp_path / "whole", threads=1).run
+    whole = train_model(
+        settings=TINY | {"method": method}, out=tmp_path / "whole", options=TrainOptions(threads=1)
+    ).run
     torch.manual_seed(0)
     fresh = build_model("digits-cnn", 10)
     assert loss(checkpoint.load_model(whole)[0], whole) < 0.97 * loss(fresh, whole)
@@ -84,6 +86,6 @@ def test_a_pass_over_the_data_draws_the_same_dropout_in_a_resumed_run(tmp_path: 
         "batch": 16,
         "precision": "fp32",
     }
-    train_model(given=given, out=tmp_path / "whole", threads=1)
+    train_model(settings=given, out=tmp_path / "whole", options=TrainOptions(threads=1))
     assert killed_again_and_again(tmp_path / "x", 3, **given) == 2
     assert same_bits(tmp_path / "whole", tmp_path / "x")

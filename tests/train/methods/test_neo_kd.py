@@ -8,7 +8,7 @@ from method_outputs import make_outputs
 from torch import Tensor
 
 from mexit.errors import UsageError
-from mexit.flows.train import train_model
+from mexit.flows.train import TrainOptions, train_model
 from mexit.train.methods import Outputs, build_method, method_class
 from mexit.train.methods.base import Setup, StepInfo
 from mexit.train.methods.neo_kd import (
@@ -188,7 +188,7 @@ def test_a_run_tells_the_method_its_data_set(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(NeoKD, "setup", watched)
     given = {"method": "neo-kd", "epochs": 1, "steps": 1, "fraction": 0.1, "precision": "fp32"}
-    train_model(given=given, out=tmp_path / "run", threads=1, should_stop=lambda: True)
+    train_model(settings=given, out=tmp_path / "run", options=TrainOptions(threads=1, should_stop=lambda: True))
     assert seen == ["digits"]
 
 
