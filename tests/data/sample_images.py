@@ -1,4 +1,4 @@
-"""Small pictures in the formats that people bring."""
+"""Make small test images in many formats."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def encode(picture: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    image.save(buffer, kind, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def png_that_announces(width: int, height: int) -> bytes:
-    """A tiny PNG file whose header claims this size."""
+def png_with_header(width: int, height: int) -> bytes:
+    """A tiny PNG file whose header announces this size."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + content))

@@ -1,4 +1,4 @@
-"""IDX files: read exactly, or refused by name with both numbers."""
+"""IDX files are read exactly, or refused with an error that names the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mexit.data import idx
 from mexit.data.idx import load, read_idx
 from mexit.errors import Damaged, NotFound
 
@@ -36,19 +35,19 @@ def replace(data: Path, name: str, content: bytes) -> None:
     (data / "mnist" / name).write_bytes(content)
 
 
-def test_the_array_comes_back_gzipped_or_not(tmp_path: Path) -> None:
+def test_an_array_is_read_back_gzipped_or_not(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(idx_bytes(IMAGES))
     (tmp_path / "x.gz").write_bytes(gzip.compress(idx_bytes(IMAGES)))
     for name in ("x", "x.gz"):
         assert (read_idx(tmp_path / name) == IMAGES).all()
 
 
-def test_a_data_set_knows_its_test_part_and_its_hash(mnist: Path) -> None:
-    found = load("mnist", mnist)
-    assert (len(found), found.classes[3], found.name) == (60, "3", "mnist")
-    assert found.official_test is not None
-    assert found.official_test.tolist() == list(range(30, 60))
-    before = found.sha256
+def test_a_data_set_has_its_test_part_and_a_hash_of_its_content(mnist: Path) -> None:
+    data = load("mnist", mnist)
+    assert (len(data), data.classes[3], data.name) == (60, "3", "mnist")
+    assert data.official_test is not None
+    assert data.official_test.tolist() == list(range(30, 60))
+    before = data.sha256
     changed = IMAGES.copy()
     changed[0, 0, 0] ^= 1
     replace(mnist, NAMES[0], idx_bytes(changed))
@@ -66,12 +65,12 @@ def test_the_usual_folders_are_searched(tmp_path: Path, folder: str) -> None:
 
 GOOD = idx_bytes(IMAGES)
 WRONG = {
-    "empty": (b"", r"is no IDX file of unsigned bytes \(it begins with \)"),
-    "text": (b"P5 4 5 255", r"is no IDX file of unsigned bytes \(it begins with 50352034\)"),
+    "empty": (b"", r"is not an IDX file of unsigned bytes \(it begins with \)"),
+    "text": (b"P5 4 5 255", r"is not an IDX file of unsigned bytes \(it begins with 50352034\)"),
     "floats": (b"\0\0\x0d\3" + GOOD[4:], r".*begins with 00000d03"),
     "no dimension": (b"\0\0\x08\0" + GOOD[4:], r".*begins with 00000800"),
     "4 dimensions": (b"\0\0\x08\4" + GOOD[4:], r".*begins with 00000804"),
-    "header cut short": (GOOD[:9], "is cut short within its header"),
+    "header cut short": (GOOD[:9], "is truncated within its header"),
     "one byte missing": (GOOD[:-1], "announces 600 values and holds 599"),
     "one byte too many": (GOOD + b"\0", "announces 600 values and holds 601"),
     "sizes that overflow": (
@@ -82,7 +81,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("content", "words"), WRONG.values(), ids=WRONG.keys())
-def test_a_file_that_is_not_what_it_claims_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(Damaged, match=rf"data file .*train-images-idx3-ubyte {words}"):
         read_idx(tmp_path / "train-images-idx3-ubyte")
@@ -90,13 +89,13 @@ def test_a_file_that_is_not_what_it_claims_is_named(tmp_path: Path, content: byt
 
 PACKED = gzip.compress(GOOD)
 WRONG_GZIP = {
-    "empty": (b"", "is cut short"),
-    "no gzip": (GOOD, "is no gzip file"),
-    "cut short": (PACKED[:-20], "is cut short"),
-    "checksum cut off": (PACKED[:-8], "is cut short"),
-    "checksum wrong": (PACKED[:-8] + bytes(8), "is no gzip file: .*incorrect data check"),
-    "bytes behind": (PACKED + b"more", "holds 4 bytes after its gzip data"),
-    "two in one": (PACKED + PACKED, rf"holds {len(PACKED)} bytes after its gzip data"),
+    "empty": (b"", "is truncated"),
+    "no gzip": (GOOD, "is not a gzip file"),
+    "cut short": (PACKED[:-20], "is truncated"),
+    "checksum cut off": (PACKED[:-8], "is truncated"),
+    "checksum wrong": (PACKED[:-8] + bytes(8), "is not a gzip file: .*incorrect data check"),
+    "bytes behind": (PACKED + b"more", "has 4 bytes after its gzip data"),
+    "two in one": (PACKED + PACKED, rf"has {len(PACKED)} bytes after its gzip data"),
 }
 
 
@@ -108,51 +107,55 @@ def test_damaged_gzip_is_named(tmp_path: Path, content: bytes, words: str) -> No
 
 
 def test_every_flipped_bit_of_gzip_is_damaged_or_harmless(tmp_path: Path) -> None:
-    for place in range(0, len(PACKED), 7):
-        (tmp_path / "x.gz").write_bytes(PACKED[:place] + bytes([PACKED[place] ^ 4]) + PACKED[place + 1 :])
+    for i in range(0, len(PACKED), 7):
+        (tmp_path / "x.gz").write_bytes(PACKED[:i] + bytes([PACKED[i] ^ 4]) + PACKED[i + 1 :])
         try:
             assert (read_idx(tmp_path / "x.gz") == IMAGES).all()
         except Damaged:
             continue
 
 
-def test_a_gzip_bomb_is_stopped_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idx, "MAX_BYTES", 1 << 20)
-    engine = zlib.compressobj(9, zlib.DEFLATED, 31)
-    bomb = engine.compress(bytes(1 << 26)) + engine.flush()
+def test_a_gzip_bomb_is_stopped_at_the_limit(tmp_path: Path) -> None:
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = compressor.compress(bytes(1 << 26)) + compressor.flush()
     assert len(bomb) < 1 << 17
     (tmp_path / "x.gz").write_bytes(bomb)
-    with pytest.raises(Damaged, match=r"x\.gz is cut short, or holds more than 1048576 bytes"):
-        read_idx(tmp_path / "x.gz")
+    with pytest.raises(Damaged, match=r"x\.gz is truncated, or unzips to more than 1048576 bytes"):
+        read_idx(tmp_path / "x.gz", max_bytes=1 << 20)
 
 
-def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idx, "MAX_BYTES", 100)
+def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(101))
     with pytest.raises(Damaged, match="has 101 bytes; at most 100 are expected"):
-        read_idx(tmp_path / "x")
+        read_idx(tmp_path / "x", max_bytes=100)
 
 
 MISMATCHES = {
     "fewer labels": (
         "train-labels-idx1-ubyte",
         idx_bytes(LABELS[:29]),
-        r"\(30, 4, 5\) .* \(29,\): they do not match",
+        r"\(30, 4, 5\) .* \(29,\) do not match",
     ),
-    "labels of two axes": ("t10k-labels-idx1-ubyte", idx_bytes(LABELS.reshape(30, 1)), "they do not match"),
-    "images of two axes": ("t10k-images-idx3-ubyte", idx_bytes(IMAGES.reshape(30, 20)), "they do not match"),
-    "labels for images": ("train-images-idx3-ubyte", idx_bytes(LABELS), "they do not match"),
-    "label 10": ("train-labels-idx1-ubyte", idx_bytes(LABELS + 1), "labels go up to 10, 10 classes are expected"),
+    "labels of two axes": ("t10k-labels-idx1-ubyte", idx_bytes(LABELS.reshape(30, 1)), "do not match"),
+    "images of two axes": ("t10k-images-idx3-ubyte", idx_bytes(IMAGES.reshape(30, 20)), "do not match"),
+    "labels for images": ("train-images-idx3-ubyte", idx_bytes(LABELS), "do not match"),
+    "label 10": (
+        "train-labels-idx1-ubyte",
+        idx_bytes(LABELS + 1),
+        "labels go up to 10, expected 10 classes from 0",
+    ),
     "two sizes": (
         "t10k-images-idx3-ubyte",
         idx_bytes(IMAGES.transpose(0, 2, 1)),
-        r"training and test images differ in size, \(4, 5\) and \(5, 4\)",
+        r"training and test images have different sizes, \(4, 5\) and \(5, 4\)",
     ),
 }
 
 
 @pytest.mark.parametrize(("name", "content", "words"), MISMATCHES.values(), ids=MISMATCHES.keys())
-def test_files_that_do_not_fit_together_are_refused(mnist: Path, name: str, content: bytes, words: str) -> None:
+def test_images_and_labels_that_do_not_match_are_refused(
+    mnist: Path, name: str, content: bytes, words: str
+) -> None:
     replace(mnist, name, content)
     with pytest.raises(Damaged, match=words):
         load("mnist", mnist)
@@ -161,7 +164,7 @@ def test_files_that_do_not_fit_together_are_refused(mnist: Path, name: str, cont
 def test_a_data_set_without_images_is_refused(mnist: Path) -> None:
     replace(mnist, NAMES[0], idx_bytes(IMAGES[:0]))
     replace(mnist, NAMES[1], idx_bytes(LABELS[:0]))
-    with pytest.raises(Damaged, match="they do not match"):
+    with pytest.raises(Damaged, match="do not match"):
         load("mnist", mnist)
 
 
@@ -173,7 +176,7 @@ def test_each_missing_file_is_named(mnist: Path, name: str) -> None:
         load("mnist", mnist)
 
 
-def test_without_any_file_the_folders_that_were_searched_are_named(tmp_path: Path) -> None:
+def test_a_missing_set_names_the_searched_folders(tmp_path: Path) -> None:
     with pytest.raises(NotFound) as caught:
         load("fashion-mnist", tmp_path)
     for words in (

@@ -1,4 +1,4 @@
-"""The data sets that are named after `--data`."""
+"""The registry of data sets, digits and MNIST."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encode, noise, spec
+from sample_images import encode, noise, spec
 
 from mexit.data import digits, registry
 from mexit.data.splits import split
 from mexit.errors import NotFound, UsageError
 
 
-def test_digits_are_the_ones_that_scikit_learn_ships() -> None:
+def test_digits_equal_those_of_scikit_learn() -> None:
     reference = pytest.importorskip(
-        "sklearn.datasets", reason="compared where scikit-learn is there"
+        "sklearn.datasets", reason="scikit-learn is needed for the comparison"
     ).load_digits()
     data = digits.load()
     images = np.asarray(data.images.at(np.arange(1797)))
@@ -23,7 +23,7 @@ def test_digits_are_the_ones_that_scikit_learn_ships() -> None:
     assert (data.labels == reference.target).all()
 
 
-def test_digits_use_the_whole_range_and_come_without_a_test_part() -> None:
+def test_digits_span_0_to_1_and_have_no_test_part() -> None:
     data = digits.load()
     tensor = data.batch(np.arange(len(data)), spec(1))
     assert (tensor.shape, tensor.min(), tensor.max()) == ((1797, 1, 8, 8), 0, 1)
@@ -31,7 +31,7 @@ def test_digits_use_the_whole_range_and_come_without_a_test_part() -> None:
     assert np.bincount(data.labels).min() >= 174
 
 
-def test_mnist_is_what_its_authors_describe(data_dir: Path) -> None:
+def test_mnist_has_the_published_statistics(data_dir: Path) -> None:
     data = registry.load("mnist", data_dir)
     assert len(data) == 70_000
     assert data.official_test is not None
@@ -46,17 +46,19 @@ def test_mnist_is_what_its_authors_describe(data_dir: Path) -> None:
     assert train[:5].tolist() == [5, 0, 4, 1, 9]
 
 
-def test_mnist_keeps_its_official_test_part_for_testing(data_dir: Path) -> None:
-    found = split(registry.load("mnist", data_dir))
-    sizes = {name: len(part) for name, part in found.parts.items()}
+def test_the_test_split_of_mnist_is_its_official_test_part(data_dir: Path) -> None:
+    splits = split(registry.load("mnist", data_dir))
+    sizes = {name: len(part) for name, part in splits.parts.items()}
     assert sizes == {
         "train": 48_000, "selection": 2_400, "calibration": 4_800, "certification": 4_800, "test": 10_000,
     }  # fmt: skip
-    assert found.part("test").min() == 60_000
-    assert found.part("train").max() < 60_000
+    assert splits.part("test").min() == 60_000
+    assert splits.part("train").max() < 60_000
 
 
-def test_the_data_folder_may_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_folder_defaults_to_the_environment_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MEXIT_DATA", str(tmp_path / "from-the-environment"))
     with pytest.raises(NotFound, match="from-the-environment"):
         registry.load("mnist")
@@ -64,7 +66,7 @@ def test_the_data_folder_may_come_from_the_environment(tmp_path: Path, monkeypat
         registry.load("mnist", tmp_path / "named")
 
 
-def test_a_folder_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_loaded_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         (tmp_path / "pets" / name / "1.png").write_bytes(encode(noise(4, 4)))
@@ -73,15 +75,15 @@ def test_a_folder_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert registry.load(f"folder:{tmp_path}/pets").name == f"folder:{tmp_path}/pets"
 
 
-def test_a_set_that_must_be_downloaded_says_where_to_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_downloaded_set_needs_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEXIT_DATA", raising=False)
     with pytest.raises(
-        UsageError, match="--data mnist needs the folder it lies in: add --data-dir DIR, or set MEXIT"
+        UsageError, match="--data mnist needs the folder of the downloaded sets: add --data-dir, or set MEXIT"
     ):
         registry.load("mnist")
 
 
 @pytest.mark.parametrize("name", ["", "nope", "MNIST", "folder:", "folder", "../mnist"])
-def test_an_unknown_name_says_which_exist(name: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(UsageError, match=r"unknown data set '.*': choose from digits, mnist, .*or folder:PATH"):
         registry.load(name)

@@ -1,4 +1,4 @@
-"""Folders of images: one subfolder a class, or a word on what is wrong with them."""
+"""Folders of images with one subfolder per class, and errors that name what is wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encode, noise, spec
+from sample_images import encode, noise, spec
 
 from mexit.data import folder
 from mexit.data.preprocess import prepare
@@ -15,10 +15,10 @@ from mexit.errors import BadInput, NotFound
 
 
 def fill(root: Path, classes: tuple[str, ...], count: int = 3) -> Path:
-    for place, name in enumerate(classes):
+    for label, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for i in range(count):
-            (root / name / f"{i}.png").write_bytes(encode(noise(9, 7, 3, seed=100 * place + i)))
+            (root / name / f"{i}.png").write_bytes(encode(noise(9, 7, 3, seed=100 * label + i)))
     return root
 
 
@@ -43,7 +43,7 @@ def test_a_test_folder_becomes_the_official_test_part(tmp_path: Path, test_name:
     assert data.labels.tolist() == [0] * 4 + [1] * 4 + [0, 0, 1, 1]
 
 
-def test_hidden_folders_other_files_and_broken_links_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_folders_other_files_and_broken_links_are_skipped(tmp_path: Path) -> None:
     fill(tmp_path, ("a", "b", ".hidden"))
     (tmp_path / "a" / "notes.txt").write_text("no image")
     (tmp_path / "readme.png").write_bytes(encode(noise(4, 4)))
@@ -75,37 +75,37 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 )
 def test_fewer_than_two_classes_are_refused(tmp_path: Path, classes: tuple[str, ...], count: int) -> None:
     fill(tmp_path, classes, 3 * count)
-    with pytest.raises(BadInput, match=rf"{tmp_path} holds {count} class folder\(s\) with images; at least 2 are"):
+    with pytest.raises(BadInput, match=rf"{tmp_path} has {count} class folder\(s\) with images; at least 2 are"):
         folder.load(tmp_path)
 
 
 def test_training_and_test_classes_must_be_the_same(tmp_path: Path) -> None:
     fill(tmp_path / "train", ("a", "b", "c"))
     fill(tmp_path / "test", ("a", "b"))
-    with pytest.raises(BadInput, match=r"train has 3 classes, .*test 2, .*: only train has c"):
+    with pytest.raises(BadInput, match=r"train has 3 classes, .*test 2; .*: only train has c"):
         folder.load(tmp_path)
 
 
 @pytest.mark.parametrize(
     "name", ["a\nb", "a\x1b[2J", os.fsdecode(b"a\xff")], ids=["line break", "escape", "no utf-8"]
 )
-def test_a_class_name_that_cannot_be_shown_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_class_name_with_control_characters_is_refused(tmp_path: Path, name: str) -> None:
     fill(tmp_path, (name, "b"))
-    with pytest.raises(BadInput, match="holds control characters, so it cannot name a class"):
+    with pytest.raises(BadInput, match="has control characters: rename it"):
         folder.load(tmp_path)
 
 
-def test_names_of_any_language_are_fine(tmp_path: Path) -> None:
+def test_class_names_may_be_in_any_language(tmp_path: Path) -> None:
     names = ("Größe", "кот", "می\u200cخواهم", "猫")
     assert set(folder.load(fill(tmp_path, names)).classes) == set(names)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"no image", "8 bytes that are no image"), (encode(noise(64, 64))[:900], "the image is damaged")],
+    [(b"no image", "8 bytes that are not an image"), (encode(noise(64, 64))[:900], "the image is damaged")],
     ids=["text", "cut short"],
 )
-def test_a_file_that_is_no_image_is_named_when_it_is_its_turn(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_that_is_not_an_image_is_named_when_it_is_read(tmp_path: Path, content: bytes, words: str) -> None:
     fill(tmp_path, ("a", "b"))
     bad = tmp_path / "b" / "1.png"
     bad.write_bytes(content)
