@@ -33,7 +33,7 @@ def main(bundle: str) -> None:
     images = data.batch(splits.part("calibration")[:500], manifest.input)
     promised, seen = np.zeros((2, len(SHARES), ROUNDS))
     for round_ in range(ROUNDS):
-        times = measure(runtime.rehearse, len(manifest.exits))
+        times = measure(runtime.run_to_exit, len(manifest.exits))
         for place, share in enumerate(SHARES):
             limit = times[0] + share * (times[-1] - times[0])
             point = entry.frontier[place_within(entry.frontier, limit, times)]

@@ -141,7 +141,7 @@ def _budgets(runtime: Runtime) -> dict[str, Deployed]:
     found = {}
     for name, place in entry.named.items():
         policy = entry.policy(entry.frontier[place])
-        found[name] = Deployed(policy, entry.frontier[place].budget_macs, runtime.costs.under(policy.asked))
+        found[name] = Deployed(policy, entry.frontier[place].budget_macs, runtime.costs.under(policy.active_heads))
     return found
 
 

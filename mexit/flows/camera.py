@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mexit.camera.frame import Counters
 from mexit.camera.overlay import Overlay
 from mexit.camera.pipeline import CameraPrediction
@@ -146,7 +144,7 @@ class _Tally:
         self._first_s = self._first_s if self.frames else result.captured_s
         self._last_s = answered_s
         self.frames += 1
-        self._ages.add(np.array([result.exit], np.int64), np.array([result.age_ms]), result.macs)
+        self._ages.add([result.exit], [result.age_ms], result.macs)
 
     def report(
         self, source: str, counters: Counters, outputs: tuple[Path, ...], signal_number: int | None

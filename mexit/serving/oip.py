@@ -101,7 +101,7 @@ def _costs(predictions: Sequence[Prediction]) -> dict[str, str | int | float]:
     """What the answers cost. Flat, as parameters must be; receipts are a JSON text."""
     macs = [prediction.macs for prediction in predictions]
     saved = [prediction.saved_macs for prediction in predictions]
-    receipts = [prediction.receipt.to_json() for prediction in predictions if prediction.receipt is not None]
+    receipts = [prediction.receipt_json() for prediction in predictions if prediction.receipt is not None]
     return {
         "mexit_budget": predictions[0].budget,
         "mexit_mean_macs": sum(macs) / len(macs),

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.errors import BadInput, DeadlineExceeded, Overloaded
-from mexit.runtime.batcher import Batcher
+from mexit.runtime.batching import ContinuousBatcher
 from mexit.runtime.prediction import Prediction
-from mexit.runtime.request import Call
+from mexit.runtime.request import Request
 from mexit.runtime.runtime import Runtime
-from mexit.runtime.ticket import Ticket
 from mexit.serving import oip
 from mexit.serving.limits import Limits
 from mexit.serving.metrics import Metrics, Timings
@@ -73,7 +72,7 @@ class Service:
             threads: what the engine was opened with.
             deadline_ms: for requests that name none.
             batching: one of `BATCHING`: each request has its own runs of a segment, or they share them (see
-                `batcher`).
+                `batching`).
         """
         self.runtime = runtime
         self.limits = limits
@@ -86,9 +85,11 @@ class Service:
         self.refusals = RefusalPace() if told_apart else None
         workers = _workers(threads)
         self.worker_pool = WorkerPool(workers, limits.jobs, share)
-        self._batcher: Batcher | None = None
+        self._batcher: ContinuousBatcher | None = None
         if batching == "continuous":
-            self._batcher = Batcher(runtime, self.worker_pool.lend, workers, heard=self.metrics.predicted)
+            self._batcher = ContinuousBatcher(
+                runtime, self.worker_pool.lend, workers, on_predictions=self.metrics.predicted
+            )
         self.storage = MemoryQuota(limits.held_bytes, share)
         if rate_limiter is not None:
             self.metrics.watch_rate_limiter(rate_limiter.state, lambda: self.worker_pool.waiting)
@@ -149,7 +150,7 @@ class Service:
 
     def _answer(
         self, tensor: NDArray[np.float32], options: Options, arrival: IncomingRequest, begun_ns: int
-    ) -> Job[Call]:
+    ) -> Job[Request]:
         deadline_ms = self._deadline_ms if options.deadline_ms is None else options.deadline_ms
         if deadline_ms is not None:
             waited_ms = (begun_ns - arrival.at_ns) / 1e6
@@ -165,16 +166,15 @@ class Service:
             client=arrival.client,
             wait_ms=self.limits.wait_s * 1e3 if deadline_ms is None else None,
             queued_s=(begun_ns - arrival.at_ns) / 1e9,
-            kind=Call if self._batcher is None else Ticket,
         )
         while not call.done:
-            if call.pay() > 0:
-                yield call.pay
-            if self._batcher is not None and isinstance(call, Ticket):
+            if call.acquire_tokens() > 0:
+                yield call.acquire_tokens
+            if self._batcher is not None:
                 yield (outcome := self._batcher.submit(call))
                 outcome.result()
             else:
-                self.metrics.predicted(call.run())
+                self.metrics.predicted(self.runtime.run(call))
         return call
 
 

@@ -53,9 +53,9 @@ Runtime.begin = slowly
 # Segment 1 of every request does; nothing is measured before.
 HELD_IN_SEGMENT_1 = """
 import time
-from mexit.runtime import batcher, batch_costs
+from mexit.runtime.batching import BatchLatencyTable
 from mexit.runtime.backends.ort import OrtBackend
-batcher.measure = lambda *_: batch_costs.table((1, 64), [[1e-4] * 3, [1e-4] * 3])
+BatchLatencyTable.measure = staticmethod(lambda *_: BatchLatencyTable.from_times((64,), [[1e-4] * 3]))
 load = OrtBackend.__init__
 def load_slowly(self, *args, **options):
     load(self, *args, **options)

@@ -127,7 +127,7 @@ def test_who_has_no_tokens_is_told_when_to_come_back(frugal: Server, images: Ima
     status, headers, answer = ask(frugal, body(images[:1]), "127.0.0.11")
     assert time.monotonic() - began < 2
     assert status == 503
-    assert "no tokens to begin 1 row within 5000 ms" in answer["error"]
+    assert "no tokens to start 1 row within 5000 ms" in answer["error"]
     assert 100 < int(headers["retry-after"]) < 200  # exit 1 costs about a sixth of the network, 160 s of this rate
     assert frugal.series("mexit_rate_limiter_overloaded_total") == before + 1
     assert ask(frugal, body(images[:1]), "127.0.0.12")[0] == 200
