@@ -1,25 +1,35 @@
-# make demo    the whole pipeline on embedded data, about two minutes after the set-up
-# make test    lint, types and every test
+# make demo     the whole pipeline on embedded data, about a minute after the set-up
+# make quick    lint, types and the fast tests: under three minutes
+# make test     lint, types and every test but the long ones: under twelve minutes
+# make long     the long tests: soak, fuzz, simulations, large networks, clean installs; goes on where it was stopped
 #
-# Both make .venv from this project's files first. PYTHON picks the interpreter (3.10 or newer).
+# Each makes .venv from this project's files first. PYTHON picks the interpreter (3.10 or newer).
 
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed-from-constraints
+# One process per core; a process that has run out of tests takes some of another one.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo test lint clean
+.PHONY: demo quick test long lint clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
 	$(VENV)/bin/mexit demo
 	@echo "The commands above work after:  . $(VENV)/bin/activate"
 
+quick: $(STAMP) lint
+	$(PYTEST) -m "not slow and not long"
+
 test: $(STAMP) lint
-	$(VENV)/bin/python -m pytest
+	$(PYTEST) -m "not long"
+
+long: $(STAMP)
+	$(VENV)/bin/python tests/run_long.py
 
 lint: $(STAMP)
-	$(VENV)/bin/ruff check mexit tests examples
-	$(VENV)/bin/ruff format --check mexit tests examples
+	$(VENV)/bin/ruff check mexit tests examples benchmarks
+	$(VENV)/bin/ruff format --check mexit tests examples benchmarks
 	$(VENV)/bin/mypy
 
 $(STAMP): pyproject.toml constraints.txt

@@ -22,11 +22,12 @@ from stored_answers import Answers
 from mexit.attacks.pgd import PGDConfig
 from mexit.data import registry
 from mexit.data.dataset import DataSet
-from mexit.flows.train import train_model
-from mexit.models import preset
+from mexit.evaluate.suites import pgd_suite
+from mexit.flows.train import TrainOptions, train_model
+from mexit.models import model_spec
 from mexit.train import checkpoint
 from mexit.train.precision import keep_freed_memory
-from mexit.train.validation import attack_suite, right, run_exits
+from mexit.train.validation import correct_predictions, run_exits
 
 BATCH = 250
 ATTACKS = ("clean", "average", "max-average")
@@ -67,7 +68,14 @@ class Protocol:
         if not (out / "weights.safetensors").exists():
             given = {**self.schedule, "model": self.model, "method": method, "seed": seed}
             resume = (out / "settings.json").exists()
-            train_model(data=self.data, preset=self.preset, given=given, out=out, resume=resume, threads=threads)
+            train_model(
+                data=self.data,
+                preset=self.preset,
+                settings=given,
+                out=out,
+                resume=resume,
+                options=TrainOptions(threads=threads),
+            )
         return out
 
 
@@ -76,13 +84,14 @@ def judge(protocol: Protocol, run: Path, answers: Answers, data: DataSet) -> Non
     if answers.has("clean"):
         return
     model, settings, splits = checkpoint.load_model(run)
-    index, spec = splits.part("test")[:: protocol.every], preset(settings.model).input
+    index, spec = splits.part("test")[:: protocol.every], model_spec(settings.model).input
     found: dict[str, list[NDArray[np.bool_]]] = {}
     for part in np.array_split(index, range(BATCH, len(index), BATCH)):
         images, labels = data.batch(part, spec), data.labels[part]
-        suite = attack_suite(model, images, labels, part, protocol.attack)
-        for name, attacked in {"clean": images, **suite}.items():
-            found.setdefault(name, []).append(right(run_exits(model, attacked), labels))
+        suite = pgd_suite(model, images, labels, part, protocol.attack)
+        del suite["noise"]
+        for name, attacked in suite.items():
+            found.setdefault(name, []).append(correct_predictions(run_exits(model, attacked), labels))
     answers.add({name: np.concatenate(parts, axis=1) for name, parts in found.items()})
 
 
@@ -149,7 +158,7 @@ def write(protocol: Protocol, runs: dict[str, Answers]) -> None:
     steps, n = protocol.attack, len(next(iter(runs.values())).get("clean")[0])
     parts = [
         protocol.about,
-        f"Test: {n:,} images, PGD-{steps.count} in float32, eps {steps.eps:.4g}, step {steps.size:.4g}, one "
+        f"Test: {n:,} images, PGD-{steps.steps} in float32, eps {steps.eps:.4g}, step {steps.step_size:.4g}, one "
         "random start. Percent right, standard error in brackets.",
         per_exit(runs),
         "**Against the adversarial baseline**, in points, paired over the same images:",

@@ -44,10 +44,10 @@ from overhead_networks import export
 from page import table, write_page
 
 from mexit import Runtime
+from mexit.core.resource_limits import read_limits
 from mexit.data import registry
 from mexit.data.splits import Splits
 from mexit.flows.calibrate import calibrate_bundle
-from mexit.runtime.resource_limits import read_limits
 
 LOADS = (0.3, 0.6, 0.8, 1.0, 1.3, 2.0)
 BUSY = 0.1  # cores that others use before it is worth a word

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from page import table, write_page
 
-from mexit.runtime.drift_test import DriftTest
+from mexit.runtime.drift import DriftTest
 
 EXPECTED, ALPHA = 0.02, 0.01
 STREAMS, LENGTH = 1000, 10_000

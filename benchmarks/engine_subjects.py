@@ -21,10 +21,10 @@ from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import MexitError
 from mexit.export import segments as cutting
-from mexit.export.bundle_writer import assemble
-from mexit.export.onnx_export import to_onnx
-from mexit.flows.precision_variants import convert
-from mexit.models import MultiExit, preset
+from mexit.export.bundle_writer import BundleContents, build_bundle
+from mexit.export.onnx_export import export_segment
+from mexit.flows.precision_variants import convert_segments
+from mexit.models import MultiExit, model_spec
 from mexit.runtime.backends.registry import open_backend
 from mexit.train import checkpoint
 
@@ -57,11 +57,11 @@ class BenchmarkNetwork:
         """A run's directory, or the name of a network, which then has random weights and digits images."""
         if Path(given).is_dir():
             _, settings, parts = checkpoint.load_model(Path(given))
-            data, spec = registry.load(settings.data), preset(settings.model).input
+            data, spec = registry.load(settings.data), model_spec(settings.model).input
             name = f"{settings.model}, {settings.method} on {settings.data}"
             return BenchmarkNetwork(name, lambda: checkpoint.load_model(Path(given))[0], spec, data, parts, True)
         data, large = digits.load(), given == LARGE
-        spec, timed = (IMAGENET, 8) if large else (preset(given).input, 64)
+        spec, timed = (IMAGENET, 8) if large else (model_spec(given).input, 64)
         return BenchmarkNetwork(given, lambda: random_weights(given), spec, data, splits.split(data), False, timed)
 
     def some(self, part: str, most: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -79,7 +79,7 @@ class LastExit(nn.Module):
         self.model = model
 
     def forward(self, *carried: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.model.one_exit(carried[0], self.model.exits),)
+        return (self.model.forward_exit(carried[0], self.model.exits),)
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ Costs = tuple[int, NDArray[np.int64]]
 def engines_of(subject: BenchmarkNetwork, compiled: bool) -> tuple[list[Opened], Costs, list[str]]:
     """Every engine that can be opened, the MACs of both, and why other engines cannot be."""
     model, name = subject.make(), subject.spec.name
-    whole = [cutting.Cut(LastExit(model), (name,), ("logits_1",), (torch.rand(2, *model.input_shape),))]
-    bundles = [_bundle(subject, cuts) for cuts in (whole, cutting.cut(model, name))]
+    whole = [cutting.TorchSegment(LastExit(model), (name,), ("logits_1",), (torch.rand(2, *model.input_shape),))]
+    bundles = [_bundle(subject, cuts) for cuts in (whole, cutting.cut_segments(model, name))]
     opened, failed = [], []
     for engine in ENGINES:
         try:
@@ -150,7 +150,7 @@ def engines_of(subject: BenchmarkNetwork, compiled: bool) -> tuple[list[Opened],
             failed.append(f"{subject.name}, {engine}: {error}")
     for dtype in (torch.float32, torch.bfloat16):
         static = TorchBackend([LastExit(subject.make())], dtype)
-        cut = TorchBackend([one.module for one in cutting.cut(subject.make())], dtype)
+        cut = TorchBackend([one.module for one in cutting.cut_segments(subject.make())], dtype)
         opened.append(Opened(f"torch eager {static.precision}", static, cut))
         if compiled:
             again = TorchBackend([LastExit(subject.make())], dtype, compiled=True)
@@ -159,11 +159,11 @@ def engines_of(subject: BenchmarkNetwork, compiled: bool) -> tuple[list[Opened],
     return opened, (static_macs[-1], np.array(cut_macs)), failed
 
 
-def _bundle(subject: BenchmarkNetwork, cuts: Sequence[cutting.Cut]) -> Bundle:
+def _bundle(subject: BenchmarkNetwork, cuts: Sequence[cutting.TorchSegment]) -> Bundle:
     """The variants fp32 and int8 of these cuts, in memory."""
-    exported = [to_onnx(cut) for cut in cuts]
-    other = convert(cuts, exported, "int8", subject.data, subject.parts, subject.spec, Silent())
-    found = assemble(
-        "compared", subject.data.classes, subject.spec, exported, subject.parts, {}, None, {"int8": other.segments}
+    fp32 = [export_segment(cut) for cut in cuts]
+    int8, _ = convert_segments(cuts, fp32, "int8", subject.data, subject.parts, subject.spec, Silent())
+    variants = {"fp32": fp32, "int8": int8}
+    return build_bundle(
+        Path("compared"), BundleContents(subject.data.classes, subject.spec, subject.parts, variants)
     )
-    return Bundle.from_parts(Path("compared"), found.manifest, found.files)

@@ -36,12 +36,12 @@ from mexit.attacks.multi_exit_attack import Attack
 from mexit.attacks.pgd import PGDConfig
 from mexit.data import registry
 from mexit.data.dataset import DataSet
-from mexit.flows.train import train_model
-from mexit.models import preset
+from mexit.flows.train import TrainOptions, train_model
+from mexit.models import model_spec
 from mexit.train import checkpoint
 from mexit.train.methods.cmi import ClassStatistics
 from mexit.train.precision import keep_freed_memory
-from mexit.train.validation import attacked_batches, exit_logits, right
+from mexit.train.validation import attacked_batches, correct_predictions, exit_logits
 
 NOTES = """Where this stands. AT-AKA is more robust at every exit, at exit 1 most; it trains two teachers first and
 pays with 0.3 to 0.9 points on clean images. CAP, as it is read here, is less robust at every exit. CMIC is a
@@ -137,7 +137,12 @@ def run_of(name: str, seed: int) -> Path:
         if variant.teacher:
             given["teachers"] = (str(run_of(variant.teacher, seed)),)
         train_model(
-            data="mnist", preset="neo_kd", given=given, out=out, resume=(out / "settings.json").exists(), threads=1
+            data="mnist",
+            preset="neo_kd",
+            settings=given,
+            out=out,
+            resume=(out / "settings.json").exists(),
+            options=TrainOptions(threads=1),
         )
     return out
 
@@ -145,11 +150,11 @@ def run_of(name: str, seed: int) -> Path:
 def judge(run: Path, answers: Answers, data: DataSet) -> None:
     """Right answers of every exit, clean and attacked, and NCMI on clean images."""
     model, settings, splits = checkpoint.load_model(run)
-    spec, test = preset(settings.model).input, splits.part("test")
+    spec, test = model_spec(settings.model).input, splits.part("test")
     for condition, attack, index in (("clean", None, test), ("average", TEST_ATTACK, test[::10])):
         if attack is None or (not answers.has(condition) and settings.attack != "none"):
             logits = exit_logits(model, attacked_batches(model, data, index, spec, attack))
-            answers.add({condition: right(logits, data.labels[index])})
+            answers.add({condition: correct_predictions(logits, data.labels[index])})
             if attack is None:
                 answers.add_numbers(NCMI, ncmi(logits, data.labels[index]))
 

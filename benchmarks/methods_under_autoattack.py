@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from stored_answers import Answers
 
-from mexit.attacks.autoattack import OneExit, auto_attack
+from mexit.attacks.autoattack import ExitClassifier, auto_attack
 from mexit.attacks.soft_policy import DeployedPolicy, SoftPolicy
 from mexit.core.artifact_paths import BUNDLES
 from mexit.core.bundle import POLICIES, Bundle
 from mexit.data.dataset import DataSet
 from mexit.flows.calibrate import calibrate_bundle
 from mexit.flows.export import export_bundle
-from mexit.models import MultiExit, preset
+from mexit.models import MultiExit, model_spec
 from mexit.train import checkpoint
 
 SAMPLES = 1000
@@ -27,17 +27,19 @@ def autoattack(run: Path, answers: Answers, data: DataSet) -> None:
     model.to(memory_format=torch.channels_last)  # the same numbers but for rounding, in two thirds of the time
     test = splits.part("test")
     index = test[:: max(1, len(test) // SAMPLES)][:SAMPLES]
-    images = torch.from_numpy(data.batch(index, preset(settings.model).input))
+    images = torch.from_numpy(data.batch(index, model_spec(settings.model).input))
     labels = torch.from_numpy(data.labels[index])
     for target in TARGETS:
         if not answers.has(f"autoattack {target}"):
-            found = auto_attack(_network(target, model, run, images), images, labels, settings.eps, note=print)
-            answers.add({f"autoattack {target}": found.standing.numpy()[None]})
+            found = auto_attack(
+                _network(target, model, run, images), images, labels, settings.eps, on_message=print
+            )
+            answers.add({f"autoattack {target}": found.robust.numpy()[None]})
 
 
-def _network(target: str, model: MultiExit, run: Path, images: torch.Tensor) -> OneExit | DeployedPolicy:
+def _network(target: str, model: MultiExit, run: Path, images: torch.Tensor) -> ExitClassifier | DeployedPolicy:
     if target != "policy medium":
-        return OneExit(model, 1 if target == "exit 1" else model.exits)
+        return ExitClassifier(model, 1 if target == "exit 1" else model.exits)
     out = BUNDLES / f"{run.parent.name}-{run.name}"
     if not out.exists():
         export_bundle(run, out=out)

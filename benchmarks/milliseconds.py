@@ -18,7 +18,7 @@ from page import table, write_page
 from mexit import Runtime
 from mexit.data import registry
 from mexit.data.splits import Splits
-from mexit.runtime.latency_profile import expected_ms, measure, place_within
+from mexit.runtime.latency_profile import expected_ms, index_within, time_exits
 
 ROUNDS = 20
 SHARES = (0.25, 0.5, 0.75)  # of the way from the first exit's time to the last one's
@@ -33,10 +33,10 @@ def main(bundle: str) -> None:
     images = data.batch(splits.part("calibration")[:500], manifest.input)
     promised, seen = np.zeros((2, len(SHARES), ROUNDS))
     for round_ in range(ROUNDS):
-        times = measure(runtime.run_to_exit, len(manifest.exits))
+        times = time_exits(runtime.run_to_exit, len(manifest.exits))
         for place, share in enumerate(SHARES):
             limit = times[0] + share * (times[-1] - times[0])
-            point = entry.frontier[place_within(entry.frontier, limit, times)]
+            point = entry.frontier[index_within(entry.frontier, limit, times)]
             spent = []
             for image in images:
                 begin = time.perf_counter()

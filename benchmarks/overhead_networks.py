@@ -14,11 +14,11 @@ from torch import nn
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.data import digits, splits
-from mexit.export.bundle_writer import assemble
-from mexit.export.nested_if import single_file
-from mexit.export.onnx_export import OnnxSegment, to_onnx
-from mexit.export.segments import cut
-from mexit.models import MultiExit, Stage, build, preset
+from mexit.export.bundle_writer import BundleContents, build_bundle
+from mexit.export.nested_if import build_single_file
+from mexit.export.onnx_export import OnnxSegment, export_segment
+from mexit.export.segments import cut_segments
+from mexit.models import MultiExit, Stage, build_model, model_spec
 
 CLASSES, LARGE = 10, "resnet50"
 IMAGENET = InputSpec("input", "float32", "NCHW", 3, (224, 224), (0.0, 1.0), PrepareSpec(fit="cover"))
@@ -37,18 +37,17 @@ class Network:
 def export(name: str, folder: Path = Path()) -> Network:
     """A network with random weights, as `mexit export` makes its graphs. The bundle is not written yet."""
     network = random_weights(name)
-    spec = IMAGENET if name == LARGE else preset(name).input
-    segments = [to_onnx(part) for part in cut(network, spec.name)]
+    spec = IMAGENET if name == LARGE else model_spec(name).input
+    segments = [export_segment(segment) for segment in cut_segments(network, spec.name)]
     data, names = digits.load(), [str(label) for label in range(CLASSES)]
-    parts = assemble(name, names, spec, segments, splits.split(data), {})
-    nested = single_file([segment.model for segment in segments])
-    return Network(name, Bundle.from_parts(folder / name, parts.manifest, parts.files), chained(segments), nested)
+    bundle = build_bundle(folder / name, BundleContents(names, spec, splits.split(data), {"fp32": segments}))
+    return Network(name, bundle, chained(segments), build_single_file([segment.model for segment in segments]))
 
 
 def random_weights(name: str) -> MultiExit:
     """A network, in eval mode."""
     torch.manual_seed(0)
-    return (resnet50() if name == LARGE else build(name, CLASSES)).eval()
+    return (resnet50() if name == LARGE else build_model(name, CLASSES)).eval()
 
 
 class Bottleneck(nn.Module):

@@ -208,7 +208,7 @@ def slowdown_images(runtime: Runtime, images: np.ndarray, labels: np.ndarray) ->
     import torch
 
     from mexit.attacks.policy_attacks import AttackTarget
-    from mexit.attacks.slowdown import slow_down
+    from mexit.attacks.slowdown import slowdown_attack
     from mexit.attacks.soft_policy import SoftPolicy
     from mexit.evaluate.gradient_source import of_bundle
 
@@ -216,10 +216,12 @@ def slowdown_images(runtime: Runtime, images: np.ndarray, labels: np.ndarray) ->
     source.model.eval()
     pixels = torch.from_numpy(images)
     with torch.no_grad():
-        gates = SoftPolicy.fit(runtime.policy(), source.model(pixels))
-    steps = source.attack("average", None, None).steps
-    victim = AttackTarget(source.model, gates, pixels, torch.from_numpy(labels), torch.arange(len(labels)), steps)
-    return np.asarray(slow_down(victim, "sloth").images.numpy())
+        policy = SoftPolicy.fit(runtime.policy(), source.model(pixels))
+    config = source.attack("average", None, None).pgd
+    target = AttackTarget(
+        source.model, policy, pixels, torch.from_numpy(labels), torch.arange(len(labels)), config
+    )
+    return np.asarray(slowdown_attack(target, "sloth").images.numpy())
 
 
 def row(name: str, played: Played, rates: dict[str, int], burst: float) -> list[object]:

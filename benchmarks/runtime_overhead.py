@@ -49,7 +49,7 @@ from page import write_page
 from mexit import Runtime
 from mexit.calibrate.geometric import Ranking, geometric
 from mexit.core.policy import Policy, first_exit
-from mexit.core.single_file import feeds
+from mexit.export.nested_if import policy_inputs
 from mexit.runtime.backends.ort import OrtBackend, open_session
 from mexit.runtime.engine import answer
 from mexit.runtime.reference import run_all_exits
@@ -147,7 +147,7 @@ def paths(
         found[ONE_BOUND], found[WALK] = bound(whole, network), lambda part: walk(backend, part)
         nested = open_session(network.nested, "single file", threads)
         for name, policy in {"full": in_vain, **policies}.items():
-            given = feeds(policy)
+            given = policy_inputs(policy)
             found[f"{NESTED}, {name}"] = lambda part, given=given: nested.run(None, {"input": part, **given})
     return found
 

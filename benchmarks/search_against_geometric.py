@@ -19,14 +19,15 @@ from mexit.attacks.multi_exit_attack import Attack
 from mexit.attacks.pgd import PGDConfig
 from mexit.calibrate.frontier import TraceEvaluator, frontier
 from mexit.core.cost import Costs
+from mexit.core.resource_limits import read_limits
 from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 from mexit.data import registry
 from mexit.data.splits import split
 from mexit.flows.sample_sources import evenly
-from mexit.models import preset
+from mexit.models import model_spec
 from mexit.train.config import resolve
-from mexit.train.precision import choose
+from mexit.train.precision import select_precision
 from mexit.train.trainer import Trainer
 from mexit.train.validation import attacked_batches, exit_logits
 
@@ -50,9 +51,9 @@ def traces(seed: int) -> dict[str, dict[str, Trace]]:
         small = type(splits)(
             splits.data_set, splits.data_sha256, {**splits.parts, "train": splits.part("train")[:TRAINING_IMAGES]}
         )
-        trainer = Trainer(Path(folder), settings, data, small, choose("auto", "cpu", settings.model))
+        trainer = Trainer(Path(folder), settings, data, small, select_precision("auto", "cpu", settings.model))
         trainer.train()
-    model, spec = trainer.model.to(memory_format=torch.contiguous_format), preset(settings.model).input
+    model, spec = trainer.model.to(memory_format=torch.contiguous_format), model_spec(settings.model).input
     found: dict[str, dict[str, Trace]] = {}
     for condition, attack in CONDITIONS.items():
         for name in ("calibration", "certification"):
@@ -86,7 +87,7 @@ def differences(found: dict[str, Trace]) -> tuple[dict[str, list[float]], list[f
 
 
 def main() -> None:
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(read_limits().threads)
     pooled: dict[str, dict[str, list[float]]] = {}
     everywhere: dict[str, list[float]] = {}
     accuracy: dict[str, list[float]] = {}

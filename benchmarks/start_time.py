@@ -43,17 +43,18 @@ def make_bundle(path: Path) -> None:
     """A bundle of `small-cnn` with random weights."""
     import torch
 
-    from mexit.core.bundle import Bundle
     from mexit.data import digits, splits
-    from mexit.export import bundle_writer, onnx_export, segments
-    from mexit.models import build, preset
+    from mexit.export.bundle_writer import BundleContents, build_bundle
+    from mexit.export.onnx_export import export_segment
+    from mexit.export.segments import cut_segments
+    from mexit.models import build_model, model_spec
 
     torch.manual_seed(0)
-    cuts = segments.cut(build("small-cnn", 10).eval(), preset("small-cnn").input.name)
-    exported = [onnx_export.to_onnx(cut) for cut in cuts]
-    spec, data = preset("small-cnn").input, digits.load()
-    parts = bundle_writer.assemble("start", data.classes, spec, exported, splits.split(data), {"seed": 0})
-    Bundle.from_parts(path, parts.manifest, parts.files).write()
+    spec, data = model_spec("small-cnn").input, digits.load()
+    segments = [
+        export_segment(segment) for segment in cut_segments(build_model("small-cnn", 10).eval(), spec.name)
+    ]
+    build_bundle(path, BundleContents(data.classes, spec, splits.split(data), {"fp32": segments})).write()
 
 
 def start(python: str, code: str, cache: str) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def start(python: str, code: str, cache: str) -> dict[str, Any]:
 
 def tune(python: str, bundle: str, cache: str) -> None:
     """Let `auto` know the device, as `mexit export` does."""
-    code = f"from mexit.flows.tune import tune; tune({bundle!r})"
+    code = f"from mexit import Bundle; from mexit.runtime.autotune import tune; tune(Bundle.open({bundle!r}))"
     subprocess.run([python, "-c", code], check=True, env={**os.environ, "MEXIT_CACHE": cache})
 
 

@@ -1,12 +1,12 @@
-"""How much faster a training step is by the project's recipe than by plain float32 code.
+"""Compares the duration of a training step of mexit with that of plain float32 code.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/training_speed.py
 
-One step: PGD-7 on a batch of 128 images, then cross-entropy of every exit on the clean and the attacked ones, and
-SGD. "plain" is written out here: float32, eager, the default memory layout, every exit run in every pass, and
-torch's default allocator; "recipe" is what `mexit train` does. Each runs in a process of its own, because the
-allocator's settings are the whole process's; the two take turns, one step each, so that a busy machine slows both.
-Seconds are processor time of the step, all threads together.
+One step: PGD-7 on a batch of 128 images, then cross-entropy of every exit on the clean and the attacked images, and
+SGD. "plain" is written out here: float32, eager, the default memory format, every exit in every forward pass, and
+torch's default allocator; "mexit" is the step of `mexit train`. Each runs in its own process, because the settings of
+the allocator apply to a process; the two alternate step by step, so that other load slows both. Seconds are the
+processor time of the step, summed over threads.
 """
 
 from __future__ import annotations
@@ -19,6 +19,18 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from page import table, write_page
+
+from mexit.attacks.rng import CounterRNG
+from mexit.core.resource_limits import read_limits
+from mexit.models import build_model, model_spec
+from mexit.train import precision
+from mexit.train.config import TrainSettings
+from mexit.train.methods import build_method
+from mexit.train.methods.base import Adaptation, Batch, StepInfo
+from mexit.train.train_step import TrainStep
 
 BATCH, CLASSES, EPS, SIZE, STEPS = 128, 10, 8 / 255, 2 / 255, 7
 TARGETS = {"small-cnn": 4.0, "resnet38": 3.5, "msdnet-cifar10": 2.5}
@@ -26,25 +38,20 @@ ATTACKS = ("average", "max-average")
 
 
 def plain_step(name: str, attack: str) -> Callable[[], None]:
-    """RDI-Nets' procedure, as one would write it down."""
-    import torch
-    import torch.nn.functional as F
-
-    from mexit.models import build, preset
-
+    """A step of RDI-Nets' procedure in plain torch code."""
     torch.manual_seed(0)
-    model = build(name, CLASSES)
+    model = build_model(name, CLASSES)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    images, labels = torch.rand(BATCH, *preset(name).input_shape), torch.randint(0, CLASSES, (BATCH,))
+    images, labels = torch.rand(BATCH, *model_spec(name).input_shape), torch.randint(0, CLASSES, (BATCH,))
 
     def losses(logits):
         return torch.stack([F.cross_entropy(exit_logits, labels, reduction="none") for exit_logits in logits])
 
-    def pgd(climbed):
+    def pgd(exits):
         attacked = (images + (2 * torch.rand_like(images) - 1) * EPS).clamp(0, 1)
         for _ in range(STEPS):
             attacked = attacked.detach().requires_grad_()
-            loss = losses(model(attacked))[climbed].mean(dim=0).sum()
+            loss = losses(model(attacked))[exits].mean(dim=0).sum()
             (gradient,) = torch.autograd.grad(loss, attacked)
             attacked = attacked.detach() + SIZE * gradient.sign()
             attacked = torch.min(torch.max(attacked, images - EPS), images + EPS).clamp(0, 1)
@@ -70,45 +77,34 @@ def plain_step(name: str, attack: str) -> Callable[[], None]:
     return step
 
 
-def recipe_step(name: str, attack: str) -> Callable[[], None]:
-    """What `mexit train --method adversarial` does with a batch."""
-    import torch
-
-    from mexit.attacks.rng import CounterRNG
-    from mexit.models import build, preset
-    from mexit.train import precision
-    from mexit.train.config import TrainSettings
-    from mexit.train.methods import build as build_objective
-    from mexit.train.methods.base import Adaptation, Batch
-    from mexit.train.train_step import Step
-
+def mexit_step(name: str, attack: str) -> Callable[[], None]:
+    """A step of `mexit train --method adversarial`."""
     precision.keep_freed_memory()
     torch.manual_seed(0)
     settings = TrainSettings(
         model=name, method="adversarial", attack=attack, eps=EPS, step=SIZE, steps=STEPS, batch=BATCH
     )
-    how = precision.choose("auto", "cpu", name)
-    model = how.place(build(name, CLASSES))
+    selected = precision.select_precision("auto", "cpu", name)
+    model = selected.prepare(build_model(name, CLASSES))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    objective = build_objective("adversarial", model.exits, {})
-    taker = Step(model, objective, optimiser, settings, None, how.attack_copy(model))
-    images = how.images(torch.rand(BATCH, *preset(name).input_shape))
+    method = build_method("adversarial", {})
+    train_step = TrainStep(model, method, optimiser, settings, attack_copy=selected.attack_copy(model))
+    images = selected.to_device(torch.rand(BATCH, *model_spec(name).input_shape))
     labels = torch.randint(0, CLASSES, (BATCH,))
-    draw, index, goal = CounterRNG(0, 0), torch.arange(BATCH), settings.training_attack()
-    adaptation = Adaptation(model, settings.lr, lambda: (images, labels), how.autocast)
+    index, pgd = torch.arange(BATCH), settings.training_attack()
+    batch = Batch(model, images, labels, index, pgd, CounterRNG(0, 0), selected.autocast)
+    adaptation = Adaptation(model, settings.lr, lambda: (images, labels), selected.autocast)
 
     def step():
-        taker.take(Batch(model, images, labels, index, goal, draw, how.autocast), adaptation, 0.0, 0)
+        train_step.run(batch, adaptation, StepInfo())
 
     return step
 
 
 def serve(kind: str, name: str, attack: str, threads: int) -> None:
-    """In a process of its own: answer each line on standard input with the seconds of one step."""
-    import torch
-
+    """Run one step per line of standard input, and print its processor and wall-clock seconds."""
     torch.set_num_threads(threads)
-    step = {"plain": plain_step, "recipe": recipe_step}[kind](name, attack)
+    step = {"plain": plain_step, "mexit": mexit_step}[kind](name, attack)
     for _ in sys.stdin:
         begin = time.process_time(), time.perf_counter()
         step()
@@ -116,7 +112,7 @@ def serve(kind: str, name: str, attack: str, threads: int) -> None:
 
 
 def compare(name: str, attack: str, threads: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
-    """(repeats, 2) processor seconds of plain and recipe, and the same of the clock."""
+    """Seconds of plain and mexit, (repeats, 2): of the processor, and of the wall clock."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     workers = [
         subprocess.Popen(
@@ -126,24 +122,24 @@ def compare(name: str, attack: str, threads: int, repeats: int) -> tuple[np.ndar
             text=True,
             env=environment,
         )
-        for kind in ("plain", "recipe")
+        for kind in ("plain", "mexit")
     ]
-    found = []
-    for _ in range(repeats + 1):  # the first of each warms up
+    steps = []
+    for _ in range(repeats + 1):  # the first step is a warm-up
         pair = []
         for worker in workers:
             worker.stdin.write("\n")
             worker.stdin.flush()
             pair.append([float(word) for word in worker.stdout.readline().split()])
-        found.append(pair)
+        steps.append(pair)
     for worker in workers:
         worker.communicate()
-    seconds = np.array(found[1:])
+    seconds = np.array(steps[1:])
     return seconds[:, :, 0], seconds[:, :, 1]
 
 
 def row(name: str, attack: str, threads: int, repeats: int) -> list[object]:
-    """Of the table."""
+    """One row of the result table."""
     used, clock = compare(name, attack, threads, repeats)
     ratios, walls = used[:, 0] / used[:, 1], clock[:, 0] / clock[:, 1]
     plain, fast = np.median(used, axis=0)
@@ -168,8 +164,6 @@ def main() -> None:
         kind, name, attack, threads = chosen.serve
         serve(kind, name, attack, int(threads))
         return
-    from page import table, write_page
-
     before = os.getloadavg()[0]
     rows = [
         row(name, attack, threads, chosen.repeats)
@@ -178,20 +172,18 @@ def main() -> None:
         for attack in chosen.attacks
     ]
     columns = [
-        "network", "attack", "threads", "plain", "recipe", "ratio (spread)", "ratio by the clock (spread)", "n",
+        "network", "attack", "threads", "plain", "mexit", "ratio (spread)", "ratio by the clock (spread)", "n",
         "target", "met",
     ]  # fmt: skip
-    import torch
-
-    cores = len(os.sched_getaffinity(0))
+    cores = read_limits().threads
     write_page(
         "training_speed",
         f"{cores}-core-cpu",
-        f"One PGD-{STEPS} training step on {BATCH} images, plain float32 against the recipe",
+        f"One PGD-{STEPS} training step on {BATCH} images, plain float32 against mexit",
         [
             table(columns, rows),
-            "Seconds are the median processor time of a step, all threads together. Plain and recipe took turns, "
-            "step by step; a ratio is that of one pair, and the table gives the median pair and the extremes. "
+            "Seconds are the median processor time of a step, summed over threads. Plain and mexit alternated "
+            "step by step; a ratio is that of one pair, and the table gives the median and the extremes. "
             "Random images and labels: the arithmetic is the same as on real ones.",
             f"torch {torch.__version__}. Other work ran on these cores: the load average was {before:.1f} at the "
             f"start and {os.getloadavg()[0]:.1f} at the end, of which up to one a thread is this program's. "

@@ -1,26 +1,27 @@
-"""Watch a source and report when the answer changes: python 04_camera.py BUNDLE SOURCE [FRAMES]"""
+"""Watch a source and print each change of the answer: python 04_camera.py BUNDLE SOURCE [FRAMES]"""
 
 import sys
 
 from mexit import Runtime
 
 
-def main(bundle: str, source: str, frames: str = "0") -> None:
+def main(bundle: str, source: str, max_frames: str = "0") -> None:
     runtime = Runtime.open(bundle, budget="low")
-    shown = None
-    watched = runtime.camera(source, on_event=lambda text: print(text, file=sys.stderr))
-    for answers, (frame, found) in enumerate(watched, start=1):
-        if found.label != shown and found.confidence > 0.5:
-            shown = found.label
+    last_label = None
+    answers = runtime.camera(source, on_event=lambda message: print(message, file=sys.stderr))
+    for answered, (frame, prediction) in enumerate(answers, start=1):
+        if prediction.label != last_label and prediction.confidence > 0.5:
+            last_label = prediction.label
             height, width, _ = frame.shape
             print(
-                f"frame {found.frame_index} ({width} x {height}): {found.label} ({found.confidence:.0%}), "
-                f"exit {found.exit}, {found.age_ms:.0f} ms old, {found.dropped} dropped"
+                f"frame {prediction.frame_index} ({width} x {height}): {prediction.label} "
+                f"({prediction.confidence:.0%}), exit {prediction.exit}, {prediction.age_ms:.0f} ms old, "
+                f"{prediction.dropped} dropped"
             )
-        if answers == int(frames):
+        if answered == int(max_frames):
             break
-    spent = runtime.stats.snapshot()
-    print(f"{spent.predictions} frames, exits taken {spent.exits}, {spent.saved:.0%} of the full cost saved")
+    stats = runtime.stats.snapshot()
+    print(f"{stats.predictions} frames, exits taken {stats.exits}, {stats.saved:.0%} of the full cost saved")
 
 
 if __name__ == "__main__":

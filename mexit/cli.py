@@ -1,58 +1,96 @@
-"""The command line: `mexit COMMAND`. Commands parse, call a flow and print; nothing is decided here.
+"""The command line `mexit COMMAND`.
 
-Settings: flag, else `MEXIT_*` variable, else default. A user's mistake is one line on standard error and the
-exit code of its error class, never a traceback.
+An option is set by its flag, else its `MEXIT_*` variable, else its default. An error of `mexit.errors` becomes
+one line on standard error and the exit code of its class.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, ParamSpec
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads collapse under any other load
 
 import typer
 
 from mexit import __version__
-from mexit.commands import answering, bundles, doctor, output, training
-from mexit.commands.options import handled
+from mexit.commands import (
+    bench,
+    calibrate,
+    camera,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    models,
+    output,
+    run,
+    serve,
+    train,
+)
+from mexit.errors import MexitError
 
+P = ParamSpec("P")
 COMMANDS = (
-    training.demo,
-    training.train,
-    training.evaluate,
-    bundles.export,
-    bundles.calibrate,
-    answering.run,
-    answering.serve,
-    answering.camera,
-    bundles.bench,
-    bundles.inspect,
-    training.models,
+    demo.demo,
+    train.train,
+    evaluate.evaluate,
+    export.export,
+    calibrate.calibrate,
+    run.run,
+    serve.serve,
+    camera.camera,
+    bench.bench,
+    inspect.inspect,
+    models.models,
     doctor.doctor,
 )
 
+
+def main() -> None:
+    """Run the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot encode are shown escaped
+            stream.reconfigure(errors="backslashreplace")
+    app()
+
+
+def exit_on_error(command: Callable[P, None]) -> Callable[P, None]:
+    """Wrap a command so that errors print one line and exit with their code."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except MexitError as error:
+            output.error(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            output.error("stopped")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise typer.Exit(0) from None
+
+    return wrapper
+
+
 app = typer.Typer(
     name="mexit",
-    help="Multi-exit networks: train against attacks, export per exit, calibrate to a budget, serve.\n\n"
-    "Start with [bold]mexit demo[/]. Then: train, export, calibrate, serve, in that order, as typed.",
+    help="Multi-exit networks: robust training, export, calibration to a budget, early-exit inference.\n\n"
+    "Start with [bold]mexit demo[/]. With your own data, run [bold]train[/], [bold]export[/], "
+    "[bold]calibrate[/] and [bold]serve[/] in this order.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 for command in COMMANDS:
-    app.command()(handled(command))
-
-
-def main() -> None:
-    """The console script."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a sign or file name that the terminal cannot show is no error
-            stream.reconfigure(errors="backslashreplace")
-    app()
+    app.command()(exit_on_error(command))
 
 
 def _version(wanted: bool) -> None:
@@ -64,7 +102,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     del version

@@ -141,6 +141,9 @@ def missing_extra(package: str, extra: str, purpose: str) -> MissingExtra:
     return MissingExtra(f"{purpose} needs the package '{package}': pip install 'mexit[{extra}]'")
 
 
+_PACKAGES = {"PIL": "pillow", "prometheus_client": "prometheus-client"}  # modules named unlike their package
+
+
 @contextmanager
 def requires_extra(extra: str, purpose: str) -> Iterator[None]:
     """Turn a failed import of an optional package in the `with` block into `MissingExtra`.
@@ -157,7 +160,7 @@ def requires_extra(extra: str, purpose: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "mexit"):
+        module = (error.name or "").partition(".")[0]
+        if module in ("", "mexit"):
             raise
-        raise missing_extra(package, extra, purpose) from None
+        raise missing_extra(_PACKAGES.get(module, module), extra, purpose) from None

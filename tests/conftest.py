@@ -46,16 +46,16 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a finished run `runs/digits` and its calibrated bundle `bundles/digits`."""
     from mexit.flows.export import export_bundle
-    from mexit.flows.train import train_model
+    from mexit.flows.train import TrainOptions, train_model
 
     root = tmp_path_factory.mktemp("workspace")
     before = Path.cwd()
     os.chdir(root)
     try:
         train_model(
-            given={"method": "adversarial", "epochs": 8, "steps": 2, "step": 0.08},
+            settings={"method": "adversarial", "epochs": 8, "steps": 2, "step": 0.08},
             out=Path("runs/digits"),
-            threads=1,
+            options=TrainOptions(threads=1),
         )
         export_bundle(Path("runs/digits"))
     finally:
@@ -72,12 +72,13 @@ def digits_bundle(workspace: Path) -> Path:
 @pytest.fixture(scope="session")
 def int8_bundle(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The session's run with the variants fp32 and int8, not calibrated. Read it only."""
-    from mexit.flows.export import export_bundle
+    from mexit.flows.export import ExportOptions, export_bundle
 
+    options = ExportOptions(precision="int8", calibrate=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("int8"))
         out = Path("bundles/int8").absolute()
-        export_bundle(workspace / "runs" / "digits", out=out, precision="int8", with_calibration=False)
+        export_bundle(workspace / "runs" / "digits", out=out, options=options)
     return out
 
 
@@ -121,10 +122,10 @@ def model() -> MultiExit:
     """`digits-cnn` as it is initialised."""
     import torch
 
-    from mexit.models import build
+    from mexit.models import build_model
 
     torch.manual_seed(0)
-    return build("digits-cnn", 10)
+    return build_model("digits-cnn", 10)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +133,9 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels, places of 48 digits of the selection split."""
     import torch
 
-    from mexit.models import preset
+    from mexit.models import model_spec
 
     data = digits.load()
     index = splits.split(data).part("selection")[:48]
-    images = data.batch(index, preset("digits-cnn").input)
+    images = data.batch(index, model_spec("digits-cnn").input)
     return torch.from_numpy(images), torch.from_numpy(data.labels[index]), torch.from_numpy(index)

@@ -1,4 +1,4 @@
-"""docs/methods.md, written from the classes of the methods: what each trains on, its attack, its options."""
+"""docs/methods.md, generated from the classes of the methods: inputs, attack and options of each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from mexit.train.methods import METHODS
 
 
 def method_page() -> str:
-    """The page as the code has it."""
+    """The content of docs/methods.md."""
     head = [
         "# Methods",
         "Written by `python tests/test_docs.py` from the code. `mexit train --method NAME --set OPTION=VALUE`.",
-        "Attack: what `--attack` is where none is typed (the `demo` preset of digits: average). Methods marked "
-        "optional train on clean images unless one is typed. Every method composes with `--trades`, `--awp`, "
-        "`--ema`, `--label-smoothing` and `--craft-train-mode`.",
+        "The default attack is used without `--attack` (in the `demo` preset of digits: average). Methods marked "
+        "optional train on clean images by default. Every method composes with `--trades`, `--awp`, `--ema`, "
+        "`--label-smoothing` and `--craft-train-mode`. Each section says which settings are published and which are "
+        "our choices.",
         _overview(),
     ]
     return "\n\n".join([*head, *(_section(name, kind) for name, kind in METHODS.items())]) + "\n"
@@ -45,19 +46,19 @@ def _section(name: str, kind: type[Any]) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    return "by network" if field.default is dataclasses.MISSING else f"`{field.default}`"
+    return f"`{field.default}`"
 
 
 def _attributes(docstring: str) -> dict[str, str]:
-    """Names of the "Attributes:" section to what is said of them; `a, b: text` describes both."""
+    """Descriptions in the "Attributes:" section by name; `a, b: text` describes both."""
     section = re.search(r"^Attributes:\n((?:    .*\n?)+)", docstring, re.M)
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     names: list[str] = []
     for line in section[1].splitlines() if section else []:
         start = re.fullmatch(r"    (\w+(?:, \w+)*): (.*)", line)
         if start:
             names = start[1].split(", ")
-            found |= dict.fromkeys(names, start[2])
+            descriptions |= dict.fromkeys(names, start[2])
         else:
-            found |= {name: f"{found[name]} {line.strip()}" for name in names}
-    return {name: text.replace("|", "\\|") for name, text in found.items()}
+            descriptions |= {name: f"{descriptions[name]} {line.strip()}" for name in names}
+    return {name: text.replace("|", "\\|") for name, text in descriptions.items()}

@@ -168,7 +168,7 @@ def test_data_of_other_classes_and_data_with_a_broken_image_are_named(digits_bun
         "train", "--data", "folder:pets", "--method", "clean", "--epochs", "1", "--threads", "1", code=1
     )
     assert "error: image pets/cat/" in said
-    assert "8 bytes that are no image (PNG, JPEG" in said
+    assert "8 bytes that are not an image: supported are PNG, JPEG" in said
 
 
 def test_without_policies_only_the_full_network_answers(bundle_copy: Path, picture: Path) -> None:
@@ -303,7 +303,7 @@ def test_bad_images_do_not_keep_good_ones_from_being_answered(digits_bundle: Pat
     result = typed("run", digits_bundle, "bad.png", picture, "gone.png", "cut.png", "folder.png", "--json")
     assert result.exit_code == 1
     shown = json.loads(result.stdout)
-    assert "8 bytes that are no image (PNG, JPEG" in json.dumps(shown)
+    assert "8 bytes that are not an image: supported are PNG, JPEG" in json.dumps(shown)
     assert "gone.png does not exist" in json.dumps(shown)
     plain = typed("run", digits_bundle, "gone.png", picture)
     assert plain.exit_code == 2
@@ -321,7 +321,7 @@ def test_a_huge_image_is_refused_and_a_tiny_one_is_not(digits_bundle: Path) -> N
             "large.png",
             f"image large.png has {MAX_ENCODED_BYTES + 1} bytes; at most {MAX_ENCODED_BYTES} are expected",
         ),
-        ("wide.png", f"the image has 30000 x 3000 pixels; at most {MAX_PIXELS} are taken"),
+        ("wide.png", f"the image has 30000 x 3000 pixels; at most {MAX_PIXELS} are allowed"),
     ):
         result = typed("run", digits_bundle, name)
         assert result.exit_code == 1

@@ -19,8 +19,8 @@ from failing_disk import fail_every_call_in_turn
 from mexit.core import atomic_io
 from mexit.core.bundle import Bundle
 from mexit.core.trace import Trace
-from mexit.flows.inspect import inspect
-from mexit.flows.train import train_model
+from mexit.flows.inspect import inspect_bundle
+from mexit.flows.train import TrainOptions, train_model
 from mexit.train import checkpoint
 
 once_or_for_good = pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
@@ -97,7 +97,7 @@ def test_policies_and_their_traces_are_the_old_or_the_new_ones(
         bundle.save_policies(old.with_entry(dataclasses.replace(old.entries[0], trace=newer, evidence=())))
 
     def check(succeeded: bool) -> None:
-        found = inspect(bundle_copy).policies  # loads every trace that is named
+        found = inspect_bundle(bundle_copy).policies  # loads every trace that is named
         assert found is not None
         assert found != old or not succeeded
         assert not [
@@ -140,26 +140,26 @@ def test_weights_are_the_old_or_the_new_ones(run_copy: Path, monkeypatch: pytest
 def test_a_checkpoint_is_the_old_or_the_new_one(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, _ = checkpoint.load_model(run_copy)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    place = checkpoint.restore(run_copy, model, optimiser)
-    old = place.progress
+    state = checkpoint.restore(run_copy, model, optimiser)
+    old = state.position
     original = (run_copy / checkpoint.CHECKPOINT).read_bytes()
     newer = dataclasses.replace(old, epoch=old.epoch + 1)
     seen = set()
 
     def check(succeeded: bool) -> None:
-        found = checkpoint.restore(run_copy, model, optimiser).progress
-        assert found == newer if succeeded else found in (old, newer)
-        seen.add(found.epoch)
+        position = checkpoint.restore(run_copy, model, optimiser).position
+        assert position == newer if succeeded else position in (old, newer)
+        seen.add(position.epoch)
         (run_copy / checkpoint.CHECKPOINT).write_bytes(original)
 
     def write() -> None:
-        checkpoint.save(run_copy, model, optimiser, dataclasses.replace(place, progress=newer))
+        checkpoint.save(run_copy, model, optimiser, dataclasses.replace(state, position=newer))
 
     assert fail_every_call_in_turn(monkeypatch, write, check) >= 6
     assert seen == {old.epoch, newer.epoch}
 
 
-QUICK = {"method": "clean", "epochs": 1, "batch": 943, "recipe": "fp32"}
+QUICK = {"method": "clean", "epochs": 1, "batch": 943, "precision": "fp32"}
 
 
 def test_a_run_whose_disk_failed_anywhere_ends_in_the_same_weights(
@@ -167,7 +167,7 @@ def test_a_run_whose_disk_failed_anywhere_ends_in_the_same_weights(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture
     run = Path("runs/quick")
-    train_model(given=QUICK, out=run, threads=1)
+    train_model(settings=QUICK, out=run, options=TrainOptions(threads=1))
     expected = weights_of(run)
     shutil.rmtree("runs")
 
@@ -178,12 +178,22 @@ def test_a_run_whose_disk_failed_anywhere_ends_in_the_same_weights(
         if state not in seen:
             seen.add(state)
             if not succeeded:
-                train_model(given=QUICK, out=run, resume=(run / checkpoint.SETTINGS).exists(), threads=1)
+                train_model(
+                    settings=QUICK,
+                    out=run,
+                    resume=(run / checkpoint.SETTINGS).exists(),
+                    options=TrainOptions(threads=1),
+                )
             assert weights_of(run) == expected
             assert len((run / checkpoint.LOG).read_text().splitlines()) == 1
         shutil.rmtree("runs", ignore_errors=True)
 
-    assert fail_every_call_in_turn(monkeypatch, lambda: train_model(given=QUICK, out=run, threads=1), check) > 25
+    assert (
+        fail_every_call_in_turn(
+            monkeypatch, lambda: train_model(settings=QUICK, out=run, options=TrainOptions(threads=1)), check
+        )
+        > 25
+    )
     assert len(seen) > 5
 
 
@@ -205,7 +215,7 @@ def test_a_limit_on_file_size_leaves_a_run_that_can_be_resumed() -> None:
     done = program("train", *flags, preexec_fn=limit_files_to(50_000))
     assert done.returncode == 1
     assert "checkpoint.safetensors: File too large; what was there before is untouched" in done.stderr
-    result = train_model(resume=True, threads=1)
+    result = train_model(resume=True, options=TrainOptions(threads=1))
     assert result.finished
     assert len(result.records) == 1
 
@@ -226,7 +236,7 @@ WRITERS: dict[str, str] = {
         def write(turn):
             ref = bundle.save_trace(traces[turn % 2])
             bundle.save_policies(old.with_entry(dataclasses.replace(old.entries[0], trace=ref, evidence=())))
-        def check(): assert inspect(bundle.path).policies.entries
+        def check(): assert inspect_bundle(bundle.path).policies.entries
     """,
     "checkpoint": """
         import torch
@@ -234,13 +244,13 @@ WRITERS: dict[str, str] = {
         run = Path(sys.argv[5])
         model, settings, _ = checkpoint.load_model(run)
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        place = checkpoint.restore(run, model, optimiser)
+        state = checkpoint.restore(run, model, optimiser)
         def write(turn):
-            progress = dataclasses.replace(place.progress, epoch=turn % 2)
-            checkpoint.save(run, model, optimiser, dataclasses.replace(place, progress=progress))
+            position = dataclasses.replace(state.position, epoch=turn % 2)
+            checkpoint.save(run, model, optimiser, dataclasses.replace(state, position=position))
             checkpoint.save_weights(run, model.state_dict(), settings, 10)
         def check():
-            assert checkpoint.restore(run, model, optimiser).progress.epoch in (0, 1)
+            assert checkpoint.restore(run, model, optimiser).position.epoch in (0, 1)
             checkpoint.load_model(run)
     """,
 }
@@ -249,7 +259,7 @@ import dataclasses, json, os, random, signal, struct, sys, time
 from pathlib import Path
 from mexit.core.bundle import Bundle
 from mexit.core.trace import Trace
-from mexit.flows.inspect import inspect
+from mexit.flows.inspect import inspect_bundle
 {writer}
 sync = os.fsync
 def sync_to_a_slow_disk(file):

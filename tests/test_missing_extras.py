@@ -27,7 +27,7 @@ CASES = [
     ("run {bundle} large.png", "PIL", "pillow", "cpu", "Reading or resizing an image"),
     ("train", "torch", "torch", "train", "Training a network"),
     ("train", "safetensors", "safetensors", "train", "Training a network"),
-    ("demo", "torch", "torch", "train", "Training a network"),
+    ("demo", "torch", "torch", "train", "Exporting a network"),
     ("models", "torch", "torch", "train", "Counting the cost of a network"),
     ("evaluate {run}", "torch", "torch", "train", "Evaluating a run"),
     ("evaluate {bundle}", "torch", "torch", "train", "Attacking a network"),

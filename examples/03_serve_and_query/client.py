@@ -1,9 +1,9 @@
-"""Ask a running `mexit serve`: one image, a batch of tensors at two budgets, and what it all cost.
+"""Send requests to a running `mexit serve`: an image, a batch of tensors at two budgets, and the metrics.
 
     sh server.sh                         in one terminal
-    python client.py [IMAGE]             in another; without an image it sends a handwritten seven
+    python client.py [IMAGE]             in another; the default image is a handwritten seven
 
-Only the standard library and numpy: the protocol is plain HTTP (docs/http-api.md).
+The protocol is plain HTTP (docs/http-api.md), so the standard library and numpy suffice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# From UCI's handwritten digits, 16 grey levels.
+# From UCI's handwritten digits, 17 grey levels.
 SEVEN = np.array(
     [
         [0, 0, 7, 8, 13, 16, 15, 1],
@@ -46,15 +46,15 @@ def main() -> None:
     try:
         classify(arguments.url, arguments.image.read_bytes() if arguments.image else png(SEVEN))
         infer(arguments.url)
-        spent(arguments.url)
+        print_costs(arguments.url)
     except urllib.error.HTTPError as error:
         sys.exit(f"{error.code}: {json.loads(error.read())['error']}")
     except urllib.error.URLError as error:
-        sys.exit(f"nobody answers at {arguments.url} ({error.reason}): start server.sh first")
+        sys.exit(f"no server at {arguments.url} ({error.reason}): start server.sh first")
 
 
 def classify(url: str, image: bytes) -> None:
-    """One image as it is on disk."""
+    """Classify one encoded image."""
     for budget in ("low", "full"):
         answer = json.loads(ask(f"{url}/v1/classify?budget={budget}", image))
         print(
@@ -64,12 +64,12 @@ def classify(url: str, image: bytes) -> None:
 
 
 def infer(url: str) -> None:
-    """A batch of tensors by the Open Inference Protocol, sent as bytes."""
+    """Send a batch as a binary tensor by the Open Inference Protocol."""
     index = json.loads(ask(f"{url}/v2/repository/index", b""))
     model = f"{url}/v2/models/{index[0]['name']}"
-    takes = json.loads(ask(model))["inputs"][0]
-    images = noisy_sevens(8, takes["shape"][1:])
-    tensor = {"name": takes["name"], "shape": images.shape, "datatype": takes["datatype"]}
+    input_spec = json.loads(ask(model))["inputs"][0]
+    images = noisy_sevens(8, input_spec["shape"][1:])
+    tensor = {"name": input_spec["name"], "shape": images.shape, "datatype": input_spec["datatype"]}
     tensor["parameters"] = {"binary_data_size": images.nbytes}
     for budget in ("low", "high"):
         head = json.dumps({"inputs": [tensor], "parameters": {"mexit_budget": budget}}).encode()
@@ -77,25 +77,25 @@ def infer(url: str) -> None:
         response = json.loads(ask(f"{model}/infer", head + images.tobytes(), headers))
         outputs = {output["name"]: output["data"] for output in response["outputs"]}
         cost = response["parameters"]["mexit_mean_macs"]
-        print(f"budget {budget:4}: exits {outputs['exit']}, {cost:,.0f} MACs in the mean")
+        print(f"budget {budget:4}: exits {outputs['exit']}, {cost:,.0f} MACs on average")
 
 
 def noisy_sevens(rows: int, shape: list[int]) -> NDArray[np.float32]:
-    """Seven under more and more noise; noise alone for a network that is not for digits."""
+    """Sevens with increasing noise; for another input shape than that of digits, noise alone."""
     noise = np.random.default_rng(0).random((rows, *shape), np.float32)
     share = np.linspace(0, 0.6, rows, dtype=np.float32)[:, None, None, None]
     return (1 - share) * (SEVEN / np.float32(255)) + share * noise if shape == [1, 8, 8] else noise
 
 
-def spent(url: str) -> None:
-    """What the server counted since it started."""
+def print_costs(url: str) -> None:
+    """Print the server's counters of predictions and MACs."""
     for line in ask(f"{url}/metrics").decode().splitlines():
         if line.startswith(("mexit_predictions_total", "mexit_macs_total", "mexit_saved_macs_total")):
             print(line)
 
 
 def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
-    """GET, or POST if there is a body; with the token of MEXIT_TOKEN if there is one."""
+    """Send GET, or POST if there is a body; the variable MEXIT_TOKEN holds the token, if any."""
     token = os.environ.get("MEXIT_TOKEN")
     bearer = {"Authorization": f"Bearer {token}"} if token else {}
     with urllib.request.urlopen(urllib.request.Request(url, body, {**bearer, **(headers or {})})) as response:
@@ -104,7 +104,7 @@ def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = No
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A grey PNG, by hand."""
+    """Encode a grey image as PNG."""
     height, width = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Serve the newest bundle to this machine; make one first if there is none (mexit demo, under two minutes).
-# Stop with Ctrl-C: what is in flight is finished.
+# Serve the newest bundle to this machine. Without a bundle, mexit demo makes one first (under two minutes).
+# Ctrl-C stops the server after the requests in flight.
 set -eu
 [ -d bundles ] || mexit demo
 exec mexit serve --budget low --port "${PORT:-8000}"

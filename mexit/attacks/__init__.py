@@ -1,1 +1,1 @@
-"""Attacks: one gradient loop (`gradient`), and what it climbs (`objective`)."""
+"""Adversarial attacks: PGD and its losses, attacks on several exits, on a deployed policy and on its speed."""

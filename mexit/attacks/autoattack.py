@@ -1,13 +1,12 @@
-"""AutoAttack and Square by the authors' own package, on one exit or on a whole deployed policy.
+"""AutoAttack by its authors' package, on one exit or on a deployed policy.
 
-F. Croce, M. Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-attacks, ICML 2020; M. Andriushchenko et al.: Square Attack, ECCV 2020. The package is `pyautoattack` (extra
-`eval`; its wheel weighs 42 MB, nearly all of it an example network that nothing here reads). `torchattacks` has a
-class of the same name that takes 10 steps where the authors take 100; it is not AutoAttack.
+F. Croce, M. Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks,
+ICML 2020. The package is `pyautoattack` (extra `eval`). `torchattacks` has a class of the same name with 10 steps
+instead of 100, which is not the standard AutoAttack.
 
-The standard version is a cascade: APGD on cross-entropy, APGD on the targeted DLR loss (9 targets), FAB (9
-targets), each of 100 steps, then Square with 5,000 queries; every part sees only what the parts before it left
-standing.
+The standard version is a cascade: APGD on cross-entropy, APGD on the targeted DLR loss (9 target classes), FAB (9
+target classes), each with 100 steps, then Square with 5,000 queries. Every attack sees only the samples that are
+still classified correctly.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,22 +27,21 @@ from mexit.attacks.soft_policy import DeployedPolicy
 from mexit.errors import UsageError, missing_extra
 from mexit.models.multi_exit import MultiExit
 
-NORMS = {"linf": "Linf", "l2": "L2"}
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
-Answers = Callable[[Tensor], Tensor]
-Note = Callable[[str], None]
+_NORMS = {"linf": "Linf", "l2": "L2"}  # our names to those of the package
+OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How hard to try. The defaults are the standard version; anything less is not AutoAttack and is named so.
+class AutoAttackConfig:
+    """Strength of AutoAttack. The defaults are the standard version; reports call anything less "reduced".
 
     Attributes:
-        steps: of APGD and FAB.
-        queries: of Square.
-        targets: classes that APGD-T and FAB-T aim at, at most C - 1.
-        batch: images at a time.
-        seed: of every part.
+        steps: steps of APGD and FAB.
+        queries: queries of Square per sample.
+        targets: target classes of APGD-T and FAB-T; at most C - 1 are used.
+        batch: images per forward pass.
+        seed: seed of every part.
     """
 
     steps: int = 100
@@ -56,7 +55,7 @@ class Effort:
             raise UsageError(f"steps, queries, targets and batch must be at least 1 and seed at least 0: {self}")
 
     def describe(self, classes: int) -> str:
-        """As reports name it, for a network of `classes` classes."""
+        """The attack as reports print it, for a network of `classes` classes."""
         standard = (self.steps, self.queries, self.targets) == (100, 5000, 9) and classes > 3
         name = "AutoAttack, standard version" if standard else "reduced AutoAttack"
         parts = " + ".join(_parts(classes))
@@ -65,22 +64,26 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class AutoAttacked:
-    """What came out.
+class AutoAttackResult:
+    """The outcome of AutoAttack.
 
     Attributes:
-        images: (N, C, H, W); a sample that no part could change is as it was.
-        standing: (N,) bool, whether the answer is still right, by the logits that were attacked.
-        flags: warnings of the package, such as zero gradients; empty where it had none.
+        images: (N, C, H, W); unchanged where no part succeeded.
+        robust: whether the prediction is still correct, (N,) bool.
+        warnings: warnings of the package, such as zero gradients.
     """
 
     images: Tensor
-    standing: Tensor
-    flags: tuple[str, ...]
+    robust: Tensor
+    warnings: tuple[str, ...]
 
 
-class OneExit(nn.Module):
-    """Exit k (from 1) of a network as a classifier: images to logits (B, C)."""
+class ExitClassifier(nn.Module):
+    """Exit k (from 1) of a network as a classifier: images to logits (B, C).
+
+    Raises:
+        UsageError: the network has no exit k.
+    """
 
     def __init__(self, model: MultiExit, k: int) -> None:
         super().__init__()
@@ -89,154 +92,117 @@ class OneExit(nn.Module):
         self.model, self.k = model, k
 
     def forward(self, images: Tensor) -> Tensor:
-        """A new tensor each time: Square writes into it."""
-        return self.model.one_exit(images, self.k).float().clone()
+        """Images to a new tensor (B, C) float32 (Square writes into it)."""
+        return self.model.forward_exit(images, self.k).float().clone()
 
 
 def auto_attack(
-    network: OneExit | DeployedPolicy,
+    network: ExitClassifier | DeployedPolicy,
     images: Tensor,
     labels: Tensor,
     eps: float,
     *,
     norm: str = "linf",
-    effort: Effort | None = None,
-    note: Note | None = None,
-) -> AutoAttacked:
-    """Attack a classifier.
+    config: AutoAttackConfig | None = None,
+    on_message: OnMessage | None = None,
+) -> AutoAttackResult:
+    """Run AutoAttack on a classifier.
 
     Args:
-        network: one exit of a run, or the deployed policy of a bundle; run in eval mode.
+        network: the classifier; it runs in eval mode.
         images: (N, C, H, W) in [0, 1].
         labels: (N,) int64.
         eps: radius, a fraction of the pixel range.
         norm: "linf" or "l2".
-        effort: None = the standard version.
-        note: called with a line after each part.
+        config: strength; None = the standard version.
+        on_message: called with a line of text after each part.
 
     Raises:
         MissingExtra: `pyautoattack` is not installed.
     """
-    effort = effort or Effort()
-    package = need_package()
-    with _quiet(note) as flags, frozen(network.model, train_mode=False), torch.random.fork_rng():
+    config = config or AutoAttackConfig()
+    package = import_pyautoattack()
+    with _captured_log(on_message) as warnings, frozen(network.model, train_mode=False), torch.random.fork_rng():
         with torch.no_grad():
             classes = network(images[:1]).shape[-1]
         attack = package.AutoAttack(
             network,
-            norm=_norm(norm),
+            norm=package_norm(norm),
             eps=eps,
-            seed=effort.seed,
+            seed=config.seed,
             device=images.device,
             version="custom",
             attacks=list(_parts(classes)),
         )
-        _set(attack, effort, classes)
-        attacked, _ = attack.run_standard_evaluation(images, labels, batch_size=effort.batch)
+        _configure(attack, config, classes)
+        attacked, _ = attack.run_standard_evaluation(images, labels, batch_size=config.batch)
         with torch.no_grad():
-            answers = [network(part).argmax(dim=-1) for part in attacked.split(effort.batch)]
-    return AutoAttacked(attacked.detach(), torch.cat(answers) == labels, tuple(flags))
+            predictions = [network(part).argmax(dim=-1) for part in attacked.split(config.batch)]
+    return AutoAttackResult(attacked.detach(), torch.cat(predictions) == labels, tuple(warnings))
 
 
-def square(
-    answers: Answers,
-    images: Tensor,
-    labels: Tensor,
-    eps: float,
-    *,
-    norm: str = "linf",
-    queries: int = 5000,
-    restarts: int = 1,
-    seed: int = 0,
-) -> Tensor:
-    """Square alone, which needs answers and no gradient: (N, C, H, W).
-
-    Args:
-        answers: images (B, C, H, W) to logits (B, C); may be any program, such as a served bundle.
-        images, labels, eps, norm: see `auto_attack`.
-        queries: for each sample and restart.
-        restarts: with other random numbers, on the samples that still stand.
-        seed: of the random numbers.
-
-    Raises:
-        MissingExtra: `pyautoattack` is not installed.
-    """
-    package = need_package()
-    with torch.no_grad(), torch.random.fork_rng():
-        attack = package.square.SquareAttack(
-            lambda batch: answers(batch).clone(),  # it writes into what it gets
-            norm=_norm(norm),
-            eps=eps,
-            n_queries=queries,
-            n_restarts=restarts,
-            seed=seed,
-            resc_schedule=False,
-            device=images.device,
-        )
-        attacked: Tensor = attack.perturb(images, labels)
-    return attacked.detach()
-
-
-def need_package() -> Any:
-    """The module. Raises `MissingExtra`: called before long work that would end there."""
+def import_pyautoattack() -> ModuleType:
+    """The package `pyautoattack` with its Square attack. Raises `MissingExtra` if it is not installed."""
     try:
         import pyautoattack
         import pyautoattack.square
     except ImportError as error:
         raise missing_extra(error.name or "pyautoattack", "eval", "AutoAttack and Square") from None
-    return pyautoattack
+    module: ModuleType = pyautoattack
+    return module
+
+
+def package_norm(norm: str) -> str:
+    """The package's name of a norm. Raises `UsageError` for norms that AutoAttack does not have."""
+    if norm not in _NORMS:
+        raise UsageError(f"AutoAttack is run in the norms {', '.join(_NORMS)}, found '{norm}'")
+    return _NORMS[norm]
 
 
 def _parts(classes: int) -> tuple[str, ...]:
-    """The targeted DLR loss needs four classes."""
+    """The attacks of the cascade; the targeted DLR loss needs four classes."""
     return PARTS if classes > 3 else tuple(part for part in PARTS if part != "apgd-t")
 
 
-def _norm(norm: str) -> str:
-    if norm not in NORMS:
-        raise UsageError(f"AutoAttack is run in the norms {', '.join(NORMS)}, found '{norm}'")
-    return NORMS[norm]
-
-
-def _set(attack: Any, effort: Effort, classes: int) -> None:
-    """What the package's `standard` version sets, with this effort."""
+def _configure(attack: Any, config: AutoAttackConfig, classes: int) -> None:
+    """Set the parameters that the package sets for its version "standard", with the given strength."""
     for apgd in (attack.apgd, attack.apgd_targeted):
-        apgd.n_restarts, apgd.n_iter = 1, effort.steps
-        # Where the step may be halved: shares of the steps that the package computes before they can be changed.
+        apgd.n_restarts, apgd.n_iter = 1, config.steps
+        # Checkpoints for halving the step size. The package computes them from n_iter before it can be changed.
         apgd.n_iter_2, apgd.n_iter_min, apgd.size_decr = (
-            max(int(share * effort.steps), 1) for share in (0.22, 0.06, 0.03)
+            max(int(share * config.steps), 1) for share in (0.22, 0.06, 0.03)
         )
-    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(effort.targets, classes - 1)
-    attack.fab.n_restarts, attack.fab.n_iter = 1, effort.steps
-    attack.square.n_queries = effort.queries
+    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(config.targets, classes - 1)
+    attack.fab.n_restarts, attack.fab.n_iter = 1, config.steps
+    attack.square.n_queries = config.queries
 
 
 @contextmanager
-def _quiet(note: Note | None) -> Iterator[list[str]]:
-    """The package's log: warnings are collected, lines about progress go to `note`, nothing to the terminal.
+def _captured_log(on_message: OnMessage | None) -> Iterator[list[str]]:
+    """Collect the package's warnings, pass its progress lines to `on_message`, and print nothing.
 
-    It also takes away the trace function that coverage tools and debuggers set; that is put back.
+    The package also removes the trace function of debuggers and coverage tools; it is restored.
     """
-    flags: list[str] = []
+    warnings: list[str] = []
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = record.getMessage()
             if record.levelno >= logging.WARNING:
-                if text not in flags:
-                    flags.append(text)
-            elif note is not None and text.startswith("robust accuracy after"):
-                note(text)
+                if text not in warnings:
+                    warnings.append(text)
+            elif on_message is not None and text.startswith("robust accuracy after"):
+                on_message(text)
 
     log, handler, trace = logging.getLogger("auto-attack"), Handler(), sys.gettrace()
-    before = log.level, log.propagate
+    level, propagate = log.level, log.propagate
     log.setLevel(logging.DEBUG)
     log.propagate = False
     log.addHandler(handler)
     try:
-        yield flags
+        yield warnings
     finally:
         log.removeHandler(handler)
-        log.setLevel(before[0])
-        log.propagate = before[1]
+        log.setLevel(level)
+        log.propagate = propagate
         sys.settrace(trace)

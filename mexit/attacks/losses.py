@@ -1,16 +1,16 @@
-"""What an attack climbs at one exit: a number a sample, larger where the attacker is happier.
+"""Losses that an attack maximises: one number per exit and sample.
 
-With z the logits of an exit, y the true class, j any other, pi_1, pi_2, ... the classes in falling order of z:
+With z the logits of an exit, y the true class, j any other class, pi_1, pi_2, ... the classes by falling logit:
 
 ce       cross-entropy of z with y
-margin   max_j z_j - z_y, above 0 exactly where the answer is wrong (N. Carlini and D. Wagner, S&P 2017)
-dlr      (max_j z_j - z_y) / (z_pi_1 - z_pi_3): the margin without its scale (AutoAttack: F. Croce and M. Hein,
-         ICML 2020)
-logit    -z_y (ThunderNNA)
-uniform  minus the cross-entropy of z with the uniform distribution, largest where all classes are equally likely:
-         the slowdown attack DeepSloth (S. Hong et al., ICLR 2021)
+margin   max_{j != y} z_j - z_y, above 0 exactly where the prediction is wrong (N. Carlini and D. Wagner, S&P 2017)
+dlr      (max_{j != y} z_j - z_y) / (z_pi_1 - z_pi_3), the margin without its scale (F. Croce and M. Hein,
+         AutoAttack, ICML 2020)
+logit    -z_y (ThunderNNA, arXiv 2111.12305)
+uniform  minus the cross-entropy of the uniform distribution with softmax(z): the slowdown loss of DeepSloth (S. Hong
+         et al., ICLR 2021)
 
-Given a target class t, all but `uniform` pull towards it instead: -CE(z, t); z_t - max_{j != t} z_j;
+With a target class t, every loss but `uniform` favours t instead: -CE(z, t); z_t - max_{j != t} z_j;
 (z_t - z_y) / (z_pi_1 - (z_pi_3 + z_pi_4) / 2); z_t.
 """
 
@@ -28,37 +28,37 @@ LOSSES = ("ce", "margin", "dlr", "logit", "uniform")
 
 
 def sample_loss(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The loss of every sample, mean over exits.
+    """The loss of each sample, averaged over exits.
 
-    `uniform` leaves the last of several exits out: an input is slowed down by keeping it from leaving earlier.
+    `uniform` leaves out the last of several exits: a sample is slow if no earlier exit is confident.
 
     Args:
         loss: one of `LOSSES`.
         logits: (E, B, C).
         labels: (B,) int64.
-        targets: classes to pull towards, (B,) int64; None = away from `labels`.
+        targets: target classes, (B,) int64; None = untargeted.
 
     Returns:
         (B,) float32.
     """
     if loss == "uniform" and len(logits) > 1:
         logits = logits[:-1]
-    return per_exit_loss(loss, logits, labels, targets).mean(dim=0)
+    return exit_loss(loss, logits, labels, targets).mean(dim=0)
 
 
-def per_exit_loss(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The loss of every exit and sample: logits (E, B, C), labels and targets (B,) to (E, B) float32.
+def exit_loss(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """The loss of each exit and sample: logits (E, B, C), labels and targets (B,) to (E, B) float32.
 
     Raises:
-        UsageError: no such loss, too few classes for it, or a target where it takes none.
+        UsageError: the loss is unknown, needs more classes, or takes no target.
     """
     if loss == "ce":
-        return exit_losses(logits, labels) if targets is None else -exit_losses(logits, targets)
+        return exit_cross_entropy(logits, labels) if targets is None else -exit_cross_entropy(logits, targets)
     logits = logits.float()
     if loss == "margin":
         return margin(logits, labels) if targets is None else -margin(logits, targets)
     if loss == "logit":
-        return -_at(logits, labels) if targets is None else _at(logits, targets)
+        return -_class_logits(logits, labels) if targets is None else _class_logits(logits, targets)
     if loss == "dlr":
         return _dlr(logits, labels, targets)
     if loss != "uniform":
@@ -68,23 +68,29 @@ def per_exit_loss(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | N
     return logits.log_softmax(dim=-1).mean(dim=-1)
 
 
-def exit_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of every exit and sample: logits (E, B, C), labels (B,) to (E, B) float32.
+def exit_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of each exit and sample.
 
-    `smoothing` in [0, 1) spreads that share of the label over all classes.
+    Args:
+        logits: (E, B, C).
+        labels: (B,) int64.
+        smoothing: label smoothing in [0, 1): this share of the label is spread over all classes.
+
+    Returns:
+        (E, B) float32.
     """
     exits, rows, classes = logits.shape
-    flat = F.cross_entropy(
+    losses = F.cross_entropy(
         logits.float().reshape(-1, classes), labels.repeat(exits), reduction="none", label_smoothing=smoothing
     )
-    return flat.reshape(exits, rows)
+    return losses.reshape(exits, rows)
 
 
 def margin(logits: Tensor, classes: Tensor) -> Tensor:
-    """The largest other logit minus that of the class: logits (E, B, C), classes (B,) to (E, B)."""
+    """The largest other logit minus the logit of the given class: (E, B, C), (B,) to (E, B)."""
     index = classes.expand(len(logits), -1).unsqueeze(-1)
     others = logits.scatter(-1, index, -math.inf)
-    return others.amax(dim=-1) - _at(logits, classes)
+    return others.amax(dim=-1) - _class_logits(logits, classes)
 
 
 def _dlr(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
@@ -97,11 +103,11 @@ def _dlr(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
     if targets is None:
         gap, scale = margin(logits, labels), top[..., 0] - top[..., 2]
     else:
-        gap = _at(logits, targets) - _at(logits, labels)
+        gap = _class_logits(logits, targets) - _class_logits(logits, labels)
         scale = top[..., 0] - (top[..., 2] + top[..., 3]) / 2
     return gap / (scale + 1e-12)
 
 
-def _at(logits: Tensor, classes: Tensor) -> Tensor:
-    """The logit of each sample's class: (E, B, C), (B,) to (E, B)."""
+def _class_logits(logits: Tensor, classes: Tensor) -> Tensor:
+    """The logit of one class per sample: (E, B, C), (B,) to (E, B)."""
     return logits[:, torch.arange(len(classes), device=logits.device), classes]

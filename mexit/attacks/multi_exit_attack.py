@@ -1,11 +1,12 @@
-"""Which exits an attack climbs. RDI-Nets, ICLR 2020, and its public code:
+"""Attacks on a multi-exit network: PGD on the loss of one exit or of all exits.
+
+T.-K. Hu, T. Chen, H. Wang, Z. Wang: Triple Wins (RDI-Nets), ICLR 2020, and its public code. An attack targets
 
 single       the loss of one exit
-average      mean of the losses of all exits
-max-average  one single attack an exit; of these, each sample keeps the one with the largest mean loss over all
-             exits
+average      the mean loss of all exits
+max-average  each exit by a single attack; each sample keeps the result with the largest mean loss over all exits
 
-The papers' loss is cross-entropy; `losses` has others.
+The papers use cross-entropy; `losses` has further losses.
 """
 
 from __future__ import annotations
@@ -17,52 +18,46 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mexit.attacks.losses import LOSSES, exit_losses, sample_loss
-from mexit.attacks.pgd import PGDConfig, pgd
+from mexit.attacks.losses import LOSSES, sample_loss
+from mexit.attacks.pgd import PGDConfig, pgd, random_start
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
 
-__all__ = [
-    "OBJECTIVES", "Attack", "Autocast", "craft", "craft_each_exit", "exit_losses", "frozen", "keep_worst",
-    "start_noise",
-]  # fmt: skip
-
-OBJECTIVES = ("single", "average", "max-average")
+TARGET_EXITS = ("single", "average", "max-average")
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A whole attack.
+    """A PGD attack on a multi-exit network.
 
     Attributes:
-        objective: one of `OBJECTIVES`.
-        steps: see `gradient.PGDConfig`.
-        exit: the exit that `single` climbs, from 1; None = the last.
-        train_mode: craft with the network in train mode (BatchNorm on batch statistics, dropout on), as RDI-Nets'
-            code does; the default is eval mode.
-        loss: what is climbed at an exit, one of `losses.LOSSES`.
+        target_exits: which exits are attacked, one of `TARGET_EXITS`.
+        pgd: radius, steps and starts.
+        exit: the exit that `single` attacks, from 1; None = the last.
+        train_mode: run the network in train mode (BatchNorm on batch statistics, dropout on) as RDI-Nets' code does;
+            False = eval mode.
+        loss: the loss at each exit, one of `losses.LOSSES`.
     """
 
-    objective: str
-    steps: PGDConfig
+    target_exits: str
+    pgd: PGDConfig
     exit: int | None = None
     train_mode: bool = False
     loss: str = "ce"
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise UsageError(f"unknown attack '{self.objective}': choose from none, {', '.join(OBJECTIVES)}")
+        if self.target_exits not in TARGET_EXITS:
+            raise UsageError(f"unknown attack '{self.target_exits}': choose from none, {', '.join(TARGET_EXITS)}")
         if self.loss not in LOSSES:
             raise UsageError(f"unknown loss '{self.loss}' of an attack: choose from {', '.join(LOSSES)}")
 
     def describe(self) -> str:
-        """The attack in full, as reports and traces name it."""
-        where = f" exit {self.exit or 'last'}" if self.objective == "single" else ""
+        """The attack with all parameters, as reports and traces print it."""
+        where = f" exit {self.exit or 'last'}" if self.target_exits == "single" else ""
         loss = "" if self.loss == "ce" else f" on {self.loss}"
-        name = f"PGD-{self.steps.count}" if self.steps.count else "noise"
-        return f"{name} {self.objective}{where}{loss}, {self.steps.describe()}"
+        return f"PGD-{self.pgd.steps} {self.target_exits}{where}{loss}, {self.pgd.describe()}"
 
 
 def craft(
@@ -71,7 +66,7 @@ def craft(
     labels: Tensor,
     attack: Attack,
     *,
-    draw: CounterRNG,
+    rng: CounterRNG,
     index: Tensor,
     autocast: Autocast = nullcontext,
     targets: Tensor | None = None,
@@ -79,23 +74,34 @@ def craft(
     """Attack a batch.
 
     Args:
-        model: its parameters are left untouched.
+        model: the network; its parameters and its mode are unchanged afterwards.
         images: (B, C, H, W) in [0, 1].
         labels: (B,) int64.
-        attack: see `Attack`.
-        draw, index: randomness of the start, by the samples' places in the data set, (B,).
-        autocast: context in which the network runs.
-        targets: classes to pull the answers to, (B,) int64; None = away from `labels`.
+        attack: the attack.
+        rng: random numbers of the starts.
+        index: positions of the samples in the data set, (B,) int64; they select the random numbers.
+        autocast: context manager factory in which the network runs.
+        targets: target classes, (B,) int64; None = untargeted.
 
     Returns:
         Attacked images, (B, C, H, W).
     """
-    victim = _Victim(model, images, labels, targets, draw, index, autocast)
+    if attack.target_exits == "max-average":
+        candidates = craft_each_exit(
+            model, images, labels, attack, rng=rng, index=index, autocast=autocast, targets=targets
+        )
+        with frozen(model, attack.train_mode):
+            return keep_worst(model, candidates, labels, autocast, loss=attack.loss, targets=targets)
+    single, k = attack.target_exits == "single", attack.exit or model.exits
+
+    def loss_fn(attacked: Tensor) -> Tensor:
+        with autocast():
+            logits = model.forward_exit(attacked, k)[None] if single else model(attacked)
+        return sample_loss(attack.loss, logits, labels, targets)
+
+    noise = start_noise(rng, f"start {attack.target_exits} {attack.exit or 0}", index, images, attack.pgd)
     with frozen(model, attack.train_mode):
-        if attack.objective != "max-average":
-            return _climb(victim, attack)
-        candidates = _climb_each_exit(victim, attack)
-        return keep_worst(model, candidates, labels, autocast, loss=attack.loss, targets=targets)
+        return pgd(images, attack.pgd, loss_fn, noise)
 
 
 def craft_each_exit(
@@ -104,14 +110,22 @@ def craft_each_exit(
     labels: Tensor,
     attack: Attack,
     *,
-    draw: CounterRNG,
+    rng: CounterRNG,
     index: Tensor,
     autocast: Autocast = nullcontext,
     targets: Tensor | None = None,
 ) -> Tensor:
-    """One single attack an exit, (E, B, C, H, W); the raw material of max-average and of the transfer matrix."""
-    with frozen(model, attack.train_mode):
-        return _climb_each_exit(_Victim(model, images, labels, targets, draw, index, autocast), attack)
+    """One single attack on each exit, (E, B, C, H, W); the arguments are those of `craft`.
+
+    Max-average selects from these images, and they give the transfer matrix between exits.
+    """
+    singles = [replace(attack, target_exits="single", exit=k) for k in range(1, model.exits + 1)]
+    return torch.stack(
+        [
+            craft(model, images, labels, single, rng=rng, index=index, autocast=autocast, targets=targets)
+            for single in singles
+        ]
+    )
 
 
 def keep_worst(
@@ -123,59 +137,64 @@ def keep_worst(
     loss: str = "ce",
     targets: Tensor | None = None,
 ) -> Tensor:
-    """Of candidates (E, B, C, H, W), for each sample the one with the largest mean loss over exits."""
+    """For each sample the candidate with the largest mean loss over exits.
+
+    Args:
+        model: the network, run in its present mode.
+        candidates: (V, B, C, H, W).
+        labels, autocast, targets: see `craft`.
+        loss: one of `losses.LOSSES`.
+
+    Returns:
+        (B, C, H, W).
+    """
     with torch.no_grad(), autocast():
         losses = torch.stack([sample_loss(loss, model(images), labels, targets) for images in candidates])
     worst = losses.argmax(dim=0)
     return candidates[worst, torch.arange(len(labels), device=labels.device)]
 
 
-def start_noise(draw: CounterRNG, stream: str, index: Tensor, images: Tensor, steps: PGDConfig) -> Tensor | None:
-    """The numbers for the random start or starts that `pgd` expects; None where there is none."""
-    if not steps.random_start:
+def start_noise(rng: CounterRNG, stream: str, index: Tensor, images: Tensor, config: PGDConfig) -> Tensor | None:
+    """The uniform numbers that `pgd` expects for its random starts; None without a random start.
+
+    Args:
+        rng: random numbers.
+        stream: name of the purpose. Restart r > 0 has the stream "`stream` restart r".
+        index: positions of the samples in the data set, (B,) int64.
+        images: (B, C, H, W); only the shape is used.
+        config: the attack.
+
+    Returns:
+        (B, C, H, W), with several restarts (restarts, B, C, H, W).
+    """
+    if not config.random_start:
         return None
     shape = images.shape[1:]
-    first = draw.uniform(stream, index, shape)
-    if steps.restarts == 1:
+    first = rng.uniform(stream, index, shape)
+    if config.restarts == 1:
         return first
-    others = [draw.uniform(f"{stream} restart {again}", index, shape) for again in range(1, steps.restarts)]
+    others = [rng.uniform(f"{stream} restart {restart}", index, shape) for restart in range(1, config.restarts)]
     return torch.stack([first, *others])
 
 
-@dataclass(frozen=True)
-class _Victim:
-    """What is attacked, and the randomness it is attacked with: the arguments of `craft`."""
+def random_noise(images: Tensor, index: Tensor, config: PGDConfig, *, rng: CounterRNG) -> Tensor:
+    """Images with random noise as large as an attack, the baseline that every attack has to beat.
 
-    model: MultiExit
-    images: Tensor
-    labels: Tensor
-    targets: Tensor | None
-    draw: CounterRNG
-    index: Tensor
-    autocast: Autocast
+    Args:
+        images: (B, C, H, W) in [0, 1].
+        index: positions of the samples in the data set, (B,) int64.
+        config: radius and norm of the attack.
+        rng: random numbers.
 
-
-def _climb_each_exit(victim: _Victim, attack: Attack) -> Tensor:
-    singles = [replace(attack, objective="single", exit=k) for k in range(1, victim.model.exits + 1)]
-    return torch.stack([_climb(victim, single) for single in singles])
-
-
-def _climb(victim: _Victim, attack: Attack) -> Tensor:
-    model, single = victim.model, attack.objective == "single"
-
-    def loss(attacked: Tensor) -> Tensor:
-        with victim.autocast():
-            logits = model.one_exit(attacked, attack.exit or model.exits)[None] if single else model(attacked)
-        return sample_loss(attack.loss, logits, victim.labels, victim.targets)
-
-    stream = f"start {attack.objective} {attack.exit or 0}"
-    noise = start_noise(victim.draw, stream, victim.index, victim.images, attack.steps)
-    return pgd(victim.images, attack.steps, loss, noise)
+    Returns:
+        (B, C, H, W) in [0, 1].
+    """
+    return random_start(images, config, rng.uniform("noise", index, images.shape[1:])).clamp_(0, 1)
 
 
 @contextmanager
 def frozen(model: MultiExit, train_mode: bool) -> Iterator[None]:
-    """No gradients for parameters, and the mode to craft in; both restored afterwards."""
+    """A context without parameter gradients, in train or eval mode; both are restored afterwards."""
     was_training = model.training
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train(train_mode)

@@ -1,17 +1,18 @@
-"""THE gradient loop: steps uphill, projected into a ball around the image and into [0, 1].
+"""Projected gradient ascent on a loss, within a ball around each image and within [0, 1].
 
-A. Madry et al.: Towards deep learning models resistant to adversarial attacks, ICLR 2018. As in RDI-Nets' code,
-the random start is uniform in the ball and the last iterate is returned. What a step is (`PGDConfig.rule`), with g
-the gradient at x':
+A. Madry et al.: Towards deep learning models resistant to adversarial attacks, ICLR 2018. As in the code of RDI-Nets,
+the random start is uniform in the ball and the last iterate is returned. The step rules, with g the gradient at x':
 
-sign          size * sign(g); in an L2 ball size * g / |g|
-raw           size * g
-inverse-clip  clip(1/g, -size, size): ThunderNNA. It equals size * sign(g) wherever |g| <= 1/size; where the
-              gradient is 0 it moves by size all the same
-penalty       RDI-Nets' WRM: ascent on eps * loss - |x' - x|^2 / 2 with steps 1/sqrt(t + 2), t = 0, 1, ... This
-              rule has no ball, the square is all that holds it back; only [0, 1] is a hard limit. That the loss
-              is summed over rows, so that samples do not weaken each other, is our reading
-none          no gradient: the random start is the attack
+sign          step_size * sign(g); in an L2 ball step_size * g / |g|. One step of size eps without a random start is
+              FGSM (I. Goodfellow, J. Shlens, C. Szegedy, ICLR 2015)
+raw           step_size * g
+inverse-clip  clip(1/g, -step_size, step_size): ThunderNNA (arXiv 2111.12305), whose loss is `logit`. It equals
+              step_size * sign(g) wherever |g| <= 1/step_size, and moves a pixel of gradient 0 by step_size. The
+              authors' code clips neither to [0, 1] nor to a ball; this one does both
+penalty       WRM (A. Sinha, H. Namkoong, J. Duchi, ICLR 2018) as in RDI-Nets' code: ascent on
+              eps * loss - |x' - x|^2 / 2 with step sizes 1/sqrt(t + 2), t = 0, 1, ... There is no ball; the penalty
+              bounds the change, and only [0, 1] is a hard limit. Our reading: the loss is summed over the batch, so
+              that the change of a sample does not depend on the batch size
 """
 
 from __future__ import annotations
@@ -26,30 +27,30 @@ from torch import Tensor
 from mexit.errors import UsageError
 
 NORMS = ("linf", "l2")
-RULES = ("sign", "raw", "inverse-clip", "penalty", "none")
-LossFn = Callable[[Tensor], Tensor]
-GradientTransform = Callable[[Tensor, Tensor], Tensor]
+RULES = ("sign", "raw", "inverse-clip", "penalty")
+LossFn = Callable[[Tensor], Tensor]  # images (B, C, H, W) to losses (B,)
+GradientTransform = Callable[[Tensor, Tensor], Tensor]  # images and gradients to directions, all (B, C, H, W)
 
 
 @dataclass(frozen=True)
 class PGDConfig:
-    """How far and how often.
+    """Parameters of one gradient attack.
 
     Attributes:
-        eps: radius of the ball: for "linf" a fraction of the pixel range [0, 1], for "l2" the length of the whole
-            change in that unit; for the rule "penalty" the weight of the loss.
-        size: of one step, likewise; the rules "penalty" and "none" do not use it.
-        count: how many; 0 only with the rule "none".
-        random_start: begin at a uniform point of the L-infinity ball, or of the L2 sphere as AutoAttack does,
-            instead of the image.
-        norm: of the ball, one of `NORMS`.
-        rule: what a step is, one of `RULES`.
-        restarts: random starts; each sample keeps the one that ended with the largest loss.
+        eps: radius of the ball: for "linf" a fraction of the pixel range, for "l2" the norm of the whole change in
+            that unit. For the rule "penalty" the weight of the loss.
+        step_size: size of one step, in the unit of eps. Unused by the rule "penalty".
+        steps: number of steps.
+        random_start: start at a uniform point of the L-infinity ball, or of the L2 sphere as AutoAttack does,
+            instead of at the image.
+        norm: norm of the ball, one of `NORMS`.
+        rule: step rule, one of `RULES`.
+        restarts: number of random starts. Of each sample the end point with the largest loss is kept.
     """
 
     eps: float
-    size: float
-    count: int
+    step_size: float
+    steps: int
     random_start: bool = True
     norm: str = "linf"
     rule: str = "sign"
@@ -62,150 +63,138 @@ class PGDConfig:
                 f"found {self.norm} and {self.rule}"
             )
         limit = 1.0 if self.norm == "linf" and self.rule != "penalty" else math.inf
-        enough = self.count == 0 if self.rule == "none" else self.count >= 1
-        if not (0 < self.eps <= limit and 0 < self.size <= limit and enough and self.eps < math.inf):
+        if not (0 < self.eps <= limit and 0 < self.step_size <= limit and self.steps >= 1 and self.eps < math.inf):
             raise UsageError(
                 f"an attack needs 0 < eps <= 1, 0 < step <= 1 and at least one step, found eps {self.eps}, "
-                f"step {self.size}, {self.count} steps (pixels lie in [0, 1]; write 8/255, not 8; only an L2 ball "
-                "may be larger, and only random noise takes no step)"
+                f"step {self.step_size}, {self.steps} steps (pixels lie in [0, 1]; write 8/255, not 8; only an L2 "
+                "ball may be larger)"
             )
         if self.restarts < 1 or (self.restarts > 1 and not self.random_start):
-            raise UsageError(f"restarts must be at least 1, and more need a random start; found {self.restarts}")
-        if self.random_start != {"penalty": False, "none": True}.get(self.rule, self.random_start):
             raise UsageError(
-                "the penalty rule has no ball to start in (random_start must be off), and noise is nothing but a "
-                "random start (it must be on)"
+                f"restarts must be at least 1, and more than one needs a random start; found {self.restarts}"
             )
+        if self.rule == "penalty" and self.random_start:
+            raise UsageError("the rule 'penalty' has no ball to start in: switch random_start off")
 
     def describe(self) -> str:
-        """Norm, radius, step and start, as reports name them."""
+        """Norm, radius, step and start, as reports print them."""
         norm = {"linf": "Linf", "l2": "L2"}[self.norm]
         if self.rule == "penalty":
             return f"L2 penalty, eps {self.eps:.6g}"
-        if self.rule == "none":
-            return f"{norm} eps {self.eps:.6g}"
         start = "random start" if self.random_start else "no random start"
         start = f"{self.restarts} random starts" if self.restarts > 1 else start
         rule = "" if self.rule == "sign" else f" {self.rule}"
-        return f"{norm} eps {self.eps:.6g}, step {self.size:.6g}{rule}, {start}"
-
-
-def fgsm(eps: float, norm: str = "linf") -> PGDConfig:
-    """One step of size eps from the image (I. Goodfellow, J. Shlens, C. Szegedy, ICLR 2015)."""
-    return PGDConfig(eps, eps, 1, random_start=False, norm=norm)
-
-
-def noise(eps: float, norm: str = "linf") -> PGDConfig:
-    """Random noise: the baseline that every attack has to beat."""
-    return PGDConfig(eps, eps, 0, norm=norm, rule="none")
-
-
-def thunder(eps: float) -> PGDConfig:
-    """ThunderNNA (arXiv 2111.12305): one inverse-clip step of size eps; its loss is "logit".
-
-    Its authors' code clips neither to [0, 1] nor to a ball; this one does.
-    """
-    return PGDConfig(eps, eps, 1, random_start=False, rule="inverse-clip")
-
-
-def wrm(eps: float, count: int) -> PGDConfig:
-    """The Lagrangian attack (A. Sinha, H. Namkoong, J. Duchi, ICLR 2018) as RDI-Nets' code has it."""
-    return PGDConfig(eps, 1.0, count, random_start=False, rule="penalty")
+        return f"{norm} eps {self.eps:.6g}, step {self.step_size:.6g}{rule}, {start}"
 
 
 def pgd(
-    images: Tensor, steps: PGDConfig, loss: LossFn, noise: Tensor | None, turn: GradientTransform | None = None
+    images: Tensor,
+    config: PGDConfig,
+    loss_fn: LossFn,
+    noise: Tensor | None,
+    transform: GradientTransform | None = None,
 ) -> Tensor:
-    """Climb `loss` from `images`.
+    """Maximise `loss_fn`, starting at `images`.
 
     Args:
         images: (B, C, H, W) in [0, 1].
-        steps: see `PGDConfig`.
-        loss: of a batch like `images`, per sample, (B,), and summed here; without restarts a scalar will do.
-        noise: uniform numbers in [0, 1) like `images` for the random start, with restarts (restarts, B, C, H, W);
-            None if there is none.
-        turn: from a batch and its gradient to what the rule uses instead of the gradient; None leaves it.
+        config: parameters of the attack.
+        loss_fn: images to the loss of each sample, (B,); the sum is maximised. With one restart a scalar is allowed.
+        noise: uniform numbers in [0, 1) for the random starts: (B, C, H, W), with several restarts
+            (restarts, B, C, H, W). None = no random start.
+        transform: maps images and their gradients to the directions that the step rule uses instead of the
+            gradients; None = identity.
 
     Returns:
         Attacked images, detached, in [0, 1] and, unless the rule is "penalty", within eps of `images`.
+
+    Raises:
+        UsageError: noise or loss do not fit the number of restarts.
     """
-    if steps.restarts == 1:
-        return _climb(images, steps, loss, noise, turn)
-    if noise is None or noise.ndim != images.ndim + 1 or len(noise) != steps.restarts:
-        raise UsageError(f"{steps.restarts} restarts need noise (restarts, B, C, H, W) for as many random starts")
+    if config.restarts == 1:
+        return _run(images, config, loss_fn, noise, transform)
+    if noise is None or noise.ndim != images.ndim + 1 or len(noise) != config.restarts:
+        raise UsageError(f"{config.restarts} restarts need noise (restarts, B, C, H, W), one part for each start")
     best, highest = images, torch.full(images.shape[:1], -math.inf, device=images.device)
     for start in noise:
-        attacked = _climb(images, steps, loss, start, turn)
+        attacked = _run(images, config, loss_fn, start, transform)
         with torch.no_grad():
-            reached = loss(attacked)
-        if reached.shape != highest.shape:
-            raise UsageError(
-                f"restarts need one loss a sample, {tuple(highest.shape)}, not {tuple(reached.shape)}"
-            )
-        better = reached > highest
+            losses = loss_fn(attacked)
+        if losses.shape != highest.shape:
+            raise UsageError(f"restarts need one loss a sample, {tuple(highest.shape)}, not {tuple(losses.shape)}")
+        better = losses > highest
         best = torch.where(better.reshape(-1, *[1] * (images.ndim - 1)), attacked, best)
-        highest = torch.where(better, reached, highest)
+        highest = torch.where(better, losses, highest)
     return best
 
 
-def _climb(
-    images: Tensor, steps: PGDConfig, loss: LossFn, noise: Tensor | None, turn: GradientTransform | None
+def random_start(images: Tensor, config: PGDConfig, noise: Tensor) -> Tensor:
+    """The random starting point, not yet clipped to [0, 1].
+
+    Args:
+        images: (B, C, H, W).
+        config: radius and norm.
+        noise: uniform numbers in [0, 1), (B, C, H, W).
+
+    Returns:
+        A uniform point in the L-infinity ball or on the L2 sphere around each image, (B, C, H, W).
+    """
+    centred = 2 * noise - 1
+    if config.norm == "linf":
+        return images + centred * config.eps
+    normal = torch.erfinv(centred.clamp(-1 + 1e-6, 1 - 1e-6))  # the direction of a normal vector is uniform
+    return images + normal * (config.eps / _row_norms(normal))
+
+
+def _run(
+    images: Tensor, config: PGDConfig, loss_fn: LossFn, noise: Tensor | None, transform: GradientTransform | None
 ) -> Tensor:
+    """PGD from one start."""
     attacked = images
-    if steps.random_start and noise is not None:
-        attacked = images + _start(noise, steps)
-    project = _projection(images, steps)
-    if steps.count == 0:
-        return project(attacked)
-    for number in range(steps.count):
+    if config.random_start and noise is not None:
+        attacked = random_start(images, config, noise)
+    project = _projection(images, config)
+    for step in range(config.steps):
         attacked = attacked.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(attacked).sum(), attacked)
+        (gradient,) = torch.autograd.grad(loss_fn(attacked).sum(), attacked)
         attacked = attacked.detach()
-        if turn is not None:
-            gradient = turn(attacked, gradient)
-        attacked = project(attacked + _move(gradient, attacked, images, steps, number))
+        if transform is not None:
+            gradient = transform(attacked, gradient)
+        attacked = project(attacked + _update(gradient, attacked, images, config, step))
     return attacked.detach()
 
 
-def _start(noise: Tensor, steps: PGDConfig) -> Tensor:
-    """From uniform numbers in [0, 1) to a change of the image: in the L-infinity ball, or on the L2 sphere."""
-    centred = 2 * noise - 1
-    if steps.norm == "linf":
-        return centred * steps.eps
-    normal = torch.erfinv(centred.clamp(-1 + 1e-6, 1 - 1e-6))  # a normal direction is uniform
-    return normal * (steps.eps / _length(normal))
-
-
-def _projection(images: Tensor, steps: PGDConfig) -> Callable[[Tensor], Tensor]:
-    """Into the ball, then into [0, 1]; the second cannot leave the ball, since `images` lie in [0, 1]."""
-    if steps.rule == "penalty":
+def _projection(images: Tensor, config: PGDConfig) -> Callable[[Tensor], Tensor]:
+    """Projection to the ball, then to [0, 1]. The second cannot leave the ball, since `images` lie in [0, 1]."""
+    if config.rule == "penalty":
         return lambda attacked: attacked.clamp_(0, 1)
-    if steps.norm == "linf":
-        low, high = (images - steps.eps).clamp_(min=0), (images + steps.eps).clamp_(max=1)
+    if config.norm == "linf":
+        low, high = (images - config.eps).clamp_(min=0), (images + config.eps).clamp_(max=1)
         return lambda attacked: attacked.clamp_(low, high)
 
-    def into_l2_ball(attacked: Tensor) -> Tensor:
+    def project_l2(attacked: Tensor) -> Tensor:
         change = attacked - images
-        return (images + change * (steps.eps / _length(change)).clamp(max=1)).clamp_(0, 1)
+        return (images + change * (config.eps / _row_norms(change)).clamp(max=1)).clamp_(0, 1)
 
-    return into_l2_ball
-
-
-def _move(gradient: Tensor, attacked: Tensor, images: Tensor, steps: PGDConfig, number: int) -> Tensor:
-    """One step of the rule."""
-    if steps.rule == "penalty":
-        return (steps.eps * gradient - (attacked - images)) / math.sqrt(number + 2)
-    if steps.rule == "inverse-clip":
-        return gradient.reciprocal().nan_to_num(0, math.inf, -math.inf).clamp_(-steps.size, steps.size)
-    if steps.rule == "raw":
-        return steps.size * gradient
-    if steps.norm == "l2":
-        return gradient * (steps.size / _length(gradient))
-    return steps.size * gradient.sign()
+    return project_l2
 
 
-def _length(change: Tensor) -> Tensor:
-    """The L2 norm of each row, never 0: (B, C, H, W) to (B, 1, 1, 1)."""
-    length = change.flatten(1).norm(dim=1).clamp_min(1e-12)
-    rows: Tensor = length.reshape(-1, *[1] * (change.ndim - 1))
+def _update(gradient: Tensor, attacked: Tensor, images: Tensor, config: PGDConfig, step: int) -> Tensor:
+    """The change of one step by the rule; `step` counts from 0."""
+    size = config.step_size
+    if config.rule == "penalty":
+        return (config.eps * gradient - (attacked - images)) / math.sqrt(step + 2)
+    if config.rule == "inverse-clip":
+        return gradient.reciprocal().nan_to_num(0, math.inf, -math.inf).clamp_(-size, size)
+    if config.rule == "raw":
+        return size * gradient
+    if config.norm == "l2":
+        return gradient * (size / _row_norms(gradient))
+    return size * gradient.sign()
+
+
+def _row_norms(change: Tensor) -> Tensor:
+    """The L2 norm of each row, at least 1e-12: (B, C, H, W) to (B, 1, 1, 1)."""
+    norms = change.flatten(1).norm(dim=1).clamp_min(1e-12)
+    rows: Tensor = norms.reshape(-1, *[1] * (change.ndim - 1))
     return rows

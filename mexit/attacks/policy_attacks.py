@@ -1,14 +1,15 @@
-"""Attacks on a deployed policy: the attacker knows the thresholds and chooses which exit answers.
+"""Attacks on a deployed policy, with known thresholds: the attacker may choose which exit answers.
 
-Exits that are each robust are no guarantee for the policy over them (On the perils of cascading robust
-classifiers, ICLR 2023). Besides replaying images made against the exits, two attacks climb through the gates:
+Robustness of every single exit is no guarantee for the policy over them (On the perils of cascading robust
+classifiers, ICLR 2023). Two gradient attacks take the thresholds into account; both are our own:
 
-route   for an exit j and a class t: log-odds margin of t at exit j, minus what keeps the sample from reaching j or
-        from leaving there, a * (sum_{i < j} relu(lead_i + d) + relu(d - lead_j))
-soft    cross-entropy of the softened policy, see `gates`, at several temperatures
+route   for an exit j and a class t: the log-odds margin of t at exit j, minus a penalty for every earlier exit that
+        would answer and for exit j not answering:
+        a * (sum_{i < j} relu(m_i + d) + relu(d - m_j)), m the margins to the thresholds (see `soft_policy`)
+soft    cross-entropy of the softened policy, at several temperatures
 
-Both are our own. Every image on the way is put through the real decision and the first one that does harm is kept,
-so a sample that once was broken stays broken; later climbs are only run on those that still stand.
+Every intermediate image is evaluated by the real policy, and for each sample the most damaging one is kept. Later runs
+attack only the samples that are still undamaged.
 """
 
 from __future__ import annotations
@@ -26,155 +27,164 @@ from mexit.attacks.losses import margin
 from mexit.attacks.multi_exit_attack import frozen, start_noise
 from mexit.attacks.pgd import PGDConfig, pgd
 from mexit.attacks.rng import CounterRNG
-from mexit.attacks.soft_policy import Decision, ExitScores, SoftPolicy, decide, numpy_logits, score_exits
+from mexit.attacks.soft_policy import Decision, SoftPolicy, decide, numpy_logits
 from mexit.models.multi_exit import MultiExit
+from mexit.models.scores_torch import ExitScores, score_exits
 
 TEMPERATURES = (1.0, 0.3, 0.1)
-TARGETS = 9
-# Of the gates in the loss of a route; leads are in spreads, margins in units of log-odds.
-GATE_WEIGHT, GATE_SLACK = 5.0, 0.05
+CLASSES = 9
+# Weight a and slack d of the thresholds in the loss; margins to thresholds are in spreads, class margins in log-odds.
+THRESHOLD_WEIGHT, THRESHOLD_SLACK = 5.0, 0.05
 
-Harm = Callable[[Decision, NDArray[np.int64]], NDArray[np.int64]]
-LossFn = Callable[[Tensor, ExitScores], Tensor]
+DamageFn = Callable[[Decision, NDArray[np.int64]], NDArray[np.int64]]  # decision and labels (B,) to damage (B,)
+PolicyLossFn = Callable[[Tensor, ExitScores], Tensor]  # logits (E, B, C) and their scores to losses (B,)
 
 
 @dataclass(frozen=True)
 class AttackTarget:
-    """What is attacked, and how.
+    """A policy, the images to attack and the parameters of the attack.
 
     Attributes:
-        model, gates: the policy and the network behind it.
-        images: (B, C, H, W) in [0, 1]; `labels` (B,) int64; `index` places in the data set, (B,) int64.
-        steps: of every climb.
-        seed: of the random starts.
+        model: the network.
+        policy: the policy over its exits.
+        images: (B, C, H, W) in [0, 1].
+        labels: (B,) int64.
+        index: positions of the samples in the data set, (B,) int64.
+        pgd: parameters of every run.
+        seed: seed of the random starts.
     """
 
     model: MultiExit
-    gates: SoftPolicy
+    policy: SoftPolicy
     images: Tensor
     labels: Tensor
     index: Tensor
-    steps: PGDConfig
+    pgd: PGDConfig
     seed: int = 0
 
 
 class AttackSearch:
-    """The most harmful image found so far for each sample.
+    """Search for the most damaging image of each sample.
 
     Args:
-        victim: what is attacked.
-        harm: of a decision, (B,) whole numbers; larger is worse.
-        enough: a sample with so much harm is left alone.
+        target: what is attacked.
+        damage: decision and labels to the damage of each sample, whole numbers, larger is worse.
+        enough: samples with this much damage are not attacked again.
 
     Attributes:
-        images: (B, C, H, W).
-        harm: that they do, (B,).
-        passes: images that went through the network, forward and backward.
+        images: the most damaging images so far, (B, C, H, W).
+        damage: their damage, (B,) int64.
+        passes: number of images that the network has evaluated.
     """
 
-    def __init__(self, victim: AttackTarget, damage: Harm, enough: int) -> None:
-        self.victim, self._harm_of, self._enough = victim, damage, enough
-        self.images = victim.images.clone()
-        self.damage = np.zeros(len(victim.labels), np.int64)
+    def __init__(self, target: AttackTarget, damage: DamageFn, enough: int) -> None:
+        self.target, self._damage_fn, self._enough = target, damage, enough
+        self.images = target.images.clone()
+        self.damage = np.zeros(len(target.labels), np.int64)
         self.passes = 0
         with torch.no_grad():
-            self._see(np.arange(len(self.damage)), self.images, victim.model(self.images))
+            self._update(np.arange(len(self.damage)), self.images, target.model(self.images))
 
-    def standing(self) -> NDArray[np.intp]:
-        """Samples that still do less harm than enough."""
+    def remaining(self) -> NDArray[np.intp]:
+        """Positions of the samples with less than enough damage."""
         rows: NDArray[np.intp] = np.flatnonzero(self.damage < self._enough)
         return rows
 
-    def climb(self, stream: str, loss: LossFn, rows: NDArray[np.intp]) -> None:
-        """Climb `loss`, (B,) from logits (E, B, C) and their judgement, on the samples `rows`."""
-        victim, chosen = self.victim, torch.from_numpy(rows)
-        images = victim.images[chosen]
+    def run(self, stream: str, loss_fn: PolicyLossFn, rows: NDArray[np.intp]) -> None:
+        """Run PGD on some samples, and keep every image that is more damaging than the best so far.
 
-        def seen(moving: Tensor) -> Tensor:
-            logits = victim.model(moving)
-            self._see(rows, moving.detach(), logits)
-            return loss(logits, score_exits(victim.gates.policy, logits))
+        Args:
+            stream: name of the random numbers of the start.
+            loss_fn: the loss to maximise.
+            rows: positions of the samples.
+        """
+        target, chosen = self.target, torch.from_numpy(rows)
+        images = target.images[chosen]
 
-        noise = start_noise(CounterRNG(victim.seed, 0), stream, victim.index[chosen], images, victim.steps)
-        with frozen(victim.model, train_mode=False):
-            last = pgd(images, victim.steps, seen, noise)
+        def evaluated_loss(attacked: Tensor) -> Tensor:
+            logits = target.model(attacked)
+            self._update(rows, attacked.detach(), logits)
+            return loss_fn(logits, score_exits(target.policy.policy, logits))
+
+        noise = start_noise(CounterRNG(target.seed, 0), stream, target.index[chosen], images, target.pgd)
+        with frozen(target.model, train_mode=False):
+            last = pgd(images, target.pgd, evaluated_loss, noise)
         with torch.no_grad():
-            self._see(rows, last, victim.model(last))
+            self._update(rows, last, target.model(last))
 
-    def _see(self, rows: NDArray[np.intp], images: Tensor, logits: Tensor) -> None:
+    def _update(self, rows: NDArray[np.intp], images: Tensor, logits: Tensor) -> None:
         self.passes += len(rows)
-        # A random start is no image yet: `pgd` projects after its first step.
-        inside = ((images >= 0) & (images <= 1)).flatten(1).all(dim=1).cpu().numpy()
-        decision = decide(self.victim.gates.policy, numpy_logits(logits))
-        damage = self._harm_of(decision, self.victim.labels.cpu().numpy()[rows])
-        worse = inside & (damage > self.damage[rows])
+        # A random start may lie outside [0, 1]: `pgd` clips after its first step.
+        valid = ((images >= 0) & (images <= 1)).flatten(1).all(dim=1).cpu().numpy()
+        decision = decide(self.target.policy.policy, numpy_logits(logits))
+        damage = self._damage_fn(decision, self.target.labels.cpu().numpy()[rows])
+        worse = valid & (damage > self.damage[rows])
         self.damage[rows[worse]] = damage[worse]
         self.images[torch.from_numpy(rows[worse])] = images[torch.from_numpy(worse)]
 
 
-def wrong(decision: Decision, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The harm of a wrong answer: 1."""
-    found: NDArray[np.int64] = (decision.classes != labels).astype(np.int64)
-    return found
+def misclassified(decision: Decision, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Damage of 1 where the predicted class is wrong, (B,)."""
+    damage: NDArray[np.int64] = (decision.classes != labels).astype(np.int64)
+    return damage
 
 
-def route_attack(victim: AttackTarget, targets: int = TARGETS) -> AttackSearch:
-    """To a wrong class at an exit of the attacker's choice, over all exits and the likeliest wrong classes.
+def route_attack(target: AttackTarget, classes: int = CLASSES) -> AttackSearch:
+    """Attack towards a wrong class at an exit, over all exits and the most likely wrong classes.
 
     Args:
-        victim: what is attacked.
-        targets: how many classes to try at each exit, likeliest first, at most C - 1.
+        target: what is attacked.
+        classes: number of classes to try at each exit, the most likely first; at most C - 1 are used.
     """
-    hunt = AttackSearch(victim, wrong, enough=1)
+    search = AttackSearch(target, misclassified, enough=1)
     with torch.no_grad():
-        answers = score_exits(victim.gates.policy, victim.model(victim.images)).log_answers
-    ranked = answers.scatter(-1, victim.labels.expand(len(answers), -1).unsqueeze(-1), -torch.inf).argsort(
-        dim=-1, descending=True
-    )
-    for j in _reachable(victim.gates):
-        for rank in range(min(targets, answers.shape[-1] - 1)):
-            rows = hunt.standing()
+        log_probabilities = score_exits(target.policy.policy, target.model(target.images)).log_probabilities
+    labels = target.labels.expand(len(log_probabilities), -1).unsqueeze(-1)
+    ranked = log_probabilities.scatter(-1, labels, -torch.inf).argsort(dim=-1, descending=True)
+    for j in _answering_exits(target.policy):
+        for rank in range(min(classes, log_probabilities.shape[-1] - 1)):
+            rows = search.remaining()
             if not len(rows):
-                return hunt
-            loss = route_loss(victim.gates, j, ranked[j, torch.from_numpy(rows), rank])
-            hunt.climb(f"route {j + 1} {rank}", loss, rows)
-    return hunt
+                return search
+            loss_fn = route_loss(target.policy, j, ranked[j, torch.from_numpy(rows), rank])
+            search.run(f"route {j + 1} {rank}", loss_fn, rows)
+    return search
 
 
-def route_loss(gates: SoftPolicy, j: int, targets: Tensor) -> LossFn:
-    """What `route_attack` climbs: exit j, from 0, is to answer with the classes `targets` (B,)."""
+def route_loss(policy: SoftPolicy, j: int, classes: Tensor) -> PolicyLossFn:
+    """The loss of `route_attack`: exit j, from 0, shall answer with the given classes, (B,)."""
 
-    def loss(_: Tensor, judged: ExitScores) -> Tensor:
-        leads = gates.leads(judged.scores)
-        barred = F.relu(leads[:j] + GATE_SLACK).sum(dim=0)
-        if j < len(leads):
-            barred = barred + F.relu(GATE_SLACK - leads[j])
-        return -margin(judged.log_answers[j : j + 1], targets)[0] - GATE_WEIGHT * barred
+    def loss_fn(_: Tensor, exit_scores: ExitScores) -> Tensor:
+        margins = policy.margins_to_threshold(exit_scores.scores)
+        penalty = F.relu(margins[:j] + THRESHOLD_SLACK).sum(dim=0)
+        if j < len(margins):
+            penalty = penalty + F.relu(THRESHOLD_SLACK - margins[j])
+        return -margin(exit_scores.log_probabilities[j : j + 1], classes)[0] - THRESHOLD_WEIGHT * penalty
 
-    return loss
+    return loss_fn
 
 
-def soft_attack(victim: AttackTarget, temperatures: Sequence[float] = TEMPERATURES) -> AttackSearch:
-    """Through the softened policy, once for each temperature."""
-    hunt = AttackSearch(victim, wrong, enough=1)
+def soft_attack(target: AttackTarget, temperatures: Sequence[float] = TEMPERATURES) -> AttackSearch:
+    """Attack the cross-entropy of the softened policy, one run per temperature."""
+    search = AttackSearch(target, misclassified, enough=1)
     for temperature in temperatures:
-        rows = hunt.standing()
+        rows = search.remaining()
         if not len(rows):
             break
-        hunt.climb(f"soft {temperature:g}", _soft(victim, temperature, rows), rows)
-    return hunt
+        search.run(f"soft {temperature:g}", _soft_loss(target, temperature, rows), rows)
+    return search
 
 
-def _reachable(gates: SoftPolicy) -> Iterator[int]:
-    """Places of the exits that can answer at all, from 0; the last first, where most of the harm is done."""
-    yield len(gates.policy.thresholds)
-    yield from (place for place, threshold in enumerate(gates.policy.thresholds) if threshold is not None)
+def _answering_exits(policy: SoftPolicy) -> Iterator[int]:
+    """The exits that can answer, from 0; the last first, where most samples are damaged."""
+    yield len(policy.policy.thresholds)
+    yield from (j for j, threshold in enumerate(policy.policy.thresholds) if threshold is not None)
 
 
-def _soft(victim: AttackTarget, temperature: float, rows: NDArray[np.intp]) -> LossFn:
-    labels = victim.labels[torch.from_numpy(rows)]
+def _soft_loss(target: AttackTarget, temperature: float, rows: NDArray[np.intp]) -> PolicyLossFn:
+    labels = target.labels[torch.from_numpy(rows)]
 
-    def loss(_: Tensor, judged: ExitScores) -> Tensor:
-        return F.cross_entropy(victim.gates.mixture(judged, temperature), labels, reduction="none")
+    def loss_fn(_: Tensor, exit_scores: ExitScores) -> Tensor:
+        return F.cross_entropy(target.policy.mixture(exit_scores, temperature), labels, reduction="none")
 
-    return loss
+    return loss_fn

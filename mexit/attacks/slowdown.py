@@ -1,10 +1,10 @@
-"""Attacks on speed: images on which a deployed policy leaves late.
+"""Slowdown attacks: images on which a deployed policy exits late.
 
-sloth    DeepSloth (S. Hong et al.: A panda? No, it's a sloth, ICLR 2021): every exit but the last is driven to the
+sloth    DeepSloth (S. Hong et al.: A panda? No, it's a sloth, ICLR 2021): drives every exit but the last towards the
          uniform distribution
-hinge    -sum_i relu(lead_i + d) over the gates: stops pushing at a gate once it is shut. Ours
+hinge    -sum_i relu(m_i + d), m the margins to the thresholds: stops pushing an exit once it no longer answers. Our own
 
-What neither they nor any training can take away is the bound that the rate limiter holds at run time.
+Neither attack can exceed the bound on cost that the rate limiter enforces at run time.
 """
 
 from __future__ import annotations
@@ -17,35 +17,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mexit.attacks.losses import sample_loss
-from mexit.attacks.policy_attacks import GATE_SLACK, AttackSearch, AttackTarget, LossFn
-from mexit.attacks.soft_policy import Decision, ExitScores
+from mexit.attacks.policy_attacks import THRESHOLD_SLACK, AttackSearch, AttackTarget, PolicyLossFn
+from mexit.attacks.soft_policy import Decision
+from mexit.models.scores_torch import ExitScores
 
-NAMES = ("sloth", "hinge")
+SLOWDOWNS = ("sloth", "hinge")
 
 
-def late(decision: Decision, labels: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: ARG001
-    """The harm of an exit: its number."""
+def slowdown_attack(target: AttackTarget, name: str) -> AttackSearch:
+    """Run one of `SLOWDOWNS` on every sample that does not already reach the last exit."""
+    search = AttackSearch(target, exit_taken, enough=len(target.policy.policy.temperatures))
+    rows = search.remaining()
+    if len(rows):
+        search.run(name, _sloth_loss(target, rows) if name == "sloth" else _hinge_loss(target), rows)
+    return search
+
+
+def exit_taken(decision: Decision, labels: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: ARG001
+    """The damage of a late exit: its number, (B,)."""
     return decision.exits
 
 
-def slow_down(victim: AttackTarget, name: str) -> AttackSearch:
-    """One of `NAMES`, on every sample that does not already run to the end."""
-    hunt = AttackSearch(victim, late, enough=len(victim.gates.policy.temperatures))
-    rows = hunt.standing()
-    if len(rows):
-        hunt.climb(name, _sloth(victim, rows) if name == "sloth" else _hinge(victim), rows)
-    return hunt
-
-
 def efficacy(exits: NDArray[np.int64], cumulative_macs: Sequence[int]) -> float:
-    """Area under DeepSloth's curve: share of the inputs that have left against share of the full cost, in [0, 1].
+    """Efficacy of DeepSloth: area under the share of samples that have left, over the share of the full cost.
 
-    Straight lines from (0, 0) over (cost of exit k, share that left by k), as in the paper's code. 1 would be:
-    all leave at once; if all run to the last exit, half the cost of the last segment is still under the line.
+    The curve joins (0, 0) and the points (cost of exit k, share that left by exit k) by straight lines, as in the
+    paper's code. If all samples reach the last exit, half the cost of the last segment remains under the curve.
 
     Args:
-        exits: the exit (from 1) of each input, (N,).
-        cumulative_macs: cost of each exit, (E,).
+        exits: exit taken by each sample, from 1, (N,).
+        cumulative_macs: cost of each exit, E numbers.
+
+    Returns:
+        A number in [0, 1]; larger means earlier exits.
     """
     cost = np.concatenate([[0.0], np.asarray(cumulative_macs, np.float64) / cumulative_macs[-1]])
     counts = np.bincount(exits, minlength=len(cost))
@@ -53,13 +57,17 @@ def efficacy(exits: NDArray[np.int64], cumulative_macs: Sequence[int]) -> float:
     return float(((left[1:] + left[:-1]) / 2 * np.diff(cost)).sum())
 
 
-def _sloth(victim: AttackTarget, rows: NDArray[np.intp]) -> LossFn:
-    labels = victim.labels[rows]
-    return lambda logits, judged: sample_loss("uniform", logits, labels)  # noqa: ARG005
+def _sloth_loss(target: AttackTarget, rows: NDArray[np.intp]) -> PolicyLossFn:
+    labels = target.labels[rows]
+
+    def loss_fn(logits: Tensor, _: ExitScores) -> Tensor:
+        return sample_loss("uniform", logits, labels)
+
+    return loss_fn
 
 
-def _hinge(victim: AttackTarget) -> LossFn:
-    def loss(_: Tensor, judged: ExitScores) -> Tensor:
-        return -F.relu(victim.gates.leads(judged.scores) + GATE_SLACK).sum(dim=0)
+def _hinge_loss(target: AttackTarget) -> PolicyLossFn:
+    def loss_fn(_: Tensor, exit_scores: ExitScores) -> Tensor:
+        return -F.relu(target.policy.margins_to_threshold(exit_scores.scores) + THRESHOLD_SLACK).sum(dim=0)
 
-    return loss
+    return loss_fn

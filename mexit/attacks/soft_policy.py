@@ -1,26 +1,24 @@
-"""Gradients through the gates: the torch twin of the scores in `core.scores` and of the choice of an exit.
+"""A differentiable form of a deployed policy, for attacks that need the gradient of its answer.
 
-A deployed network answers with the first exit that is sure. That choice has no gradient and hides every later exit
-from an attacker who climbs the loss of the answer. Here it gets one:
+A policy answers with the first exit whose score reaches its threshold. This hard choice has no gradient and hides all
+later exits from an attack on the answer. `SoftPolicy` replaces it by a mixture:
 
-lead of exit i    (score_i - threshold_i) / spread_i: above 0 it is taken; -inf where the threshold is None
-share of exit i   s(lead_i / T) * prod_{m < i} (1 - s(lead_m / T)), s the logistic function; the last exit has no
-                  first factor. For T -> 0 this is the choice itself
-mixture           log sum_i share_i * answer_i
+margin of exit i   m_i = (score_i - threshold_i) / spread_i, above 0 where the exit answers; -inf without a threshold
+weight of exit i   s(m_i / T) * prod_{k < i} (1 - s(m_k / T)), s the logistic function; for the last exit the first
+                   factor is 1. For T -> 0 the weights become the hard choice
+mixture            log sum_i weight_i * probabilities_i
 
-`spread` is the standard deviation of an exit's scores on some images, so that T and the margins of attacks mean
-the same for every measure. The forward pass of `DeployedPolicy` asks core, its backward pass is that of the
-mixture (BPDA: A. Athalye, N. Carlini, D. Wagner, ICML 2018). The mixture as such is ours; no paper has it in this
-form.
+`spread_i` is the standard deviation of the scores of exit i on clean images, so T and the margins have the same meaning
+for every score measure. `DeployedPolicy` takes its forward pass from core and its backward pass from the mixture
+(BPDA: A. Athalye, N. Carlini, D. Wagner, ICML 2018). The mixture is our own construction.
 
-Everything is float64, as in core; logits (E, B, C), scores (E, B).
+Everything is computed in float64, as in core.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +29,16 @@ from torch import Tensor, nn
 from mexit.core.policy import Policy, first_exit
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
+from mexit.models.scores_torch import ExitScores, score_exits, straight_through
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a policy does with a batch.
+    """What a policy decides for a batch.
 
     Attributes:
-        exits: the exit (from 1) that answers, (B,) int64.
-        classes: its answer, (B,) int64; -1 where it is NaN, which is no class.
+        exits: number of the exit that answers, from 1, (B,) int64.
+        classes: predicted class, (B,) int64; -1 where the logits hold NaN.
     """
 
     exits: NDArray[np.int64]
@@ -47,25 +46,12 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class ExitScores:
-    """The twin of `Scorer.answer`.
-
-    Attributes:
-        log_answers: log-probabilities that each exit would answer with, (E, B, C) float64.
-        scores: (E, B) float64.
-    """
-
-    log_answers: Tensor
-    scores: Tensor
-
-
-@dataclass(frozen=True)
 class SoftPolicy:
     """A policy and the scale of its scores.
 
     Attributes:
-        policy: what is deployed.
-        spread: standard deviation of the scores of each exit but the last, (E-1,).
+        policy: the deployed policy.
+        spread: standard deviation of the scores of each exit but the last, E - 1 numbers.
     """
 
     policy: Policy
@@ -73,14 +59,14 @@ class SoftPolicy:
 
     @staticmethod
     def fit(policy: Policy, logits: Tensor) -> SoftPolicy:
-        """Measure the spread on clean logits (E, N, C); it is at least 1e-3, lest equal scores divide by 0."""
+        """Measure the spread on clean logits (E, N, C). It is at least 1e-3, to avoid a division by 0."""
         with torch.no_grad():
             scores = score_exits(policy, logits).scores[:-1]
         finite = [row[row.isfinite()] for row in scores]
         return SoftPolicy(policy, tuple(max(1e-3, float(row.std())) if len(row) > 1 else 1.0 for row in finite))
 
-    def leads(self, scores: Tensor) -> Tensor:
-        """How far each exit but the last is above its threshold, in spreads: (E, B) to (E-1, B); NaN is -inf."""
+    def margins_to_threshold(self, scores: Tensor) -> Tensor:
+        """Scores (E, B) to the margins of all exits but the last, (E - 1, B), in spreads; -inf where NaN."""
         rows = []
         for row, threshold, spread in zip(scores, self.policy.thresholds, self.spread, strict=False):
             never = torch.full_like(row, -math.inf)
@@ -89,64 +75,54 @@ class SoftPolicy:
             )
         return torch.stack(rows) if rows else scores[:0]
 
-    def log_shares(self, scores: Tensor, temperature: float) -> Tensor:
-        """Logarithm of the share of every exit in the answer, (E, B); each column sums to 1 as probabilities."""
-        leads = self.leads(scores) / temperature
-        stay = F.logsigmoid(-leads).cumsum(dim=0)
-        passed = torch.cat([torch.zeros_like(scores[:1]), stay])
-        leave = torch.cat([F.logsigmoid(leads), torch.zeros_like(scores[:1])])
-        return passed + leave
+    def log_weights(self, scores: Tensor, temperature: float) -> Tensor:
+        """Scores (E, B) to the logarithm of the weight of every exit, (E, B); the weights of a sample sum to 1."""
+        margins = self.margins_to_threshold(scores) / temperature
+        passed = F.logsigmoid(-margins).cumsum(dim=0)
+        reach = torch.cat([torch.zeros_like(scores[:1]), passed])
+        leave = torch.cat([F.logsigmoid(margins), torch.zeros_like(scores[:1])])
+        return reach + leave
 
-    def mixture(self, judged: ExitScores, temperature: float) -> Tensor:
-        """Log-probabilities of the softened policy, (B, C) float64."""
-        shares = self.log_shares(judged.scores, temperature).unsqueeze(-1)
-        return (shares + judged.log_answers).logsumexp(dim=0)
+    def mixture(self, exit_scores: ExitScores, temperature: float) -> Tensor:
+        """Log-probabilities of the mixture, (B, C) float64."""
+        weights = self.log_weights(exit_scores.scores, temperature).unsqueeze(-1)
+        return (weights + exit_scores.log_probabilities).logsumexp(dim=0)
 
 
 class DeployedPolicy(nn.Module):
-    """What is deployed, as one network: images to the log-probabilities of the answer, (B, C) float32.
+    """A network with its policy as one classifier: images to log-probabilities, which serve as logits.
 
-    Log-probabilities are logits like any others. Forward is the real choice, made by core; backward is the
-    mixture's.
+    The forward pass is the hard choice of core, the backward pass that of the mixture.
 
     Args:
-        model: the network behind the policy.
-        gates: the policy.
-        temperature: T of the mixture, in spreads.
+        model: the network.
+        policy: the policy and its spreads.
+        temperature: T of the mixture, in spreads, above 0.
+
+    Raises:
+        UsageError: the temperature is not positive and finite.
     """
 
-    def __init__(self, model: MultiExit, gates: SoftPolicy, temperature: float = 1.0) -> None:
+    def __init__(self, model: MultiExit, policy: SoftPolicy, temperature: float = 1.0) -> None:
         super().__init__()
         if not 0 < temperature < math.inf:
             raise UsageError(
                 f"the temperature of a softened policy must be above 0 and finite, found {temperature}"
             )
-        self.model, self.gates, self.temperature = model, gates, temperature
+        self.model, self.policy, self.temperature = model, policy, temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, channels, H, W) in [0, 1] to (B, C); a new tensor each time, since Square writes into it."""
+        """Images (B, channels, H, W) in [0, 1] to (B, C) float32, a new tensor (Square writes into it)."""
         logits = self.model(images)
-        judged = score_exits(self.gates.policy, logits)
-        hard = answer(self.gates.policy, logits, judged)
+        exit_scores = score_exits(self.policy.policy, logits)
+        hard = policy_log_probabilities(self.policy.policy, logits, exit_scores)
         if not torch.is_grad_enabled():
             return hard.float()
-        soft = self.gates.mixture(judged, self.temperature)
-        passed: Tensor = _ForwardHardBackwardSoft.apply(hard, soft)  # type: ignore[no-untyped-call]
-        return passed.float()
-
-
-class _ForwardHardBackwardSoft(torch.autograd.Function):
-    @staticmethod
-    def forward(_: Any, hard: Tensor, __: Tensor) -> Tensor:
-        return hard.clone()
-
-    @staticmethod
-    def backward(_: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        return None, gradients[0]
+        return straight_through(hard, self.policy.mixture(exit_scores, self.temperature)).float()
 
 
 def decide(policy: Policy, logits: NDArray[np.floating]) -> Decision:
-    """THE decision, by core: logits (E, B, C) of any float type."""
+    """Apply a policy with the formulas of core: logits (E, B, C), any float dtype."""
     scores, predictions = policy.scorer(logits.shape[-1]).answer(logits)
     exits = first_exit(scores, policy.thresholds)
     rows = np.arange(len(exits))
@@ -154,57 +130,23 @@ def decide(policy: Policy, logits: NDArray[np.floating]) -> Decision:
     return Decision(exits, classes.astype(np.int64))
 
 
-def answer(policy: Policy, logits: Tensor, judged: ExitScores | None = None) -> Tensor:
-    """Log-probabilities of the exit that answers, chosen by core: logits (E, B, C) to (B, C) float64."""
-    judged = judged or score_exits(policy, logits)
+def policy_log_probabilities(policy: Policy, logits: Tensor, exit_scores: ExitScores | None = None) -> Tensor:
+    """Log-probabilities of the exit that answers, chosen by core.
+
+    Args:
+        policy: the policy.
+        logits: (E, B, C).
+        exit_scores: scores of the same logits; None = compute them.
+
+    Returns:
+        (B, C) float64.
+    """
+    exit_scores = exit_scores or score_exits(policy, logits)
     exits = torch.from_numpy(decide(policy, numpy_logits(logits)).exits).to(logits.device)
-    return judged.log_answers[exits - 1, torch.arange(len(exits), device=logits.device)]
+    return exit_scores.log_probabilities[exits - 1, torch.arange(len(exits), device=logits.device)]
 
 
 def numpy_logits(logits: Tensor) -> NDArray[np.float32]:
-    """Logits as core takes them."""
-    found: NDArray[np.float32] = logits.detach().float().cpu().numpy()
-    return found
-
-
-def score_exits(policy: Policy, logits: Tensor) -> ExitScores:
-    """Answers and scores of every exit, differentiable: logits (E, B, C).
-
-    The count of agreeing exits is a whole number in the forward pass; backward it is the expected count of exits
-    that draw their class independently.
-    """
-    temperatures = torch.tensor(policy.temperatures, dtype=torch.float64, device=logits.device)
-    log_answers = (logits.double() / temperatures[:, None, None]).log_softmax(dim=-1)
-    if policy.ensemble:
-        exits = torch.arange(1, len(logits) + 1, dtype=torch.float64, device=logits.device)
-        log_answers = log_answers.logcumsumexp(dim=0) - exits.log()[:, None, None]
-    return ExitScores(log_answers, _scores(policy.measure, log_answers))
-
-
-def _scores(measure: str, log_answers: Tensor) -> Tensor:
-    if measure == "entropy":
-        return (log_answers.exp() * log_answers.masked_fill(log_answers.isneginf(), 0)).sum(dim=-1)
-    if measure == "margin":
-        top = log_answers.topk(2, dim=-1).values
-        return top[..., 0] - top[..., 1]
-    log_odds = _log_odds(log_answers)
-    if measure == "max-probability":
-        return log_odds
-    return _agreed(log_answers) + 0.5 + log_odds.atan() / math.pi
-
-
-def _log_odds(log_answers: Tensor) -> Tensor:
-    top, best = log_answers.max(dim=-1, keepdim=True)
-    return top.squeeze(-1) - log_answers.scatter(-1, best, -math.inf).logsumexp(dim=-1)
-
-
-def _agreed(log_answers: Tensor) -> Tensor:
-    """How many exits in a row name the class of this one, (E, B)."""
-    predicted, probabilities = log_answers.argmax(dim=-1), log_answers.exp()
-    hard = soft = torch.ones_like(log_answers[0, :, 0])
-    counts = [hard]
-    for k in range(1, len(log_answers)):
-        hard = torch.where(predicted[k] == predicted[k - 1], hard + 1, 1.0)
-        soft = 1 + soft * (probabilities[k] * probabilities[k - 1]).sum(dim=-1)
-        counts.append(_ForwardHardBackwardSoft.apply(hard, soft))  # type: ignore[no-untyped-call]
-    return torch.stack(counts)
+    """Logits as a detached float32 array, the input of core's formulas."""
+    array: NDArray[np.float32] = logits.detach().float().cpu().numpy()
+    return array

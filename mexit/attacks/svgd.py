@@ -1,140 +1,148 @@
-"""Several attacked versions of each image at once: particles in the ball that keep apart.
+"""Particle attacks: several attacked versions of each image that are kept apart from each other.
 
-Each particle climbs its own loss (`ParticleConfig.climbs`); what keeps them apart is `ParticleConfig.move`:
+Each particle maximises the loss of its own exits (`ParticleConfig.exits`). `ParticleConfig.diversity` keeps the n
+particles of an image apart:
 
 svgd    Stein variational gradient descent (Q. Liu, D. Wang, NIPS 2016). Particle i of an image moves along
         phi_i = sum_j [ k(x_j, x_i) grad_j + grad_{x_j} k(x_j, x_i) ],   k(a, b) = exp(-|a - b|^2 / h),
-        h the median of the squared distances between the image's particles, over ln(n + 1)
-spread  each climbs CE + spread_weight |z - c|^2 on its logits z, c the mean of the image's particles, held fixed
-facet   particle m climbs z_j - z_y, j the m-th most likely wrong class of the clean image: no two the same
+        h = median of the squared distances between the particles of the image / ln(n + 1)
+spread  each particle maximises CE + spread_weight |z - c|^2, z its logits and c their mean over the image's particles,
+        held constant
+facet   particle m maximises z_j - z_y, j the m-th most likely wrong class of the clean image
 
-S. M. Hamidi and L. Ye: AT-AKA (arXiv 2405.13324), which names SVGD, and CAP (ICASSP 2024, arXiv 2401.07991).
-Certain, from the abstracts and from pages about them: several particles, uniform starts in the ball, SVGD,
-projection. Readings, for no code was published: one kernel for each image over its own n particles; gradient and
-repulsion are each brought to length 1 before they are added, because by pixel the gradient of a loss is tiny
-beside the repulsion; without `mix` a particle follows its own gradient alone, which is what particles that climb
-different losses need; and the whole of `spread` and `facet`.
+S. M. Hamidi and L. Ye: AT-AKA (arXiv 2405.13324) and CAP (ICASSP 2024, arXiv 2401.07991).
+Certain, from the abstracts and from pages about them: several particles, uniform starts in the ball, SVGD, projection.
+Readings, since no code was published: one kernel per image over its own n particles; gradient and repulsion are each
+scaled to length 1 before they are added, because per pixel the gradient of a loss is tiny beside the repulsion; without
+`mix_gradients` a particle follows its own gradient alone, as particles with different losses need; all of `spread` and
+`facet`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mexit.attacks.losses import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.attacks.multi_exit_attack import Autocast, frozen
-from mexit.attacks.pgd import GradientTransform, PGDConfig, pgd
+from mexit.attacks.pgd import GradientTransform, LossFn, PGDConfig, pgd
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
 
-MOVES = ("svgd", "spread", "facet")
+DIVERSITIES = ("svgd", "spread", "facet")
 
 
 @dataclass(frozen=True)
 class ParticleConfig:
-    """The particles of one image.
+    """The particles of each image.
 
     Attributes:
-        count: how many, n.
-        steps: of each; they need a random start, and its rule makes the step: "sign", or "raw" for phi itself.
-        move: what keeps them apart, one of `MOVES`.
-        climbs: the exits, from 1, whose loss the particles climb in turn; () = all climb the mean over exits.
-        mix: svgd's gradient: that of all particles by their kernel, as published, or of each particle alone.
-        repulsion_weight: of svgd's repulsion. At 1 keeping apart costs as much of every step as climbing, and the
-            attack falls behind FGSM; 0 without `mix` is n independent attacks.
-        spread_weight: of the distance from the mean; on logits, so a little goes a long way.
-        train_mode: see `objective.Attack`.
+        count: number of particles, n.
+        pgd: parameters of each particle's attack. It needs one random start. With the rule "sign" a particle moves
+            along sign(phi), with "raw" along phi.
+        diversity: what keeps the particles apart, one of `DIVERSITIES`.
+        exits: exits, from 1, that the particles attack in turn; () = every particle attacks the mean over exits.
+        mix_gradients: svgd: True = kernel-weighted sum of all gradients, as published; False = each particle's own.
+        repulsion_weight: svgd: weight of the repulsion. At 1 the attack falls behind FGSM, because half of every step
+            serves the distance. 0 without `mix_gradients` gives n independent attacks.
+        spread_weight: spread: weight of the squared distance of the logits from their mean.
+        train_mode: see `multi_exit_attack.Attack`.
     """
 
     count: int
-    steps: PGDConfig
-    move: str = "svgd"
-    climbs: tuple[int, ...] = ()
-    mix: bool = True
+    pgd: PGDConfig
+    diversity: str = "svgd"
+    exits: tuple[int, ...] = ()
+    mix_gradients: bool = True
     repulsion_weight: float = 0.1
     spread_weight: float = 0.01
     train_mode: bool = False
 
     def __post_init__(self) -> None:
-        if self.move not in MOVES:
-            raise UsageError(f"particles move by one of {', '.join(MOVES)}, found '{self.move}'")
+        if self.diversity not in DIVERSITIES:
+            raise UsageError(
+                f"particles are kept apart by one of {', '.join(DIVERSITIES)}, found '{self.diversity}'"
+            )
         if self.count < 1 or self.repulsion_weight < 0 or self.spread_weight < 0:
             raise UsageError(
-                "there must be at least one particle, and the weights of repulsion and spread at least 0; "
+                "there must be at least one particle, and the weights of repulsion and spread must be at least 0; "
                 f"found {self.count}, {self.repulsion_weight}, {self.spread_weight}"
             )
-        if not self.steps.random_start or self.steps.restarts != 1:
-            raise UsageError("particles need one random start each: from one point they would never part")
+        if not self.pgd.random_start or self.pgd.restarts != 1:
+            raise UsageError("particles need one random start each: from the same point they stay together")
 
 
 def craft_particles(
     model: MultiExit,
     images: Tensor,
     labels: Tensor,
-    swarm: ParticleConfig,
+    config: ParticleConfig,
     *,
-    draw: CounterRNG,
+    rng: CounterRNG,
     index: Tensor,
     autocast: Autocast = nullcontext,
 ) -> Tensor:
-    """Attack a batch n times over.
+    """Attack a batch with n particles per image.
 
     Args:
-        model: its parameters are left untouched.
+        model: the network; its parameters and its mode are unchanged afterwards.
         images: (B, C, H, W) in [0, 1].
         labels: (B,) int64.
-        swarm: see `ParticleConfig`; V = its `count`.
-        draw, index: randomness of the starts, by the samples' places in the data set, (B,).
-        autocast: context in which the network runs.
+        config: the particles.
+        rng: random numbers of the starts.
+        index: positions of the samples in the data set, (B,) int64.
+        autocast: context manager factory in which the network runs.
 
     Returns:
-        Attacked images, detached, (V, B, C, H, W).
+        Attacked images, detached, (n, B, C, H, W).
+
+    Raises:
+        UsageError: `config.exits` names an exit that the network does not have.
     """
-    if any(not 1 <= k <= model.exits for k in swarm.climbs):
-        raise UsageError(f"particles climb exits 1 to {model.exits}, found {swarm.climbs}")
-    noise = [draw.uniform(f"particle {m}", index, images.shape[1:]) for m in range(swarm.count)]
-    with frozen(model, swarm.train_mode):
-        loss = _loss(model, images, labels, swarm, autocast)
-        turn = _svgd(swarm) if swarm.move == "svgd" and swarm.count > 1 else None
+    if any(not 1 <= k <= model.exits for k in config.exits):
+        raise UsageError(f"particles attack exits 1 to {model.exits}, found {config.exits}")
+    noise = [rng.uniform(f"particle {m}", index, images.shape[1:]) for m in range(config.count)]
+    with frozen(model, config.train_mode):
+        loss_fn = _loss_fn(model, images, labels, config, autocast)
+        transform = _stein_transform(config) if config.diversity == "svgd" and config.count > 1 else None
         # cat, unlike repeat, keeps the memory format of the images
-        attacked = pgd(torch.cat([images] * swarm.count), swarm.steps, loss, torch.cat(noise), turn)
-    return attacked.reshape(swarm.count, *images.shape)
+        attacked = pgd(torch.cat([images] * config.count), config.pgd, loss_fn, torch.cat(noise), transform)
+    return attacked.reshape(config.count, *images.shape)
 
 
 def median_bandwidth(squares: Tensor) -> Tensor:
-    """h of the kernel: squared distances (n, n, B) between n > 1 particles to (B,)."""
+    """The bandwidth h of the kernel: squared distances (n, n, B) between n > 1 particles to (B,)."""
     n = len(squares)
     first, second = torch.triu_indices(n, n, offset=1, device=squares.device)
     return squares[first, second].median(dim=0).values.clamp_min(1e-12) / math.log(n + 1)
 
 
-def stein_direction(particles: Tensor, gradients: Tensor, swarm: ParticleConfig) -> Tensor:
-    """SVGD's phi with both of its parts at length 1: particles and gradients (n, B, D) to (n, B, D)."""
+def stein_direction(particles: Tensor, gradients: Tensor, config: ParticleConfig) -> Tensor:
+    """SVGD's phi with both parts scaled to length 1: particles and gradients (n, B, D) to (n, B, D)."""
     centred = particles - particles.mean(dim=0)  # near 0, where differences lose no digits
     products = torch.einsum("ibd,jbd->ijb", centred, centred)
-    own = products.diagonal().T
-    squares = (own[:, None] + own[None, :] - 2 * products).clamp_min(0)
+    norms = products.diagonal().T
+    squares = (norms[:, None] + norms[None, :] - 2 * products).clamp_min(0)
     h = median_bandwidth(squares)
     kernel = (-squares / h).exp()
-    # sum_j k_ij (x_i - x_j); the factor 2 / h goes with the scaling below
+    # sum_j k_ij (x_i - x_j); the factor 2 / h vanishes in the scaling below
     repulsion = kernel.sum(dim=1)[..., None] * centred - torch.einsum("ijb,jbd->ibd", kernel, centred)
-    pull = torch.einsum("ijb,jbd->ibd", kernel, gradients) if swarm.mix else gradients
-    return _unit(pull) + swarm.repulsion_weight * _unit(repulsion)
+    attraction = torch.einsum("ijb,jbd->ibd", kernel, gradients) if config.mix_gradients else gradients
+    return _unit(attraction) + config.repulsion_weight * _unit(repulsion)
 
 
-def _svgd(swarm: ParticleConfig) -> GradientTransform:
-    def turn(attacked: Tensor, gradient: Tensor) -> Tensor:
-        shape = (swarm.count, len(attacked) // swarm.count, -1)
-        direction = stein_direction(attacked.reshape(shape), gradient.float().reshape(shape), swarm)
+def _stein_transform(config: ParticleConfig) -> GradientTransform:
+    def transform(attacked: Tensor, gradient: Tensor) -> Tensor:
+        shape = (config.count, len(attacked) // config.count, -1)
+        direction = stein_direction(attacked.reshape(shape), gradient.float().reshape(shape), config)
         return direction.reshape(attacked.shape)
 
-    return turn
+    return transform
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -142,52 +150,58 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / length.clamp_min(1e-20)
 
 
-def _loss(
-    model: MultiExit, images: Tensor, labels: Tensor, swarm: ParticleConfig, autocast: Autocast
-) -> Callable[[Tensor], Tensor]:
-    """What the particles climb: (n * B, C, H, W) to one number each, (n * B,)."""
-    own = [swarm.climbs[m % len(swarm.climbs)] for m in range(swarm.count)] if swarm.climbs else []
-    alone = bool(own) and swarm.move != "spread"  # then no particle needs another exit than its own
-    rivals = _rivals(model, images, labels, own or [0] * swarm.count, autocast) if swarm.move == "facet" else None
+def _loss_fn(
+    model: MultiExit, images: Tensor, labels: Tensor, config: ParticleConfig, autocast: Autocast
+) -> LossFn:
+    """The loss of all particles: (n * B, C, H, W) to (n * B,)."""
+    exits = [config.exits[m % len(config.exits)] for m in range(config.count)] if config.exits else []
+    single = bool(exits) and config.diversity != "spread"  # then a particle needs the logits of its own exit only
+    rivals = None
+    if config.diversity == "facet":
+        rivals = _rival_classes(model, images, labels, exits or [0] * config.count, autocast)
 
-    def loss(attacked: Tensor) -> Tensor:
+    def loss_fn(attacked: Tensor) -> Tensor:
         with autocast():
-            if alone:
-                blocks = zip(attacked.chunk(swarm.count), own, strict=True)
-                logits = torch.stack([model.one_exit(block, k) for block, k in blocks])[None]
+            if single:
+                blocks = zip(attacked.chunk(config.count), exits, strict=True)
+                logits = torch.stack([model.forward_exit(block, k) for block, k in blocks])[None]
             else:
                 logits = model(attacked)
-                logits = logits.reshape(model.exits, swarm.count, -1, model.classes)
-        values = _values(logits.float(), labels, rivals, swarm)
-        if own and not alone:
-            return torch.stack([values[k - 1, m] for m, k in enumerate(own)]).flatten()
-        return values.mean(dim=0).flatten()
+                logits = logits.reshape(model.exits, config.count, -1, model.classes)
+        losses = _losses(logits.float(), labels, rivals, config)
+        if exits and not single:
+            return torch.stack([losses[k - 1, m] for m, k in enumerate(exits)]).flatten()
+        return losses.mean(dim=0).flatten()
 
-    return loss
+    return loss_fn
 
 
-def _values(logits: Tensor, labels: Tensor, rivals: Tensor | None, swarm: ParticleConfig) -> Tensor:
+def _losses(logits: Tensor, labels: Tensor, rivals: Tensor | None, config: ParticleConfig) -> Tensor:
     """The loss of every exit, particle and sample: logits (e, n, B, C), rivals (n, B) to (e, n, B)."""
     if rivals is not None:
-        truth = labels.expand_as(rivals)
-        pair = torch.stack([rivals, truth], dim=-1).expand(*logits.shape[:-1], 2)
-        rival, true = logits.gather(-1, pair).unbind(dim=-1)
-        return rival - true
-    losses = exit_losses(logits.flatten(1, 2), labels.repeat(swarm.count)).reshape(logits.shape[:-1])
-    if swarm.move == "spread":
+        pair = torch.stack([rivals, labels.expand_as(rivals)], dim=-1).expand(*logits.shape[:-1], 2)
+        rival_logits, true_logits = logits.gather(-1, pair).unbind(dim=-1)
+        return rival_logits - true_logits
+    losses = exit_cross_entropy(logits.flatten(1, 2), labels.repeat(config.count)).reshape(logits.shape[:-1])
+    if config.diversity == "spread":
         centre = logits.mean(dim=1, keepdim=True).detach()
-        losses = losses + swarm.spread_weight * (logits - centre).square().sum(dim=-1)
+        losses = losses + config.spread_weight * (logits - centre).square().sum(dim=-1)
     return losses
 
 
-def _rivals(model: MultiExit, images: Tensor, labels: Tensor, own: list[int], autocast: Autocast) -> Tensor:
+def _rival_classes(
+    model: MultiExit, images: Tensor, labels: Tensor, exits: list[int], autocast: Autocast
+) -> Tensor:
     """For particle m the m-th most likely wrong class of each clean image, (n, B).
 
-    `own` names the exit that judges, 0 = the mean of all. With more particles than wrong classes they start over.
+    `exits` names the exit that ranks the classes for each particle, 0 = the mean over exits. With more particles than
+    wrong classes the classes repeat.
     """
     with torch.no_grad(), autocast():
         logits = model(images).float()
     wrong = logits.scatter(-1, labels.expand(len(logits), -1).unsqueeze(-1), -math.inf)
-    judged = [wrong[k - 1] if k else wrong.mean(dim=0) for k in own]
+    ranked_by = [wrong[k - 1] if k else wrong.mean(dim=0) for k in exits]
     count = logits.shape[-1] - 1
-    return torch.stack([one.argsort(dim=-1, descending=True)[:, m % count] for m, one in enumerate(judged)])
+    return torch.stack(
+        [scores.argsort(dim=-1, descending=True)[:, m % count] for m, scores in enumerate(ranked_by)]
+    )

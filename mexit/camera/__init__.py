@@ -1,10 +1,11 @@
-"""From a source string to answered frames: files frame by frame, live cameras by the newest frame.
+"""Video and images to predictions: files frame by frame, live cameras by the newest frame.
 
-    address     what a source string names, and its name without credentials
-    stills, video, live     readers: each a generator of `Frame`s
-    mailbox     the newest-frame rule: a reader thread and one slot
-    pipeline    `watch`: shots through a runtime
-    sinks, mp4, overlay     JSON lines and annotated video
+    source          parses a source string; names it without credentials
+    readers         reads images and video files, frame by frame
+    live            reads cameras and streams, and reconnects
+    latest_frame    reader thread with a one-slot buffer that keeps the newest frame
+    pipeline        `watch`: runs frames through a runtime
+    sinks, video_writer, overlay    JSON lines and annotated video
 
-PyAV and Pillow are imported when a source is opened, never before.
+PyAV and Pillow are optional; they are imported when a source is opened.
 """

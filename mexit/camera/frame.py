@@ -1,4 +1,4 @@
-"""What a reader hands on: a frame that has arrived and is not yet worth the work of converting it."""
+"""Frames and their counters, shared by readers and pipeline."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 RGB = NDArray[np.uint8]
-Say = Callable[[str], None]
+OnEvent = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame.
+    """One frame that has arrived and is not converted yet.
 
     Attributes:
-        index: its place among all frames that arrived, from 0.
-        source: the file or address it came from, without credentials.
-        time_s: its time stamp in the video; None for images.
-        captured_s: when it arrived, `time.monotonic()`.
-        dropped: frames before it that nobody will answer.
-        load: gives what the runtime prepares: RGB (H, W, 3) uint8, or the bytes of an image file.
-        show: turns that into RGB (H, W, 3) uint8.
+        index: position among all frames that arrived, from 0.
+        source: file or address, without credentials.
+        time_s: timestamp in the video, seconds; None for images.
+        captured_s: arrival by `time.monotonic()`, seconds.
+        dropped: frames dropped before this one.
+        load: returns the runtime's input: RGB (H, W, 3) uint8, or the bytes of an image file.
+        to_rgb: converts that input to RGB (H, W, 3) uint8.
     """
 
     index: int
@@ -34,20 +34,20 @@ class Frame:
     captured_s: float
     dropped: int
     load: Callable[[], Any]
-    show: Callable[[Any], RGB]
+    to_rgb: Callable[[Any], RGB]
 
 
 @dataclass
 class Counters:
-    """What happened to frames that were not answered.
+    """Counts of frames, updated by readers and pipeline.
 
     Attributes:
-        arrived: frames that came, whatever became of them.
-        skipped: passed over by the reader, to catch up with a camera.
-        replaced: by a newer one, before anybody took them.
-        refused: by the rate limiter, which had no tokens for them.
-        undecodable: damaged.
-        reconnects: how often a live source came back.
+        arrived: all frames that arrived.
+        skipped: dropped by the reader to catch up with a camera.
+        replaced: dropped for a newer frame.
+        refused: dropped by the rate limiter.
+        undecodable: damaged frames.
+        reconnects: successful reconnections of a live source.
     """
 
     arrived: int = 0
@@ -59,25 +59,25 @@ class Counters:
 
     @property
     def dropped(self) -> int:
-        """Good frames that nobody answered."""
+        """Frames that could have been answered and were not."""
         return self.skipped + self.replaced + self.refused
 
-    def arrive(self) -> int:
-        """Count a frame; gives its index."""
+    def count_arrived(self) -> int:
+        """Count a frame; return its index."""
         self.arrived += 1
         return self.arrived - 1
 
-    def lose(self) -> None:
+    def count_undecodable(self) -> None:
         """Count a frame that cannot be decoded."""
         self.arrived += 1
         self.undecodable += 1
 
-    def skip(self) -> None:
-        """Count a frame that is passed over."""
+    def count_skipped(self) -> None:
+        """Count a frame that the reader skips."""
         self.arrived += 1
         self.skipped += 1
 
 
 def now() -> float:
-    """The clock of `captured_s`: it never jumps."""
+    """The clock of `Frame.captured_s`, seconds; setting the system's clock does not change it."""
     return time.monotonic()

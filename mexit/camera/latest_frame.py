@@ -1,8 +1,8 @@
-"""A reader thread, and a mailbox with one slot between it and whoever answers.
+"""A reader thread with a one-slot buffer that keeps the newest frame.
 
-The newest-frame rule: the thread reads as fast as frames come, and a frame that nobody took is replaced by the
-next one. So whoever takes a frame gets the newest, and its age is bounded by one frame interval plus one answer,
-however slow the answers. Where every frame is wanted, the thread waits until the slot is empty instead.
+The thread reads as fast as frames arrive, and a frame that was not taken is replaced by the next one. The consumer
+thus gets the newest frame, and its age is bounded by one frame interval plus the time of one answer. If every frame
+is wanted, the thread waits until the slot is empty instead.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Generic, TypeVar
 from mexit.camera.frame import Counters, Frame
 
 T = TypeVar("T")
-TICK_S = 0.1  # how often a waiting consumer looks for a stop signal
-CLOSE_WAIT_S = 2.0  # a reader that is stuck in a dead connection ends by its own time-out, unattended
+POLL_S = 0.1  # interval at which a waiting consumer checks for a stop signal
+JOIN_S = 2.0  # a reader blocked in a dead connection ends later, by its own time-out
 
 
 class Closed(Exception):
-    """Nothing will come any more."""
+    """No further item will come."""
 
 
 class LatestFrame(Generic[T]):
-    """One slot between two threads.
+    """A one-slot buffer between two threads.
 
     Attributes:
-        replaced: how many items nobody took.
+        replaced: number of items replaced before they were taken.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class LatestFrame(Generic[T]):
         self._error: BaseException | None = None
 
     def put(self, item: T, *, wait: bool = False) -> None:
-        """Put an item in, in place of one that is still there, or once that was taken if `wait`."""
+        """Put an item in the slot, replacing one that is there; with `wait`, first wait until it is taken."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: not self._slot or self._closed)
@@ -48,16 +48,16 @@ class LatestFrame(Generic[T]):
             self._changed.notify_all()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Nothing comes after this; `error` is why."""
+        """End the buffer; `error` is raised by `take` once the slot is empty."""
         with self._changed:
             self._closed, self._error = True, error
             self._changed.notify_all()
 
     def take(self, timeout_s: float) -> tuple[T, int] | None:
-        """The item and how many were replaced before it, or None if none came in time.
+        """Take the item, with the number of items replaced so far; None after `timeout_s` seconds without one.
 
         Raises:
-            Closed: the mailbox is empty for good; or the error it was closed with.
+            Closed: the buffer is closed and empty; or the error that it was closed with.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._slot or self._closed, timeout_s)
@@ -71,52 +71,53 @@ class LatestFrame(Generic[T]):
             return None
 
 
-def threaded(
-    shots: Generator[Frame, None, None],
+def read_in_thread(
+    frames: Generator[Frame, None, None],
     stop: threading.Event,
     counters: Counters,
-    tick: Callable[[], bool],
+    should_stop: Callable[[], bool],
     *,
-    wait: bool,
+    every_frame: bool,
 ) -> Generator[Frame, None, None]:
-    """The shots of a reader that runs in a thread of its own.
+    """Run a reader in a thread and yield its frames.
 
     Args:
-        shots: the reader.
-        stop: set when this generator is closed; the reader must obey it.
-        counters: told how many shots were replaced.
-        tick: called about ten times a second while waiting; true ends it.
-        wait: give every shot, rather than the newest whenever one is asked for.
+        frames: the reader.
+        stop: set when this generator is closed; the reader must end then.
+        counters: its `replaced` is updated.
+        should_stop: called about ten times a second; True ends the iteration.
+        every_frame: yield every frame, not only the newest.
     """
-    latest_frame: LatestFrame[Frame] = LatestFrame()
-    fill = (latest_frame, shots, stop, wait)
-    thread = threading.Thread(target=_fill, args=fill, name="mexit-camera", daemon=True)
+    buffer: LatestFrame[Frame] = LatestFrame()
+    thread = threading.Thread(
+        target=_fill, args=(buffer, frames, stop, every_frame), name="mexit-camera", daemon=True
+    )
     thread.start()
     try:
-        while not tick():
-            taken = latest_frame.take(TICK_S)
+        while not should_stop():
+            taken = buffer.take(POLL_S)
             if taken is not None:
-                shot, counters.replaced = taken
-                yield replace(shot, dropped=shot.dropped + counters.replaced)
+                frame, counters.replaced = taken
+                yield replace(frame, dropped=frame.dropped + counters.replaced)
     except Closed:
         return
     finally:
         stop.set()
-        latest_frame.close()
-        thread.join(CLOSE_WAIT_S)
-        counters.replaced = latest_frame.replaced
+        buffer.close()
+        thread.join(JOIN_S)
+        counters.replaced = buffer.replaced
 
 
 def _fill(
-    latest_frame: LatestFrame[Frame], shots: Generator[Frame, None, None], stop: threading.Event, wait: bool
+    buffer: LatestFrame[Frame], frames: Generator[Frame, None, None], stop: threading.Event, every_frame: bool
 ) -> None:
     try:
-        with closing(shots):
-            for shot in shots:
-                latest_frame.put(shot, wait=wait)
+        with closing(frames):
+            for frame in frames:
+                buffer.put(frame, wait=every_frame)
                 if stop.is_set():
                     break
-    except BaseException as error:  # whatever it is, the consumer must hear of it rather than wait for ever
-        latest_frame.close(error)
+    except BaseException as error:  # every error must reach the consumer, which would wait for ever otherwise
+        buffer.close(error)
     else:
-        latest_frame.close()
+        buffer.close()

@@ -1,7 +1,8 @@
-"""Live sources: connect, decode, connect again when the stream dies.
+"""Live sources: connect, decode, and reconnect when the stream ends or stalls.
 
-Waiting times between attempts double up to a bound and are jittered, so that a hundred boxes do not storm a
-camera that comes back. A refused password ends it at once: cameras lock accounts that keep trying.
+Delays between attempts double up to a bound, with jitter, so that many clients do not reconnect to a restarted
+camera at the same moment. A refused password is an error at once, because cameras lock accounts after repeated
+attempts.
 """
 
 from __future__ import annotations
@@ -9,35 +10,37 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from mexit.camera.decoder_lag import DecoderLag
-from mexit.camera.frame import Counters, Frame, Say, now
+from mexit.camera.frame import Counters, Frame, OnEvent, now
+from mexit.camera.readers import decode_packet, ffmpeg_message, import_av, video_stream
 from mexit.camera.source import Source
-from mexit.camera.video_reader import decode_packet, load_av, reason, video_stream
 from mexit.errors import BadInput, MexitError
 
+Decode = Callable[[Any, str, Counters, float], Iterator[Frame]]
 _DEVICE_FORMATS = {"linux": "v4l2", "darwin": "avfoundation"}
-_MICROSECOND = 1e-6
+_MICROSECONDS = 1_000_000  # in a second
+_WAITED_S = 0.006  # a longer read waited for the camera, not only for Python's global lock
+_IDLE_SHARE = 0.3  # a reader that spends more of its time in short waits keeps up
 
 
 @dataclass(frozen=True)
 class LiveSettings:
-    """How patient to be with a live source.
+    """Time-outs and delays of live sources, seconds.
 
     Attributes:
         open_timeout_s: for one attempt to connect.
-        read_timeout_s: without any data the stream counts as dead.
-        picture_timeout_s: so it does if data comes, but no picture that can be decoded.
-        connect_attempts: before the first connection is given up.
-        first_delay_s, longest_delay_s: between attempts; doubles from one to the other, with jitter.
-        healthy_s: a connection that lived so long starts again at the first delay.
-        give_up_s: without a picture, the source is given up after so long; None tries for ever.
-        behind_s: data that is always there already for so long means that decoding is too slow: frames are
-            then skipped to catch up with the camera.
+        read_timeout_s: without any data, until the stream counts as dead.
+        picture_timeout_s: with data but without a decodable frame, until the stream counts as dead.
+        connect_attempts: attempts before the first connection is given up.
+        first_delay_s: delay before the second attempt; doubles from attempt to attempt.
+        longest_delay_s: longest delay between attempts.
+        healthy_s: a connection that lasted this long resets the delay.
+        give_up_s: without a frame, until the source is given up; None tries for ever.
+        behind_s: reads that never wait for this long mean that decoding is too slow, and frames are skipped.
     """
 
     open_timeout_s: float = 10.0
@@ -51,21 +54,44 @@ class LiveSettings:
     behind_s: float = 1.0
 
 
-class _Dead(Exception):
-    """The connection is there, but it is no use."""
+class DecoderLag:
+    """Detects that decoding is slower than a camera, and tells which packets to skip.
+
+    A reader that keeps up waits for most packets. If every packet is already there, packets accumulate in socket
+    buffers. Timestamps do not show this, because those of many cameras are invented.
+
+    After `behind_s` seconds without a wait, packets are skipped until one has to be waited for, for at most
+    `behind_s` seconds (a file over HTTP never makes the reader wait); then up to the next key frame, where decoding
+    can start again.
+    """
+
+    def __init__(self, behind_s: float) -> None:
+        self._behind_s = behind_s
+        self._state = "keeping up"  # or "skipping", or "awaiting a key frame"
+        self._since_s: float | None = None
+        self._idle_s = 0.0
+
+    def skips(self, requested_s: float, arrived_s: float, is_key: bool) -> bool:
+        """Whether to skip the packet that was requested and arrived at these times."""
+        since_s = requested_s if self._since_s is None else self._since_s
+        waited = arrived_s - requested_s > _WAITED_S
+        self._idle_s += arrived_s - requested_s
+        late = arrived_s - since_s >= self._behind_s
+        busy = self._idle_s < _IDLE_SHARE * (arrived_s - since_s)
+        if self._state == "keeping up" and (waited or late or self._since_s is None):
+            self._enter("skipping" if late and busy and not waited else "keeping up", arrived_s)
+        elif self._state == "skipping" and (waited or late):
+            self._enter("awaiting a key frame", arrived_s)
+        if self._state == "awaiting a key frame" and is_key:
+            self._enter("keeping up", arrived_s)
+        return self._state != "keeping up"
+
+    def _enter(self, state: str, now_s: float) -> None:
+        self._state, self._since_s, self._idle_s = state, now_s, 0.0
 
 
 class LiveReader:
-    """The frames of one live source, across connections.
-
-    Args:
-        source: a camera or an address.
-        settings: how patient to be.
-        counters: of what was not answered.
-        stop: ends the reader at the next frame, and any wait at once.
-        say: told when the stream is lost and when it is back.
-        catch_up: skip frames when decoding is slower than the camera.
-    """
+    """The frames of one live source, across connections."""
 
     def __init__(
         self,
@@ -73,124 +99,136 @@ class LiveReader:
         settings: LiveSettings,
         counters: Counters,
         stop: threading.Event,
-        say: Say,
+        on_event: OnEvent,
         *,
         catch_up: bool,
+        decode: Decode = decode_packet,
     ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            source: camera or stream.
+            settings: time-outs and delays.
+            counters: updated for every frame.
+            stop: ends the reader at the next frame, and any delay at once.
+            on_event: called with a message when the stream is lost and when it is back.
+            catch_up: skip frames when decoding is slower than the camera.
+            decode: decodes a packet.
+        """
         self._source = source
         self._settings = settings
         self._counters = counters
         self._stop = stop
-        self._say = say
+        self._on_event = on_event
         self._catch_up = catch_up
+        self._decode = decode
         self._failures = 0
-        self._connected = False  # ever
-        self._last_picture_s = now()
+        self._was_connected = False
+        self._last_frame_s = now()
 
-    def shots(self) -> Generator[Frame, None, None]:
-        """Frames until `stop`.
+    def frames(self) -> Generator[Frame, None, None]:
+        """Yield frames until `stop` is set.
 
         Raises:
-            MexitError: no first connection, a refused password, or no picture for `give_up_s`.
-            BadInput: connected, but there is no video in it.
+            MexitError: no first connection, a refused password, or no frame for `give_up_s`.
+            BadInput: the source has no video stream.
         """
-        av = load_av()
+        av = import_av()
         while not self._stop.is_set():
             try:
-                yield from self._connection()
-                why = "the stream ended"
-            except _Dead as error:
-                why = str(error)
-            except BadInput as error:  # a camera that starts may have no picture yet
-                if not self._connected:
+                yield from self._read_connection()
+                cause = "the stream ended"
+            except _StreamDead as error:
+                cause = str(error)
+            except BadInput as error:  # a restarting camera may have no video stream yet
+                if not self._was_connected:
                     raise
-                why = str(error)
+                cause = str(error)
             except av.FFmpegError as error:
-                why = _why(av, error)
+                # PyAV enforces time-outs by interrupting FFmpeg, which reports only the interruption.
+                cause = "timed out" if isinstance(error, av.ExitError) else ffmpeg_message(error)
                 if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
-                    raise MexitError(f"{self._source.name}: {why}: check the user and the password") from None
+                    raise MexitError(f"{self._source.name}: {cause}: check the user and the password") from None
             if not self._stop.is_set():
-                self._pause(why)
+                self._delay(cause)
 
-    def _connection(self) -> Iterator[Frame]:
-        with closing(open_live(self._source, self._settings)) as container:
-            stream = video_stream(container, self._source.name)
-            backlog = DecoderLag(self._settings.behind_s) if self._catch_up else None
+    def _read_connection(self) -> Iterator[Frame]:
+        with closing(_open(self._source, self._settings)) as container:
             first_s: float | None = None
-            for shot in self._decode(container, stream, backlog):
+            for frame in self._read_packets(container, video_stream(container, self._source.name)):
                 if first_s is None:
-                    first_s = shot.captured_s
-                    self._welcome()
-                self._last_picture_s = shot.captured_s
-                if shot.captured_s - first_s >= self._settings.healthy_s:
+                    first_s = frame.captured_s
+                    self._report_connection()
+                self._last_frame_s = frame.captured_s
+                if frame.captured_s - first_s >= self._settings.healthy_s:
                     self._failures = 0
-                yield shot
+                yield frame
 
-    def _decode(self, container: Any, stream: Any, backlog: DecoderLag | None) -> Iterator[Frame]:
-        asked = picture = now()
+    def _read_packets(self, container: Any, stream: Any) -> Iterator[Frame]:
+        lag = DecoderLag(self._settings.behind_s) if self._catch_up else None
+        requested_s = last_frame_s = now()
         for packet in container.demux(stream):
             if self._stop.is_set():
                 return
-            arrived = now()
-            if backlog is not None and packet.size and backlog.skips(asked, arrived, packet.is_keyframe):
-                self._counters.skip()
+            arrived_s = now()
+            if lag is not None and packet.size and lag.skips(requested_s, arrived_s, packet.is_keyframe):
+                self._counters.count_skipped()
             else:
-                for shot in decode_packet(packet, self._source.name, self._counters, arrived):
-                    picture = arrived
-                    yield shot
-            if arrived - picture > self._settings.picture_timeout_s:
-                raise _Dead(f"no picture for {self._settings.picture_timeout_s:g} s")
-            asked = now()
+                for frame in self._decode(packet, self._source.name, self._counters, arrived_s):
+                    last_frame_s = arrived_s
+                    yield frame
+            if arrived_s - last_frame_s > self._settings.picture_timeout_s:
+                raise _StreamDead(f"no picture for {self._settings.picture_timeout_s:g} s")
+            requested_s = now()
 
-    def _welcome(self) -> None:
-        if self._connected:
+    def _report_connection(self) -> None:
+        if self._was_connected:
             self._counters.reconnects += 1
-            self._say(f"{self._source.name}: back after {now() - self._last_picture_s:.1f} s")
-        self._connected = True
+            self._on_event(f"{self._source.name}: back after {now() - self._last_frame_s:.1f} s")
+        self._was_connected = True
 
-    def _pause(self, why: str) -> None:
-        """Wait before the next attempt, or raise if there shall be none."""
+    def _delay(self, cause: str) -> None:
+        """Wait before the next attempt. Raises `MexitError` if there is none."""
         settings, name = self._settings, self._source.name
         self._failures += 1
-        if not self._connected and self._failures >= settings.connect_attempts:
+        if not self._was_connected and self._failures >= settings.connect_attempts:
             raise MexitError(
-                f"{name}: no connection after {self._failures} attempts ({why}): "
+                f"{name}: no connection after {self._failures} attempts ({cause}): "
                 "check that the camera is on, its address, and that this machine reaches it"
             )
-        silent_s = now() - self._last_picture_s
-        if self._connected and settings.give_up_s is not None and silent_s >= settings.give_up_s:
-            raise MexitError(f"{name}: no picture for {silent_s:.1f} s ({why}); given up")
+        silent_s = now() - self._last_frame_s
+        if self._was_connected and settings.give_up_s is not None and silent_s >= settings.give_up_s:
+            raise MexitError(f"{name}: no picture for {silent_s:.1f} s ({cause}); given up")
         delay_s = min(settings.longest_delay_s, settings.first_delay_s * 2 ** min(self._failures - 1, 30))
         delay_s *= random.uniform(0.5, 1.0)
-        what = "lost" if self._connected else f"no connection yet, attempt {self._failures}"
-        self._say(f"{name}: {what} ({why}); trying again in {delay_s:.1f} s")
+        state = "lost" if self._was_connected else f"no connection yet, attempt {self._failures}"
+        self._on_event(f"{name}: {state} ({cause}); trying again in {delay_s:.1f} s")
         self._stop.wait(delay_s)
 
 
-def open_live(source: Source, settings: LiveSettings) -> Any:
-    """Open a camera or an address; raises what PyAV raises."""
-    av = load_av()
-    timeouts = (settings.open_timeout_s, settings.read_timeout_s)
-    if source.kind == "device":
-        kind = _DEVICE_FORMATS.get(sys.platform)
-        if kind is None:
-            raise MexitError(f"cameras by number are read on Linux and macOS, not on {sys.platform}")
-        return av.open(source.address, format=kind, timeout=timeouts)
-    return av.open(source.address, options=stream_options(source.address, settings), timeout=timeouts)
+class _StreamDead(Exception):
+    """The connection is open, but gives no frames."""
 
 
-def stream_options(address: str, settings: LiveSettings) -> dict[str, str]:
-    """FFmpeg's options for an address: short analysis, RTSP over TCP, time-outs on the socket itself."""
-    scheme = address.partition("://")[0].lower()
-    options = {"analyzeduration": str(round(1.0 / _MICROSECOND))}
+def stream_options(url: str, settings: LiveSettings) -> dict[str, str]:
+    """FFmpeg's options for a URL: short analysis, RTSP over TCP, time-outs of the socket."""
+    scheme = url.partition("://")[0].lower()
+    options = {"analyzeduration": str(_MICROSECONDS)}
     if scheme in ("rtsp", "rtsps"):
-        # UDP loses packets without a word, and a lost packet smears the picture until the next key frame.
-        options |= {"rtsp_transport": "tcp", "timeout": str(round(settings.read_timeout_s / _MICROSECOND))}
+        # Over UDP, packets are lost silently, and each loss damages all frames up to the next key frame.
+        options |= {"rtsp_transport": "tcp", "timeout": str(round(settings.read_timeout_s * _MICROSECONDS))}
     elif scheme == "udp":
         options |= {"overrun_nonfatal": "1"}
     return options
 
 
-def _why(av: Any, error: Any) -> str:
-    # PyAV ends a call that takes too long by interrupting FFmpeg, which then reports just that.
-    return "timed out" if isinstance(error, av.ExitError) else reason(error)
+def _open(source: Source, settings: LiveSettings) -> Any:
+    """Open a camera or a stream. Raises PyAV's errors."""
+    av = import_av()
+    timeouts = (settings.open_timeout_s, settings.read_timeout_s)
+    if source.kind == "device":
+        device_format = _DEVICE_FORMATS.get(sys.platform)
+        if device_format is None:
+            raise MexitError(f"cameras by number are read on Linux and macOS, not on {sys.platform}")
+        return av.open(source.address, format=device_format, timeout=timeouts)
+    return av.open(source.address, options=stream_options(source.address, settings), timeout=timeouts)

@@ -1,7 +1,7 @@
-"""`watch`: the frames of a source, answered one by one.
+"""`watch`: run the frames of a source through a runtime.
 
-Files are read frame by frame, in order; live sources by the newest frame, so that answers stay young however
-slow the network is. What was passed over is counted in every answer.
+Files are read frame by frame, in order. Of live sources the newest frame is read, so that answers stay recent
+however slow the network is. Every answer carries the number of frames dropped so far.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from mexit.camera.frame import RGB, Counters, Frame, Say, now
-from mexit.camera.image_reader import image_file, web_image
-from mexit.camera.latest_frame import threaded
+from mexit.camera.frame import RGB, Counters, Frame, OnEvent, now
+from mexit.camera.latest_frame import read_in_thread
 from mexit.camera.live import LiveReader, LiveSettings
+from mexit.camera.readers import image_file, import_av, video_file, web_image, web_video
 from mexit.camera.source import Source, is_image, parse_source
-from mexit.camera.video_reader import load_av, video_file, web_video
 from mexit.core.budget import Budget
 from mexit.errors import BadInput, Damaged, Overloaded
 from mexit.runtime.prediction import Prediction
 
-STILL_S = 0.5  # how long an image lasts where time passes: in a paced folder, in an annotated video
+IMAGE_DURATION_S = 0.5  # of an image in a folder played in real time, and in annotated video
 _LOG = logging.getLogger("mexit.camera")
 
 
-class Answerer(Protocol):
-    """What `watch` needs of a runtime."""
+class Classifier(Protocol):
+    """The part of `Runtime` that `watch` uses."""
 
     def __call__(
         self,
@@ -44,20 +43,20 @@ class Answerer(Protocol):
         client: str,
         wait_ms: float | None,
     ) -> list[Prediction]:
-        """One prediction an image. Raises `Overloaded` for images that may not wait any longer."""
+        """One prediction per image. Raises `Overloaded` if tokens do not come within `wait_ms`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraPrediction(Prediction):
-    """A prediction, and the frame it is about.
+    """A prediction with the data of its frame.
 
     Attributes:
-        source: the file or address of the frame, without credentials.
-        frame_index: its place among all frames that arrived, from 0.
-        time_s: its time stamp in the video; None for images.
-        captured_s: when it arrived, on the monotonic clock.
-        age_ms: from then to the answer.
-        dropped: frames before it, since the start, that were passed over for newer ones or by the rate limiter.
+        source: file or address of the frame, without credentials.
+        frame_index: position among all frames that arrived, from 0.
+        time_s: timestamp in the video, seconds; None for images.
+        captured_s: arrival by `time.monotonic()`, seconds.
+        age_ms: from the arrival to the answer, milliseconds.
+        dropped: frames dropped since the start, for newer ones or by the rate limiter.
     """
 
     source: str
@@ -68,7 +67,7 @@ class CameraPrediction(Prediction):
     dropped: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, times rounded to a microsecond."""
+        """JSON values; times are rounded to a microsecond."""
         value = super().to_json()
         value["time_s"] = None if self.time_s is None else round(self.time_s, 6)
         value["captured_s"] = round(self.captured_s, 6)
@@ -80,7 +79,7 @@ Answered = tuple[RGB, CameraPrediction]
 
 
 def watch(
-    runtime: Answerer,
+    runtime: Classifier,
     source: str,
     *,
     budget: str | Budget | None = None,
@@ -89,47 +88,50 @@ def watch(
     receipts: bool = False,
     every_frame: bool | None = None,
     live: LiveSettings | None = None,
-    on_event: Say | None = None,
+    on_event: OnEvent | None = None,
     stopped: Callable[[], bool] | None = None,
     counters: Counters | None = None,
 ) -> Generator[Answered, None, None]:
-    """Answer the frames of a source.
+    """Classify the frames of a source.
 
     Args:
         runtime: an opened `Runtime`.
-        source: a camera number, an address, a file, a folder or a glob; see `address`.
-        budget, deadline_ms, max_exit, receipts: of each answer, as in a call of the runtime.
-        every_frame: whether to answer all frames, however old they get, or the newest one (a file is then
-            played at its own speed). Default: all of files, the newest of live sources. Where every frame counts,
-            frames wait for the rate limiter's tokens; elsewhere one without tokens is dropped and counted.
-        live: time-outs and waiting times of live sources.
-        on_event: told in words when a stream is lost or back and when a file ends early; the default is the
+        source: camera number, URL, file, folder or glob; see `source`.
+        budget: budget of each answer; default that of the runtime.
+        deadline_ms: deadline of each answer, milliseconds.
+        max_exit: last exit that a frame may reach, from 1.
+        receipts: whether each prediction carries its receipt.
+        every_frame: True answers all frames, however old they get, and frames wait for tokens of the rate limiter.
+            False answers the newest frame (a file is then played in real time), and a frame without tokens is
+            dropped. Default: True for files, False for live sources.
+        live: time-outs and delays of live sources.
+        on_event: called with a message when a stream is lost or back and when a file ends early; default the
             logger `mexit.camera`.
-        stopped: asked several times a second; true ends the iteration.
-        counters: filled with what was dropped, damaged and reconnected, for reading at any time.
+        stopped: called several times a second; True ends the iteration.
+        counters: updated with dropped, damaged and reconnected; may be read at any time.
 
     Yields:
-        The frame, RGB (H, W, 3) uint8, and its prediction. Closing the iterator closes the source.
+        The frame, RGB (H, W, 3) uint8, and its prediction. Closing the generator closes the source.
 
     Raises:
-        UsageError, NotFound: at once, for a source that cannot be one.
+        UsageError, NotFound: invalid or missing source; raised by the call itself.
         MissingExtra: PyAV is needed and not installed.
-        BadInput, Damaged: no video in it, or not one frame that can be decoded.
+        BadInput, Damaged: no video stream, or not one decodable frame.
         MexitError: a live source that cannot be reached.
     """
     parsed = parse_source(source)
     if not (parsed.files and all(is_image(path) for path in parsed.files)):
-        load_av()
+        import_av()
     every_frame = not parsed.live if every_frame is None else every_frame
     reader = _Reader(
         parsed,
         every_frame,
         live or LiveSettings(),
         on_event or _LOG.warning,
-        stopped or _never,
+        stopped or (lambda: False),
         counters or Counters(),
     )
-    answer = partial(
+    classify = partial(
         runtime,
         budget=budget,
         deadline_ms=deadline_ms,
@@ -138,123 +140,121 @@ def watch(
         client=f"camera {parsed.name}",
         wait_ms=None if every_frame else 0.0,
     )
-    return _answers(reader, answer)
+    return _classify_frames(reader, classify)
 
 
-def _answers(reader: _Reader, answer: Callable[[Any], list[Prediction]]) -> Generator[Answered, None, None]:
-    answered, problem = 0, ""
-    with closing(reader.shots()) as shots:
-        for shot in shots:
+def _classify_frames(
+    reader: _Reader, classify: Callable[[Any], list[Prediction]]
+) -> Generator[Answered, None, None]:
+    counters, answered, last_error = reader.counters, 0, ""
+    with closing(reader.frames()) as frames:
+        for frame in frames:
             try:
-                image = shot.load()
-                [prediction] = answer(image)
-                frame = shot.show(image)
+                image = frame.load()
+                [prediction] = classify(image)
+                rgb = frame.to_rgb(image)
             except Overloaded:
-                reader.counters.refused += 1
+                counters.refused += 1
                 continue
             except (BadInput, Damaged) as error:
-                reader.counters.undecodable += 1
-                problem = f": {error}"
-                reader.say(f"{shot.source}: frame {shot.index} is skipped{problem}")
+                counters.undecodable += 1
+                last_error = f": {error}"
+                reader.on_event(f"{frame.source}: frame {frame.index} is skipped{last_error}")
                 continue
             answered += 1
-            yield frame, _about(shot, prediction, reader.counters.refused)
-    if not answered and not reader.counters.refused and not reader.stopped():
-        raise Damaged(f"{reader.source.name}: not one of {reader.counters.arrived} frames can be decoded{problem}")
+            yield rgb, _camera_prediction(frame, prediction, counters.refused)
+    if not answered and not counters.refused and not reader.stopped():
+        raise Damaged(f"{reader.source.name}: not one of {counters.arrived} frames can be decoded{last_error}")
 
 
-def _about(shot: Frame, prediction: Prediction, refused: int) -> CameraPrediction:
+def _camera_prediction(frame: Frame, prediction: Prediction, refused: int) -> CameraPrediction:
     return CameraPrediction(
         **{field.name: getattr(prediction, field.name) for field in fields(prediction)},
-        source=shot.source,
-        frame_index=shot.index,
-        time_s=shot.time_s,
-        captured_s=shot.captured_s,
-        age_ms=(now() - shot.captured_s) * 1e3,
-        dropped=shot.dropped + refused,
+        source=frame.source,
+        frame_index=frame.index,
+        time_s=frame.time_s,
+        captured_s=frame.captured_s,
+        age_ms=(now() - frame.captured_s) * 1e3,
+        dropped=frame.dropped + refused,
     )
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Composes the readers as the source and the frame rule ask for."""
+    """The frames of a source, directly or through a reader thread."""
 
     source: Source
     every_frame: bool
     live: LiveSettings
-    say: Say
+    on_event: OnEvent
     stopped: Callable[[], bool]
     counters: Counters
 
-    def shots(self) -> Generator[Frame, None, None]:
+    def frames(self) -> Generator[Frame, None, None]:
         if self.source.live or not self.every_frame:
-            yield from self._in_thread()
+            yield from self._read_in_thread()
             return
-        with closing(self._read(threading.Event(), self.say)) as shots:
-            for shot in shots:
-                yield shot
+        with closing(self._read(threading.Event(), self.on_event)) as frames:
+            for frame in frames:
+                yield frame
                 if self.stopped():
                     return
 
-    def _in_thread(self) -> Generator[Frame, None, None]:
+    def _read_in_thread(self) -> Generator[Frame, None, None]:
         events: queue.SimpleQueue[str] = queue.SimpleQueue()
         stop = threading.Event()
 
-        def say_events() -> None:
+        def report_events() -> None:
             while not events.empty():
-                self.say(events.get())  # in the caller's thread, where printing is safe
+                self.on_event(events.get())  # in the caller's thread, where printing is safe
 
-        def tick() -> bool:
-            say_events()
+        def should_stop() -> bool:
+            report_events()
             return self.stopped()
 
-        shots = self._read(stop, events.put)
+        frames = self._read(stop, events.put)
         if not self.source.live:
-            shots = _paced(shots, stop)
+            frames = _real_time(frames, stop)
         try:
-            yield from threaded(shots, stop, self.counters, tick, wait=self.every_frame)
+            yield from read_in_thread(frames, stop, self.counters, should_stop, every_frame=self.every_frame)
         finally:
-            say_events()
+            report_events()
 
-    def _read(self, stop: threading.Event, say: Say) -> Generator[Frame, None, None]:
+    def _read(self, stop: threading.Event, on_event: OnEvent) -> Generator[Frame, None, None]:
         source, counters = self.source, self.counters
         if source.live:
-            reader = LiveReader(source, self.live, counters, stop, say, catch_up=not self.every_frame)
-            yield from reader.shots()
+            reader = LiveReader(source, self.live, counters, stop, on_event, catch_up=not self.every_frame)
+            yield from reader.frames()
         elif source.kind == "download":
-            yield from self._download(say)
+            yield from self._download(on_event)
         for path in source.files:
             if is_image(path):
                 yield image_file(path, counters)
                 continue
             try:
-                yield from video_file(path, counters, say)
+                yield from video_file(path, counters, on_event)
             except (BadInput, Damaged) as error:
                 if len(source.files) == 1:
                     raise
-                counters.lose()
-                say(f"{error}; the file is skipped")
+                counters.count_undecodable()
+                on_event(f"{error}; the file is skipped")
 
-    def _download(self, say: Say) -> Iterator[Frame]:
-        address, name, timeout_s = self.source.address, self.source.name, self.live.read_timeout_s
-        if is_image(urlsplit(address).path):
-            yield web_image(address, name, self.counters, timeout_s)
+    def _download(self, on_event: OnEvent) -> Iterator[Frame]:
+        url, name, timeout_s = self.source.address, self.source.name, self.live.read_timeout_s
+        if is_image(urlsplit(url).path):
+            yield web_image(url, name, self.counters, timeout_s)
         else:
-            yield from web_video(address, name, self.counters, say, timeout_s)
+            yield from web_video(url, name, self.counters, on_event, timeout_s)
 
 
-def _paced(shots: Generator[Frame, None, None], stop: threading.Event) -> Generator[Frame, None, None]:
-    """A file at its own speed, as if it were a camera."""
+def _real_time(frames: Generator[Frame, None, None], stop: threading.Event) -> Generator[Frame, None, None]:
+    """Yield the frames of files at the pace of their timestamps, like a camera."""
     due_s, last_s = now(), None
-    for shot in shots:
-        if shot.time_s is None:
-            due_s += STILL_S
+    for frame in frames:
+        if frame.time_s is None:
+            due_s += IMAGE_DURATION_S
         elif last_s is not None:
-            due_s += max(0.0, shot.time_s - last_s)  # the next file of a glob starts again
-        last_s = shot.time_s
+            due_s += max(0.0, frame.time_s - last_s)  # timestamps restart with each file of a glob
+        last_s = frame.time_s
         stop.wait(max(0.0, due_s - now()))
-        yield replace(shot, captured_s=now())
-
-
-def _never() -> bool:
-    return False
+        yield replace(frame, captured_s=now())

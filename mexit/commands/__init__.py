@@ -1,1 +1,1 @@
-"""The commands, by what they are about; `mexit.cli` registers them."""
+"""The commands of the `mexit` program: one file per command with its options, one flow call and its table."""

@@ -1,4 +1,4 @@
-"""doctor: what is wrong here, and what to type."""
+"""The command `mexit doctor`."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import typer
 
 from mexit.commands import output
 from mexit.commands.options import BundleArg, Json
-from mexit.commands.output import RichProgress
 
 if TYPE_CHECKING:
     from mexit.flows.doctor import DoctorResult
 
 
 def doctor(bundle: BundleArg = None, *, json: Json = False) -> None:
-    """Look for what is wrong with installation, machine and newest bundle; exit code 1 if something is."""
-    from mexit.flows.doctor import doctor as flow
+    """Check the installation, this machine and the newest bundle; the exit code is 1 if there is a problem."""
+    from mexit.flows.doctor import diagnose
 
-    result = flow(bundle, progress=RichProgress())
-    output.print_json(result.to_json()) if json else _show(result)
+    result = diagnose(bundle, progress=output.RichProgress())
+    output.print_json(result.to_json()) if json else show_findings(result)
     if result.count("problem"):
         raise typer.Exit(1)
 
 
-def _show(result: DoctorResult) -> None:
-    for found in result.findings:
-        output.say(f"{found.status:8} {found.name}: {found.found}")
-        if found.fix:
-            output.say(f"         {'type' if found.status != 'ok' else 'then'}: {found.fix}")
+def show_findings(result: DoctorResult) -> None:
+    """Print each finding with its fix, then the counts."""
+    for finding in result.findings:
+        output.say(f"{finding.status:8} {finding.name}: {finding.found}")
+        if finding.fix:
+            output.say(f"         {'then' if finding.status == 'ok' else 'fix'}: {finding.fix}")
     output.say(f"{result.count('problem')} problem(s), {result.count('warning')} warning(s)")

@@ -1,4 +1,4 @@
-"""What `mexit export --trt` and `mexit inspect` say about TensorRT engines."""
+"""The output of `mexit export --trt` and `mexit inspect` about TensorRT engines."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mexit.commands import output
-from mexit.commands.output import RichProgress
 
 if TYPE_CHECKING:
     from mexit.flows.inspect import InspectResult
     from mexit.flows.tensorrt_engines import EngineRow, EnginesResult
 
-# Compute capability to the GPUs that people know it by.
-KNOWN_AS = {"7.5": "GeForce RTX 20", "8.6": "GeForce RTX 30", "8.9": "GeForce RTX 40", "12.0": "GeForce RTX 50"}
+GPU_NAMES = {"7.5": "GeForce RTX 20", "8.6": "GeForce RTX 30", "8.9": "GeForce RTX 40", "12.0": "GeForce RTX 50"}
 
 
 def build(
@@ -23,52 +21,56 @@ def build(
     replace: bool,
     trust_engines: bool,
     json: bool,
-    found: Mapping[str, Any] | None = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> None:
-    """Build a bundle's engines and say so. With `json`, one object, of what was `found` before and the engines.
+    """Build the engines of a bundle and print them. With `json`, one object with `fields` and the engines.
 
-    What was found is printed, too, where no engines can be built: the bundle is complete without.
+    The object is printed also if no engines can be built, because the bundle is complete without them.
     """
     from mexit.flows.tensorrt_engines import build_engines
 
-    said = dict(found or {})
+    printed = dict(fields or {})
     try:
-        result = build_engines(bundle, replace=replace, trust_engines=trust_engines, progress=RichProgress())
-        said = {"bundle": str(result.bundle), "model": result.model, **said, "engines": result.to_json()}
+        result = build_engines(
+            bundle, replace=replace, trust_engines=trust_engines, progress=output.RichProgress()
+        )
+        printed = {"bundle": str(result.bundle), "model": result.model, **printed, "engines": result.to_json()}
         if not json:
             _show(result)
     finally:
-        if json and said:
-            output.print_json(said)
+        if json and printed:
+            output.print_json(printed)
 
 
-def show_kept(result: InspectResult) -> None:
-    """The engines in this device's cache, if there are any."""
+def show_stored(result: InspectResult) -> None:
+    """Print the engines in the device cache, if there are any."""
     if result.engines:
         _table("TensorRT engines on this device", result.engines, "not run by this command")
 
 
 def _show(result: EnginesResult) -> None:
-    made_by = f"by {result.builder} {result.builder_version}; built, not run"
-    _table(f"TensorRT engines of {result.bundle}", result.rows, f"{made_by}\n{_for_whom(result)}")
-    for variant, why in result.skipped.items():
-        output.say(f"no {variant} engines: {why}")
-    output.say(f"kept for this device in {result.rows[0].file.parents[2]}, signed with its key")
+    built_by = f"by {result.builder} {result.builder_version}; built, not run"
+    _table(f"TensorRT engines of {result.bundle}", result.rows, f"{built_by}\n{_supported_gpus(result)}")
+    for variant, reason in result.skipped.items():
+        output.say(f"no {variant} engines: {reason}")
+    output.say(f"stored for this device in {result.rows[0].file.parents[2]}, signed with its key")
     output.next_commands(f"mexit run {result.bundle} IMAGE --backend trt", f"mexit inspect {result.bundle}")
 
 
-def _for_whom(result: EnginesResult) -> str:
-    """For which GPUs every engine is, and for which some are not."""
-    everywhere = [one for one in result.targets if all(one in row.targets for row in result.rows)]
-    said = f"for NVIDIA GPUs of compute capability {', '.join(map(_known, everywhere))}"
-    missing = [one for one in result.targets if one not in everywhere]
+def _supported_gpus(result: EnginesResult) -> str:
+    """The GPUs that all engines support, and those that some engines do not support."""
+    supported = [one for one in result.targets if all(one in row.targets for row in result.rows)]
+    text = f"for NVIDIA GPUs of compute capability {', '.join(map(_gpu_name, supported))}"
+    missing = [one for one in result.targets if one not in supported]
     if missing:
-        said += f"\nnot for {', '.join(map(_known, missing))}: TensorRT cannot build all of these graphs for that"
-    return said
+        text += (
+            f"\nnot for {', '.join(map(_gpu_name, missing))}: TensorRT cannot build all of these graphs for that"
+        )
+    return text
 
 
-def _known(target: str) -> str:
-    return f"{target} ({KNOWN_AS[target]})" if target in KNOWN_AS else target
+def _gpu_name(target: str) -> str:
+    return f"{target} ({GPU_NAMES[target]})" if target in GPU_NAMES else target
 
 
 def _table(title: str, rows: tuple[EngineRow, ...], caption: str) -> None:

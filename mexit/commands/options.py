@@ -1,125 +1,95 @@
-"""What flags mean: the option types that commands share, values as people write them, and stopping by signal."""
+"""Option types that several commands share, parsers of option values, and the handling of stop signals.
+
+A command imports its flow when it runs, so that every command and `--help` start fast.
+"""
 
 from __future__ import annotations
 
-import functools
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
 from mexit.commands import output
-from mexit.errors import MexitError, UsageError
+from mexit.errors import UsageError
 
-P = ParamSpec("P")
-
-Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 BundleArg = Annotated[
     Path | None, typer.Argument(help="A bundle directory. [dim]Default: the newest.[/]", show_default=False)
 ]
 SourceArg = Annotated[
     Path | None,
-    typer.Argument(help="A run or a bundle directory. [dim]Default: the newest.[/]", show_default=False),
+    typer.Argument(help="A run or bundle directory. [dim]Default: the newest.[/]", show_default=False),
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(envvar="MEXIT_DATA", help="Folder of downloaded data sets.", show_default=False),
+    typer.Option(envvar="MEXIT_DATA", help="Folder that holds the downloaded data sets.", show_default=False),
 ]
 BudgetOption = Annotated[
     str,
     typer.Option(
         envvar="MEXIT_BUDGET",
-        help="Expected cost: low, medium, high, full, MACs (12M), or a share of the full cost (40%).",
+        help="Mean cost per image: low, medium, high, full, MACs (12M), or a share of the full cost (40%).",
     ),
 ]
 Backend = Annotated[
-    str, typer.Option(envvar="MEXIT_BACKEND", help="Engine: auto, ort, openvino, trt, or one such as ort:int8.")
+    str,
+    typer.Option(
+        envvar="MEXIT_BACKEND", help="Engine: auto, ort, openvino, trt, or one with a variant such as ort:int8."
+    ),
 ]
 Threads = Annotated[
     int | None,
     typer.Option(
         envvar="MEXIT_THREADS",
-        help="Threads of the engine. [dim]Default: as timed on this device, else 1.[/]",
+        help="Threads of the engine. [dim]Default: the fastest number measured on this device, else 1.[/]",
         show_default=False,
     ),
 ]
 Deadline = Annotated[
     float | None,
-    typer.Option(help="Milliseconds after which the deepest exit computed so far answers.", show_default=False),
+    typer.Option(
+        help="Milliseconds per image, after which the deepest exit computed so far answers.", show_default=False
+    ),
+]
+Rate = Annotated[
+    str | None,
+    typer.Option(help="Hard limit on computation, in MACs per second (40M, 1.5G).", show_default=False),
+]
+Burst = Annotated[
+    str | None,
+    typer.Option(
+        help="MACs that can be saved up for --rate. [dim]Default: one second of --rate, at least one full image.[/]",
+        show_default=False,
+    ),
 ]
 
 
-def handled(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn errors of the tree into one line and their exit code."""
-
-    @functools.wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except MexitError as error:
-            output.error(str(error))
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            output.error("stopped")
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            raise typer.Exit(0) from None
-
-    return wrapper
-
-
-class StopOnSignal:
-    """Ctrl-C and SIGTERM ask for a stop at the next step; the second one is no longer caught."""
-
-    def __init__(self) -> None:
-        self.exit_code = 0
-        self._before: dict[int, Any] = {}
-
-    def asked(self) -> bool:
-        """Whether a signal came."""
-        return self.exit_code != 0
-
-    def __enter__(self) -> StopOnSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: object) -> None:
-        self.exit_code = 128 + number
-        output.err.print("stopping after this step, with a checkpoint ...", style="dim")
-        self.__exit__()
-
-
 def fraction(text: str | None) -> float | None:
-    """`0.3` or `8/255` as a number."""
+    """Parse a number such as `0.3` or `8/255`. Raises `UsageError`."""
     if text is None:
         return None
+    numerator, _, denominator = text.partition("/")
     try:
-        above, _, below = text.partition("/")
-        return float(above) / float(below or 1)
+        return float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError):
-        raise UsageError(f"'{text}' is no fraction: write 0.3 or 8/255") from None
+        raise UsageError(f"'{text}' is not a number or a fraction: write 0.3 or 8/255") from None
 
 
 def pairs(texts: list[str], flag: str) -> dict[str, str]:
-    """`NAME=VALUE` texts as a dictionary."""
-    found = {}
+    """Parse `NAME=VALUE` texts of a repeatable flag into a dictionary. Raises `UsageError`."""
+    values = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
-            raise UsageError(f"{flag} takes NAME=VALUE, found '{text}'")
-        found[name] = value
-    return found
+            raise UsageError(f"{flag} expects NAME=VALUE, not '{text}'")
+        values[name] = value
+    return values
 
 
 def method_options(texts: list[str]) -> dict[str, Any]:
-    """`--set` texts: numbers, true/false, comma-separated numbers, else words."""
+    """Parse `--set` texts: `true` or `false`, numbers, numbers separated by commas, else text."""
     return {name: _value(value) for name, value in pairs(texts, "--set").items()}
 
 
@@ -131,3 +101,33 @@ def _value(text: str) -> Any:
     except ValueError:
         return text
     return numbers if "," in text else numbers[0]
+
+
+class StopOnSignal:
+    """A context in which the first Ctrl-C or SIGTERM requests a stop; the second one has its usual effect.
+
+    Attributes:
+        exit_code: 128 + the number of the signal; 0 while no signal came.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self._previous: dict[int, Any] = {}
+
+    def asked(self) -> bool:
+        """Return whether a stop was requested."""
+        return self.exit_code != 0
+
+    def __enter__(self) -> StopOnSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: object) -> None:
+        self.exit_code = 128 + number
+        output.err.print("stopping after this step, with a checkpoint ...", style="dim")
+        self.__exit__()

@@ -1,8 +1,8 @@
-"""Images that travel in a bundle, so that a device without the data set or torch can calibrate.
+"""Calibration images stored in a bundle, for devices without the data set or torch.
 
-One npz file for a split and a condition: `calibration/<split>-<clean|attacked>.npz` with images (n, C, H, W)
-float32 in [0, 1], labels (n,), their places in the data set (n,), and what they are as JSON. Clean and attacked
-files of a split hold the same samples in the same order.
+One npz file per split and condition, `calibration/<split>-<clean|attacked>.npz`: images (n, C, H, W) float32 in
+[0, 1], labels (n,), indices in the data set (n,), and a JSON description. The clean and the attacked file of a split
+hold the same samples in the same order.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MAX_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """Ready input tensors of one split under one condition.
+    """Input tensors of one split under one condition.
 
     Attributes:
-        split: `calibration` or `certification`.
-        condition: `clean`, or the attack in full.
-        data_sha256: of the data set they are from.
+        split: "calibration" or "certification".
+        condition: "clean", or the full description of the attack.
+        data_sha256: of the data set that the images are from.
         images: (n, C, H, W) float32 in [0, 1].
-        labels, index: (n,) int64.
+        labels, index: (n,) int64; `index` is the index in the data set.
     """
 
     split: str
@@ -43,7 +43,7 @@ class CalibrationImages:
 
     @property
     def file(self) -> str:
-        """Its path in a bundle."""
+        """The path in the bundle."""
         return f"calibration/{self.split}-{'clean' if self.condition == 'clean' else 'attacked'}.npz"
 
     def to_bytes(self) -> bytes:
@@ -61,16 +61,16 @@ class CalibrationImages:
 
     @staticmethod
     def from_bytes(content: bytes, file: str, spec: InputSpec, classes: int) -> CalibrationImages:
-        """Parse and check a file of a bundle. Raises `Damaged`."""
+        """Parse and check the content of the bundle's file `file`. Raises `Damaged`."""
         try:
             arrays = read_npz(content, MAX_BYTES)
             about = json.loads(arrays["about"].tobytes())
             images = check_tensor(arrays["images"], spec)
             labels, index = (arrays[name].astype(np.int64, casting="safe") for name in ("labels", "index"))
             if not len(images) or labels.shape != (len(images),) or index.shape != (len(images),):
-                raise BadInput(f"{len(images)} images, labels {labels.shape}, places {index.shape}")
+                raise BadInput(f"it has {len(images)} images, labels {labels.shape}, indices {index.shape}")
             if labels.min() < 0 or labels.max() >= classes:
-                raise BadInput(f"labels {labels.min()}..{labels.max()} of {classes} classes")
+                raise BadInput(f"its labels are {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
             return CalibrationImages(
                 about["split"], about["condition"], about["data_sha256"], images, labels, index
             )

@@ -1,9 +1,8 @@
-"""CIFAR-10 and CIFAR-100 from their original python batches, without running what a pickle may hold.
+"""Read CIFAR-10 and CIFAR-100 from their original python batches, without executing code in them.
 
-A. Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009. A batch is a pickled dictionary of a
-uint8 array (N, 3072), red, green and blue planes of 32x32 pixels, and a list of labels. A pickle names the
-functions that rebuild it; here only those of a plain numpy array are known, and stand-ins of our own take their
-place, so that no file drives numpy, let alone anything else.
+A. Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009. A batch is a pickled dictionary with a uint8
+array (N, 3072), the red, green and blue planes of 32 x 32 pixels, and a list of labels. A pickle can name any function
+to call. The unpickler here knows the few names that a numpy array needs, and maps them to stand-ins of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SIDE = 32
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of one data set and the keys inside them."""
+    """The files of one data set; `names` and `labels` are keys inside them."""
 
     folder: str
     train: tuple[str, ...]
@@ -38,7 +37,7 @@ class Layout:
     labels: str
 
 
-SETS = {
+LAYOUTS = {
     "cifar10": Layout(
         "cifar-10-batches-py", tuple(f"data_batch_{k}" for k in range(1, 6)), "test_batch",
         "batches.meta", "label_names", "labels",
@@ -50,75 +49,61 @@ SETS = {
 
 
 def load(name: str, data_dir: Path) -> DataSet:
-    """Read `cifar10` or `cifar100` (its 100 fine classes) below `data_dir`.
+    """Read `cifar10`, or `cifar100` with its 100 fine classes, below `data_dir`.
 
     Raises:
-        NotFound: a file is not there; names the folders that were searched.
-        Damaged: a file is not what it should be.
-        Untrusted: a file asks for more than plain arrays and containers.
+        NotFound: a file does not exist; the message names it, or the folders that were searched.
+        Damaged: a file is not a batch.
+        Untrusted: a file refers to more than arrays, containers, numbers and text.
     """
-    layout = SETS[name]
+    layout = LAYOUTS[name]
     folder = _find_folder(name, data_dir, layout)
-    classes = _class_names(folder / layout.meta, layout.names)
-    parts = [_load_batch(folder / file, layout.labels, len(classes)) for file in (*layout.train, layout.test)]
-    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    digest = hashlib.sha256(images.data)  # no copy of 184 MB
+    classes = _read_class_names(folder / layout.meta, layout.names)
+    batches = [_read_batch(folder / file, layout.labels, len(classes)) for file in (*layout.train, layout.test)]
+    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    digest = hashlib.sha256(images.data)  # without a copy of 184 MB
     digest.update(labels.data)
-    test = np.arange(len(labels) - len(parts[-1][1]), len(labels), dtype=np.int64)
+    test = np.arange(len(labels) - len(batches[-1][1]), len(labels), dtype=np.int64)
     return DataSet(name, classes, ArrayImages(images), labels, digest.hexdigest(), test)
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """A pickled dictionary of plain containers, numbers, text and arrays of unsigned bytes.
+    """Read a pickled dictionary of containers, numbers, text and uint8 arrays (as `PickledArray`).
 
     Raises:
-        Untrusted: it names anything else than a numpy array.
-        Damaged: it is no such pickle.
+        NotFound: the file does not exist.
+        Untrusted: the pickle refers to anything else.
+        Damaged: the file is not such a pickle, or too large.
     """
     content = read_bytes(path, "data file", MAX_BYTES)
     try:
-        # Written by Python 2: its byte strings, pixels among them, come as latin-1 text.
-        value = _Plain(io.BytesIO(content), encoding="latin1").load()
+        # Byte strings of Python 2, such as the pixels, are decoded as latin-1 text.
+        value = _RestrictedUnpickler(io.BytesIO(content), encoding="latin1").load()
     except Untrusted as error:
         raise Untrusted(f"data file {path} {error}") from None
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise Damaged(f"data file {path} is no readable batch: {error or type(error).__name__}") from None
+    except Exception as error:  # a damaged pickle raises almost any exception
+        raise Damaged(f"data file {path} is not a readable batch: {error or type(error).__name__}") from None
     if not isinstance(value, dict):
-        raise Damaged(f"data file {path} holds a {type(value).__name__}, not a dictionary")
+        raise Damaged(f"data file {path} holds a {type(value).__name__}, expected a dictionary")
     return value
 
 
-class _Plain(pickle.Unpickler):
-    """An unpickler whose every name is one of ours."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _STAND_INS[module, name]
-        except KeyError:
-            raise Untrusted(
-                f"asks for {module}.{name}: only numpy arrays, containers, numbers and text are read, "
-                "because unpickling anything else could run code"
-            ) from None
-
-    def persistent_load(self, _: Any) -> Any:
-        raise Untrusted("refers to objects outside itself")
-
-
-class _Array:
-    """Stands in for numpy.ndarray: keeps the state of an array of unsigned bytes, and checks it."""
+class PickledArray:
+    """Stand-in for `numpy.ndarray` that accepts uint8 arrays only; `values` is the array."""
 
     values: NDArray[np.uint8]
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, fortran, content = state
+        _, shape, dtype, fortran, content = state
         raw = content.encode("latin1") if isinstance(content, str) else content
-        if not isinstance(kind, _Kind) or kind.code not in ("u1", "|u1") or fortran or not isinstance(raw, bytes):
-            raise ValueError("it holds an array of another kind than unsigned bytes")
+        is_uint8 = isinstance(dtype, _Dtype) and dtype.code in ("u1", "|u1")
+        if not is_uint8 or fortran or not isinstance(raw, bytes):
+            raise ValueError("it holds an array that is not uint8 in C order")
         self.values = np.frombuffer(raw, np.uint8).reshape(shape)
 
 
-class _Kind:
-    """Stands in for numpy.dtype; what the pickle says of byte order does not matter for bytes."""
+class _Dtype:
+    """Stand-in for `numpy.dtype`. Its state is the byte order, which does not matter for uint8."""
 
     def __init__(self, code: Any = None, *_: Any) -> None:
         self.code = code
@@ -127,55 +112,71 @@ class _Kind:
         pass
 
 
-def _reconstruct(*_: Any) -> _Array:
-    """Stands in for numpy's function of that name, which makes an empty array."""
-    return _Array()
+def _reconstruct(*_: Any) -> PickledArray:
+    """Stand-in for numpy's function of that name, which creates an empty array."""
+    return PickledArray()
 
 
 def _encode(text: str, *_: Any) -> bytes:
-    """Stands in for `codecs.encode`, through which Python 3 writes bytes for Python 2."""
+    """Stand-in for `codecs.encode`, with which Python 3 pickles bytes for Python 2."""
     return text.encode("latin1")
 
 
 _STAND_INS: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Kind,
+    ("numpy", "ndarray"): PickledArray,
+    ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("_codecs", "encode"): _encode,
 }
 
 
+class _RestrictedUnpickler(pickle.Unpickler):
+    """An unpickler that resolves the names in `_STAND_INS` only."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _STAND_INS[module, name]
+        except KeyError:
+            raise Untrusted(
+                f"refers to {module}.{name}: only numpy arrays, containers, numbers and text are read, because "
+                "unpickling anything else could run code"
+            ) from None
+
+    def persistent_load(self, _: Any) -> Any:
+        raise Untrusted("refers to objects outside itself")
+
+
 def _find_folder(name: str, data_dir: Path, layout: Layout) -> Path:
-    searched = [data_dir / layout.folder, data_dir]
-    for folder in searched:
+    candidates = [data_dir / layout.folder, data_dir]
+    for folder in candidates:
         if (folder / layout.meta).is_file():
             return folder
     files = ", ".join((*layout.train, layout.test, layout.meta))
     raise NotFound(
-        f"no {name} in {searched[0]} or {searched[1]}: its python batches ({files}) belong in one of these; "
-        "--data-dir or MEXIT_DATA names the folder"
+        f"no {name} in {candidates[0]} or {candidates[1]}: expected its python batches ({files}); "
+        "--data-dir or MEXIT_DATA names the folder above"
     )
 
 
-def _class_names(path: Path, key: str) -> tuple[str, ...]:
+def _read_class_names(path: Path, key: str) -> tuple[str, ...]:
     names = read_pickle(path).get(key)
     if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) and name for name in names):
         raise Damaged(f"data file {path} has no list '{key}' of class names")
     return tuple(names)
 
 
-def _load_batch(path: Path, key: str, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _read_batch(path: Path, key: str, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images (N, 32, 32, 3) and labels (N,) of one batch."""
     batch = read_pickle(path)
     data, labels = batch.get("data"), batch.get(key)
-    pixels = getattr(data, "values", None) if isinstance(data, _Array) else None
+    pixels = getattr(data, "values", None) if isinstance(data, PickledArray) else None
     if pixels is None or pixels.ndim != 2 or pixels.shape[1] != 3 * SIDE * SIDE:
-        raise Damaged(f"data file {path} has no array 'data' of unsigned bytes (N, {3 * SIDE * SIDE})")
+        raise Damaged(f"data file {path} has no uint8 array 'data' (N, {3 * SIDE * SIDE})")
     if not isinstance(labels, list) or len(labels) != len(pixels) or not labels:
-        found = len(labels) if isinstance(labels, list) else "no"
-        raise Damaged(f"data file {path} holds {len(pixels)} images and {found} labels under '{key}'")
+        count = len(labels) if isinstance(labels, list) else "no"
+        raise Damaged(f"data file {path} holds {len(pixels)} images and {count} labels under '{key}'")
     if not all(type(label) is int and 0 <= label < classes for label in labels):
-        raise Damaged(f"data file {path} has a label that is none of the {classes} classes 0 to {classes - 1}")
+        raise Damaged(f"data file {path} has a label outside the {classes} classes 0 to {classes - 1}")
     images = np.ascontiguousarray(pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
     return images, np.asarray(labels, np.int64)

@@ -1,11 +1,11 @@
-"""A labelled data set: where the images are, what they show, and which part is officially for testing."""
+"""Data sets: images, labels, class names and the official test part."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,55 +15,55 @@ from mexit.data.preprocess import prepare, prepare_batch, read_image
 from mexit.errors import BadInput
 
 
-class Images(Protocol):
-    """Random access to images, in any form that `prepare` takes."""
+class ImageStore(Protocol):
+    """Random access to N images."""
 
-    def at(self, index: NDArray[np.int64]) -> Any:
-        """The images at these places: a uint8 array (B, H, W[, 3]) or a list of encoded bytes."""
+    def at(self, index: NDArray[np.int64]) -> NDArray[np.uint8] | list[bytes]:
+        """The images at B indices: uint8 (B, H, W) or (B, H, W, 3), or the bytes of B image files."""
 
-    def name(self, place: int) -> str:
-        """What to call the image at this place when it is damaged."""
+    def name(self, i: int) -> str:
+        """The name of image i in error messages."""
 
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images held in memory, uint8 (N, H, W) or (N, H, W, 3)."""
+    """Images in memory, uint8 (N, H, W) or (N, H, W, 3)."""
 
     array: NDArray[np.uint8]
 
     def at(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """See `Images.at`."""
+        """The images at B indices, uint8 (B, H, W) or (B, H, W, 3)."""
         return self.array[index]
 
-    def name(self, place: int) -> str:
-        """See `Images.name`."""
-        return f"image {place}"
+    def name(self, i: int) -> str:
+        """The name of image i in error messages."""
+        return f"image {i}"
 
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images that stay on disk until they are asked for: paths below a folder."""
+    """Image files, read on each access; `names` are paths below `root`."""
 
     root: Path
     names: Sequence[str]
 
     def at(self, index: NDArray[np.int64]) -> list[bytes]:
-        """See `Images.at`."""
-        return [read_image(self.root / self.names[place]) for place in index.tolist()]
+        """The bytes of the files at B indices. Raises `NotFound`, `Damaged`, `TooLarge`."""
+        return [read_image(self.root / self.names[i]) for i in index.tolist()]
 
-    def name(self, place: int) -> str:
-        """See `Images.name`."""
-        return f"image {self.root / self.names[place]}"
+    def name(self, i: int) -> str:
+        """The name of image i in error messages."""
+        return f"image {self.root / self.names[i]}"
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Images of which nobody says what they show.
+class UnlabelledImages:
+    """Images without labels.
 
     Attributes:
         name: as typed after `--data`.
         images: files.
-        sha256: see `file_set`.
+        sha256: as `image_files` defines it.
     """
 
     name: str
@@ -74,8 +74,8 @@ class Pictures:
         return len(self.images.names)
 
     def batch(self, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32]:
-        """See `DataSet.batch`."""
-        return _prepared(self.images, index, spec)
+        """The images at B indices as in `DataSet.batch`."""
+        return _prepare_images(self.images, index, spec)
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,15 @@ class DataSet:
     Attributes:
         name: as typed after `--data`.
         classes: names, (C,).
-        images: random access to N images.
+        images: N images.
         labels: (N,) int64.
-        sha256: over every image and label; of large sets of files see `file_set`.
-        official_test: places of the part that its authors set aside for testing, or None.
+        sha256: of all images and labels; for large sets of files, `image_files` defines it.
+        official_test: indices of the test part that its authors defined, or None.
     """
 
     name: str
     classes: tuple[str, ...]
-    images: Images = field(repr=False)
+    images: ImageStore = field(repr=False)
     labels: NDArray[np.int64] = field(repr=False)
     sha256: str
     official_test: NDArray[np.int64] | None = field(repr=False)
@@ -102,31 +102,27 @@ class DataSet:
         return len(self.labels)
 
     def batch(self, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32]:
-        """The images at these places as input tensor (B, C, H, W) float32 in [0, 1].
+        """The images at B indices as the input tensor (B, C, H, W) float32 in [0, 1].
 
         Raises:
-            BadInput, NotFound, Damaged: an image that cannot be read, by name.
+            BadInput, NotFound, Damaged: an image cannot be read; the message names it.
         """
-        return _prepared(self.images, index, spec)
+        return _prepare_images(self.images, index, spec)
 
     @property
     def streamed(self) -> bool:
-        """Whether images are read and decoded each time they are asked for."""
+        """Whether images are read and decoded on each access."""
         return isinstance(self.images, FileImages)
 
 
-def _prepared(source: Images, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32]:
-    images = source.at(index)
+def _prepare_images(store: ImageStore, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32]:
+    images = store.at(index)
     try:
         return prepare_batch(images, spec)
     except BadInput:
-        for place, image in zip(index.tolist(), images, strict=True):
-            _name_if_bad(source, place, image, spec)
+        for i, image in zip(index.tolist(), images, strict=True):  # find the image at fault, to name it
+            try:
+                prepare(image, spec)
+            except BadInput as error:
+                raise type(error)(f"{store.name(i)}: {error}") from None
         raise
-
-
-def _name_if_bad(source: Images, place: int, image: Any, spec: InputSpec) -> None:
-    try:
-        prepare(image, spec)
-    except BadInput as error:
-        raise type(error)(f"{source.name(place)}: {error}") from None

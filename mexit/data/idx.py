@@ -1,12 +1,11 @@
-"""MNIST and Fashion-MNIST from their original IDX files, gzipped or not.
+"""Read MNIST and Fashion-MNIST from their IDX files, gzipped or not.
 
-The format (Y. LeCun): two zero bytes, the type (8 = unsigned byte), the number of dimensions, each size as
+The IDX format (Y. LeCun): two zero bytes, the type (8 = unsigned byte), the number of dimensions, each size as
 four big-endian bytes, then the values.
 """
 
 from __future__ import annotations
 
-import gzip
 import struct
 import zlib
 from pathlib import Path
@@ -23,7 +22,8 @@ DIGITS = tuple(str(digit) for digit in range(10))
 CLOTHES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
-SETS = {
+# Name to the folders that are searched and the classes.
+DATA_SETS = {
     "mnist": (("mnist", "MNIST/raw", "."), DIGITS),
     "fashion-mnist": (("fashion-mnist", "FashionMNIST/raw", "."), CLOTHES),
 }
@@ -34,46 +34,58 @@ def load(name: str, data_dir: Path) -> DataSet:
     """Read `mnist` or `fashion-mnist` below `data_dir`.
 
     Raises:
-        NotFound: the four files are not there; names the folders that were searched.
-        Damaged: a file is cut short, no IDX file, or images and labels do not match.
+        NotFound: a file does not exist; the message names it, or the folders that were searched.
+        Damaged: a file is truncated or not an IDX file, or images and labels do not match.
     """
-    folders, classes = SETS[name]
+    folders, classes = DATA_SETS[name]
     folder = _find_folder(name, data_dir, folders)
-    parts = [_load_part(folder, *names) for names in PARTS]
-    labels = np.concatenate([part[1] for part in parts]).astype(np.int64)
-    if parts[0][0].shape[1:] != parts[1][0].shape[1:]:
-        sizes = " and ".join(str(part[0].shape[1:]) for part in parts)
-        raise Damaged(f"{folder}: training and test images differ in size, {sizes}")
-    images = np.concatenate([part[0] for part in parts])
+    (train_images, train_labels), (test_images, test_labels) = (_read_part(folder, *names) for names in PARTS)
+    if train_images.shape[1:] != test_images.shape[1:]:
+        raise Damaged(
+            f"{folder}: training and test images have different sizes, {train_images.shape[1:]} and "
+            f"{test_images.shape[1:]}"
+        )
+    images = np.concatenate([train_images, test_images])
+    labels = np.concatenate([train_labels, test_labels]).astype(np.int64)
     if labels.max() >= len(classes):
-        raise Damaged(f"{folder}: labels go up to {labels.max()}, {len(classes)} classes are expected")
-    test = np.arange(len(parts[0][1]), len(labels), dtype=np.int64)
-    return DataSet(
-        name, classes, ArrayImages(images), labels, sha256_bytes(images.tobytes() + labels.tobytes()), test
-    )
+        raise Damaged(f"{folder}: labels go up to {labels.max()}, expected {len(classes)} classes from 0")
+    test = np.arange(len(train_labels), len(labels), dtype=np.int64)
+    sha256 = sha256_bytes(images.tobytes() + labels.tobytes())
+    return DataSet(name, classes, ArrayImages(images), labels, sha256, test)
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """One IDX file of unsigned bytes as an array. Raises `Damaged` naming the file and what is wrong."""
-    content = _read(path)
+def read_idx(path: Path, max_bytes: int = MAX_BYTES) -> NDArray[np.uint8]:
+    """Read one IDX file of unsigned bytes with 1 to 3 dimensions.
+
+    Args:
+        path: gzipped if its suffix is .gz.
+        max_bytes: limit of the file and of its unzipped content.
+
+    Raises:
+        NotFound: the file does not exist.
+        Damaged: it is not such a file, truncated, or too large.
+    """
+    content = _read(path, max_bytes)
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 3:
-        raise Damaged(f"data file {path} is no IDX file of unsigned bytes (it begins with {content[:4].hex()})")
+        raise Damaged(
+            f"data file {path} is not an IDX file of unsigned bytes (it begins with {content[:4].hex()})"
+        )
     dimensions = content[3]
-    head = 4 + 4 * dimensions
-    if len(content) < head:
-        raise Damaged(f"data file {path} is cut short within its header")
-    shape = struct.unpack(f">{dimensions}I", content[4:head])
+    header = 4 + 4 * dimensions
+    if len(content) < header:
+        raise Damaged(f"data file {path} is truncated within its header")
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
     expected = int(np.prod(shape, dtype=object))
-    if len(content) - head != expected:
-        raise Damaged(f"data file {path} announces {expected} values and holds {len(content) - head}")
-    return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
+    if len(content) - header != expected:
+        raise Damaged(f"data file {path} announces {expected} values and holds {len(content) - header}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def _load_part(folder: Path, images_name: str, labels_name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _read_part(folder: Path, images_name: str, labels_name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     images_path, labels_path = _find_file(folder, images_name), _find_file(folder, labels_name)
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
-        raise Damaged(f"{images_path} holds {images.shape} and {labels_path} {labels.shape}: they do not match")
+        raise Damaged(f"{images_path} {images.shape} and {labels_path} {labels.shape} do not match")
     return images, labels
 
 
@@ -81,31 +93,30 @@ def _find_folder(name: str, data_dir: Path, folders: tuple[str, ...]) -> Path:
     for folder in folders:
         if any((data_dir / folder).glob("train-images*idx3-ubyte*")):
             return data_dir / folder
-    searched = ", ".join(str(data_dir / folder) for folder in folders)
     raise NotFound(
-        f"no {name} in {searched}: its four IDX files (train-images-idx3-ubyte.gz, ...) belong in one of these; "
-        "--data-dir or MEXIT_DATA names the folder"
+        f"no {name} in {', '.join(str(data_dir / folder) for folder in folders)}: expected its four IDX files "
+        "(train-images-idx3-ubyte.gz, ...); --data-dir or MEXIT_DATA names the folder above"
     )
 
 
 def _find_file(folder: Path, name: str) -> Path:
-    found = sorted(folder.glob(f"{name}*ubyte*"))
-    if not found:
+    matches = sorted(folder.glob(f"{name}*ubyte*"))
+    if not matches:
         raise NotFound(f"data file {folder / name}-idx*-ubyte(.gz) does not exist")
-    return found[0]
+    return matches[0]
 
 
-def _read(path: Path) -> bytes:
-    content = read_bytes(path, "data file", MAX_BYTES)
+def _read(path: Path, max_bytes: int) -> bytes:
+    content = read_bytes(path, "data file", max_bytes)
     if path.suffix != ".gz":
         return content
     try:
-        engine = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        plain = engine.decompress(content, MAX_BYTES)
-    except (zlib.error, gzip.BadGzipFile) as error:
-        raise Damaged(f"data file {path} is no gzip file: {error}") from None
-    if not engine.eof:
-        raise Damaged(f"data file {path} is cut short, or holds more than {MAX_BYTES} bytes")
-    if engine.unused_data:
-        raise Damaged(f"data file {path} holds {len(engine.unused_data)} bytes after its gzip data")
+        unzip = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        plain = unzip.decompress(content, max_bytes)
+    except zlib.error as error:
+        raise Damaged(f"data file {path} is not a gzip file: {error}") from None
+    if not unzip.eof:
+        raise Damaged(f"data file {path} is truncated, or unzips to more than {max_bytes} bytes")
+    if unzip.unused_data:
+        raise Damaged(f"data file {path} has {len(unzip.unused_data)} bytes after its gzip data")
     return plain

@@ -1,9 +1,8 @@
-"""Data sets of image files: listed at once, read and decoded when asked for.
+"""List image files without reading them, and hash the list.
 
-The hash of such a set has two forms. Up to `CONTENT_BYTES` in all it covers every label and the content of every
-file. Above that, reading everything at each start would take minutes, so it covers every label with the name and
-the size of the file: a file that was added, lost, renamed or cut short is noticed, changed pixels of the same size
-are not.
+The sha256 of a data set of files has two forms. Up to `HASHED_BYTES` in total it covers every label and the content of
+every file. Above that, hashing contents at each start would take minutes, so it covers every label, file name and file
+size: it detects an added, missing, renamed or truncated file, but not changed pixels in a file of the same size.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from mexit.data.dataset import DataSet, FileImages
 from mexit.errors import Damaged
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-CONTENT_BYTES = 1 << 30
+HASHED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image file: its path below the folder that is listed, with "/" between the parts, and its bytes."""
+class ImageFile:
+    """An image file: `name` is its path below the listed folder, with "/" as separator; `size` is in bytes."""
 
     name: str
     size: int
 
 
 @dataclass(frozen=True)
-class Listing:
-    """Labelled files below one folder; text instead of `Path` objects, because a set may have a million files.
+class LabelledFiles:
+    """Image files of a data set and their labels. Names are strings, because a set may have a million files.
 
     Attributes:
-        root: what the names are relative to.
-        names, sizes, labels: one entry a file.
+        root: folder that the names are relative to.
+        names, sizes, labels: one entry per file.
     """
 
     root: Path
@@ -51,22 +50,22 @@ class Listing:
     def __len__(self) -> int:
         return len(self.names)
 
-    def add(self, pictures: Iterable[Picture], label: int) -> None:
+    def add(self, files: Iterable[ImageFile], label: int) -> None:
         """Append files of one class."""
-        for picture in pictures:
-            self.names.append(picture.name)
-            self.sizes.append(picture.size)
+        for file in files:
+            self.names.append(file.name)
+            self.sizes.append(file.size)
             self.labels.append(label)
 
-    def data_set(self, name: str, classes: tuple[str, ...], training: int | None) -> DataSet:
-        """The data set; the files after the first `training` are the official test part (None: there is none)."""
-        test = None if training is None else np.arange(training, len(self), dtype=np.int64)
+    def data_set(self, name: str, classes: tuple[str, ...], n_train: int | None) -> DataSet:
+        """The data set; the files after the first `n_train` are the official test part, None = there is none."""
+        test = None if n_train is None else np.arange(n_train, len(self), dtype=np.int64)
         images = FileImages(self.root, self.names)
-        return DataSet(name, classes, images, np.asarray(self.labels, np.int64), self.digest(), test)
+        return DataSet(name, classes, images, np.asarray(self.labels, np.int64), self.sha256(), test)
 
-    def digest(self, content_bytes: int = CONTENT_BYTES) -> str:
-        """sha256 of the set, in the form that its size asks for; see the module. Raises `NotFound`, `Damaged`."""
-        by_content = sum(self.sizes) <= content_bytes
+    def sha256(self, hashed_bytes: int = HASHED_BYTES) -> str:
+        """Hash file contents up to `hashed_bytes` in total, else names and sizes. Raises `NotFound`, `Damaged`."""
+        by_content = sum(self.sizes) <= hashed_bytes
         digest = hashlib.sha256(b"" if by_content else b"names and sizes\n")
         for name, size, label in zip(self.names, self.sizes, self.labels, strict=True):
             if by_content:
@@ -76,46 +75,46 @@ class Listing:
         return digest.hexdigest()
 
 
-def pictures(root: Path, below: str = "", *, deep: bool = True) -> list[Picture]:
-    """The image files in the folder `root/below`, in the order of their paths.
+def list_images(root: Path, below: str = "", *, recursive: bool = True) -> list[ImageFile]:
+    """The image files in the folder `root/below`, sorted by path.
 
-    Files of other kinds, links to nowhere and pipes are passed over; `deep` looks into subfolders too.
+    Other files, broken links and pipes are skipped.
 
     Raises:
-        Damaged: a folder that cannot be listed.
+        Damaged: a folder cannot be listed.
     """
-    return sorted(_walk(root, below, deep), key=lambda picture: picture.name.split("/"))
+    return sorted(_walk(root, below, recursive), key=lambda file: file.name.split("/"))
 
 
-def folders(root: Path) -> list[str]:
-    """Names of the subfolders, sorted; hidden ones are passed over. Raises `Damaged`."""
-    with _entries(root) as entries:
+def list_folders(root: Path) -> list[str]:
+    """Names of the subfolders, sorted, without hidden ones. Raises `Damaged`."""
+    with _scan(root) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _walk(root: Path, below: str, deep: bool) -> Iterator[Picture]:
-    with _entries(root / below) as entries:
+def _walk(root: Path, below: str, recursive: bool) -> Iterator[ImageFile]:
+    with _scan(root / below) as entries:
         for entry in entries:
             name = f"{below}/{entry.name}" if below else entry.name
             if entry.is_dir(follow_symlinks=False):
-                if deep:
-                    yield from _walk(root, name, deep)
+                if recursive:
+                    yield from _walk(root, name, recursive)
             elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
                 size = _size(entry)
                 if size is not None:
-                    yield Picture(name, size)
+                    yield ImageFile(name, size)
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:
-    """Bytes of a file; None for pipes and for links that lead nowhere."""
+    """Size of a regular file in bytes; None for pipes and broken links."""
     try:
-        found = entry.stat()
+        status = entry.stat()
     except OSError:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _entries(folder: Path) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+def _scan(folder: Path) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
     try:
         return os.scandir(folder)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""THE path from an image to the input tensor. Training, calibration, run, server and camera all take it, so
-the same picture gives bit-identical tensors everywhere.
+"""Prepare an image for the network: decode, convert, resize, scale to [0, 1].
 
-An array of the right size and channels passes through numpy alone; whatever must be decoded, recoloured or
-resized goes through Pillow. Sizes are checked before memory is taken.
+Training, calibration, run, server and camera all use this module, so the same image gives bit-identical tensors
+everywhere. A uint8 array of the right size needs numpy only; everything else needs Pillow. Sizes are checked before
+memory is allocated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,37 +20,41 @@ from mexit.core.atomic_io import read_bytes
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.errors import BadInput, TooLarge, missing_extra
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 MAX_ENCODED_BYTES = 64 << 20
-MAX_PIXELS = 32_000_000  # decoded with transparency, about 400 MB at the peak
+MAX_PIXELS = 32_000_000  # at most about 400 MB of memory while decoding with transparency
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 BACKGROUNDS = {"black": (0, 0, 0, 255), "white": (255, 255, 255, 255)}
 
 
 def prepare(image: Any, spec: InputSpec) -> NDArray[np.float32]:
-    """One image to the input tensor.
+    """Prepare one image.
 
     Args:
         image: encoded bytes (PNG, JPEG, ...), uint8 array (H, W), (H, W, 3) or (H, W, 4), or a Pillow image.
-        spec: the bundle's input.
+        spec: the input of the bundle.
 
     Returns:
         (C, H, W) float32 in [0, 1].
 
     Raises:
-        BadInput: no image, or an array of another shape or dtype.
-        TooLarge: more than `MAX_PIXELS` or `MAX_ENCODED_BYTES`.
+        BadInput: not an image, or an array with another shape or dtype.
+        TooLarge: more than `MAX_PIXELS` pixels or `MAX_ENCODED_BYTES` bytes.
+        MissingExtra: Pillow is needed and not installed.
     """
     return to_float(to_uint8(image, spec), spec)
 
 
 def read_image(path: Path) -> bytes:
-    """The encoded bytes of an image file. Raises `NotFound`, `Damaged`, `TooLarge`."""
+    """Read the encoded bytes of an image file. Raises `NotFound`, `Damaged`, `TooLarge`."""
     return read_bytes(path, "image", MAX_ENCODED_BYTES, too_large=TooLarge)
 
 
 def prepare_batch(images: Sequence[Any] | NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]:
-    """Several images to (B, C, H, W) float32 in [0, 1]; each as `prepare` would."""
+    """Prepare B images, each as `prepare` does, to (B, C, H, W) float32 in [0, 1]."""
     if isinstance(images, np.ndarray) and fits(images[:1], spec, batch=True):
         return to_float(images, spec, batch=True)
     if not len(images):
@@ -59,15 +63,14 @@ def prepare_batch(images: Sequence[Any] | NDArray[np.uint8], spec: InputSpec) ->
 
 
 def to_uint8(image: Any, spec: InputSpec) -> NDArray[np.uint8]:
-    """Everything but the change to floats: uint8 (H, W) or (H, W, 3) of the input's size."""
+    """Decode, convert and resize one image to uint8 (H, W) or (H, W, 3) of the input's size."""
     if isinstance(image, np.ndarray) and fits(image, spec):
         return image
-    picture = _decode(_open(image), spec)
-    return np.asarray(_resize(picture, spec), np.uint8)
+    return np.asarray(_resize(_decode(_open(image), spec), spec), np.uint8)
 
 
 def to_float(image: NDArray[np.uint8], spec: InputSpec, *, batch: bool = False) -> NDArray[np.float32]:
-    """uint8 (H, W) or (H, W, 3), with a batch axis in front if `batch`, to float32 with the channels first."""
+    """Convert uint8 (H, W) or (H, W, 3), with a leading batch axis if `batch`, to float32, channels first."""
     grey = image.ndim == 2 + batch
     axis = int(batch)
     planes = np.expand_dims(image, axis) if grey else np.moveaxis(image, -1, axis)
@@ -77,7 +80,7 @@ def to_float(image: NDArray[np.uint8], spec: InputSpec, *, batch: bool = False) 
 
 
 def check_tensor(images: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
-    """A ready input tensor (B, C, H, W) float32 in [0, 1], or `BadInput` with what was found."""
+    """Return `images` if they are an input tensor (B, C, H, W) float32 in [0, 1], else raise `BadInput`."""
     expected = f"float32 (B, {spec.channels}, {spec.size[0]}, {spec.size[1]}) in [0, 1]"
     if images.ndim != 4 or images.shape[1:] != spec.shape or images.dtype != np.float32:
         raise BadInput(f"expected images {expected}, found {images.dtype} {images.shape}")
@@ -85,27 +88,27 @@ def check_tensor(images: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
         return images
     low, high = float(images.min()), float(images.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise BadInput(f"expected images {expected}, found values that are not finite (NaN or infinity)")
+        raise BadInput(f"expected images {expected}, found NaN or infinity")
     if low < 0 or high > 1:
-        hint = " (this looks like 0..255: pass uint8, or divide by 255)" if high > 2 else ""
+        hint = " (for pixels in 0..255 pass uint8, or divide by 255)" if high > 2 else ""
         raise BadInput(f"expected images {expected}, found values from {low:.4g} to {high:.4g}{hint}")
     return images
 
 
 def fits(image: NDArray[Any], spec: InputSpec, *, batch: bool = False) -> bool:
-    """Whether an array needs no Pillow: uint8, the input's size, and grey or the input's channels."""
+    """Whether an array needs no Pillow: uint8 of the input's size, grey or with the input's channels."""
     shape = image.shape[1:] if batch else image.shape
     if image.dtype != np.uint8 or spec.prepare.crop != 1.0 or shape[:2] != spec.size:
         return False
     return len(shape) == 2 or (len(shape) == 3 and shape[2] == 3 == spec.channels)
 
 
-def _open(image: Any) -> Any:
-    """A stream of encoded bytes or a Pillow image, whichever was given; arrays become Pillow images."""
+def _open(image: Any) -> io.BytesIO | Image.Image:
+    """Return encoded bytes as a stream, an array as a Pillow image, and a Pillow image unchanged."""
     pillow = _pillow()
     if isinstance(image, bytes | bytearray | memoryview):
         if len(image) > MAX_ENCODED_BYTES:
-            raise TooLarge(f"the image has {len(image)} bytes; at most {MAX_ENCODED_BYTES} are taken")
+            raise TooLarge(f"the image has {len(image)} bytes; at most {MAX_ENCODED_BYTES} are allowed")
         return io.BytesIO(image)
     if isinstance(image, np.ndarray):
         good = image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4)))
@@ -114,84 +117,85 @@ def _open(image: Any) -> Any:
                 f"expected a uint8 image (H, W), (H, W, 3) or (H, W, 4), found {image.dtype} {image.shape}"
             )
         _check_pixels(image.shape[1], image.shape[0])
-        return pillow.fromarray(image)
+        return cast("Image.Image", pillow.fromarray(image))
     if isinstance(image, pillow.Image):
-        return image
+        return cast("Image.Image", image)
     raise BadInput(f"expected encoded bytes, a uint8 array or a Pillow image, found {type(image).__name__}")
 
 
-def _decode(opened: Any, spec: InputSpec) -> Any:
-    """A Pillow image, upright, of mode L or RGB as the input wants it."""
+def _decode(opened: io.BytesIO | Image.Image, spec: InputSpec) -> Image.Image:
+    """Decode to an upright Pillow image of mode L (1 channel) or RGB (3 channels)."""
     from PIL import ImageOps, UnidentifiedImageError
 
     pillow = _pillow()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large images; the check below refuses them
-            picture = pillow.open(opened, formats=FORMATS) if isinstance(opened, io.BytesIO) else opened
-            _check_pixels(*picture.size)
-            picture.load()
-            picture = ImageOps.exif_transpose(picture) if spec.prepare.exif else picture
-            return _flatten(picture, spec.prepare).convert("L" if spec.channels == 1 else "RGB")
+            warnings.simplefilter("ignore")  # Pillow warns about large images, which _check_pixels refuses
+            image = pillow.open(opened, formats=FORMATS) if isinstance(opened, io.BytesIO) else opened
+            _check_pixels(*image.size)
+            image.load()
+            image = ImageOps.exif_transpose(image) if spec.prepare.exif else image
+            return _flatten(image, spec.prepare).convert("L" if spec.channels == 1 else "RGB")
     except BadInput:
         raise
     except UnidentifiedImageError:
-        size = opened.getbuffer().nbytes
-        raise BadInput(f"{size} bytes that are no image ({', '.join(FORMATS)} are read)") from None
+        size = opened.getbuffer().nbytes if isinstance(opened, io.BytesIO) else 0
+        raise BadInput(f"{size} bytes that are not an image: supported are {', '.join(FORMATS)}") from None
     except pillow.DecompressionBombError:
-        raise TooLarge(f"the image announces too many pixels; at most {MAX_PIXELS} are taken") from None
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        raise TooLarge(f"the image announces too many pixels; at most {MAX_PIXELS} are allowed") from None
+    except Exception as error:  # Pillow's decoders raise many exceptions on damaged files
         raise BadInput(f"the image is damaged: {error}") from None
 
 
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise TooLarge(f"the image has {width} x {height} pixels; at most {MAX_PIXELS} are taken")
+        raise TooLarge(f"the image has {width} x {height} pixels; at most {MAX_PIXELS} are allowed")
 
 
-def _flatten(picture: Any, spec: PrepareSpec) -> Any:
-    """Put transparent pixels on the background, and bring 16-bit greys down to 8."""
-    if picture.mode.startswith("I"):
-        wide = np.asarray(picture, np.int64)
+def _flatten(image: Image.Image, spec: PrepareSpec) -> Image.Image:
+    """Blend transparent pixels with the background, and reduce 16-bit grey to 8 bits."""
+    if image.mode.startswith("I"):
+        wide = np.asarray(image, np.int64)
         if wide.min(initial=0) < 0 or wide.max(initial=0) > 65535:
             raise BadInput(f"expected grey values of 8 or 16 bits, found {wide.min()} to {wide.max()}")
-        return _pillow().fromarray((wide >> 8).astype(np.uint8))
-    if picture.mode == "F":
+        return cast("Image.Image", _pillow().fromarray((wide >> 8).astype(np.uint8)))
+    if image.mode == "F":
         raise BadInput("expected grey values of 8 or 16 bits, found floating-point pixels")
-    if picture.mode in ALPHA_MODES or "transparency" in picture.info:
-        solid = _pillow().new("RGBA", picture.size, BACKGROUNDS[spec.alpha])
-        return _pillow().alpha_composite(solid, picture.convert("RGBA"))
-    return picture
+    if image.mode in ALPHA_MODES or "transparency" in image.info:
+        background = _pillow().new("RGBA", image.size, BACKGROUNDS[spec.alpha])
+        return cast("Image.Image", _pillow().alpha_composite(background, image.convert("RGBA")))
+    return image
 
 
-def _resize(picture: Any, spec: InputSpec) -> Any:
+def _resize(image: Image.Image, spec: InputSpec) -> Image.Image:
     from PIL import ImageOps
 
-    how, size = spec.prepare, (spec.size[1], spec.size[0])
+    how, size = spec.prepare, (spec.size[1], spec.size[0])  # Pillow's sizes are (width, height)
     if how.crop != 1.0:
-        width, height = picture.size
+        width, height = image.size
         left, top = (min(round(side * (1 - how.crop) / 2), (side - 1) // 2) for side in (width, height))
-        picture = picture.crop((left, top, width - left, height - top))
-    if picture.size == size:
-        return picture
+        image = image.crop((left, top, width - left, height - top))
+    if image.size == size:
+        return image
     resample = getattr(_pillow().Resampling, how.resize.upper())
     if how.fit == "cover":
-        return ImageOps.fit(picture, size, resample)
+        return ImageOps.fit(image, size, resample)
     if how.fit == "contain":
-        return _contain(picture, size, resample)
-    return picture.resize(size, resample)
+        return _contain(image, size, resample)
+    return image.resize(size, resample)
 
 
-def _contain(picture: Any, size: tuple[int, int], resample: Any) -> Any:
-    """The whole picture on black; however long and thin it is, at least one pixel of it is seen."""
-    scale = min(whole / side for whole, side in zip(size, picture.size, strict=True))
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    canvas = _pillow().new(picture.mode, size)
-    canvas.paste(picture.resize((width, height), resample), ((size[0] - width) // 2, (size[1] - height) // 2))
+def _contain(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """Scale the whole image to fit and pad with black; each scaled side has at least one pixel."""
+    scale = min(target / side for target, side in zip(size, image.size, strict=True))
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    canvas: Image.Image = _pillow().new(image.mode, size)
+    canvas.paste(image.resize((width, height), resample), ((size[0] - width) // 2, (size[1] - height) // 2))
     return canvas
 
 
 def _pillow() -> Any:
+    """Import Pillow on first use: a device that only gets arrays of the right size does not need it."""
     try:
         from PIL import Image
     except ImportError:

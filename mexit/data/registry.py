@@ -1,4 +1,4 @@
-"""From what is typed after `--data` to a data set."""
+"""Load a data set by the name typed after `--data`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import os
 from pathlib import Path
 
 from mexit.data import cifar, digits, folder, idx, imagenet, tiny_imagenet
-from mexit.data.dataset import DataSet, Pictures
+from mexit.data.dataset import DataSet, UnlabelledImages
 from mexit.errors import UsageError
 
-_FILE_SETS = {tiny_imagenet.NAME: tiny_imagenet.load, imagenet.NAME: imagenet.load}
-NAMES = ("digits", *idx.SETS, *cifar.SETS, *_FILE_SETS)
 _FOLDER = "folder:"
+_IMAGENETS = {tiny_imagenet.NAME: tiny_imagenet.load, imagenet.NAME: imagenet.load}
+NAMES = ("digits", *idx.DATA_SETS, *cifar.LAYOUTS, *_IMAGENETS)
 
 
 def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     """Load a data set.
 
     Args:
-        name: `digits` (in the package), another of `NAMES`, or `folder:PATH`.
-        data_dir: where downloaded sets lie; default `MEXIT_DATA`.
+        name: one of `NAMES`, or `folder:PATH`.
+        data_dir: folder of the downloaded sets; default `MEXIT_DATA`. `digits` and `folder:PATH` do not need it.
 
     Raises:
-        UsageError: an unknown name, or a set that needs a folder and none is named.
-        NotFound, Damaged, BadInput: see the readers.
+        UsageError: the name is unknown, or `data_dir` is needed and not given.
+        NotFound, Damaged, BadInput, Untrusted: as the readers raise them.
     """
     if name == "digits":
         return digits.load()
@@ -32,23 +32,25 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
         return folder.load(path)
     if name not in NAMES:
         raise UsageError(f"unknown data set '{name}': choose from {', '.join(NAMES)} or folder:PATH")
-    where = data_dir or os.environ.get("MEXIT_DATA")
-    if not where:
-        raise UsageError(f"--data {name} needs the folder it lies in: add --data-dir DIR, or set MEXIT_DATA")
-    path = Path(where).expanduser()
-    if name in _FILE_SETS:
-        return _FILE_SETS[name](path)
-    return cifar.load(name, path) if name in cifar.SETS else idx.load(name, path)
+    given = data_dir or os.environ.get("MEXIT_DATA")
+    if not given:
+        raise UsageError(
+            f"--data {name} needs the folder of the downloaded sets: add --data-dir, or set MEXIT_DATA"
+        )
+    path = Path(given).expanduser()
+    if name in _IMAGENETS:
+        return _IMAGENETS[name](path)
+    return cifar.load(name, path) if name in cifar.LAYOUTS else idx.load(name, path)
 
 
-def load_pictures(name: str) -> Pictures | None:
-    """The pictures of `folder:PATH` where PATH has no class folders; None for every other set.
+def load_unlabelled(name: str) -> UnlabelledImages | None:
+    """Load `folder:PATH` as images without labels; None if PATH has class folders or `name` is another set.
 
     Raises:
-        NotFound, Damaged: see `folder`.
+        NotFound, Damaged, BadInput: as `folder` raises them.
     """
     path = _folder(name)
-    return None if path is None or folder.has_labels(path) else folder.load_pictures(path)
+    return None if path is None or folder.has_labels(path) else folder.load_unlabelled(path)
 
 
 def _folder(name: str) -> Path | None:

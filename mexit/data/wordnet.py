@@ -1,4 +1,4 @@
-"""Names for classes that are numbered as ImageNet numbers them: n01443537 is goldfish."""
+"""Names for classes that are WordNet numbers, as in ImageNet: n01443537 is goldfish."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ MAX_BYTES = 64 << 20
 
 
 def class_names(wnids: Sequence[str], words: Path) -> tuple[str, ...]:
-    """The first word of each class where no other class of the set has the same one, else its number.
+    """Name each class by its first word, or by its number where another class has the same word.
 
     Args:
         wnids: WordNet numbers, (C,).
-        words: `words.txt`: a line a number, a tab, its words with commas between.
+        words: `words.txt`; each line is a number, a tab and words separated by commas.
 
     Raises:
-        NotFound, Damaged: the file is not there, or not what it should be.
+        NotFound: `words` does not exist.
+        Damaged: a line has another form.
     """
     first = dict.fromkeys(wnids, "")
     for number, line in read_lines(words):
@@ -35,12 +36,12 @@ def class_names(wnids: Sequence[str], words: Path) -> tuple[str, ...]:
             )
         if wnid in first:
             first[wnid] = text.partition(",")[0].strip()
-    seen = Counter(first.values())
-    return tuple(word if is_class_name(word) and seen[word] == 1 else wnid for wnid, word in first.items())
+    counts = Counter(first.values())
+    return tuple(word if is_class_name(word) and counts[word] == 1 else wnid for wnid, word in first.items())
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not empty, with their numbers. Raises `NotFound`, `Damaged`."""
+    """The non-empty lines of a text file with their numbers, from 1. Raises `NotFound`, `Damaged`."""
     try:
         text = read_bytes(path, "data file", MAX_BYTES).decode()
     except UnicodeDecodeError as error:

@@ -68,7 +68,7 @@ class EvaluationConfig:
 
 
 def read_groups(text: str) -> tuple[str, ...]:
-    """`policy,slowdown` or `all`, in the order of `GROUPS`; what is unknown stays for `EvaluationConfig` to refuse."""
+    """`policy,slowdown` or `all`, in the order of `GROUPS`; `EvaluationConfig` rejects unknown names."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     if "all" in words:
         return GROUPS

@@ -17,7 +17,7 @@ from mexit.evaluate.results import NOISE, AttackResults, right_at, robust_under,
 from mexit.evaluate.sanity_checks import Check
 from mexit.evaluate.suites import BLACK_BOXES, EVERYTHING, AttackContext, under_singles
 from mexit.evaluate.target import Labels, Logits
-from mexit.train.validation import right
+from mexit.train.validation import correct_predictions
 
 FEW = 64
 BLACK_BOX = ("square", *BLACK_BOXES)
@@ -26,7 +26,9 @@ BLACK_BOX = ("square", *BLACK_BOXES)
 def cheap(place: AttackContext, evidence: AttackResults) -> list[Check]:
     """Those that need a handful of passes."""
     images, labels = torch.from_numpy(place.images[:FEW]), torch.from_numpy(place.labels[:FEW])
-    by_noise, by_attack = (right(evidence.everywhere[name], evidence.labels) for name in (NOISE, "average"))
+    by_noise, by_attack = (
+        correct_predictions(evidence.everywhere[name], evidence.labels) for name in (NOISE, "average")
+    )
     return [
         sanity_checks.deterministic(place.model, images),
         sanity_checks.gradients_present(place.model, images, labels),
@@ -38,7 +40,7 @@ def cheap(place: AttackContext, evidence: AttackResults) -> list[Check]:
 def of_curve(place: AttackContext, points: Mapping[float, Mapping[str, Logits]]) -> list[Check]:
     """Those that follow from accuracy against the radius, and from twice the steps."""
     accuracies = {eps: _own(judged, place.labels) for eps, judged in points.items()}
-    doubled = under_singles(place, replace(place.steps, count=2 * place.steps.count))
+    doubled = under_singles(place, replace(place.steps, steps=2 * place.steps.steps))
     classes = len(place.subject.data.classes)
     found = [
         sanity_checks.falls_with_eps(accuracies),

@@ -46,7 +46,7 @@ class Source:
 
         def crafted(images: Images, labels: Labels, index: Labels) -> Images:
             tensors = [torch.from_numpy(array) for array in (images, labels, index)]
-            attacked = craft(self.model, tensors[0], tensors[1], attack, draw=CounterRNG(0, 0), index=tensors[2])
+            attacked = craft(self.model, tensors[0], tensors[1], attack, rng=CounterRNG(0, 0), index=tensors[2])
             return np.asarray(attacked.numpy())
 
         return crafted

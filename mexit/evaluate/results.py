@@ -165,6 +165,6 @@ def _all(conditions: Sequence[Right]) -> Right:
 
 
 def _right(logits: Logits, labels: Labels) -> Right:
-    from mexit.train.validation import right
+    from mexit.train.validation import correct_predictions
 
-    return right(logits, labels)
+    return correct_predictions(logits, labels)

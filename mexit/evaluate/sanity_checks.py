@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mexit.attacks.losses import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.attacks.multi_exit_attack import frozen
 from mexit.models.multi_exit import MultiExit
 
@@ -66,7 +66,7 @@ def gradients_present(model: MultiExit, images: Tensor, labels: Tensor) -> Check
     with frozen(model, train_mode=False):
         for k in range(1, model.exits + 1):
             moving = images.clone().requires_grad_()
-            loss = exit_losses(model.one_exit(moving, k).unsqueeze(0), labels)
+            loss = exit_cross_entropy(model.forward_exit(moving, k).unsqueeze(0), labels)
             (gradient,) = torch.autograd.grad(loss.sum(), moving)
             missing += int((gradient.flatten(1).abs().sum(dim=1) == 0).sum())
     return Check(

@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mexit.attacks.autoattack import Effort, OneExit, auto_attack, square
-from mexit.attacks.black_box import rays
-from mexit.attacks.multi_exit_attack import Attack, craft_each_exit
+from mexit.attacks.autoattack import AutoAttackConfig, ExitClassifier, auto_attack
+from mexit.attacks.black_box import rays, square
+from mexit.attacks.multi_exit_attack import Attack, craft, craft_each_exit, keep_worst, random_noise
 from mexit.attacks.pgd import PGDConfig
 from mexit.attacks.policy_attacks import AttackSearch, AttackTarget, route_attack, soft_attack
 from mexit.attacks.rng import CounterRNG
-from mexit.attacks.slowdown import NAMES, slow_down
-from mexit.attacks.soft_policy import DeployedPolicy, SoftPolicy, answer
+from mexit.attacks.slowdown import SLOWDOWNS, slowdown_attack
+from mexit.attacks.soft_policy import DeployedPolicy, SoftPolicy, policy_log_probabilities
 from mexit.core.progress import Progress
 from mexit.errors import UsageError
 from mexit.evaluate.config import EvaluationConfig
 from mexit.evaluate.results import AttackResults
 from mexit.evaluate.target import BATCH, Deployed, EvaluationTarget, Images, Labels, Logits, open_run
-from mexit.train.validation import attack_suite
+from mexit.models.multi_exit import MultiExit
 
 # Shares of the radius in question at which the curve is measured, and the radius that has to break everything.
 CURVE = (0.25, 0.5, 1.0, 1.5, 2.0)
@@ -68,9 +68,40 @@ class AttackContext:
         arrays = (self.images, self.labels, self.index)
         return [tuple(torch.from_numpy(array[part]) for array in arrays) for part in rows]  # type: ignore[misc]
 
-    def effort(self) -> Effort:
+    def effort(self) -> AutoAttackConfig:
         """Of AutoAttack."""
-        return Effort(steps=self.plan.autoattack_steps, queries=self.plan.queries)
+        return AutoAttackConfig(steps=self.plan.autoattack_steps, queries=self.plan.queries)
+
+
+def pgd_suite(
+    model: MultiExit, images: Images, labels: Labels, index: Labels, config: PGDConfig, *, seed: int = 0
+) -> dict[str, Images]:
+    """One batch under every attack of the papers.
+
+    The single attacks exit by exit give the transfer matrix; max-average selects from them.
+
+    Args:
+        model: gives the gradients.
+        images: (B, C, H, W) float32 in [0, 1].
+        labels: (B,) int64.
+        index: positions of the samples in the data set, (B,) int64.
+        config: parameters of the attacks.
+        seed: seed of the random starts.
+
+    Returns:
+        Images (B, C, H, W) by condition: `clean`, `noise`, `average`, `max-average`, `exit 1`, ..., `exit E`.
+    """
+    pixels, truth, places = torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(index)
+    rng = CounterRNG(seed, 0)
+    singles = craft_each_exit(model, pixels, truth, Attack("single", config), rng=rng, index=places)
+    suite = {
+        "clean": pixels,
+        "noise": random_noise(pixels, places, config, rng=rng),
+        "average": craft(model, pixels, truth, Attack("average", config), rng=rng, index=places),
+        "max-average": keep_worst(model, singles, truth),
+    }
+    suite |= {f"exit {k}": attacked for k, attacked in enumerate(singles, start=1)}
+    return {name: attacked.numpy() for name, attacked in suite.items()}
 
 
 def attack_policies(place: AttackContext, evidence: AttackResults) -> None:
@@ -83,7 +114,7 @@ def attack_policies(place: AttackContext, evidence: AttackResults) -> None:
     black_boxes = BLACK_BOXES if place.steps.norm == "linf" else {"square served": _square_served}
     place.progress.note(
         f"policy: {len(place.labels)} images, {len(place.subject.budgets)} budgets, each at most {exits} exits x "
-        f"{plan.targets} targets x {place.steps.count} steps and {1 + len(black_boxes)} x {plan.queries} queries"
+        f"{plan.targets} targets x {place.steps.steps} steps and {1 + len(black_boxes)} x {plan.queries} queries"
     )
     with place.progress.track("attacking budgets", (3 + len(black_boxes)) * len(place.subject.budgets)) as advance:
         for name, deployed in place.subject.budgets.items():
@@ -103,20 +134,22 @@ def attack_policies(place: AttackContext, evidence: AttackResults) -> None:
 def slow_policies(place: AttackContext, evidence: AttackResults) -> None:
     """Both slowdown attacks on every budget."""
     place.progress.note(
-        f"slowdown: {len(place.labels)} images, {len(place.subject.budgets)} budgets, {len(NAMES)} attacks x "
-        f"{place.steps.count} steps"
+        f"slowdown: {len(place.labels)} images, {len(place.subject.budgets)} budgets, {len(SLOWDOWNS)} attacks x "
+        f"{place.steps.steps} steps"
     )
     for name, deployed in place.subject.budgets.items():
         gates = _gates(place, deployed)
-        for attack in NAMES:
-            images = _hunted(place, gates, lambda victim, attack=attack: slow_down(victim, attack))
+        for attack in SLOWDOWNS:
+            images = _hunted(place, gates, lambda victim, attack=attack: slowdown_attack(victim, attack))
             evidence.budgets.setdefault(name, {})[attack] = place.subject.replay(images)
 
 
 def auto_attack_all(place: AttackContext, evidence: AttackResults) -> dict[str, tuple[str, ...]]:
     """AutoAttack on the chosen exits and on every budget; returns the package's warnings by target."""
     exits = place.plan.chosen_exits(place.model.exits)
-    targets: dict[str, OneExit | DeployedPolicy] = {f"exit {k}": OneExit(place.model, k) for k in exits}
+    targets: dict[str, ExitClassifier | DeployedPolicy] = {
+        f"exit {k}": ExitClassifier(place.model, k) for k in exits
+    }
     for name, deployed in place.subject.budgets.items():
         targets[name] = DeployedPolicy(place.model, _gates(place, deployed))
     place.progress.note(
@@ -131,11 +164,11 @@ def auto_attack_all(place: AttackContext, evidence: AttackResults) -> dict[str, 
             place.progress.note(f"{target}: {line}")
 
         found = auto_attack(
-            network, images, labels, place.steps.eps, norm=place.steps.norm, effort=place.effort(), note=note
+            network, images, labels, place.steps.eps, norm=place.steps.norm, config=place.effort(), on_message=note
         )
-        warnings[target] = found.flags
+        warnings[target] = found.warnings
         logits = place.subject.replay(found.images.numpy())
-        if isinstance(network, OneExit):
+        if isinstance(network, ExitClassifier):
             evidence.autoattack[network.k] = logits
         else:
             evidence.budgets.setdefault(target, {})["autoattack"] = logits
@@ -149,8 +182,8 @@ def radii(place: AttackContext) -> dict[float, dict[str, Logits]]:
     wanted = sorted({share * place.steps.eps for share in CURVE} | {EVERYTHING})
     with place.progress.track("accuracy against the radius", len(wanted)) as advance:
         for eps in [eps for eps in wanted if eps <= 1]:
-            size = min(1.0, place.steps.size * eps / place.steps.eps)
-            found[eps] = under_singles(place, replace(place.steps, eps=eps, size=size))
+            size = min(1.0, place.steps.step_size * eps / place.steps.eps)
+            found[eps] = under_singles(place, replace(place.steps, eps=eps, step_size=size))
             advance(1, f"eps {eps:.3g}")
     return found
 
@@ -159,7 +192,7 @@ def under_singles(place: AttackContext, steps: PGDConfig) -> dict[str, Logits]:
     """The subject under one single attack an exit: exit k to logits (E, S, C)."""
     attack = Attack("single", steps)
     parts = [
-        craft_each_exit(place.model, images, labels, attack, draw=CounterRNG(0, 0), index=index)
+        craft_each_exit(place.model, images, labels, attack, rng=CounterRNG(0, 0), index=index)
         for images, labels, index in place.batches()
     ]
     attacked = torch.cat(parts, dim=1).numpy()
@@ -217,7 +250,9 @@ def _served(place: AttackContext, deployed: Deployed) -> Callable[[Tensor], Tens
     """From images, which are rounded to 8 bits, through the engine to the logits of the exit that answers."""
 
     def answers(batch: Tensor) -> Tensor:
-        return answer(deployed.policy, torch.from_numpy(place.subject.replay(to_levels(batch.numpy())))).float()
+        return policy_log_probabilities(
+            deployed.policy, torch.from_numpy(place.subject.replay(to_levels(batch.numpy())))
+        ).float()
 
     return answers
 
@@ -238,7 +273,7 @@ def _from_another_run(place: AttackContext) -> dict[str, Images]:
     other, _ = open_run(place.plan.transfer)
     place.progress.note(f"transfer: {len(place.labels)} images attacked on {place.plan.transfer}")
     suites = [
-        attack_suite(other.model, images.numpy(), labels.numpy(), index.numpy(), place.steps)
+        pgd_suite(other.model, images.numpy(), labels.numpy(), index.numpy(), place.steps)
         for images, labels, index in place.batches()
     ]
     return {name: np.concatenate([suite[name] for suite in suites]) for name in ("average", "max-average")}

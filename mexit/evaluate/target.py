@@ -157,13 +157,13 @@ def _bundle_answer(runtime: Runtime) -> Callable[[Images], Logits]:
 
 def _costs(network: gradient_source.Source) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """MACs and parameters; the same numbers as in the manifest, counted on the network."""
-    from mexit.models.exit_costs import count
+    from mexit.models.exit_costs import exit_costs
 
-    costs = count(network.model)
+    costs = exit_costs(network.model)
     return tuple(cost.macs for cost in costs), tuple(cost.parameters for cost in costs)
 
 
 def _spec(network: gradient_source.Source) -> InputSpec:
-    from mexit.models import preset
+    from mexit.models import model_spec
 
-    return preset(network.settings.model).input
+    return model_spec(network.settings.model).input

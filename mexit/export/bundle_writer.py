@@ -1,13 +1,14 @@
-"""Assemble a bundle: segments, manifest, costs, splits, provenance."""
+"""Assemble a bundle in memory: segments, counted costs, splits, provenance."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mexit.core.atomic_io import sha256_bytes
-from mexit.core.bundle import SPLITS
+from mexit.core.bundle import SPLITS, Bundle
 from mexit.core.manifest import (
     FORMAT,
     VERSION,
@@ -22,87 +23,86 @@ from mexit.core.manifest import (
 )
 from mexit.data.splits import Splits
 from mexit.errors import BackendError
-from mexit.export.macs import count
+from mexit.export.macs import count_macs
 from mexit.export.onnx_export import OnnxSegment
 
 SINGLE_FILE = "segments/fp32/all.onnx"
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a bundle is made of: the manifest, and the files it vouches for by their path."""
+class BundleContents:
+    """What goes into a bundle.
 
-    manifest: Manifest
-    files: Mapping[str, bytes]
+    Attributes:
+        classes: names, (C,).
+        input: the input tensor.
+        splits: of the data set that the network was trained on.
+        variants: name to segments in order; "fp32" is required, the others are the same segments in other precisions.
+        provenance: settings, versions and the run, as JSON.
+        calibration: npz files with calibration images, by their path in the bundle.
+        single_file: all fp32 segments in one graph, from `nested_if`.
+    """
+
+    classes: Sequence[str]
+    input: InputSpec
+    splits: Splits
+    variants: Mapping[str, Sequence[OnnxSegment]]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, bytes] = field(default_factory=dict)
+    single_file: bytes | None = None
 
 
-def assemble(
-    name: str,
-    classes: Sequence[str],
-    spec: InputSpec,
-    segments: Sequence[OnnxSegment],
-    splits: Splits,
-    provenance: Mapping[str, Any],
-    calibration: Mapping[str, bytes] | None = None,
-    variants: Mapping[str, Sequence[OnnxSegment]] | None = None,
-    single_file: bytes | None = None,
-) -> Parts:
-    """Put the parts of a bundle together, costs counted on the graphs.
-
-    `segments` are the variant fp32, `variants` the same segments in other precisions, `single_file` all of fp32 in
-    one graph. `calibration` holds images that are to travel in the bundle, by their path in it.
+def build_bundle(path: Path, contents: BundleContents) -> Bundle:
+    """Build the bundle that `Bundle.write` stores at `path`, with MACs counted on the graphs.
 
     Raises:
-        BackendError: an operator cannot be counted, or a variant costs something else than fp32 does.
+        BackendError: an operator cannot be counted, or the MACs of a variant differ from those of fp32.
     """
-    splits_bytes = splits.to_bytes()
-    exits = _exits(segments)
-    files: dict[str, bytes] = {}
-    specs: dict[str, Variant] = {}
-    for variant, graphs in {"fp32": segments, **(variants or {})}.items():
-        if _exits(graphs) != exits:
-            raise BackendError(f"the {variant} segments do not cost what the fp32 segments cost")
-        named = {f"segments/{variant}/{k}.onnx": segment for k, segment in enumerate(graphs, start=1)}
-        files |= {file: segment.content for file, segment in named.items()}
-        specs[variant] = Variant(tuple(_segment_spec(file, segment) for file, segment in named.items()), None)
-    if single_file is not None:
-        files[SINGLE_FILE] = single_file
-        specs["fp32"] = replace(specs["fp32"], single_file=_file_spec(SINGLE_FILE, single_file))
-    hashes = splits.hashes()
-    data = DataSpec(
-        data_set=splits.data_set,
-        sha256=splits.data_sha256,
-        parts={part: SplitSpec(len(index), hashes[part]) for part, index in splits.parts.items()},
-        file=_file_spec(SPLITS, splits_bytes),
-    )
+    exits = _exit_specs(contents.variants["fp32"])
+    files: dict[str, bytes] = {SPLITS: contents.splits.to_bytes(), **contents.calibration}
+    variants: dict[str, Variant] = {}
+    for name, segments in contents.variants.items():
+        if _exit_specs(segments) != exits:
+            raise BackendError(f"the {name} segments have other MACs than the fp32 segments")
+        specs = []
+        for k, segment in enumerate(segments, start=1):
+            spec = _file_spec(f"segments/{name}/{k}.onnx", segment.content)
+            files[spec.file] = segment.content
+            specs.append(SegmentSpec(spec.file, spec.sha256, spec.bytes, segment.inputs, segment.outputs))
+        single_file = None
+        if name == "fp32" and contents.single_file is not None:
+            files[SINGLE_FILE] = contents.single_file
+            single_file = _file_spec(SINGLE_FILE, contents.single_file)
+        variants[name] = Variant(tuple(specs), single_file)
     manifest = Manifest(
         format=FORMAT,
         version=VERSION,
-        name=name,
-        classes=tuple(classes),
-        input=spec,
+        name=path.name,
+        classes=tuple(contents.classes),
+        input=contents.input,
         exits=exits,
-        variants=specs,
-        splits=data,
-        calibration=tuple(_file_spec(file, content) for file, content in (calibration or {}).items()),
-        provenance=provenance,
+        variants=variants,
+        splits=_data_spec(contents.splits, files[SPLITS]),
+        calibration=tuple(_file_spec(file, content) for file, content in contents.calibration.items()),
+        provenance=contents.provenance,
     )
-    return Parts(manifest, {**files, **(calibration or {}), SPLITS: splits_bytes})
+    return Bundle.from_parts(path, manifest, files)
+
+
+def _data_spec(splits: Splits, content: bytes) -> DataSpec:
+    hashes = splits.hashes()
+    parts = {name: SplitSpec(len(index), hashes[name]) for name, index in splits.parts.items()}
+    return DataSpec(splits.data_set, splits.data_sha256, parts, _file_spec(SPLITS, content))
 
 
 def _file_spec(file: str, content: bytes) -> FileSpec:
     return FileSpec(file, sha256_bytes(content), len(content))
 
 
-def _segment_spec(file: str, segment: OnnxSegment) -> SegmentSpec:
-    content = segment.content
-    return SegmentSpec(file, sha256_bytes(content), len(content), segment.inputs, segment.outputs)
-
-
-def _exits(segments: Sequence[OnnxSegment]) -> tuple[ExitSpec, ...]:
+def _exit_specs(segments: Sequence[OnnxSegment]) -> tuple[ExitSpec, ...]:
     exits, macs, parameters = [], 0, 0
     for segment in segments:
-        trunk, head = count(segment.model)
+        trunk, head = count_macs(segment.model)
         macs += trunk + head
         parameters += segment.parameters
         exits.append(ExitSpec(trunk, head, macs, parameters))

@@ -1,14 +1,15 @@
-"""MACs counted on the exported graph: a table of operators, one small function each.
+"""Count the MACs of an exported segment, operator by operator.
 
-One multiply-add is one MAC, and biases, activations, pooling and data movement are free, as in the papers'
-convolution-and-linear counts. An operator that is not in the table is an error: a cost is never guessed.
+1 MAC = 1 multiply-add of a convolution or matrix product. Biases, activations, pooling and data movement count 0, as in
+the papers. An operator outside `COUNTED` and `FREE` is an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
+
+import onnx
 
 from mexit.errors import BackendError
 
@@ -22,30 +23,30 @@ FREE = frozenset({
 })  # fmt: skip
 
 
-def count(model: Any) -> tuple[int, int]:
-    """MACs of one sample through an ONNX segment.
+def count_macs(model: onnx.ModelProto) -> tuple[int, int]:
+    """Count the MACs of one image through a segment.
 
     Args:
-        model: a ModelProto with inferred shapes, whose last output is the logits.
+        model: with inferred shapes; its last output is the logits.
 
     Returns:
-        (trunk, head): what later segments need too, and what only this exit needs. Where nothing else comes out
-        (the last exit), everything is trunk.
+        (trunk, head): MACs that the carried features need, and MACs that only the logits need. The last segment has
+        no carried features, so all of it is trunk.
 
     Raises:
-        BackendError: an operator that cannot be counted, or a shape that is not known.
+        BackendError: an operator is not in the table, or a shape is unknown.
     """
     graph = model.graph
     shapes = _shapes(graph)
     costs = [_node_macs(node, shapes) for node in graph.node]
     features = [value.name for value in graph.output[:-1]]
-    needed = _needed_for(graph, features or [graph.output[-1].name])
-    trunk = sum(cost for place, cost in enumerate(costs) if place in needed)
+    needed = _ancestors(graph, features or [graph.output[-1].name])
+    trunk = sum(cost for i, cost in enumerate(costs) if i in needed)
     return trunk, sum(costs) - trunk
 
 
 def _conv(inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
-    # Weights are (C_out, C_in / groups, k, k): every output value costs one product a weight of its channel.
+    # Weights are (C_out, C_in / groups, k, k): each output value sums one product per weight of its channel.
     return prod(outputs[0][1:]) * prod(inputs[1][1:])
 
 
@@ -65,23 +66,23 @@ COUNTED: dict[str, Callable[[Sequence[Shape], Sequence[Shape]], int]] = {
 }
 
 
-def _node_macs(node: Any, shapes: dict[str, Shape]) -> int:
+def _node_macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
     if node.domain not in ("", "ai.onnx") or (node.op_type not in COUNTED and node.op_type not in FREE):
         raise BackendError(
-            f"cannot count the cost of operator {node.domain or 'ai.onnx'}.{node.op_type}: known are "
-            f"{', '.join(sorted(COUNTED))} and the free {', '.join(sorted(FREE))}"
+            f"cannot count the MACs of operator {node.domain or 'ai.onnx'}.{node.op_type}: supported are "
+            f"{', '.join(sorted(COUNTED))} and, at no cost, {', '.join(sorted(FREE))}"
         )
     if node.op_type not in COUNTED:
         return 0
     missing = [name for name in (*node.input, *node.output) if name and name not in shapes]
     if missing:
-        raise BackendError(f"cannot count {node.op_type}: the shapes of {', '.join(missing)} are not known")
+        raise BackendError(f"cannot count the MACs of {node.op_type}: unknown shape of {', '.join(missing)}")
     inputs, outputs = ([shapes[name] for name in names if name] for names in (node.input, node.output))
     return COUNTED[node.op_type](inputs, outputs)
 
 
-def _shapes(graph: Any) -> dict[str, Shape]:
-    """Shapes by name; the batch dimension counts as 1."""
+def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
+    """Shape of every tensor by name, with batch size 1."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         dims = value.type.tensor_type.shape.dim
@@ -90,14 +91,14 @@ def _shapes(graph: Any) -> dict[str, Shape]:
     return shapes
 
 
-def _needed_for(graph: Any, names: Sequence[str]) -> set[int]:
-    """Places of the nodes that these outputs depend on."""
-    maker = {name: place for place, node in enumerate(graph.node) for name in node.output}
-    found: set[int] = set()
-    todo = list(names)
-    while todo:
-        place = maker.get(todo.pop())
-        if place is not None and place not in found:
-            found.add(place)
-            todo += [name for name in graph.node[place].input if name]
-    return found
+def _ancestors(graph: onnx.GraphProto, names: Sequence[str]) -> set[int]:
+    """Indices of the nodes on which the named tensors depend."""
+    producer = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    ancestors: set[int] = set()
+    pending = list(names)
+    while pending:
+        i = producer.get(pending.pop())
+        if i is not None and i not in ancestors:
+            ancestors.add(i)
+            pending += [name for name in graph.node[i].input if name]
+    return ancestors

@@ -1,188 +1,183 @@
-"""The whole adaptive network as one ONNX graph: later segments lie inside nested `If`s, so that they run only for
-an image that is not sure yet. For programs with an ONNX engine and nothing else; one image a call.
+"""Write the whole early-exit network as one ONNX graph, for programs that have an ONNX engine but not mexit.
 
-    inputs   the image (1, C, H, W) float32 in [0, 1], under the bundle's name for it
-             thresholds (E-1,) float64, NaN = never leave here; temperatures (E,) float64
-             measure int64 scalar, a place in `core.single_file.MEASURES`; ensemble bool scalar
-    outputs  logits (1, C) float32 and probabilities (1, C) float64 of the exit that answered,
+Each segment after the first lies inside the `If` of the exit before it, so it runs only for an image that has not
+exited yet. One image a call.
+
+    inputs   image (1, C, H, W) float32 in [0, 1], named as in the bundle
+             thresholds (E-1,) float64, NaN = never exit here; temperatures (E,) float64
+             measure int64 scalar, an index into `MEASURES`; ensemble bool scalar
+    outputs  logits (1, C) float32 and probabilities (1, C) float64 of the exit that answers,
              exit (1,) int64 from 1, score (1,) float64
 
-Scores are float64 as in `core.scores`, computed by the engine's own exp and log: equal to about 1e-12. The
-measure `agreement` is not in the graph: it has no float64 arc tangent in common engines.
+Scores are computed in float64 as in `core.scores` and agree with it to about 1e-12. The measure `agreement` is not
+available: it needs an arc tangent in float64, which common engines lack.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from numpy.typing import NDArray
+from onnxscript import GraphBuilder, OpBuilder, ir
 
-from mexit.core.single_file import MEASURES, OUTPUTS
+from mexit.core.policy import Policy
 from mexit.errors import UsageError
 
-MOST_EXITS = 20  # each is nested in the one before, and loaders bound the depth
-_DOUBLE, _FLOAT, _INT64, _BOOL = TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+MEASURES = ("max-probability", "margin", "entropy")
+OUTPUTS = ("logits", "probabilities", "exit", "score")
+MAX_EXITS = 20  # each exit is one level of nesting, and ONNX loaders limit the depth
 
 
-def single_file(segments: Sequence[onnx.ModelProto]) -> bytes:
-    """Nest the segments of one network, each as `to_onnx` exports it.
+def build_single_file(segments: Sequence[onnx.ModelProto]) -> bytes:
+    """Nest the segments of one network in one ONNX file.
+
+    Args:
+        segments: float32 segments in order, as `onnx_export.export_segment` makes them.
 
     Raises:
-        UsageError: more exits than can be nested.
+        UsageError: the network has more than `MAX_EXITS` exits.
     """
-    if len(segments) > MOST_EXITS:
-        raise UsageError(f"a single file holds at most {MOST_EXITS} exits, this network has {len(segments)}")
-    first, classes = segments[0].graph, segments[0].graph.output[-1].type.tensor_type.shape.dim[-1].dim_value
-    image = first.input[0]
-    height_width = [dim.dim_value for dim in image.type.tensor_type.shape.dim[1:]]
-    graph = _Graph("mexit")
-    _exit(graph, segments, 1, None, classes)
-    exits = len(segments)
-    made = helper.make_graph(
-        graph.nodes,
-        "mexit",
-        [
-            helper.make_tensor_value_info(image.name, _FLOAT, [1, *height_width]),
-            helper.make_tensor_value_info("thresholds", _DOUBLE, [exits - 1]),
-            helper.make_tensor_value_info("temperatures", _DOUBLE, [exits]),
-            helper.make_tensor_value_info("measure", _INT64, []),
-            helper.make_tensor_value_info("ensemble", _BOOL, []),
-        ],
-        _outputs("", classes),
-        graph.initializers,
+    if len(segments) > MAX_EXITS:
+        raise UsageError(f"a single file holds at most {MAX_EXITS} exits, this network has {len(segments)}")
+    first = segments[0].graph
+    image_shape = [dim.dim_value for dim in first.input[0].type.tensor_type.shape.dim[1:]]
+    classes = first.output[-1].type.tensor_type.shape.dim[-1].dim_value
+    opsets = {opset.domain: opset.version for opset in segments[0].opset_import}
+    builder = GraphBuilder(ir.Graph([], [], nodes=[], opset_imports=opsets, name="mexit"))
+    image = builder.input(first.input[0].name, ir.DataType.FLOAT, [1, *image_shape])
+    network = _NestedNetwork(
+        segments=[ir.from_proto(segment).graph for segment in segments],
+        classes=classes,
+        thresholds=builder.input("thresholds", ir.DataType.DOUBLE, [len(segments) - 1]),
+        temperatures=builder.input("temperatures", ir.DataType.DOUBLE, [len(segments)]),
+        measure=builder.input("measure", ir.DataType.INT64, []),
+        ensemble=builder.input("ensemble", ir.DataType.BOOL, []),
     )
-    model = helper.make_model(
-        made, opset_imports=segments[0].opset_import, ir_version=segments[0].ir_version, producer_name="mexit"
-    )
-    helper.set_model_props(model, {"mexit.measures": ",".join(MEASURES)})
-    onnx.checker.check_model(model, full_check=True)
-    content: bytes = model.SerializeToString()
+    for name, value in zip(OUTPUTS, network.add_exit(builder.op, 1, [image], None), strict=True):
+        builder.add_output(value, name)
+    model = ir.Model(builder.graph, ir_version=segments[0].ir_version, producer_name="mexit")
+    model.metadata_props["mexit.measures"] = ",".join(MEASURES)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    content: bytes = proto.SerializeToString()
     return content
 
 
-@dataclass
-class _Graph:
-    """Nodes and constants of one (sub)graph; `prefix` keeps its names apart from those of all others."""
+def policy_inputs(policy: Policy) -> dict[str, NDArray[Any]]:
+    """The inputs of a single file that select a policy: thresholds, temperatures, measure and ensemble.
 
-    prefix: str
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    initializers: list[onnx.TensorProto] = field(default_factory=list)
-
-    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """A node with one output, whose name is returned."""
-        name = f"{self.prefix}.{operator}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [name], name, **attributes))
-        return name
-
-    def constant(self, kind: int, shape: Sequence[int], values: Sequence[float]) -> str:
-        """An initializer, whose name is returned."""
-        name = f"{self.prefix}.constant_{len(self.initializers)}"
-        self.initializers.append(helper.make_tensor(name, kind, shape, values))
-        return name
-
-    def include(self, segment: onnx.GraphProto, prefix: str) -> list[str]:
-        """The nodes of a segment; its inputs and outputs keep their names, which join it to its neighbours."""
-        kept = {value.name for value in (*segment.input, *segment.output)} | {""}
-
-        def renamed(names: Sequence[str]) -> list[str]:
-            return [name if name in kept else f"{prefix}.{name}" for name in names]
-
-        for tensor in segment.initializer:
-            copy = onnx.TensorProto()
-            copy.CopyFrom(tensor)
-            (copy.name,) = renamed([tensor.name])
-            self.initializers.append(copy)
-        for place, node in enumerate(segment.node):
-            twin = onnx.NodeProto()
-            twin.CopyFrom(node)
-            twin.name = f"{prefix}.{place}.{node.name}"
-            twin.input[:], twin.output[:] = renamed(node.input), renamed(node.output)
-            self.nodes.append(twin)
-        return [value.name for value in segment.output]
-
-
-def _exit(graph: _Graph, segments: Sequence[onnx.ModelProto], k: int, total: str | None, classes: int) -> None:
-    """Segment `k`, its score, and an `If` that holds all later ones; `total` is the ensemble's sum so far."""
-    logits = graph.include(segments[k - 1].graph, f"segment_{k}")[-1]
-    log_answer, total = _log_answer(graph, k, logits, total)
-    probabilities = graph.add("Exp", log_answer)
-    score = _score(graph, log_answer, probabilities, classes)
-    last = k == len(segments)
-    out = graph if last else _Graph(f"leave_{k}")
-    answer: tuple[str, ...] = (
-        out.add("Identity", logits),
-        out.add("Identity", probabilities),
-        out.add("Identity", out.constant(_INT64, [1], [k])),
-        out.add("Identity", score),
-    )
-    if not last:
-        place = graph.constant(_INT64, [1], [k - 1])
-        sure = graph.add("GreaterOrEqual", score, graph.add("Gather", "thresholds", place))
-        leave = helper.make_graph(out.nodes, f"leave_{k}", [], _typed(answer, classes), out.initializers)
-        later = _Graph(f"go_on_{k}")
-        _exit(later, segments, k + 1, total, classes)
-        names = [later.prefix + "/" + name for name in OUTPUTS]
-        go_on = helper.make_graph(later.nodes, f"go_on_{k}", [], _typed(names, classes), later.initializers)
-        answer = tuple(f"{graph.prefix}.answer.{name}" for name in OUTPUTS)
-        condition = graph.add("Squeeze", sure)
-        graph.nodes.append(
-            helper.make_node("If", [condition], answer, f"if_{k}", then_branch=leave, else_branch=go_on)
+    Raises:
+        UsageError: the file cannot compute the policy's measure.
+    """
+    if policy.measure not in MEASURES:
+        raise UsageError(
+            f"the single file cannot score by {policy.measure}: calibrate with mexit calibrate --measure and one of "
+            f"{', '.join(MEASURES)}"
         )
-    prefix = "" if k == 1 else graph.prefix + "/"
-    for inner, name in zip(answer, OUTPUTS, strict=True):
-        graph.nodes.append(helper.make_node("Identity", [inner], [prefix + name], f"{prefix}{name}"))
+    return {
+        "thresholds": np.array([np.nan if value is None else value for value in policy.thresholds], np.float64),
+        "temperatures": np.array(policy.temperatures, np.float64),
+        "measure": np.array(MEASURES.index(policy.measure), np.int64),
+        "ensemble": np.array(policy.ensemble, np.bool_),
+    }
 
 
-def _log_answer(graph: _Graph, k: int, logits: str, total: str | None) -> tuple[str, str]:
-    """Log-probabilities with which exit `k` answers, and the log of the sum of the exits so far, each (1, C)."""
-    temperature = graph.add("Gather", "temperatures", graph.constant(_INT64, [1], [k - 1]))
-    log_exit = _log_softmax(graph, graph.add("Div", graph.add("Cast", logits, to=_DOUBLE), temperature))
-    if total is None:
-        return log_exit, log_exit
-    larger = graph.add("Max", total, log_exit)
-    parts = [graph.add("Exp", graph.add("Sub", part, larger)) for part in (total, log_exit)]
-    total = graph.add("Add", larger, graph.add("Log", graph.add("Add", *parts)))
-    mean = graph.add("Sub", total, graph.constant(_DOUBLE, [1], [math.log(k)]))
-    return graph.add("Where", "ensemble", mean, log_exit), total
+@dataclass(frozen=True)
+class _NestedNetwork:
+    """Adds the nodes of a network's exits to a graph.
 
+    Attributes:
+        segments: in order.
+        classes: C.
+        thresholds, temperatures, measure, ensemble: inputs of the whole graph.
+    """
 
-def _log_softmax(graph: _Graph, values: str) -> str:
-    shifted = graph.add("Sub", values, _reduce(graph, "ReduceMax", values))
-    return graph.add("Sub", shifted, graph.add("Log", _reduce(graph, "ReduceSum", graph.add("Exp", shifted))))
+    segments: Sequence[ir.Graph]
+    classes: int
+    thresholds: ir.Value
+    temperatures: ir.Value
+    measure: ir.Value
+    ensemble: ir.Value
 
+    def add_exit(
+        self, op: OpBuilder, k: int, carried: Sequence[ir.Value], log_total: ir.Value | None
+    ) -> Sequence[ir.Value]:
+        """Add segment k, its score, and an `If` that holds all later segments.
 
-def _score(graph: _Graph, log_answer: str, probabilities: str, classes: int) -> str:
-    """The score (1,) by the measure that the caller chooses."""
-    top = _reduce(graph, "ReduceMax", log_answer)
-    places = graph.constant(_INT64, [1, classes], range(classes))
-    is_top = graph.add("Equal", places, graph.add("ArgMax", log_answer, axis=1))
-    others = graph.add("Where", is_top, graph.constant(_DOUBLE, [1], [-math.inf]), log_answer)
-    second = _reduce(graph, "ReduceMax", others)
-    powers = graph.add("Exp", graph.add("Sub", others, second))
-    log_others = graph.add("Add", second, graph.add("Log", _reduce(graph, "ReduceSum", powers)))
-    scores = (
-        graph.add("Sub", top, log_others),
-        graph.add("Sub", top, second),
-        _reduce(graph, "ReduceSum", graph.add("Mul", probabilities, log_answer)),
-    )
-    chosen = graph.add("Gather", graph.add("Concat", *scores, axis=1), "measure", axis=1)
-    return chosen
+        Args:
+            op: adds nodes to the graph of this nesting level.
+            k: the exit, from 1.
+            carried: the inputs of segment k.
+            log_total: log of the summed probabilities of exits 1..k-1, (1, C); None at exit 1.
 
+        Returns:
+            One value for each of `OUTPUTS`.
+        """
+        op.builder.push_module(f"exit_{k}")  # a prefix of its own keeps the names of nested graphs apart
+        *features, logits = self._add_segment(op, k, carried)
+        log_probabilities, log_total = self._add_probabilities(op, k, logits, log_total)
+        probabilities = op.Exp(log_probabilities)
+        score = self._add_score(op, log_probabilities, probabilities)
 
-def _reduce(graph: _Graph, operator: str, values: str) -> str:
-    return graph.add(operator, values, graph.constant(_INT64, [1], [1]), keepdims=1)
+        def answer(op: OpBuilder) -> Sequence[ir.Value]:
+            return [op.Identity(value) for value in (logits, probabilities, [k], score)]
 
+        def go_on(op: OpBuilder) -> Sequence[ir.Value]:
+            return self.add_exit(op, k + 1, features, log_total)
 
-def _outputs(prefix: str, classes: int) -> list[onnx.ValueInfoProto]:
-    return _typed([prefix + name for name in OUTPUTS], classes)
+        def branch(add_nodes: Callable[[OpBuilder], Sequence[ir.Value]]) -> ir.Graph:
+            name = f"exit_{k}_{add_nodes.__name__}"
+            return op.builder.subgraph(
+                add_nodes, [], [ir.val(f"{name}.{output}") for output in OUTPUTS], name=name
+            )
 
+        if k == len(self.segments):
+            return answer(op)
+        exits_here = op.Squeeze(op.GreaterOrEqual(score, op.Gather(self.thresholds, [k - 1])))
+        values: Sequence[ir.Value] = op.If(
+            exits_here, then_branch=branch(answer), else_branch=branch(go_on), _outputs=len(OUTPUTS)
+        )
+        return values
 
-def _typed(names: Sequence[str], classes: int) -> list[onnx.ValueInfoProto]:
-    kinds = zip((_FLOAT, _DOUBLE, _INT64, _DOUBLE), ([1, classes], [1, classes], [1], [1]), strict=True)
-    return [
-        helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in zip(names, kinds, strict=True)
-    ]
+    def _add_segment(self, op: OpBuilder, k: int, carried: Sequence[ir.Value]) -> Sequence[ir.Value]:
+        """Add the nodes and weights of segment k; return its outputs, logits last."""
+        segment = self.segments[k - 1]
+        for name, weight in list(segment.initializers.items()):
+            del segment.initializers[name]
+            weight.name = f"segment_{k}.{name}"
+            op.builder.graph.register_initializer(weight)
+        outputs = op.call_inline(ir.Function("", f"segment_{k}", graph=segment, attributes=[]), *carried)
+        return outputs if isinstance(outputs, Sequence) else [outputs]
+
+    def _add_probabilities(
+        self, op: OpBuilder, k: int, logits: ir.Value, log_total: ir.Value | None
+    ) -> tuple[ir.Value, ir.Value]:
+        """Log-probabilities with which exit k answers, and the log of the sum over exits 1..k, each (1, C) float64."""
+        tempered = op.Div(op.Cast(logits, to=ir.DataType.DOUBLE), op.Gather(self.temperatures, [k - 1]))
+        shifted = op.Sub(tempered, op.ReduceMax(tempered, [1]))  # not LogSoftmax: ONNX Runtime's drops a NaN
+        log_exit = op.Sub(shifted, op.ReduceLogSumExp(shifted, [1]))
+        if log_total is None:
+            return log_exit, log_exit
+        larger = op.Max(log_total, log_exit)
+        total = op.Add(op.Exp(op.Sub(log_total, larger)), op.Exp(op.Sub(log_exit, larger)))
+        log_total = op.Add(larger, op.Log(total))
+        return op.Where(self.ensemble, op.Sub(log_total, math.log(k)), log_exit), log_total
+
+    def _add_score(self, op: OpBuilder, log_probabilities: ir.Value, probabilities: ir.Value) -> ir.Value:
+        """The score (1,) by each measure, then the one that the input `measure` selects."""
+        ordered, _ = op.TopK(log_probabilities, [self.classes], axis=1, _outputs=2)
+        largest, others = op.Split(ordered, [1, self.classes - 1], axis=1, _outputs=2)
+        second = op.Gather(others, [0], axis=1)
+        log_others = op.Add(second, op.ReduceLogSumExp(op.Sub(others, second), [1]))
+        scores = (
+            op.Sub(largest, log_others),
+            op.Sub(largest, second),
+            op.ReduceSum(op.Mul(probabilities, log_probabilities), [1]),
+        )
+        score: ir.Value = op.Gather(op.Concat(*scores, axis=1), self.measure, axis=1)
+        return score

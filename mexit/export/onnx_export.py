@@ -1,21 +1,22 @@
-"""One ONNX file a segment, through torch's own exporter, weights inside, the batch dimension named."""
+"""Export one segment to ONNX with torch's exporter: weights inside the file, dynamic batch dimension."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import onnx
+import onnxscript  # noqa: F401  torch's exporter needs it, and its own error message is less clear
 import torch
 
 from mexit.core.manifest import TensorSpec
-from mexit.errors import missing_extra
-from mexit.export.segments import Cut
+from mexit.export.segments import TorchSegment
 
 OPSET = 20
+MAX_BATCH = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -23,57 +24,47 @@ class OnnxSegment:
     """A segment in ONNX.
 
     Attributes:
-        model: the parsed protobuf, for counting.
+        model: the protobuf, shapes inferred.
         content: the bytes of the file.
-        inputs, outputs: what the file declares, batch as -1.
-        parameters: trained numbers; the file may hold equal ones once.
+        inputs, outputs: names, shapes (batch = -1) and dtypes; the last output is the logits.
+        parameters: number of trained values in the torch module; the file may store equal tensors once.
     """
 
-    model: Any
+    model: onnx.ModelProto
     content: bytes
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parameters: int
 
 
-def to_onnx(cut: Cut) -> OnnxSegment:
-    """Export one segment. Raises `MissingExtra` without onnx or onnxscript."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401  torch's exporter needs it and says so less clearly
-    except ImportError as error:
-        raise missing_extra(error.name or "onnx", "train", "Exporting a network") from None
-    batch = torch.export.Dim("batch", min=1, max=1 << 20)
-    with _quiet():
+def export_segment(segment: TorchSegment) -> OnnxSegment:
+    """Export one segment in float32."""
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    with _quiet_exporter():
         program = torch.onnx.export(
-            cut.module,
-            cut.example,
+            segment.module,
+            segment.example,
             dynamo=True,
             external_data=False,
             opset_version=OPSET,
-            input_names=list(cut.inputs),
-            output_names=list(cut.outputs),
-            dynamic_shapes=(tuple({0: batch} for _ in cut.inputs),),  # nested: forward takes *carried
+            input_names=list(segment.inputs),
+            output_names=list(segment.outputs),
+            dynamic_shapes=(tuple({0: batch} for _ in segment.inputs),),  # nested: forward takes *carried
             verbose=False,
         )
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned nothing")
-    return finished(program.model_proto, sum(parameter.numel() for parameter in cut.module.parameters()))
+    assert program is not None
+    return finalize(program.model_proto, sum(parameter.numel() for parameter in segment.module.parameters()))
 
 
-def finished(model: Any, parameters: int) -> OnnxSegment:
-    """A ModelProto with every shape inferred, checked, as a segment."""
-    import onnx
-
+def finalize(model: onnx.ModelProto, parameters: int) -> OnnxSegment:
+    """Infer all shapes of a segment's model, check it and serialise it."""
     model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     onnx.checker.check_model(model, full_check=True)
-    graph = model.graph
-    return OnnxSegment(model, model.SerializeToString(), _specs(graph.input), _specs(graph.output), parameters)
+    inputs, outputs = _tensor_specs(model.graph.input), _tensor_specs(model.graph.output)
+    return OnnxSegment(model, model.SerializeToString(), inputs, outputs, parameters)
 
 
-def _specs(values: Any) -> tuple[TensorSpec, ...]:
-    import onnx
-
+def _tensor_specs(values: Sequence[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
     specs = []
     for value in values:
         tensor = value.type.tensor_type
@@ -84,8 +75,8 @@ def _specs(values: Any) -> tuple[TensorSpec, ...]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter logs about torchvision's absence and warns of its own deprecated calls."""
+def _quiet_exporter() -> Iterator[None]:
+    """Hide the exporter's log lines about torchvision and its warnings about its own deprecated calls."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""One file a command: compose the stages, return a frozen result. Also the Python API of each command.
+"""Flows: one file per command that composes the stages and returns a frozen result.
 
-Flows print nothing; they tell a `progress.Progress` what they do.
+A flow prints nothing; it reports to a `core.progress.Progress`.
 """

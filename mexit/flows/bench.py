@@ -1,16 +1,15 @@
-"""`mexit bench`: latency of a bundle on this machine, per path and batch.
+"""`mexit bench`: measure the latency of a bundle on this machine, per path and batch size.
 
-Paths: `full` runs every segment, `exit 1` leaves everybody there, and each calibrated budget leaves as it would on
-the bundle's own calibration images, if the data set is at hand, else on random images. Paths take turns, so that a
-noisy machine is noisy for all of them.
+The path `full` runs every segment, `exit 1` stops at the first exit, and each calibrated budget leaves as its policy
+decides on the bundle's own calibration images, or on random images where the data set is missing. The paths
+alternate, so that background load affects all of them.
 """
 
 from __future__ import annotations
 
-import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,35 @@ from numpy.typing import NDArray
 
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.budget import NAMED_FRACTIONS
+from mexit.core.bundle import Bundle
 from mexit.core.progress import Progress, Silent
+from mexit.core.resource_limits import processor_name, read_limits
 from mexit.data import registry
 from mexit.data.splits import Splits
 from mexit.errors import MexitError, UsageError
-from mexit.flows.tune import tune as tune_engines
-from mexit.runtime.autotune import Explanation
-from mexit.runtime.latency_profile import processor
+from mexit.runtime import autotune
 from mexit.runtime.runtime import Runtime
 
 BATCHES = (1, 8, 64)
 REPEATS = 200
 MIN_REPEATS = 20
+WARM_UP = 5
+IMAGES, RANDOM_IMAGES = 512, 64
 
 
 @dataclass(frozen=True)
 class Row:
-    """Latency of one path.
+    """Latency of one path at one batch size.
 
     Attributes:
-        engine, threads, batch, path: what was timed.
-        p50_us, p95_us, mean_us: microseconds a call (a whole batch). Early exit is about the mean: the median of
-            single images is that of one exit.
-        n: calls.
+        engine: name of the engine.
+        threads: threads of the engine.
+        batch: images per call.
+        path: "full", "exit 1" or the name of a budget.
+        p50_us: median latency of a call in microseconds. For single images, this is the latency of one exit.
+        p95_us: 95th percentile in microseconds.
+        mean_us: mean in microseconds, which is what early exit lowers.
+        n: number of timed calls.
     """
 
     engine: str
@@ -57,25 +62,32 @@ class Row:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All rows, the machine they were measured on, and how its engines compare if that was asked for."""
+    """The latencies of a bundle.
+
+    Attributes:
+        rows: one row per path and batch size.
+        machine: processor, number of cores and system.
+        images: description of the images.
+        tuning: comparison of the engines; None unless it was requested.
+    """
 
     rows: tuple[Row, ...]
     machine: dict[str, Any]
     images: str
-    tuning: Explanation | None = None
+    tuning: autotune.Explanation | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
-        found = {"rows": [asdict(row) for row in self.rows], "machine": self.machine, "images": self.images}
-        return {**found, "tuning": self.tuning.to_json()} if self.tuning else found
+        """Return the object of `mexit bench --json`."""
+        fields = {"rows": [asdict(row) for row in self.rows], "machine": self.machine, "images": self.images}
+        return {**fields, "tuning": self.tuning.to_json()} if self.tuning else fields
 
     def slower_than_full(self) -> list[tuple[str, int]]:
-        """Budgets, and at which batch, that take longer than the whole network does without its early heads."""
+        """Return path and batch size of the rows with a larger mean than `full`, which runs no early heads."""
         full = {row.batch: row.mean_us for row in self.rows if row.path == "full"}
         return [(row.path, row.batch) for row in self.rows if row.mean_us > full[row.batch]]
 
 
-def bench(
+def bench_bundle(
     bundle: Path | None = None,
     *,
     backend: str = "auto",
@@ -86,57 +98,70 @@ def bench(
     tune: bool = False,
     progress: Progress | None = None,
 ) -> BenchResult:
-    """Time a bundle. See the module for the paths; `tune` compares the engines of this device first."""
+    """Measure the latency of a bundle.
+
+    Args:
+        bundle: a bundle directory; default the newest.
+        backend: name of the engine, or "auto".
+        threads: threads of the engine; default the fastest measured number, else 1.
+        batches: batch sizes, at least 1.
+        repeats: timed calls of each path and batch size, at least 20.
+        data_dir: folder of the data sets; default `MEXIT_DATA`.
+        tune: measure every engine of this device first, and store the result for "auto".
+        progress: receives the progress.
+
+    Raises:
+        UsageError: `repeats` or a batch size is too small.
+        MexitError: the bundle or the engine cannot be opened.
+    """
     progress = progress or Silent()
     if repeats < MIN_REPEATS or min(batches) < 1:
         raise UsageError(f"at least {MIN_REPEATS} repeats and batches of 1, found {repeats} and {list(batches)}")
     path = bundle or newest(BUNDLES, progress)
-    tuning = tune_engines(path, progress=progress) if tune else None
+    tuning = autotune.tune(Bundle.open(path)) if tune else None
     runtime = Runtime.open(path, "full", backend=backend, threads=threads)
-    images, said = _images(runtime, data_dir)
-    rows = []
-    with progress.track("timing", len(batches) * repeats) as advance:
+    images, description = _images(runtime, data_dir)
+    rows: list[Row] = []
+    with progress.track("timing", len(batches) * (WARM_UP + repeats)) as advance:
         for batch in batches:
-            paths = _paths(runtime)
-            times: dict[str, list[float]] = {name: [] for name in paths}
-            for repeat in range(repeats + MIN_REPEATS // 4):
-                start = repeat * batch % len(images)
-                part = np.take(images, range(start, start + batch), axis=0, mode="wrap")
-                for name, call in paths.items():
-                    begin = time.perf_counter()
-                    call(part)
-                    times[name].append((time.perf_counter() - begin) * 1e6)
-                advance(1 if repeat < repeats else 0, f"batch {batch}")
-            rows += [_row(runtime, batch, name, values) for name, values in times.items()]
-    return BenchResult(tuple(rows), machine(), said, tuning)
+            times_us: dict[str, list[float]] = {}
+            for repeat in range(WARM_UP + repeats):
+                index = np.arange(repeat * batch, (repeat + 1) * batch) % len(images)
+                for name, latency_us in _time_paths(runtime, images[index]).items():
+                    times_us.setdefault(name, []).append(latency_us)
+                advance(1, f"batch {batch}")
+            rows += [_row(runtime, batch, name, times[WARM_UP:]) for name, times in times_us.items()]
+    return BenchResult(tuple(rows), machine(), description, tuning)
 
 
 def machine() -> dict[str, Any]:
-    """What a result page must say of the hardware."""
-    return {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()}
+    """Return processor, number of cores and system, for result pages."""
+    return {"cpu": processor_name(), "cores": read_limits().processors, "system": platform.platform()}
 
 
-def _paths(runtime: Runtime) -> dict[str, Callable[[NDArray[np.float32]], Any]]:
-    paths: dict[str, Callable[[NDArray[np.float32]], Any]] = {
-        "full": lambda part: runtime.answer_tensor(part, budget="full"),
-        "exit 1": lambda part: runtime.answer_tensor(part, budget="full", max_exit=1),
-    }
+def _time_paths(runtime: Runtime, images: NDArray[np.float32]) -> dict[str, float]:
+    """Return the latency of one call of each path, in microseconds."""
+    paths: dict[str, tuple[str, int | None]] = {"full": ("full", None), "exit 1": ("full", 1)}
     if runtime.calibrated:
-        for name in NAMED_FRACTIONS:
-            if name != "full":
-                paths[name] = lambda part, name=name: runtime.answer_tensor(part, budget=name)  # type: ignore[misc]
-    return paths
+        paths.update({name: (name, None) for name in NAMED_FRACTIONS if name != "full"})
+    times_us = {}
+    for path, (budget, max_exit) in paths.items():
+        start = time.perf_counter()
+        runtime.answer_tensor(images, budget=budget, max_exit=max_exit)
+        times_us[path] = (time.perf_counter() - start) * 1e6
+    return times_us
 
 
-def _row(runtime: Runtime, batch: int, path: str, values: list[float]) -> Row:
-    counted = np.asarray(values[MIN_REPEATS // 4 :])
-    p50, p95 = np.quantile(counted, [0.5, 0.95])
-    times = float(p50), float(p95), float(counted.mean())
-    return Row(runtime.backend.engine, runtime.threads, batch, path, *times, len(counted))
+def _row(runtime: Runtime, batch: int, path: str, times_us: Sequence[float]) -> Row:
+    p50, p95 = np.quantile(times_us, [0.5, 0.95])
+    mean = np.mean(times_us)
+    return Row(
+        runtime.backend.engine, runtime.threads, batch, path, float(p50), float(p95), float(mean), len(times_us)
+    )
 
 
 def _images(runtime: Runtime, data_dir: str | Path | None) -> tuple[NDArray[np.float32], str]:
-    """Calibration images, or random ones where the data set is not at hand, and which."""
+    """Return images (B, C, H, W) in [0, 1] and their description: calibration images, else random ones."""
     bundle = runtime.bundle
     stored = bundle.splits()
     try:
@@ -144,9 +169,11 @@ def _images(runtime: Runtime, data_dir: str | Path | None) -> tuple[NDArray[np.f
             data = registry.load(bundle.manifest.splits.data_set, data_dir)
             splits = Splits.from_bytes(stored, bundle.path)
             splits.check(data)
-            index = splits.part("calibration")[:512]
+            index = splits.part("calibration")[:IMAGES]
             return data.batch(index, bundle.manifest.input), f"{len(index)} calibration images of {data.name}"
     except MexitError:
-        pass
-    random = np.random.default_rng(0).random((64, *bundle.manifest.input.shape), np.float32)
-    return random, "random images: exits are taken as such images take them"
+        pass  # the data set is missing or has changed
+    shape = (RANDOM_IMAGES, *bundle.manifest.input.shape)
+    return np.random.default_rng(0).random(
+        shape, np.float32
+    ), "random images, which leave at other exits than real ones"

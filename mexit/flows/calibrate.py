@@ -176,7 +176,7 @@ def _pool(
         progress.note(f"using the images in {bundle.path}")
         why_not = "" if travelling.attacked("certification") else "the bundle carries no attacked images"
         return travelling, "no attack was asked for" if attack == "none" else why_not
-    pictures = None if data is None else registry.load_pictures(data)
+    pictures = None if data is None else registry.load_unlabelled(data)
     if pictures is not None:
         progress.note(f"{data} has no labels: of its {len(pictures)} pictures half calibrate and half certify")
         why_not = "no attack was asked for" if attack == "none" else f"{data} has no labels to attack"

@@ -22,7 +22,7 @@ from mexit.errors import UsageError
 from mexit.evaluate import plots
 from mexit.evaluate.config import EvaluationConfig
 from mexit.evaluate.model_card import model_card
-from mexit.evaluate.results import NOISE, AttackResults, curve, per_budget, per_exit, transfer
+from mexit.evaluate.results import AttackResults, curve, per_budget, per_exit, transfer
 from mexit.evaluate.target import BATCH, EvaluationTarget, Labels, Logits, open_run, open_subject, spaced
 
 SAMPLES = 1000
@@ -82,9 +82,9 @@ def evaluate_model(
     index = subject.test_places(samples)
     strong = spaced(len(index), plan.strong_samples)
     attack = subject.network.attack("average", eps, steps)
-    attack = replace(attack, steps=replace(attack.steps, restarts=plan.restarts))
-    evidence = AttackResults(subject.data.labels[index], strong, _judge(subject, index, attack.steps, progress))
-    more = _strong_groups(subject, plan, index[strong], attack.steps, evidence, progress)
+    attack = replace(attack, pgd=replace(attack.pgd, restarts=plan.restarts))
+    evidence = AttackResults(subject.data.labels[index], strong, _judge(subject, index, attack.pgd, progress))
+    more = _strong_groups(subject, plan, index[strong], attack.pgd, evidence, progress)
     report = {
         "exits": per_exit(evidence),
         "budgets": per_budget(evidence, subject),
@@ -102,11 +102,11 @@ def _newest(progress: Progress) -> Path:
 
 def _check(plan: EvaluationConfig, subject: EvaluationTarget) -> None:
     """What would otherwise fail after long work."""
-    from mexit.attacks.autoattack import need_package
+    from mexit.attacks.autoattack import import_pyautoattack
 
     plan.chosen_exits(subject.network.model.exits)
     if plan.wants("policy") or plan.wants("autoattack"):
-        need_package()
+        import_pyautoattack()
     if plan.transfer is not None:
         other = open_run(plan.transfer)[0].model
         model = subject.network.model
@@ -119,16 +119,14 @@ def _check(plan: EvaluationConfig, subject: EvaluationTarget) -> None:
 
 def _judge(subject: EvaluationTarget, index: Labels, steps: Any, progress: Progress) -> dict[str, Logits]:
     """Logits (E, N, C) under every condition of `pgd`: clean, noise, average, max-average, one attack an exit."""
-    from mexit.train.validation import attack_suite, noisy
+    from mexit.evaluate.suites import pgd_suite
 
     model = subject.network.model
     found: dict[str, list[Logits]] = {}
     with progress.track(f"attacking {len(index)} test images", len(index)) as advance:
         for part in np.array_split(index, range(BATCH, len(index), BATCH)):
             images, labels = subject.batch(part)
-            conditions = {"clean": images, NOISE: noisy(images, part, steps)}
-            conditions |= attack_suite(model, images, labels, part, steps)
-            for name, attacked in conditions.items():
+            for name, attacked in pgd_suite(model, images, labels, part, steps).items():
                 found.setdefault(name, []).append(subject.answer(attacked))
             advance(len(part), "")
     return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
@@ -169,7 +167,7 @@ def _strong_groups(
 def _settings(
     subject: EvaluationTarget, plan: EvaluationConfig, index: Labels, strong: NDArray[np.int64], attack: Any
 ) -> dict[str, Any]:
-    steps = attack.steps
+    steps = attack.pgd
     return {
         "source": str(subject.path),
         "data": subject.data.name,
@@ -180,8 +178,8 @@ def _settings(
         "of": len(subject.splits.part("test")),
         "attack": attack.describe(),
         "eps": steps.eps,
-        "step": steps.size,
-        "steps": steps.count,
+        "step": steps.step_size,
+        "steps": steps.steps,
         "restarts": steps.restarts,
         "attacks": list(plan.groups),
         "exits": ",".join(map(str, plan.exits)) if plan.exits else "all",

@@ -1,15 +1,13 @@
-"""`mexit export`: a finished run becomes a bundle, checked exit by exit against torch before it is written."""
+"""Export a trained run as a bundle, check every exit against torch, and calibrate it."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from mexit.core.artifact_paths import BUNDLES, RUNS, is_bundle, newest, remember
 from mexit.core.atomic_io import sha256_file
@@ -19,170 +17,182 @@ from mexit.core.policies import PARITY
 from mexit.core.progress import Progress, Silent
 from mexit.core.versions import VERSION, installed_versions
 from mexit.data import registry
-from mexit.data.dataset import DataSet
-from mexit.errors import MexitError, UsageError, missing_extra
+from mexit.errors import MexitError, UsageError, requires_extra
 from mexit.evaluate.gradient_source import Source
-from mexit.flows import single_file as nest
 from mexit.flows.calibrate import CalibrateResult, calibrate_bundle
-from mexit.flows.precision_variants import check_precision, convert
 from mexit.flows.sample_sources import DatasetSource, gather
-from mexit.flows.tune import tune
+from mexit.runtime import autotune
+from mexit.runtime.backends.ort import OrtBackend, open_session
+from mexit.runtime.reference import run_all_exits
 
-if TYPE_CHECKING:
-    from mexit.export.parity import Parity
+with requires_extra("train", "Exporting a network"):
+    from mexit.export.bundle_writer import BundleContents, build_bundle
+    from mexit.export.nested_if import OUTPUTS, build_single_file
+    from mexit.export.onnx_export import OnnxSegment, export_segment
+    from mexit.export.segments import TorchSegment, cut_segments
+    from mexit.export.validate import PrecisionReport, check_against_torch, check_single_file
+    from mexit.flows.precision_variants import PRECISIONS, convert_segments
+    from mexit.models import model_spec
+    from mexit.train import checkpoint
+    from mexit.train.config import TrainSettings
 
-PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")  # recorded in a bundle
+RECORDED_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 CHECK_IMAGES = 64
 TUNING_S = 0.5
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """What an export makes beside the float32 segments.
+
+    Attributes:
+        precision: "fp32", or "int8" or "fp16" for a second set of segments. Export calibrates fp32; the thresholds
+            of int8 need a calibration of their own.
+        single_file: also write all float32 segments as one ONNX graph.
+        calibrate: set thresholds on the run's calibration split.
+        calibration_images: put images, clean and attacked, into the bundle, for devices without the data set.
+    """
+
+    precision: str = PARITY
+    single_file: bool = False
+    calibrate: bool = True
+    calibration_images: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"unknown precision '{self.precision}': choose from {', '.join(PRECISIONS)}")
+
+
+@dataclass(frozen=True)
 class ExportResult:
-    """A bundle.
+    """A written bundle.
 
     Attributes:
         bundle: its directory.
         model: its id.
         differences: largest |difference| of a logit from torch at each exit, (E,).
-        calibration: what `calibrate` found; None with `--no-calibrate`, or where the bundle existed before.
-        parity: how another precision answers, an `export.parity.Parity`; None with fp32 alone.
+        calibration: None where `ExportOptions.calibrate` is false.
+        precision_report: the second precision compared with fp32; None with fp32 alone.
     """
 
     bundle: Path
     model: str
     differences: tuple[float, ...]
     calibration: CalibrateResult | None
-    parity: Parity | None = None
+    precision_report: PrecisionReport | None = None
 
 
 def export_bundle(
-    source: Path | None = None,
+    run: Path | None = None,
     *,
     out: Path | None = None,
     data_dir: str | Path | None = None,
     replace: bool = False,
-    with_calibration: bool = True,
-    with_images: bool = False,
-    precision: str = PARITY,
-    single_file: bool = False,
+    options: ExportOptions | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Export a run.
+    """Export a run as a bundle.
 
     Args:
-        source: a finished run; default the newest.
+        run: directory of a finished run; default the newest.
         out: the bundle directory; default `bundles/` and the run's name.
-        data_dir: where data sets lie; default `MEXIT_DATA`.
-        replace: put the bundle in place of an existing one.
-        with_calibration: also set thresholds, on the run's own held-out split.
-        with_images: put calibration images, clean and attacked, into the bundle, for devices without the data.
-        precision: of a second set of segments beside fp32, one of `variants.PRECISIONS`; thresholds are set for
-            fp32, those of int8 need a calibration of their own.
-        single_file: also put all fp32 segments into one graph, see `export.nested_if`.
-        progress: who listens.
+        data_dir: folder of the data sets; default `MEXIT_DATA`.
+        replace: overwrite an existing bundle.
+        options: default `ExportOptions()`.
+        progress: receives notes and progress.
 
     Raises:
-        NotFound, Damaged: no such run, or not what was written.
-        UsageError: the bundle exists already.
-        BackendError: an exit differs from torch, an operator's cost is not known, or the network leaves the range
-            of the precision.
-        MissingExtra: torch, onnx or onnxruntime is not installed.
+        NotFound: the run or its data set does not exist.
+        Damaged: a file of the run is not what was written.
+        UsageError: `out` exists and is not to be replaced, or its name cannot be a bundle's.
+        BackendError: an exit differs from torch, an operator's MACs are unknown, or a value leaves the range of the
+            precision.
+        MissingExtra: torch, onnx, onnxscript or onnxruntime is not installed.
     """
-    progress = progress or Silent()
-    check_precision(precision)
-    run = source or newest(RUNS, progress)
+    progress, options = progress or Silent(), options or ExportOptions()
+    run = run or newest(RUNS, progress)
     out = out or BUNDLES / run.name
-    if not NAME_PATTERN.fullmatch(out.name):
-        raise UsageError(f"'{out.name}' cannot be a bundle's name, which is part of URLs: name it with --out")
-    if out.exists() and not replace:
-        raise UsageError(f"{out} exists already: choose another name with --out, or add --replace")
-    if out.exists() and not is_bundle(out):
-        raise UsageError(f"{out} is no bundle, so it is not replaced: choose another name with --out")
-    bundle, differences, parity = _build(run, out, data_dir, with_images, precision, single_file, progress)
+    _check_target(out, replace)
+    bundle, differences, report = _build(run, out, data_dir, options, progress)
     bundle.write(replace=replace)
     remember(BUNDLES, out)
     progress.note(f"wrote {out}: {len(differences)} segments, logits within {max(differences):.1e} of torch")
-    calibration = calibrate_bundle(out, data_dir=data_dir, progress=progress) if with_calibration else None
-    _tune(out, progress)
-    return ExportResult(out, bundle.id, tuple(differences), calibration, parity)
-
-
-def _tune(out: Path, progress: Progress) -> None:
-    """Let `--backend auto` know this device; a bundle that could not be timed is as good as any."""
+    calibration = calibrate_bundle(out, data_dir=data_dir, progress=progress) if options.calibrate else None
     try:
-        tune(out, seconds=TUNING_S, builds=False, progress=progress)
-    except MexitError as error:
+        choice = autotune.tune(Bundle.open(out), TUNING_S, builds=False).choice
+        progress.note(f"on this device {choice.backend} with {choice.threads} thread(s) serves {out}")
+    except MexitError as error:  # the bundle is complete without timings
         progress.note(f"the engines of this device were not timed: {error}")
+    return ExportResult(out, bundle.id, tuple(differences), calibration, report)
+
+
+def _check_target(out: Path, replace: bool) -> None:
+    if not NAME_PATTERN.fullmatch(out.name):
+        raise UsageError(f"'{out.name}' cannot be a bundle's name, which is part of URLs: choose one with --out")
+    if out.exists() and not replace:
+        raise UsageError(f"{out} exists already: choose another name with --out, or add --replace")
+    if out.exists() and not is_bundle(out):
+        raise UsageError(f"{out} is not a bundle, so it is not replaced: choose another name with --out")
 
 
 def _build(
-    run: Path,
-    out: Path,
-    data_dir: str | Path | None,
-    with_images: bool,
-    precision: str,
-    single_file: bool,
-    progress: Progress,
-) -> tuple[Bundle, list[float], Parity | None]:
-    """The bundle in memory, checked against torch, and how its other precision answers."""
-    try:
-        from mexit.export import bundle_writer, onnx_export, segments, validate
-        from mexit.models import preset
-        from mexit.train import checkpoint
-    except ImportError as error:
-        raise missing_extra(error.name or "torch", "train", "Exporting a network") from None
-    from mexit.runtime.backends.ort import OrtBackend
-    from mexit.runtime.reference import run_all_exits
-
+    run: Path, out: Path, data_dir: str | Path | None, options: ExportOptions, progress: Progress
+) -> tuple[Bundle, list[float], PrecisionReport | None]:
+    """Build the bundle in memory and check it; return it, the differences from torch and the precision report."""
     model, settings, splits = checkpoint.load_model(run)
     data = registry.load(settings.data, data_dir)
     splits.check(data)
-    spec = preset(settings.model).input
-    cuts = segments.cut(model, spec.name)
-    exported = []
-    with progress.track("exporting segments", len(cuts)) as advance:
-        for cut in cuts:
-            exported.append(onnx_export.to_onnx(cut))
-            advance(1, "")
-    provenance = _provenance(run, settings.to_json(), sha256_file(run / checkpoint.WEIGHTS))
-    other = None if precision == PARITY else convert(cuts, exported, precision, data, splits, spec, progress)
-    variants = {precision: other.segments} if other else {}
-    if other:
-        provenance["parity"] = asdict(other.parity)
-    travelling = {}
-    if with_images:
-        pool = DatasetSource(data, splits, spec, Source(model, settings), "average")
-        travelling = {images.file: images.to_bytes() for images in gather(pool, progress)}
-    nested = nest.build(exported) if single_file else None
-    parts = bundle_writer.assemble(
-        out.name, data.classes, spec, exported, splits, provenance, travelling, variants, nested
-    )
-    bundle = Bundle.from_parts(out, parts.manifest, parts.files)
+    spec = model_spec(settings.model).input
+    torch_segments = cut_segments(model, spec.name)
+    segments = _export_segments(torch_segments, progress)
+    variants: dict[str, Sequence[OnnxSegment]] = {PARITY: segments}
+    provenance = _provenance(run, settings)
+    report = None
+    if options.precision != PARITY:
+        variants[options.precision], report = convert_segments(
+            torch_segments, segments, options.precision, data, splits, spec, progress
+        )
+        provenance["parity"] = asdict(report)
+    calibration = {}
+    if options.calibration_images:
+        source = DatasetSource(data, splits, spec, Source(model, settings), "average")
+        calibration = {images.file: images.to_bytes() for images in gather(source, progress)}
+    single_file = build_single_file([segment.model for segment in segments]) if options.single_file else None
+    contents = BundleContents(data.classes, spec, splits, variants, provenance, calibration, single_file)
+    bundle = build_bundle(out, contents)
     backend = OrtBackend(bundle)
-    images = _check_images(data, splits.part("selection"), spec)
-    differences = validate.largest_difference(model, lambda batch: run_all_exits(backend, batch), images)
-    if nested is not None:
-        nest.check(nested, images, run_all_exits(backend, images))
-    return bundle, differences, other.parity if other else None
+    images = data.batch(splits.part("selection")[:CHECK_IMAGES], spec)
+    differences = check_against_torch(model, lambda batch: run_all_exits(backend, batch), images)
+    if single_file is not None:
+        session = open_session(single_file, "the single file")
+        logits = run_all_exits(backend, images)
+        check_single_file(lambda feeds: session.run(list(OUTPUTS), feeds), spec.name, images, logits)
+    return bundle, differences, report
 
 
-def _check_images(data: DataSet, index: Any, spec: Any) -> Any:
-    return data.batch(np.asarray(index[:CHECK_IMAGES]), spec)
+def _export_segments(torch_segments: Sequence[TorchSegment], progress: Progress) -> list[OnnxSegment]:
+    segments = []
+    with progress.track("exporting segments", len(torch_segments)) as advance:
+        for segment in torch_segments:
+            segments.append(export_segment(segment))
+            advance(1, "")
+    return segments
 
 
-def _provenance(run: Path, settings: Mapping[str, Any], weights_sha256: str) -> dict[str, Any]:
+def _provenance(run: Path, settings: TrainSettings) -> dict[str, Any]:
+    versions = {"mexit": VERSION, "python": platform.python_version(), **installed_versions(RECORDED_PACKAGES)}
     return {
         "run": str(run),
-        "weights_sha256": weights_sha256,
-        "settings": dict(settings),
-        "seeds": {"training": settings["seed"]},
-        "versions": {"mexit": VERSION, "python": platform.python_version(), **installed_versions(PACKAGES)},
-        "commit": _commit(),
+        "weights_sha256": sha256_file(run / checkpoint.WEIGHTS),
+        "settings": dict(settings.to_json()),
+        "seeds": {"training": settings.seed},
+        "versions": versions,
+        "commit": _git_commit(),
     }
 
 
-def _commit() -> str | None:
-    """The commit of mexit's own checkout, where it runs from one."""
+def _git_commit() -> str | None:
+    """The commit of mexit's own source, if it runs from a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)

@@ -1,7 +1,8 @@
-"""`mexit inspect`: what a bundle says of itself, checked byte by byte on the way."""
+"""`mexit inspect`: check every file of a bundle, and collect its content and its state on this device."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,20 @@ from mexit.core.bundle import Bundle
 from mexit.core.policies import Policies
 from mexit.core.progress import Progress, Silent
 from mexit.errors import NotCalibrated
-from mexit.flows.tensorrt_engines import EngineRow, kept, rows_json
+from mexit.flows.tensorrt_engines import EngineRow, rows_json, stored_engines
 from mexit.runtime.autotune import Explanation, explain
 
 
 @dataclass(frozen=True)
 class InspectResult:
-    """An opened bundle, its policies if it has some, what `--backend auto` takes here, TensorRT engines here."""
+    """The content of a bundle.
+
+    Attributes:
+        bundle: the opened bundle.
+        policies: its policies; None if it is not calibrated.
+        tuning: the engine that `--backend auto` takes on this device, and the measurements behind the choice.
+        engines: TensorRT engines in the cache of this device.
+    """
 
     bundle: Bundle
     policies: Policies | None
@@ -25,26 +33,35 @@ class InspectResult:
     engines: tuple[EngineRow, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
-        entries = None
+        """Return the object of `mexit inspect --json`."""
+        policies = None
         if self.policies is not None:
-            entries = {"model": self.policies.model, "entries": [asdict(entry) for entry in self.policies.entries]}
+            entries = [asdict(entry) for entry in self.policies.entries]
+            policies = {"model": self.policies.model, "entries": entries}
         return {
             "bundle": self.bundle.manifest.to_json(),
-            "policies": entries,
+            "policies": policies,
             "tuning": self.tuning.to_json(),
             "engines": rows_json(self.engines),
         }
 
 
-def inspect(bundle: Path | None = None, *, progress: Progress | None = None) -> InspectResult:
-    """Open and check a bundle, its policies and its traces."""
+def inspect_bundle(bundle: Path | None = None, *, progress: Progress | None = None) -> InspectResult:
+    """Open a bundle and check its segments, policies and traces.
+
+    Args:
+        bundle: a bundle directory; default the newest.
+        progress: receives the name of the default bundle.
+
+    Raises:
+        NotFound: there is no such bundle.
+        ArtifactError: a file is damaged, untrusted, or belongs to another model or version.
+    """
     opened = Bundle.open(bundle or newest(BUNDLES, progress or Silent()))
-    try:
+    policies = None
+    with suppress(NotCalibrated):
         policies = opened.policies()
-    except NotCalibrated:
-        return InspectResult(opened, None, explain(opened), kept(opened))
-    for entry in policies.entries:
-        for ref in (entry.trace, *entry.evidence):
-            opened.load_trace(ref)
-    return InspectResult(opened, policies, explain(opened), kept(opened))
+    for entry in policies.entries if policies else ():
+        for trace in (entry.trace, *entry.evidence):
+            opened.load_trace(trace)
+    return InspectResult(opened, policies, explain(opened), stored_engines(opened))

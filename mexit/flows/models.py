@@ -1,21 +1,27 @@
-"""`mexit models`: what every network costs at every exit, counted on shapes alone: no weights, no ONNX."""
+"""`mexit models`: MACs and parameters of every network at every exit, counted on shapes without weights or ONNX."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mexit.errors import missing_extra
+from mexit.errors import requires_extra
+
+with requires_extra("train", "Counting the cost of a network"):
+    import torch
+
+    from mexit.models import MODELS
+    from mexit.models.exit_costs import exit_costs
 
 
 @dataclass(frozen=True)
 class ExitRow:
-    """One exit of one network.
+    """One exit of a network.
 
     Attributes:
-        exit: from 1.
-        macs: of a sample that leaves here, earlier heads included.
-        parameters: of everything that ran, likewise.
+        exit: number of the exit, from 1.
+        macs: multiply-adds of an image that leaves at this exit, earlier heads included.
+        parameters: parameters of the layers that such an image passes.
     """
 
     exit: int
@@ -25,7 +31,14 @@ class ExitRow:
 
 @dataclass(frozen=True)
 class NetworkCosts:
-    """One preset, for the number of classes that it was published for; input_shape is (channels, H, W)."""
+    """The exits of a network.
+
+    Attributes:
+        name: name of the network for `mexit train --model`.
+        input_shape: channels, height, width.
+        classes: number of classes in the publication.
+        exits: one row per exit.
+    """
 
     name: str
     input_shape: tuple[int, int, int]
@@ -33,23 +46,16 @@ class NetworkCosts:
     exits: tuple[ExitRow, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
+        """Return the entry of `mexit models --json`."""
         return asdict(self)
 
 
-def models() -> list[NetworkCosts]:
-    """Every preset. Raises `MissingExtra` without torch."""
-    try:
-        import torch
-
-        from mexit.models import PRESETS
-        from mexit.models.exit_costs import count
-    except ImportError as error:
-        raise missing_extra(error.name or "torch", "train", "Counting the cost of a network") from None
-    rows = []
-    for name, preset in PRESETS.items():
-        with torch.device("meta"):  # shapes without numbers
-            costs = count(preset.build(preset.classes))
+def network_costs() -> list[NetworkCosts]:
+    """Count the costs of every network of `mexit.models.MODELS`."""
+    networks = []
+    for name, spec in MODELS.items():
+        with torch.device("meta"):  # tensors with a shape and no values
+            costs = exit_costs(spec.build(spec.classes))
         exits = tuple(ExitRow(k, cost.macs, cost.parameters) for k, cost in enumerate(costs, start=1))
-        rows.append(NetworkCosts(name, preset.input_shape, preset.classes, exits))
-    return rows
+        networks.append(NetworkCosts(name, spec.input_shape, spec.classes, exits))
+    return networks

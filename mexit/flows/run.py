@@ -1,4 +1,4 @@
-"""`mexit run`: answer image files."""
+"""`mexit run`: classify image files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from mexit.runtime import Prediction, Runtime
 
 @dataclass(frozen=True)
 class Answer:
-    """One file: its prediction, or why there is none."""
+    """The result for one image file.
+
+    Attributes:
+        image: path of the file.
+        prediction: None if there is an error.
+        error: the reason why there is no prediction.
+    """
 
     image: Path
     prediction: Prediction | None
     error: MexitError | None
 
 
-def run(
+def classify_files(
     images: Sequence[Path],
     *,
     bundle: Path | None = None,
@@ -35,16 +41,29 @@ def run(
     burst: Macs | None = None,
     progress: Progress | None = None,
 ) -> list[Answer]:
-    """Answer each file; a file that is no image does not keep the others from being answered.
+    """Classify each file. A file that cannot be read gives an answer with an error.
 
-    With a rate (see `Runtime.open`), an image waits until there are tokens for it, to its deadline if it has one.
+    Args:
+        images: paths of the image files.
+        bundle: a bundle directory; default the newest.
+        budget: mean cost per image, such as "low", "12M" or "40%".
+        backend: name of the engine, or "auto".
+        threads: threads of the engine; default the fastest measured number, else 1.
+        deadline_ms: milliseconds per image, after which the deepest exit computed so far answers.
+        rate: limit in MACs per second; an image waits for it until its deadline.
+        burst: MACs that can be saved up for `rate`; default one second, at least one full image.
+        progress: receives the name of the default bundle.
+
+    Raises:
+        MexitError: the bundle or the engine cannot be opened.
     """
     path = bundle or newest(BUNDLES, progress or Silent())
     runtime = Runtime.open(path, budget, backend=backend, threads=threads, rate=rate, burst=burst)
     answers = []
     for image in images:
         try:
-            answers.append(Answer(image, runtime(read_image(image), deadline_ms=deadline_ms)[0], None))
+            (prediction,) = runtime(read_image(image), deadline_ms=deadline_ms)
+            answers.append(Answer(image, prediction, None))
         except MexitError as error:
             answers.append(Answer(image, None, error))
     return answers

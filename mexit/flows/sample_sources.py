@@ -13,7 +13,7 @@ from mexit.core.bundle import Bundle
 from mexit.core.manifest import InputSpec
 from mexit.core.progress import Progress
 from mexit.data.calibration_images import CalibrationImages
-from mexit.data.dataset import DataSet, Pictures
+from mexit.data.dataset import DataSet, UnlabelledImages
 from mexit.data.splits import Splits
 from mexit.evaluate.gradient_source import Source
 from mexit.runtime.trace_recorder import Batch
@@ -89,7 +89,7 @@ class DatasetSource:
 class UnlabelledSource:
     """Pictures without labels, cut into two halves at random; none of them is attacked."""
 
-    pictures: Pictures
+    pictures: UnlabelledImages
     spec: InputSpec
 
     @property

@@ -1,4 +1,4 @@
-"""`mexit serve`: a bundle over HTTP."""
+"""`mexit serve`: serve a bundle over HTTP."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from mexit.core.budget import Macs
 from mexit.errors import UsageError, missing_extra
 from mexit.runtime import Runtime
+from mexit.serving.limits import Limits
 
-_NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
+_PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 
 
 def serve(
@@ -30,33 +31,39 @@ def serve(
     client_rate: Macs | None = None,
     client_burst: Macs | None = None,
     batching: str = "off",
+    limits: Limits | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what is in flight and return.
+    """Serve until SIGTERM or SIGINT; then answer the requests in flight and return.
 
     Args:
-        bundle: the directory.
-        budget: for requests that name none.
-        host, port: where to listen; port 0 takes any free one.
-        token: that requests must bear; needed for every host but this machine. Several, separated by commas, are
-            as many clients.
-        backend, threads: see `Runtime.open`.
-        deadline_ms: for requests that name none.
-        watch_drift, on_drift, rate, burst, client_rate, client_burst: see `Runtime.open`. A client is a token, or
-            a peer's address where there are none.
-        batching: "off": every request has its own runs of a segment; "continuous": they share them, see
-            `runtime.batcher`.
-        ready: told the address once the server listens.
+        bundle: the bundle's directory.
+        budget: budget of requests that name none.
+        host: address to listen on.
+        port: port to listen on; 0 for any free one.
+        token: bearer token of the requests; required unless the host is loopback. Several tokens, separated by
+            commas, identify as many clients.
+        backend: engine, as in `Runtime.open`.
+        threads: threads of the engine, as in `Runtime.open`.
+        deadline_ms: deadline of requests that name none, milliseconds.
+        watch_drift: share of early answers that the drift watch checks, as in `Runtime.open`.
+        on_drift: "alarm" or "safer", as in `Runtime.open`.
+        rate: MACs per second of all clients together, as in `Runtime.open`.
+        burst: MACs at once of all clients together.
+        client_rate: MACs per second of each client. A client is a token, or a network address without tokens.
+        client_burst: MACs at once of each client.
+        batching: "off": every request runs alone; "continuous": requests share runs of a segment.
+        limits: sizes, counts and times that bound the server; default `Limits()`.
+        ready: called with the URL once the server accepts connections.
 
     Raises:
-        UsageError: a host that others reach without a token, a port in use, a deadline or a way of batching
-            that is none.
-        MissingExtra: the packages of `mexit[serve]` are not installed.
-        MexitError: whatever `Runtime.open` raises.
+        UsageError: a public host without a token, a port in use, or an invalid deadline, token or batching.
+        MissingExtra: a package of `mexit[serve]` is not installed.
+        MexitError: an error of `Runtime.open`.
     """
-    _check_installed()
-    # Only now: the web framework is an optional part, and the other flows do without it.
-    from mexit.serving import http, limits, middleware, service, uvicorn_server
+    _check_packages()
+    # Imported late because the web framework is an optional dependency.
+    from mexit.serving import http, middleware, service, uvicorn_server
 
     if deadline_ms is not None and not deadline_ms > 0:
         raise UsageError(
@@ -64,8 +71,8 @@ def serve(
         )
     if batching not in service.BATCHING:
         raise UsageError(f"unknown batching '{batching}': choose from {', '.join(service.BATCHING)}")
-    tokens = middleware.tokens_of(token)
-    opened = uvicorn_server.bind(host, port, guarded=bool(tokens))
+    tokens = middleware.parse_tokens(token)
+    bound = uvicorn_server.bind(host, port, has_token=bool(tokens))
     try:
         runtime = Runtime.open(
             bundle,
@@ -79,16 +86,14 @@ def serve(
             client_rate=client_rate,
             client_burst=client_burst,
         )
-        served = service.Service(
-            runtime, limits.Limits(), threads=runtime.threads, deadline_ms=deadline_ms, batching=batching
-        )
-        uvicorn_server.run(http.build_app(served, tokens), served, opened, ready)
+        served = service.Service(runtime, limits or Limits(), deadline_ms=deadline_ms, batching=batching)
+        uvicorn_server.run(http.build_app(served, tokens), served, bound, ready)
     finally:
-        opened.close()
+        bound.close()
 
 
-def _check_installed() -> None:
-    for module, package in _NEEDED.items():
+def _check_packages() -> None:
+    for module, package in _PACKAGES.items():
         try:
             importlib.import_module(module)
         except ImportError:

@@ -1,6 +1,6 @@
-"""`mexit export --trt`: TensorRT engines from a bundle's ONNX segments into this device's cache, without torch.
+"""`mexit export --trt`: builds TensorRT engines from the ONNX segments of a bundle into the device cache.
 
-`kept` lists what is there for `mexit inspect`. What may be opened, and why, is in `runtime.backends.tensorrt_cache`.
+It needs no torch. `stored_engines` lists the engines of the cache for `mexit inspect`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from mexit.core.artifact_paths import BUNDLES, newest
-from mexit.core.bundle import Bundle
+from mexit.core.bundle import Bundle, inside
 from mexit.core.policies import PARITY
 from mexit.core.progress import Progress, Silent
 from mexit.errors import BackendError, MexitError, MissingExtra
-from mexit.runtime.backends import tensorrt as tensorrt_backend
-from mexit.runtime.backends import tensorrt_builder, tensorrt_cache
+from mexit.runtime.backends import tensorrt_builder as builder
 from mexit.runtime.backends.registry import ENGINES
+from mexit.runtime.backends.tensorrt import TrtBackend, find_gpu
+from mexit.runtime.device_cache import device_key
 
 MB = 1e6
 
@@ -27,11 +28,11 @@ class EngineRow:
     """One engine.
 
     Attributes:
-        variant, segment: whose, from 1.
-        targets: compute capabilities that it is for, or the one GPU that it was built on.
-        bytes: of the plan.
-        seconds: that the build took.
-        state: "built", "cached" or "adopted"; of `kept` "ready", or why it would not be opened.
+        variant, segment: the segment (from 1) that it runs.
+        targets: compute capabilities that it is built for, or the GPU that it was built on.
+        bytes: size of the plan.
+        seconds: duration of the build.
+        state: "built", "cached" or "adopted"; in `stored_engines` "ready", or the reason why it would not be opened.
         file: the plan.
     """
 
@@ -52,9 +53,9 @@ class EnginesResult:
         bundle: its directory.
         model: its id.
         builder, builder_version: the package that built them.
-        targets: what every engine was asked to be for; `EngineRow.targets` says what came of it.
-        rows: one an engine.
-        skipped: variant to the reason why it has none.
+        targets: all targets of the package; `EngineRow.targets` says which of them an engine supports.
+        rows: one row per engine.
+        skipped: reason why a variant has no engines, by its name.
     """
 
     bundle: Path
@@ -89,30 +90,31 @@ def build_engines(
     trust_engines: bool = False,
     progress: Progress | None = None,
 ) -> EnginesResult:
-    """Build the engines of every variant that TensorRT runs, or find them in the cache. None of them is run.
+    """Build the engines of every variant that TensorRT runs, unless they are in the cache. None of them is run.
 
     Args:
         bundle: a directory; default the newest bundle.
-        replace: build those that exist, too.
-        trust_engines: take plans that came in the bundle's folder `engines`, and sign them with this device's key.
-            They are not looked into: opening one later runs what its maker put there.
-        progress: who listens.
+        replace: build engines that exist, too.
+        trust_engines: take engines from the folder `engines` of the bundle, and sign them with the key of this
+            device. Opening one later runs the code of its author.
+        progress: receives progress and notes.
 
     Raises:
         NotFound, Damaged: no such bundle, or not what was written.
         MissingExtra: TensorRT is not installed; the bundle is complete without it.
         BackendError: a segment of the variant fp32 cannot be built; other variants are then skipped.
-        Untrusted, Damaged: an engine in the cache is not what this device put there.
+        Untrusted, Damaged: an engine in the cache is not what this device stored.
         MexitError: the cache cannot be written.
     """
     progress = progress or Silent()
     opened = Bundle.open(bundle or newest(BUNDLES, progress))
     tensorrt = _load_tensorrt(opened.path)
-    if not trust_engines and (opened.path / tensorrt_cache.ENGINES).exists():
-        progress.note(f"engines that came in {opened.path} are left alone: --trust-engines takes them")
+    if not trust_engines and (opened.path / builder.ENGINES).exists():
+        progress.note(f"the engines in {opened.path} are not used: --trust-engines uses them")
     rows: list[EngineRow] = []
     skipped = {}
-    variants = [name for name in _variants() if name in opened.manifest.variants]
+    supported = [engine.variant for engine in ENGINES.values() if engine.engine == TrtBackend.engine]
+    variants = [name for name in supported if name in opened.manifest.variants]
     with progress.track("TensorRT engines", len(variants) * len(opened.manifest.exits)) as advance:
         for variant in variants:
             try:
@@ -124,20 +126,24 @@ def build_engines(
                 if variant == PARITY:
                     raise
                 skipped[variant] = str(error)
-    recipe = tensorrt_backend.recipe_for(tensorrt, PARITY)
-    return EnginesResult(
-        opened.path, opened.id, tensorrt.package, tensorrt.version, recipe.targets, tuple(rows), skipped
-    )
+    targets = builder.CAPABILITIES if tensorrt.ahead_of_time else rows[0].targets
+    return EnginesResult(opened.path, opened.id, tensorrt.package, tensorrt.version, targets, tuple(rows), skipped)
 
 
-def kept(bundle: Bundle) -> tuple[EngineRow, ...]:
-    """The engines in this device's cache, and whether they would be opened. Opens none."""
-    return tuple(_kept(place) for place in _places(bundle) if (place.folder / tensorrt_cache.RECORD).exists())
+def stored_engines(bundle: Bundle) -> tuple[EngineRow, ...]:
+    """The engines in the device cache, and whether they would be opened. Opens none."""
+    slots = [
+        builder.cache_slot(bundle, package, variant, k)
+        for package in builder.PACKAGES
+        for variant in bundle.manifest.variants
+        for k in range(1, len(bundle.manifest.exits) + 1)
+    ]
+    return tuple(_stored_row(slot) for slot in slots if (slot.folder / builder.RECORD).exists())
 
 
-def _load_tensorrt(bundle: Path) -> tensorrt_builder.TensorRT:
+def _load_tensorrt(bundle: Path) -> builder.TensorRT:
     try:
-        return tensorrt_builder.load_tensorrt()
+        return builder.load_tensorrt()
     except MissingExtra:
         raise MissingExtra(
             f"TensorRT is not installed here, so no engines were built; the ONNX bundle {bundle} is complete. "
@@ -145,50 +151,42 @@ def _load_tensorrt(bundle: Path) -> tensorrt_builder.TensorRT:
         ) from None
 
 
-def _variants() -> tuple[str, ...]:
-    return tuple(
-        engine.variant for engine in ENGINES.values() if engine.engine == tensorrt_backend.TrtBackend.engine
-    )
+def _config(tensorrt: builder.TensorRT, variant: str) -> builder.EngineConfig:
+    """The configuration of new engines. Raises as `find_gpu` if the package builds for the GPU of this machine."""
+    return builder.engine_config(tensorrt, variant, "" if tensorrt.ahead_of_time else str(find_gpu()[1]))
+
+
+def _bundle_slot(bundle: Bundle, package: str, variant: str, segment: int) -> builder.EngineSlot:
+    """The place of an engine that came with a bundle. Raises `Untrusted` if a link leads out of the bundle."""
+    folder = f"{builder.ENGINES}/{package}/{variant}/{segment}"
+    for file in (builder.PLAN, builder.RECORD):
+        inside(bundle.path, f"{folder}/{file}")
+    return builder.EngineSlot(bundle.path / folder, bundle, variant, segment)
 
 
 def _build_variant(
-    bundle: Bundle, tensorrt: tensorrt_builder.TensorRT, variant: str, replace: bool, trust_engines: bool
+    bundle: Bundle, tensorrt: builder.TensorRT, variant: str, replace: bool, trust_engines: bool
 ) -> Iterator[EngineRow]:
-    recipe = tensorrt_backend.recipe_for(tensorrt, variant)
+    config = _config(tensorrt, variant)
     for k in range(1, len(bundle.manifest.exits) + 1):
-        trusted = tensorrt_cache.shipped(bundle, tensorrt.package, variant, k) if trust_engines else None
-        engine = tensorrt_backend.provide_engine(bundle, tensorrt, recipe, k, replace_it=replace, trusted=trusted)
-        yield _row(tensorrt_cache.slot(bundle, tensorrt.package, variant, k), engine.record, engine.origin)
+        key = bundle, tensorrt.package, variant, k
+        trusted = _bundle_slot(*key) if trust_engines else None
+        slot = builder.cache_slot(*key)
+        engine = builder.provide(slot, tensorrt, config, rebuild=replace, trusted=trusted)
+        yield _row(slot, engine.record, engine.origin)
 
 
-def _places(bundle: Bundle) -> Iterator[tensorrt_cache.Slot]:
-    for package in tensorrt_builder.PACKAGES:
-        for variant in bundle.manifest.variants:
-            for k in range(1, len(bundle.manifest.exits) + 1):
-                yield tensorrt_cache.slot(bundle, package, variant, k)
-
-
-def _kept(place: tensorrt_cache.Slot) -> EngineRow:
+def _stored_row(slot: builder.EngineSlot) -> EngineRow:
     try:
-        record = tensorrt_cache.load(place, tensorrt_cache.device_key()).record
-        return _row(place, record, _state(place, record))
+        record, _ = builder.load(slot, device_key())
+        staleness = record.staleness(_config(builder.load_tensorrt(), slot.variant), slot.spec.sha256)
+        return _row(slot, record, f"stale, to be built anew: {staleness}" if staleness else "ready")
     except MexitError as error:
-        return EngineRow(place.variant, place.segment, (), 0, 0.0, str(error), place.folder / tensorrt_cache.PLAN)
+        return EngineRow(slot.variant, slot.segment, (), 0, 0.0, str(error), slot.folder / builder.PLAN)
 
 
-def _state(place: tensorrt_cache.Slot, record: tensorrt_cache.Record) -> str:
-    """Whether the TensorRT at hand would open it."""
-    try:
-        tensorrt = tensorrt_builder.load_tensorrt()
-        recipe = tensorrt_backend.recipe_for(tensorrt, place.variant)
-    except MexitError as error:
-        return str(error)
-    changes = tensorrt_cache.changes(record, recipe, place)
-    return f"stale, to be built anew: {changes}" if changes else "ready"
-
-
-def _row(place: tensorrt_cache.Slot, record: tensorrt_cache.Record, state: str) -> EngineRow:
+def _row(slot: builder.EngineSlot, record: builder.Record, state: str) -> EngineRow:
     return EngineRow(
-        place.variant, place.segment, record.targets, record.plan_bytes, record.seconds, state,
-        place.folder / tensorrt_cache.PLAN,
+        slot.variant, slot.segment, record.config.targets, record.plan_bytes, record.seconds, state,
+        slot.folder / builder.PLAN,
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""Multi-exit networks: the container, the backbones of the papers, and their registry."""
+"""Multi-exit networks: the container `MultiExit`, the backbones, and the registry of names."""
 
 from mexit.models.multi_exit import MultiExit, Stage
-from mexit.models.registry import PRESETS, Preset, build, preset
+from mexit.models.registry import MODELS, ModelSpec, build_model, model_spec
 
-__all__ = ["PRESETS", "MultiExit", "Preset", "Stage", "build", "preset"]
+__all__ = ["MODELS", "ModelSpec", "MultiExit", "Stage", "build_model", "model_spec"]

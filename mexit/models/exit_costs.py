@@ -1,8 +1,7 @@
-"""What each exit costs, counted on the network itself: shapes only, so that the largest takes a second.
+"""MACs and parameters of every exit, counted on the torch network.
 
-The same rule as the count on exported graphs: one multiply-add is one MAC; convolutions and linear layers count,
-biases, normalisation, activations and pooling are free; the heads that were passed on the way are included. A
-kind of layer that is in neither table is an error: a cost is never guessed.
+The rule is the same as for exported graphs: one multiply-add is one MAC. Convolutions and linear layers count;
+biases, normalisation, activations and pooling are free. The heads of earlier exits are included.
 """
 
 from __future__ import annotations
@@ -15,26 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from mexit.errors import MexitError
-from mexit.models.multi_exit import Features, MultiExit, Stage
-from mexit.models.normalise import Normalise
+from mexit.models.multi_exit import Features, MultiExit, Normalise, Stage
 
-# An empty Sequential is a trunk without layers; one with layers is counted by them.
 COUNTED = (nn.Conv2d, nn.Linear)
 FREE = (
     nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.BatchNorm2d, nn.Dropout, nn.Flatten, nn.Identity, nn.MaxPool2d,
-    nn.ReLU, nn.Sequential, Normalise,
+    nn.ReLU, Normalise,
+    nn.Sequential,  # only an empty one is a leaf: the trunk of a stage without layers
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ExitCost:
-    """Of one sample that leaves at an exit.
+    """Cost of one image that leaves at an exit.
 
     Attributes:
-        macs: everything that ran, earlier heads included.
-        parameters: of everything that ran.
-        trunk_macs: what this stage's trunk adds.
-        head_macs: what this exit's head adds.
+        macs: everything that runs up to this exit, earlier heads included.
+        parameters: of the same layers.
+        trunk_macs: of the trunk of this stage alone.
+        head_macs: of the head of this exit alone.
     """
 
     macs: int
@@ -43,28 +41,36 @@ class ExitCost:
     head_macs: int
 
 
-def count(network: MultiExit) -> list[ExitCost]:
-    """The cost of every exit, (E,). On torch's device "meta" nothing is computed and no memory is taken."""
+def exit_costs(network: MultiExit) -> list[ExitCost]:
+    """Cost of every exit, E entries.
+
+    Args:
+        network: on any device. On the device "meta" only shapes are computed, which needs no memory for weights.
+
+    Raises:
+        MexitError: the network has a layer of an unknown kind.
+    """
     macs = _macs_of_layers(network)
     costs: list[ExitCost] = []
+    total, parameters = 0, 0
     for stage in network.stages:
         assert isinstance(stage, Stage)
         trunk, head = (sum(macs.get(layer, 0) for layer in part.modules()) for part in (stage.trunk, stage.head))
-        before = costs[-1] if costs else ExitCost(0, 0, 0, 0)
-        size = sum(parameter.numel() for parameter in stage.parameters())
-        costs.append(ExitCost(before.macs + trunk + head, before.parameters + size, trunk, head))
+        total += trunk + head
+        parameters += sum(parameter.numel() for parameter in stage.parameters())
+        costs.append(ExitCost(total, parameters, trunk, head))
     return costs
 
 
 def _macs_of_layers(network: MultiExit) -> dict[nn.Module, int]:
     macs: dict[nn.Module, int] = {}
     was_training = network.training
-    network.eval()  # BatchNorm in train mode refuses a single row
+    network.eval()  # BatchNorm in train mode rejects a batch of one
     try:
         with torch.no_grad(), _counting(network, macs):
-            carried: Features = (torch.zeros(1, *network.input_shape, device=next(network.parameters()).device),)
+            features: Features = (torch.zeros(1, *network.input_shape, device=next(network.parameters()).device),)
             for stage in network.stages:
-                carried, _ = stage(*carried)
+                features, _ = stage(*features)
     finally:
         network.train(was_training)
     return macs
@@ -72,13 +78,13 @@ def _macs_of_layers(network: MultiExit) -> dict[nn.Module, int]:
 
 @contextmanager
 def _counting(network: MultiExit, macs: dict[nn.Module, int]) -> Iterator[None]:
-    """Hooks on every leaf that note its MACs, gone afterwards."""
+    """Register a forward hook on every leaf layer that adds its MACs to `macs`; removed on exit."""
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         macs[layer] = macs.get(layer, 0) + _layer_macs(layer, inputs[0], output)
 
     leaves = [layer for stage in network.stages for layer in stage.modules() if not list(layer.children())]
-    handles = [layer.register_forward_hook(note) for layer in leaves]
+    handles = [layer.register_forward_hook(add) for layer in leaves]
     try:
         yield
     finally:
@@ -87,13 +93,13 @@ def _counting(network: MultiExit, macs: dict[nn.Module, int]) -> Iterator[None]:
 
 
 def _layer_macs(layer: nn.Module, features: Tensor, output: Tensor) -> int:
-    """MACs of one layer for one row."""
+    """MACs of one layer for one image."""
     if isinstance(layer, nn.Conv2d):
-        # Weights are (C_out, C_in / groups, k, k): every output value costs one product a weight of its channel.
+        # weight is (C_out, C_in / groups, k, k): one multiply-add per output value and weight of its channel
         return output[0].numel() * layer.weight[0].numel()
     if isinstance(layer, nn.Linear):
         return features[0].numel() // layer.in_features * layer.weight.numel()
     if isinstance(layer, FREE):
         return 0
     known = ", ".join(sorted(kind.__name__ for kind in (*COUNTED, *FREE)))
-    raise MexitError(f"cannot count the cost of a layer {type(layer).__name__}: known are {known}")
+    raise MexitError(f"cannot count the MACs of a layer {type(layer).__name__}: known layers are {known}")

@@ -14,10 +14,8 @@ from math import ceil
 from torch import nn
 
 from mexit.errors import UsageError
-from mexit.models.chain import Chain
 from mexit.models.msdnet_layers import Growth, Head, Layer, Stem, Transition, bottleneck_unit
-from mexit.models.multi_exit import MultiExit, Stage
-from mexit.models.normalise import Normalise
+from mexit.models.multi_exit import Chain, MultiExit, Normalise, Stage
 
 STEP_MODES = ("even", "lin_grow")
 PRUNES = ("max", "min")

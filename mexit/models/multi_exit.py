@@ -1,7 +1,7 @@
-"""A multi-exit network IS an ordered list of stages.
+"""`MultiExit`, the container of every network: an ordered list of stages with one classifier after each.
 
-Stage k maps the carried features (a tuple of tensors; MSDNet carries several scales) to the next carried
-features and the logits of exit k. Forward, cutting for export, cost counting and the engine all walk this list.
+Stage k maps the carried features (a tuple of tensors; MSDNet carries several scales) to the next carried features
+and the logits of exit k. Training, attacks, cost counting and export all iterate over this list.
 """
 
 from __future__ import annotations
@@ -15,12 +15,50 @@ from torch import Tensor, nn
 Features = tuple[Tensor, ...]
 
 
-class Stage(nn.Module):
-    """Layers between two exits, and the head of the exit that follows them.
+class Normalise(nn.Module):
+    """Channel-wise (pixels - mean) / std, as a layer.
 
     Args:
-        trunk: carried features to the next ones (a tensor or a tuple of tensors).
-        head: the next carried features to logits (B, C).
+        mean, std: one number per channel, for pixels in [0, 1]. Stored with the weights, not trained.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, channels, H, W) in [0, 1] to about zero mean and unit variance."""
+        return (images - self.mean) / self.std
+
+
+class Chain(nn.Module):
+    """Like `nn.Sequential`, but the modules take and return several tensors.
+
+    Args:
+        links: modules in order. A tuple returned by one module becomes the arguments of the next.
+    """
+
+    def __init__(self, links: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.links = nn.ModuleList(links)
+
+    def forward(self, *features: Tensor) -> Features:
+        """Run all modules on the carried features; returns the next carried features."""
+        for link in self.links:
+            features = _as_tuple(link(*features))
+        return features
+
+
+class Stage(nn.Module):
+    """The layers between two exits, and the head of the exit that follows them.
+
+    Args:
+        trunk: maps the carried features to the next ones (a tensor or a tuple of tensors).
+        head: maps the next carried features to the logits (B, C) of this exit.
     """
 
     def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
@@ -28,26 +66,25 @@ class Stage(nn.Module):
         self.trunk = trunk
         self.head = head
 
-    def forward(self, *carried: Tensor) -> tuple[Features, Tensor]:
-        """Features of B rows to the next features and the logits (B, C)."""
-        features = self.carry(carried)
+    def forward(self, *features: Tensor) -> tuple[Features, Tensor]:
+        """Carried features of B images to the next carried features and the logits (B, C)."""
+        features = self.forward_trunk(features)
         return features, self.head(*features)
 
-    def carry(self, carried: Features) -> Features:
-        """Features of B rows to the next features; the head does not run."""
-        out = self.trunk(*carried)
-        return cast("Features", tuple(out)) if isinstance(out, tuple | list) else (cast("Tensor", out),)
+    def forward_trunk(self, features: Features) -> Features:
+        """Carried features to the next carried features, without running the head."""
+        return _as_tuple(self.trunk(*features))
 
 
 class MultiExit(nn.Module):
     """A network with one classifier after every stage.
 
     Args:
-        stages: in order; one exit each.
-        input_shape: (channels, H, W).
+        stages: E stages in order, one exit each.
+        input_shape: (channels, H, W) of an image.
         classes: C.
-        normalise: from pixels in [0, 1] to what stage 1 wants; inside the network, so that attacks,
-            calibration and camera share one space and one eps.
+        normalise: maps pixels in [0, 1] to the input of stage 1; None = identity. It is part of the network, so
+            attacks, calibration and camera all work on pixels in [0, 1] with the same eps.
     """
 
     def __init__(
@@ -65,25 +102,50 @@ class MultiExit(nn.Module):
 
     @property
     def exits(self) -> int:
-        """E."""
+        """Number of exits, E."""
         return len(self.stages)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, channels, H, W) in [0, 1] to the logits of every exit, (E, B, C)."""
-        carried: Features = (self.normalise(images),)
+        features: Features = (self.normalise(images),)
         logits = []
         for stage in self.stages:
-            carried, exit_logits = stage(*carried)
+            features, exit_logits = stage(*features)
             logits.append(exit_logits)
         return torch.stack(logits)
 
-    def one_exit(self, images: Tensor, k: int) -> Tensor:
-        """Images to the logits (B, C) of exit k, from 1, alone: neither later layers nor other heads run.
+    def forward_exit(self, images: Tensor, k: int) -> Tensor:
+        """Logits of one exit, without running later layers or other heads.
 
-        That is what makes an attack on one exit cheap.
+        Args:
+            images: (B, channels, H, W) in [0, 1].
+            k: number of the exit, 1 to E.
+
+        Returns:
+            (B, C).
         """
-        carried: Features = (self.normalise(images),)
+        features: Features = (self.normalise(images),)
         for stage in self.stages[:k]:
-            carried = cast("Stage", stage).carry(carried)
-        logits: Tensor = cast("Stage", self.stages[k - 1]).head(*carried)
+            features = cast("Stage", stage).forward_trunk(features)
+        logits: Tensor = cast("Stage", self.stages[k - 1]).head(*features)
         return logits
+
+
+def single_exit(network: MultiExit) -> MultiExit:
+    """The static network: the same backbone with its last exit only.
+
+    This is the single-exit baseline of RDI-Nets (T.-K. Hu, T. Chen, H. Wang, Z. Wang, ICLR 2020).
+
+    Args:
+        network: its modules are shared with the result, not copied.
+
+    Returns:
+        A network with one stage that holds all trunks and the last head.
+    """
+    stages = [cast("Stage", stage) for stage in network.stages]
+    stage = Stage(Chain([stage.trunk for stage in stages]), stages[-1].head)
+    return MultiExit([stage], network.input_shape, network.classes, network.normalise)
+
+
+def _as_tuple(output: Tensor | Sequence[Tensor]) -> Features:
+    return (output,) if isinstance(output, Tensor) else tuple(output)

@@ -1,7 +1,6 @@
-"""The networks, by the name typed after `--model`.
+"""The networks by the name typed after `--model`.
 
-Every network has a `-single` twin: the same backbone with its last exit only, the defended baseline that a
-multi-exit network is measured against.
+Every network also exists as `NAME-single`: the same backbone with its last exit only, the static baseline.
 """
 
 from __future__ import annotations
@@ -13,19 +12,20 @@ from functools import partial
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.errors import UsageError
 from mexit.models import digits_cnn, mobilenetv2, msdnet, resnet, small_cnn
-from mexit.models.chain import single_exit
 from mexit.models.msdnet import MSDNetConfig
-from mexit.models.multi_exit import MultiExit, Stage
-
-__all__ = ["PRESETS", "MultiExit", "Preset", "Stage", "build", "preset"]
+from mexit.models.multi_exit import MultiExit, single_exit
 
 
 @dataclass(frozen=True)
-class Preset:
-    """A network before it knows its classes: how to build it, its input, its exits, how images are prepared.
+class ModelSpec:
+    """A network architecture, for any number of classes.
 
     Attributes:
-        classes: of the data set it was published for; `build` takes any number.
+        build: number of classes to a freshly initialised network.
+        input_shape: (channels, H, W).
+        exits: E.
+        prepare: how images are prepared for the network.
+        classes: number of classes of the data set that the architecture was published for.
     """
 
     build: Callable[[int], MultiExit]
@@ -49,9 +49,9 @@ class Preset:
         )
 
 
-# NEO-KD names the backbone and the number of exits; for CIFAR-10 these are the layers whose costs fit the two
-# costs it reports, for CIFAR-100 and ImageNet those of the authors' earlier work, for Tiny-ImageNet our choice:
-# four scales, because the classifier needs a coarsest scale of 5 to 12 pixels.
+# NEO-KD states the backbone and the number of exits only. For CIFAR-10 this is the configuration whose costs fit
+# the two costs that the paper reports; for CIFAR-100 and ImageNet that of the authors' earlier code. Tiny-ImageNet
+# is our choice: four scales, because the classifier needs a coarsest scale of 5 to 12 pixels.
 MSDNET_CIFAR10 = MSDNetConfig(
     blocks=3, base=2, step=2, mean=(0.4914, 0.4824, 0.4467), std=(0.2471, 0.2435, 0.2616)
 )
@@ -69,38 +69,42 @@ MSDNET_IMAGENET = MSDNetConfig(
 )  # fmt: skip
 
 
-def _msdnet(config: MSDNetConfig, classes: int, prepare: PrepareSpec) -> Preset:
-    return Preset(partial(msdnet.build, config), config.input_shape, config.blocks, prepare, classes)
+def _msdnet(config: MSDNetConfig, classes: int, prepare: PrepareSpec) -> ModelSpec:
+    return ModelSpec(partial(msdnet.build, config), config.input_shape, config.blocks, prepare, classes)
 
 
-def _build_single(whole: Callable[[int], MultiExit], classes: int) -> MultiExit:
-    return single_exit(whole(classes))
+def _build_single(build: Callable[[int], MultiExit], classes: int) -> MultiExit:
+    return single_exit(build(classes))
 
 
 _MULTI_EXIT = {
-    "digits-cnn": Preset(digits_cnn.build, digits_cnn.INPUT_SHAPE, 3, PrepareSpec(resize="box")),
-    "small-cnn": Preset(small_cnn.build, small_cnn.INPUT_SHAPE, 3, PrepareSpec()),
+    "digits-cnn": ModelSpec(digits_cnn.build, digits_cnn.INPUT_SHAPE, 3, PrepareSpec(resize="box")),
+    "small-cnn": ModelSpec(small_cnn.build, small_cnn.INPUT_SHAPE, 3, PrepareSpec()),
     "msdnet-cifar10": _msdnet(MSDNET_CIFAR10, 10, PrepareSpec()),
     "msdnet-cifar100": _msdnet(MSDNET_CIFAR100, 100, PrepareSpec()),
     "msdnet-tiny-imagenet": _msdnet(MSDNET_TINY_IMAGENET, 200, PrepareSpec(fit="cover")),
-    # The usual view of ImageNet: the middle 224 pixels of a picture scaled to 256.
+    # The usual ImageNet preparation: scale to 256 pixels, then crop the centre 224.
     "msdnet-imagenet": _msdnet(MSDNET_IMAGENET, 1000, PrepareSpec(fit="cover", crop=224 / 256)),
-    "resnet38": Preset(resnet.build, resnet.INPUT_SHAPE, resnet.EXITS, PrepareSpec()),
-    "mobilenetv2": Preset(mobilenetv2.build, mobilenetv2.INPUT_SHAPE, mobilenetv2.EXITS, PrepareSpec()),
+    "resnet38": ModelSpec(resnet.build, resnet.INPUT_SHAPE, resnet.EXITS, PrepareSpec()),
+    "mobilenetv2": ModelSpec(mobilenetv2.build, mobilenetv2.INPUT_SHAPE, mobilenetv2.EXITS, PrepareSpec()),
 }
-PRESETS: dict[str, Preset] = {}
-for _name, _found in _MULTI_EXIT.items():
-    PRESETS[_name] = _found
-    PRESETS[f"{_name}-single"] = replace(_found, build=partial(_build_single, _found.build), exits=1)
+MODELS: dict[str, ModelSpec] = {}
+for _name, _spec in _MULTI_EXIT.items():
+    MODELS[_name] = _spec
+    MODELS[f"{_name}-single"] = replace(_spec, build=partial(_build_single, _spec.build), exits=1)
 
 
-def preset(name: str) -> Preset:
-    """Look a network up. Raises `UsageError` naming those that exist."""
-    if name not in PRESETS:
-        raise UsageError(f"unknown model '{name}': choose from {', '.join(PRESETS)}")
-    return PRESETS[name]
+def model_spec(name: str) -> ModelSpec:
+    """The architecture registered under `name`.
+
+    Raises:
+        UsageError: there is none; the message lists the known names.
+    """
+    if name not in MODELS:
+        raise UsageError(f"unknown model '{name}': choose from {', '.join(MODELS)}")
+    return MODELS[name]
 
 
-def build(name: str, classes: int) -> MultiExit:
-    """A freshly initialised network."""
-    return preset(name).build(classes)
+def build_model(name: str, classes: int) -> MultiExit:
+    """A freshly initialised network for `classes` classes. Raises `UsageError` if the name is unknown."""
+    return model_spec(name).build(classes)

@@ -1,18 +1,18 @@
-"""Which engine and how many threads serve this bundle fastest on this device.
+"""Autotune: finds the engine and the number of threads that serve a bundle fastest on this device.
 
-`measure` times every engine of the catalogue that opens here, with 1, 2, 4, ... threads, segment by segment on
-one image. The times are a fact of this device (`times.cache_folder`) and hold for the packages that are installed;
-nothing is measured when a bundle is opened. `choose` reads them and takes the fastest calibrated engine, so that
-one calibrated later needs no new measurement.
+`tune` times every engine that opens here with 1, 2, 4, ... threads, segment by segment on one image, and stores the
+times in the device cache. They hold for the installed packages. `choose` reads them and takes the fastest calibrated
+engine; opening a bundle never measures. An engine that is calibrated later needs no new measurement.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,34 +20,36 @@ from numpy.typing import NDArray
 from mexit.core.atomic_io import read_json
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import read_value
-from mexit.core.policies import PARITY, Policies
+from mexit.core.policies import PARITY
+from mexit.core.resource_limits import read_limits
 from mexit.core.versions import installed_versions
 from mexit.errors import BackendError, MexitError, MissingExtra, NotCalibrated, NotFound, UsageError
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.registry import AUTO, ENGINES, find, open_backend
-from mexit.runtime.latency_profile import cache_folder, keep_fact
-from mexit.runtime.resource_limits import read_limits
+from mexit.runtime.device_cache import cache_folder, write_fact
+
+T = TypeVar("T")
 
 DEFAULT = "ort"
 FILE = "autotune.json"
-# Another version of one of these is another engine.
+# Times of another version of one of these packages do not count.
 PACKAGES = (
     "mexit", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-cu12", "tensorrt-cu13",
     "tensorrt-rtx",
 )  # fmt: skip
-# Within this factor of the fastest, fewer threads win, then the engine that the catalogue names first: noise does
-# not flip the choice, and a second thread has to be worth the processor it takes from others.
-AS_FAST = 1.1
+# Within this factor of the fastest, fewer threads win, then the engine that the registry lists first: noise does not
+# change the choice, and a second thread must be worth the processor that it takes.
+TOLERANCE = 1.1
+SECONDS = 1.0
 WARM_UP, MIN_ROUNDS, MAX_ROUNDS = 3, 5, 200
-# An engine that takes longer to open is measured with the thread settings that it opened with so far.
-OPENING_S = 5.0
-# Engines of one precision differ by rounding: fp32 by 1e-6 of the largest logit, bf16 by 1e-3 and more.
+OPENING_S = 5.0  # an engine that takes longer to open is not opened with further numbers of threads
+# Engines of one precision differ by rounding: float32 by 1e-6 of the largest logit, bfloat16 by 1e-3 and more.
 PARITY_TOLERANCE = 3e-4
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One engine with one number of threads: median microseconds of each segment on one image, (E,)."""
+    """Median microseconds of each segment on one image, (E,), in one engine with one number of threads."""
 
     backend: str
     threads: int
@@ -55,18 +57,18 @@ class Timing:
 
     @property
     def total_us(self) -> float:
-        """Of an image that runs to the last exit."""
+        """Microseconds of an image that runs to the last exit."""
         return sum(self.segments_us)
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was measured.
+    """The times of all engines.
 
     Attributes:
-        versions: of `PACKAGES`, those that were installed.
-        timings: in the order of the catalogue, then by threads.
-        skipped: engine to the reason why it was not timed.
+        versions: installed version of each of `PACKAGES`.
+        timings: in the order of the registry, then of the threads.
+        skipped: reason why an engine was not timed, by its name.
     """
 
     versions: Mapping[str, str]
@@ -75,16 +77,15 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """The tuning on this device; None where there is none to rely on, and `note` says why."""
-
-    tuning: Tuning | None
-    note: str
-
-
-@dataclass(frozen=True)
 class Choice:
-    """An engine of the catalogue and its threads; `measured` if `auto` took them for that; why, in words."""
+    """The engine to open.
+
+    Attributes:
+        backend: name in the registry.
+        threads: number of threads of the engine.
+        measured: whether `auto` chose it by its measured time.
+        reason: the reason, in words.
+    """
 
     backend: str
     threads: int
@@ -94,12 +95,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an explanation.
+    """One timing in an explanation.
 
     Attributes:
-        timing: what was measured.
-        state: "chosen", "usable" (calibrated, or as good as what is) or "not calibrated".
-        command: calibrates it, where that would make answers faster.
+        timing: the measured times.
+        state: "chosen", "usable" (calibrated, or as precise as a calibrated engine) or "not calibrated".
+        command: the command that calibrates it; None if that would not make answers faster.
     """
 
     timing: Timing
@@ -109,7 +110,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `auto` takes for a bundle on this device, and everything it was held against."""
+    """The choice of `auto` for a bundle on this device, and the timings that it was compared with."""
 
     choice: Choice
     rows: tuple[Row, ...]
@@ -125,12 +126,12 @@ class Explanation:
 
 
 def choose(bundle: Bundle, backend: str = AUTO, threads: int | None = None) -> Choice:
-    """What to open.
+    """Choose the engine to open.
 
     Args:
         bundle: an opened bundle.
-        backend: one of `ENGINES`, which is then taken, or "auto".
-        threads: taken as given; None takes the fastest measured, else 1.
+        backend: a name in the registry, or "auto".
+        threads: number of threads; None takes the fastest measured number, else 1.
 
     Raises:
         UsageError: no such engine, or less than one thread.
@@ -141,19 +142,19 @@ def choose(bundle: Bundle, backend: str = AUTO, threads: int | None = None) -> C
         find(backend)
         if threads is not None:
             return Choice(backend, threads, False, "as asked for")
-    stored = load(bundle)
-    timings = stored.tuning.timings if stored.tuning else ()
-    fit = _serving(bundle, timings) if backend == AUTO else [one for one in timings if one.backend == backend]
-    fit = [one for one in fit if one.threads == threads] or fit
-    if not fit:
+    tuning, problem = load(bundle)
+    timings = tuning.timings if tuning else ()
+    usable = _usable(bundle, timings) if backend == AUTO else [one for one in timings if one.backend == backend]
+    usable = [one for one in usable if one.threads == threads] or usable
+    if not usable:
         name = DEFAULT if backend == AUTO else backend
-        return Choice(name, threads or 1, False, stored.note or "nothing that was measured here can serve it")
-    best = _fastest(fit)
+        return Choice(name, threads or 1, False, problem or "nothing that was measured here can serve it")
+    best = _fastest(usable)
     return Choice(best.backend, threads or best.threads, backend == AUTO, "the fastest measured here")
 
 
 def open_chosen(bundle: Bundle, choice: Choice) -> Backend:
-    """Open it. Raises as `open_backend`; what a measurement chose says so."""
+    """Open the chosen engine. Raises as `open_backend`; the message says if a measurement chose the engine."""
     try:
         return open_backend(bundle, choice.backend, choice.threads)
     except (MissingExtra, BackendError) as error:
@@ -166,157 +167,176 @@ def open_chosen(bundle: Bundle, choice: Choice) -> Backend:
 
 
 def explain(bundle: Bundle) -> Explanation:
-    """Why `auto` is what it is."""
-    stored, choice = load(bundle), choose(bundle)
-    timings = stored.tuning.timings if stored.tuning else ()
-    serving = _serving(bundle, timings)
-    chosen = [one for one in serving if (one.backend, one.threads) == (choice.backend, choice.threads)]
-    limit = chosen[0].total_us if chosen else float("inf")
+    """The choice of `auto`, with all timings."""
+    (tuning, _), choice = load(bundle), choose(bundle)
+    timings = tuning.timings if tuning else ()
+    usable = _usable(bundle, timings)
+    chosen = [one for one in usable if (one.backend, one.threads) == (choice.backend, choice.threads)]
+    limit_us = chosen[0].total_us if chosen else float("inf")
     rows = []
     for one in timings:
-        state = "chosen" if one in chosen else "usable" if one in serving else "not calibrated"
-        faster = one not in serving and one.total_us < limit
+        state = "chosen" if one in chosen else "usable" if one in usable else "not calibrated"
+        faster = one not in usable and one.total_us < limit_us
         command = f"mexit calibrate {bundle.path} --backend {one.backend}" if faster else None
         rows.append(Row(one, state, command))
-    return Explanation(choice, tuple(rows), stored.tuning.skipped if stored.tuning else {})
+    return Explanation(choice, tuple(rows), tuning.skipped if tuning else {})
 
 
-def load(bundle: Bundle) -> Stored:
-    """What was measured here before, unless it is missing, damaged or older than the installed packages."""
+def tune(
+    bundle: Bundle, seconds: float = SECONDS, *, builds: bool = True, max_threads: int | None = None
+) -> Explanation:
+    """Measure and store the times of every engine; `auto` then goes by them. Arguments as in `measure`.
+
+    Raises:
+        MexitError: the cache folder cannot be written.
+    """
+    save(bundle, measure(bundle, seconds, builds=builds, max_threads=max_threads))
+    return explain(bundle)
+
+
+def load(bundle: Bundle) -> tuple[Tuning | None, str]:
+    """The stored times of this device; or None, and the reason why there are none to rely on."""
     try:
         tuning = read_value(read_json(cache_folder(bundle.id) / FILE, "measurement"), Tuning, FILE)
     except NotFound:
-        return Stored(None, "not measured on this device")
+        return None, "not measured on this device"
     except MexitError:
-        return Stored(None, "the measurement of this device cannot be read")
+        return None, "the measurement of this device cannot be read"
     now, then = versions(), tuning.versions
     changed = sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
     if changed:
-        return Stored(None, f"measured before {', '.join(changed)} changed")
-    if not all(_sane(one, len(bundle.manifest.exits)) for one in tuning.timings):
-        return Stored(None, "the measurement of this device cannot be read")
-    return Stored(tuning, "")
+        return None, f"measured before {', '.join(changed)} changed"
+    if not all(_is_valid(one, len(bundle.manifest.exits)) for one in tuning.timings):
+        return None, "the measurement of this device cannot be read"
+    return tuning, ""
 
 
 def save(bundle: Bundle, tuning: Tuning) -> Path:
-    """Keep it for this device. Raises `MexitError` where the cache folder cannot be written."""
+    """Store times for this device. Raises `MexitError` if the cache folder cannot be written."""
     path = cache_folder(bundle.id) / FILE
-    keep_fact(path, asdict(tuning))
+    write_fact(path, asdict(tuning))
     return path
 
 
-def measure(bundle: Bundle, seconds: float = 1.0, *, builds: bool = True) -> Tuning:
+def measure(
+    bundle: Bundle, seconds: float = SECONDS, *, builds: bool = True, max_threads: int | None = None
+) -> Tuning:
     """Time every engine that opens here.
 
     Args:
         bundle: an opened bundle.
-        seconds: of timing, after the engines were opened; more where `MIN_ROUNDS` take longer.
-        builds: also time engines that may first have to be built.
+        seconds: duration of the timing of all engines together, after they were opened; at least `MIN_ROUNDS` rounds.
+        builds: whether to time engines that must be built for the device first, which can take minutes.
+        max_threads: largest number of threads; default the limit of this process.
     """
     image = np.random.default_rng(0).random((1, *bundle.manifest.input.shape), np.float32)
-    candidates, skipped = [], {}
+    max_threads = max_threads or read_limits().threads
+    opened: list[_Opened] = []
+    skipped = {}
     for name, engine in ENGINES.items():
         if engine.builds and not builds:
             skipped[name] = "it may have to be built first, which mexit bench --tune does"
             continue
         try:
-            candidates += _open_settings(bundle, name, image)
+            opened += _open_settings(bundle, name, image, 1 if engine.builds else max_threads)
         except MexitError as error:
             skipped[name] = str(error)
-    candidates, differing = _agreeing(candidates)
-    rounds = _take_turns(candidates, image, seconds)
+    skipped |= _mismatches(opened)
+    opened = [one for one in opened if one.name not in skipped]
+    runs = [partial(_run, one.backend, image) for one in opened]
     timings = [
-        replace(one.timing, segments_us=tuple(float(value) for value in np.median(times, axis=0)))
-        for one, times in zip(candidates, rounds, strict=True)
+        Timing(one.name, one.threads, tuple(np.median([times_us for times_us, _ in rounds], axis=0).tolist()))
+        for one, rounds in zip(opened, call_in_turn(runs, seconds), strict=True)
     ]
-    return Tuning(versions(), tuple(timings), {**skipped, **differing})
+    return Tuning(versions(), tuple(timings), skipped)
+
+
+def call_in_turn(functions: Sequence[Callable[[], T]], seconds: float) -> list[list[T]]:
+    """Call every function once per round; returns the results of each function.
+
+    Each round starts with another function, so that none always finds the caches that the same other one left.
+    There are `MIN_ROUNDS` rounds, then more for `seconds` from the start, at most `MAX_ROUNDS`.
+    """
+    results: list[list[T]] = [[] for _ in functions]
+    start, count = time.perf_counter(), len(functions)
+    for number in range(MAX_ROUNDS):
+        if number >= MIN_ROUNDS and time.perf_counter() - start > seconds:
+            break
+        for i in range(count):
+            i = (i + number) % count
+            results[i].append(functions[i]())
+    return results
 
 
 def versions() -> dict[str, str]:
-    """Those of `PACKAGES` that are installed."""
+    """Installed version of each of `PACKAGES`."""
     return installed_versions(PACKAGES)
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """An opened engine, its timing to be, and its logits on the image, (E, C)."""
+class _Opened:
+    """An opened engine, and its logits on the image, (E, C)."""
 
-    timing: Timing
-    opened: Backend
+    name: str
+    threads: int
+    backend: Backend
     logits: NDArray[np.float32]
 
 
-def _open_settings(bundle: Bundle, name: str, image: NDArray[np.float32]) -> list[_Candidate]:
-    """One engine with every number of threads, each warmed up."""
-    found: list[_Candidate] = []
-    begin, threads = time.perf_counter(), 1
-    most = 1 if find(name).builds else read_limits().threads
-    while threads <= most and (not found or time.perf_counter() - begin < OPENING_S):
-        opened = open_backend(bundle, name, threads)
+def _open_settings(bundle: Bundle, name: str, image: NDArray[np.float32], max_threads: int) -> list[_Opened]:
+    """One engine with 1, 2, 4, ... threads and with `max_threads`, warmed up."""
+    opened: list[_Opened] = []
+    start, threads = time.perf_counter(), 1
+    while threads <= max_threads and (not opened or time.perf_counter() - start < OPENING_S):
+        backend = open_backend(bundle, name, threads)
         for _ in range(WARM_UP):
-            logits = _run(opened, image)[1]
-        found.append(_Candidate(Timing(name, threads, ()), opened, logits))
-        threads = most if threads < most < 2 * threads else 2 * threads
-    return found
+            logits = _run(backend, image)[1]
+        opened.append(_Opened(name, threads, backend, logits))
+        threads = max_threads if threads < max_threads < 2 * threads else 2 * threads
+    return opened
 
 
-def _agreeing(candidates: list[_Candidate]) -> tuple[list[_Candidate], dict[str, str]]:
-    """Without engines that say fp32 and compute something else: thresholds of fp32 would not hold for them."""
-    parity = [one for one in candidates if _is_parity(one.timing.backend)]
-    differing = {}
-    for one in parity[1:]:
-        expected = parity[0].logits
-        difference = float(np.abs(one.logits - expected).max() / max(1.0, np.abs(expected).max()))
+def _mismatches(opened: Sequence[_Opened]) -> dict[str, str]:
+    """Engines named fp32 whose logits differ by more than rounding: thresholds of fp32 do not hold for them."""
+    candidates = [one for one in opened if _is_parity(one.name)]
+    mismatches = {}
+    for one in candidates[1:]:
+        reference = candidates[0]
+        difference = float(np.abs(one.logits - reference.logits).max() / max(1.0, np.abs(reference.logits).max()))
         if not difference <= PARITY_TOLERANCE:
-            differing[one.timing.backend] = (
-                f"its logits differ from those of {parity[0].timing.backend} by {difference:.1e} of the largest; "
+            mismatches[one.name] = (
+                f"its logits differ from those of {reference.name} by {difference:.1e} of the largest; "
                 f"{PARITY_TOLERANCE:.0e} is the most that {PARITY} explains"
             )
-    return [one for one in candidates if one.timing.backend not in differing], differing
-
-
-def _take_turns(
-    candidates: list[_Candidate], image: NDArray[np.float32], seconds: float
-) -> list[list[list[float]]]:
-    """Microseconds per candidate, round and segment. Each round starts with another: noise meets all alike."""
-    found: list[list[list[float]]] = [[] for _ in candidates]
-    begin, count = time.perf_counter(), len(candidates)
-    for number in range(MAX_ROUNDS):
-        if number >= MIN_ROUNDS and time.perf_counter() - begin > seconds:
-            break
-        for place in range(count):
-            place = (place + number) % count
-            found[place].append(_run(candidates[place].opened, image)[0])
-    return found
+    return mismatches
 
 
 def _run(backend: Backend, image: NDArray[np.float32]) -> tuple[list[float], NDArray[np.float32]]:
     """Microseconds of each segment, and the logits of each exit, (E, C)."""
-    carried, spent, logits = backend.carry(image), [], []
+    carried, times_us, logits = backend.carry(image), [], []
     for segment in backend.segments:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         carried, row = segment.run(carried)
-        spent.append((time.perf_counter() - begin) * 1e6)
+        times_us.append((time.perf_counter() - start) * 1e6)
         logits.append(row[0])
-    return spent, np.array(logits)
+    return times_us, np.array(logits)
 
 
-def _serving(bundle: Bundle, timings: Sequence[Timing]) -> list[Timing]:
-    """Those whose thresholds exist; without any, those that compute in the reference precision."""
+def _usable(bundle: Bundle, timings: Sequence[Timing]) -> list[Timing]:
+    """The timings of calibrated engines; without any calibration, those of engines in the reference precision."""
     try:
         policies = bundle.policies()
-    except MexitError:  # damaged ones are reported where they are needed
+    except MexitError:  # damaged policies are reported where they are needed
         return [one for one in timings if _is_parity(one.backend)]
-    return [one for one in timings if _is_calibrated(policies, one.backend)]
-
-
-def _is_calibrated(policies: Policies, name: str) -> bool:
-    engine = ENGINES[name]
-    try:
-        policies.usable(engine.engine, engine.precision, engine.variant)
-    except NotCalibrated:
-        return False
-    return True
+    usable = []
+    for one in timings:
+        engine = ENGINES[one.backend]
+        try:
+            policies.usable(engine.engine, engine.precision, engine.variant)
+        except NotCalibrated:
+            continue
+        usable.append(one)
+    return usable
 
 
 def _is_parity(name: str) -> bool:
@@ -324,12 +344,12 @@ def _is_parity(name: str) -> bool:
 
 
 def _fastest(timings: Sequence[Timing]) -> Timing:
-    limit = AS_FAST * min(one.total_us for one in timings)
+    limit_us = TOLERANCE * min(one.total_us for one in timings)
     order = list(ENGINES)
-    near = [one for one in timings if one.total_us <= limit]
+    near = [one for one in timings if one.total_us <= limit_us]
     return min(near, key=lambda one: (one.threads, order.index(one.backend)))
 
 
-def _sane(timing: Timing, exits: int) -> bool:
-    good = timing.backend in ENGINES and timing.threads >= 1 and len(timing.segments_us) == exits
-    return good and all(0 < value < float("inf") for value in timing.segments_us)
+def _is_valid(timing: Timing, exits: int) -> bool:
+    valid = timing.backend in ENGINES and timing.threads >= 1 and len(timing.segments_us) == exits
+    return valid and all(0 < us < float("inf") for us in timing.segments_us)

@@ -1,8 +1,16 @@
-"""Watches a small share of inputs that left early: would the full network have said the same?
+"""Drift detection: compares early answers with those of the full network, and raises an alarm if they differ too often.
 
-Each watched input runs to the last exit after its answer is out; what that costs is in the ledger. A sequential
-test a frontier point compares the rate of disagreement with the one that was measured at calibration; its alarm is
-false with probability alpha at most, ever. An alarm is logged once and can move the runtime to a safer point.
+A share of the rows that exited early also runs to the last exit. For each point of the frontier a sequential test
+compares the rate of disagreement with the upper bound of that rate from calibration. An alarm is logged once, and can
+move the runtime to a safer point of the frontier.
+
+The test is a betting martingale (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
+JRSS B 2024). Its null hypothesis is that the rate is at most p0. A bet of fraction f multiplies its wealth by
+1 + f (1 - p0) / p0 at a disagreement and by 1 - f at an agreement. Under the null hypothesis the wealth is a
+supermartingale. By Ville's inequality the probability that it ever reaches 1/alpha is therefore at most alpha, however
+often it is looked at. Several bets share the initial wealth of 1: large fractions find large shifts quickly, small
+fractions find small ones. New bets start at regular intervals, because a long period without drift uses up the wealth
+of the earlier bets.
 """
 
 from __future__ import annotations
@@ -11,30 +19,84 @@ import logging
 import random
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.policies import PolicyEntry
 from mexit.errors import NotCalibrated, UsageError
-from mexit.runtime.drift_test import DriftTest
 
 ACTIONS = ("alarm", "safer")
+BET_FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.4)  # 1 would lose everything at the first agreement
+BET_INTERVAL = 250  # observations between two starts of new bets
+MIN_RATE = 1e-4  # a tested rate of 0 would win without limit at the first disagreement
 _LOG = logging.getLogger("mexit.drift")
 
 
+@dataclass
+class DriftTest:
+    """A sequential test of the hypothesis that the rate of disagreement is at most `p0`.
+
+    Attributes:
+        p0: the largest rate without drift, in [0, 1).
+        alpha: the largest probability of a false alarm, in (0, 1).
+        observations, disagreements: counts so far.
+        alarm: whether the alarm was raised; it stays raised.
+    """
+
+    p0: float
+    alpha: float = 0.01
+    observations: int = 0
+    disagreements: int = 0
+    alarm: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p0 < 1 or not 0 < self.alpha < 1:
+            raise UsageError(f"a rate and an alarm level must lie in [0, 1), found {self.p0} and {self.alpha}")
+        rate = max(self.p0, MIN_RATE)
+        self._gains = [1 + fraction / rate * (1 - rate) for fraction in BET_FRACTIONS]
+        self._wealth = [0.0] * len(BET_FRACTIONS)
+
+    def observe(self, disagreed: bool) -> bool:
+        """Add one observation; returns `alarm`."""
+        if self.alarm:
+            return True
+        if self.observations % BET_INTERVAL == 0:
+            self._start_bets()
+        self.observations += 1
+        self.disagreements += disagreed
+        for i, fraction in enumerate(BET_FRACTIONS):
+            self._wealth[i] *= self._gains[i] if disagreed else 1 - fraction
+        self.alarm = sum(self._wealth) >= 1 / self.alpha
+        return self.alarm
+
+    def _start_bets(self) -> None:
+        """The n-th start adds a wealth of 1 / (n (n + 1)); all of them add up to 1.
+
+        Bets of the same fraction are multiplied by the same factors, so only the sum of their wealth is stored.
+        """
+        n = self.observations // BET_INTERVAL + 1
+        for i in range(len(BET_FRACTIONS)):
+            self._wealth[i] += 1 / (n * (n + 1) * len(BET_FRACTIONS))
+
+
 class DriftWatch:
-    """The drift tests of one runtime; safe to share between threads."""
+    """One drift test for each point of the frontier. Thread-safe."""
 
     def __init__(self, entry: PolicyEntry, share: float, action: str = "alarm", seed: int | None = None) -> None:
-        """Start watching.
+        """Start without observations.
 
         Args:
-            entry: of the engine; holds the expected rates.
-            share: of the inputs that left early, in (0, 1], that are watched.
-            action: "alarm" only says so; "safer" also moves to the cheapest certified point above, or to the
-                full network where nothing is certified.
-            seed: of the choice of inputs; None lets nobody foresee it.
+            entry: the policies of the engine, with the rates of disagreement from calibration.
+            share: share of the early answers that are compared, in (0, 1].
+            action: "alarm" only logs; "safer" also moves to the cheapest certified point above, or to the full
+                network without certificates.
+            seed: of the choice of rows; None is unpredictable.
+
+        Raises:
+            UsageError: the share or the action is not valid.
+            NotCalibrated: the policies hold no rates.
         """
         if not 0 < share <= 1:
             raise UsageError(f"the watched share must lie in (0, 1], found {share}")
@@ -49,13 +111,13 @@ class DriftWatch:
 
     @property
     def alarms(self) -> tuple[int, ...]:
-        """Places in the frontier whose test raised the alarm."""
+        """Indices of the frontier points whose test raised the alarm."""
         with self._lock:
-            return tuple(sorted(place for place, test in self._tests.items() if test.alarm))
+            return tuple(sorted(index for index, test in self._tests.items() if test.alarm))
 
-    def choose(self, place: int, reasons: Sequence[str]) -> NDArray[np.intp]:
-        """Which rows of a batch to watch: some of those that left because they were sure."""
-        if self._entry.drift["rates"][place] is None:
+    def choose(self, frontier_index: int, reasons: Sequence[str]) -> NDArray[np.intp]:
+        """Indices of the rows to compare: a random share of those that exited because they were confident."""
+        if self._entry.drift["rates"][frontier_index] is None:
             return np.zeros(0, np.intp)
         with self._lock:
             chosen = [
@@ -65,13 +127,13 @@ class DriftWatch:
             ]
         return np.asarray(chosen, np.intp)
 
-    def observe(self, place: int, disagreed: NDArray[np.bool_]) -> None:
-        """What the full network said of the watched rows, (R,)."""
+    def observe(self, frontier_index: int, disagreed: NDArray[np.bool_]) -> None:
+        """Add observations: whether the full network disagreed with the early answer, bool (R,)."""
         with self._lock:
-            test = self._tests.get(place)
+            test = self._tests.get(frontier_index)
             if test is None:
-                rate, alpha = self._entry.drift["rates"][place], self._entry.drift["alpha"]
-                test = self._tests[place] = DriftTest(rate, alpha)
+                rate, alpha = self._entry.drift["rates"][frontier_index], self._entry.drift["alpha"]
+                test = self._tests[frontier_index] = DriftTest(rate, alpha)
             before = test.alarm
             for outcome in disagreed.tolist():
                 test.observe(outcome)
@@ -86,10 +148,11 @@ class DriftWatch:
                 "; moving to a safer policy" if self._action == "safer" else "",
             )
 
-    def safer(self, place: int) -> int:
-        """The frontier place to use instead of `place`: another one only after an alarm there."""
-        if self._action != "safer" or place not in self.alarms:
-            return place
-        certified = [found["first"] for found in self._entry.certificates if found["first"] > place]
-        above = min(certified, default=len(self._entry.frontier) - 1)
-        return above if above not in self.alarms else len(self._entry.frontier) - 1
+    def safer(self, frontier_index: int) -> int:
+        """The frontier point to use in place of `frontier_index`; another one only after an alarm there."""
+        if self._action != "safer" or frontier_index not in self.alarms:
+            return frontier_index
+        certified = [one["first"] for one in self._entry.certificates if one["first"] > frontier_index]
+        last = len(self._entry.frontier) - 1
+        safer = min(certified, default=last)
+        return safer if safer not in self.alarms else last

@@ -1,43 +1,42 @@
-"""How long leaving at each exit takes on this device, one image at a time: what a budget in milliseconds rests on.
+"""The latency profile: mean milliseconds of one image that leaves at each exit, measured on this device.
 
-Facts of a device never go into a bundle. They are kept in `$MEXIT_CACHE/<model id>/<device>/` (default
-`~/.cache/mexit`), readable by their owner alone, and measured again where they are missing or damaged.
+Budgets in milliseconds rest on it. It is stored in the device cache, and measured again if it is missing or damaged.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mexit.core.atomic_io import read_json, sha256_bytes, to_json, write_bytes
+from mexit.core.atomic_io import read_json
 from mexit.core.bundle import Bundle
 from mexit.core.policies import FrontierPoint
-from mexit.errors import BudgetInfeasible, MexitError, UsageError
+from mexit.errors import BudgetInfeasible, MexitError
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.resource_limits import read_limits
+from mexit.runtime.device_cache import cache_folder, write_fact
 
-Rehearse = Callable[[int], object]
+RunToExit = Callable[[int], object]
+"""Answers one image that leaves at the given exit (from 1), with everything that a real answer takes."""
 
 ROUNDS = 200
 WARM_UP = 20
-# A rehearsal repeats one image, a stream does not (benchmarks/milliseconds.py).
+# The measurement repeats one image; a stream of different images is slower (benchmarks/milliseconds.py).
 MARGIN = 1.06
 
 
-def device_times(bundle: Bundle, backend: Backend, threads: int, rehearse: Rehearse) -> tuple[float, ...]:
-    """Mean milliseconds of an image that leaves at each exit, (E,), from the cache or measured now.
+def exit_times_ms(bundle: Bundle, backend: Backend, threads: int, run_to_exit: RunToExit) -> tuple[float, ...]:
+    """The latency profile from the device cache, or measured now.
 
     Args:
-        bundle, backend: name the model and the engine.
-        threads: of the engine; other numbers have other times.
-        rehearse: answers one image that leaves at the given exit (from 1), all that a real answer takes included.
+        bundle, backend: the model and the engine.
+        threads: number of threads of the engine; each number has its own profile.
+        run_to_exit: see `RunToExit`.
+
+    Returns:
+        Mean milliseconds of leaving at each exit, (E,).
     """
     path = cache_folder(bundle.id) / f"times-{backend.engine}-{backend.precision}-{threads}.json"
     try:
@@ -46,32 +45,48 @@ def device_times(bundle: Bundle, backend: Backend, threads: int, rehearse: Rehea
             return tuple(float(value) for value in stored)
     except (MexitError, KeyError, TypeError):
         pass
-    found = measure(rehearse, len(backend.segments))
-    with suppress(MexitError):  # a device that cannot keep them measures them at every start
-        keep_fact(path, {"mean_ms": list(found), "rounds": ROUNDS})
-    return found
+    times_ms = time_exits(run_to_exit, len(backend.segments))
+    with suppress(MexitError):  # without a writable cache the profile is measured at every start
+        write_fact(path, {"mean_ms": list(times_ms), "rounds": ROUNDS})
+    return times_ms
 
 
-def measure(rehearse: Rehearse, exits: int) -> tuple[float, ...]:
-    """Mean milliseconds of leaving at each exit, (E,), with `MARGIN`; exits take turns: noise meets all alike."""
-    times = np.zeros((ROUNDS + WARM_UP, exits))
-    for row in times:
-        for place in range(exits):
-            begin = time.perf_counter()
-            rehearse(place + 1)
-            row[place] = (time.perf_counter() - begin) * 1e3
-    means = MARGIN * times[WARM_UP:].mean(axis=0)
+def time_exits(run_to_exit: RunToExit, exits: int) -> tuple[float, ...]:
+    """Mean milliseconds of leaving at each exit, (E,), times `MARGIN`; increasing.
+
+    Each round times every exit once, so that noise affects all exits alike.
+    """
+    times_ms = np.array(
+        [[time_exit(run_to_exit, k) for k in range(1, exits + 1)] for _ in range(WARM_UP + ROUNDS)]
+    )
+    means = MARGIN * times_ms[WARM_UP:].mean(axis=0)
     return tuple(float(value) for value in np.maximum.accumulate(means))
 
 
+def time_exit(run_to_exit: RunToExit, k: int) -> float:
+    """Milliseconds of one run to exit k (from 1)."""
+    start = time.perf_counter()
+    run_to_exit(k)
+    return (time.perf_counter() - start) * 1e3
+
+
 def expected_ms(point: FrontierPoint, times_ms: Sequence[float]) -> float:
-    """Mean time of a frontier point on data like the calibration data."""
+    """Mean milliseconds of a frontier point on data like the calibration data, from the times of the exits, (E,)."""
     return float(np.dot(point.calibration.exits, times_ms) / point.calibration.n)
 
 
-def place_within(frontier: Sequence[FrontierPoint], limit_ms: float, times_ms: Sequence[float]) -> int:
-    """The place of the most expensive point whose expected time is within the limit. Raises `BudgetInfeasible`."""
-    within = [place for place, point in enumerate(frontier) if expected_ms(point, times_ms) <= limit_ms]
+def index_within(frontier: Sequence[FrontierPoint], limit_ms: float, times_ms: Sequence[float]) -> int:
+    """Index of the most expensive frontier point whose expected time is within a limit.
+
+    Args:
+        frontier: points in the order of their cost.
+        limit_ms: the limit, milliseconds.
+        times_ms: mean milliseconds of leaving at each exit, (E,).
+
+    Raises:
+        BudgetInfeasible: no point is within the limit.
+    """
+    within = [index for index, point in enumerate(frontier) if expected_ms(point, times_ms) <= limit_ms]
     if not within:
         least = expected_ms(frontier[0], times_ms)
         raise BudgetInfeasible(
@@ -79,53 +94,3 @@ def place_within(frontier: Sequence[FrontierPoint], limit_ms: float, times_ms: S
             f"the nearest feasible budget is {least * 1.05:.3g}ms"
         )
     return within[-1]
-
-
-def cache_root() -> Path:
-    """`$MEXIT_CACHE`, else `~/.cache/mexit`. Raises `UsageError` where there is no home directory either."""
-    given = os.environ.get("MEXIT_CACHE")
-    try:
-        return Path(given) if given else Path.home() / ".cache" / "mexit"
-    except RuntimeError:
-        raise UsageError(
-            "this user has no home directory to keep facts of this device in: set MEXIT_CACHE to a folder"
-        ) from None
-
-
-def cache_folder(model: str) -> Path:
-    """Where facts of this device about a model are kept. Raises `UsageError`, see `cache_root`."""
-    device = f"{platform.machine()} {processor()} {read_limits().threads}"
-    return cache_root() / model[:32] / sha256_bytes(device.encode())[:16]
-
-
-def make_private(folder: Path) -> None:
-    """Make `cache_root` or a folder in it, all that was missing for its owner's eyes alone. Raises `OSError`."""
-    root = cache_root()
-    root.parent.mkdir(parents=True, exist_ok=True)
-    below = [root / part for part in folder.relative_to(root).parents][::-1]
-    for missing in (*below, folder):
-        missing.mkdir(exist_ok=True, mode=0o700)  # its mode is that of the last folder alone with `parents`
-
-
-def keep_fact(path: Path, value: Any) -> None:
-    """Store a fact of this device atomically, readable by its owner alone.
-
-    Raises:
-        MexitError: the folder cannot be written.
-    """
-    try:
-        make_private(path.parent)
-    except OSError as error:
-        raise MexitError(
-            f"{path.parent} cannot be made ({error.strerror}): set MEXIT_CACHE to a folder that can be written"
-        ) from None
-    write_bytes(path, to_json(value))
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

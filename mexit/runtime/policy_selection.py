@@ -11,7 +11,7 @@ from mexit.core.policies import PolicyEntry
 from mexit.core.policy import Policy
 from mexit.errors import NotCalibrated
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.latency_profile import Rehearse, device_times, place_within
+from mexit.runtime.latency_profile import RunToExit, exit_times_ms, index_within
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PolicySelector:
         backend: Backend,
         entry: PolicyEntry | None,
         threads: int,
-        run_to_exit: Rehearse,
+        run_to_exit: RunToExit,
         *,
         all_heads: bool = False,
     ) -> None:
@@ -81,8 +81,8 @@ class PolicySelector:
             policy = self._full(entry.policy(entry.frontier[last]))
             return PolicyChoice(policy, last, self._certificates(policy, last))
         if budget.kind == "ms":
-            times_ms = device_times(self._bundle, self._backend, self._threads, self._run_to_exit)
-            return self.at(place_within(entry.frontier, budget.value, times_ms))
+            times_ms = exit_times_ms(self._bundle, self._backend, self._threads, self._run_to_exit)
+            return self.at(index_within(entry.frontier, budget.value, times_ms))
         return self.at(entry.frontier_index(budget, self._bundle.manifest.cumulative_macs))
 
     def _at(self, index: int) -> PolicyChoice:

@@ -1,17 +1,22 @@
-"""The HTTP server: Open Inference Protocol v2, `/v1/classify` and Prometheus metrics.
+"""The HTTP server: Open Inference Protocol v2, `POST /v1/classify` and Prometheus metrics.
 
-    listen     the socket, the signals, the way down
-    app        the routes
-    service    what a worker does with one request
-    access     who may ask, and what becomes of whatever breaks
-    intake     request bodies, read under limits
-    replies    responses and errors
-    workshop   inference off the event loop, few at a time
-    protocol   the Open Inference Protocol in bytes: `tensors`, `options` and `strict_json` are its parts
-    describe   what the server says of itself and of its model
-    metrics    what it counts
-    limits     every number that bounds it
+A request passes these files, from its route to its answer:
 
-`protocol` and its parts know nothing of HTTP; only `listen`, `app`, `access`, `intake` and `replies` import
-the web framework. `docs/http-api.md` is the specification.
+    http              routes
+    request_body      receives, decompresses and parses the body within limits
+    worker_pool       worker threads, clients in turn, a bounded number of requests
+    service           answers one request with the runtime
+    oip               requests and responses of the Open Inference Protocol
+    request_options   budget, deadline, last exit, receipts
+    responses         JSON responses and errors
+
+Around them:
+
+    middleware        authentication, client identity, errors
+    model_info        server and model metadata
+    metrics           Prometheus series and Triton's statistics
+    limits            sizes, counts and times that bound the server
+    uvicorn_server    sockets, connection time-outs, signals, graceful shutdown
+
+`docs/http-api.md` is the specification.
 """

@@ -1,4 +1,4 @@
-"""The routes of the server. `docs/http-api.md` is the specification."""
+"""The HTTP routes of the server. `docs/http-api.md` is the specification."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mexit.errors import BadInput, NotFound, Overloaded
-from mexit.serving import model_info, strict_json
+from mexit.errors import BadInput, NotFound
+from mexit.serving import model_info
 from mexit.serving.metrics import CONTENT_TYPE
-from mexit.serving.middleware import BearerToken, ErrorBoundary, client_of
+from mexit.serving.middleware import BearerTokenMiddleware, ErrorMiddleware, client_id
 from mexit.serving.oip import HEADER_LENGTH, VERSION
-from mexit.serving.request_body import read_body
-from mexit.serving.request_options import from_query
-from mexit.serving.responses import HANDLERS, json_reply
+from mexit.serving.request_body import parse_json, read_body, short_repr
+from mexit.serving.request_options import options_from_query
+from mexit.serving.responses import EXCEPTION_HANDLERS, json_response
 from mexit.serving.service import IncomingRequest, Service
-from mexit.serving.strict_json import shown
 from mexit.serving.worker_pool import Job
 
 T = TypeVar("T")
 
 
 def build_app(service: Service, tokens: Sequence[str] = ()) -> Starlette:
-    """The application; every route but health wants one of the tokens, if there are any."""
-    around = [Middleware(ErrorBoundary, metrics=service.metrics)]
+    """The ASGI application of a service. If there are tokens, every route but health requires one of them."""
+    middleware = [Middleware(ErrorMiddleware, metrics=service.metrics)]
     if tokens:
-        around.append(Middleware(BearerToken, tokens=tokens))
-    app = Starlette(routes=ROUTES, middleware=around, exception_handlers=HANDLERS)
+        middleware.append(Middleware(BearerTokenMiddleware, tokens=tokens))
+    app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False
     app.state.service = service
     return app
@@ -42,107 +41,101 @@ def build_app(service: Service, tokens: Sequence[str] = ()) -> Starlette:
 
 async def server_metadata(_: Request) -> Response:
     """`GET /v2`"""
-    return json_reply(model_info.server())
+    return json_response(model_info.server_metadata())
 
 
 async def server_live(_: Request) -> Response:
     """`GET /v2/health/live`: the process answers."""
-    return json_reply({"live": True})
+    return json_response({"live": True})
 
 
 async def server_ready(request: Request) -> Response:
-    """`GET /v2/health/ready`: it takes work; 503 from the moment it was told to stop."""
+    """`GET /v2/health/ready`: the server accepts requests; 503 after a stop signal."""
     ready = not _service(request).stopping
-    return json_reply({"ready": ready}, 200 if ready else 503)
+    return json_response({"ready": ready}, 200 if ready else 503)
 
 
 async def model_metadata(request: Request) -> Response:
     """`GET /v2/models/{model}`"""
-    return json_reply(model_info.model(_of_model(request).runtime))
+    return json_response(model_info.model_metadata(_service_of_model(request).runtime))
 
 
 async def model_ready(request: Request) -> Response:
     """`GET /v2/models/{model}/ready`"""
-    service = _of_model(request)
-    ready = not service.stopping
-    return json_reply({"name": request.path_params["model"], "ready": ready}, 200 if ready else 503)
+    ready = not _service_of_model(request).stopping
+    return json_response({"name": request.path_params["model"], "ready": ready}, 200 if ready else 503)
 
 
 async def model_config(request: Request) -> Response:
     """`GET /v2/models/{model}/config`"""
-    service = _of_model(request)
-    return json_reply(model_info.config(service.runtime, service.limits))
+    service = _service_of_model(request)
+    return json_response(model_info.model_config(service.runtime, service.limits))
 
 
 async def model_statistics(request: Request) -> Response:
     """`GET /v2/models/{model}/stats`"""
-    return json_reply(_of_model(request).metrics.statistics())
+    return json_response(_service_of_model(request).metrics.statistics())
 
 
 async def all_statistics(request: Request) -> Response:
     """`GET /v2/models/stats`"""
-    return json_reply(_service(request).metrics.statistics())
+    return json_response(_service(request).metrics.statistics())
 
 
 async def repository_index(request: Request) -> Response:
-    """`POST /v2/repository/index`, with an optional `{"ready": true}`."""
+    """`POST /v2/repository/index`, with an optional body `{"ready": true}`."""
     service = _service(request)
-    with service.storage.reserve(client_of(request)) as take:
-        body = await read_body(request, take, service.limits)
-        wanted = strict_json.parse(body, service.limits) if body.strip() else {}
-    only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
+    with service.memory.reserve(client_id(request)) as add:
+        body = await read_body(request, add, service.limits)
+        options = parse_json(body, service.limits) if body.strip() else {}
+    only_ready = options.get("ready", False) if isinstance(options, dict) else None
     if not isinstance(only_ready, bool):
-        raise BadInput(f'the body must be empty or {{"ready": true}}, found {shown(wanted)}')
-    return json_reply(model_info.index(service.runtime, not service.stopping))
+        raise BadInput(f'the body must be empty or {{"ready": true}}, found {short_repr(options)}')
+    return json_response(model_info.repository_index(service.runtime, not service.stopping))
 
 
 async def model_infer(request: Request) -> Response:
-    """`POST /v2/models/{model}/infer`"""
-    service = _of_model(request)
-    lengths = request.headers.getlist(HEADER_LENGTH)
-    with _statistics(service):
-        content, headers = await _work(request, "infer", partial(service.infer, header_lengths=lengths))
+    """`POST /v2/models/{model}/infer`: tensors to the outputs of their predictions."""
+    service = _service_of_model(request)
+    header_lengths = request.headers.getlist(HEADER_LENGTH)
+    with _record_failure(service):
+        job = partial(service.infer, header_lengths=header_lengths)
+        content, headers = await _run_job(request, "infer", job)
     return Response(content, headers=headers)
 
 
 async def classify(request: Request) -> Response:
-    """`POST /v1/classify`: the bytes of an image in, its answer out."""
-    form = request.headers.get("content-type", "")
-    if form.startswith("multipart/"):
+    """`POST /v1/classify`: an encoded image to its prediction."""
+    if request.headers.get("content-type", "").startswith("multipart/"):
         raise BadInput("send the bytes of the image as the body (curl --data-binary @image.png), not a form")
-    options = from_query(request.query_params)
-    prediction = await _work(request, "classify", partial(_service(request).classify, options=options))
-    return json_reply(prediction.to_json())
+    options = options_from_query(request.query_params)
+    prediction = await _run_job(request, "classify", partial(_service(request).classify, options=options))
+    return json_response(prediction.to_json())
 
 
 async def metrics(request: Request) -> Response:
-    """`GET /metrics`"""
-    return Response(_service(request).metrics.exposition(), media_type=CONTENT_TYPE)
+    """`GET /metrics`: Prometheus text."""
+    return Response(_service(request).metrics.prometheus_text(), media_type=CONTENT_TYPE)
 
 
-async def _work(request: Request, route: str, job: Callable[[IncomingRequest], Job[T]]) -> T:
-    """Read the body, then let workers do the job."""
-    service, client = _service(request), client_of(request)
-    try:
-        with service.serving(route), service.storage.reserve(client) as take:
-            body = await read_body(request, take, service.limits)
-            encoding = request.headers.get("content-encoding", "")
-            arrival = IncomingRequest(body, encoding, time.perf_counter_ns(), client)
-            return await service.worker_pool.run(job(arrival), request.receive, client)
-    except Overloaded:
-        if service.refusals is not None and not service.stopping:
-            await service.refusals.hold(client)
-        raise
+async def _run_job(request: Request, route: str, job: Callable[[IncomingRequest], Job[T]]) -> T:
+    """Read the body, then run the request's job in the worker pool."""
+    service, client = _service(request), client_id(request)
+    with service.in_flight(route), service.memory.reserve(client) as add:
+        body = await read_body(request, add, service.limits)
+        encoding = request.headers.get("content-encoding", "")
+        incoming = IncomingRequest(body, encoding, time.perf_counter_ns(), client)
+        return await service.worker_pool.run(job(incoming), request.receive, client)
 
 
 @contextmanager
-def _statistics(service: Service) -> Iterator[None]:
-    """Every inference request that did not succeed counts as failed, wherever it ended."""
+def _record_failure(service: Service) -> Iterator[None]:
+    """Record an inference request that ends in an error, in the statistics of the protocol."""
     start_ns = time.perf_counter_ns()
     try:
         yield
     except Exception:
-        service.metrics.refused(time.perf_counter_ns() - start_ns)
+        service.metrics.record_failure(time.perf_counter_ns() - start_ns)
         raise
 
 
@@ -152,20 +145,20 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _of_model(request: Request) -> Service:
+def _service_of_model(request: Request) -> Service:
     """The service, if the path names its model and version. Raises `NotFound`."""
     service = _service(request)
     name, version = request.path_params["model"], request.path_params.get("version", VERSION)
-    own = service.runtime.bundle.manifest.name
-    if name != own:
-        raise NotFound(f"unknown model {shown(name)}: this server has '{own}'")
+    served_name = service.runtime.bundle.manifest.name
+    if name != served_name:
+        raise NotFound(f"unknown model {short_repr(name)}: this server has '{served_name}'")
     if version != VERSION:
-        raise NotFound(f"model '{own}' has no version {shown(version)}: it has version {VERSION}")
+        raise NotFound(f"model '{served_name}' has no version {short_repr(version)}: it has version {VERSION}")
     return service
 
 
 def _model_routes(suffix: str, endpoint: Callable[[Request], object], method: str = "GET") -> list[Route]:
-    """One route of a model, without and with its version."""
+    """The routes of a model, without and with its version."""
     paths = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
     return [Route(path + suffix, endpoint, methods=[method]) for path in paths]
 

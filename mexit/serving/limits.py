@@ -1,4 +1,4 @@
-"""Every number that bounds what a client can make the server hold or do."""
+"""The limits of a server: sizes, counts and times."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """The server's limits.
+    """Limits of one server. Sizes are in bytes, times in seconds.
 
     Attributes:
-        body_bytes: of one request, and of what a compressed one becomes.
-        held_bytes: of all request bodies held at once.
+        body_bytes: one request body, as sent and after decompression.
+        held_bytes: all request bodies in memory together.
         rows: inputs in one request.
-        json_values: in one JSON text; each becomes a Python object of some 30 bytes, so text is far more
-            costly to read than binary tensors.
-        json_depth: brackets within brackets.
-        jobs: requests that wait for a worker or are with one; the next is refused.
-        share: where the rate limiter tells clients apart, one client may have a fourth (by default) of the jobs and
-            of the bytes held.
-        wait_s: for the rate limiter's tokens, where a request has no deadline.
-        body_s: for the whole body to arrive.
-        drain_s: for requests in flight to finish once the server was told to stop.
+        json_values: values in one JSON text. Each value becomes a Python object of about 30 bytes.
+        json_depth: nesting of one JSON text.
+        requests: requests that wait for a worker or run in one; a further request gets status 503.
+        client_share: if the rate limiter has a bucket per client, one client may use 1/client_share of
+            `requests` and of `held_bytes`.
+        workers: worker threads at most.
+        token_wait_s: wait for tokens of the rate limiter if the request has no deadline.
+        body_s: until the whole body has arrived.
+        head_s: until the request line and headers have arrived, from the first byte or the connection.
+        keep_alive_s: idle connection between two requests.
+        send_s: until the client has received the response, which stays in memory until then.
+        drain_s: after a stop signal, until requests in flight are answered.
+        close_s: after that, until their last bytes are sent.
+        connections: open connections; half of the usual limit of open files.
     """
 
     body_bytes: int = 64 << 20
@@ -29,8 +34,14 @@ class Limits:
     rows: int = 1024
     json_values: int = 4 << 20
     json_depth: int = 32
-    jobs: int = 64
-    share: int = 4
-    wait_s: float = 5.0
+    requests: int = 64
+    client_share: int = 4
+    workers: int = 4
+    token_wait_s: float = 5.0
     body_s: float = 60.0
+    head_s: float = 10.0
+    keep_alive_s: int = 30
+    send_s: float = 60.0
     drain_s: float = 30.0
+    close_s: int = 5
+    connections: int = 512

@@ -1,14 +1,14 @@
-"""What the server counts: Prometheus series in a registry of their own, and Triton's statistics.
+"""Metrics of the server: Prometheus series in their own registry, and Triton's statistics.
 
-Units are base units (seconds, MACs), counters end in `_total`. Every label has few values whatever clients
-send: a budget that is neither a named one nor the server's own counts as `custom`.
+Units are base units (seconds, MACs), and counters end in `_total`. Labels have few values whatever clients send:
+a budget that is neither a named one nor the server's default is counted as `custom`.
 """
 
 from __future__ import annotations
 
+import collections
 import threading
 import time
-from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from mexit.runtime.rate_limiter import RateLimiterState
 from mexit.serving.oip import VERSION
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-CUSTOM = "custom"
+CUSTOM_BUDGET = "custom"
 _BUCKETS_S = (
     *(1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -32,34 +32,46 @@ _BUCKETS_S = (
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time of one answered request went, in nanoseconds."""
+    """Durations of the phases of one answered request, nanoseconds.
+
+    Attributes:
+        queue: wait for a worker and for tokens of the rate limiter.
+        parse: decompression and parsing.
+        infer: inference.
+        write: writing the response.
+    """
 
     queue: int
-    read: int
+    parse: int
     infer: int
     write: int
 
     @property
     def total(self) -> int:
-        """From the whole body being there to the response being ready."""
-        return self.queue + self.read + self.infer + self.write
+        """From the arrival of the whole body to the finished response, nanoseconds."""
+        return self.queue + self.parse + self.infer + self.write
 
 
 class Metrics:
-    """The counters of one server; safe to share between threads."""
+    """The metrics of one server. Safe to share between threads."""
 
-    def __init__(self, model: str, own_budget: str) -> None:
-        """`own_budget` is the server's default, which may be any text; it gets a label of its own."""
+    def __init__(self, model: str, default_budget: str) -> None:
+        """Create the series.
+
+        Args:
+            model: name of the model, a label.
+            default_budget: the server's budget, a label even if it is not a named one.
+        """
         registry = CollectorRegistry()
         self._registry = registry
         self._model = model
-        self._budgets = {*NAMED_FRACTIONS, own_budget}
+        self._budgets = {*NAMED_FRACTIONS, default_budget}
         ProcessCollector(registry=registry)
         self._predictions = Counter(
-            "mexit_predictions_total", "Answers given", ["model", "exit", "budget"], registry=registry
+            "mexit_predictions_total", "Answered rows", ["model", "exit", "budget"], registry=registry
         )
         self._macs = Counter("mexit_macs_total", "Multiply-adds spent", ["model"], registry=registry)
-        self._saved = Counter(
+        self._saved_macs = Counter(
             "mexit_saved_macs_total", "Multiply-adds that the full network would have cost more", ["model"],
             registry=registry,
         )  # fmt: skip
@@ -67,66 +79,69 @@ class Metrics:
             "mexit_request_duration_seconds", "From the head of a request to its response", ["route"],
             registry=registry, buckets=_BUCKETS_S,
         )  # fmt: skip
-        self._in_flight = Gauge(
-            "mexit_requests_in_flight", "Requests being answered", ["route"], registry=registry
-        )
+        self._in_flight = Gauge("mexit_requests_in_flight", "Requests in flight", ["route"], registry=registry)
         self._errors = Counter("mexit_errors_total", "Responses by error status", ["status"], registry=registry)
-        self._statistics = _Statistics()
+        self._statistics = _TritonStatistics()
 
-    def watch_drift(self, watched_macs: Callable[[], float], alarms: Callable[[], float]) -> None:
-        """Read two more series from the runtime whenever they are asked for."""
-        spent = Gauge("mexit_watch_macs", "Multiply-adds spent on the drift watch so far", registry=self._registry)
-        spent.set_function(watched_macs)
+    def add_drift_series(self, watch_macs: Callable[[], float], alarms: Callable[[], float]) -> None:
+        """Add the series of the drift watch; the functions are called at every scrape."""
+        spent = Gauge("mexit_watch_macs", "Multiply-adds spent on the drift watch", registry=self._registry)
+        spent.set_function(watch_macs)
         raised = Gauge("mexit_drift_alarms", "Policies whose data has changed", registry=self._registry)
         raised.set_function(alarms)
 
-    def watch_rate_limiter(self, state: Callable[[], RateLimiterState], waiting: Callable[[], int]) -> None:
-        """Add the rate limiter's series, read whenever they are asked for; `waiting` requests have no tokens yet."""
-        self._registry.register(_RateLimiterSeries(state, waiting))
+    def add_rate_limiter_series(self, state: Callable[[], RateLimiterState], waiting: Callable[[], int]) -> None:
+        """Add the series of the rate limiter; the functions are called at every scrape.
 
-    def started(self, route: str) -> None:
-        """A request reached a route."""
+        Args:
+            state: returns the limiter's counts.
+            waiting: returns the number of requests that wait for tokens.
+        """
+        self._registry.register(_RateLimiterCollector(state, waiting))
+
+    def request_started(self, route: str) -> None:
+        """Count a request as in flight."""
         self._in_flight.labels(route).inc()
 
-    def finished(self, route: str, seconds: float) -> None:
-        """Its response is out, or its client gone."""
+    def request_finished(self, route: str, seconds: float) -> None:
+        """Record the duration of a request that was answered or whose client disconnected."""
         self._in_flight.labels(route).dec()
         self._durations.labels(route).observe(seconds)
 
-    def failed(self, status: int) -> None:
-        """A response with an error status."""
+    def count_error(self, status: int) -> None:
+        """Count a response with an error status."""
         self._errors.labels(str(status)).inc()
 
-    def predicted(self, predictions: Sequence[Prediction]) -> None:
-        """Answers of one request; counted where they were computed, so a client that left changes nothing."""
+    def count_predictions(self, predictions: Sequence[Prediction]) -> None:
+        """Count computed predictions of one request, also if its client has disconnected."""
         if not predictions:
             return
         budget = predictions[0].budget
-        label = budget if budget in self._budgets else CUSTOM
-        for k, count in Tally(prediction.exit for prediction in predictions).items():
+        label = budget if budget in self._budgets else CUSTOM_BUDGET
+        for k, count in collections.Counter(prediction.exit for prediction in predictions).items():
             self._predictions.labels(self._model, str(k), label).inc(count)
         self._macs.labels(self._model).inc(sum(prediction.macs for prediction in predictions))
-        self._saved.labels(self._model).inc(sum(prediction.saved_macs for prediction in predictions))
+        self._saved_macs.labels(self._model).inc(sum(prediction.saved_macs for prediction in predictions))
 
-    def succeeded(self, rows: int, spans: Timings) -> None:
-        """An inference request was answered; for the statistics."""
-        self._statistics.succeeded(rows, spans)
+    def record_success(self, rows: int, timings: Timings) -> None:
+        """Record an answered inference request in the statistics."""
+        self._statistics.record_success(rows, timings)
 
-    def refused(self, nanoseconds: int) -> None:
-        """An inference request ended in an error; for the statistics."""
-        self._statistics.refused(nanoseconds)
+    def record_failure(self, nanoseconds: int) -> None:
+        """Record an inference request that ended in an error in the statistics."""
+        self._statistics.record_failure(nanoseconds)
 
-    def exposition(self) -> bytes:
-        """All series, in Prometheus' text format."""
+    def prometheus_text(self) -> bytes:
+        """All series in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def statistics(self) -> dict[str, Any]:
-        """Answer to `GET /v2/models/{m}/stats`."""
+        """The answer to `GET /v2/models/{m}/stats`."""
         return self._statistics.report(self._model)
 
 
-class _RateLimiterSeries(Collector):
-    """What the rate limiter counts itself, at the moment of being asked."""
+class _RateLimiterCollector(Collector):
+    """Series of the rate limiter, from its state at the time of the scrape."""
 
     def __init__(self, state: Callable[[], RateLimiterState], waiting: Callable[[], int]) -> None:
         self._state, self._waiting = state, waiting
@@ -153,26 +168,26 @@ class _RateLimiterSeries(Collector):
             yield GaugeMetricFamily("mexit_rate_limiter_tokens", "Multiply-adds to spend now", value=state.tokens)
 
 
-class _Statistics:
+class _TritonStatistics:
     """Counts and nanoseconds of Triton's statistics extension."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rows = self._last_ms = 0
-        self._counts: Tally[str] = Tally()
-        self._nanoseconds: Tally[str] = Tally()
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._nanoseconds: collections.Counter[str] = collections.Counter()
 
-    def succeeded(self, rows: int, spans: Timings) -> None:
+    def record_success(self, rows: int, timings: Timings) -> None:
         with self._lock:
             self._rows += rows
             self._last_ms = time.time_ns() // 10**6
-            self._add("success", spans.total)
-            self._add("queue", spans.queue)
-            self._add("compute_input", spans.read)
-            self._add("compute_infer", spans.infer)
-            self._add("compute_output", spans.write)
+            self._add("success", timings.total)
+            self._add("queue", timings.queue)
+            self._add("compute_input", timings.parse)
+            self._add("compute_infer", timings.infer)
+            self._add("compute_output", timings.write)
 
-    def refused(self, nanoseconds: int) -> None:
+    def record_failure(self, nanoseconds: int) -> None:
         with self._lock:
             self._add("fail", nanoseconds)
 

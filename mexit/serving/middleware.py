@@ -1,4 +1,4 @@
-"""What happens around every request: the token is checked, the client named, and what comes back is counted."""
+"""ASGI middleware: bearer tokens, client identity, and answers to unexpected errors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mexit.errors import UsageError
 from mexit.serving.metrics import Metrics
-from mexit.serving.responses import error_reply, internal_error
+from mexit.serving.responses import error_response, internal_error_response
 
-OPEN_ROUTES = ("/v2/health/live", "/v2/health/ready")  # for load balancers, which hold no token
-
-
-_IPV6_HOME = 64  # bits of an IPv6 address; the others are anybody's choice
+PUBLIC_ROUTES = ("/v2/health/live", "/v2/health/ready")  # for load balancers, which hold no token
+_IPV6_NETWORK_BITS = 64  # a host chooses the other bits of its IPv6 address freely
 
 
-def tokens_of(text: str | None) -> tuple[str, ...]:
-    """The tokens of a text that separates them by commas, without the spaces around them. Raises `UsageError`."""
+def parse_tokens(text: str | None) -> tuple[str, ...]:
+    """Tokens separated by commas. Raises `UsageError` for an empty or repeated token."""
     if text is None:
         return ()
     tokens = tuple(part.strip() for part in text.split(","))
@@ -31,10 +29,11 @@ def tokens_of(text: str | None) -> tuple[str, ...]:
     return tokens
 
 
-def client_of(request: Request) -> str:
-    """Who asks, as the rate limiter tells clients apart: the place of its token, else the address of its peer.
+def client_id(request: Request) -> str:
+    """The client's identity for the rate limiter: the number of its token, else its network address.
 
-    Of an IPv6 address the network counts. What headers say of addresses is never believed.
+    An IPv6 client is identified by its /64 network. Headers such as X-Forwarded-For are ignored, because any
+    client can set them.
     """
     if "mexit_token" in request.scope:
         return f"token {request.scope['mexit_token']}"
@@ -45,35 +44,38 @@ def client_of(request: Request) -> str:
         return str(address)
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, _IPV6_HOME), strict=False))
+    return str(ipaddress.ip_network((address, _IPV6_NETWORK_BITS), strict=False))
 
 
-class BearerToken:
-    """Refuses requests without `Authorization: Bearer TOKEN`; notes which token it was, from 1."""
+class BearerTokenMiddleware:
+    """Answers 401 to requests without a valid `Authorization: Bearer TOKEN`.
+
+    The number of the token, from 1, is stored in the scope as `mexit_token`.
+    """
 
     def __init__(self, app: ASGIApp, tokens: Sequence[str]) -> None:
         self._app = app
         self._tokens = [token.encode() for token in tokens]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["mexit_token"] = place = self._place(scope)
-        if scope["path"] in OPEN_ROUTES or place:
+        scope["mexit_token"] = number = self._token_number(scope)
+        if scope["path"] in PUBLIC_ROUTES or number:
             await self._app(scope, receive, send)
             return
-        refusal = error_reply("send the header: Authorization: Bearer TOKEN", 401, {"www-authenticate": "Bearer"})
-        await refusal(scope, receive, send)
+        message = "send the header: Authorization: Bearer TOKEN"
+        await error_response(message, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
 
-    def _place(self, scope: Scope) -> int:
-        """Of the token among those that are good, from 1; 0 for none."""
+    def _token_number(self, scope: Scope) -> int:
+        """The number of the request's token, from 1; 0 if there is no valid token."""
         values = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, token = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
-        # Comparing takes as long for a wrong first byte as for a wrong last one, and for any of the tokens.
-        equal = [hmac.compare_digest(token.strip(), good) for good in self._tokens]
-        return equal.index(True) + 1 if scheme.lower() == b"bearer" and any(equal) else 0
+        # Every token is compared in constant time, so that the time of the answer tells nothing about them.
+        matches = [hmac.compare_digest(token.strip(), valid) for valid in self._tokens]
+        return matches.index(True) + 1 if scheme.lower() == b"bearer" and any(matches) else 0
 
 
-class ErrorBoundary:
-    """Answers for whatever breaks below it, and counts every error status that leaves the server."""
+class ErrorMiddleware:
+    """Answers 500 to unexpected errors, and counts all responses with an error status."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -82,18 +84,19 @@ class ErrorBoundary:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status = 0
 
-        async def noting(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, send_and_note_status)
         except Exception as error:
-            if status:  # half a response is out; all that is left is to cut the connection
+            if status:  # the response has begun, so the connection can only be closed
                 raise
-            await internal_error(scope["method"], scope["path"], error)(scope, receive, noting)
+            response = internal_error_response(scope["method"], scope["path"], error)
+            await response(scope, receive, send_and_note_status)
         finally:
             if status >= 400:
-                self._metrics.failed(status)
+                self._metrics.count_error(status)

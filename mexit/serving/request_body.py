@@ -1,75 +1,151 @@
-"""Request bodies: refused by their announced size, counted while they arrive, inflated under the same limit."""
+"""Request bodies: receive, decompress and parse JSON, each within the server's limits."""
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 import anyio
+import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from mexit.errors import BadInput, TooLarge
 from mexit.serving.limits import Limits
-from mexit.serving.strict_json import shown
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # "deflate" in HTTP is the zlib format
+_BLOCK_BYTES = 1 << 20  # JSON is scanned in blocks, since the counters take several bytes per byte of text
+_DEPTH_CHANGE = np.zeros(256, np.int8)
+_DEPTH_CHANGE[[ord("["), ord("{")]], _DEPTH_CHANGE[[ord("]"), ord("}")]] = 1, -1
+_STARTS_VALUE = np.zeros(256, np.bool_)
+_STARTS_VALUE[[ord("["), ord("{"), ord(",")]] = True
 
 
-async def read_body(request: Request, take: Callable[[int], None], limits: Limits) -> bytes:
-    """The body as sent.
+async def read_body(request: Request, reserve: Callable[[int], None], limits: Limits) -> bytes:
+    """Receive the body of a request, still compressed.
 
     Args:
-        request: its body was not read yet.
-        take: told how many bytes are kept, before they are.
+        request: the request, its body unread.
+        reserve: called with the size of each chunk before the chunk is stored, bytes.
+        limits: `body_bytes` and `body_s` apply.
 
     Raises:
-        TooLarge: over the limit; by the announced size before a byte is read.
-        BadInput: framed in two ways at once.
-        HTTPException: 408, it took too long to arrive.
+        TooLarge: the body exceeds the limit. An announced size is checked before anything is read.
+        BadInput: both Content-Length and Transfer-Encoding are given.
+        HTTPException: 408, the body did not arrive in time.
     """
-    _check_announced(request, limits.body_bytes)
+    _check_announced_size(request, limits.body_bytes)
     content = bytearray()
     try:
         with anyio.fail_after(limits.body_s):
             async for chunk in request.stream():
                 if len(content) + len(chunk) > limits.body_bytes:
                     raise _too_large("more", limits.body_bytes)
-                take(len(chunk))
+                reserve(len(chunk))
                 content += chunk
     except TimeoutError:
-        late = f"the body did not arrive within {limits.body_s:g} s"
-        raise HTTPException(408, late, {"connection": "close"}) from None
+        message = f"the body did not arrive within {limits.body_s:g} s"
+        raise HTTPException(408, message, {"connection": "close"}) from None
     return bytes(content)
 
 
-def inflate(content: bytes, encoding: str, limit: int) -> bytes:
-    """Undo `Content-Encoding`. Raises `TooLarge` as soon as the limit is passed, `BadInput` for damage."""
+def decompress(content: bytes, encoding: str, limit: int) -> bytes:
+    """Undo a `Content-Encoding`.
+
+    Args:
+        content: the body as sent.
+        encoding: the header's value; empty, "identity", "gzip" or "deflate".
+        limit: size of the result at most, bytes.
+
+    Raises:
+        TooLarge: the result exceeds the limit; decompression stops there.
+        BadInput: unknown encoding or damaged data.
+    """
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return content
     if encoding not in _WINDOW_BITS:
-        raise BadInput(f"Content-Encoding must be gzip or deflate, found {shown(encoding)}")
-    engine = zlib.decompressobj(_WINDOW_BITS[encoding])
+        raise BadInput(f"Content-Encoding must be gzip or deflate, found {short_repr(encoding)}")
+    decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        plain = engine.decompress(content, limit + 1)
+        plain = decompressor.decompress(content, limit + 1)
     except zlib.error:
         raise BadInput(f"the body is not valid {encoding}") from None
     if len(plain) > limit:
-        raise _too_large(f"more after {encoding} is undone", limit)
-    if not engine.eof or engine.unused_data:
+        raise _too_large(f"more after {encoding} decompression", limit)
+    if not decompressor.eof or decompressor.unused_data:
         raise BadInput(f"the body is not one whole {encoding} stream")
     return plain
 
 
-def _check_announced(request: Request, limit: int) -> None:
+def parse_json(content: bytes, limits: Limits) -> Any:
+    """Parse UTF-8 JSON strictly: no NaN, no Infinity, no repeated keys.
+
+    Depth and number of values are checked before parsing.
+
+    Raises:
+        BadInput: not valid JSON, or nested too deep.
+        TooLarge: more values than the limit.
+    """
+    _check_json_size(content, limits)
+    try:
+        text = content.decode("utf-8")
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"the JSON is not UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"not valid JSON: {error}") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        raise BadInput("not valid JSON: a number or a nesting that no reader takes") from None
+
+
+def short_repr(value: object) -> str:
+    """A client's value for an error message: 60 characters at most, lists and objects by their kind."""
+    if isinstance(value, str | int | float | bool | None):
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    return "a JSON object" if isinstance(value, dict) else "a JSON list"
+
+
+def _check_announced_size(request: Request, limit: int) -> None:
     lengths = request.headers.getlist("content-length")
     if lengths and "transfer-encoding" in request.headers:
-        # Two proxies that believe different ones see different requests.
+        # Two proxies that each believe another header see different requests (request smuggling).
         raise BadInput("send Content-Length or Transfer-Encoding, not both")
     if any(int(length) > limit for length in lengths):
         raise _too_large(lengths[0], limit)
 
 
-def _too_large(found: str, limit: int) -> TooLarge:
-    return TooLarge(f"a request body has at most {limit} bytes, found {found}")
+def _check_json_size(content: bytes, limits: Limits) -> None:
+    """Bound depth and values by counting brackets and commas, including those inside strings."""
+    codes = np.frombuffer(content, np.uint8)
+    depth = deepest = values = 0
+    for start in range(0, len(codes), _BLOCK_BYTES):
+        block = codes[start : start + _BLOCK_BYTES]
+        depths = np.cumsum(_DEPTH_CHANGE[block], dtype=np.int32)
+        deepest = max(deepest, depth + int(depths.max()))
+        depth += int(depths[-1])
+        values += int(np.count_nonzero(_STARTS_VALUE[block]))
+        if deepest > limits.json_depth:
+            raise BadInput(f"the JSON is nested deeper than {limits.json_depth} levels")
+        if values > limits.json_values:
+            raise TooLarge(f"the JSON holds more than {limits.json_values} values: send binary tensors instead")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise BadInput(f"the JSON names the key {short_repr(repeated)} twice")
+    return entries
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise BadInput(f"not valid JSON: {name}")
+
+
+def _too_large(size: str, limit: int) -> TooLarge:
+    return TooLarge(f"a request body has at most {limit} bytes, found {size}")

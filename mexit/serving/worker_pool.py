@@ -1,12 +1,15 @@
-"""Work off the event loop, few jobs at a time; what does not fit is refused at once.
+"""Worker threads for request jobs: clients take turns, and the number of requests is bounded.
 
-The event loop only moves bytes. Inflating, parsing, decoding, inference and writing the response are done in a
-small thread pool, so health checks answer while every worker is busy. Clients take turns: however much one of them
-sends, another one's job waits for one job of each other client at most, on every worker.
+The event loop only moves bytes. Decompression, parsing, inference and writing the response run in a few threads,
+so health checks are answered while every worker is busy. Clients take turns: a client's next job waits for at
+most one job of each other client per worker, however many jobs the others have queued.
 
-A job is a generator. It runs in a worker until it has to wait, and leaves the worker to others by yielding what it
-waits for: a function that says how long the rate limiter still lets it wait, which the event loop asks, or a future of
-the batcher, whose batches run in the same workers; it is then taken up again by whoever resolves that future.
+A job is a generator. It runs in a worker until it returns or yields what it waits for, and leaves the worker to
+other jobs meanwhile. It yields either
+
+    a function    that returns the seconds until its rate limiter tokens are available (0.0 is now); the event loop
+                  calls it, and queues the job again
+    a future      of the batching scheduler; the thread that resolves the future continues the job
 """
 
 from __future__ import annotations
@@ -17,212 +20,210 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from mexit.errors import Overloaded
 
 T = TypeVar("T")
-Ready = Callable[[], float]  # seconds after which to ask again; 0.0 is now
-Job = Generator[Ready | Future[Any], None, T]
+SecondsLeft = Callable[[], float]
+Job = Generator[SecondsLeft | Future[Any], None, T]
 
 
-class ClientGone(Exception):
-    """The client left before its job was done."""
+class ClientDisconnected(Exception):
+    """The client disconnected before its job was done."""
 
 
 class WorkerPool:
-    """A thread pool with a bounded number of jobs in it, waiting ones included.
+    """Runs the jobs of requests in worker threads.
 
     Attributes:
-        waiting: jobs that wait for the rate limiter.
+        waiting: jobs that wait for tokens of the rate limiter.
     """
 
-    def __init__(self, threads: int, jobs: int, share: int = 1) -> None:
-        """`share`: one client may have a `share`-th of the jobs."""
-        self._turns = _Turns(threads)
-        self._places = MemoryQuota(jobs, share, "{} requests are waiting already")
-        self.waiting = 0
-
-    async def run(self, job: Job[T], gone: Callable[[], Awaitable[object]], client: str = "") -> T:
-        """Do a job.
+    def __init__(self, threads: int, max_requests: int, client_share: int = 1) -> None:
+        """Start no thread yet.
 
         Args:
-            job: what to do; it is not begun yet.
-            gone: returns when nobody waits for the result any more. A job that is in no worker is then dropped;
-                one that is in a worker is finished up to where it would leave it. Whatever was computed is
-                counted.
-            client: whose turn it takes.
+            threads: number of worker threads.
+            max_requests: jobs that wait or run at a time.
+            client_share: one client may have 1/client_share of `max_requests`.
+        """
+        self._requests = Quota(max_requests, client_share, "{} requests are waiting already")
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="mexit-worker")
+        self._lock = threading.Lock()
+        self._queues: dict[str, deque[JobStep[Any]]] = {}  # by client; the first client is next
+        self.waiting = 0
+
+    async def run(self, job: Job[T], disconnected: Callable[[], Awaitable[object]], client: str = "") -> T:
+        """Run a job and return its result. Called in the event loop.
+
+        Args:
+            job: the job, not started.
+            disconnected: returns when the client has disconnected. A queued or waiting job is then dropped; a
+                job in a worker runs until it would leave the worker.
+            client: identity of the client.
 
         Raises:
-            Overloaded: as many jobs as fit are waiting or under way.
-            ClientGone: the job was dropped.
+            Overloaded: `max_requests` jobs wait or run.
+            ClientDisconnected: the job was dropped.
         """
-        with self._places.reserve(client) as take:
-            take(1)
-            leaving = asyncio.ensure_future(gone())
+        with self._requests.reserve(client) as add:
+            add(1)
+            disconnect = asyncio.ensure_future(disconnected())
             try:
-                while isinstance(outcome := await self._stretch(job, client, leaving), _Waits):
-                    await self._wait(outcome.ready, leaving)
+                while isinstance(outcome := await self._run_step(job, client, disconnect), TokenWait):
+                    await self._wait_for_tokens(outcome.seconds_left, disconnect)
                 return outcome
             finally:
-                leaving.cancel()
+                disconnect.cancel()
 
-    def lend(self, work: Callable[[], None]) -> None:
-        """Have a worker call a function, after whatever was asked of the workers before."""
-        self._turns.lend(work)
+    def submit(self, function: Callable[[], None]) -> None:
+        """Run a function in a worker, after everything that was queued before."""
+        self._executor.submit(function)
 
-    async def _stretch(self, job: Job[T], client: str, leaving: asyncio.Future[Any]) -> T | _Waits:
-        stretch = _Stretch(job)
-        self._turns.submit(client, stretch)
-        result = asyncio.wrap_future(stretch.outcome)
-        either: set[asyncio.Future[Any]] = {result, leaving}
+    def close(self) -> None:
+        """Cancel what is queued. Threads end after their present job."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            for step in (step for queue in self._queues.values() for step in queue):
+                step.outcome.cancel()
+
+    async def _run_step(self, job: Job[T], client: str, disconnect: asyncio.Future[Any]) -> T | TokenWait:
+        step = JobStep(job)
+        with self._lock:
+            self._queues.setdefault(client, deque()).append(step)
+        self._executor.submit(self._run_next)
+        outcome = asyncio.wrap_future(step.outcome)
+        either: set[asyncio.Future[Any]] = {outcome, disconnect}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not result.done() and stretch.drop():
-            raise ClientGone
-        return await result
+        if not outcome.done() and step.cancel():
+            raise ClientDisconnected
+        return await outcome
 
-    async def _wait(self, ready: Ready, leaving: asyncio.Future[Any]) -> None:
+    def _run_next(self) -> None:
+        """Run the first step of the client whose turn it is; that client is last afterwards."""
+        with self._lock:
+            client = next(iter(self._queues))
+            queue = self._queues.pop(client)
+            step = queue.popleft()
+            if queue:
+                self._queues[client] = queue
+        step.run()
+
+    async def _wait_for_tokens(self, seconds_left: SecondsLeft, disconnect: asyncio.Future[Any]) -> None:
         self.waiting += 1
         try:
-            while (wait_s := ready()) > 0:
-                await asyncio.wait({leaving}, timeout=wait_s)
-                if leaving.done():
-                    raise ClientGone
+            while (wait_s := seconds_left()) > 0:
+                await asyncio.wait({disconnect}, timeout=wait_s)
+                if disconnect.done():
+                    raise ClientDisconnected
         finally:
             self.waiting -= 1
 
-    def close(self) -> None:
-        """Drop what was not begun; threads end after what they are doing."""
-        self._turns.close()
+
+@dataclass(frozen=True)
+class TokenWait:
+    """A job left its worker to wait for tokens; `seconds_left` returns how long, 0.0 once they are available."""
+
+    seconds_left: SecondsLeft
 
 
-class _Waits:
-    """A job has left its worker; `ready` says when it can go on."""
-
-    def __init__(self, ready: Ready) -> None:
-        self.ready = ready
-
-
-class _Stretch(Generic[T]):
-    """A job from where it is to its end, or to where it waits for the rate limiter.
+class JobStep(Generic[T]):
+    """A job from its present state to its end, or to its next wait for tokens.
 
     Attributes:
-        outcome: the job's, or what it waits for.
+        outcome: the job's result, or its wait for tokens.
     """
 
     def __init__(self, job: Job[T]) -> None:
-        self.outcome: Future[T | _Waits] = Future()
+        self.outcome: Future[T | TokenWait] = Future()
         self._job = job
         self._awaited: Future[Any] | None = None
-        self._dropped = False
+        self._cancelled = False
 
-    def begin(self) -> None:
-        """Run it in this thread, as far as it goes."""
+    def run(self) -> None:
+        """Run in this thread until the job ends or waits."""
         if self.outcome.set_running_or_notify_cancel():
-            self._go_on()
+            self._advance()
 
-    def drop(self) -> bool:
-        """Nobody waits any more. Returns whether it was not begun yet, and never will be.
+    def cancel(self) -> bool:
+        """Cancel the step; returns True if it had not started, and then it never starts.
 
-        One that is in a worker goes on; what it waits for then, or waits for now, is cancelled.
+        A running step goes on until it waits for a future, which is cancelled.
         """
         if self.outcome.cancel():
             return True
-        self._dropped = True  # before a look at what is awaited, as `_go_on` looks in the other order
+        self._cancelled = True  # before `_awaited` is read; `_await` accesses the two in the opposite order
         if (awaited := self._awaited) is not None:
             awaited.cancel()
         return False
 
-    def _go_on(self) -> None:
+    def _advance(self) -> None:
         try:
-            found = next(self._job)
-        except StopIteration as done:
-            self.outcome.set_result(done.value)
-        except BaseException as error:  # whoever waits for the outcome must hear of it
+            awaited = next(self._job)
+        except StopIteration as end:
+            self.outcome.set_result(end.value)
+        except BaseException as error:  # the event loop waits for the outcome, so every error must reach it
             self.outcome.set_exception(error)
         else:
-            if isinstance(found, Future):
-                self._await(found)
+            if isinstance(awaited, Future):
+                self._await(awaited)
             else:
-                self.outcome.set_result(_Waits(found))
+                self.outcome.set_result(TokenWait(awaited))
 
-    def _await(self, found: Future[Any]) -> None:
-        self._awaited = found
-        if self._dropped:
-            found.cancel()
-        found.add_done_callback(self._resume)
+    def _await(self, future: Future[Any]) -> None:
+        self._awaited = future
+        if self._cancelled:
+            future.cancel()
+        future.add_done_callback(self._resume)
 
-    def _resume(self, found: Future[Any]) -> None:
-        if found.cancelled():
+    def _resume(self, future: Future[Any]) -> None:
+        if future.cancelled():
             self._job.close()
-            self.outcome.set_exception(ClientGone())
+            self.outcome.set_exception(ClientDisconnected())
         else:
-            self._go_on()
+            self._advance()
 
 
-class _Turns:
-    """Workers that take the jobs of one client in order, and clients in turn."""
+class Quota:
+    """Bounds a number, such as bytes or requests, in total and per client. For the event loop's thread only."""
 
-    def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mexit-worker")
-        self._lock = threading.Lock()
-        self._queues: dict[str, deque[_Stretch[Any]]] = {}
+    def __init__(self, limit: int, client_share: int, message: str) -> None:
+        """Nothing is reserved yet.
 
-    def submit(self, client: str, stretch: _Stretch[Any]) -> None:
-        with self._lock:
-            self._queues.setdefault(client, deque()).append(stretch)
-        self._pool.submit(self._take_one)
-
-    def lend(self, work: Callable[[], None]) -> None:
-        self._pool.submit(work)
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            for queue in self._queues.values():
-                for stretch in queue:
-                    stretch.outcome.cancel()
-
-    def _take_one(self) -> None:
-        with self._lock:
-            client = next(iter(self._queues))
-            queue = self._queues.pop(client)
-            stretch = queue.popleft()
-            if queue:
-                self._queues[client] = queue  # behind all other clients
-        stretch.begin()
-
-
-class MemoryQuota:
-    """Counts what all requests at hand take up, such as bytes. For the event loop's thread only."""
-
-    def __init__(
-        self, limit: int, share: int = 1, words: str = "request bodies of {} bytes are waiting already"
-    ) -> None:
-        """One client may have a `share`-th of `limit`; `words` say how much is taken."""
-        self._limit, self._each, self._words = limit, max(1, limit // share), words
-        self._held = 0
-        self._of: Counter[str] = Counter()
+        Args:
+            limit: the largest total.
+            client_share: one client may reserve 1/client_share of `limit`.
+            message: text of the error; `{}` stands for the reserved number.
+        """
+        self._limit, self._client_limit = limit, max(1, limit // client_share)
+        self._message = message
+        self._total = 0
+        self._by_client: Counter[str] = Counter()
 
     @contextmanager
     def reserve(self, client: str = "") -> Iterator[Callable[[int], None]]:
-        """Yield the function that takes room; all of it is given back when the block ends."""
-        taken = 0
+        """Yield a function that reserves a number; all of it is released when the block ends.
 
-        def take(size: int) -> None:
-            nonlocal taken
-            if self._held + size > self._limit:
-                raise Overloaded(self._words.format(self._held))
-            if self._of[client] + size > self._each:
-                raise Overloaded(self._words.format(self._of[client]) + ", all of them yours")
-            self._held += size
-            self._of[client] += size
-            taken += size
+        The function raises `Overloaded` beyond a limit.
+        """
+        reserved = 0
+
+        def add(number: int) -> None:
+            nonlocal reserved
+            if self._total + number > self._limit:
+                raise Overloaded(self._message.format(self._total))
+            if self._by_client[client] + number > self._client_limit:
+                raise Overloaded(self._message.format(self._by_client[client]) + ", all of them yours")
+            self._total += number
+            self._by_client[client] += number
+            reserved += number
 
         try:
-            yield take
+            yield add
         finally:
-            self._held -= taken
-            self._of[client] -= taken
-            if not self._of[client]:
-                del self._of[client]
+            self._total -= reserved
+            self._by_client[client] -= reserved
+            if not self._by_client[client]:
+                del self._by_client[client]

@@ -1,12 +1,12 @@
-"""Random views of training images, with randomness by counter.
+"""Random augmentation of training images, with counter-based random numbers.
 
-crop-flip           pad with 4 black pixels on each side, cut the old size out anywhere, mirror every second image:
-                    what MSDNet and RDI-Nets do on CIFAR
-resized-crop-flip   cut out 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3, scale that back to the old
-                    size, mirror every second image: what MSDNet does on ImageNet (C. Szegedy et al., CVPR 2015)
+crop-flip           pad by 4 black pixels on each side, crop the original size, mirror half of the images: the
+                    augmentation of MSDNet and RDI-Nets on CIFAR
+resized-crop-flip   crop 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3, resize to the original size, mirror
+                    half of the images: the augmentation of MSDNet on ImageNet (C. Szegedy et al., CVPR 2015)
 
-The papers cut from the whole photograph and scale once. Here the cut is made from the prepared image, because
-every stage shares one preparation: a reading, and on small cuts a softer picture.
+The papers crop the original photograph and resize once. Here the crop is taken from the prepared image, because
+training shares its image preparation with every later stage. This is our choice; small crops are softer.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ from mexit.attacks.rng import CounterRNG
 AUGMENTS = ("none", "crop-flip", "resized-crop-flip")
 PAD = 4
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-_TRIES = 10
+_CROP_ATTEMPTS = 10
 
 
-def augment(images: Tensor, how: str, draw: CounterRNG, index: Tensor) -> Tensor:
-    """This epoch's view of a batch.
+def augment(images: Tensor, kind: str, rng: CounterRNG, index: Tensor) -> Tensor:
+    """Augment a batch.
 
     Args:
-        images: (B, C, H, W), of any type; float32 in [0, 1] for "resized-crop-flip".
-        how: one of `AUGMENTS`.
-        draw, index: randomness by the samples' places in the data set, (B,).
+        images: (B, C, H, W) of any dtype; float32 in [0, 1] for "resized-crop-flip".
+        kind: one of `AUGMENTS`.
+        rng: random numbers of the epoch.
+        index: positions of the images in the data set, (B,) int64; each image's random numbers depend on its own.
 
     Returns:
-        (B, C, H, W) of the same type.
+        (B, C, H, W) of the same dtype.
     """
-    if how == "none":
+    if kind == "none":
         return images
-    return _crop_flip(images, draw, index) if how == "crop-flip" else _resized_crop_flip(images, draw, index)
+    return _crop_flip(images, rng, index) if kind == "crop-flip" else _resized_crop_flip(images, rng, index)
 
 
-def _crop_flip(images: Tensor, draw: CounterRNG, index: Tensor) -> Tensor:
-    numbers = draw.uniform("augment", index, (3,))
+def _crop_flip(images: Tensor, rng: CounterRNG, index: Tensor) -> Tensor:
+    numbers = rng.uniform("augment", index, (3,))
     corner = (numbers[:, :2] * (2 * PAD + 1)).long().clamp_(max=2 * PAD)
     mirrored = numbers[:, 2] < 0.5
     rows = corner[:, :1] + torch.arange(images.shape[2], device=images.device)
@@ -54,26 +55,24 @@ def _crop_flip(images: Tensor, draw: CounterRNG, index: Tensor) -> Tensor:
                   columns[:, None, None, :]]  # fmt: skip
 
 
-def _resized_crop_flip(images: Tensor, draw: CounterRNG, index: Tensor) -> Tensor:
+def _resized_crop_flip(images: Tensor, rng: CounterRNG, index: Tensor) -> Tensor:
     height, width = images.shape[2:]
-    top, left, rows, columns = boxes(draw, index, height, width).to(images.dtype).unbind(1)
-    x = _positions(left, columns, width)
-    mirrored = draw.uniform("mirror", index, (1,)) < 0.5
+    top, left, rows, columns = crop_boxes(rng, index, height, width).to(images.dtype).unbind(1)
+    x = _grid_coordinates(left, columns, width)
+    mirrored = rng.uniform("mirror", index, (1,)) < 0.5
     x = torch.where(mirrored, x.flip(1), x)
-    y = _positions(top, rows, height)
-    grid = torch.stack(
-        [x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)],
-        dim=3,
-    )
+    y = _grid_coordinates(top, rows, height)
+    grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp_(0, 1)
 
 
-def boxes(draw: CounterRNG, index: Tensor, height: int, width: int) -> Tensor:
-    """What is cut out of each image: top, left, rows, columns, (B, 4) int64.
+def crop_boxes(rng: CounterRNG, index: Tensor, height: int, width: int) -> Tensor:
+    """Draw the crop of each image: the first of ten random boxes that fits, else the whole image.
 
-    The first of ten tries that fits, as in the field's code; the whole image if none does.
+    Returns:
+        Top, left, rows and columns in pixels, (B, 4) int64.
     """
-    numbers = draw.uniform("augment", index, (_TRIES, 4)).double()
+    numbers = rng.uniform("augment", index, (_CROP_ATTEMPTS, 4)).double()
     area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * numbers[..., 0])
     low, high = (math.log(ratio) for ratio in RATIO)
     ratio = torch.exp(low + (high - low) * numbers[..., 1])
@@ -81,15 +80,15 @@ def boxes(draw: CounterRNG, index: Tensor, height: int, width: int) -> Tensor:
     fits = (columns >= 1) & (columns <= width) & (rows >= 1) & (rows <= height)
     top = (numbers[..., 2] * (height - rows + 1)).long()
     left = (numbers[..., 3] * (width - columns + 1)).long()
-    tries = torch.stack([top, left, rows, columns], dim=2)
-    first = tries[torch.arange(len(index), device=index.device), fits.int().argmax(dim=1)]
+    boxes = torch.stack([top, left, rows, columns], dim=2)
+    first = boxes[torch.arange(len(index), device=index.device), fits.int().argmax(dim=1)]
     whole = torch.tensor([0, 0, height, width], device=index.device)
     return torch.where(fits.any(dim=1, keepdim=True), first, whole)
 
 
-def _positions(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Where each of `size` new pixels lies on an axis that `grid_sample` calls -1 to 1; never outside the cut."""
+def _grid_coordinates(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """Source coordinates of `size` output pixels, in `grid_sample`'s range of [-1, 1], clamped to the crop."""
     step = (torch.arange(size, device=start.device) + 0.5) / size
-    place = start[:, None] + (step * length[:, None] - 0.5).clamp(min=0)
+    position = start[:, None] + (step * length[:, None] - 0.5).clamp(min=0)
     last = start + length - 1
-    return (2 * torch.minimum(place, last[:, None]) + 1) / size - 1
+    return (2 * torch.minimum(position, last[:, None]) + 1) / size - 1

@@ -1,10 +1,10 @@
-"""A training run on disk. safetensors only, never pickle; every file is replaced atomically.
+"""A training run on disk. Tensors are stored as safetensors, never as pickle; every file is replaced atomically.
 
 settings.json            `TrainSettings`
-splits.npz               the five index lists
-checkpoint.safetensors   weights, optimiser, place in the run, kept weights: all in one file
-weights.safetensors      the result, once training is over
-log.jsonl  curves.png    for people
+splits.npz               the indices of the five splits
+checkpoint.safetensors   weights, optimiser, position in the run, weights to keep: everything to resume from
+weights.safetensors      the resulting weights, written when training ends
+log.jsonl  curves.png    metrics per epoch, and their plot
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mexit.core.atomic_io import read_bytes, read_json, to_json, write_bytes
+from mexit.core.atomic_io import parse_json, read_bytes, read_json, to_json, write_bytes
 from mexit.core.manifest import read_value
 from mexit.data.splits import Splits
 from mexit.errors import Damaged, NotFound, UsageError
-from mexit.models import MultiExit, build
+from mexit.models import MultiExit, build_model
 from mexit.train.config import TrainSettings
 
-SETTINGS, SPLITS, CHECKPOINT, WEIGHTS, LOG, CURVES = (
-    "settings.json",
-    "splits.npz",
-    "checkpoint.safetensors",
-    "weights.safetensors",
-    "log.jsonl",
-    "curves.png",
-)
+SETTINGS = "settings.json"
+SPLITS = "splits.npz"
+CHECKPOINT = "checkpoint.safetensors"
+WEIGHTS = "weights.safetensors"
+LOG = "log.jsonl"
+CURVES = "curves.png"
 MAX_BYTES = 8 << 30
-_MAX_HEADER = 100 << 20
+MAX_LOG_BYTES = 1 << 30
+_MAX_HEADER_BYTES = 100 << 20
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run stands.
+class Position:
+    """The position of a run in its schedule.
 
     Attributes:
-        epoch, step: next to do, from 0.
-        sums: running sums of the epoch's log values, and how many samples they cover under "n".
-        best: best mean attacked accuracy on the selection split so far; None before the first epoch ended.
-        log: how many bytes of the log belong to what is done.
+        epoch: next epoch, from 0.
+        step: next step of that epoch, from 0.
+        sums: sums over the samples of the epoch of each logged value; "n" is the number of samples.
+        best: best mean attacked accuracy on the selection split; None before the end of the first epoch.
+        log: size in bytes of the log up to this position.
     """
 
     epoch: int
@@ -58,69 +58,76 @@ class Progress:
     log: int
 
 
+START = Position(0, 0, {}, None, 0)
+
+
 @dataclass(frozen=True)
-class Place:
-    """What a checkpoint holds besides the network and its optimiser.
+class TrainState:
+    """The content of a checkpoint besides the network and its optimiser.
 
     Attributes:
-        progress: where the run stands.
-        kept: the weights that would be the result now.
-        objective: the method's own state.
+        position: position in the schedule.
+        kept: the weights that would be the result if training ended here.
+        method: state of the training method.
         average: moving average of the weights; empty without one.
     """
 
-    progress: Progress
+    position: Position
     kept: Mapping[str, Tensor]
-    objective: Mapping[str, Tensor]
+    method: Mapping[str, Tensor]
     average: Mapping[str, Tensor]
 
 
-def save(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer, place: Place) -> None:
-    """Write the checkpoint. Raises `MexitError` if that fails; the previous one is then untouched."""
+# Names of the parts of `TrainState` in the file.
+_PREFIXES = {"kept": "kept.", "method": "objective.", "average": "average."}
+
+
+def save(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer, state: TrainState) -> None:
+    """Write the checkpoint. Raises `MexitError` if that fails; the previous checkpoint is then intact."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         buffer = optimiser.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
             tensors[f"momentum.{name}"] = buffer
-    for prefix in ("kept", "objective", "average"):
-        tensors |= {f"{prefix}.{name}": value for name, value in getattr(place, prefix).items()}
-    metadata = {"progress": json.dumps(asdict(place.progress))}
+    for part, prefix in _PREFIXES.items():
+        tensors |= {prefix + name: value for name, value in getattr(state, part).items()}
+    metadata = {"progress": json.dumps(asdict(state.position))}
     write_bytes(run / CHECKPOINT, _serialise(tensors, metadata))
 
 
-def restore(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer) -> Place:
-    """Load the checkpoint into `model` and `optimiser`; returns the rest.
+def restore(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer) -> TrainState:
+    """Load the checkpoint into `model` and `optimiser`, and return the rest.
 
     Raises:
-        NotFound: there is none.
-        Damaged: not readable, or of another network.
+        NotFound: the run has no checkpoint.
+        Damaged: the checkpoint is not readable, or belongs to another network.
     """
     path = run / CHECKPOINT
     tensors, metadata = _read(path, "checkpoint")
     try:
-        progress = read_value(json.loads(metadata["progress"]), Progress, "progress")
+        position = read_value(json.loads(metadata["progress"]), Position, "progress")
     except (KeyError, ValueError, Damaged) as error:
-        raise Damaged(f"checkpoint {path} does not say where the run stood ({error})") from None
+        raise Damaged(f"checkpoint {path} has no valid position in the run ({error})") from None
     _load_weights(model, _with_prefix(tensors, "model."), path)
     momenta = _with_prefix(tensors, "momentum.")
     for name, parameter in model.named_parameters():
         if name in momenta:
             optimiser.state[parameter]["momentum_buffer"] = momenta[name].to(parameter.device)
-    return Place(progress, *(_with_prefix(tensors, f"{prefix}.") for prefix in ("kept", "objective", "average")))
+    return TrainState(position, **{part: _with_prefix(tensors, prefix) for part, prefix in _PREFIXES.items()})
 
 
 def save_weights(run: Path, weights: Mapping[str, Tensor], settings: TrainSettings, classes: int) -> None:
-    """Write the result of a finished run."""
+    """Write the resulting weights of a finished run."""
     metadata = {"settings": json.dumps(settings.to_json()), "classes": str(classes)}
     write_bytes(run / WEIGHTS, _serialise(dict(weights), metadata))
 
 
 def load_model(run: Path) -> tuple[MultiExit, TrainSettings, Splits]:
-    """A finished run: its network in eval mode, settings and splits.
+    """Load a finished run: its network in eval mode, its settings and its splits.
 
     Raises:
-        NotFound: no such run, or it was never finished.
-        Damaged: a file is not what was written.
+        NotFound: the run does not exist or is not finished.
+        Damaged: a file of the run is damaged.
     """
     settings = load_settings(run)
     if not (run / WEIGHTS).exists() and (run / CHECKPOINT).exists():
@@ -128,13 +135,18 @@ def load_model(run: Path) -> tuple[MultiExit, TrainSettings, Splits]:
     tensors, metadata = _read(run / WEIGHTS, "weights")
     if not metadata.get("classes", "").isdigit():
         raise Damaged(f"weights {run / WEIGHTS} do not name their number of classes")
-    model = build(settings.model, int(metadata["classes"]))
+    model = build_model(settings.model, int(metadata["classes"]))
     _load_weights(model, tensors, run / WEIGHTS)
     return model.eval(), settings, Splits.load(run / SPLITS)
 
 
 def load_settings(run: Path) -> TrainSettings:
-    """The settings of a run, finished or not."""
+    """Load the settings of a run, finished or not.
+
+    Raises:
+        NotFound: the run does not exist.
+        Damaged: its settings are damaged.
+    """
     if not run.is_dir():
         raise NotFound(f"run {run} does not exist: make one with mexit train")
     value = read_json(run / SETTINGS, "settings")
@@ -144,22 +156,35 @@ def load_settings(run: Path) -> TrainSettings:
         raise Damaged(f"settings {run / SETTINGS}: {error}") from None
 
 
-def begin(run: Path, settings: TrainSettings, splits: Splits) -> None:
-    """Make the directory of a new run. The settings come last: with them it counts as begun."""
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Read the epoch records of a run; an empty list if it has no log.
+
+    Raises:
+        Damaged: a line is not valid JSON.
+    """
+    try:
+        content = read_bytes(run / LOG, "log", MAX_LOG_BYTES)
+    except NotFound:
+        return []
+    return [parse_json(line, run / LOG, "log") for line in content.splitlines()]
+
+
+def create_run(run: Path, settings: TrainSettings, splits: Splits) -> None:
+    """Create the directory of a run. The settings are written last: a run with settings is complete."""
     write_bytes(run / SPLITS, splits.to_bytes())
     write_bytes(run / SETTINGS, to_json(settings.to_json()))
 
 
 def _serialise(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    return save_tensors(plain, metadata)
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return save_tensors(contiguous, metadata)
 
 
 def _read(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     content = read_bytes(path, what, MAX_BYTES)
     try:
         size = int.from_bytes(content[:8], "little")
-        if not 0 < size <= min(_MAX_HEADER, len(content) - 8):
+        if not 0 < size <= min(_MAX_HEADER_BYTES, len(content) - 8):
             raise ValueError(f"its header claims {size} bytes")
         metadata: dict[str, Any] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
         return load_tensors(content), {str(key): str(value) for key, value in metadata.items()}
@@ -173,9 +198,9 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 def _load_weights(model: MultiExit, weights: Mapping[str, Tensor], path: Path) -> None:
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != found:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != shapes:
+        wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
         raise Damaged(
             f"{path} holds another network: {', '.join(wrong[:6])} missing, unexpected or of another shape"
         )

@@ -1,9 +1,4 @@
-"""The settings of a training run: one frozen dataclass, saved beside the weights, and the published schedules.
-
-Presets per data set (`--preset`): `neo_kd` (NEO-KD, NeurIPS 2023), `rdi` (RDI-Nets, ICLR 2020), `hdkd`
-(HDKD, AAAI 2021; the method too), `demo` (digits).
-Decay points are fractions of the run, so that they scale with `--epochs`.
-"""
+"""The settings of a training run: one frozen dataclass, stored beside the weights as `settings.json`."""
 
 from __future__ import annotations
 
@@ -17,47 +12,65 @@ from mexit.attacks.pgd import PGDConfig
 from mexit.core.manifest import read_value
 from mexit.errors import UsageError
 from mexit.train.augment import AUGMENTS
-from mexit.train.methods import find
+from mexit.train.methods import method_class
+from mexit.train.presets import DEFAULT_MODELS, PRESETS
 
 KEEP = ("last", "best")
-# Fields that runs of mexit 0.1 do not have yet, and what those runs did.
+PRECISIONS = ("auto", "bf16", "fp32")
+# Fields that some runs of mexit 0.1 lack, with the values that those runs used.
 _ADDED: dict[str, Any] = {
     "norm": "linf", "rule": "sign", "loss": "ce", "restarts": 1,
     "trades": 0.0, "awp": 0.0, "ema": 0.0, "label_smoothing": 0.0,
-    "teachers": [], "fraction": 1.0, "omit_class": None,
+    "teachers": [], "fraction": 1.0, "omit_class": None, "selection_steps": 10,
 }  # fmt: skip
-RECIPES = ("auto", "bf16", "fp32")
+# Fields of mexit 0.1 that have another name now.
+_RENAMED = {"recipe": "precision"}
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything that decides the weights of a run.
+    """Everything that determines the weights of a run.
+
+    Lengths in the pixel range (`eps`, `step`) are fractions of [0, 1].
 
     Attributes:
-        data: as typed after `--data`.
-        model, method: see `models.PRESETS` and `objectives.METHODS`.
-        options: fields of the method's class that differ from its defaults.
-        preset: the schedule these settings started from.
-        attack: what is trained on: none, single, average or max-average.
-        eps, step: radius and step size, fractions of the pixel range.
-        steps: of the training attack; `test_steps` of the one that evaluates.
-        norm, rule, restarts: of both attacks' steps, see `attacks.gradient.PGDConfig`; the evaluation always takes
-            the rule "sign".
-        loss: what the training attack climbs, one of `attacks.losses.LOSSES`; the evaluation climbs "ce".
-        craft_train_mode: craft with the network in train mode, as RDI-Nets' code does.
-        epochs, batch: passes over the training split, samples a step.
-        lr, momentum, weight_decay: of SGD.
-        decay_at: fractions of the run after which lr is multiplied by `decay_factor`.
-        augment: random views of training images: one of `augment.AUGMENTS`.
-        seed: of weights, order, starts and dropout.
-        recipe: "bf16" (autocast and channels_last), "fp32", or "auto" (bf16 where the processor has it).
-        keep: which weights are kept: "last", or "best" mean attacked accuracy on the selection split.
-        trades: weight of the TRADES term; 0 = none. `awp`: relative size of the adversarial weight perturbation.
-        ema: decay of the averaged weights, which are then the result; 0 = none.
-        label_smoothing: share of the label that is spread over all classes.
-        teachers: runs that teach.
-        fraction: share of the training split that is used, in (0, 1]; every class loses the same share.
-        omit_class: a class whose training images are left out, by name.
+        data: data set, as given to `--data`.
+        model: name of a network, one of `mexit.models.MODELS`.
+        method: name of a training method, one of `methods.METHODS`.
+        options: options of the method that differ from its defaults.
+        preset: published schedule that the settings started from.
+        attack: training attack: "none", "single", "average" or "max-average".
+        eps: radius of the attacks.
+        step: step size of the training attack.
+        steps: steps of the training attack.
+        test_steps: steps of the attack that evaluates the finished run.
+        norm: norm of the attacks: "linf" or "l2".
+        rule: update rule of the training attack, see `PGDConfig`; evaluation always uses "sign".
+        restarts: random starts of the attacks; the strongest result is kept.
+        loss: loss that the training attack maximises, one of `attacks.losses.LOSSES`; evaluation uses "ce".
+        craft_train_mode: attack with the network in train mode, as RDI-Nets' code does.
+        epochs: passes over the training split.
+        batch: images per optimisation step, of all processes together.
+        lr: initial learning rate of SGD.
+        momentum: momentum of SGD, in [0, 1).
+        weight_decay: weight decay of SGD.
+        decay_at: fractions of the run after which the learning rate is multiplied by `decay_factor`.
+        decay_factor: factor of each learning rate decay.
+        augment: augmentation of training images, one of `augment.AUGMENTS`.
+        seed: seed of weights, sample order, augmentation, attack starts and dropout.
+        precision: "bf16" (autocast), "fp32", or "auto" (bf16 where the device supports it).
+        keep: weights to keep: "last", or "best" by mean attacked accuracy on the selection split.
+        selection_steps: steps of the attack on the selection split after each epoch.
+        trades: weight of the TRADES term; 0 = off.
+        awp: relative size of the adversarial weight perturbation; 0 = off.
+        ema: decay of the exponential moving average of the weights, which is then the result; 0 = off.
+        label_smoothing: share of the label spread over all classes, in [0, 1).
+        teachers: directories of the teacher runs.
+        fraction: share of each class's training images to use, in (0, 1].
+        omit_class: name of a class whose training images are left out.
+
+    Raises:
+        UsageError: a value is outside its range.
     """
 
     data: str = "digits"
@@ -84,8 +97,9 @@ class TrainSettings:
     decay_factor: float = 0.1
     augment: str = "none"
     seed: int = 0
-    recipe: str = "auto"
+    precision: str = "auto"
     keep: str = "last"
+    selection_steps: int = 10
     trades: float = 0.0
     awp: float = 0.0
     ema: float = 0.0
@@ -95,149 +109,107 @@ class TrainSettings:
     omit_class: str | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 1:
-            raise UsageError(f"epochs and batch must be at least 1, found {self.epochs} and {self.batch}")
-        if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
-            raise UsageError(
-                f"lr must be above 0, momentum in [0, 1), weight decay at least 0; found {self.lr}, "
-                f"{self.momentum}, {self.weight_decay}"
-            )
-        if self.seed < 0:
-            raise UsageError(f"seed must be at least 0, found {self.seed}")
-        if self.keep not in KEEP or self.recipe not in RECIPES:
-            raise UsageError(f"keep must be one of {', '.join(KEEP)}, recipe one of {', '.join(RECIPES)}")
-        if self.augment not in AUGMENTS:
-            raise UsageError(f"augment must be one of {', '.join(AUGMENTS)}, found '{self.augment}'")
-        if not (self.trades >= 0 and self.awp >= 0 and 0 <= self.ema < 1 and 0 <= self.label_smoothing < 1):
-            raise UsageError(
-                f"trades and awp must be at least 0, ema and label smoothing in [0, 1); found {self.trades}, "
-                f"{self.awp}, {self.ema}, {self.label_smoothing}"
-            )
-        if not 0 < self.fraction <= 1:
-            raise UsageError(f"fraction must be above 0 and at most 1, found {self.fraction}")
+        self._check(self.epochs >= 1 and self.batch >= 1, "epochs and batch must be at least 1", "epochs", "batch")
+        self._check(self.lr > 0, "lr must be above 0", "lr")
+        self._check(0 <= self.momentum < 1, "momentum must be in [0, 1)", "momentum")
+        self._check(self.weight_decay >= 0, "weight decay must be at least 0", "weight_decay")
+        self._check(self.seed >= 0, "seed must be at least 0", "seed")
+        self._check(self.keep in KEEP, f"keep must be one of {', '.join(KEEP)}", "keep")
+        self._check(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}", "precision")
+        self._check(self.augment in AUGMENTS, f"augment must be one of {', '.join(AUGMENTS)}", "augment")
+        self._check(self.trades >= 0 and self.awp >= 0, "trades and awp must be at least 0", "trades", "awp")
+        self._check(0 <= self.ema < 1, "ema must be in [0, 1)", "ema")
+        self._check(0 <= self.label_smoothing < 1, "label smoothing must be in [0, 1)", "label_smoothing")
+        self._check(0 < self.fraction <= 1, "fraction must be above 0 and at most 1", "fraction")
         if self.trades and self.attack == "none":
             raise UsageError("the TRADES term needs attacked images: choose --attack average or max-average")
-        self.training_attack()
+        self.training_attack()  # checks the fields of the attack
+
+    def _check(self, valid: bool, requirement: str, *names: str) -> None:
+        if not valid:
+            values = " and ".join(repr(getattr(self, name)) for name in names)
+            raise UsageError(f"{requirement}, found {values}")
 
     def training_attack(self) -> Attack | None:
-        """What the run trains on; None for clean images only."""
+        """The training attack, or None for a run on clean images."""
         if self.attack == "none":
             return None
-        start = self.rule != "penalty"  # a rule without a ball to start in
-        steps = PGDConfig(self.eps, self.step, self.steps, start, self.norm, self.rule, self.restarts)
-        return Attack(self.attack, steps, train_mode=self.craft_train_mode, loss=self.loss)
+        random_start = self.rule != "penalty"  # the penalty rule has no ball to start in
+        config = PGDConfig(self.eps, self.step, self.steps, random_start, self.norm, self.rule, self.restarts)
+        return Attack(self.attack, config, train_mode=self.craft_train_mode, loss=self.loss)
 
-    def test_attack(self, objective: str, eps: float | None = None, steps: int | None = None) -> Attack:
-        """What the run is evaluated under."""
+    def test_attack(self, target_exits: str, eps: float | None = None, steps: int | None = None) -> Attack:
+        """An attack for evaluation.
+
+        Args:
+            target_exits: exits that are attacked: "single", "average" or "max-average".
+            eps: radius, default `self.eps`.
+            steps: number of steps, default `self.test_steps`.
+        """
         radius, count = self.eps if eps is None else eps, self.test_steps if steps is None else steps
-        return Attack(objective, PGDConfig(radius, self.step, count, norm=self.norm, restarts=self.restarts))
+        return Attack(target_exits, PGDConfig(radius, self.step, count, norm=self.norm, restarts=self.restarts))
 
     def lr_at(self, progress: float) -> float:
-        """The learning rate after this share of the run, in [0, 1]."""
+        """The learning rate at `progress`, the fraction of the run that is done, in [0, 1]."""
         return self.lr * self.decay_factor ** sum(progress >= point for point in self.decay_at)
 
     def to_json(self) -> dict[str, Any]:
-        """As stored."""
+        """The settings as `settings.json` stores them."""
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_json(value: Any, where: str) -> TrainSettings:
-        """Check and convert stored settings. Raises `Damaged`."""
+    def from_json(value: object, where: str) -> TrainSettings:
+        """Check and convert the content of a `settings.json`, also one of mexit 0.1.
+
+        Args:
+            value: the parsed JSON.
+            where: name of the file, for messages.
+
+        Raises:
+            Damaged: a field is missing, unknown or of a wrong type.
+        """
         if isinstance(value, Mapping):
-            value = _ADDED | dict(value)
+            value = _ADDED | {_RENAMED.get(name, name): field_value for name, field_value in value.items()}
         settings = read_value(value, TrainSettings, where)
         assert isinstance(settings, TrainSettings)
         return settings
 
 
-_MNIST_NEO_KD = {
-    "epochs": 150, "batch": 128, "lr": 0.01, "weight_decay": 5e-4, "decay_at": (50 / 150,),
-    "eps": 0.3, "step": 20 / 255, "steps": 7, "test_steps": 50,
-}  # fmt: skip
-# 13,100 steps of 256 images are 56 passes over MNIST.
-_MNIST_RDI = {
-    "epochs": 56, "batch": 256, "lr": 0.033, "weight_decay": 5e-4, "decay_at": (11_700 / 13_100, 12_900 / 13_100),
-    "eps": 0.3, "step": 0.01, "steps": 40, "test_steps": 40, "craft_train_mode": True,
-}  # fmt: skip
-_CIFAR_NEO_KD = {
-    "epochs": 150, "batch": 128, "lr": 0.1, "weight_decay": 5e-4, "decay_at": (75 / 150, 115 / 150),
-    "eps": 8 / 255, "step": 2 / 255, "steps": 7, "test_steps": 50, "augment": "crop-flip",
-}  # fmt: skip
-# 64,000 steps of 128 images are 164 passes over the 50,000 of CIFAR, 82,000 are 210.
-_CIFAR_RDI = {
-    "model": "resnet38", "epochs": 164, "batch": 128, "lr": 0.1, "weight_decay": 1e-4,
-    "decay_at": (32 / 64, 48 / 64), "eps": 8 / 255, "step": 2 / 255, "steps": 10, "test_steps": 20,
-    "craft_train_mode": True, "augment": "crop-flip",
-}  # fmt: skip
-_CIFAR_RDI_MOBILENETV2 = _CIFAR_RDI | {
-    "model": "mobilenetv2", "epochs": 210, "lr": 0.05, "decay_at": (61.7 / 82, 70 / 82, 78 / 82),
-}  # fmt: skip
-# Published for CIFAR-100; its weight decay is not, and is that of DBT's code. Views and CIFAR-10 are readings.
-_CIFAR_HDKD = {
-    "method": "hdkd", "epochs": 300, "batch": 128, "lr": 0.1, "weight_decay": 1e-4, "decay_at": (0.5, 0.75),
-    "eps": 8 / 255, "step": 2 / 255, "steps": 7, "test_steps": 50, "augment": "crop-flip",
-}  # fmt: skip
-_CIFAR = {
-    "neo_kd": _CIFAR_NEO_KD, "rdi": _CIFAR_RDI, "rdi_mobilenetv2": _CIFAR_RDI_MOBILENETV2, "hdkd": _CIFAR_HDKD,
-}  # fmt: skip
-# Views of training images are not published for these two: readings. Nor are epochs and batch for ImageNet, which
-# are those of MSDNet's own training.
-_TINY_IMAGENET_NEO_KD = {
-    "epochs": 150, "batch": 128, "lr": 0.1, "weight_decay": 5e-4, "decay_at": (50 / 150, 100 / 150),
-    "eps": 2 / 255, "step": 2 / 3 * 2 / 255, "steps": 7, "test_steps": 50, "augment": "crop-flip",
-}  # fmt: skip
-_IMAGENET_NEO_KD = {
-    "epochs": 90, "batch": 256, "lr": 0.001, "weight_decay": 5e-4,
-    "eps": 2 / 255, "step": 2 / 3 * 2 / 255, "steps": 7, "test_steps": 50, "augment": "resized-crop-flip",
-}  # fmt: skip
-_RDI_WEIGHTS = {"clean_weight": 0.5, "attacked_weight": 0.5}
-_DEMO = {
-    "epochs": 20, "batch": 64, "lr": 0.03, "weight_decay": 5e-4, "decay_at": (0.6, 0.85),
-    "attack": "average", "eps": 0.1, "step": 0.025, "steps": 7, "test_steps": 50,
-}  # fmt: skip
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "digits": {"demo": _DEMO},
-    "mnist": {"neo_kd": _MNIST_NEO_KD, "rdi": _MNIST_RDI},
-    "fashion-mnist": {"neo_kd": _MNIST_NEO_KD, "rdi": _MNIST_RDI},
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
-    "tiny-imagenet": {"neo_kd": _TINY_IMAGENET_NEO_KD},
-    "imagenet": {"neo_kd": _IMAGENET_NEO_KD},
-    "folder": {"neo_kd": {**_MNIST_NEO_KD, "eps": 8 / 255, "step": 2 / 255}},
-}
-DEFAULT_MODELS = {
-    "digits": "digits-cnn", "cifar10": "msdnet-cifar10", "cifar100": "msdnet-cifar100",
-    "tiny-imagenet": "msdnet-tiny-imagenet", "imagenet": "msdnet-imagenet",
-}  # fmt: skip
-
-
 def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSettings:
-    """Settings for a data set: what was given wins over the preset, the preset over the defaults.
+    """Resolve the settings of a run: given values win over the preset, the preset over the defaults.
+
+    The command line and `train_model` both call this function. The preset determines the method unless one is
+    given. Options of the preset apply only to the preset's own method.
 
     Args:
-        data: as typed after `--data`.
-        preset: a schedule of that data set; None = its first.
-        given: fields of `TrainSettings` that were typed; None values count as not typed.
+        data: data set, as given to `--data`.
+        preset: name of a published schedule for that data set; None = its first.
+        given: fields of `TrainSettings`; None values count as not given.
 
     Raises:
-        UsageError: no such preset, or settings that cannot be.
+        UsageError: the preset does not exist, or a value is outside its range.
     """
     presets = PRESETS[data.partition(":")[0]]
     preset = preset or next(iter(presets))
     if preset not in presets:
         raise UsageError(f"no preset '{preset}' for {data}: choose from {', '.join(presets)}")
-    typed = {name: value for name, value in given.items() if value is not None}
-    for name, own in (("data", data), ("preset", preset)):
-        if typed.get(name, own) != own:
-            raise UsageError(f"the settings name the {name} {typed[name]}, and {own} is asked for: name one")
+    given = {name: value for name, value in given.items() if value is not None}
+    unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(TrainSettings)})
+    if unknown:
+        raise UsageError(f"no setting {', '.join(unknown)}: see mexit.train.config.TrainSettings")
+    for name, expected in (("data", data), ("preset", preset)):
+        if given.get(name, expected) != expected:
+            raise UsageError(f"two values for {name}: {given[name]} in the settings and {expected} beside them")
     values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
-    values |= presets[preset] | typed
-    method = find(values.get("method", TrainSettings.method))
-    chosen = typed if method.attack_use == "optional" else values
+    values |= presets[preset] | given
+    if values["method"] == presets[preset]["method"]:
+        values["options"] = {**presets[preset].get("options", {}), **given.get("options", {})}
+    else:
+        values["options"] = given.get("options", {})
+    method = method_class(values["method"])
+    chosen = given if method.attack_use == "optional" else values
     if method.attack_use == "never" or "attack" not in chosen:
         values["attack"] = method.default_attack
     if method.attack_use == "required" and values["attack"] == "none":
         raise UsageError("this method trains on attacked images: choose --attack average or max-average")
-    if preset.startswith("rdi") and values.get("method") in ("adversarial", "neo-kd"):
-        values["options"] = _RDI_WEIGHTS | dict(values.get("options", {}))
     return TrainSettings(**values)

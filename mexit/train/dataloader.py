@@ -1,13 +1,11 @@
-"""Batches of prepared images in their order, the next ones made while the current one trains.
+"""Batches of prepared images in a given order, loaded ahead by threads.
 
-The work is done by threads: reading, Pillow's decoding and resizing and numpy's arithmetic let go of the
-interpreter, and a finished batch need not be copied from another process. Pixels and order are those of
-`DataSet.batch`, which `workers` 0 calls directly.
+Threads suffice because reading, Pillow's decoding and resizing, and numpy's arithmetic release the interpreter lock;
+a batch then needs no copy from another process.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,59 +15,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.manifest import InputSpec
+from mexit.core.resource_limits import read_limits
 from mexit.data.dataset import DataSet
 from mexit.errors import UsageError
 
-THREADS = "mexit-batches"
-MAX_DEFAULT = 16
+THREAD_NAME = "mexit-dataloader"
+MAX_DEFAULT_WORKERS = 16
 
 
-def workers_for(data: DataSet, asked: int | None) -> int:
-    """How many threads prepare batches: what was asked for, else one a core for files and none for arrays.
-
-    Raises:
-        UsageError: fewer than 0.
-    """
-    if asked is not None and asked < 0:
-        raise UsageError(f"--workers must be at least 0 (0 prepares images in the training loop), found {asked}")
-    if asked is None:
-        return min(len(os.sched_getaffinity(0)), MAX_DEFAULT) if data.streamed else 0
-    return asked
-
-
-def prepared(
-    data: DataSet, parts: Sequence[NDArray[np.int64]], spec: InputSpec, workers: int
-) -> Generator[NDArray[np.float32], None, None]:
-    """The images of each part, in order.
-
-    At most `workers` batches are under way or wait while the consumer holds one. Closing the iterator, or its end
-    by an error, ends the threads; a batch under way is finished first.
+def worker_count(data: DataSet, requested: int | None) -> int:
+    """The number of loader threads.
 
     Args:
-        data: where the images are.
-        parts: places in the data set, (B,) each.
-        spec: the input that they are prepared for.
-        workers: threads; 0 prepares each batch when it is asked for.
+        data: data set to load.
+        requested: number of threads, or None for one per core if the images are files and 0 if they are in memory.
+
+    Raises:
+        UsageError: `requested` is negative.
+    """
+    if requested is None:
+        return min(read_limits().threads, MAX_DEFAULT_WORKERS) if data.streamed else 0
+    if requested < 0:
+        raise UsageError(f"--workers must be at least 0 (0 loads images in the training loop), found {requested}")
+    return requested
+
+
+def load_batches(
+    data: DataSet, batches: Sequence[NDArray[np.int64]], spec: InputSpec, workers: int
+) -> Generator[NDArray[np.float32], None, None]:
+    """Load and prepare batches in order.
+
+    At most `workers` batches are loading or waiting while the consumer holds one. Closing the iterator, or an error
+    in it, ends the threads after the batch that each is loading.
+
+    Args:
+        data: data set to read.
+        batches: positions in the data set, one array (B,) per batch.
+        spec: input specification that the images are prepared for.
+        workers: number of threads; 0 loads each batch when it is requested.
 
     Yields:
         (B, C, H, W) float32 in [0, 1].
 
     Raises:
-        BadInput, NotFound, Damaged: an image that cannot be read, by name, when it is its batch's turn.
+        BadInput, NotFound, Damaged: an image of the batch cannot be read; the message names it.
     """
     if not workers:
-        for part in parts:
-            yield data.batch(part, spec)
+        for batch in batches:
+            yield data.batch(batch, spec)
         return
-    left = iter(parts)
-    pool = ThreadPoolExecutor(workers, THREADS)
+    remaining = iter(batches)
+    pool = ThreadPoolExecutor(workers, THREAD_NAME)
     try:
-        waiting: deque[Future[NDArray[np.float32]]] = deque(
-            pool.submit(data.batch, part, spec) for part in islice(left, workers)
+        pending: deque[Future[NDArray[np.float32]]] = deque(
+            pool.submit(data.batch, batch, spec) for batch in islice(remaining, workers)
         )
-        while waiting:
-            images = waiting.popleft().result()
-            waiting.extend(pool.submit(data.batch, part, spec) for part in islice(left, 1))
+        while pending:
+            images = pending.popleft().result()
+            pending.extend(pool.submit(data.batch, batch, spec) for batch in islice(remaining, 1))
             yield images
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,13 +1,13 @@
-"""Several processes that train one network, each on its share of every batch, started by `torchrun`.
+"""Data-parallel training in several processes started by `torchrun`.
 
     torchrun --nproc-per-node 2 -m mexit train ...
 
-Gradients are added up over one flat buffer, each weighted by its process's share of the batch, so that an uneven
-last batch counts right; so are the sums over a batch that some methods learn from. The network is not wrapped in
-`DistributedDataParallel`: a step runs it many times, for the attack, on clean and on attacked images, and only the
-last backward pass is to be shared. Because all other randomness goes by sample, two processes do what one does, up
-to rounding, but for dropout, whose masks differ, and for BatchNorm, which normalises each share by itself; its
-running statistics are averaged at every step.
+Each process trains on its shard of every batch. Gradients, and the sums over a batch that some methods learn from,
+are added over all processes, weighted by the size of the shard, so that an uneven last batch counts correctly. The
+network is not wrapped in `DistributedDataParallel`, because a step runs it many times (for the attack, on clean and
+on attacked images) and only the last backward pass must be shared. All other random numbers depend on the sample, so
+two processes compute what one computes, up to rounding, with two exceptions: dropout masks differ, and BatchNorm
+normalises each shard separately. The running statistics of BatchNorm are averaged at every step.
 """
 
 from __future__ import annotations
@@ -26,37 +26,45 @@ from torch import Tensor, nn
 
 from mexit.errors import MexitError, UsageError
 
-PATIENCE = datetime.timedelta(hours=1)  # the others wait while the first one judges and writes
+TIMEOUT = datetime.timedelta(hours=1)  # the other processes wait while the main one validates and writes
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a run; by default this one alone.
+    """The processes of a run; by default a single one.
 
     Attributes:
-        rank: of this process, from 0. The first one leads: it alone judges, writes and talks.
-        size: how many.
-        local: how many on this machine.
-        device: of what they exchange, "cpu" or "cuda".
+        rank: index of this process, from 0. Process 0 is the main one: it validates, writes and reports.
+        size: number of processes.
+        local_size: number of processes on this machine.
+        device: device of the exchanged tensors, "cpu" or "cuda".
     """
 
     rank: int = 0
     size: int = 1
-    local: int = 1
+    local_size: int = 1
     device: str = "cpu"
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the first process."""
+    def is_main(self) -> bool:
+        """Whether this process is the main one."""
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
-        """Which of `count` rows are this process's."""
+    def shard(self, count: int) -> slice:
+        """The slice of `count` rows that belongs to this process."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def check(self, batch: int, count: int) -> None:
-        """Refuse a batch size that leaves a process without images in the last of an epoch's `count` images."""
+    def check_batch(self, batch: int, count: int) -> None:
+        """Check that every process gets at least one image of every batch.
+
+        Args:
+            batch: images per batch.
+            count: images per epoch.
+
+        Raises:
+            UsageError: the last batch of an epoch has fewer images than there are processes.
+        """
         smallest = min(batch, count % batch or batch)
         if smallest < self.size:
             raise UsageError(
@@ -65,25 +73,25 @@ class ProcessGroup:
             )
 
     def sum(self, tensors: Sequence[Tensor], weight: float = 1.0) -> list[Tensor]:
-        """The weighted sum over all processes of each tensor; all of them have one dtype.
+        """The weighted sum of each tensor over all processes.
 
         Args:
-            tensors: not changed; the same shapes in every process.
-            weight: of this process's tensors.
+            tensors: tensors of one dtype, with the same shapes in every process; they are not changed.
+            weight: weight of this process.
         """
         if self.size == 1:
             return list(tensors)
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors]) * weight
-        self._sum(flat)
+        self._all_reduce(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for tensor, part in zip(tensors, parts, strict=True)]
 
     def average_gradients(self, network: nn.Module, weight: float) -> None:
-        """Gradients, and running statistics of BatchNorm, become their weighted sums over all processes.
+        """Replace gradients and running statistics of BatchNorm by their weighted sums over all processes.
 
         Args:
-            network: changed in place.
-            weight: this process's share of the batch.
+            network: network to change.
+            weight: weight of this process: its fraction of the batch.
         """
         if self.size == 1:
             return
@@ -95,70 +103,70 @@ class ProcessGroup:
             tensor.copy_(total)
 
     def average(self, values: Mapping[str, float], weight: float) -> dict[str, float]:
-        """The weighted sum over all processes of each value; all have the same names."""
+        """The weighted sum of each value over all processes; every process has the same names."""
         if self.size == 1:
             return dict(values)
         sums = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device) * weight
-        self._sum(sums)
+        self._all_reduce(sums)
         return dict(zip(values, sums.tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Whether `flag` is true in any process."""
         return self.average({"": float(flag)}, 1.0)[""] > 0
 
-    def agree(self, value: T) -> T:
-        """The first process's value."""
+    def broadcast(self, value: T) -> T:
+        """The main process's value."""
         if self.size == 1:
             return value
         values = [value]
-        with _contact():
+        with _lost_contact_is_an_error():
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def _sum(self, tensor: Tensor) -> None:
-        with _contact():
+    def _all_reduce(self, tensor: Tensor) -> None:
+        with _lost_contact_is_an_error():
             dist.all_reduce(tensor)
 
 
-ALONE = ProcessGroup()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def joined(device: str) -> Iterator[ProcessGroup]:
-    """The team that torchrun started this process for; alone without torchrun.
+def process_group(device: str) -> Iterator[ProcessGroup]:
+    """Join the processes that torchrun started; without torchrun, yield `SINGLE_PROCESS`.
 
     Args:
-        device: "auto", "cpu" or "cuda". Processes on GPUs take one each.
+        device: "auto", "cpu" or "cuda". Each process on GPUs uses the GPU of its local rank.
 
     Raises:
-        UsageError: more processes on this machine than GPUs.
+        UsageError: this machine has fewer GPUs than processes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "MASTER_ADDR" not in os.environ or not dist.is_available():
-        yield ALONE
+        yield SINGLE_PROCESS
         return
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    rank, local_size = int(os.environ["RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", size))
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
-        if local > torch.cuda.device_count():
+        if local_size > torch.cuda.device_count():
             raise UsageError(
-                f"{local} processes on a machine with {torch.cuda.device_count()} GPUs: "
+                f"{local_size} processes on a machine with {torch.cuda.device_count()} GPUs: "
                 f"torchrun --nproc-per-node {torch.cuda.device_count()}, or --device cpu"
             )
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # The optimiser imports it at its first step, and imported while a group exists it keeps that group alive:
-    # gloo's threads then outlive the interpreter, and the process ends by SIGABRT now and then.
+    # The optimiser's first step imports torch._dynamo. Imported while a group exists, it keeps that group alive:
+    # gloo's threads then outlive the interpreter, and the process sometimes ends by SIGABRT.
     importlib.import_module("torch._dynamo")
-    with _contact():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    with _lost_contact_is_an_error():
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
     try:
-        yield ProcessGroup(rank, size, local, "cuda" if cuda else "cpu")
+        yield ProcessGroup(rank, size, local_size, "cuda" if cuda else "cpu")
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
-def _contact() -> Iterator[None]:
+def _lost_contact_is_an_error() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

@@ -1,9 +1,9 @@
-"""How a device computes fastest: bf16 on processors with native bf16, in the memory format that fits.
+"""The device, dtype and memory format of training.
 
-On such a processor training runs under autocast in channels_last with `fast_layers`, and attacks run on a folded
-copy in bf16 (`folded`); `benchmarks/training_speed.py` measures both together against plain float32. The recipe
-"fp32" is the plain path. The attack in bf16 trains as well as in float32; every reported robustness is computed in
-float32.
+On a processor with native bfloat16, training runs under autocast in channels_last, and attacks in eval mode run on a
+fused bfloat16 copy of the network (`fused_eval_copy`). The setting "fp32" selects the plain path. Training attacks in
+bfloat16 give the same robustness as in float32; every reported robustness is computed in float32.
+`benchmarks/training_speed.py` measures a step against plain float32.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import ctypes
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mexit.core.resource_limits import cpu_info, read_limits
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
-from mexit.train.fast_layers import optimise_layers
+from mexit.train.contiguous_concat import make_gradients_contiguous
 from mexit.train.fused_eval_copy import FusedEvalCopy
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
@@ -27,12 +27,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 @dataclass(frozen=True)
 class Precision:
-    """A device and a precision.
+    """A device and its arithmetic.
 
     Attributes:
         device: "cpu" or "cuda".
-        bf16: autocast to bfloat16.
-        channels_last: the memory format of images and weights.
+        bf16: whether forward passes run under autocast to bfloat16.
+        channels_last: whether images and weights are in the channels_last memory format.
     """
 
     device: str
@@ -43,29 +43,38 @@ class Precision:
         """The context for forward passes in training."""
         return torch.autocast(self.device, torch.bfloat16) if self.bf16 else nullcontext()
 
-    def place(self, model: MultiExit) -> MultiExit:
-        """The model on the device, in the recipe's memory format, with the fastest layers for it."""
+    def prepare(self, model: MultiExit) -> MultiExit:
+        """Move the model to the device and memory format."""
         model = model.to(self.device)
-        if self._quick:
-            optimise_layers(model)
+        if self._bf16_on_cpu:
+            make_gradients_contiguous(model)
         return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
 
     def attack_copy(self, model: MultiExit) -> FusedEvalCopy | None:
-        """What to craft with in place of `model`, or None where that has not been measured to pay."""
-        return FusedEvalCopy(model) if self._quick else None
+        """A copy of `model` for attacks in eval mode, or None where the copy is not faster."""
+        return FusedEvalCopy(model) if self._bf16_on_cpu else None
 
     @property
-    def _quick(self) -> bool:
+    def _bf16_on_cpu(self) -> bool:
         return self.bf16 and self.device == "cpu"
 
-    def images(self, images: Tensor) -> Tensor:
-        """A batch on the device, in the recipe's memory format."""
+    def to_device(self, images: Tensor) -> Tensor:
+        """Move images (B, C, H, W) to the device and memory format."""
         images = images.to(self.device, non_blocking=True)
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
 
-def choose(recipe: str, device: str, model: str) -> Precision:
-    """The recipe for a setting ("auto", "bf16", "fp32"), a device ("auto", "cpu", "cuda") and a network."""
+def select_precision(setting: str, device: str, model: str) -> Precision:
+    """Select the arithmetic of a run.
+
+    Args:
+        setting: "auto", "bf16" or "fp32".
+        device: "auto", "cpu" or "cuda".
+        model: name of the network.
+
+    Raises:
+        UsageError: the device does not exist.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda"):
@@ -73,21 +82,27 @@ def choose(recipe: str, device: str, model: str) -> Precision:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no CUDA device here; choose cpu, or install a CUDA build")
     native = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_has_bf16()
-    bf16 = native if recipe == "auto" else recipe == "bf16"
-    gaps = model.startswith("msdnet") and device != "cpu"  # its concatenations, where no fast layers close them
-    return Precision(device, bf16, channels_last=bf16 and not gaps)
+    bf16 = native if setting == "auto" else setting == "bf16"
+    # In channels_last the gradients of MSDNet's concatenations are strided views, which slows later kernels down.
+    strided = model.startswith("msdnet") and device != "cpu"
+    return Precision(device, bf16, channels_last=bf16 and not strided)
 
 
-def use_threads(count: int | None, processes: int = 1) -> None:
-    """Set torch's threads; None = all cores this process may use, divided among `processes` on this machine."""
-    torch.set_num_threads(count or max(1, len(os.sched_getaffinity(0)) // processes))
+def set_threads(count: int | None, processes: int = 1) -> None:
+    """Set the number of threads of torch.
+
+    Args:
+        count: number of threads; None = all usable cores, divided among `processes`.
+        processes: number of training processes on this machine.
+    """
+    torch.set_num_threads(count or max(1, read_limits().threads // processes))
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what training frees, for the next step; elsewhere this does nothing.
+    """Make glibc keep freed memory for the next step; a no-op with other C libraries.
 
-    By default every large activation is mapped afresh from the kernel and handed back, and its pages fault in one
-    by one: on SmallCNN that took 40 % of the time.
+    By default glibc maps every large activation afresh and returns it to the kernel, which costs a page fault per
+    page: 40 % of the time of a step on SmallCNN.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
@@ -96,8 +111,4 @@ def keep_freed_memory() -> None:
 
 
 def _cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_info("flags").split())

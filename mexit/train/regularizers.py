@@ -1,4 +1,4 @@
-"""What composes with any method: a TRADES term, adversarial weight perturbation, averaged weights."""
+"""Regularizers that combine with any method: TRADES, adversarial weight perturbation (AWP), weight averaging (EMA)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mexit.train.methods.base import Outputs
 def trades_term(outputs: Outputs) -> Tensor:
     """TRADES (H. Zhang et al., ICML 2019): sum over exits of KL( f_k(x) || f_k(x_adv) ), mean over samples.
 
-    The clean side is not detached: with a detached one robust accuracy falls by several points.
+    The clean side is not detached; detaching it costs several points of robust accuracy.
     """
     clean = outputs.clean.log_softmax(dim=-1)
-    attacked = outputs.need_attacked().log_softmax(dim=-1)
+    attacked = outputs.require_attacked().log_softmax(dim=-1)
     return (clean.exp() * (clean - attacked)).sum(dim=-1).mean(dim=-1).sum()
 
 
@@ -26,23 +26,22 @@ def perturbed_weights(
     model: nn.Module,
     size: float,
     loss: Callable[[], Tensor],
-    pool: Callable[[Sequence[Tensor]], Sequence[Tensor]] = list,
+    reduce: Callable[[Sequence[Tensor]], Sequence[Tensor]] = list,
 ) -> Iterator[None]:
-    """AWP (D. Wu, S.-T. Xia, Y. Wang, NeurIPS 2020): inside, the weights have moved uphill.
+    """AWP (D. Wu, S.-T. Xia, Y. Wang, NeurIPS 2020): perturb the weights for the duration of a `with` block.
 
-    Each weight tensor w with two or more dimensions moves by size * |w| * g / |g|, g the gradient of `loss` there;
-    leaving takes the move back, so that a gradient found inside is applied to the weights as they were.
+    Each weight tensor w with at least two dimensions becomes w + size * |w| * g / |g|, with g the gradient of `loss`
+    at w. On exit the original weights are restored, so that a gradient computed inside is applied to them.
 
     Args:
         model: its parameters are changed in place.
-        size: of the move, relative to the norm of each tensor.
-        loss: computed afresh from the model.
-        pool: where several processes have a part of the loss each, its gradients to their weighted sums over all
-            of them; see `ProcessGroup.sum`.
+        size: norm of the perturbation relative to the norm of each tensor.
+        loss: computes the loss from the model.
+        reduce: sums the gradients over processes, see `ProcessGroup.sum`.
     """
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
-    gradients = pool(torch.autograd.grad(loss(), weights))
-    before = [weight.detach().clone() for weight in weights]
+    gradients = reduce(torch.autograd.grad(loss(), weights))
+    original = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.add_(gradient * (size * weight.norm() / gradient.norm().clamp_min(1e-12)))
@@ -50,16 +49,19 @@ def perturbed_weights(
         yield
     finally:
         with torch.no_grad():
-            for weight, old in zip(weights, before, strict=True):
-                weight.copy_(old)
+            for weight, value in zip(weights, original, strict=True):
+                weight.copy_(value)
 
 
-class Average:
+class EMA:
     """Exponential moving average of a network's weights and statistics.
 
     Args:
-        decay: share of the old average that is kept at each step; in the first steps less, (1 + t) / (10 + t), so
-            that the random initial weights do not linger.
+        decay: fraction of the average that each step keeps. At step t it is at most (1 + t) / (10 + t), which removes
+            the random initial weights sooner.
+
+    Attributes:
+        weights: the averaged state dict; empty before the first update.
     """
 
     def __init__(self, decay: float) -> None:
@@ -67,13 +69,13 @@ class Average:
         self.weights: dict[str, Tensor] = {}
 
     def update(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """Take in the weights after `step` steps, from 0."""
+        """Add the state dict after step `step`, from 0. Integer entries are copied."""
         if not self.weights:
             self.weights = {name: value.detach().clone() for name, value in weights.items()}
             return
-        keep = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in weights.items():
             if value.is_floating_point():
-                self.weights[name].lerp_(value.detach(), 1 - keep)
+                self.weights[name].lerp_(value.detach(), 1 - decay)
             else:
                 self.weights[name].copy_(value)

@@ -1,34 +1,35 @@
-"""`--tensorboard`: a run's figures as TensorBoard scalars, beside the run's own log.
+"""Writes the metrics of a run as TensorBoard scalars, for `--tensorboard`.
 
-step/loss, step/attacked accuracy     means of the epoch so far, over samples done; at most one a second
-epoch/NAME, epoch/NAME/exit K         everything in the run's log, over epochs
+step/loss, step/attacked accuracy     means of the epoch so far, against samples; at most once a second
+epoch/NAME, epoch/NAME/exit K         every entry of the run's log, against epochs
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mexit.errors import MexitError, missing_extra
+from mexit.errors import MexitError, requires_extra
+from mexit.train.trainer import StepReport
 
 FOLDER = "tensorboard"
-EVERY_S = 1.0
+INTERVAL_S = 1.0
 
 
-def need_tensorboard() -> Any:
-    """torch's writer of event files. Raises `MissingExtra` where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise missing_extra("tensorboard", "train", "--tensorboard") from None
-    return SummaryWriter
+def require_tensorboard() -> None:
+    """Raise `MissingExtra` if TensorBoard is not installed."""
+    with requires_extra("train", "--tensorboard"):
+        from torch.utils import tensorboard  # noqa: F401  imports the optional package tensorboard
 
 
-class Scalars:
-    """Writes to `folder`; a resumed run adds a file of its own there.
+class TensorBoardWriter:
+    """Writes event files. A resumed run adds a file of its own.
+
+    Args:
+        folder: directory of the event files.
 
     Raises:
         MissingExtra: TensorBoard is not installed.
@@ -36,31 +37,36 @@ class Scalars:
     """
 
     def __init__(self, folder: Path) -> None:
-        writer = need_tensorboard()
-        self._folder, self._next = folder, 0.0
-        with self._writing():
-            self._writer = writer(str(folder))
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter  # imports the optional package tensorboard
 
-    def add(self, report: Any) -> None:
-        """Take in a `train.trainer.Report`."""
-        with self._writing():
-            if time.monotonic() >= self._next:
-                self._next = time.monotonic() + EVERY_S
-                self._writer.add_scalar("step/loss", report.loss, report.samples)
+        self._folder, self._next_s = folder, 0.0
+        with self._write_errors():
+            self._writer = SummaryWriter(str(folder))
+
+    def add(self, report: StepReport) -> None:
+        """Write the metrics of a step, and of its epoch if the step ends one."""
+        with self._write_errors():
+            if time.monotonic() >= self._next_s:
+                self._next_s = time.monotonic() + INTERVAL_S
+                self._add_scalar("step/loss", report.loss, report.samples)
                 if report.attacked_accuracy is not None:
-                    self._writer.add_scalar("step/attacked accuracy", report.attacked_accuracy, report.samples)
+                    self._add_scalar("step/attacked accuracy", report.attacked_accuracy, report.samples)
             if report.epoch_record is not None:
-                for name, value in flat(report.epoch_record, "epoch"):
-                    self._writer.add_scalar(name, value, report.epoch_record["epoch"])
+                for name, value in flatten(report.epoch_record, "epoch"):
+                    self._add_scalar(name, value, report.epoch_record["epoch"])
                 self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
-        with self._writing():
+        """Write buffered values and close the file."""
+        with self._write_errors():
             self._writer.close()
 
+    def _add_scalar(self, name: str, value: float, step: int) -> None:
+        self._writer.add_scalar(name, value, step)
+
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -69,25 +75,12 @@ class Scalars:
             ) from error
 
 
-@contextmanager
-def written_to(folder: Path | None) -> Iterator[Callable[[Any], None]]:
-    """Yields what takes in each `train.trainer.Report`; without a folder nothing is written."""
-    if folder is None:
-        yield lambda _: None
-        return
-    scalars = Scalars(folder)
-    try:
-        yield scalars.add
-    finally:
-        scalars.close()
-
-
-def flat(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    """A log line as names and numbers; a list has one value an exit."""
+def flatten(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    """Yield the names and numbers of a log record; a list holds one value per exit."""
     for name, value in record.items():
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}/{name}")
+            yield from flatten(value, f"{prefix}/{name}")
         elif isinstance(value, list):
-            yield from ((f"{prefix}/{name}/exit {k}", float(one)) for k, one in enumerate(value, start=1))
+            yield from ((f"{prefix}/{name}/exit {k}", float(number)) for k, number in enumerate(value, start=1))
         elif name != "epoch":
             yield f"{prefix}/{name}", float(value)

@@ -1,4 +1,4 @@
-"""One optimisation step: craft, run the network, sum the terms, go downhill. The same for every method."""
+"""One optimisation step: attack, forward pass, loss, backward pass, update; the same for every training method."""
 
 from __future__ import annotations
 
@@ -12,118 +12,104 @@ from torch import Tensor
 
 from mexit.models.multi_exit import MultiExit
 from mexit.train.config import TrainSettings
-from mexit.train.distributed import ALONE, ProcessGroup
+from mexit.train.distributed import SINGLE_PROCESS, ProcessGroup
 from mexit.train.fused_eval_copy import FusedEvalCopy
-from mexit.train.methods.base import Adaptation, Batch, Outputs, TrainingMethod
-from mexit.train.regularizers import Average, perturbed_weights, trades_term
+from mexit.train.methods.base import Adaptation, Batch, Outputs, StepInfo, TrainingMethod
+from mexit.train.regularizers import EMA, perturbed_weights, trades_term
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one step does.
+class TrainStep:
+    """Runs optimisation steps.
 
     Attributes:
-        model, objective, optimiser: changed by `take`.
-        settings: the aids among them.
-        average: of the weights, or None.
-        copy: of the network, to craft with in eval mode; None = the network itself.
-        team: the processes among which the batch is shared.
+        model: network to train; changed by `run`.
+        method: training method; changed by `run`.
+        optimiser: optimiser of the network's parameters.
+        settings: settings of the run; the regularizers are read from them.
+        ema: moving average of the weights, or None.
+        attack_copy: copy of the network for attacks in eval mode; None = attack the network itself.
+        process_group: processes that share the batch.
     """
 
     model: MultiExit
-    objective: TrainingMethod
+    method: TrainingMethod
     optimiser: torch.optim.Optimizer
     settings: TrainSettings
-    average: Average | None
-    copy: FusedEvalCopy | None = None
-    team: ProcessGroup = ALONE
+    ema: EMA | None = None
+    attack_copy: FusedEvalCopy | None = None
+    process_group: ProcessGroup = SINGLE_PROCESS
 
     def craft(self, batch: Batch) -> Tensor | None:
-        """The objective's attacked images, (V, B, C, H, W), made with the copy where that is right."""
-        if self.copy is not None and batch.attack is not None and not batch.attack.train_mode:
-            batch = replace(batch, model=self.copy.refreshed(), autocast=nullcontext)
-        return self.objective.craft(batch)
+        """The method's attacked images, (V, B, C, H, W), or None without an attack."""
+        if self.attack_copy is not None and batch.attack is not None and not batch.attack.train_mode:
+            batch = replace(batch, model=self.attack_copy.refreshed(), autocast=nullcontext)
+        return self.method.craft(batch)
 
-    def take(
-        self, batch: Batch, adaptation: Adaptation, progress: float, number: int, share: float = 1.0
-    ) -> dict[str, float]:
-        """Do it.
+    def run(self, batch: Batch, adaptation: Adaptation, step: StepInfo) -> dict[str, float]:
+        """Run one step.
 
         Args:
-            batch: what to train on.
-            adaptation: for objectives that learn their own weights.
-            progress: share of the run that is done.
-            number: of the step in the run, from 0.
-            share: of the whole batch that `batch` is.
+            batch: this process's shard of the batch.
+            adaptation: input of methods that learn weights of their own terms.
+            step: position of the step in the run.
 
         Returns:
-            The loss, each term as "loss NAME", and the accuracies, means over the whole batch. A loss that is
-            not finite is returned without a step taken.
+            Means over the whole batch: "loss", each term as "loss NAME", "clean accuracy" and "attacked accuracy". If
+            the loss is not finite, the weights are not updated.
         """
         attacked = self.craft(batch)
         self.model.train()
-        with self._perturbed(batch, attacked, progress, share):
-            outputs = self._outputs(batch, attacked, progress, share)
-            self.objective.adapt(outputs, adaptation)
+        with self._perturbed(batch, attacked, step):
+            outputs = self._forward(batch, attacked, step)
+            self.method.adapt(outputs, adaptation)
             terms = self._terms(outputs)
             loss = torch.stack(list(terms.values())).sum()
-            found = self.team.average(_found(outputs, loss, terms), share)
-            if not math.isfinite(found["loss"]):
-                return found
+            metrics = self.process_group.average(_metrics(outputs, loss, terms), step.share)
+            if not math.isfinite(metrics["loss"]):
+                return metrics
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            self.team.average_gradients(self.model, share)
+            self.process_group.average_gradients(self.model, step.share)
         self.optimiser.step()
-        self.objective.stepped(outputs)
-        if self.average is not None:
-            self.average.update(self.model.state_dict(), number)
-        return found
+        self.method.after_step(outputs)
+        if self.ema is not None:
+            self.ema.update(self.model.state_dict(), step.number)
+        return metrics
 
-    def _outputs(self, batch: Batch, attacked: Tensor | None, progress: float, share: float) -> Outputs:
+    def _forward(self, batch: Batch, attacked: Tensor | None, step: StepInfo) -> Outputs:
         with batch.autocast():
             clean = self.model(batch.images).float()
             variants = None if attacked is None else self.model(attacked.flatten(0, 1)).float()
         if attacked is not None and variants is not None:
             exits, _, classes = variants.shape
             variants = variants.reshape(exits, len(attacked), -1, classes).transpose(0, 1)
-        return Outputs(
-            batch.labels,
-            batch.index,
-            clean,
-            None if variants is None else variants[0],
-            batch.draw,
-            variants=variants,
-            images=batch.images,
-            attacked_images=attacked,
-            smoothing=self.settings.label_smoothing,
-            progress=progress,
-            share=share,
-        )
+        return Outputs(batch, clean, variants, attacked, step)
 
     def _terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        terms = self.objective.terms(outputs)
+        terms = self.method.terms(outputs)
         if self.settings.trades:
             terms["trades"] = self.settings.trades * trades_term(outputs)
         return terms
 
-    def _perturbed(
-        self, batch: Batch, attacked: Tensor | None, progress: float, share: float
-    ) -> AbstractContextManager[None]:
+    def _perturbed(self, batch: Batch, attacked: Tensor | None, step: StepInfo) -> AbstractContextManager[None]:
         if not self.settings.awp:
             return nullcontext()
 
         def loss() -> Tensor:
-            return torch.stack(list(self._terms(self._outputs(batch, attacked, progress, share)).values())).sum()
+            return torch.stack(list(self._terms(self._forward(batch, attacked, step)).values())).sum()
 
-        return perturbed_weights(self.model, self.settings.awp, loss, partial(self.team.sum, weight=share))
+        reduce = partial(self.process_group.sum, weight=step.share)
+        return perturbed_weights(self.model, self.settings.awp, loss, reduce)
 
 
-def _found(outputs: Outputs, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
-    found = {"loss": float(loss.detach()), "clean accuracy": _accuracy(outputs.clean, outputs.labels)}
+def _metrics(outputs: Outputs, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
+    metrics = {"loss": float(loss.detach()), "clean accuracy": _accuracy(outputs.clean, outputs.labels)}
     if outputs.attacked is not None:
-        found["attacked accuracy"] = _accuracy(outputs.attacked, outputs.labels)
-    return found | {f"loss {name}": float(term.detach()) for name, term in terms.items()}
+        metrics["attacked accuracy"] = _accuracy(outputs.attacked, outputs.labels)
+    return metrics | {f"loss {name}": float(term.detach()) for name, term in terms.items()}
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Accuracy in [0, 1], mean over exits and samples."""
     return float((logits.detach().argmax(dim=-1) == labels).float().mean())

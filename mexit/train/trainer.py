@@ -1,6 +1,6 @@
-"""The training loop: attack, forward, objective, step; a checkpoint now and then; the same for every method.
+"""The training loop: batches, steps, checkpoints, validation and the log; the same for every training method.
 
-Every random number is a function of (seed, epoch, sample), so a resumed run ends in the same weights as an
+Every random number is a function of (seed, epoch, sample), so a resumed run ends with the same weights as an
 uninterrupted one.
 """
 
@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,47 +23,47 @@ from torch import Tensor
 
 from mexit.attacks.multi_exit_attack import Attack
 from mexit.attacks.rng import CounterRNG
-from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import MexitError
-from mexit.models import MultiExit, build, preset
+from mexit.models import build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.augment import augment
-from mexit.train.checkpoint import Place, Progress
+from mexit.train.checkpoint import START, Position, TrainState
 from mexit.train.config import TrainSettings
-from mexit.train.dataloader import prepared
-from mexit.train.distributed import ALONE, ProcessGroup
-from mexit.train.methods import TrainingMethod
-from mexit.train.methods import build as build_objective
-from mexit.train.methods.base import Adaptation, Batch, Setup
+from mexit.train.dataloader import load_batches
+from mexit.train.distributed import SINGLE_PROCESS, ProcessGroup
+from mexit.train.methods import build_method
+from mexit.train.methods.base import Adaptation, Batch, Setup, StepInfo
 from mexit.train.precision import Precision
-from mexit.train.regularizers import Average
+from mexit.train.regularizers import EMA
 from mexit.train.teachers import load_teachers
-from mexit.train.train_step import Step
-from mexit.train.validation import attacked_batches, exit_logits, right
+from mexit.train.train_step import TrainStep
+from mexit.train.validation import attacked_batches, correct_predictions, exit_logits
 
-CHECKPOINT_EVERY_S = 60.0
-SELECTION_STEPS = 10
-SWEEP = 256
+CHECKPOINT_INTERVAL_S = 60.0
+INFERENCE_BATCH = 256
 
 
 @dataclass(frozen=True)
-class Report:
-    """What the loop tells its watcher after every step.
+class StepReport:
+    """The metrics after a step.
 
     Attributes:
-        epoch, epochs: the current one (from 1), and how many.
-        samples, total: done in all epochs together, and to do.
-        loss: mean of the epoch so far.
-        attacked_accuracy: of the training batches so far, mean over exits; None without an attack.
-        epoch_record: the log line, at the end of an epoch; None otherwise.
+        epoch: current epoch, from 1.
+        epochs: epochs of the run.
+        samples: samples processed in all epochs.
+        total_samples: samples of the whole run.
+        loss: mean loss of the epoch so far.
+        attacked_accuracy: accuracy on the attacked training batches of the epoch so far, mean over exits; None
+            without an attack.
+        epoch_record: the log record, after the last step of an epoch; None otherwise.
     """
 
     epoch: int
     epochs: int
     samples: int
-    total: int
+    total_samples: int
     loss: float
     attacked_accuracy: float | None
     epoch_record: dict[str, Any] | None = None
@@ -71,242 +71,254 @@ class Report:
 
 @dataclass
 class Trainer:
-    """One run under way.
+    """Trains one run.
 
     Attributes:
-        run: its directory.
-        settings: what decides the weights.
-        data, splits: what it trains on.
-        recipe: device and precision.
-        watch: told after every step.
-        should_stop: asked after every step; True ends the run after a checkpoint.
-        workers: threads that prepare batches ahead; see `batches`.
-        team: the processes that train together; the first one judges, writes and reports.
+        run: run directory.
+        settings: settings that determine the weights.
+        data: data set.
+        splits: training and selection samples.
+        precision: device and arithmetic.
+        workers: loader threads, see `dataloader.load_batches`.
+        process_group: processes that train together; the main one validates, writes and reports.
+        position: position in the schedule.
+        kept: the weights that would be the result if training ended at `position`.
     """
 
     run: Path
     settings: TrainSettings
     data: DataSet
     splits: Splits
-    recipe: Precision
-    watch: Callable[[Report], None] = lambda _: None
-    should_stop: Callable[[], bool] = lambda: False
+    precision: Precision
     workers: int = 0
-    team: ProcessGroup = ALONE
-    model: MultiExit = field(init=False)
+    process_group: ProcessGroup = SINGLE_PROCESS
+    position: Position = field(default=START, init=False)
+    kept: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        torch.manual_seed(self.settings.seed)
-        self.model = self.recipe.place(build(self.settings.model, len(self.data.classes)))
-        self.spec: InputSpec = preset(self.settings.model).input
-        self.objective: TrainingMethod = build_objective(
-            self.settings.method, self.model.exits, self.settings.options
-        )
+        settings, precision = self.settings, self.precision
+        torch.manual_seed(settings.seed)
+        self.model = precision.prepare(build_model(settings.model, len(self.data.classes)))
+        self.input = model_spec(settings.model).input
+        self.attack = settings.training_attack()
         self.optimiser = torch.optim.SGD(
-            self.model.parameters(),
-            lr=self.settings.lr,
-            momentum=self.settings.momentum,
-            weight_decay=self.settings.weight_decay,
+            self.model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
         )
-        teachers = load_teachers(self.settings, self.data.classes, self.recipe)
-        self.objective.setup(
+        self.ema = EMA(settings.ema) if settings.ema else None
+        self.method = build_method(settings.method, settings.options)
+        teachers = load_teachers(settings, self.data.classes, precision)
+        self.method.setup(
             Setup(
                 self.model.exits,
                 self.model.classes,
-                self.recipe.device,
+                precision.device,
                 teachers,
-                self.recipe.autocast,
+                precision.autocast,
                 self.model,
-                self.team,
+                self.process_group,
+                settings.data,
             )
         )
-        self.attack = self.settings.training_attack()
-        self.average = Average(self.settings.ema) if self.settings.ema else None
-        self.step = Step(
-            self.model,
-            self.objective,
-            self.optimiser,
-            self.settings,
-            self.average,
-            self.recipe.attack_copy(self.model),
-            self.team,
+        copy = precision.attack_copy(self.model)
+        self.train_step = TrainStep(
+            self.model, self.method, self.optimiser, settings, self.ema, copy, self.process_group
         )
         self.train_index = self.splits.part("train")
-        self.team.check(self.settings.batch, len(self.train_index))
-        self.steps = -(-len(self.train_index) // self.settings.batch)
-        self.progress = Progress(0, 0, {}, None, 0)
-        self.kept: dict[str, Tensor] = {}
+        self.process_group.check_batch(settings.batch, len(self.train_index))
+        self.steps_per_epoch = -(-len(self.train_index) // settings.batch)
 
     def resume(self) -> None:
-        """Continue where the checkpoint stands."""
-        place = checkpoint.restore(self.run, self.model, self.optimiser)
-        self.progress, self.kept = place.progress, dict(place.kept)
-        if place.objective:
-            self.objective.load(place.objective)
-        if self.average is not None:
-            self.average.weights = dict(place.average)
+        """Restore the state of the checkpoint. Raises `NotFound` or `Damaged`, see `checkpoint.restore`."""
+        state = checkpoint.restore(self.run, self.model, self.optimiser)
+        self.position, self.kept = state.position, dict(state.kept)
+        if state.method:
+            self.method.load_state_dict(state.method)
+        if self.ema is not None:
+            self.ema.weights = dict(state.average)
 
-    def train(self) -> bool:
-        """Train to the end, or until `should_stop`. Returns whether the run is finished.
+    def train(
+        self,
+        on_step: Callable[[StepReport], None] = lambda _: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train from the current position to the end.
+
+        Args:
+            on_step: called after every step and after every epoch.
+            should_stop: called after every step; True writes a checkpoint and ends training.
+
+        Returns:
+            Whether the run is finished.
 
         Raises:
             MexitError: the loss is not finite, or a write failed; the last checkpoint is intact.
         """
-        if self.team.leads:
-            _cut_log(self.run / checkpoint.LOG, self.progress.log)
-        saved = time.monotonic()
-        while self.progress.epoch < self.settings.epochs:
-            for sums in self._steps_left():
-                step = self.progress.step + 1
-                self.progress = Progress(self.progress.epoch, step, sums, self.progress.best, self.progress.log)
-                self.watch(self._report())
-                stop = self.team.any(self.should_stop())
-                if stop or time.monotonic() - saved > CHECKPOINT_EVERY_S:
-                    self._save()
-                    saved = time.monotonic()
+        if self.process_group.is_main:
+            _truncate_log(self.run / checkpoint.LOG, self.position.log)
+        saved_s = time.monotonic()
+        while self.position.epoch < self.settings.epochs:
+            for sums in self._remaining_steps():
+                self.position = replace(self.position, step=self.position.step + 1, sums=sums)
+                on_step(self._report())
+                stop = self.process_group.any(should_stop())
+                if stop or time.monotonic() - saved_s > CHECKPOINT_INTERVAL_S:
+                    self._save_checkpoint()
+                    saved_s = time.monotonic()
                 if stop:
                     return False
-            self._end_epoch()
-            saved = time.monotonic()
-        if self.team.leads:
+            if self.process_group.is_main:
+                on_step(self._end_epoch())
+            else:
+                self.position = replace(START, epoch=self.position.epoch + 1)
+            saved_s = time.monotonic()
+        if self.process_group.is_main:
             checkpoint.save_weights(self.run, self.kept, self.settings, len(self.data.classes))
-        return self.team.agree(True)  # the others wait until the weights are there
+        return self.process_group.broadcast(True)  # the other processes wait until the weights are written
 
-    def _steps_left(self) -> Iterator[dict[str, float]]:
-        """Do the rest of the epoch's steps, yielding the running sums after each."""
-        draw = CounterRNG(self.settings.seed, self.progress.epoch)
-        order = self.train_index[draw.permutation(len(self.train_index))]
-        sums = dict(self.progress.sums)
-        if self.progress.step == 0:
-            self.objective.begin_epoch(self.progress.epoch, self.settings.epochs, self._sweep)
-        first, size = self.progress.step, self.settings.batch
-        wholes = [order[step * size : (step + 1) * size] for step in range(first, self.steps)]
-        parts = [whole[self.team.share(len(whole))] for whole in wholes]
-        with closing(self._batches(parts, draw)) as batches:
-            for step, batch in enumerate(batches, start=first):
-                for group in self.optimiser.param_groups:
-                    group["lr"] = self._lr(step)
-                count = len(wholes[step - first])
-                for name, value in self._take(batch, draw, step, len(batch.labels) / count).items():
+    def _remaining_steps(self) -> Iterator[dict[str, float]]:
+        """Run the remaining steps of the epoch; yield the sums of `Position` after each."""
+        rng = CounterRNG(self.settings.seed, self.position.epoch)
+        order = self.train_index[rng.permutation(len(self.train_index))]
+        sums = dict(self.position.sums)
+        if self.position.step == 0:
+            self.method.begin_epoch(self.position.epoch, self.settings.epochs, self._iterate_train_logits)
+        first, size = self.position.step, self.settings.batch
+        batches = [order[step * size : (step + 1) * size] for step in range(first, self.steps_per_epoch)]
+        shards = [batch[self.process_group.shard(len(batch))] for batch in batches]
+        with closing(self._load(shards, rng)) as loaded:
+            for step, batch in enumerate(loaded, start=first):
+                count = len(batches[step - first])
+                for name, value in self._run_step(batch, step, len(batch.labels) / count).items():
                     sums[name] = sums.get(name, 0.0) + value * count
                 sums["n"] = sums.get("n", 0.0) + count
                 yield dict(sums)
 
-    def _take(self, batch: Batch, draw: CounterRNG, step: int, share: float) -> dict[str, float]:
-        draw.seed_layers(step * self.team.size + self.team.rank)
+    def _run_step(self, batch: Batch, step: int, share: float) -> dict[str, float]:
+        lr = self._lr(step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        batch.rng.seed_layers(step * self.process_group.size + self.process_group.rank)
         adaptation = Adaptation(
-            self.model, self._lr(step), lambda: self._selection_batch(draw, step), self.recipe.autocast
+            self.model, lr, lambda: self._selection_batch(batch.rng, step), self.precision.autocast
         )
-        number = self.progress.epoch * self.steps + step
-        found = self.step.take(batch, adaptation, number / (self.steps * self.settings.epochs), number, share)
-        if not math.isfinite(found["loss"]):
+        number = self.position.epoch * self.steps_per_epoch + step
+        progress = number / (self.steps_per_epoch * self.settings.epochs)
+        info = StepInfo(number, progress, share, self.settings.label_smoothing)
+        metrics = self.train_step.run(batch, adaptation, info)
+        if not math.isfinite(metrics["loss"]):
             raise MexitError(
-                f"the loss became {found['loss']} in epoch {self.progress.epoch + 1}, step {step + 1}: "
+                f"the loss became {metrics['loss']} in epoch {self.position.epoch + 1}, step {step + 1}: "
                 f"lower --lr (it was {self.settings.lr}); the last checkpoint in {self.run} is intact"
             )
-        return found
+        return metrics
 
-    def _batches(self, parts: Sequence[NDArray[np.int64]], draw: CounterRNG) -> Generator[Batch, None, None]:
-        with closing(prepared(self.data, parts, self.spec, self.workers)) as ready:
-            for part, images in zip(parts, ready, strict=True):
-                yield self._batch(torch.from_numpy(images), part, draw)
+    def _load(self, shards: Sequence[NDArray[np.int64]], rng: CounterRNG) -> Generator[Batch, None, None]:
+        """Load, augment and move batches to the device."""
+        device = self.precision.device
+        with closing(load_batches(self.data, shards, self.input, self.workers)) as loaded:
+            for shard, pixels in zip(shards, loaded, strict=True):
+                index = torch.from_numpy(shard)
+                images = augment(torch.from_numpy(pixels), self.settings.augment, rng, index)
+                labels = torch.from_numpy(self.data.labels[shard]).to(device)
+                yield Batch(
+                    self.model,
+                    self.precision.to_device(images),
+                    labels,
+                    index.to(device),
+                    self.attack,
+                    rng,
+                    self.precision.autocast,
+                )
 
-    def _batch(self, images: Tensor, part: NDArray[np.int64], draw: CounterRNG) -> Batch:
-        images = self.recipe.images(augment(images, self.settings.augment, draw, torch.from_numpy(part)))
-        labels = torch.from_numpy(self.data.labels[part]).to(self.recipe.device)
-        index = torch.from_numpy(part).to(self.recipe.device)
-        return Batch(self.model, images, labels, index, self.attack, draw, self.recipe.autocast)
-
-    def _selection_batch(self, draw: CounterRNG, step: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of the selection split, another random batch at every step."""
+    def _selection_batch(self, rng: CounterRNG, step: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of a random batch of the selection split, a different one at every step."""
         index = self.splits.part("selection")
-        chosen = index[draw.choice(len(index), self.settings.batch, step)]
-        images = self.recipe.images(torch.from_numpy(self.data.batch(chosen, self.spec)))
-        return images, torch.from_numpy(self.data.labels[chosen]).to(self.recipe.device)
+        chosen = index[rng.choice(len(index), self.settings.batch, step)]
+        images = self.precision.to_device(torch.from_numpy(self.data.batch(chosen, self.input)))
+        return images, torch.from_numpy(self.data.labels[chosen]).to(self.precision.device)
 
-    def _sweep(self, attacked: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits (E, B, C) and labels of this process's training images, in train mode, without gradients."""
-        draw = CounterRNG(self.settings.seed, self.progress.epoch)
-        draw.seed_layers(-1)  # a resumed run comes here with another state of torch's generator
-        mine = self.train_index[self.team.share(len(self.train_index))]
-        parts = np.array_split(mine, range(SWEEP, len(mine), SWEEP))
-        with closing(self._batches(parts, draw)) as batches:
-            for batch in batches:
-                images = self.step.craft(batch) if attacked else None
+    def _iterate_train_logits(self, attacked: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits (E, B, C) and labels (B,) of this process's training images, in train mode, without gradients."""
+        rng = CounterRNG(self.settings.seed, self.position.epoch)
+        rng.seed_layers(-1)  # torch's generator is in another state in a resumed run
+        shard = self.train_index[self.process_group.shard(len(self.train_index))]
+        batches = np.array_split(shard, range(INFERENCE_BATCH, len(shard), INFERENCE_BATCH))
+        with closing(self._load(batches, rng)) as loaded:
+            for batch in loaded:
+                variants = self.train_step.craft(batch) if attacked else None
                 self.model.train()
-                with torch.no_grad(), self.recipe.autocast():
-                    yield self.model(batch.images if images is None else images[0]).float(), batch.labels
+                with torch.no_grad(), self.precision.autocast():
+                    yield self.model(batch.images if variants is None else variants[0]).float(), batch.labels
 
     def _lr(self, step: int) -> float:
         """The learning rate of a step of the current epoch."""
-        return self.settings.lr_at((self.progress.epoch + step / self.steps) / self.settings.epochs)
+        return self.settings.lr_at((self.position.epoch + step / self.steps_per_epoch) / self.settings.epochs)
 
-    def _end_epoch(self) -> None:
-        """Judge the weights on the selection split, write the log line and the checkpoint."""
-        if not self.team.leads:
-            self.progress = Progress(self.progress.epoch + 1, 0, {}, None, 0)
-            return
-        sums, n = dict(self.progress.sums), self.progress.sums["n"]
-        record: dict[str, Any] = {"epoch": self.progress.epoch + 1}
-        record |= {name: round(value / n, 6) for name, value in sums.items() if name != "n"}
-        record["lr"] = self._lr(self.steps - 1)
-        record |= self.objective.report()
-        record["selection"] = self._judge()
+    def _end_epoch(self) -> StepReport:
+        """Validate, update the weights to keep, write the log record and the checkpoint."""
+        position = self.position
+        record: dict[str, Any] = {"epoch": position.epoch + 1}
+        record |= {
+            name: round(value / position.sums["n"], 6) for name, value in position.sums.items() if name != "n"
+        }
+        record["lr"] = self._lr(self.steps_per_epoch - 1)
+        record |= self.method.report()
+        record["selection"] = self._validate()
         score = float(np.mean(record["selection"]["attacked" if self.attack else "clean"]))
-        best = self.progress.best
+        best = position.best
         if self.settings.keep == "last" or best is None or score > best:
             best = score
-            self.kept = {name: value.detach().clone() for name, value in self._weights().items()}
+            self.kept = {name: value.detach().clone() for name, value in self._result_weights().items()}
         report = self._report(record)
-        log = _append_log(self.run / checkpoint.LOG, record)
-        self.progress = Progress(self.progress.epoch + 1, 0, {}, best, log)
-        self._save()
-        self.watch(report)
+        log_bytes = _append_log(self.run / checkpoint.LOG, record)
+        self.position = Position(position.epoch + 1, 0, {}, best, log_bytes)
+        self._save_checkpoint()
+        return report
 
-    def _judge(self) -> dict[str, list[float]]:
+    def _validate(self) -> dict[str, list[float]]:
         """Accuracy of every exit on the selection split, clean and under a short average attack, in float32."""
         index = self.splits.part("selection")
         labels = self.data.labels[index]
-        model = build(self.settings.model, len(self.data.classes))
-        model.load_state_dict(self._weights())
-        result = {}
+        model = build_model(self.settings.model, len(self.data.classes))
+        model.load_state_dict(self._result_weights())
         conditions: dict[str, Attack | None] = {"clean": None}
         if self.attack is not None:
-            conditions["attacked"] = self.settings.test_attack("average", steps=SELECTION_STEPS)
+            conditions["attacked"] = self.settings.test_attack("average", steps=self.settings.selection_steps)
+        accuracy = {}
         for name, attack in conditions.items():
-            batches = attacked_batches(model, self.data, index, self.spec, attack, seed=self.settings.seed)
-            result[name] = right(exit_logits(model, batches), labels).mean(axis=1).round(6).tolist()
-        return result
+            batches = attacked_batches(model, self.data, index, self.input, attack, seed=self.settings.seed)
+            correct = correct_predictions(exit_logits(model, batches), labels)
+            accuracy[name] = correct.mean(axis=1).round(6).tolist()
+        return accuracy
 
-    def _weights(self) -> Mapping[str, Tensor]:
-        """What would be kept now: the averaged weights where there are any."""
+    def _result_weights(self) -> Mapping[str, Tensor]:
+        """The averaged weights where there is an average, else the weights of the network."""
         weights: Mapping[str, Tensor] = self.model.state_dict()
-        return weights if self.average is None else self.average.weights
+        return weights if self.ema is None else self.ema.weights
 
-    def _save(self) -> None:
-        if not self.team.leads:
+    def _save_checkpoint(self) -> None:
+        if not self.process_group.is_main:
             return
-        average = {} if self.average is None else self.average.weights
-        place = Place(self.progress, self.kept, self.objective.state(), average)
-        checkpoint.save(self.run, self.model, self.optimiser, place)
+        average = {} if self.ema is None else self.ema.weights
+        state = TrainState(self.position, self.kept, self.method.state_dict(), average)
+        checkpoint.save(self.run, self.model, self.optimiser, state)
 
-    def _report(self, record: dict[str, Any] | None = None) -> Report:
-        sums, n = self.progress.sums, self.progress.sums["n"]
-        done = self.progress.epoch * len(self.train_index) + int(n)
+    def _report(self, record: dict[str, Any] | None = None) -> StepReport:
+        sums, n = self.position.sums, self.position.sums["n"]
         attacked = sums.get("attacked accuracy")
-        return Report(
-            epoch=self.progress.epoch + 1,
+        return StepReport(
+            epoch=self.position.epoch + 1,
             epochs=self.settings.epochs,
-            samples=done,
-            total=self.settings.epochs * len(self.train_index),
+            samples=self.position.epoch * len(self.train_index) + int(n),
+            total_samples=self.settings.epochs * len(self.train_index),
             loss=sums["loss"] / n,
             attacked_accuracy=None if attacked is None else attacked / n,
             epoch_record=record,
         )
 
 
-def _cut_log(path: Path, size: int) -> None:
-    """Drop lines that were written after the checkpoint; they will be written again."""
+def _truncate_log(path: Path, size: int) -> None:
+    """Drop records that were written after the checkpoint; training writes them again."""
     try:
         if path.exists() and path.stat().st_size > size:
             with path.open("r+b") as file:
@@ -316,11 +328,12 @@ def _cut_log(path: Path, size: int) -> None:
 
 
 def _append_log(path: Path, record: dict[str, Any]) -> int:
+    """Append a record and return the size of the log in bytes."""
     try:
         with path.open("ab") as file:
             file.write((json.dumps(record) + "\n").encode())
             file.flush()
-            os.fsync(file.fileno())  # the checkpoint that follows counts on it
+            os.fsync(file.fileno())  # the checkpoint that follows refers to this size
             return file.tell()
     except OSError as error:
         raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error

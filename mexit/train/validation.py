@@ -1,4 +1,4 @@
-"""Accuracy of every exit of a network, clean and under attack. float32 throughout."""
+"""Accuracy of every exit of a network, on clean images and under attack, in float32."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mexit.attacks.multi_exit_attack import Attack, craft, craft_each_exit, keep_worst, start_noise
-from mexit.attacks.pgd import PGDConfig, noise, pgd
+from mexit.attacks.multi_exit_attack import Attack, craft
 from mexit.attacks.rng import CounterRNG
 from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet
 from mexit.models.multi_exit import MultiExit
 
 BATCH = 256
-Attacked = Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]]
+AttackedBatches = Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]]
 
 
 def attacked_batches(
@@ -28,10 +27,20 @@ def attacked_batches(
     *,
     seed: int = 0,
     batch: int = BATCH,
-) -> Attacked:
-    """Images as the network or an exported bundle gets them: (B, C, H, W) float32, labels (B,), places (B,).
+) -> AttackedBatches:
+    """Attack the images of a data set, batch by batch.
 
-    `attack` None yields the images as they are.
+    Args:
+        model: network to attack; it is set to eval mode.
+        data: data set.
+        index: positions in the data set, (N,).
+        spec: input specification that the images are prepared for.
+        attack: attack; None yields the clean images.
+        seed: seed of the attack's random numbers.
+        batch: images per batch.
+
+    Yields:
+        Images (B, C, H, W) float32 in [0, 1], labels (B,), positions (B,).
     """
     model.eval()
     for part in np.array_split(index, range(batch, len(index), batch)):
@@ -42,59 +51,26 @@ def attacked_batches(
                 torch.from_numpy(images),
                 torch.from_numpy(labels),
                 attack,
-                draw=CounterRNG(seed, 0),
+                rng=CounterRNG(seed, 0),
                 index=torch.from_numpy(part),
             )
             images = attacked.numpy()
         yield images, labels, part
 
 
-def exit_logits(model: MultiExit, batches: Attacked) -> NDArray[np.float32]:
-    """Logits of every exit, (E, N, C)."""
+def exit_logits(model: MultiExit, batches: AttackedBatches) -> NDArray[np.float32]:
+    """Logits of every exit on the batches, (E, N, C)."""
     return np.concatenate([run_exits(model, images) for images, _, _ in batches], axis=1)
 
 
 def run_exits(model: MultiExit, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits of every exit for one batch: (B, C, H, W) to (E, B, C)."""
+    """Logits of every exit on one batch, in eval mode: (B, C, H, W) to (E, B, C)."""
     with torch.no_grad():
         logits: NDArray[np.float32] = model.eval()(torch.from_numpy(images)).numpy()
     return logits
 
 
-def attack_suite(
-    model: MultiExit,
-    images: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    index: NDArray[np.int64],
-    steps: PGDConfig,
-    *,
-    seed: int = 0,
-) -> dict[str, NDArray[np.float32]]:
-    """One batch under every attack of the papers: `average`, `max-average` and `exit 1` ... `exit E`.
-
-    Max-average picks from the single attacks, so those come for free; judged exit by exit they are the transfer
-    matrix.
-    """
-    pixels, truth, place = torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(index)
-    draw = CounterRNG(seed, 0)
-    average = craft(model, pixels, truth, Attack("average", steps), draw=draw, index=place)
-    singles = craft_each_exit(model, pixels, truth, Attack("single", steps), draw=draw, index=place)
-    suite = {"average": average, "max-average": keep_worst(model, singles, truth)}
-    suite |= {f"exit {k}": attacked for k, attacked in enumerate(singles, start=1)}
-    return {name: attacked.numpy() for name, attacked in suite.items()}
-
-
-def noisy(
-    images: NDArray[np.float32], index: NDArray[np.int64], steps: PGDConfig, *, seed: int = 0
-) -> NDArray[np.float32]:
-    """Random noise as large as the attack: images (B, C, H, W), places (B,)."""
-    pixels, size = torch.from_numpy(images), noise(steps.eps, steps.norm)
-    start = start_noise(CounterRNG(seed, 0), "noise", torch.from_numpy(index), pixels, size)
-    noised: NDArray[np.float32] = pgd(pixels, size, torch.zeros_like, start).numpy()  # takes no step, so no loss
-    return noised
-
-
-def right(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which exits answer which samples rightly: logits (E, N, C), labels (N,) to (E, N). NaN is wrong."""
-    answers: NDArray[np.bool_] = logits.argmax(axis=-1) == labels
-    return answers & ~np.isnan(logits).any(axis=-1)
+def correct_predictions(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each exit classifies each sample correctly: logits (E, N, C), labels (N,) to (E, N); False for NaN."""
+    correct: NDArray[np.bool_] = logits.argmax(axis=-1) == labels
+    return correct & ~np.isnan(logits).any(axis=-1)

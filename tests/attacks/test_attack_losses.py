@@ -1,4 +1,4 @@
-"""What attacks climb: identities of the losses on random logits, and what climbing them does to real images."""
+"""Attack losses: identities on random logits, and the effect of maximising them on real images."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mexit.attacks.losses import LOSSES, exit_losses, margin, per_exit_loss, sample_loss
+from mexit.attacks.losses import LOSSES, exit_cross_entropy, exit_loss, margin, sample_loss
 from mexit.attacks.multi_exit_attack import Attack, craft, craft_each_exit, keep_worst
-from mexit.attacks.pgd import PGDConfig, thunder
+from mexit.attacks.pgd import PGDConfig
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
-from mexit.models import MultiExit, build
+from mexit.models import MultiExit, build_model
 
 E, B, C = 3, 50, 10
 EPS = 0.1
@@ -36,14 +36,14 @@ def targets(labels: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def sure(batch) -> MultiExit:
-    """A network that knows the images and is sure of them."""
+def confident(batch) -> MultiExit:
+    """A network that is trained on the images and confident on them."""
     torch.manual_seed(0)
-    model = build("digits-cnn", 10)
+    model = build_model("digits-cnn", 10)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(25):
         optimiser.zero_grad()
-        exit_losses(model(batch[0]), batch[1]).mean().backward()
+        exit_cross_entropy(model(batch[0]), batch[1]).mean().backward()
         optimiser.step()
     return model.eval()
 
@@ -51,21 +51,23 @@ def sure(batch) -> MultiExit:
 def attacked(model, batch, attack: Attack, targets: Tensor | None = None) -> Tensor:
     """The logits of the attacked images, (E, B, C)."""
     images, labels, index = batch
-    found = craft(model, images, labels, attack, draw=CounterRNG(0, 0), index=index, targets=targets)
-    assert (found - images).abs().max() <= attack.steps.eps + 1e-6
-    assert found.min() >= 0
-    assert found.max() <= 1
+    images_attacked = craft(model, images, labels, attack, rng=CounterRNG(0, 0), index=index, targets=targets)
+    assert (images_attacked - images).abs().max() <= attack.pgd.eps + 1e-6
+    assert images_attacked.min() >= 0
+    assert images_attacked.max() <= 1
     with torch.no_grad():
-        return model.eval()(found)
+        return model.eval()(images_attacked)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_one_number_a_sample_the_mean_over_exits(loss, logits, labels) -> None:
-    per_exit = per_exit_loss(loss, logits, labels)
+def test_the_loss_of_a_sample_is_the_mean_over_exits(loss, logits, labels) -> None:
+    per_exit = exit_loss(loss, logits, labels)
     assert per_exit.shape == (E, B)
-    climbed = per_exit[:-1] if loss == "uniform" else per_exit
-    torch.testing.assert_close(sample_loss(loss, logits, labels), climbed.mean(dim=0))
-    torch.testing.assert_close(sample_loss(loss, logits[1:2], labels), per_exit[1], msg="one exit alone counts")
+    averaged = per_exit[:-1] if loss == "uniform" else per_exit
+    torch.testing.assert_close(sample_loss(loss, logits, labels), averaged.mean(dim=0))
+    torch.testing.assert_close(
+        sample_loss(loss, logits[1:2], labels), per_exit[1], msg="a single exit counts, also for uniform"
+    )
 
 
 def test_every_loss_by_hand_for_one_sample() -> None:
@@ -79,72 +81,71 @@ def test_every_loss_by_hand_for_one_sample() -> None:
         "logit": (-2, 1),
     }
     for loss, (away, towards) in expected.items():
-        assert per_exit_loss(loss, z, y).item() == pytest.approx(away, abs=1e-5), loss
-        assert per_exit_loss(loss, z, y, t).item() == pytest.approx(towards, abs=1e-5), loss
-    assert per_exit_loss("uniform", z, y).item() == pytest.approx(8.5 / 4 - total, abs=1e-5)
+        assert exit_loss(loss, z, y).item() == pytest.approx(away, abs=1e-5), loss
+        assert exit_loss(loss, z, y, t).item() == pytest.approx(towards, abs=1e-5), loss
+    assert exit_loss("uniform", z, y).item() == pytest.approx(8.5 / 4 - total, abs=1e-5)
 
 
 def test_margin_and_dlr_are_above_zero_exactly_where_the_answer_is_wrong(logits, labels) -> None:
     wrong = logits.argmax(dim=-1) != labels
     assert 0 < wrong.float().mean() < 1
-    assert torch.equal(per_exit_loss("margin", logits, labels) > 0, wrong)
-    assert torch.equal(per_exit_loss("dlr", logits, labels) > 0, wrong)
-    torch.testing.assert_close(margin(logits, labels), per_exit_loss("margin", logits, labels))
+    assert torch.equal(exit_loss("margin", logits, labels) > 0, wrong)
+    assert torch.equal(exit_loss("dlr", logits, labels) > 0, wrong)
+    torch.testing.assert_close(margin(logits, labels), exit_loss("margin", logits, labels))
 
 
 def test_targeted_margin_is_above_zero_exactly_where_the_answer_is_the_target(logits, labels, targets) -> None:
     hit = logits.argmax(dim=-1) == targets
     assert hit.any()
-    assert torch.equal(per_exit_loss("margin", logits, labels, targets) > 0, hit)
+    assert torch.equal(exit_loss("margin", logits, labels, targets) > 0, hit)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_dlr_does_not_see_shift_or_scale_and_the_others_do(logits, labels, targets, targeted) -> None:
+def test_dlr_is_invariant_to_shift_and_scale_and_the_others_are_not(logits, labels, targets, targeted) -> None:
     target = targets if targeted else None
-    before = per_exit_loss("dlr", logits, labels, target)
-    torch.testing.assert_close(per_exit_loss("dlr", 7 * logits + 3, labels, target), before, atol=1e-4, rtol=1e-4)
+    before = exit_loss("dlr", logits, labels, target)
+    torch.testing.assert_close(exit_loss("dlr", 7 * logits + 3, labels, target), before, atol=1e-4, rtol=1e-4)
     for loss in ("ce", "margin", "logit"):
-        scaled = per_exit_loss(loss, 7 * logits, labels, target)
-        assert not torch.allclose(scaled, per_exit_loss(loss, logits, labels, target), atol=0.1)
+        scaled = exit_loss(loss, 7 * logits, labels, target)
+        assert not torch.allclose(scaled, exit_loss(loss, logits, labels, target), atol=0.1)
 
 
-def test_dlr_of_a_right_answer_lies_between_minus_one_and_zero(logits, labels) -> None:
-    dlr = per_exit_loss("dlr", logits, labels)
+def test_dlr_of_a_correct_prediction_lies_between_minus_one_and_zero(logits, labels) -> None:
+    dlr = exit_loss("dlr", logits, labels)
     right = logits.argmax(dim=-1) == labels
     assert ((dlr[right] <= 0) & (dlr[right] >= -1)).all()
 
 
 def test_uniform_is_largest_at_equal_logits(logits, labels) -> None:
-    flat = per_exit_loss("uniform", torch.zeros(E, B, C), labels)
+    flat = exit_loss("uniform", torch.zeros(E, B, C), labels)
     torch.testing.assert_close(flat, torch.full((E, B), -math.log(C)))
-    assert (per_exit_loss("uniform", logits, labels) < flat).all()
+    assert (exit_loss("uniform", logits, labels) < flat).all()
 
 
-def test_what_a_loss_cannot_do_is_refused(logits, labels, targets) -> None:
+def test_unsupported_losses_classes_and_targets_are_refused(logits, labels, targets) -> None:
     with pytest.raises(UsageError, match="choose from ce, margin"):
-        per_exit_loss("cw", logits, labels)
+        exit_loss("cw", logits, labels)
     with pytest.raises(UsageError, match="choose from ce, margin"):
         Attack("average", PGDConfig(EPS, EPS, 1), loss="cw")
     with pytest.raises(UsageError, match="no target class"):
-        per_exit_loss("uniform", logits, labels, targets)
+        exit_loss("uniform", logits, labels, targets)
     for classes, target in ((2, None), (3, labels % 2)):
         with pytest.raises(UsageError, match=f"needs {classes + 1} classes, found {classes}: choose margin"):
-            per_exit_loss("dlr", logits[..., :classes], labels % 2, target)
+            exit_loss("dlr", logits[..., :classes], labels % 2, target)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("objective", ["single", "average", "max-average"])
-def test_an_attack_raises_the_loss_it_climbs(sure, batch, loss, objective) -> None:
+@pytest.mark.parametrize("target_exits", ["single", "average", "max-average"])
+def test_an_attack_raises_its_loss(confident, batch, loss, target_exits) -> None:
     images, labels, _ = batch
 
-    def reached(logits: Tensor) -> Tensor:
-        seen = logits[-1:] if objective == "single" else logits
-        return sample_loss(loss, seen, labels)
+    def attacked_loss(logits: Tensor) -> Tensor:
+        return sample_loss(loss, logits[-1:] if target_exits == "single" else logits, labels)
 
     with torch.no_grad():
-        before = reached(sure(images))
-    after = reached(attacked(sure, batch, Attack(objective, PGDConfig(EPS, EPS / 4, 6), loss=loss)))
-    assert (after > before).float().mean() > 0.9  # float32 rounds some sure losses to 0, where no slope is
+        before = attacked_loss(confident(images))
+    after = attacked_loss(attacked(confident, batch, Attack(target_exits, PGDConfig(EPS, EPS / 4, 6), loss=loss)))
+    assert (after > before).float().mean() > 0.9  # some losses are 0 in float32, without a gradient
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr", "logit"])
@@ -158,35 +159,36 @@ def test_a_targeted_attack_raises_the_targets_logit_over_the_labels(model, batch
     gap = [(logits[:, rows, targets] - logits[:, rows, labels]).mean(dim=0) for logits in (before, after)]
     assert (gap[1] > gap[0]).float().mean() > 0.95
     untargeted = attacked(model, batch, Attack("average", PGDConfig(EPS, EPS / 4, 6), loss=loss))
-    assert exit_losses(after, targets).mean() < exit_losses(untargeted, targets).mean()
+    assert exit_cross_entropy(after, targets).mean() < exit_cross_entropy(untargeted, targets).mean()
 
 
-def test_slowdown_pushes_early_exits_towards_uniform_and_spares_the_last(sure, batch) -> None:
+def test_the_slowdown_loss_makes_early_exits_uniform_and_spares_the_last(confident, batch) -> None:
     images, labels, _ = batch
     with torch.no_grad():
-        before = sure(images)
-    after = attacked(sure, batch, Attack("average", PGDConfig(EPS, EPS / 4, 10), loss="uniform"))
-    surest = [logits.softmax(dim=-1).amax(dim=-1)[:-1].mean() for logits in (before, after)]
-    assert surest[1] < surest[0] - 0.1
-    last = attacked(sure, batch, Attack("single", PGDConfig(EPS, EPS / 4, 10), loss="uniform"))
-    assert per_exit_loss("uniform", last, labels)[-1].mean() > per_exit_loss("uniform", after, labels)[-1].mean()
+        before = confident(images)
+    after = attacked(confident, batch, Attack("average", PGDConfig(EPS, EPS / 4, 10), loss="uniform"))
+    confidence = [logits.softmax(dim=-1).amax(dim=-1)[:-1].mean() for logits in (before, after)]
+    assert confidence[1] < confidence[0] - 0.1
+    last = attacked(confident, batch, Attack("single", PGDConfig(EPS, EPS / 4, 10), loss="uniform"))
+    assert exit_loss("uniform", last, labels)[-1].mean() > exit_loss("uniform", after, labels)[-1].mean()
 
 
-def test_max_average_keeps_the_worst_by_the_loss_that_was_climbed(model, batch) -> None:
+def test_max_average_selects_by_the_loss_of_the_attack(model, batch) -> None:
     images, labels, index = batch
     attack = Attack("max-average", PGDConfig(EPS, EPS / 4, 4), loss="margin")
-    candidates = craft_each_exit(model, images, labels, attack, draw=CounterRNG(0, 0), index=index)
+    candidates = craft_each_exit(model, images, labels, attack, rng=CounterRNG(0, 0), index=index)
     with torch.no_grad():
         losses = torch.stack([sample_loss("margin", model(one), labels) for one in candidates])
-    reached = sample_loss("margin", attacked(model, batch, attack), labels)
-    torch.testing.assert_close(reached, losses.max(dim=0).values)
+    selected = sample_loss("margin", attacked(model, batch, attack), labels)
+    torch.testing.assert_close(selected, losses.max(dim=0).values)
     by_margin, by_ce = (keep_worst(model, candidates, labels, loss=loss) for loss in ("margin", "ce"))
-    assert not torch.equal(by_margin, by_ce), "both losses choose alike: the choice is not tested"
+    assert not torch.equal(by_margin, by_ce), "both losses select the same images: the selection is not tested"
 
 
-def test_reports_name_the_loss_where_it_is_not_the_papers() -> None:
+def test_reports_name_the_loss_unless_it_is_cross_entropy() -> None:
     plain = Attack("average", PGDConfig(EPS, EPS / 4, 7)).describe()
     assert plain == "PGD-7 average, Linf eps 0.1, step 0.025, random start"
-    assert Attack("single", thunder(EPS), loss="logit").describe() == (
+    inverse_clip = PGDConfig(EPS, EPS, 1, random_start=False, rule="inverse-clip")
+    assert Attack("single", inverse_clip, loss="logit").describe() == (
         "PGD-1 single exit last on logit, Linf eps 0.1, step 0.1 inverse-clip, no random start"
     )

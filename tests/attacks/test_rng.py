@@ -1,4 +1,4 @@
-"""Numbers by counter: reproducible, independent of the batch, and uniform enough."""
+"""Counter-based random numbers: reproducible, independent of the batch, uniform and uncorrelated."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import torch
 from mexit.attacks.rng import CounterRNG
 
 
-def test_a_sample_draws_the_same_numbers_in_any_batch() -> None:
-    draw = CounterRNG(3, 5)
-    whole = draw.uniform("start", torch.arange(1000), (4, 4))
-    assert torch.equal(draw.uniform("start", torch.tensor([999, 7]), (4, 4)), whole[[999, 7]])
+def test_a_sample_has_the_same_numbers_in_any_batch() -> None:
+    rng = CounterRNG(3, 5)
+    whole = rng.uniform("start", torch.arange(1000), (4, 4))
+    assert torch.equal(rng.uniform("start", torch.tensor([999, 7]), (4, 4)), whole[[999, 7]])
 
 
 def test_seed_epoch_stream_and_sample_all_matter() -> None:

@@ -1,20 +1,18 @@
-"""Slowdown: the measure by hand, and that the attacks slow a trained network down."""
+"""Slowdown attacks: efficacy by hand, and later exits on a trained network."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-import gated
 import numpy as np
 import pytest
 import torch
-from gated import EPS
+from policy_target import EPS, attack_target, noisy_images, run_exits
 
 from mexit.attacks.policy_attacks import AttackTarget
-from mexit.attacks.slowdown import NAMES, efficacy, slow_down
+from mexit.attacks.slowdown import SLOWDOWNS, efficacy, slowdown_attack
 from mexit.attacks.soft_policy import decide
-from mexit.train.validation import noisy, run_exits
 
 torch.set_num_threads(1)
 COSTS = (20, 50, 100)
@@ -28,7 +26,7 @@ def test_efficacy_is_the_area_under_the_curve() -> None:
     assert efficacy(np.asarray([3, 3]), COSTS) == pytest.approx(0.5 / 2)
 
 
-def test_efficacy_falls_whenever_somebody_leaves_later() -> None:
+def test_efficacy_falls_if_any_sample_leaves_later() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         exits = rng.integers(1, 4, 30)
@@ -37,35 +35,35 @@ def test_efficacy_falls_whenever_somebody_leaves_later() -> None:
 
 
 @pytest.fixture(scope="module")
-def victim(workspace: Path) -> AttackTarget:
-    return gated.victim(workspace)
+def target(workspace: Path) -> AttackTarget:
+    return attack_target(workspace)
 
 
-def taken(victim: AttackTarget, images: np.ndarray) -> np.ndarray:
-    return decide(victim.gates.policy, run_exits(victim.model, images)).exits
+def exits_taken(target: AttackTarget, images: torch.Tensor) -> np.ndarray:
+    return decide(target.policy.policy, run_exits(target, images)).exits
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_inputs_leave_later_than_before_and_than_under_noise(victim, name) -> None:
-    hunt = slow_down(victim, name)
-    assert (hunt.images - victim.images).abs().max() <= EPS + 1e-6
-    exits, before = taken(victim, hunt.images.numpy()), taken(victim, victim.images.numpy())
-    np.testing.assert_array_equal(exits, hunt.damage)
-    assert (exits >= before).all(), "made somebody faster"
-    noise = taken(victim, noisy(victim.images.numpy(), victim.index.numpy(), victim.steps))
+@pytest.mark.parametrize("name", SLOWDOWNS)
+def test_samples_leave_later_than_clean_ones_and_than_under_noise(target, name) -> None:
+    search = slowdown_attack(target, name)
+    assert (search.images - target.images).abs().max() <= EPS + 1e-6
+    exits, before = exits_taken(target, search.images), exits_taken(target, target.images)
+    np.testing.assert_array_equal(exits, search.damage)
+    assert (exits >= before).all(), "a sample became faster"
+    noise = exits_taken(target, noisy_images(target))
     assert efficacy(exits, COSTS) < efficacy(noise, COSTS) - 0.05
     at_the_end = torch.from_numpy(before == 3)
-    assert torch.equal(hunt.images[at_the_end], victim.images[at_the_end]), "it cannot get any later"
+    assert torch.equal(search.images[at_the_end], target.images[at_the_end]), "it cannot get any later"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_policy_that_never_leaves_early_cannot_be_slowed_down(victim, name) -> None:
-    closed = replace(victim, gates=replace(victim.gates, policy=victim.gates.policy.without_early_exit()))
-    hunt = slow_down(closed, name)
-    assert torch.equal(hunt.images, victim.images)
-    assert (hunt.damage == 3).all()
+@pytest.mark.parametrize("name", SLOWDOWNS)
+def test_a_policy_without_early_exits_cannot_be_slowed_down(target, name) -> None:
+    policy = replace(target.policy, policy=target.policy.policy.without_early_exit())
+    search = slowdown_attack(replace(target, policy=policy), name)
+    assert torch.equal(search.images, target.images)
+    assert (search.damage == 3).all()
 
 
-def test_the_two_attacks_differ(victim) -> None:
-    sloth, hinge = (slow_down(victim, name) for name in NAMES)
+def test_the_two_attacks_differ(target) -> None:
+    sloth, hinge = (slowdown_attack(target, name) for name in SLOWDOWNS)
     assert not torch.equal(sloth.images, hinge.images)

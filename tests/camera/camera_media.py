@@ -1,4 +1,4 @@
-"""Videos, images and stand-in runtimes that the camera tests share."""
+"""Videos, images and fake runtimes for the camera tests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mexit.camera.pipeline import CameraPrediction
 from mexit.runtime.prediction import Prediction
 
 TICKS = 90_000
@@ -29,7 +30,7 @@ def write_video(
     pix_fmt: str = "yuv420p",
     **mux: str,
 ) -> Path:
-    """H.264 in the container that the suffix names; each frame at its own time."""
+    """Write H.264 in the container of the suffix; `times` are the frames' timestamps, seconds."""
     with av.open(str(path), "w", options=mux) as container:
         stream = container.add_stream("libx264", rate=25, options=FAST)
         stream.height, stream.width = frames[0].shape[:2]
@@ -57,19 +58,19 @@ def _add_silence(container: Any, seconds: float) -> None:
 
 
 def read_video(path: Path) -> tuple[list[float], list[NDArray[np.uint8]]]:
-    """Times and RGB frames of a video, by PyAV alone."""
+    """Timestamps, seconds, and RGB frames of a video."""
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
         return [frame.time for frame in frames], [frame.to_ndarray(format="rgb24") for frame in frames]
 
 
 def grey_frames(count: int, size: tuple[int, int] = (64, 64)) -> list[NDArray[np.uint8]]:
-    """Frames (H, W, 3) that rise from black to white."""
+    """Frames (H, W, 3), each of one grey, from black to white."""
     return [np.full((*size, 3), round(255 * i / max(1, count - 1)), np.uint8) for i in range(count)]
 
 
 def write_images(folder: Path, names: Sequence[str], size: tuple[int, int] = (20, 30)) -> list[Path]:
-    """Images of one grey each, in the order of their names here."""
+    """Write images of one grey each, from black to white in the order of the names."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame in zip(names, grey_frames(len(names), size), strict=True):
         Image.fromarray(frame).save(folder / name)
@@ -77,7 +78,7 @@ def write_images(folder: Path, names: Sequence[str], size: tuple[int, int] = (20
 
 
 def prediction(**changes: Any) -> Prediction:
-    """Some answer at exit 1 of 2."""
+    """A prediction at exit 1."""
     values: dict[str, Any] = {
         "index": 0,
         "label": "zero",
@@ -94,10 +95,23 @@ def prediction(**changes: Any) -> Prediction:
 
 
 def slow_runtime(seconds: float = 0.0) -> Callable[..., list[Prediction]]:
-    """A runtime that takes its time and always says the same."""
+    """A runtime that takes `seconds` and always returns the same prediction."""
 
-    def answer(images: Any, **_: Any) -> list[Prediction]:
+    def classify(images: Any, **_: Any) -> list[Prediction]:
         time.sleep(seconds)
         return [prediction()]
 
-    return answer
+    return classify
+
+
+def camera_prediction(time_s: float | None = 0.0, captured_s: float = 0.0, **changes: Any) -> CameraPrediction:
+    """A prediction of a frame with the given timestamp and arrival, seconds."""
+    return CameraPrediction(
+        **vars(prediction(**changes)),
+        source="s",
+        frame_index=0,
+        time_s=time_s,
+        captured_s=captured_s,
+        age_ms=1.0,
+        dropped=0,
+    )

@@ -1,4 +1,4 @@
-"""Cameras on this machine: MPEG-TS over TCP and UDP, and RTSP, each paced, each stopping when told to."""
+"""Fake cameras on this machine: MPEG-TS over TCP and UDP, and RTSP, each at the pace of a camera."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIVE = {"preset": "ultrafast", "tune": "zerolatency", "g": "10"}
 
 
 def transport_stream(frames: Sequence[NDArray[np.uint8]], fps: int) -> list[bytes]:
-    """MPEG-TS, one chunk of bytes a frame; the time stamp of frame i is i / fps."""
+    """MPEG-TS, one chunk of bytes per frame; the timestamp of frame i is i / fps."""
     buffer, chunks, done = io.BytesIO(), [], 0
     with av.open(buffer, "w", format="mpegts", options={"flush_packets": "1"}) as container:
         stream = _live_stream(container, frames[0], fps)
@@ -32,7 +32,7 @@ def transport_stream(frames: Sequence[NDArray[np.uint8]], fps: int) -> list[byte
 
 
 def nal_units(frames: Sequence[NDArray[np.uint8]], fps: int) -> list[list[bytes]]:
-    """H.264 as RTP carries it: for each frame its units, without start codes."""
+    """H.264 as RTP carries it: the NAL units of each frame, without start codes."""
     units = []
     with av.open(io.BytesIO(), "w", format="h264") as container:
         stream = _live_stream(container, frames[0], fps)
@@ -56,18 +56,19 @@ def _picture(frame: NDArray[np.uint8], i: int, fps: int) -> av.VideoFrame:
 
 
 class Sender:
-    """Runs a function in a thread until the block ends.
+    """Runs `run` in a thread until the block ends.
 
     Attributes:
-        sent: `time.monotonic()` when frame i left, of the present connection.
-        connections: how many there were.
+        sent: `time.monotonic()` when frame i was sent, on the present connection.
+        connections: number of connections so far.
+        over: set when the block ends.
     """
 
     def __init__(self) -> None:
         self.sent: list[float] = []
         self.connections = 0
         self.over = threading.Event()
-        self._thread = threading.Thread(target=self._guarded, daemon=True)
+        self._thread = threading.Thread(target=self._run_until_closed, daemon=True)
 
     def __enter__(self) -> Sender:
         self._thread.start()
@@ -82,15 +83,15 @@ class Sender:
         """Wake the thread from a blocking call."""
 
     def run(self) -> None:
-        """What the thread does."""
+        """The thread's function."""
         raise NotImplementedError
 
-    def _guarded(self) -> None:
+    def _run_until_closed(self) -> None:
         with suppress(OSError):
             self.run()
 
     def pace(self, chunks: Sequence[bytes], fps: float, send: Callable[[bytes], object]) -> None:
-        """Send one chunk after the other, at the speed of a camera."""
+        """Send the chunks at `fps` chunks per second."""
         self.sent.clear()
         start = time.monotonic()
         for i, chunk in enumerate(chunks):
@@ -100,8 +101,8 @@ class Sender:
             send(chunk)
 
 
-def hang_up(server: socket.socket) -> None:
-    """Close a server; a thread that waits for a client gets a last one, for closing does not wake it."""
+def close_server(server: socket.socket) -> None:
+    """Close a server socket. A last client connects first, because closing does not wake a thread in `accept`."""
     with suppress(OSError), socket.create_connection(server.getsockname(), 0.2):
         pass
     server.close()
@@ -111,10 +112,10 @@ class TcpCamera(Sender):
     """Serves one client at a time.
 
     Args:
-        chunks: of `transport_stream`.
-        fps: speed.
-        lives: how many frames each connection gets before it ends; the last number counts for all later ones.
-        stall: the connection stays open, silent, where it would end.
+        chunks: chunks of `transport_stream`.
+        fps: frames per second.
+        lives: number of frames on each connection before it ends; the last number holds for all later ones.
+        stall: keep the connection open and silent instead of ending it.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class TcpCamera(Sender):
         self.closed_by_client = threading.Event()
 
     def unblock(self) -> None:
-        hang_up(self._server)
+        close_server(self._server)
 
     def run(self) -> None:
         while not self.over.is_set():
@@ -146,7 +147,7 @@ class TcpCamera(Sender):
 
 
 class UdpCamera(Sender):
-    """Sends to a port, whether or not anyone listens."""
+    """Sends to a port."""
 
     def __init__(self, chunks: Sequence[bytes], fps: float) -> None:
         super().__init__()
@@ -169,19 +170,19 @@ class UdpCamera(Sender):
 
 
 class RtspCamera(Sender):
-    """Just enough RTSP: Basic authentication, and H.264 in RTP interleaved in the TCP connection."""
+    """Minimal RTSP: Basic authentication, and H.264 in RTP interleaved in the TCP connection."""
 
     def __init__(self, units: Sequence[Sequence[bytes]], fps: int, user: str = "") -> None:
         super().__init__()
         self._units, self._fps = units, fps
-        self._wanted = "Basic " + base64.b64encode(user.encode()).decode() if user else None
+        self._authorization = "Basic " + base64.b64encode(user.encode()).decode() if user else None
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self.transports: list[str] = []
         self.refused = 0
 
     def unblock(self) -> None:
-        hang_up(self._server)
+        close_server(self._server)
 
     def run(self) -> None:
         while not self.over.is_set():
@@ -201,7 +202,7 @@ class RtspCamera(Sender):
             headers[name.lower()] = value.strip()
         method, address = request.split()[:2]
         extra, body, status = "", "", "200 OK"
-        if self._wanted and method != "OPTIONS" and headers.get("authorization") != self._wanted:
+        if self._authorization and method != "OPTIONS" and headers.get("authorization") != self._authorization:
             self.refused += 1
             status, extra = "401 Unauthorized", 'WWW-Authenticate: Basic realm="camera"\r\n'
         elif method == "OPTIONS":
@@ -234,8 +235,8 @@ class RtspCamera(Sender):
         chunks = []
         for i, units in enumerate(self._units):
             chunk = b""
-            for place, unit in enumerate(units):
-                last = 0x80 if place == len(units) - 1 else 0
+            for position, unit in enumerate(units):
+                last = 0x80 if position == len(units) - 1 else 0
                 packet = struct.pack(">BBHII", 0x80, 96 | last, number % 65536, i * 90_000 // self._fps, 7) + unit
                 chunk += struct.pack(">cBH", b"$", 0, len(packet)) + packet
                 number += 1

@@ -1,4 +1,4 @@
-"""`flows.camera` as a process: signals, crashes; and the sample videos."""
+"""The flow as a process: signals, crashes, the example program and a sample video."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ print(report.frames, report.signal, len(report.outputs))
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Many frames, the first of them at 0.3 s."""
+    """640 frames, the first at 0.3 s."""
     times = [0.3 + i / 12.5 for i in range(640)]
     return write_video(tmp_path_factory.mktemp("video") / "long.mp4", grey_frames(64, (64, 64)) * 10, times)
 
 
 @pytest.fixture
 def running(digits_bundle: Path, video: Path, tmp_path: Path) -> subprocess.Popen[str]:
-    """A process in the middle of a long video, with an older output to lose."""
-    (tmp_path / "out.mp4").write_text("an older video")
+    """A process in the middle of a long video, with an earlier output video."""
+    (tmp_path / "out.mp4").write_text("an earlier video")
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(digits_bundle), str(video)],
         cwd=tmp_path,
@@ -47,10 +47,10 @@ def running(digits_bundle: Path, video: Path, tmp_path: Path) -> subprocess.Pope
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 30
+    end_s = time.monotonic() + 120
     while not (tmp_path / "out.jsonl").exists() or (tmp_path / "out.jsonl").read_bytes().count(b"\n") < 130:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
+        assert time.monotonic() < end_s
         time.sleep(0.02)
     return process
 
@@ -75,18 +75,18 @@ def test_a_signal_finishes_the_outputs(running: subprocess.Popen[str], tmp_path:
     assert not list(tmp_path.glob(".*tmp*"))
 
 
-def test_a_kill_leaves_the_older_video_and_what_was_recorded(
+def test_a_kill_leaves_the_earlier_video_and_the_recorded_part(
     running: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     running.kill()
     running.communicate(timeout=20)
     assert len(lines_of(tmp_path / "out.jsonl")) >= 130
-    assert (tmp_path / "out.mp4").read_text() == "an older video"
+    assert (tmp_path / "out.mp4").read_text() == "an earlier video"
     [recording] = tmp_path.glob(".out.mp4.tmp-*")
     assert len(read_video(recording)[0]) >= 50
 
 
-def test_a_limit_ends_it(digits_bundle: Path, video: Path, tmp_path: Path) -> None:
+def test_a_limit_ends_the_run(digits_bundle: Path, video: Path, tmp_path: Path) -> None:
     report = camera(digits_bundle, source=str(video), budget="low", out=tmp_path / "b.mp4", limit=4)
     assert (report.frames, report.signal, report.outputs) == (4, None, (tmp_path / "b.mp4",))
     assert len(read_video(tmp_path / "b.mp4")[0]) == 4
@@ -94,16 +94,16 @@ def test_a_limit_ends_it(digits_bundle: Path, video: Path, tmp_path: Path) -> No
         camera(digits_bundle, source=str(video), budget="low", limit=0)
 
 
-def test_signal_handlers_are_given_back(digits_bundle: Path, video: Path) -> None:
+def test_signal_handlers_are_restored(digits_bundle: Path, video: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     camera(digits_bundle, source=str(video), budget="low", limit=2)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_the_example_runs(digits_bundle: Path, video: Path) -> None:
-    example = Path(__file__).parents[3] / "examples" / "04_camera.py"
+    example = Path(__file__).parents[2] / "examples" / "04_camera.py"
     command = [sys.executable, str(example), str(digits_bundle), str(video), "20"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("20 frames, exits taken (")
 
@@ -125,7 +125,7 @@ def test_a_traffic_camera(digits_bundle: Path, data_dir: Path, tmp_path: Path) -
         original = [frame for frame, _ in zip(container.decode(video=0), range(120), strict=False)]
     assert times == pytest.approx([frame.time for frame in original], abs=1e-5)
     assert frames[0].shape == (432, 768, 3)
-    beside = (slice(150, None), slice(500, None))
-    for shown, source in zip(frames[::40], original[::40], strict=True):
-        difference = abs(shown[beside].astype(int) - source.to_ndarray(format="rgb24")[beside])
+    outside_panel = (slice(150, None), slice(500, None))
+    for written, source in zip(frames[::40], original[::40], strict=True):
+        difference = abs(written[outside_panel].astype(int) - source.to_ndarray(format="rgb24")[outside_panel])
         assert difference.mean() < 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 
 import pytest
 
@@ -67,6 +68,12 @@ def test_a_failed_import_in_the_block_is_a_missing_extra() -> None:
         errors.requires_extra("train", "Testing"),
     ):
         import absent_package.module  # noqa: F401
+
+
+def test_a_package_is_named_as_pip_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(errors.MissingExtra, match="needs the package 'pillow'"), errors.requires_extra("x", "It"):
+        import PIL  # noqa: F401
 
 
 @pytest.mark.parametrize("statement", ["from mexit.core import absent", "import mexit.absent"])

@@ -1,16 +1,17 @@
-"""One way from a picture to a tensor: bytes, array, Pillow or batch, the same bits. And what is no picture."""
+"""Bytes, arrays and Pillow images give bit-identical tensors, alone and in a batch; other values are refused."""
 
 from __future__ import annotations
 
 import io
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pictures import encode, noise, spec
 from PIL import Image
+from sample_images import encode, noise, spec
 
 from mexit.core.manifest import InputSpec
 from mexit.data.preprocess import check_tensor, fits, prepare, prepare_batch
@@ -34,8 +35,8 @@ SHAPES = {
 each_spec = pytest.mark.parametrize("input_spec", SPECS.values(), ids=SPECS.keys())
 
 
-def ways(array: np.ndarray) -> dict[str, Any]:
-    """The same picture in every form that is taken."""
+def accepted_forms(array: np.ndarray) -> dict[str, Any]:
+    """The same image in every accepted form."""
     lazy = Image.open(io.BytesIO(encode(array)))
     return {
         "PNG": encode(array),
@@ -47,32 +48,32 @@ def ways(array: np.ndarray) -> dict[str, Any]:
         "Pillow": Image.fromarray(array),
         "Pillow from a file": lazy,
         "array": array,
-        "array seen backwards": array[::-1][::-1],
+        "negative strides": array[::-1][::-1],
         "Fortran order": np.asfortranarray(array),
     }
 
 
 @each_spec
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_every_way_gives_the_same_bits(input_spec: InputSpec, shape: tuple[int, ...]) -> None:
+def test_every_form_gives_the_same_bits(input_spec: InputSpec, shape: tuple[int, ...]) -> None:
     array = noise(*shape)
     expected = prepare(array, input_spec)
     assert (expected.shape, expected.dtype) == (input_spec.shape, np.float32)
     assert expected.flags.c_contiguous
-    for name, image in ways(array).items():
+    for name, image in accepted_forms(array).items():
         assert prepare(image, input_spec).tobytes() == expected.tobytes(), name
 
 
 @each_spec
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_a_batch_gives_the_same_bits_as_one_by_one(input_spec: InputSpec, shape: tuple[int, ...]) -> None:
+def test_a_batch_gives_the_same_bits_as_single_images(input_spec: InputSpec, shape: tuple[int, ...]) -> None:
     batch = noise(3, *shape)
     expected = np.stack([prepare(image, input_spec) for image in batch])
     for images in (batch, list(batch), [encode(image) for image in batch], [batch[0], encode(batch[1]), batch[2]]):
         assert prepare_batch(images, input_spec).tobytes() == expected.tobytes()
 
 
-def test_a_picture_that_fits_is_divided_by_255_and_nothing_else() -> None:
+def test_an_array_of_the_right_size_is_only_divided_by_255() -> None:
     colour = noise(8, 8, 3)
     expected = colour.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     assert prepare(colour, spec(3)).tobytes() == expected.tobytes()
@@ -81,13 +82,13 @@ def test_a_picture_that_fits_is_divided_by_255_and_nothing_else() -> None:
     assert prepare(grey, spec(3)).tobytes() == np.repeat(prepare(grey, spec(1)), 3, axis=0).tobytes()
 
 
-def test_a_picture_that_fits_needs_no_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mexit.data.preprocess._pillow", lambda: pytest.fail("Pillow was asked"))
+def test_an_array_of_the_right_size_needs_no_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
     assert prepare(noise(8, 8), spec(1)).shape == (1, 8, 8)
     assert prepare_batch(noise(4, 8, 8, 3), spec(3)).shape == (4, 3, 8, 8)
 
 
-def test_colour_becomes_grey_by_itu_r_601() -> None:
+def test_grey_is_itu_r_601_luma() -> None:
     colour = noise(8, 8, 3)
     expected = (colour @ np.asarray([19595, 38470, 7471]) + 0x8000) >> 16
     assert (prepare(colour, spec(1))[0] * 255).round().astype(int).tolist() == expected.tolist()
@@ -98,7 +99,7 @@ def test_box_is_the_mean_of_whole_blocks() -> None:
     assert prepare(blocks, spec(1, resize="box")).tobytes() == prepare(noise(8, 8), spec(1)).tobytes()
 
 
-def test_no_images_are_a_batch_of_none() -> None:
+def test_an_empty_batch_has_the_input_shape() -> None:
     for images in ([], np.zeros((0, 8, 8, 3), np.uint8), np.zeros((0, 9, 9), np.uint8)):
         assert prepare_batch(images, spec(3)).shape == (0, 3, 8, 8)
 
@@ -115,9 +116,9 @@ def test_any_size_gives_the_input_shape_within_0_and_1(
 ) -> None:
     image = noise(height, width, 3) if colour else noise(height, width)
     input_spec = spec(channels, (7, 5), fit=fit, crop=crop)
-    found = prepare(image, input_spec)
-    assert found.shape == (channels, 7, 5)
-    assert 0 <= found.min() <= found.max() <= 1
+    tensor = prepare(image, input_spec)
+    assert tensor.shape == (channels, 7, 5)
+    assert 0 <= tensor.min() <= tensor.max() <= 1
     white = prepare(np.full_like(image, 255), input_spec)
     assert white.max() == 1
     assert fit == "contain" or white.min() == 1
@@ -142,7 +143,7 @@ def test_any_size_gives_the_input_shape_within_0_and_1(
     ids=["float", "int64", "bool", "two channels", "one channel", "batch", "no rows", "no columns", "flat", "path",
          "none", "list"],
 )  # fmt: skip
-def test_what_is_no_picture_says_found_and_expected(image: Any, words: str) -> None:
+def test_other_values_are_refused(image: Any, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         prepare(image, spec())
 
@@ -157,22 +158,22 @@ TENSORS: dict[str, tuple[np.ndarray, str]] = {
     "other size": (GOOD[:, :, :7], r"found float32 \(2, 3, 7, 8\)"),
     "0..255": (
         GOOD * 510,
-        r"found values from 255 to 255 \(this looks like 0\.\.255: pass uint8, or divide by 255\)",
+        r"found values from 255 to 255 \(for pixels in 0\.\.255 pass uint8, or divide by 255\)",
     ),
     "a little over": (GOOD * 2.01, r"found values from 1.005 to 1.005$"),
     "below zero": (GOOD - 1, "found values from -0.5 to -0.5"),
-    "nan": (np.where(np.arange(8) == 3, np.float32(np.nan), GOOD), "not finite"),
-    "infinity": (GOOD + np.float32(np.inf), "not finite"),
+    "nan": (np.where(np.arange(8) == 3, np.float32(np.nan), GOOD), "found NaN or infinity"),
+    "infinity": (GOOD + np.float32(np.inf), "found NaN or infinity"),
 }
 
 
 @pytest.mark.parametrize(("tensor", "words"), TENSORS.values(), ids=TENSORS.keys())
-def test_a_tensor_that_cannot_be_says_found_and_expected(tensor: np.ndarray, words: str) -> None:
+def test_a_tensor_of_another_kind_is_refused(tensor: np.ndarray, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         check_tensor(tensor, spec(3))
 
 
-def test_a_good_tensor_passes_untouched() -> None:
+def test_a_good_tensor_is_returned_unchanged() -> None:
     edges = np.asarray([0, 1], np.float32).repeat(3 * 64).reshape(2, 3, 8, 8)
     for tensor in (GOOD, edges, GOOD[:0]):
         assert check_tensor(tensor, spec(3)) is tensor
@@ -184,6 +185,6 @@ def test_a_good_tensor_passes_untouched() -> None:
      ((8, 8, 4), spec(3), False), ((8, 9), spec(1), False), ((8, 8), spec(1, crop=0.9), False)],
     ids=str,
 )  # fmt: skip
-def test_what_needs_no_pillow(shape: tuple[int, ...], input_spec: InputSpec, expected: bool) -> None:
+def test_fits(shape: tuple[int, ...], input_spec: InputSpec, expected: bool) -> None:
     assert fits(np.zeros(shape, np.uint8), input_spec) == expected
     assert not fits(np.zeros(shape, np.float32), input_spec)

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet's format on miniatures of it: the same files and folders, few classes, pictures made here."""
+"""Tiny-ImageNet's layout, on a small copy with five classes that is made here."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encode, noise, spec
 from PIL import Image
+from sample_images import encode, noise, spec
 
 from mexit.data import registry, tiny_imagenet
 from mexit.data.preprocess import prepare
 from mexit.data.splits import split
 from mexit.errors import BadInput, Damaged, NotFound
 
-WNIDS = ("n02124075", "n01443537", "n02769748", "n03126707", "n02012849")  # as in the archive, not in order
+WNIDS = ("n02124075", "n01443537", "n02769748", "n03126707", "n02012849")  # not sorted, as in the archive
 WORDS = """n00001740\tentity
 n01443537\tgoldfish, Carassius auratus
 n02012849\tcrane
@@ -30,14 +30,14 @@ def jpeg(seed: int, *, grey: bool = False) -> bytes:
     return encode(noise(64, 64, seed=seed) if grey else noise(64, 64, 3, seed=seed), "JPEG")
 
 
-def miniature(data_dir: Path) -> Path:
-    """`tiny-imagenet-200` with 5 classes."""
+def make_tiny_imagenet(data_dir: Path) -> Path:
+    """Make `tiny-imagenet-200` with 5 classes."""
     root = data_dir / "tiny-imagenet-200"
-    for place, wnid in enumerate(WNIDS):
+    for label, wnid in enumerate(WNIDS):
         images = root / "train" / wnid / "images"
         images.mkdir(parents=True)
         for k in range(TRAINING):
-            (images / f"{wnid}_{k}.JPEG").write_bytes(jpeg(100 * place + k, grey=k == 1))
+            (images / f"{wnid}_{k}.JPEG").write_bytes(jpeg(100 * label + k, grey=k == 1))
         boxes = "".join(f"{wnid}_{k}.JPEG\t0\t0\t62\t62\n" for k in range(TRAINING))
         (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(boxes)
     lines = []
@@ -54,8 +54,8 @@ def miniature(data_dir: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A miniature that is only read."""
-    return miniature(tmp_path_factory.mktemp("data"))
+    """A data set that tests only read."""
+    return make_tiny_imagenet(tmp_path_factory.mktemp("data"))
 
 
 def test_training_is_train_and_the_official_test_part_is_val(ready: Path) -> None:
@@ -64,18 +64,17 @@ def test_training_is_train_and_the_official_test_part_is_val(ready: Path) -> Non
     assert data.official_test is not None
     assert data.official_test.tolist() == list(range(count, count + len(WNIDS) * VALIDATION))
     assert np.bincount(data.labels[:count]).tolist() == [TRAINING] * len(WNIDS)
-    files = {data.images.name(place).rpartition("/")[2] for place in range(len(data))}
+    files = {data.images.name(i).rpartition("/")[2] for i in range(len(data))}
     assert not any(name.startswith("test_") for name in files), "the test part has no labels"
     assert len(files) == len(data)
-    found = split(data)
-    assert found.part("test").tolist() == data.official_test.tolist()
+    assert split(data).part("test").tolist() == data.official_test.tolist()
 
 
 def test_every_image_has_the_label_of_its_folder_or_of_its_line(ready: Path) -> None:
     data = tiny_imagenet.load(ready)
     wnids = sorted(WNIDS)
-    for place, label in enumerate(data.labels.tolist()):
-        path = Path(data.images.name(place).removeprefix("image "))
+    for i, label in enumerate(data.labels.tolist()):
+        path = Path(data.images.name(i).removeprefix("image "))
         number = path.stem.rpartition("_")[2]
         expected = WNIDS[int(number) % len(WNIDS)] if path.name.startswith("val") else path.parent.parent.name
         assert wnids[label] == expected, path
@@ -88,33 +87,33 @@ def test_classes_have_their_first_word_unless_two_share_it(ready: Path) -> None:
 
 def test_pixels_are_those_of_the_file_and_grey_becomes_three_equal_planes(ready: Path) -> None:
     data = tiny_imagenet.load(ready)
-    wanted = spec(3, (64, 64))
-    tensor = data.batch(np.asarray([0, 2]), wanted)
+    input_spec = spec(3, (64, 64))
+    tensor = data.batch(np.asarray([0, 2]), input_spec)
     assert tensor.shape == (2, 3, 64, 64)
     file = ready / "train" / "n01443537" / "images" / "n01443537_0.JPEG"
-    assert tensor[0].tobytes() == prepare(file.read_bytes(), wanted).tobytes()
-    grey = next(place for place in range(len(data)) if data.images.name(place).endswith("_1.JPEG"))
-    red, green, blue = data.batch(np.asarray([grey]), wanted)[0]
+    assert tensor[0].tobytes() == prepare(file.read_bytes(), input_spec).tobytes()
+    grey = next(i for i in range(len(data)) if data.images.name(i).endswith("_1.JPEG"))
+    red, green, blue = data.batch(np.asarray([grey]), input_spec)[0]
     assert Image.open(data.images.name(grey).removeprefix("image ")).mode == "L"
     assert (red == green).all()
     assert (red == blue).all()
     assert red.std() > 0
 
 
-def test_nothing_is_decoded_before_it_is_asked_for(tmp_path: Path) -> None:
-    root = miniature(tmp_path)
+def test_images_are_decoded_on_access(tmp_path: Path) -> None:
+    root = make_tiny_imagenet(tmp_path)
     bad = root / "train" / WNIDS[0] / "images" / f"{WNIDS[0]}_5.JPEG"
     bad.write_bytes(jpeg(0)[:300])
     data = tiny_imagenet.load(root)
-    place = next(place for place in range(len(data)) if data.images.name(place) == f"image {bad}")
-    assert data.batch(np.asarray([place + 1]), spec(3, (64, 64))).shape == (1, 3, 64, 64)
+    bad_index = next(i for i in range(len(data)) if data.images.name(i) == f"image {bad}")
+    assert data.batch(np.asarray([bad_index + 1]), spec(3, (64, 64))).shape == (1, 3, 64, 64)
     with pytest.raises(BadInput, match=f"image {bad}: the image is damaged"):
-        data.batch(np.asarray([place + 1, place]), spec(3, (64, 64)))
+        data.batch(np.asarray([bad_index + 1, bad_index]), spec(3, (64, 64)))
 
 
-def test_a_missing_set_says_what_belongs_where(tmp_path: Path) -> None:
+def test_a_missing_set_names_the_searched_folders(tmp_path: Path) -> None:
     with pytest.raises(
-        NotFound, match=rf"no tiny-imagenet in {tmp_path}/tiny-imagenet-200 or {tmp_path}: wnids\.txt"
+        NotFound, match=rf"no tiny-imagenet in {tmp_path}/tiny-imagenet-200 or {tmp_path}: expected wnids\.txt"
     ):
         tiny_imagenet.load(tmp_path)
 
@@ -155,29 +154,29 @@ ANNOTATIONS = "val/val_annotations.txt"
         (swap(ANNOTATIONS, "\t0\t32\t44\t62\n", "\n"), Damaged, r"annotations\.txt, line 1: expected a file"),
         (swap(ANNOTATIONS, "val_1.JPEG\tn01443537", "val_1.JPEG\tn01443538"), Damaged, "line 2: the class 'n014"),
         (swap(ANNOTATIONS, "val_1.JPEG", "val_0.JPEG"), Damaged, r"line 2: a second line for 'val_0\.JPEG'"),
-        (swap(ANNOTATIONS, "val_1.JPEG", "val_99.JPEG"), NotFound, r"1 of 20 pictures .* such as val_99\.JPEG;"),
-        (move("test/images/test_0.JPEG", "val/images/x.JPEG"), Damaged, r"1 pictures in .* no line in .*x\.JPEG"),
-        (move("train/n02124075/images", "elsewhere"), NotFound, r"train/n02124075/images does not exist, though"),
+        (swap(ANNOTATIONS, "val_1.JPEG", "val_99.JPEG"), NotFound, r"1 of 20 images .* such as val_99\.JPEG;"),
+        (move("test/images/test_0.JPEG", "val/images/x.JPEG"), Damaged, r"1 images in .* no line in .*x\.JPEG"),
+        (move("train/n02124075/images", "elsewhere"), NotFound, r"train/n02124075/images does not exist, although"),
         (move("train", "training"), NotFound, r"image folder .*/train does not exist"),
-        (move("val/images", "val/pictures"), NotFound, r"20 of 20 pictures .* are not in .*val/images"),
+        (move("val/images", "val/pictures"), NotFound, r"20 of 20 images .* are not in .*val/images"),
     ],
     ids=[
         "no words", "no annotations", "bad number", "number twice", "unknown folder", "words without tab",
-        "short line", "unknown class", "second line", "missing picture", "picture without line", "missing class",
+        "short line", "unknown class", "second line", "missing image", "image without line", "missing class",
         "no train", "no val images",
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(
+def test_the_error_names_what_is_wrong(
     tmp_path: Path, change: Callable[[Path], None], error: type[Exception], words: str
 ) -> None:
-    root = miniature(tmp_path)
+    root = make_tiny_imagenet(tmp_path)
     change(root)
     with pytest.raises(error, match=words):
         tiny_imagenet.load(root)
 
 
-def test_a_class_without_pictures_is_refused(tmp_path: Path) -> None:
-    root = miniature(tmp_path)
+def test_a_class_without_images_is_refused(tmp_path: Path) -> None:
+    root = make_tiny_imagenet(tmp_path)
     for file in (root / "train" / "n02124075" / "images").iterdir():
         file.unlink()
     with pytest.raises(Damaged, match="n02124075/images holds no images"):

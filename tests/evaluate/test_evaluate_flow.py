@@ -13,7 +13,7 @@ import pytest
 import torch
 from command_line import program
 
-from mexit.commands.report import show_evaluation
+from mexit.commands.evaluate import show_evaluation
 from mexit.core.bundle import Bundle
 from mexit.core.policy import first_exit
 from mexit.core.progress import Silent
@@ -24,7 +24,7 @@ from mexit.evaluate.model_card import model_card
 from mexit.evaluate.suites import to_levels
 from mexit.evaluate.target import open_subject, spaced
 from mexit.flows.evaluate import EvaluateResult, evaluate_model
-from mexit.models import build
+from mexit.models import build_model
 from mexit.runtime.runtime import Runtime
 from mexit.train import checkpoint
 from mexit.train.config import resolve
@@ -201,8 +201,8 @@ def test_groups_and_exits_as_typed() -> None:
 def test_a_mistake_is_said_before_any_work(place, monkeypatch, plan, message) -> None:
     monkeypatch.chdir(place)
     settings = resolve("mnist", None, {})
-    other = build("small-cnn", 10)
-    checkpoint.begin(Path("runs/other"), settings, Splits.load(Path("runs/digits/splits.npz")))
+    other = build_model("small-cnn", 10)
+    checkpoint.create_run(Path("runs/other"), settings, Splits.load(Path("runs/digits/splits.npz")))
     checkpoint.save_weights(Path("runs/other"), other.state_dict(), settings, 10)
 
     class NoWork(Silent):

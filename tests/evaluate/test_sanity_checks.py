@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mexit.data import digits, splits
 from mexit.evaluate import sanity_checks
-from mexit.models import MultiExit, build, preset
+from mexit.models import MultiExit, build_model, model_spec
 
 torch.set_num_threads(1)
 
@@ -17,14 +17,16 @@ torch.set_num_threads(1)
 @pytest.fixture
 def model() -> MultiExit:
     torch.manual_seed(0)
-    return build("digits-cnn", 10).eval()
+    return build_model("digits-cnn", 10).eval()
 
 
 @pytest.fixture(scope="module")
 def batch() -> tuple[Tensor, Tensor]:
     data = digits.load()
     index = splits.split(data).part("selection")[:24]
-    return torch.from_numpy(data.batch(index, preset("digits-cnn").input)), torch.from_numpy(data.labels[index])
+    return torch.from_numpy(data.batch(index, model_spec("digits-cnn").input)), torch.from_numpy(
+        data.labels[index]
+    )
 
 
 class Shaken(nn.Module):

@@ -1,4 +1,4 @@
-"""The exported segments say what the network says, at every exit and batch size."""
+"""Exported segments have the logits of the network, at every exit and batch size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from mexit.core.atomic_io import sha256_file
 from mexit.core.bundle import Bundle
 from mexit.errors import BackendError, MissingExtra, UsageError
-from mexit.export.validate import largest_difference
+from mexit.export.validate import check_against_torch
 from mexit.flows.export import export_bundle
 from mexit.flows.tensorrt_engines import build_engines
 from mexit.runtime.backends.ort import OrtBackend
@@ -24,23 +24,23 @@ from mexit.train.checkpoint import load_model
 def test_every_exit_equals_torch_within_1e_4_on_real_images(workspace, digits_bundle, test_digits, batch) -> None:
     model, _, _ = load_model(workspace / "runs" / "digits")
     images = (test_digits[0][:batch, None] / np.float32(255)).astype(np.float32)
-    found = run_all_exits(OrtBackend(Bundle.open(digits_bundle)), images)
+    logits = run_all_exits(OrtBackend(Bundle.open(digits_bundle)), images)
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).numpy()
-    assert np.abs(found - expected).max() < 1e-4
+    assert np.abs(logits - expected).max() < 1e-4
 
 
-def test_a_segment_that_says_something_else_is_refused(workspace, test_digits) -> None:
+def test_a_segment_that_differs_from_torch_is_refused(workspace, test_digits) -> None:
     model, _, _ = load_model(workspace / "runs" / "digits")
     images = (test_digits[0][:8, None] / np.float32(255)).astype(np.float32)
     with torch.no_grad():
         wrong = model(torch.from_numpy(images)).numpy()
     wrong[1, 3, 4] += 0.01
     with pytest.raises(BackendError, match="exit 2"):
-        largest_difference(model, lambda _: wrong, images)
+        check_against_torch(model, lambda _: wrong, images)
 
 
-def test_manifest_names_where_the_bundle_comes_from(workspace, digits_bundle) -> None:
+def test_the_manifest_records_run_weights_settings_and_splits(workspace, digits_bundle) -> None:
     manifest = Bundle.open(digits_bundle).manifest
     assert manifest.provenance["weights_sha256"] == sha256_file(
         workspace / "runs" / "digits" / "weights.safetensors"
@@ -53,13 +53,15 @@ def test_manifest_names_where_the_bundle_comes_from(workspace, digits_bundle) ->
     }  # fmt: skip
 
 
-def test_an_existing_bundle_is_kept_unless_replace(workspace, monkeypatch) -> None:
+def test_an_existing_bundle_is_replaced_only_on_request(workspace, monkeypatch) -> None:
     monkeypatch.chdir(workspace)
     with pytest.raises(UsageError, match="--replace"):
         export_bundle(Path("runs/digits"))
 
 
-def test_trt_without_tensorrt_leaves_a_complete_bundle_and_says_what_to_type(digits_bundle, monkeypatch) -> None:
+def test_without_tensorrt_the_bundle_is_complete_and_the_error_names_the_command(
+    digits_bundle, monkeypatch
+) -> None:
     for package in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=rf"mexit export {digits_bundle} --trt"):

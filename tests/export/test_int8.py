@@ -1,4 +1,4 @@
-"""Other precisions beside fp32: what is in their graphs, what is reported, and that they are calibrated apart."""
+"""int8 and fp16: their graphs, the report on them, and their calibration."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mexit import BackendError, UsageError
 from mexit.core.bundle import Bundle
 from mexit.data import digits
 from mexit.data.splits import Splits, split
-from mexit.export.bundle_writer import assemble
-from mexit.export.fp16 import HalfModule, to_half
-from mexit.export.macs import count
-from mexit.export.onnx_export import OnnxSegment, finished, to_onnx
-from mexit.export.parity import compare
-from mexit.export.segments import cut
-from mexit.flows.export import export_bundle
-from mexit.models import preset
+from mexit.export.bundle_writer import BundleContents, build_bundle
+from mexit.export.fp16 import HalfModule, convert_fp16
+from mexit.export.macs import count_macs
+from mexit.export.onnx_export import OnnxSegment, export_segment, finalize
+from mexit.export.segments import cut_segments
+from mexit.export.validate import compare_precisions
+from mexit.flows.export import ExportOptions, export_bundle
+from mexit.models import model_spec
 from mexit.runtime.backends.base import HostCarried
 from mexit.runtime.backends.ort import OrtBackend, OrtSegment
 from mexit.runtime.reference import run_all_exits
@@ -37,7 +37,7 @@ from mexit.train.checkpoint import load_model
 @pytest.fixture(scope="module")
 def segments(workspace: Path) -> list[OnnxSegment]:
     """The fp32 segments of the session's run."""
-    return [to_onnx(part) for part in cut(load_model(workspace / "runs" / "digits")[0])]
+    return [export_segment(part) for part in cut_segments(load_model(workspace / "runs" / "digits")[0])]
 
 
 def graph_of(bundle: Bundle, variant: str, k: int) -> onnx.ModelProto:
@@ -64,32 +64,34 @@ def test_activations_are_u8_weights_s8_per_channel_and_the_last_layer_float(int8
 
 
 @pytest.mark.parametrize("variant", ["int8", "fp16"])
-def test_borders_names_and_costs_are_those_of_fp32(variant, int8_bundle, segments) -> None:
+def test_inputs_outputs_and_macs_are_those_of_fp32(variant, int8_bundle, segments) -> None:
     if variant == "int8":
         manifest = Bundle.open(int8_bundle).manifest
         chains = [
             [(one.inputs, one.outputs) for one in manifest.variants[name].segments] for name in ("int8", "fp32")
         ]
         costs = [
-            [count(graph_of(Bundle.open(int8_bundle), name, k)) for k in (1, 2, 3)] for name in ("int8", "fp32")
+            [count_macs(graph_of(Bundle.open(int8_bundle), name, k)) for k in (1, 2, 3)]
+            for name in ("int8", "fp32")
         ]
     else:
-        both = ([to_half(one) for one in segments], segments)
+        both = ([convert_fp16(one) for one in segments], segments)
         chains = [[(one.inputs, one.outputs) for one in chain] for chain in both]
-        costs = [[count(one.model) for one in chain] for chain in both]
+        costs = [[count_macs(one.model) for one in chain] for chain in both]
     assert chains[0] == chains[1]
     assert {tensor.dtype for sides in chains[0] for side in sides for tensor in side} == {"float32"}
     assert costs[0] == costs[1]
 
 
-def test_a_variant_of_another_cost_is_refused(segments) -> None:
-    shorter = [segments[0], segments[2], segments[2]]
+def test_a_variant_with_other_macs_is_refused(segments) -> None:
     data = digits.load()
-    with pytest.raises(BackendError, match="the half segments do not cost what the fp32 segments cost"):
-        assemble("x", data.classes, preset("digits-cnn").input, segments, split(data), {}, None, {"half": shorter})
+    variants = {"fp32": segments, "half": [segments[0], segments[2], segments[2]]}
+    contents = BundleContents(data.classes, model_spec("digits-cnn").input, split(data), variants)
+    with pytest.raises(BackendError, match="the half segments have other MACs than the fp32 segments"):
+        build_bundle(Path("x"), contents)
 
 
-def test_the_report_is_what_the_bundle_does_on_the_selection_split(int8_bundle: Path) -> None:
+def test_the_report_agrees_with_the_bundle_on_the_selection_split(int8_bundle: Path) -> None:
     bundle = Bundle.open(int8_bundle)
     data, splits = digits.load(), Splits.from_bytes(bundle.splits(), int8_bundle)
     index = splits.part("selection")
@@ -97,36 +99,36 @@ def test_the_report_is_what_the_bundle_does_on_the_selection_split(int8_bundle: 
     fp32, int8 = (run_all_exits(OrtBackend(bundle, precision=one), images) for one in ("fp32", "int8"))
     report = bundle.manifest.provenance["parity"]
     assert (report["precision"], report["split"], report["n"]) == ("int8", "selection", len(index))
-    for k, said in enumerate(report["exits"]):
-        assert said["exit"] == k + 1
-        assert said["largest_difference"] == pytest.approx(np.abs(int8[k] - fp32[k]).max(), rel=1e-6)
-        assert 0 < said["largest_difference"] < 0.05 * np.abs(fp32).max()
-        assert said["agreement"] == (int8[k].argmax(1) == fp32[k].argmax(1)).mean() > 0.97
-        assert said["accuracy"] == (int8[k].argmax(1) == labels).mean()
-        assert said["accuracy_fp32"] == (fp32[k].argmax(1) == labels).mean()
+    for k, row in enumerate(report["exits"]):
+        assert row["exit"] == k + 1
+        assert row["largest_difference"] == pytest.approx(np.abs(int8[k] - fp32[k]).max(), rel=1e-6)
+        assert 0 < row["largest_difference"] < 0.05 * np.abs(fp32).max()
+        assert row["agreement"] == (int8[k].argmax(1) == fp32[k].argmax(1)).mean() > 0.97
+        assert row["accuracy"] == (int8[k].argmax(1) == labels).mean()
+        assert row["accuracy_fp32"] == (fp32[k].argmax(1) == labels).mean()
 
 
-def test_comparison_by_hand_and_logits_that_are_not_finite() -> None:
+def test_a_comparison_by_hand_and_logits_that_are_not_finite() -> None:
     before = np.array([[[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0]]], np.float32)
     after = np.array([[[2.0, 1.5], [4.0, 3.0], [1.0, 0.0], [0.0, 1.0]]], np.float32)
-    found = compare(before, after, np.array([0, 1, 0, 0]))[0]
-    assert dataclasses.astuple(found) == (1, 4.0, 0.75, 0.5, 0.75)
+    comparison = compare_precisions(before, after, np.array([0, 1, 0, 0]))[0]
+    assert dataclasses.astuple(comparison) == (1, 4.0, 0.75, 0.5, 0.75)
     after[0, 1, 0] = np.inf
-    with pytest.raises(BackendError, match="exit 1 gives logits that are not finite"):
-        compare(before, after, np.array([0, 1, 0, 0]))
+    with pytest.raises(BackendError, match="exit 1 has logits that are not finite"):
+        compare_precisions(before, after, np.array([0, 1, 0, 0]))
 
 
-def test_fp16_computes_in_float16_between_float32_borders(segments, test_digits) -> None:
+def test_fp16_is_float16_inside_and_float32_at_inputs_and_outputs(segments, test_digits) -> None:
     images = (test_digits[0][:64, None] / np.float32(255)).astype(np.float32)
     carried = {"fp32": HostCarried([images]), "fp16": HostCarried([images])}
     for segment in segments:
-        half = to_half(segment)
+        half = convert_fp16(segment)
         inferred = onnx.shape_inference.infer_shapes(half.model, strict_mode=True).graph
-        borders = {value.name for value in (*inferred.input, *inferred.output)}
-        kinds = {value.type.tensor_type.elem_type for value in inferred.value_info if value.name not in borders}
-        kinds |= {tensor.data_type for tensor in inferred.initializer}
-        assert TensorProto.FLOAT16 in kinds
-        assert TensorProto.FLOAT not in kinds
+        ends = {value.name for value in (*inferred.input, *inferred.output)}
+        types = {value.type.tensor_type.elem_type for value in inferred.value_info if value.name not in ends}
+        types |= {tensor.data_type for tensor in inferred.initializer}
+        assert TensorProto.FLOAT16 in types
+        assert TensorProto.FLOAT not in types
         logits = {}
         for name, one in (("fp32", segment), ("fp16", half)):
             carried[name], logits[name] = OrtSegment(one.content, one.inputs, one.outputs, name).run(carried[name])
@@ -134,7 +136,7 @@ def test_fp16_computes_in_float16_between_float32_borders(segments, test_digits)
         assert 0 < difference < 5e-3 * np.abs(logits["fp32"]).max()
 
 
-def test_constants_casts_and_outputs_used_again_become_float16() -> None:
+def test_constants_casts_and_outputs_with_consumers_become_float16() -> None:
     make = onnx.helper.make_node
     nodes = [
         make("Constant", [], ["half"], value_float=0.5),
@@ -148,16 +150,16 @@ def test_constants_casts_and_outputs_used_again_become_float16() -> None:
         for name in ("x", "features", "logits")
     ]
     graph = onnx.helper.make_graph(nodes, "g", sides[:1], sides[1:])
-    segment = finished(
+    segment = finalize(
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), 0
     )
-    half = to_half(segment)
-    kinds = {tensor.data_type for tensor in half.model.graph.initializer}
-    kinds |= {
+    half = convert_fp16(segment)
+    types = {tensor.data_type for tensor in half.model.graph.initializer}
+    types |= {
         attribute.t.data_type for node in half.model.graph.node for attribute in node.attribute if attribute.t.dims
     }
-    kinds |= {value.type.tensor_type.elem_type for value in half.model.graph.value_info}
-    assert kinds == {TensorProto.FLOAT16}
+    types |= {value.type.tensor_type.elem_type for value in half.model.graph.value_info}
+    assert types == {TensorProto.FLOAT16}
     x = np.array([[1.0, 2.0, 3.0]], np.float32)
     features, logits = OrtSegment(half.content, half.inputs, half.outputs, "x").run(HostCarried([x]))
     np.testing.assert_array_equal(logits, x)
@@ -165,20 +167,20 @@ def test_constants_casts_and_outputs_used_again_become_float16() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 1e5])
-def test_what_leaves_the_range_of_fp16_on_the_way_is_seen(workspace, segments, test_digits, factor) -> None:
-    """ONNX Runtime on a CPU would not see it: it computes float16 graphs in float32."""
+def test_an_activation_beyond_float16_is_detected(workspace, segments, test_digits, factor) -> None:
+    """ONNX Runtime on a CPU would hide it, because it computes float16 graphs in float32."""
     model = load_model(workspace / "runs" / "digits")[0]
     arrays = [(test_digits[0][:8, None] / np.float32(255) * np.float32(factor)).astype(np.float32)]
-    *_, logits = HalfModule(cut(model)[0].module)(arrays)
+    *_, logits = HalfModule(cut_segments(model)[0].module)(arrays)
     opened = OrtSegment(segments[0].content, segments[0].inputs, segments[0].outputs, "x")
     expected = opened.run(HostCarried(arrays))[1]
     assert np.isfinite(expected).all()
-    assert next(model.parameters()).dtype == torch.float32, "the network itself stays as it was"
+    assert next(model.parameters()).dtype == torch.float32, "the network itself is unchanged"
     if factor == 1.0:
         assert 0 < np.abs(logits - expected).max() < 1e-2 * np.abs(expected).max()
     else:
         with pytest.raises(BackendError, match="not finite"):
-            compare(expected[None], logits[None], test_digits[1][:8])
+            compare_precisions(expected[None], logits[None], test_digits[1][:8])
 
 
 def test_a_weight_beyond_float16_is_refused(segments) -> None:
@@ -188,15 +190,15 @@ def test_a_weight_beyond_float16_is_refused(segments) -> None:
     values = numpy_helper.to_array(weight).copy()
     values.flat[0] = 7e4
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-    with pytest.raises(BackendError, match=rf"{weight.name} holds values beyond float16 \(65504\)"):
-        to_half(dataclasses.replace(segments[0], model=model))
+    with pytest.raises(BackendError, match=rf"{weight.name} has values beyond float16's largest \(65504\)"):
+        convert_fp16(dataclasses.replace(segments[0], model=model))
 
 
 def test_quantising_leaves_no_handler_on_the_root_logger(int8_bundle: Path) -> None:
     assert not [one for one in logging.getLogger().handlers if type(one) is logging.StreamHandler]
 
 
-def test_int8_is_calibrated_and_answers_apart_from_fp32(int8_bundle: Path, tmp_path: Path) -> None:
+def test_int8_has_a_calibration_of_its_own(int8_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(int8_bundle, tmp_path / "int8"))
     Image.fromarray(digits.load().images.at(np.array([5]))[0]).save("x.png")
     run = ("run", bundle, "x.png", "--budget", "low", "--backend")
@@ -216,10 +218,10 @@ def test_int8_is_calibrated_and_answers_apart_from_fp32(int8_bundle: Path, tmp_p
     )
 
 
-def test_what_export_cannot_do_is_said(workspace: Path, int8_bundle: Path) -> None:
+def test_unknown_precisions_and_bundles_are_refused(workspace: Path, int8_bundle: Path) -> None:
     with pytest.raises(UsageError, match="unknown precision 'int4': choose from fp32, int8, fp16"):
-        export_bundle(workspace / "runs" / "digits", precision="int4")
-    assert "--precision is decided when a run is exported" in refused(
+        export_bundle(workspace / "runs" / "digits", options=ExportOptions(precision="int4"))
+    assert "--precision applies to the export of a run" in refused(
         "export", int8_bundle, "--trt", "--precision", "int8", code=2
     )
 

@@ -18,7 +18,7 @@ from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.data import digits, splits
 from mexit.errors import BadInput
 from mexit.flows.calibrate import calibrate_bundle
-from mexit.flows.export import export_bundle
+from mexit.flows.export import ExportOptions, export_bundle
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,10 @@ def carrying(workspace, tmp_path_factory) -> Path:
     import os
 
     before = Path.cwd()
+    options = ExportOptions(calibrate=False, calibration_images=True)
     os.chdir(workspace)
     try:
-        made = export_bundle(Path("runs/digits"), out=home / "digits", with_calibration=False, with_images=True)
+        made = export_bundle(Path("runs/digits"), out=home / "digits", options=options)
     finally:
         os.chdir(before)
     return made.bundle

@@ -1,7 +1,4 @@
-"""`mexit doctor` on this machine, and on machines that are wrong in every way it knows.
-
-Broken installations are made for real: folders of packages that lie before the installed ones.
-"""
+"""`mexit doctor` on this machine, and on broken installations: folders of packages that precede the real ones."""
 
 from __future__ import annotations
 
@@ -9,35 +6,36 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from command_line import program, quiet, typed
 
+import mexit
+from mexit.commands.doctor import show_findings
 from mexit.core.bundle import Bundle
+from mexit.core.resource_limits import ResourceLimits
 from mexit.errors import MexitError
-from mexit.flows import doctor as doctor_flow
-from mexit.flows.doctor import device, engines, packages, probe, setup
-from mexit.flows.doctor.finding import Finding
+from mexit.flows import doctor
+from mexit.flows.doctor import Finding, diagnose
+from mexit.flows.doctor_probes import TEST_BUNDLE, run_probe
 from mexit.runtime import autotune
-from mexit.runtime.backends import ort
+from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.backends.registry import ENGINES
-from mexit.runtime.latency_profile import cache_folder
+from mexit.runtime.device_cache import cache_folder
 from mexit.runtime.reference import run_all_exits
-from mexit.runtime.resource_limits import ResourceLimits
-
-PACKAGE = Path(doctor_flow.__file__).parents[2]
 
 
 def only(findings: Iterable[Finding], status: str) -> list[str]:
-    """What the findings of one status say, with what to type."""
-    return [f"{found.found} -> {found.fix}" for found in findings if found.status == status]
+    """The texts of the findings with a status, each with its fix."""
+    return [f"{finding.found} -> {finding.fix}" for finding in findings if finding.status == status]
 
 
 def install(folder: Path, name: str, version: str, code: str | None = None) -> None:
-    """A package as pip leaves it: its metadata and, with `code`, its module."""
+    """Write a package as pip does: its metadata and, with `code`, its module."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -46,84 +44,99 @@ def install(folder: Path, name: str, version: str, code: str | None = None) -> N
         (folder / name / "__init__.py").write_text(code)
 
 
-def diagnosed(folder: Path, *arguments: object) -> tuple[int, list[Finding]]:
-    """Exit code and findings of the command where the packages of `folder` come first."""
-    paths = os.pathsep.join([str(folder), *filter(None, sys.path)])
-    done = program("doctor", *arguments, "--json", env={**quiet(), "PYTHONPATH": paths})
-    return done.returncode, [Finding(**found) for found in json.loads(done.stdout)["findings"]]
+def answering(**answer: Any) -> doctor.Probe:
+    """A probe that returns `answer`."""
+    return lambda *_: answer
 
 
-def test_this_machine_has_no_problem(digits_bundle: Path) -> None:
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose packages precede the installed ones, in this process and in subprocesses."""
+    folder = tmp_path / "installed"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    paths = [str(folder), str(Path(mexit.__file__).parents[1]), *filter(None, sys.path)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    return folder
+
+
+def test_this_installation_has_no_problem(digits_bundle: Path) -> None:
     done = typed("doctor", digits_bundle, "--json")
-    found = json.loads(done.stdout)
-    assert (done.exit_code, found["problems"]) == (0, 0), found
-    names = {row["name"] for row in found["findings"]}
-    assert names >= {"onnxruntime wheels", "versions", "torch", "CUDA", "onnxruntime providers", "engine ort",
-                     "processor", "processors", "memory", "load", "waiting threads", "variables", "cache folder",
-                     "auto", f"bundle {digits_bundle}"}  # fmt: skip
-    assert {f"engine {name}" for name, engine in ENGINES.items() if engine.variant == "fp32"} <= names
-    assert {row["status"] for row in found["findings"]} <= {"ok", "warning"}
-    (real,) = [row for row in found["findings"] if row["name"] == "engine ort"]
-    assert real["found"] == "opens, answers and rests when idle"
+    answer = json.loads(done.stdout)
+    assert (done.exit_code, answer["problems"]) == (0, 0), answer
+    names = {row["name"] for row in answer["findings"]}
+    assert names >= {
+        "onnxruntime wheels", "versions", "torch", "onnxruntime providers", "processors", "variables",
+        "cache folder", "auto", f"bundle {digits_bundle}",
+        *(f"engine {name}" for name, engine in ENGINES.items() if engine.variant == "fp32"),
+    }  # fmt: skip
+    assert Finding("engine ort", "ok", "opens and gives the right answer") in [
+        Finding(**row) for row in answer["findings"]
+    ]
 
 
-def test_people_see_what_to_type_and_the_exit_code_says_whether_anything_is_wrong(monkeypatch) -> None:
-    checks = {"load": lambda: device.load(99, ResourceLimits(2, None, None)), "bad": lambda: [1 / 0]}
-    monkeypatch.setattr(doctor_flow, "_checks", lambda _: checks)
-    done = typed("doctor")
-    said = done.stdout
-    assert done.exit_code == 0
-    assert "ok       bundle: no bundles here yet" in said
-    assert re.search(r"warning  load: 99.0 busy threads.*\n +type: measure again.*mexit bench --tune", said)
-    assert "warning  bad: this could not be looked at: ZeroDivisionError: division by zero" in said
-    assert said.endswith("0 problem(s), 2 warning(s)\n")
-    monkeypatch.setitem(checks, "worse", lambda: [Finding("worse", "problem", "broken", "mend it")])
-    done = typed("doctor")
-    assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, "1 problem(s), 2 warning(s)")
+def test_findings_are_printed_with_their_fix(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> Iterator[Finding]:
+        yield Finding("one", "problem", "broken", "mend it")
+        raise MexitError("gone")
+
+    result = diagnose(checks={"two": broken})
+    show_findings(result)
+    printed = capsys.readouterr().out
+    assert "ok       bundle: no bundles here yet" in printed
+    assert "         then: mexit demo\n" in printed
+    assert "problem  one: broken\n         fix: mend it\n" in printed
+    assert "warning  two: the check failed: MexitError: gone" in printed
+    assert printed.endswith("1 problem(s), 1 warning(s)\n")
 
 
-def test_both_builds_of_onnxruntime(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_bundle_is_a_problem(bundle_copy: Path) -> None:
+    assert diagnose(Path("absent"), checks={}).count("problem") == 1
+    segment = bundle_copy / "segments/fp32/1.onnx"
+    segment.write_bytes(segment.read_bytes()[:-1] + b"x")
+    (finding,) = diagnose(bundle_copy, checks={}).findings
+    assert (finding.name, finding.status) == ("bundle", "problem")
+
+
+def test_both_onnxruntime_wheels_are_a_problem_with_exit_code_1(tmp_path: Path) -> None:
     for name in ("onnxruntime", "onnxruntime-gpu"):
         install(tmp_path / "installed", name, "1.30.0")
-    code, findings = diagnosed(tmp_path / "installed")
-    assert code == 1
-    problems = only(findings, "problem")
+    paths = os.pathsep.join([str(tmp_path / "installed"), *filter(None, sys.path)])
+    done = program("doctor", "--json", env={**quiet(), "PYTHONPATH": paths})
+    problems = only([Finding(**row) for row in json.loads(done.stdout)["findings"]], "problem")
+    assert done.returncode == 1
     assert "onnxruntime 1.30.0 and onnxruntime-gpu 1.30.0 are both installed" in problems[0]
     assert "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'mexit[cpu]'" in problems[0]
 
 
-def test_what_is_left_of_onnxruntime_after_the_other_wheel_was_removed(tmp_path: Path, monkeypatch) -> None:
-    install(tmp_path / "installed", "onnxruntime", "1.30.0", code="")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
-    (said,) = only(engines.providers(), "problem")
-    assert "onnxruntime is recorded as installed but does not work: AttributeError" in said
-    broken = engines.engine("ort", probe.ask("engine", "ort"))
-    assert broken.status == "problem"
-    assert "installed, but it does not open" in broken.found
+def test_the_folder_that_a_removed_wheel_left_behind_is_a_problem(installed: Path) -> None:
+    install(installed, "onnxruntime", "1.30.0", code="")
+    (problem,) = only(doctor.check_providers(), "problem")
+    assert "onnxruntime is installed but does not work: AttributeError" in problem
+    finding = doctor.check_engine("ort", run_probe("engine", "ort"))
+    assert (finding.status, "does not open" in finding.found) == ("problem", True)
 
 
-def test_a_provider_that_only_pretends(tmp_path: Path, monkeypatch) -> None:
-    """onnxruntime-gpu without CUDA: lists it, raises nothing, runs on the processor."""
-    stub = (
-        "__version__ = '1.30.0'\n"
+def test_a_provider_that_a_session_does_not_load_is_named(installed: Path) -> None:
+    """onnxruntime-gpu without CUDA lists the provider, raises nothing and runs on the processor."""
+    code = (
         "class SessionOptions: pass\n"
         "def get_available_providers():\n"
         "    return ['CUDAExecutionProvider', 'AzureExecutionProvider', 'CPUExecutionProvider']\n"
         "class InferenceSession:\n"
-        "    def __init__(self, content, options, providers): assert len(content) == 245\n"
+        "    def __init__(self, model, options, providers): assert open(model, 'rb').read()\n"
         "    def get_providers(self): return ['CPUExecutionProvider']\n"
     )
-    install(tmp_path / "installed", "onnxruntime", "1.30.0", stub)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
-    (found,) = engines.providers()
-    assert found.status == "warning"
-    assert "lists CUDA, but a session does not get it: it would silently run on CPU" in found.found
+    install(installed, "onnxruntime", "1.30.0", code)
+    (finding,) = doctor.check_providers()
+    assert finding.status == "warning"
+    assert finding.found == "onnxruntime lists CUDA, but a session silently runs on CPU instead"
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "reason"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the process was ended by signal 11"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "was ended by signal 11"),
         ("import time; time.sleep(60)", "no answer within 1 s"),
         ("import sys; sys.exit(3)", "exit code 3"),
         ("raise ImportError('libfoo.so.1: cannot open shared object file')", "needs the package 'onnxruntime'"),
@@ -131,240 +144,141 @@ def test_a_provider_that_only_pretends(tmp_path: Path, monkeypatch) -> None:
     ],
     ids=["crash", "hang", "exit", "missing library", "exception"],
 )
-def test_a_library_that_crashes_or_hangs_is_a_finding(code: str, said: str, tmp_path: Path, monkeypatch) -> None:
-    install(tmp_path / "installed", "onnxruntime", "1.30.0", code)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
-    monkeypatch.setattr(probe, "TIMEOUT_S", 1.0 if "sleep" in code else 60.0)
-    (found,) = engines.providers()
-    assert found.status == "problem"
-    assert said in found.found
+def test_a_library_that_crashes_or_hangs_is_a_finding(code: str, reason: str, installed: Path) -> None:
+    install(installed, "onnxruntime", "1.30.0", code)
+    answer = run_probe("providers", timeout_s=1.0 if "sleep" in code else 60.0)
+    (problem,) = only(doctor.check_providers(answering(**answer)), "problem")
+    assert reason in problem
 
 
-def test_probes_import_nothing_from_the_working_directory(tmp_path: Path, monkeypatch) -> None:
+def test_probes_import_nothing_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "onnxruntime.py").write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path)
-    assert probe.ask("providers")["real"] == ["CPUExecutionProvider"]
+    assert "CPU" in run_probe("providers")["loaded"]
 
 
-def test_the_tiny_network_gives_the_mean_of_its_image() -> None:
-    bundle = probe.tiny_bundle()
+def test_the_test_bundle_returns_the_mean_of_an_image() -> None:
     image = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4) / 16
-    (logits,) = run_all_exits(ort.OrtBackend(bundle), image)
+    (logits,) = run_all_exits(OrtBackend(Bundle.open(TEST_BUNDLE)), image)
     assert logits == pytest.approx(image.mean())
-    assert probe.engine("ort")["right"]
 
 
-def test_threads_that_spin_are_caught_in_the_act(monkeypatch) -> None:
-    monkeypatch.setattr(ort, "_NO_SPINNING", "session.use_env_allocators")  # so that spinning stays as it comes
-    found = engines.engine("ort", probe.engine("ort"))
-    assert found.status == "warning"
-    assert "its threads spin" in found.found
-
-
-def test_what_an_engine_answers_is_judged() -> None:
-    missing = {"error": "MissingExtra", "message": "OpenVINO needs the package 'openvino': pip install x"}
-    assert engines.engine("openvino", missing) == Finding(
-        "engine openvino", "ok", "not installed. OpenVINO needs the package 'openvino': pip install x"
+def test_answers_of_engine_probes_become_findings() -> None:
+    missing = {"missing": "OpenVINO needs the package 'openvino'", "failed": "the same"}
+    assert doctor.check_engine("openvino", missing) == Finding(
+        "engine openvino", "ok", "not installed. OpenVINO needs the package 'openvino'"
     )
-    refused = {"error": "BackendError", "message": "no driver"}
-    assert [engines.engine(name, refused).status for name in ("trt", "ort")] == ["warning", "problem"]
-    assert "wrong answer" in engines.engine("trt", {"right": False, "idle_s": 0.0}).found
+    refused = {"failed": "no driver"}
+    assert [doctor.check_engine(name, refused).status for name in ("trt", "ort")] == ["warning", "problem"]
+    assert "wrong answer" in doctor.check_engine("trt", {"right": False}).found
 
 
-def test_no_engine_at_all_is_a_problem(monkeypatch) -> None:
-    monkeypatch.setattr(engines, "ask", lambda *_: {"error": "MissingExtra", "message": "pip install it"})
-    assert only(engines.engines(), "problem") == [
-        "none opens, so no bundle can be run here -> pip install 'mexit[cpu]'"
+def test_a_machine_without_a_working_engine_is_a_problem() -> None:
+    assert only(doctor.check_engines(answering(missing="pip install it", failed="")), "problem") == [
+        "no engine works, so no bundle can run here -> pip install 'mexit[cpu]'"
     ]
-
-
-def test_openvino_says_in_what_it_computes() -> None:
-    pytest.importorskip("openvino", reason="needs mexit[openvino]")
-    (found,) = engines.openvino()
-    assert found.status == "ok"
-    assert re.search(r"INFERENCE_PRECISION_HINT reads (bf16|f16|f32)\b", found.found)
-
-
-def test_a_silent_bf16_is_named() -> None:
-    found = engines.precision({"version": "2026.4.1-1", "hint": "bf16"})
-    assert "programs of your own compute in that one" in found.found
-    assert "f32" in found.fix
-    assert engines.precision({"version": "2026.4.1", "hint": "f32"}).fix == ""
-    assert engines.precision({"failed": "ImportError"}).status == "warning"
-
-
-def test_versions_outside_the_declared_range(tmp_path: Path, monkeypatch) -> None:
-    install(tmp_path, "rich", "12.9.4")
-    install(tmp_path, "tensorrt-cu13", "12.0.1")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    said = only(packages.ranges(), "warning")
-    assert len(said) == 2
-    assert "rich 12.9.4 is installed, mexit is made for >=13 -> pip install 'rich>=13'" in said
-    assert "tensorrt-cu13 12.0.1 is installed, mexit is made for <12,>=10.12" in said[1]
+    assert not only(doctor.check_engines(answering(right=True)), "problem")
 
 
 @pytest.mark.parametrize(
-    ("version", "limits", "within"),
-    [("2.13.0+cpu", ">=2.6", True), ("2.6", ">=2.6.0", True), ("10.9", ">=10.12,<12", False),
-     ("12.0", "<12", False),
-     ("11.4.0.106", "<12,>=10.12", True), ("1.0rc1", ">=1.0", True), ("1.5", "!=1.5", False), ("1.5", "", True),
-     ("1.5", "==1.5.0", True), ("3", "<=3,>2", True)],
-)  # fmt: skip
-def test_version_limits(version: str, limits: str, within: bool) -> None:
-    assert packages._within(version, limits) == within
+    ("name", "version", "warning"),
+    [
+        ("rich", "12.9.4", "rich 12.9.4 is installed, mexit requires >=13 -> pip install 'rich>=13'"),
+        ("rich", "13.0.0rc1", "rich 13.0.0rc1 is installed, mexit requires >=13 -> pip install 'rich>=13'"),
+        ("rich", "14.1rc1", None),
+        ("torch", "2.13.0+cpu", None),
+        ("tensorrt-cu13", "12.0.1", "tensorrt-cu13 12.0.1 is installed, mexit requires <12,>=10.12"),
+    ],
+)
+def test_versions_outside_the_declared_range_are_named(
+    name: str, version: str, warning: str | None, installed: Path
+) -> None:
+    install(installed, name, version)
+    warnings = [text for text in only(doctor.check_versions(), "warning") if name in text]
+    assert [text[: len(warning or "")] for text in warnings] == ([warning] if warning else [])
 
 
-def test_torch_for_cuda_on_a_machine_without_a_driver(tmp_path: Path, monkeypatch) -> None:
-    install(tmp_path / "installed", "torch", "2.13.0", code="raise SystemExit('imported')")
-    (tmp_path / "installed/torch/version.py").write_text("cuda: Optional[str] = '13.0'\nhip = None\n")
-    monkeypatch.setattr(packages, "driver_cuda", lambda: None)
-    assert only(packages.torch(), "ok") == [
-        f"torch {packages.installed('torch')}, built for the processor alone -> "
+@pytest.mark.parametrize(
+    ("answer", "status", "words"),
+    [
+        ({"cuda": None, "available": False}, "ok", "for the processor"),
+        ({"cuda": "13.0", "available": True}, "ok", "for CUDA 13.0"),
+        ({"cuda": "13.0", "available": False}, "warning", "is built for CUDA 13.0, but finds no GPU"),
+        ({"failed": "OSError: libcudart.so"}, "problem", "does not import: OSError: libcudart.so"),
+    ],
+    ids=["cpu", "cuda", "cuda without a driver", "broken"],
+)
+def test_the_build_of_torch_is_compared_with_the_machine(answer: dict[str, Any], status: str, words: str) -> None:
+    (finding,) = doctor.check_torch(answering(**answer))
+    assert finding.status == status
+    assert words in finding.found
+
+
+def test_more_threads_than_processors_are_named() -> None:
+    limits = ResourceLimits(64, 1.5, None)
+    given = {"MEXIT_THREADS": "3", "OMP_NUM_THREADS": "2,2"}
+    (warning,) = only(doctor.check_threads(None, limits, given), "warning")
+    assert "MEXIT_THREADS=3 asks for 3 threads" in warning
+    assert "64 by affinity, the time of 1.5 by control group -> at most 2" in warning
+    assert only(doctor.check_threads(None, limits, {"MEXIT_THREADS": "many"}), "warning") == [
+        "MEXIT_THREADS=many is not a number of threads -> unset MEXIT_THREADS"
     ]
-    monkeypatch.syspath_prepend(str(tmp_path / "installed"))
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    (said,) = only(packages.torch(), "warning")
-    assert said.startswith("torch 2.13.0, built for CUDA 13.0, but there is no NVIDIA driver")
-    monkeypatch.setattr(packages, "driver_cuda", lambda: (12, 8))
-    assert only(packages.torch(), "ok") == ["torch 2.13.0, built for CUDA 13.0 -> "]
-    said = " ".join(only(packages.cuda(), "problem"))
-    assert "torch is built for CUDA 13, the NVIDIA driver supports CUDA 12.8" in said
 
 
-def test_tensorrt_for_another_cuda_than_the_drivers(tmp_path: Path, monkeypatch) -> None:
-    install(tmp_path, "tensorrt-cu14", "12.0")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(packages, "driver_cuda", lambda: (13, 0))
-    (said,) = only(packages.cuda(), "problem")
-    assert "tensorrt-cu14 is built for CUDA 14" in said
-    monkeypatch.setattr(packages, "driver_cuda", lambda: (14, 1))
-    assert "supports CUDA 14.1" in " ".join(only(packages.cuda(), "ok"))
-
-
-def test_the_gpu_wheel_without_a_driver(tmp_path: Path, monkeypatch) -> None:
-    install(tmp_path, "onnxruntime-gpu", "1.31.1")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(packages, "driver_cuda", lambda: None)
-    assert "it runs on the processor -> pip uninstall -y onnxruntime-gpu" in only(packages.cuda(), "warning")[0]
-
-
-def test_more_threads_than_processors_are_named(monkeypatch) -> None:
-    grant = ResourceLimits(64, 1.5, None)
-    monkeypatch.setenv("MEXIT_THREADS", "3")
-    monkeypatch.setenv("OMP_NUM_THREADS", "2,2")
-    (said,) = only(device.threads(None, grant), "warning")
-    assert "MEXIT_THREADS=3 asks for 3 threads" in said
-    assert "64 by affinity, the time of 1.5 by control group -> at most 2" in said
-    monkeypatch.setenv("MEXIT_THREADS", "many")
-    assert "MEXIT_THREADS=many is no number of threads -> unset MEXIT_THREADS" in only(
-        device.threads(None), "warning"
-    )
-
-
-def test_the_threads_of_auto_are_looked_at(digits_bundle: Path, monkeypatch) -> None:
+def test_the_measured_threads_of_auto_are_compared_with_the_processors(digits_bundle: Path) -> None:
     bundle = Bundle.open(digits_bundle)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert not only(device.threads(bundle, ResourceLimits(1, None, None)), "warning")
-    rows = (autotune.Timing("ort", 8, (1.0, 1.0, 1.0)),)
-    autotune.save(bundle, autotune.Tuning(autotune.versions(), rows, {}))
-    (said,) = only(device.threads(bundle, ResourceLimits(4, None, None)), "warning")
-    assert f"auto for {digits_bundle} asks for 8 threads" in said
+    assert not only(doctor.check_threads(bundle, ResourceLimits(1, None, None), {}), "warning")
+    timings = (autotune.Timing("ort", 8, (1.0, 1.0, 1.0)),)
+    autotune.save(bundle, autotune.Tuning(autotune.versions(), timings, {}))
+    (warning,) = only(doctor.check_threads(bundle, ResourceLimits(4, None, None), {}), "warning")
+    assert f"auto for {digits_bundle} asks for 8 threads" in warning
 
 
-def test_little_memory_and_a_busy_machine(digits_bundle: Path) -> None:
-    bundle = Bundle.open(digits_bundle)
-    small, large = ResourceLimits(2, None, 100 << 20), ResourceLimits(2, None, 8 << 30)
-    assert "control group limit 0.1 GB; serving" in only(device.memory(bundle, small), "warning")[0]
-    assert only(device.memory(bundle, large, free_bytes=50 << 20), "warning")
-    assert only(device.memory(bundle, large, free_bytes=4 << 30), "ok") == [
-        "4.3 GB free, control group limit 8.6 GB -> "
-    ]
-    assert [found.status for busy in (0.9, 1.1) for found in device.load(busy, large)] == ["ok", "warning"]
-
-
-def test_waiting_threads_and_instructions(monkeypatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert "-> export OMP_WAIT_POLICY=PASSIVE" in only(device.waiting(), "warning")[0]
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    assert not only(device.waiting(), "warning")
-    assert "AVX2, AMX bf16" in only(device.instructions(frozenset({"avx2", "amx_bf16"})), "ok")[0]
-    assert "without AVX2" in only(device.instructions(frozenset({"avx"})), "warning")[0]
-
-
-def test_variables_that_nothing_reads() -> None:
+def test_misspelt_variables_are_named() -> None:
     given = {"MEXIT_BUDGT": "low", "MEXIT_TOKEN": "secret", "MEXIT_PORT": "80", "HOME": "/", "MEXIT_XYZQ": "1"}
-    findings = list(setup.variables(given))
+    findings = list(doctor.check_variables(given))
     assert only(findings, "warning") == [
-        "MEXIT_BUDGT is set, but nothing reads it -> did you mean MEXIT_BUDGET? unset MEXIT_BUDGT",
-        "MEXIT_XYZQ is set, but nothing reads it -> unset MEXIT_XYZQ",
+        "MEXIT_BUDGT is set, but mexit does not read it -> did you mean MEXIT_BUDGET? unset MEXIT_BUDGT",
+        "MEXIT_XYZQ is set, but mexit does not read it -> unset MEXIT_XYZQ",
     ]
     assert only(findings, "ok") == ["MEXIT_PORT=80, MEXIT_TOKEN -> "]
 
 
 def test_every_variable_that_the_code_reads_is_known() -> None:
-    """A new one belongs into `setup.VARIABLES`."""
-    text = "".join(path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "setup.py")
-    assert set(re.findall(r"\bMEXIT_[A-Z_]*[A-Z]\b", text)) == set(setup.VARIABLES)
+    package = Path(mexit.__file__).parent
+    text = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "doctor.py")
+    assert set(re.findall(r"\bMEXIT_[A-Z_]*[A-Z]\b", text)) == set(doctor.VARIABLES)
 
 
-def test_the_cache_folder(tmp_path: Path, monkeypatch) -> None:
-    root = tmp_path / "kept"
+def test_the_cache_folder_must_be_writable_and_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "cache"
     monkeypatch.setenv("MEXIT_CACHE", str(root))
-    assert only(setup.cache(), "ok") == [f"{root}, not made yet -> "]
+    assert only(doctor.check_cache(), "ok") == [f"{root}, not created yet -> "]
     folder = cache_folder("model")
     folder.mkdir(parents=True, mode=0o700)
-    assert only(setup.cache(), "ok") == [f"{root}, writable by its owner alone -> "]
+    assert only(doctor.check_cache(), "ok") == [f"{root}, writable by its owner only -> "]
     folder.chmod(0o750)
-    assert only(setup.cache(), "warning") == [f"{folder} is open to other users (mode 0750) -> chmod 700 {folder}"]
+    exposed = f"{folder} is open to other users (mode 0750) -> chmod 700 {folder}"
+    assert only(doctor.check_cache(), "warning") == [exposed]
     folder.chmod(0o700)
     root.chmod(0o720)
-    assert f"chmod 700 {root}" in only(setup.cache(), "warning")[0]
+    assert f"chmod 700 {root}" in only(doctor.check_cache(), "warning")[0]
     (tmp_path / "file").write_text("")
     for bad in (tmp_path / "file", tmp_path / "file" / "cache", Path("/proc/cache")):
-        monkeypatch.setenv("MEXIT_CACHE", str(bad))
-        assert f"{bad} cannot be written" in only(setup.cache(), "problem")[0]
+        assert f"{bad} is not writable" in only(doctor.check_cache(bad), "problem")[0]
 
 
-def test_a_cache_without_a_home(monkeypatch) -> None:
-    def homeless() -> Path:
-        raise RuntimeError
-
-    monkeypatch.delenv("MEXIT_CACHE")
-    monkeypatch.setattr(Path, "home", homeless)
-    assert "no home directory" in only(setup.cache(), "warning")[0]
-
-
-def test_what_a_bundle_is_ready_for(bundle_copy: Path) -> None:
+def test_the_state_of_a_bundle(bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
-    said = only(setup.state(bundle), "ok")
-    assert said[0] == "every byte as recorded; calibrated for ort fp32 -> "
-    assert said[1] == f"ort with 1 thread(s), not measured on this device -> mexit bench {bundle_copy} --tune"
-    rows = (autotune.Timing("ort", 1, (1.0, 1.0, 1.0)),)
-    autotune.save(bundle, autotune.Tuning({"onnxruntime": "0.1"}, rows, {}))
-    assert "changed -> mexit bench" in only(setup.state(bundle), "warning")[0]
-    autotune.save(bundle, autotune.Tuning(autotune.versions(), rows, {}))
-    assert only(setup.state(bundle), "ok")[1] == "ort with 1 thread(s), the fastest measured here -> "
+    state, auto = only(doctor.check_bundle(bundle), "ok")
+    assert state == "every file matches its checksum; calibrated for ort fp32 -> "
+    assert auto == f"ort with 1 thread(s), not measured on this device -> mexit bench {bundle_copy} --tune"
+    timings = (autotune.Timing("ort", 1, (1.0, 1.0, 1.0)),)
+    autotune.save(bundle, autotune.Tuning({"onnxruntime": "0.1"}, timings, {}))
+    assert "changed -> mexit bench" in only(doctor.check_bundle(bundle), "ok")[1]
+    autotune.save(bundle, autotune.Tuning(autotune.versions(), timings, {}))
+    assert only(doctor.check_bundle(bundle), "ok")[1].endswith(" -> ")
     (bundle_copy / "policies.json").write_text("{}")
-    assert f"mexit calibrate {bundle_copy}" in only(setup.state(bundle), "problem")[0]
+    assert f"mexit calibrate {bundle_copy}" in only(doctor.check_bundle(bundle), "problem")[0]
     (bundle_copy / "policies.json").unlink()
-    assert "not calibrated: only the budget full works" in only(setup.state(bundle), "warning")[0]
-
-
-def test_a_bundle_that_is_gone_or_damaged_is_a_problem(bundle_copy: Path, monkeypatch) -> None:
-    monkeypatch.setattr(doctor_flow, "_checks", lambda _: {})
-    assert typed("doctor", "nowhere").exit_code == 1
-    segment = bundle_copy / "segments/fp32/1.onnx"
-    segment.write_bytes(segment.read_bytes()[:-1] + b"x")
-    done = typed("doctor", bundle_copy)
-    assert done.exit_code == 1
-    assert "problem  bundle: bundle file" in done.stdout
-
-
-def test_a_check_that_fails_leaves_the_others_and_what_it_found_so_far() -> None:
-    def half() -> Iterable[Finding]:
-        yield Finding("one", "ok", "fine")
-        raise MexitError("gone")
-
-    findings = doctor_flow.run("two", half)
-    assert [found.name for found in findings] == ["one", "two"]
-    assert findings[1].found == "this could not be looked at: MexitError: gone"
+    assert "not calibrated: only the budget full works" in only(doctor.check_bundle(bundle), "warning")[0]

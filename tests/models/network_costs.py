@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mexit.models import MultiExit, build
+from mexit.models import MultiExit, build_model
 
 MEBI = 2**20
 
@@ -16,7 +16,7 @@ def convolution_millions(name: str, classes: int = 10, *, every_branch: bool = F
     `every_branch` charges the branches of earlier exits too.
     """
     with torch.device("meta"):
-        network = build(name, classes)
+        network = build_model(name, classes)
     macs = _convolutions(network)
     trunk, passed, found = 0, 0, []
     for stage in network.stages:

@@ -6,8 +6,8 @@ import torch
 from network_costs import convolution_millions
 from torch import nn
 
-from mexit.models import build, mobilenetv2
-from mexit.models.exit_costs import count
+from mexit.models import build_model, mobilenetv2
+from mexit.models.exit_costs import exit_costs
 from mexit.models.mobilenetv2 import InvertedResidual
 
 
@@ -22,12 +22,12 @@ def test_the_single_exit_network_costs_what_the_last_exit_does_without_branches(
 
 
 def test_exits_sit_behind_layers_2_5_8_10_13_and_16_of_19() -> None:
-    assert [len(stage.trunk) for stage in build("mobilenetv2", 10).stages] == [2, 3, 3, 2, 3, 3, 3]
+    assert [len(stage.trunk) for stage in build_model("mobilenetv2", 10).stages] == [2, 3, 3, 2, 3, 3, 3]
 
 
 def test_carried_features_and_logits() -> None:
     torch.set_num_threads(1)
-    network = build("mobilenetv2", 10).eval()
+    network = build_model("mobilenetv2", 10).eval()
     carried = (torch.rand(2, 3, 32, 32),)
     shapes = []
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_every_block_of_stride_1_has_a_shortcut() -> None:
 
 
 def test_the_first_branch_has_batch_norms_of_its_own() -> None:
-    kinds = [type(layer).__name__ for layer in build("mobilenetv2", 10).stages[0].head]
+    kinds = [type(layer).__name__ for layer in build_model("mobilenetv2", 10).stages[0].head]
     assert kinds == [
         "InvertedResidual", "BatchNorm2d", "ReLU", "InvertedResidual", "BatchNorm2d",
         "AvgPool2d", "Flatten", "Linear",
@@ -60,13 +60,13 @@ def test_the_first_branch_has_batch_norms_of_its_own() -> None:
 
 def test_the_narrow_network_of_the_family() -> None:
     with torch.device("meta"):
-        narrow, wide = (count(mobilenetv2.build(10, width)) for width in (0.75, 1.0))
+        narrow, wide = (exit_costs(mobilenetv2.build(10, width)) for width in (0.75, 1.0))
     assert all(small.macs < large.macs for small, large in zip(narrow, wide, strict=True))
     assert len(narrow) == 7
 
 
 def test_gradients_reach_every_parameter() -> None:
     torch.set_num_threads(1)
-    network = build("mobilenetv2", 10)
+    network = build_model("mobilenetv2", 10)
     network(torch.rand(2, 3, 32, 32)).square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())

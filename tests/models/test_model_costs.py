@@ -13,17 +13,16 @@ from torch import nn
 from typer.testing import CliRunner
 
 from mexit.cli import app
-from mexit.core.bundle import Bundle
 from mexit.data import digits, splits
 from mexit.errors import MexitError
 from mexit.export import macs
-from mexit.export.bundle_writer import assemble
-from mexit.export.onnx_export import OnnxSegment, to_onnx
-from mexit.export.segments import cut
+from mexit.export.bundle_writer import BundleContents, build_bundle
+from mexit.export.onnx_export import OnnxSegment, export_segment
+from mexit.export.segments import cut_segments
 from mexit.flows import models
-from mexit.models import PRESETS, MultiExit, Stage, build, preset
-from mexit.models.chain import single_exit
-from mexit.models.exit_costs import count
+from mexit.models import MODELS, MultiExit, Stage, build_model, model_spec
+from mexit.models.exit_costs import exit_costs
+from mexit.models.multi_exit import single_exit
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.reference import run_all_exits
 
@@ -53,26 +52,26 @@ def exported(request) -> Exported:
 def export(name: str) -> Exported:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = build(name, 10).eval()
+    network = build_model(name, 10).eval()
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):  # otherwise a BatchNorm that was dropped would not show
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             for values in (layer.bias, layer.running_mean):
                 nn.init.normal_(values, 0, 0.2)
             nn.init.uniform_(layer.running_var, 0.5, 1.5)
-    return Exported(name, network, [to_onnx(part) for part in cut(network)])
+    return Exported(name, network, [export_segment(segment) for segment in cut_segments(network)])
 
 
 def on_meta(name: str, classes: int) -> MultiExit:
     with torch.device("meta"):
-        return build(name, classes)
+        return build_model(name, classes)
 
 
 def assert_counts_agree(exported: Exported) -> None:
-    costs = count(on_meta(exported.name, 10))
+    costs = exit_costs(on_meta(exported.name, 10))
     total, parameters = 0, 0
     for cost, segment in zip(costs, exported.segments, strict=True):
-        trunk, head = macs.count(segment.model)
+        trunk, head = macs.count_macs(segment.model)
         total += trunk + head
         parameters += segment.parameters
         assert (cost.macs, cost.parameters) == (total, parameters)
@@ -82,15 +81,15 @@ def assert_counts_agree(exported: Exported) -> None:
 
 def assert_onnx_equals_torch(exported: Exported, batch: int) -> None:
     data = digits.load()
-    spec = preset(exported.name).input
+    spec = model_spec(exported.name).input
     names = [str(label) for label in range(10)]
-    parts = assemble("test", names, spec, exported.segments, splits.split(data), {})
-    backend = OrtBackend(Bundle.from_parts(Path("test"), parts.manifest, parts.files))
-    images = torch.rand(batch, *preset(exported.name).input_shape, generator=torch.Generator().manual_seed(1))
+    contents = BundleContents(names, spec, splits.split(data), {"fp32": exported.segments})
+    backend = OrtBackend(build_bundle(Path("test"), contents))
+    images = torch.rand(batch, *model_spec(exported.name).input_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = exported.network(images).numpy()
     found = run_all_exits(backend, images.numpy())
-    assert found.shape == (preset(exported.name).exits, batch, 10)
+    assert found.shape == (model_spec(exported.name).exits, batch, 10)
     spread = expected.std(axis=(1, 2))
     assert (spread > 1e-3).all(), "logits that are all alike would hide a difference"
     differences = np.abs(found - expected).max(axis=(1, 2))
@@ -113,14 +112,14 @@ def test_the_network_of_imagenet_size_exports_and_counts() -> None:
     assert_onnx_equals_torch(exported, 1)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", MODELS)
 def test_counting_on_meta_takes_no_memory_and_leaves_the_network_as_it_was(name) -> None:
-    network = on_meta(name, PRESETS[name].classes)
-    costs = count(network)
+    network = on_meta(name, MODELS[name].classes)
+    costs = exit_costs(network)
     assert network.training
     assert all(parameter.device.type == "meta" for parameter in network.parameters())
     assert not any(layer._forward_hooks for layer in network.modules())
-    assert network.exits == PRESETS[name].exits == len(costs)
+    assert network.exits == MODELS[name].exits == len(costs)
     assert [cost.macs for cost in costs] == np.cumsum(
         [cost.trunk_macs + cost.head_macs for cost in costs]
     ).tolist()
@@ -130,13 +129,13 @@ def test_counting_on_meta_takes_no_memory_and_leaves_the_network_as_it_was(name)
 def test_a_layer_that_cannot_be_counted_is_an_error_that_names_it() -> None:
     stage = Stage(nn.Conv2d(1, 2, 3), nn.Sequential(nn.GELU(), nn.Flatten(), nn.Linear(8, 3)))
     with pytest.raises(MexitError, match="a layer GELU"):
-        count(MultiExit([stage], (1, 4, 4), 3))
+        exit_costs(MultiExit([stage], (1, 4, 4), 3))
 
 
 def test_a_layer_that_runs_twice_costs_twice() -> None:
     again = nn.Conv2d(2, 2, 1)
     stage = Stage(nn.Sequential(again, nn.ReLU(), again), nn.Sequential(nn.Flatten(), nn.Linear(8, 3)))
-    (cost,) = count(MultiExit([stage], (2, 2, 2), 3))
+    (cost,) = exit_costs(MultiExit([stage], (2, 2, 2), 3))
     assert (cost.trunk_macs, cost.head_macs) == (2 * 2 * 2 * 4, 24)
 
 
@@ -144,29 +143,29 @@ def test_a_layer_that_runs_twice_costs_twice() -> None:
 def test_the_single_exit_network_is_the_backbone_with_the_last_head(name) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = build(name, 10).eval()
+    network = build_model(name, 10).eval()
     alone = single_exit(network)
     images = torch.rand(2, *network.input_shape)
     with torch.no_grad():
         torch.testing.assert_close(alone(images)[0], network(images)[-1])
-    heads = sum(cost.head_macs for cost in count(network)[:-1])
-    assert count(alone)[0].macs == count(network)[-1].macs - heads
+    heads = sum(cost.head_macs for cost in exit_costs(network)[:-1])
+    assert exit_costs(alone)[0].macs == exit_costs(network)[-1].macs - heads
     side = {id(value) for stage in network.stages[:-1] for value in stage.head.parameters()}
     kept = {id(value) for value in alone.parameters()}
     assert kept == {id(value) for value in network.parameters()} - side
-    assert PRESETS[f"{name}-single"].exits == 1
-    assert [tuple(value.shape) for value in build(f"{name}-single", 10).parameters()] == [
+    assert MODELS[f"{name}-single"].exits == 1
+    assert [tuple(value.shape) for value in build_model(f"{name}-single", 10).parameters()] == [
         tuple(value.shape) for value in alone.parameters()
     ]
 
 
 def test_models_prints_every_network_with_its_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = models.models()
+    counted = models.network_costs()
     monkeypatch.setattr(models, "models", lambda: counted)  # once is enough
     done = CliRunner().invoke(app, ["models", "--json"])
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)
-    assert [row["name"] for row in rows] == list(PRESETS)
+    assert [row["name"] for row in rows] == list(MODELS)
     assert all(set(row) == {"name", "input_shape", "classes", "exits"} for row in rows)
     assert all(set(found) == {"exit", "macs", "parameters"} for row in rows for found in row["exits"])
     by_name = {row["name"]: row for row in rows}
@@ -176,4 +175,4 @@ def test_models_prints_every_network_with_its_costs(monkeypatch: pytest.MonkeyPa
     assert by_name["small-cnn"]["exits"][0] == {"exit": 1, "macs": small, "parameters": 162_554}
     shown = CliRunner().invoke(app, ["models"], env={"COLUMNS": "80"})
     assert shown.exit_code == 0
-    assert all(name in shown.stdout for name in PRESETS)
+    assert all(name in shown.stdout for name in MODELS)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from mexit.models import PRESETS, build
+from mexit.models import MODELS, build_model
 
 
 def test_small_cnn_convolutions_cost_what_rdi_nets_publishes() -> None:
     """RDI-Nets' table: 0.818, 7.00, 9.25 "MFlops" = convolution MACs / 2**20, own branch only."""
-    model = build("small-cnn", 10).eval()
+    model = build_model("small-cnn", 10).eval()
     macs: dict[torch.nn.Module, int] = {}
 
     def count(layer: torch.nn.Module, _: object, out: torch.Tensor) -> None:
@@ -28,28 +28,28 @@ def test_small_cnn_convolutions_cost_what_rdi_nets_publishes() -> None:
 
 
 def test_small_cnn_is_initialised_as_rdi_nets_does() -> None:
-    *_, answer = build("small-cnn", 10).stages[-1].head
+    *_, answer = build_model("small-cnn", 10).stages[-1].head
     assert not answer.weight.any()
     assert not answer.bias.any()
 
 
 def test_one_exit_equals_the_forward_pass() -> None:
     torch.set_num_threads(1)
-    for name, preset in PRESETS.items():
-        model = build(name, 7).eval()
-        images = torch.rand(2, *preset.input_shape)
+    for name, spec in MODELS.items():
+        model = build_model(name, 7).eval()
+        images = torch.rand(2, *spec.input_shape)
         with torch.no_grad():
             logits = model(images)
-            assert logits.shape == (preset.exits, 2, 7)
-            for k in {1, preset.exits}:
-                torch.testing.assert_close(model.one_exit(images, k), logits[k - 1])
+            assert logits.shape == (spec.exits, 2, 7)
+            for k in {1, spec.exits}:
+                torch.testing.assert_close(model.forward_exit(images, k), logits[k - 1])
 
 
 def test_one_exit_runs_neither_later_layers_nor_other_heads() -> None:
-    model = build("digits-cnn", 10)
+    model = build_model("digits-cnn", 10)
     ran = []
     for k, stage in enumerate(model.stages, start=1):
         stage.trunk.register_forward_hook(lambda *_, k=k: ran.append(f"trunk {k}"))
         stage.head.register_forward_hook(lambda *_, k=k: ran.append(f"head {k}"))
-    model.one_exit(torch.rand(1, 1, 8, 8), 2)
+    model.forward_exit(torch.rand(1, 1, 8, 8), 2)
     assert ran == ["trunk 1", "trunk 2", "head 2"]

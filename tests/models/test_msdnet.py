@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from mexit.errors import UsageError
-from mexit.models.exit_costs import count
+from mexit.models.exit_costs import exit_costs
 from mexit.models.msdnet import MSDNetConfig, plan
 from mexit.models.msdnet import build as build_msdnet
-from mexit.models.normalise import Normalise
-from mexit.models.registry import MSDNET_CIFAR10, MSDNET_CIFAR100, MSDNET_IMAGENET, build
+from mexit.models.multi_exit import Normalise
+from mexit.models.registry import MSDNET_CIFAR10, MSDNET_CIFAR100, MSDNET_IMAGENET, build_model
 
 FOUR = {"growth_factors": (1, 2, 4, 4), "bottleneck_factors": (1, 2, 4, 4)}
 WIDE = {**FOUR, "channels": 32, "growth": 16}
@@ -91,7 +91,7 @@ def test_costs_and_sizes_per_exit_are_the_published_ones(row) -> None:
         network = build_msdnet(config, classes)
     digits = max(len(str(value).partition(".")[2]) for value in millions)
     assert [cost / 1e6 for cost in port_operations(network)] == pytest.approx(millions, abs=0.51 * 10**-digits)
-    costs = count(network)
+    costs = exit_costs(network)
     # Convolutions and linear layers alone: about 1 % less than with ReLU, pooling and biases.
     assert [cost.macs / 1e6 for cost in costs] == pytest.approx(millions, rel=0.02)
     found = [cost.parameters / 1e6 for cost in costs]
@@ -148,7 +148,7 @@ def test_blocks_and_scales_of_the_two_prunings() -> None:
 
 def test_carried_features_are_the_surviving_scales() -> None:
     torch.set_num_threads(1)
-    network = build("msdnet-cifar10", 10).eval()
+    network = build_model("msdnet-cifar10", 10).eval()
     carried: tuple[torch.Tensor, ...] = (network.normalise(torch.rand(2, 3, 32, 32)),)
     shapes = []
     for stage in network.stages:
@@ -179,7 +179,7 @@ def test_every_switch_gives_a_network_that_trains(change) -> None:
 
 def test_initialisation_is_that_of_the_paper() -> None:
     torch.manual_seed(0)
-    network = build("msdnet-cifar10", 10)
+    network = build_model("msdnet-cifar10", 10)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and layer.weight.numel() > 20_000:
             expected = (2 / (layer.kernel_size[0] ** 2 * layer.out_channels)) ** 0.5
@@ -189,7 +189,7 @@ def test_initialisation_is_that_of_the_paper() -> None:
 
 
 def test_pixels_are_normalised_inside() -> None:
-    normalise = build("msdnet-cifar100", 100).normalise
+    normalise = build_model("msdnet-cifar100", 100).normalise
     assert isinstance(normalise, Normalise)
     images = torch.tensor([0.5071, 0.4867, 0.4408]).reshape(1, 3, 1, 1).expand(1, 3, 32, 32)
     assert normalise(images).abs().max() < 1e-6

@@ -8,8 +8,8 @@ from network_costs import convolution_millions
 from torch import nn
 
 from mexit.errors import UsageError
-from mexit.models import build, resnet
-from mexit.models.exit_costs import count
+from mexit.models import build_model, resnet
+from mexit.models.exit_costs import exit_costs
 
 
 def test_costs_are_the_table_of_rdi_nets() -> None:
@@ -22,7 +22,7 @@ def test_honest_costs_charge_every_branch_that_was_passed() -> None:
     found = convolution_millions("resnet38", every_branch=True)
     assert [round(value, 2) for value in found] == [16.80, 37.67, 51.30, 65.92, 78.42, 91.92, 96.42]
     with torch.device("meta"):
-        costs = count(build("resnet38", 10))
+        costs = exit_costs(build_model("resnet38", 10))
     linears = [320, 640, 960, 1280, 1920, 2560, 3200]
     assert [cost.macs - linear for cost, linear in zip(costs, linears, strict=True)] == [
         round(value * 2**20) for value in found
@@ -35,7 +35,7 @@ def test_the_single_exit_network_costs_what_the_last_exit_does_without_branches(
 
 
 def test_exits_sit_a_quarter_and_three_quarters_into_each_group() -> None:
-    network = build("resnet38", 10)
+    network = build_model("resnet38", 10)
     blocks = [sum(isinstance(layer, resnet.BasicBlock) for layer in stage.trunk) for stage in network.stages]
     assert blocks == [2, 3, 3, 3, 3, 3, 1]
     weighted = [
@@ -48,7 +48,7 @@ def test_exits_sit_a_quarter_and_three_quarters_into_each_group() -> None:
 
 def test_carried_features_and_logits() -> None:
     torch.set_num_threads(1)
-    network = build("resnet38", 10).eval()
+    network = build_model("resnet38", 10).eval()
     carried = (torch.rand(2, 3, 32, 32),)
     shapes = []
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_carried_features_and_logits() -> None:
 
 
 def test_branches_of_the_first_group_end_without_a_relu() -> None:
-    head = build("resnet38", 10).stages[0].head
+    head = build_model("resnet38", 10).stages[0].head
     kinds = [type(layer).__name__ for layer in head]
     assert kinds == [
         "MaxPool2d", "Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "Conv2d", "BatchNorm2d",
@@ -75,7 +75,7 @@ def test_other_depths_of_the_family(n) -> None:
     with torch.device("meta"):
         network = resnet.build(10, n)
     assert network.exits == 7
-    costs = [cost.macs for cost in count(network)]
+    costs = [cost.macs for cost in exit_costs(network)]
     assert costs == sorted(costs)
     three = sum(
         isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
@@ -93,7 +93,7 @@ def test_a_group_too_short_for_two_exits_is_refused() -> None:
 def test_initialisation_and_gradients() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = build("resnet38", 10)
+    network = build_model("resnet38", 10)
     wide = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.weight.numel() > 9000]
     for layer in wide:
         expected = (2 / (layer.kernel_size[0] ** 2 * layer.out_channels)) ** 0.5

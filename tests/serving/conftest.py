@@ -8,21 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from server_process import Server, start
+from servers import Server, start
 
 from mexit import Runtime
 
 
 @pytest.fixture(scope="session")
 def server(mixed_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the budget `medium`, shared: tests look at differences of its counters."""
+    """A shared server with the budget `medium`. Tests compare its counters before and after."""
     with start(mixed_bundle, tmp_path_factory.mktemp("server")) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def runtime(mixed_bundle: Path) -> Runtime:
-    """The same bundle and budget without a server: what the answers must equal."""
+    """The runtime with the same bundle and budget, which gives the expected answers."""
     return Runtime.open(mixed_bundle, budget="medium")
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from mexit.attacks.rng import CounterRNG
-from mexit.flows.train import train_model
-from mexit.train.augment import AREA, AUGMENTS, PAD, RATIO, augment, boxes
+from mexit.flows.train import TrainOptions, train_model
+from mexit.train.augment import AREA, AUGMENTS, PAD, RATIO, augment, crop_boxes
 
 IMAGES = torch.randint(1, 256, (400, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 INDEX = torch.arange(400)
@@ -47,9 +47,9 @@ def test_every_result_is_a_view_and_every_view_comes_about_equally_often() -> No
 
 
 def test_type_and_shape_stay_and_floats_are_treated_like_bytes() -> None:
-    draw = CounterRNG(0, 0)
-    as_bytes = augment(IMAGES, "crop-flip", draw, INDEX)
-    as_floats = augment(IMAGES.float() / 255, "crop-flip", draw, INDEX)
+    rng = CounterRNG(0, 0)
+    as_bytes = augment(IMAGES, "crop-flip", rng, INDEX)
+    as_floats = augment(IMAGES.float() / 255, "crop-flip", rng, INDEX)
     assert (as_bytes.dtype, as_bytes.shape, as_floats.dtype) == (torch.uint8, IMAGES.shape, torch.float32)
     torch.testing.assert_close(as_floats, as_bytes.float() / 255)
 
@@ -60,8 +60,8 @@ def test_the_view_depends_on_sample_epoch_and_seed_and_not_on_the_batch(how: str
     whole = augment(images, how, CounterRNG(3, 1), INDEX)
     places = torch.tensor([311, 7])
     assert torch.equal(augment(images[places], how, CounterRNG(3, 1), places), whole[places])
-    for draw in (CounterRNG(3, 2), CounterRNG(4, 1)):
-        other = augment(images, how, draw, INDEX)
+    for rng in (CounterRNG(3, 2), CounterRNG(4, 1)):
+        other = augment(images, how, rng, INDEX)
         assert (other == whole).all(dim=(1, 2, 3)).float().mean() < 0.05
 
 
@@ -74,7 +74,9 @@ def test_a_resized_crop_is_its_box_cut_out_and_scaled_back() -> None:
     assert results.min() >= 0
     assert results.max() <= 1
     mirrored = 0
-    for image, result, box in zip(images, results, boxes(CounterRNG(0, 0), index, 17, 23).tolist(), strict=True):
+    for image, result, box in zip(
+        images, results, crop_boxes(CounterRNG(0, 0), index, 17, 23).tolist(), strict=True
+    ):
         top, left, rows, columns = box
         cut = image[None, :, top : top + rows, left : left + columns]
         expected = F.interpolate(cut, (17, 23), mode="bilinear", align_corners=False)[0]
@@ -86,7 +88,7 @@ def test_a_resized_crop_is_its_box_cut_out_and_scaled_back() -> None:
 
 def test_boxes_lie_in_the_image_and_have_the_areas_and_ratios_of_the_paper() -> None:
     count, side = 20_000, 224
-    top, left, rows, columns = boxes(CounterRNG(0, 0), torch.arange(count), side, side).double().unbind(1)
+    top, left, rows, columns = crop_boxes(CounterRNG(0, 0), torch.arange(count), side, side).double().unbind(1)
     for start, length in ((top, rows), (left, columns)):
         assert start.min() >= 0
         assert (start + length).max() <= side
@@ -99,7 +101,7 @@ def test_boxes_lie_in_the_image_and_have_the_areas_and_ratios_of_the_paper() -> 
     assert float(area.max()) > 0.97
     assert float(ratio.min()) == pytest.approx(RATIO[0], abs=0.02)
     assert float(ratio.max()) == pytest.approx(RATIO[1], abs=0.02)
-    # Up to three quarters of the area every ratio fits, so nothing is drawn twice there and areas are uniform.
+    # Up to three quarters of the area every ratio fits, so no box is redrawn there and areas are uniform.
     bins = torch.histogram(area[area < 0.72], 8, range=(0.08, 0.72)).hist
     expected = bins.mean()
     assert float(((bins - expected) ** 2 / expected).sum()) < 29.9, "chi-squared, 7 degrees, p < 0.0001"
@@ -107,7 +109,7 @@ def test_boxes_lie_in_the_image_and_have_the_areas_and_ratios_of_the_paper() -> 
 
 
 def test_where_no_crop_fits_the_whole_image_is_taken() -> None:
-    assert boxes(CounterRNG(0, 0), INDEX, 1, 200).tolist() == [[0, 0, 1, 200]] * len(INDEX)
+    assert crop_boxes(CounterRNG(0, 0), INDEX, 1, 200).tolist() == [[0, 0, 1, 200]] * len(INDEX)
 
 
 def test_none_leaves_images_alone() -> None:
@@ -120,8 +122,8 @@ def run_weights(tmp_path_factory: pytest.TempPathFactory):
     root: Path = tmp_path_factory.mktemp("augment")
 
     def weights(how: str) -> dict[str, torch.Tensor]:
-        given = {"method": "clean", "epochs": 1, "batch": 256, "recipe": "fp32", "augment": how}
-        result = train_model(given=given, out=root / how, threads=1)
+        given = {"method": "clean", "epochs": 1, "batch": 256, "precision": "fp32", "augment": how}
+        result = train_model(settings=given, out=root / how, options=TrainOptions(threads=1))
         assert result.settings["augment"] == how
         return load_file(root / how / "weights.safetensors")
 

@@ -1,4 +1,4 @@
-"""Published schedules, and how typed settings override them."""
+"""The settings of a run: how they are resolved, checked and stored."""
 
 from __future__ import annotations
 
@@ -9,22 +9,15 @@ import pytest
 from mexit.errors import Damaged, UsageError
 from mexit.train.config import TrainSettings, resolve
 
-
-def test_neo_kd_schedule_for_mnist_is_the_published_one() -> None:
-    settings = resolve("mnist", "neo_kd", {})
-    assert (settings.epochs, settings.batch, settings.lr, settings.weight_decay) == (150, 128, 0.01, 5e-4)
-    assert (settings.eps, settings.step, settings.steps, settings.test_steps) == (0.3, 20 / 255, 7, 50)
-    assert settings.attack == "max-average"
-    assert settings.lr_at(49.9 / 150) == 0.01
-    assert settings.lr_at(50 / 150) == pytest.approx(0.001)
-
-
-def test_rdi_schedule_for_mnist_is_the_published_one() -> None:
-    settings = resolve("mnist", "rdi", {"method": "adversarial"})
-    assert (settings.batch, settings.lr, settings.steps, settings.step) == (256, 0.033, 40, 0.01)
-    assert settings.craft_train_mode
-    assert dict(settings.options) == {"clean_weight": 0.5, "attacked_weight": 0.5}
-    assert [settings.lr_at(x) for x in (0.89, 0.9, 0.99)] == pytest.approx([0.033, 0.0033, 0.00033])
+# The settings that `mexit demo` of 0.1.0 stored.
+STORED_BY_0_1 = """{
+ "data": "digits", "model": "digits-cnn", "method": "neo-kd", "options": {}, "preset": "demo",
+ "attack": "average", "eps": 0.1, "step": 0.025, "steps": 7, "test_steps": 50, "norm": "linf", "rule": "sign",
+ "restarts": 1, "loss": "ce", "craft_train_mode": false, "epochs": 20, "batch": 64, "lr": 0.03, "momentum": 0.9,
+ "weight_decay": 0.0005, "decay_at": [0.6, 0.85], "decay_factor": 0.1, "augment": "none", "seed": 0,
+ "recipe": "fp32", "keep": "last", "trades": 0.0, "awp": 0.0, "ema": 0.0, "label_smoothing": 0.0, "teachers": [],
+ "fraction": 1.0, "omit_class": null
+}"""
 
 
 def test_decay_points_scale_with_epochs() -> None:
@@ -33,7 +26,7 @@ def test_decay_points_scale_with_epochs() -> None:
     assert short.lr_at(2 / 6) == pytest.approx(0.001)
 
 
-def test_what_was_typed_wins_and_none_counts_as_not_typed() -> None:
+def test_given_values_win_and_none_counts_as_not_given() -> None:
     settings = resolve("digits", None, {"lr": 0.5, "eps": None, "model": None})
     assert (settings.lr, settings.eps, settings.model) == (0.5, 0.1, "digits-cnn")
 
@@ -42,32 +35,47 @@ def test_a_clean_method_trains_on_no_attack() -> None:
     assert resolve("digits", None, {"method": "clean"}).training_attack() is None
 
 
-def test_settings_survive_their_file() -> None:
+def test_stored_settings_are_read_back() -> None:
     settings = resolve("mnist", None, {"options": {"alpha": 2.0}})
     assert TrainSettings.from_json(json.loads(json.dumps(settings.to_json())), "settings.json") == settings
+
+
+def test_settings_of_0_1_0_are_read() -> None:
+    settings = TrainSettings.from_json(json.loads(STORED_BY_0_1), "settings.json")
+    assert settings == resolve("digits", None, {"precision": "fp32"})
 
 
 @pytest.mark.parametrize(
     "given",
     [
         {"epochs": 0},
+        {"batch": 0},
         {"lr": 0.0},
+        {"lr": float("nan")},
         {"momentum": 1.0},
+        {"weight_decay": -1.0},
+        {"seed": -1},
         {"keep": "first"},
-        {"recipe": "fp16"},
+        {"precision": "fp16"},
+        {"label_smoothing": 1.0},
         {"eps": 8.0},
         {"attack": "pgd"},
     ],
     ids=str,
 )
-def test_impossible_settings_are_refused(given) -> None:
+def test_values_outside_their_range_are_refused(given) -> None:
     with pytest.raises(UsageError):
         resolve("digits", None, given)
 
 
-def test_an_unknown_preset_names_those_that_exist() -> None:
-    with pytest.raises(UsageError, match="neo_kd, rdi"):
-        resolve("mnist", "best", {})
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(UsageError, match="no setting epoch"):
+        resolve("digits", None, {"epoch": 3})
+
+
+def test_an_unknown_augmentation_is_refused() -> None:
+    with pytest.raises(UsageError, match="none, crop-flip, resized-crop-flip, found 'mixup'"):
+        resolve("cifar10", None, {"augment": "mixup"})
 
 
 def test_a_damaged_settings_file_names_the_field() -> None:
@@ -77,23 +85,23 @@ def test_a_damaged_settings_file_names_the_field() -> None:
 
 
 def test_parameters_of_the_attack_reach_it() -> None:
-    typed = {"norm": "l2", "rule": "raw", "loss": "margin", "restarts": 2, "attack": "single"}
-    attack = resolve("digits", None, typed).training_attack()
+    given = {"norm": "l2", "rule": "raw", "loss": "margin", "restarts": 2, "attack": "single"}
+    attack = resolve("digits", None, given).training_attack()
     assert attack is not None
-    assert (attack.loss, attack.objective) == ("margin", "single")
-    assert (attack.steps.norm, attack.steps.rule, attack.steps.restarts) == ("l2", "raw", 2)
-    tested = resolve("digits", None, typed).test_attack("average")
-    assert (tested.steps.norm, tested.steps.rule, tested.steps.restarts, tested.loss) == ("l2", "sign", 2, "ce")
+    assert (attack.loss, attack.target_exits) == ("margin", "single")
+    assert (attack.pgd.norm, attack.pgd.rule, attack.pgd.restarts) == ("l2", "raw", 2)
+    tested = resolve("digits", None, given).test_attack("average")
+    assert (tested.pgd.norm, tested.pgd.rule, tested.pgd.restarts, tested.loss) == ("l2", "sign", 2, "ce")
 
 
 def test_the_penalty_rule_starts_at_the_image() -> None:
     attack = resolve("digits", None, {"rule": "penalty"}).training_attack()
     assert attack is not None
-    assert not attack.steps.random_start
+    assert not attack.pgd.random_start
 
 
 @pytest.mark.parametrize(
-    ("typed", "part"),
+    ("given", "part"),
     [
         ({"norm": "l1"}, "linf, l2"),
         ({"rule": "adam"}, "inverse-clip"),
@@ -105,25 +113,25 @@ def test_the_penalty_rule_starts_at_the_image() -> None:
         ({"ema": 1.0}, "ema"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_before_anything_is_written(typed, part) -> None:
+def test_a_refusal_names_the_allowed_values(given, part) -> None:
     with pytest.raises(UsageError, match=part):
-        resolve("digits", None, typed)
+        resolve("digits", None, given)
 
 
-def test_a_run_from_before_a_setting_existed_is_read_with_what_it_did() -> None:
-    stored = resolve("digits", None, {}).to_json()
+def test_a_run_from_before_a_setting_existed_gets_the_value_it_used() -> None:
+    stored = json.loads(STORED_BY_0_1)
     for name in ("norm", "rule", "loss", "restarts", "trades", "awp", "ema", "label_smoothing", "teachers"):
         del stored[name]
     del stored["fraction"], stored["omit_class"]
-    assert TrainSettings.from_json(json.loads(json.dumps(stored)), "here") == resolve("digits", None, {})
+    assert TrainSettings.from_json(stored, "here") == resolve("digits", None, {"precision": "fp32"})
     del stored["lr"]
     with pytest.raises(Damaged, match="lr"):
-        TrainSettings.from_json(json.loads(json.dumps(stored)), "here")
+        TrainSettings.from_json(stored, "here")
 
 
 @pytest.mark.parametrize(("name", "other"), [("data", "mnist"), ("preset", "rdi")])
-def test_two_names_of_one_thing_are_refused(name: str, other: str) -> None:
+def test_two_different_values_of_one_setting_are_refused(name: str, other: str) -> None:
     own = resolve("digits", None, {})
     assert resolve("digits", None, {name: getattr(own, name)}) == own
-    with pytest.raises(UsageError, match=f"name the {name} {other}, and {getattr(own, name)} is asked for"):
+    with pytest.raises(UsageError, match=f"two values for {name}: {other} .* and {getattr(own, name)}"):
         resolve("digits", None, {name: other})

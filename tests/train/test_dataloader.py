@@ -21,8 +21,8 @@ from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.data import digits, folder
 from mexit.data.dataset import DataSet
 from mexit.errors import BadInput, NotFound, UsageError
-from mexit.flows.train import train_model
-from mexit.train.dataloader import THREADS, prepared, workers_for
+from mexit.flows.train import TrainOptions, train_model
+from mexit.train.dataloader import THREAD_NAME, load_batches, worker_count
 
 SPEC = InputSpec("input", "float32", "NCHW", 3, (24, 24), (0.0, 1.0), PrepareSpec(fit="cover", crop=0.9))
 SIZE = 5
@@ -54,14 +54,14 @@ def parts_of(data: DataSet) -> list[NDArray[np.int64]]:
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith(THREADS)]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3, 100])
 def test_pixels_and_order_are_those_of_the_plain_path(root: Path, workers: int) -> None:
     data = folder.load(root)
     parts = parts_of(data)
-    found = list(prepared(data, parts, SPEC, workers))
+    found = list(load_batches(data, parts, SPEC, workers))
     assert len(found) == len(parts)
     for part, images in zip(parts, found, strict=True):
         assert images.tobytes() == data.batch(part, SPEC).tobytes()
@@ -69,14 +69,14 @@ def test_pixels_and_order_are_those_of_the_plain_path(root: Path, workers: int) 
 
 
 def test_nothing_to_do_is_nothing(root: Path) -> None:
-    assert list(prepared(folder.load(root), [], SPEC, 2)) == []
+    assert list(load_batches(folder.load(root), [], SPEC, 2)) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_next_batches_are_ready_and_no_more_than_that(pictures: DataSet, workers: int) -> None:
     """Files that vanish while the first batch trains: those read ahead are safe, all others are missed."""
     parts = parts_of(pictures)
-    with closing(prepared(pictures, parts, SPEC, workers)) as stream:
+    with closing(load_batches(pictures, parts, SPEC, workers)) as stream:
         next(stream)
         time.sleep(1)  # as training would
         shutil.rmtree(pictures.name.removeprefix("folder:"))
@@ -91,7 +91,7 @@ def test_a_damaged_image_is_named_at_its_turn_and_the_threads_end(pictures: Data
     parts = parts_of(pictures)
     bad = Path(pictures.images.name(int(parts[3][2])).removeprefix("image "))
     bad.write_bytes(bad.read_bytes()[:200])
-    stream = prepared(pictures, parts, SPEC, workers)
+    stream = load_batches(pictures, parts, SPEC, workers)
     for part in parts[:3]:
         assert next(stream).tobytes() == pictures.batch(part, SPEC).tobytes()
     with pytest.raises(BadInput, match=f"image {bad}: the image is damaged"):
@@ -101,7 +101,7 @@ def test_a_damaged_image_is_named_at_its_turn_and_the_threads_end(pictures: Data
 
 def test_closing_leaves_no_thread(root: Path) -> None:
     data = folder.load(root)
-    stream = prepared(data, parts_of(data), SPEC, 2)
+    stream = load_batches(data, parts_of(data), SPEC, 2)
     assert not threads(), "nothing starts before the first batch is asked for"
     next(stream)
     assert len(threads()) == 2
@@ -111,11 +111,11 @@ def test_closing_leaves_no_thread(root: Path) -> None:
 
 def test_files_get_a_thread_a_core_and_arrays_none(root: Path) -> None:
     files, arrays = folder.load(root), digits.load()
-    assert workers_for(files, None) >= 1
-    assert workers_for(arrays, None) == 0
-    assert (workers_for(files, 0), workers_for(arrays, 3)) == (0, 3)
+    assert worker_count(files, None) >= 1
+    assert worker_count(arrays, None) == 0
+    assert (worker_count(files, 0), worker_count(arrays, 3)) == (0, 3)
     with pytest.raises(UsageError, match=r"--workers must be at least 0 .*, found -1"):
-        workers_for(files, -1)
+        worker_count(files, -1)
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +125,17 @@ def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, d
     data = folder.load(root)
     given = {
         "model": "digits-cnn", "method": "adversarial", "attack": "average", "steps": 1, "epochs": 2, "batch": 16,
-        "augment": "crop-flip", "recipe": "fp32",
+        "augment": "crop-flip", "precision": "fp32",
     }  # fmt: skip
     found = {}
     for workers in (0, 2):
         torch.set_num_threads(1)
-        result = train_model(data=data.name, given=given, out=home / str(workers), threads=1, workers=workers)
+        result = train_model(
+            data=data.name,
+            settings=given,
+            out=home / str(workers),
+            options=TrainOptions(threads=1, workers=workers),
+        )
         found[workers] = load_file(result.run / "weights.safetensors")
     return found
 
@@ -147,7 +152,9 @@ def test_a_damaged_image_ends_the_run_with_its_name_and_without_threads(pictures
         path.write_bytes(path.read_bytes()[:300])
     given = {"model": "digits-cnn", "method": "clean", "epochs": 1, "batch": 16}
     with pytest.raises(BadInput, match=rf"image {tmp_path}/pictures/./\d\d\d\.jpg: the image is damaged"):
-        train_model(data=pictures.name, given=given, out=tmp_path / "run", threads=1, workers=2)
+        train_model(
+            data=pictures.name, settings=given, out=tmp_path / "run", options=TrainOptions(threads=1, workers=2)
+        )
     assert not threads()
 
 
@@ -157,7 +164,7 @@ from pathlib import Path
 import numpy as np
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.data import folder
-from mexit.train.dataloader import prepared
+from mexit.train.dataloader import load_batches
 from mexit.train.precision import keep_freed_memory
 
 def peak():
@@ -167,8 +174,8 @@ spec = InputSpec("input", "float32", "NCHW", 3, (224, 224), (0.0, 1.0), PrepareS
 data = folder.load(Path(sys.argv[1]))
 keep_freed_memory()
 parts = np.array_split(np.arange(len(data), dtype=np.int64), len(data) // 10)
-peaks = [peak() for _ in prepared(data, parts, spec, 2)]
-held = list(prepared(data, parts, spec, 2))
+peaks = [peak() for _ in load_batches(data, parts, spec, 2)]
+held = list(load_batches(data, parts, spec, 2))
 print(len(data), peaks[len(peaks) // 5], peaks[-1], peak())
 """
 

@@ -17,9 +17,9 @@ import pytest
 from command_line import MEXIT, quiet, refused, typed
 from safetensors.numpy import load_file
 
-from mexit.flows.train import read_log, train_model
+from mexit.flows.train import TrainOptions, train_model
 from mexit.train import checkpoint
-from mexit.train.trainer import Trainer
+from mexit.train.checkpoint import read_log
 
 PATIENCE_S = 100
 EPOCHS = 5
@@ -97,7 +97,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(run.parents[1])
         patch.setitem(sys.modules, "matplotlib", None)
-        train_model(given=GIVEN, out=run, threads=1)
+        train_model(settings=GIVEN, out=run, options=TrainOptions(threads=1))
     return run
 
 
@@ -148,10 +148,12 @@ def test_stopped_after_any_step_it_ends_in_the_same_bits(
     """8 steps are an epoch and there are 5: one within, the last of an epoch, the very last."""
     asked = iter(range(1, 1_000))
     result = train_model(
-        given=GIVEN, out=tmp_path / "x", threads=1, should_stop=lambda: next(asked) == steps_before
+        settings=GIVEN,
+        out=tmp_path / "x",
+        options=TrainOptions(threads=1, should_stop=lambda: next(asked) == steps_before),
     )
     assert not result.finished
-    assert train_model(out=tmp_path / "x", resume=True, threads=1).finished
+    assert train_model(out=tmp_path / "x", resume=True, options=TrainOptions(threads=1)).finished
     assert same_bits(tmp_path / "x", uninterrupted)
     assert read_log(tmp_path / "x") == read_log(uninterrupted)
 
@@ -165,10 +167,10 @@ def stopped(uninterrupted: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_killed_before_its_result_was_written_only_writes_the_result(
-    stopped: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: Path, uninterrupted: Path
 ) -> None:
-    monkeypatch.setattr(Trainer, "_take", lambda *_: pytest.fail("trained again"))
-    assert train_model(out=stopped, resume=True, threads=1).finished
+    options = TrainOptions(threads=1, should_stop=lambda: pytest.fail("trained another step"))
+    assert train_model(out=stopped, resume=True, options=options).finished
     assert same_bits(stopped, uninterrupted)
 
 
@@ -177,7 +179,7 @@ def test_a_log_line_written_after_the_checkpoint_is_dropped_on_resuming(
 ) -> None:
     with (stopped / checkpoint.LOG).open("ab") as file:
         file.write(b'{"epoch": 5, "half a li')
-    train_model(out=stopped, resume=True, threads=1)
+    train_model(out=stopped, resume=True, options=TrainOptions(threads=1))
     assert read_log(stopped) == read_log(uninterrupted)
 
 
@@ -185,7 +187,7 @@ def test_a_log_line_written_after_the_checkpoint_is_dropped_on_resuming(
 def test_a_log_that_lost_lines_keeps_no_run_from_ending(damage: str, stopped: Path, uninterrupted: Path) -> None:
     log = stopped / checkpoint.LOG
     log.write_bytes(log.read_bytes().split(b"\n")[0] + b"\n") if damage == "shorter" else log.unlink()
-    train_model(out=stopped, resume=True, threads=1)
+    train_model(out=stopped, resume=True, options=TrainOptions(threads=1))
     assert same_bits(stopped, uninterrupted)
     assert len(read_log(stopped)) == (1 if damage == "shorter" else 0)
 
@@ -196,8 +198,8 @@ CHECKPOINTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "header of terabytes": (lambda good: b"\xff" * 7 + b"\x00" + good[8:], "is not readable: its header claims"),
     "no json": (lambda good: good[:8] + b"x" + good[9:], "is not readable"),
     "pickle": (lambda good: b"\x80\x04\x95" + good[3:], "is not readable"),
-    "place no number": (lambda good: good.replace(b'\\"epoch\\": 5', b'\\"epoch\\":{}'), "where the run stood"),
-    "place gone": (lambda good: good.replace(b'"progress"', b'"prog-ess"'), "where the run stood"),
+    "place no number": (lambda good: good.replace(b'\\"epoch\\": 5', b'\\"epoch\\":{}'), "has no valid position"),
+    "place gone": (lambda good: good.replace(b'"progress"', b'"prog-ess"'), "has no valid position"),
     "tensor renamed": (
         lambda good: good.replace(b'"model.stages.0', b'"model.stages.9', 1),
         "holds another network",

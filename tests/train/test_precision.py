@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from mexit.core.resource_limits import read_limits
 from mexit.errors import UsageError
-from mexit.train.precision import Precision, choose, use_threads
+from mexit.train.precision import Precision, select_precision, set_threads
 
 
 @pytest.fixture
@@ -21,28 +21,31 @@ def _threads_restored() -> Iterator[None]:
 
 @pytest.mark.parametrize("model", ["small-cnn", "msdnet-cifar10", "resnet38"])
 def test_bf16_on_the_processor_goes_with_channels_last_and_fp32_is_plain(model: str) -> None:
-    assert choose("bf16", "cpu", model) == Precision("cpu", bf16=True, channels_last=True)
-    assert choose("fp32", "cpu", model) == Precision("cpu", bf16=False, channels_last=False)
-    assert choose("auto", "cpu", model) in (choose("bf16", "cpu", model), choose("fp32", "cpu", model))
+    assert select_precision("bf16", "cpu", model) == Precision("cpu", bf16=True, channels_last=True)
+    assert select_precision("fp32", "cpu", model) == Precision("cpu", bf16=False, channels_last=False)
+    assert select_precision("auto", "cpu", model) in (
+        select_precision("bf16", "cpu", model),
+        select_precision("fp32", "cpu", model),
+    )
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="unknown device 'tpu': choose auto, cpu or cuda"):
-        choose("auto", "tpu", "small-cnn")
+        select_precision("auto", "tpu", "small-cnn")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose("auto", "auto", "small-cnn").device == "cpu"
+    assert select_precision("auto", "auto", "small-cnn").device == "cpu"
     with pytest.raises(UsageError, match="choose cpu, or install a CUDA build"):
-        choose("auto", "cuda", "small-cnn")
+        select_precision("auto", "cuda", "small-cnn")
 
 
 @pytest.mark.usefixtures("_threads_restored")
 def test_processes_on_one_machine_share_its_cores() -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = read_limits().threads
     for count, processes, expected in (
         (None, 1, cores),
         (None, 2, max(1, cores // 2)),
         (None, 1000, 1),
         (3, 2, 3),
     ):
-        use_threads(count, processes)
+        set_threads(count, processes)
         assert torch.get_num_threads() == expected

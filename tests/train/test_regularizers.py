@@ -3,47 +3,47 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from method_outputs import make_outputs
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits
 from mexit.data.splits import split
 from mexit.errors import UsageError
-from mexit.flows.train import read_log, train_model
-from mexit.models import MultiExit, build, preset
+from mexit.flows.train import TrainOptions, train_model
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
+from mexit.train.checkpoint import read_log
 from mexit.train.config import TrainSettings, resolve
-from mexit.train.methods import Outputs
-from mexit.train.methods import build as build_objective
-from mexit.train.methods.base import Adaptation, Batch, Setup
-from mexit.train.precision import Precision
-from mexit.train.regularizers import Average, perturbed_weights, trades_term
-from mexit.train.train_step import Step
+from mexit.train.methods import Outputs, build_method
+from mexit.train.methods.base import Adaptation, Batch, Setup, StepInfo
+from mexit.train.regularizers import EMA, perturbed_weights, trades_term
+from mexit.train.train_step import TrainStep
 
 E, B, C = 3, 24, 10
-TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 2, "step": 0.05, "recipe": "fp32"}
+TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 2, "step": 0.05, "precision": "fp32"}
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread, no pictures, and a temperature that already moves while a network is unsure."""
+    """One thread, no pictures."""
     torch.set_num_threads(1)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("mexit.train.methods.skd.SURE", 0.12)
 
 
 @pytest.fixture
 def model() -> MultiExit:
     torch.manual_seed(0)
-    return build("digits-cnn", C)
+    return build_model("digits-cnn", C)
 
 
 @pytest.fixture(scope="module")
@@ -51,29 +51,27 @@ def images() -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels, places."""
     data = digits.load()
     index = split(data).part("selection")[:B]
-    pictures = torch.from_numpy(data.batch(index, preset("digits-cnn").input))
+    pictures = torch.from_numpy(data.batch(index, model_spec("digits-cnn").input))
     return pictures, torch.from_numpy(data.labels[index]), torch.from_numpy(index)
 
 
 def outputs(seed: int = 0) -> Outputs:
     torch.manual_seed(seed)
     clean, attacked = torch.randn(2, E, B, C)
-    return Outputs(
-        torch.arange(B) % C, torch.arange(B), clean.requires_grad_(), attacked.requires_grad_(), CounterRNG(0, 0)
-    )
+    return make_outputs(clean.requires_grad_(), attacked[None].requires_grad_())
 
 
 def take_step(
     model: MultiExit, images: tuple[Tensor, Tensor, Tensor], settings: TrainSettings
 ) -> dict[str, float]:
-    """One step of plain gradient descent with everything that the settings ask for."""
-    objective = build_objective(settings.method, model.exits, settings.options)
-    objective.setup(Setup(model.exits, C, model=model))
+    """Run one step of plain gradient descent with the regularizers of the settings; its metrics."""
+    method = build_method(settings.method, settings.options)
+    method.setup(Setup(model.exits, C, model=model))
     optimiser = torch.optim.SGD(model.parameters(), lr=settings.lr)
-    recipe = Precision("cpu", bf16=False, channels_last=False)
-    batch = Batch(model, *images, settings.training_attack(), CounterRNG(0, 0), recipe.autocast)
-    adaptation = Adaptation(model, settings.lr, lambda: images[:2], recipe.autocast)
-    return Step(model, objective, optimiser, settings, None).take(batch, adaptation, 0.0, 0)
+    batch = Batch(model, *images, settings.training_attack(), CounterRNG(0, 0))
+    adaptation = Adaptation(model, settings.lr, lambda: images[:2], nullcontext)
+    step = StepInfo(label_smoothing=settings.label_smoothing)
+    return TrainStep(model, method, optimiser, settings).run(batch, adaptation, step)
 
 
 def test_trades_by_hand() -> None:
@@ -89,24 +87,24 @@ def test_trades_by_hand() -> None:
 
 def test_trades_is_zero_where_the_attack_changes_nothing() -> None:
     batch = outputs()
-    same = Outputs(batch.labels, batch.index, batch.clean, batch.clean, batch.draw)
+    same = make_outputs(batch.clean, batch.clean)
     assert abs(float(trades_term(same).detach())) < 1e-6
 
 
 def test_trades_moves_both_sides() -> None:
     batch = outputs()
     trades_term(batch).backward()
-    for logits in (batch.clean, batch.attacked):
+    for logits in (batch.clean, batch.variants):
         assert logits is not None
         assert logits.grad is not None
-        assert logits.grad.abs().sum(dim=(1, 2)).all()
+        assert logits.grad.reshape(E, -1).abs().sum(dim=1).all()
 
 
 def test_trades_takes_part_in_the_loss_with_its_weight(images) -> None:
     def found(weight: float) -> dict[str, float]:
         torch.manual_seed(0)
         given = {"method": "adversarial", "steps": 2, "step": 0.05, "trades": weight}
-        return take_step(build("digits-cnn", C), images, resolve("digits", None, given))
+        return take_step(build_model("digits-cnn", C), images, resolve("digits", None, given))
 
     heavy, light = found(6.0), found(2.0)
     assert heavy["loss"] == pytest.approx(sum(heavy[f"loss {name}"] for name in ("clean", "attacked", "trades")))
@@ -120,7 +118,7 @@ def test_trades_without_an_attack_is_refused() -> None:
 
 
 def loss_of(model: MultiExit, images: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    return exit_losses(model(images[0]), images[1]).mean()
+    return exit_cross_entropy(model(images[0]), images[1]).mean()
 
 
 def test_perturbed_weights_raise_the_loss_and_come_back_to_the_bit(model, images) -> None:
@@ -149,9 +147,7 @@ def test_awp_steps_from_the_weights_as_they_were_along_the_gradient_found_uphill
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
 
     def loss() -> Tensor:
-        return build_objective("clean", E, {}).terms(
-            Outputs(images[1], images[2], model(images[0]), None, CounterRNG(0, 0))
-        )["clean"]
+        return build_method("clean", {}).terms(make_outputs(model(images[0]), labels=images[1]))["clean"]
 
     with perturbed_weights(model, 0.01, loss):
         uphill = torch.autograd.grad(loss(), list(model.parameters()))
@@ -165,7 +161,7 @@ def test_awp_steps_from_the_weights_as_they_were_along_the_gradient_found_uphill
 def test_an_average_is_its_closed_form() -> None:
     """sum_t (1 - d_t) w_t prod_{s>t} d_s, d_t = min(decay, (1 + t) / (10 + t)), with all of the first weights."""
     values = [torch.tensor([float(t), -2.0 * t]) for t in range(1, 9)]
-    average = Average(0.45)
+    average = EMA(0.45)
     for step, value in enumerate(values):
         average.update({"w": value, "count": torch.tensor(step)}, step)
     keeps = [min(0.45, (1 + step) / (10 + step)) for step in range(len(values))]
@@ -178,14 +174,16 @@ def test_an_average_is_its_closed_form() -> None:
 
 
 def test_an_average_does_not_move_with_the_weights_it_was_made_of() -> None:
-    weights, average = {"w": torch.ones(3)}, Average(0.9)
+    weights, average = {"w": torch.ones(3)}, EMA(0.9)
     average.update(weights, 0)
     weights["w"].zero_()
     assert torch.equal(average.weights["w"], torch.ones(3))
 
 
 def test_with_ema_the_averaged_weights_are_the_result(tmp_path) -> None:
-    run = train_model(given=TINY | {"method": "clean", "ema": 0.9}, out=tmp_path / "x", threads=1).run
+    run = train_model(
+        settings=TINY | {"method": "clean", "ema": 0.9}, out=tmp_path / "x", options=TrainOptions(threads=1)
+    ).run
     kept = load_file(run / checkpoint.WEIGHTS)
     everything = load_file(run / checkpoint.CHECKPOINT)
     assert all(torch.equal(value, everything[f"average.{name}"]) for name, value in kept.items())
@@ -197,8 +195,8 @@ def test_smoothed_labels_by_hand() -> None:
     logits, labels = torch.randn(E, B, C), torch.arange(B) % C
     target = 0.8 * F.one_hot(labels, C) + 0.2 / C
     expected = -(target * logits.log_softmax(-1)).sum(-1)
-    torch.testing.assert_close(exit_losses(logits, labels, 0.2), expected)
-    batch = Outputs(labels, labels, logits, None, CounterRNG(0, 0), smoothing=0.2)
+    torch.testing.assert_close(exit_cross_entropy(logits, labels, 0.2), expected)
+    batch = make_outputs(logits, labels=labels, step=StepInfo(label_smoothing=0.2))
     torch.testing.assert_close(batch.cross_entropy(logits), expected.mean(dim=1))
 
 
@@ -206,11 +204,11 @@ def test_the_loss_of_a_step_has_smoothed_labels_and_its_attack_has_not(model, im
     def found(smoothing: float) -> dict[str, float]:
         torch.manual_seed(0)
         given = {"method": "adversarial", "steps": 2, "step": 0.05, "label_smoothing": smoothing}
-        return take_step(build("digits-cnn", C), images, resolve("digits", None, given))
+        return take_step(build_model("digits-cnn", C), images, resolve("digits", None, given))
 
     with torch.no_grad():
         logits = model(images[0])
-    smooth = exit_losses(logits, images[1], 0.3).mean(dim=1).sum()
+    smooth = exit_cross_entropy(logits, images[1], 0.3).mean(dim=1).sum()
     assert found(0.3)["loss clean"] == pytest.approx(float(smooth), rel=1e-5)
     assert found(0.3)["loss clean"] != pytest.approx(found(0.0)["loss clean"], rel=1e-3)
     assert found(0.3)["attacked accuracy"] == found(0.0)["attacked accuracy"]
@@ -222,9 +220,11 @@ def test_killed_and_resumed_with_everything_on_it_ends_in_the_same_bits(stop, to
     asked = iter(range(1, 1_000))
     given = TINY | EVERYTHING
     assert not train_model(
-        given=given, out=tmp_path / "x", threads=1, should_stop=lambda: next(asked) == stop
+        settings=given,
+        out=tmp_path / "x",
+        options=TrainOptions(threads=1, should_stop=lambda: next(asked) == stop),
     ).finished
-    assert train_model(out=tmp_path / "x", resume=True, threads=1).finished
+    assert train_model(out=tmp_path / "x", resume=True, options=TrainOptions(threads=1)).finished
     whole, resumed = load_file(together / checkpoint.WEIGHTS), load_file(tmp_path / "x" / checkpoint.WEIGHTS)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert read_log(tmp_path / "x") == read_log(together)
@@ -232,6 +232,7 @@ def test_killed_and_resumed_with_everything_on_it_ends_in_the_same_bits(stop, to
 
 EVERYTHING = {
     "method": "skd",
+    "options": {"max_confidence": 0.12},  # so that T grows while the network is uncertain
     "trades": 2.0,
     "awp": 0.005,
     "ema": 0.9,
@@ -248,7 +249,6 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(run.parent)
         patch.setitem(sys.modules, "matplotlib", None)
-        patch.setattr("mexit.train.methods.skd.SURE", 0.12)
-        train_model(given=TINY | EVERYTHING, out=run, threads=1)
+        train_model(settings=TINY | EVERYTHING, out=run, options=TrainOptions(threads=1))
     assert read_log(run)[-1]["temperature"][0] > 1, "the state of the method is put to the test"
     return run

@@ -12,8 +12,8 @@ from command_line import refused
 from mexit.data import digits
 from mexit.data.splits import split
 from mexit.errors import NotFound, UsageError
-from mexit.flows.train import train_model
-from mexit.models import build, preset
+from mexit.flows.train import TrainOptions, train_model
+from mexit.models import build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.config import TrainSettings
 from mexit.train.methods import METHODS
@@ -22,7 +22,7 @@ from mexit.train.teachers import load_teachers
 
 CLASSES = tuple(str(digit) for digit in range(10))
 PLAIN = Precision("cpu", bf16=False, channels_last=False)
-TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 1, "step": 0.05, "recipe": "fp32", "lr": 0.01}
+TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 1, "step": 0.05, "precision": "fp32", "lr": 0.01}
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +36,14 @@ def run_of(folder: Path, model: str = "digits-cnn", classes: int = 10, *, finish
     """A run with fresh weights, or one that was stopped."""
     torch.manual_seed(3)
     settings = TrainSettings(model=model, method="clean", attack="none")
-    network = build(model, classes)
+    network = build_model(model, classes)
     run = folder / f"{model}-{classes}"
-    checkpoint.begin(run, settings, split(digits.load()))
+    checkpoint.create_run(run, settings, split(digits.load()))
     if finished:
         checkpoint.save_weights(run, network.state_dict(), settings, classes)
     else:
-        place = checkpoint.Place(checkpoint.Progress(0, 1, {}, None, 0), {}, {}, {})
-        checkpoint.save(run, network, torch.optim.SGD(network.parameters(), lr=0.1), place)
+        state = checkpoint.TrainState(checkpoint.Position(0, 1, {}, None, 0), {}, {}, {})
+        checkpoint.save(run, network, torch.optim.SGD(network.parameters(), lr=0.1), state)
     return run
 
 
@@ -68,15 +68,13 @@ def test_without_any_there_are_none() -> None:
 
 def test_a_teacher_of_other_classes_is_refused_with_both_numbers(tmp_path) -> None:
     run = run_of(tmp_path, classes=7)
-    with pytest.raises(
-        UsageError, match=r"digits-cnn-7 \(digits-cnn\) knows 7 classes .* digits-cnn here needs 10"
-    ):
+    with pytest.raises(UsageError, match=r"digits-cnn-7 \(digits-cnn\) has 7 classes .* digits-cnn here needs 10"):
         load_teachers(student(run), CLASSES, PLAIN)
 
 
 def test_a_teacher_of_other_images_is_refused_with_both_shapes(tmp_path) -> None:
     run = run_of(tmp_path, "small-cnn")
-    with pytest.raises(UsageError, match=r"small-cnn.* images \(1, 28, 28\), .* of \(1, 8, 8\)"):
+    with pytest.raises(UsageError, match=r"small-cnn.* images \(1, 28, 28\), .* and \(1, 8, 8\)"):
         load_teachers(student(run), CLASSES, PLAIN)
 
 
@@ -97,7 +95,7 @@ def test_a_method_that_takes_no_teacher_names_those_that_do(method, tmp_path) ->
 def test_a_refused_teacher_leaves_no_run_behind(tmp_path) -> None:
     run = run_of(tmp_path, classes=7)
     said = refused("train", "--method", "ard", "--teacher", run, "--out", tmp_path / "student", code=2)
-    assert "knows 7 classes" in said
+    assert "has 7 classes" in said
     assert not (tmp_path / "student").exists()
 
 
@@ -105,11 +103,13 @@ def test_a_refused_teacher_leaves_no_run_behind(tmp_path) -> None:
 def test_a_student_ends_nearer_to_its_teacher_than_one_that_never_saw_it(method, tmp_path) -> None:
     teacher = run_of(tmp_path)
     data = digits.load()
-    images = torch.from_numpy(data.batch(split(data).part("selection"), preset("digits-cnn").input))
+    images = torch.from_numpy(data.batch(split(data).part("selection"), model_spec("digits-cnn").input))
     given = TINY | {"method": method, "lr": 0.05, "epochs": 3, "options": {"share": 1.0, "temperature": 4.0}}
 
     def distance(name: str, teachers: tuple[str, ...]) -> float:
-        run = train_model(given=given | {"teachers": teachers}, out=tmp_path / name, threads=1).run
+        run = train_model(
+            settings=given | {"teachers": teachers}, out=tmp_path / name, options=TrainOptions(threads=1)
+        ).run
         with torch.no_grad():
             target = (checkpoint.load_model(teacher)[0](images)[-1] / 4).softmax(-1)
             found = (checkpoint.load_model(run)[0](images) / 4).log_softmax(-1)
@@ -122,11 +122,11 @@ def test_a_student_ends_nearer_to_its_teacher_than_one_that_never_saw_it(method,
 
 def test_a_student_is_resumed_with_its_teacher(tmp_path) -> None:
     given = TINY | {"method": "skd", "teachers": (str(run_of(tmp_path)),)}
-    train_model(given=given, out=tmp_path / "whole", threads=1)
+    train_model(settings=given, out=tmp_path / "whole", options=TrainOptions(threads=1))
     asked = iter(range(1, 100))
     assert not train_model(
-        given=given, out=tmp_path / "x", threads=1, should_stop=lambda: next(asked) == 3
+        settings=given, out=tmp_path / "x", options=TrainOptions(threads=1, should_stop=lambda: next(asked) == 3)
     ).finished
-    assert train_model(out=tmp_path / "x", resume=True, threads=1).finished
+    assert train_model(out=tmp_path / "x", resume=True, options=TrainOptions(threads=1)).finished
     whole, resumed = (checkpoint.load_model(tmp_path / name)[0].state_dict() for name in ("whole", "x"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())

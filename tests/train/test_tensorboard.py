@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import program, typed
 
-from mexit.flows.train import read_log
+from mexit.train.checkpoint import read_log
 
 FLAGS = ("--method", "adversarial", "--epochs", "2", "--batch", "943", "--steps", "1", "--threads", "1")
 

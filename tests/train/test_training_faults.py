@@ -14,10 +14,11 @@ from safetensors.numpy import load_file
 
 from mexit.data import digits
 from mexit.errors import MexitError
-from mexit.flows.train import read_log, train_model
+from mexit.flows.train import TrainOptions, train_model
 from mexit.train import checkpoint
+from mexit.train.checkpoint import read_log
 
-GIVEN = {"model": "digits-cnn", "method": "clean", "epochs": 3, "batch": 32, "recipe": "fp32"}
+GIVEN = {"model": "digits-cnn", "method": "clean", "epochs": 3, "batch": 32, "precision": "fp32"}
 LABELS, EACH = (0, 1, 7), 48
 
 
@@ -40,7 +41,7 @@ def test_a_folder_that_vanishes_costs_nothing_but_the_steps_since_the_checkpoint
     images: Path, workers: int
 ) -> None:
     data, away = f"folder:{images}", images.with_name("away")
-    train_model(data=data, given=GIVEN, out=Path("runs/whole"), threads=1)
+    train_model(data=data, settings=GIVEN, out=Path("runs/whole"), options=TrainOptions(threads=1))
     run, stops = Path("runs/broken"), itertools.count()
     stood: list[bytes] = []
 
@@ -53,7 +54,10 @@ def test_a_folder_that_vanishes_costs_nothing_but_the_steps_since_the_checkpoint
 
     with pytest.raises(MexitError) as caught:
         train_model(
-            data=data, given=GIVEN, out=run, threads=1, workers=workers, should_stop=vanish_in_the_second_epoch
+            data=data,
+            settings=GIVEN,
+            out=run,
+            options=TrainOptions(threads=1, workers=workers, should_stop=vanish_in_the_second_epoch),
         )
     assert f"{images}/" in str(caught.value)
     assert f"mexit train --resume --out {run}" in str(caught.value)
@@ -62,7 +66,7 @@ def test_a_folder_that_vanishes_costs_nothing_but_the_steps_since_the_checkpoint
     assert str(images) in refused("train", "--resume", "--out", run, "--threads", "1", code=2)
 
     away.rename(images)
-    assert train_model(resume=True, out=run, threads=1, workers=workers).finished
+    assert train_model(resume=True, out=run, options=TrainOptions(threads=1, workers=workers)).finished
     whole, again = (load_file(Path("runs") / name / checkpoint.WEIGHTS) for name in ("whole", "broken"))
     assert all(whole[name].tobytes() == again[name].tobytes() for name in whole)
     assert read_log(run) == read_log(Path("runs/whole"))

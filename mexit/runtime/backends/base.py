@@ -1,7 +1,11 @@
-"""The seam: a segment takes carried features and gives the next ones and the logits of its exit.
+"""The interface of an engine: a `Backend` with one `Segment` per exit.
 
-On the host, carried features are a tuple of arrays; an engine that keeps them elsewhere brings its own
-`Carried` and leaves them there. Only logits have to come back.
+To add an engine, write one file in this package with a class that has the members of `Backend`, and register it in
+`registry.py`. Its segments need one method, `run`. Carried features on the host are a `HostCarried`; an engine with
+other memory brings its own `Carried` class and keeps the features there.
+
+Two optional parts make an engine faster. With `drops_heads` its segments can run without their head (`features`).
+With `runners` a single image runs through buffers that are bound once (`bound_runner`).
 """
 
 from __future__ import annotations
@@ -14,31 +18,36 @@ from numpy.typing import NDArray
 
 
 class Carried(Protocol):
-    """Features of B rows between two segments."""
+    """The features of B rows between two segments."""
 
     @property
     def rows(self) -> int:
-        """B."""
+        """The number of rows, B."""
 
     @property
     def nbytes(self) -> int:
-        """Size of the features."""
+        """Size of the features, bytes."""
 
     def take(self, rows: NDArray[np.intp]) -> Carried:
         """The given rows, in the given order."""
 
     def concat(self, others: Sequence[Any]) -> Carried:
-        """These rows, then those of `others` of the same kind."""
+        """These rows, then the rows of `others`, which are of the same class."""
 
 
 class Segment(Protocol):
     """One segment of an opened bundle."""
 
     def run(self, carried: Any) -> tuple[Carried, NDArray[np.float32]]:
-        """Carried features of B rows to the next carried features and logits (B, C) float32 on the host."""
+        """Run the segment on the carried features of B rows.
+
+        Returns:
+            The next carried features, and logits (B, C) float32 on the host.
+        """
 
     def features(self, carried: Any) -> Carried:
-        """The next carried features alone: the exit's head does not run where `Backend.drops_heads`."""
+        """The next carried features alone; the head does not run if `Backend.drops_heads`."""
+        return self.run(carried)[0]
 
 
 class Backend(Protocol):
@@ -46,7 +55,7 @@ class Backend(Protocol):
 
     Attributes:
         engine, precision, variant: the key of its entry in `policies.json`.
-        drops_heads: whether `Segment.features` spares the head.
+        drops_heads: whether `Segment.features` saves the cost of the head.
     """
 
     engine: str
@@ -56,14 +65,14 @@ class Backend(Protocol):
 
     @property
     def segments(self) -> Sequence[Segment]:
-        """One for each exit."""
+        """One segment per exit."""
 
     def carry(self, images: NDArray[np.float32]) -> Carried:
         """Images (B, C, H, W) float32 in [0, 1] as the carried features of segment 1."""
 
 
 class HostCarried:
-    """Carried features as a tuple of arrays, each (B, ...)."""
+    """Carried features as numpy arrays, each (B, ...)."""
 
     __slots__ = ("arrays",)
 
@@ -82,7 +91,5 @@ class HostCarried:
         return HostCarried([array.take(rows, axis=0) for array in self.arrays])
 
     def concat(self, others: Sequence[HostCarried]) -> HostCarried:
-        everyone = (self, *others)
-        return HostCarried(
-            [np.concatenate(parts) for parts in zip(*(one.arrays for one in everyone), strict=True)]
-        )
+        parts = zip(*(carried.arrays for carried in (self, *others)), strict=True)
+        return HostCarried([np.concatenate(arrays) for arrays in parts])

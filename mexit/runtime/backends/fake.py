@@ -1,6 +1,6 @@
-"""A backend that recites given logits: for tests, ours and yours, with no network at all.
+"""A backend without a network that returns given logits, for tests.
 
-Image i must hold the number i / 2**20 in its first pixel (`images_for`), so that a row is known again after
+Image i must hold the number i / 2**20 in its first pixel (`images_for`), so that the backend recognises a row after
 batches were split, merged and compacted.
 """
 
@@ -15,20 +15,24 @@ _STEP = 2.0**-20
 
 
 class FakeSegment:
-    """Answers row i with `logits[i]`; counts the rows that it ran, and those among them with its head."""
+    """Returns `logits[i]`, (C,), for row i.
+
+    Attributes:
+        rows_run: number of rows that it ran.
+        rows_answered: number of rows that it ran with its head.
+    """
 
     def __init__(self, logits: NDArray[np.float32]) -> None:
+        """`logits`: (N, C) float32."""
         self.logits = logits
         self.rows_run = 0
         self.rows_answered = 0
 
     def features(self, carried: HostCarried) -> HostCarried:
-        """See `base.Segment.features`."""
         self.rows_run += carried.rows
         return carried
 
     def run(self, carried: HostCarried) -> tuple[HostCarried, NDArray[np.float32]]:
-        """See `base.Segment.run`."""
         self.features(carried)
         self.rows_answered += carried.rows
         first_pixels = carried.arrays[0].reshape(carried.rows, -1)[:, 0]
@@ -36,7 +40,7 @@ class FakeSegment:
 
 
 class FakeBackend:
-    """A whole network that recites logits (E, N, C) float32."""
+    """A network that returns given logits."""
 
     engine = "fake"
     precision = "fp32"
@@ -44,15 +48,15 @@ class FakeBackend:
     drops_heads = True
 
     def __init__(self, logits: NDArray[np.float32]) -> None:
+        """`logits`: (E, N, C) float32."""
         self.segments = tuple(FakeSegment(exit_logits) for exit_logits in logits)
 
     def carry(self, images: NDArray[np.float32]) -> HostCarried:
-        """See `base.Backend.carry`."""
         return HostCarried([images])
 
 
 def images_for(rows: NDArray[np.integer], shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Images (B, C, H, W) that `FakeSegment` recognises as the given rows."""
+    """Images (B, C, H, W) that `FakeSegment` recognises as the given rows, (B,)."""
     images = np.zeros((len(rows), *shape), np.float32)
     images[:, 0, 0, 0] = rows * _STEP
     return images

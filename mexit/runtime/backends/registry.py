@@ -1,6 +1,6 @@
-"""The engines, by the names that people type: `ENGINE` or `ENGINE:PRECISION`.
+"""The engines, by the names that a user types: `ENGINE` or `ENGINE:PRECISION`.
 
-An engine's module is imported when it is opened, so none of them needs to be installed for the others.
+The module of an engine is imported when the engine is opened, so its package need not be installed for the others.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Engine:
-    """One way to run a bundle.
+    """An engine with a precision.
 
     Attributes:
         engine, precision, variant: the key of its entry in `policies.json`.
-        opener: "module:function" below this package, of (bundle, threads, precision) to a `Backend`.
-        builds: opening it may first build for this device, which can take minutes; its threads are its own affair.
+        opener: "module:class" in this package, called with (bundle, threads, precision).
+        builds: whether opening may first build engines for the device, which can take minutes; such an engine
+            manages its own threads.
     """
 
     engine: str
@@ -38,14 +39,14 @@ ENGINES = {
     "openvino": Engine("openvino", "fp32", "fp32", "openvino:OpenVinoBackend"),
     "openvino:bf16": Engine("openvino", "bf16", "fp32", "openvino:OpenVinoBackend"),
     "openvino:int8": Engine("openvino", "int8", "int8", "openvino:OpenVinoBackend"),
-    "trt": Engine("trt", "fp32", "fp32", "trt:TrtBackend", builds=True),
-    "trt:fp16": Engine("trt", "fp16", "fp16", "trt:TrtBackend", builds=True),
-    "trt:int8": Engine("trt", "int8", "int8", "trt:TrtBackend", builds=True),
+    "trt": Engine("trt", "fp32", "fp32", "tensorrt:TrtBackend", builds=True),
+    "trt:fp16": Engine("trt", "fp16", "fp16", "tensorrt:TrtBackend", builds=True),
+    "trt:int8": Engine("trt", "int8", "int8", "tensorrt:TrtBackend", builds=True),
 }
 
 
 def find(name: str) -> Engine:
-    """The engine of that name. Raises `UsageError` naming all there are."""
+    """The engine of that name. Raises `UsageError` with all names."""
     if name not in ENGINES:
         raise UsageError(f"unknown backend '{name}': choose from {', '.join((AUTO, *ENGINES))}")
     return ENGINES[name]
@@ -55,13 +56,13 @@ def open_backend(bundle: Bundle, name: str, threads: int = 1) -> Backend:
     """Load every segment of a bundle.
 
     Args:
-        bundle: an opened, hence checked, bundle.
-        name: one of `ENGINES`, or "auto".
-        threads: of the engine.
+        bundle: an opened bundle.
+        name: a name in `ENGINES`, or "auto" for ONNX Runtime.
+        threads: number of threads of the engine.
 
     Raises:
         UsageError: no such engine, or the bundle has no segments for it.
-        MissingExtra: it is not installed.
+        MissingExtra: its package is not installed.
         BackendError: it cannot load a segment.
     """
     engine = find("ort" if name == AUTO else name)
@@ -70,7 +71,7 @@ def open_backend(bundle: Bundle, name: str, threads: int = 1) -> Backend:
             f"{bundle.path} has no {engine.variant} segments, which backend {name} runs: "
             f"export the run again with --precision {engine.variant}"
         )
-    module, _, function = engine.opener.partition(":")
-    opener = getattr(importlib.import_module(f"mexit.runtime.backends.{module}"), function)
+    module, _, class_name = engine.opener.partition(":")
+    opener = getattr(importlib.import_module(f"mexit.runtime.backends.{module}"), class_name)
     backend: Backend = opener(bundle, threads, engine.precision)
     return backend

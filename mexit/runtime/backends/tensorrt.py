@@ -1,72 +1,66 @@
-"""TensorRT: one engine a segment; features stay on the GPU, only logits come back.
+"""TensorRT on an NVIDIA GPU: one engine per segment. Features stay on the GPU; only logits are copied to the host.
 
-Engines are taken from this device's cache, or built from the bundle's ONNX segments and kept there (`trt_cache`).
+Engines come from the device cache, or are built from the ONNX segments and stored there (`tensorrt_builder`).
+All allocations, copies and kernels go through one CUDA stream, so they run in the order of the calls from any thread.
 
-No part of this file that needs a GPU was ever run by the project; `tests/gpu` is what to run first on one.
+The project has never run this file on a GPU. The arithmetic of `DeviceCarried` is tested on host memory; run
+`tests/gpu` first on a machine with a GPU.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from functools import partial
-from typing import Any
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import SegmentSpec
-from mexit.errors import BackendError, UsageError
+from mexit.errors import BackendError, UsageError, missing_extra
 from mexit.runtime.backends.base import Segment
 from mexit.runtime.backends.tensorrt_builder import (
     BATCHES,
-    CAPABILITIES,
-    EngineConfig,
+    Engine,
     TensorRT,
-    build,
+    cache_slot,
     check_tensors,
+    engine_config,
     load_tensorrt,
     logger,
+    provide,
     tensor_spec,
 )
-from mexit.runtime.backends.tensorrt_cache import Engine, Slot, provide, slot
-from mexit.runtime.backends.tensorrt_memory import (
-    CudaMemory,
-    DeviceArray,
-    DeviceCarried,
-    Gpu,
-    find_gpu,
-)
 
-MOST_ROWS = BATCHES[-1]
+MAX_ROWS = BATCHES[-1]
 
 
-class TrtSegment:
-    """One engine with one execution context, which serves one call at a time."""
+class TrtSegment(Segment):
+    """One engine with one execution context, which runs one call at a time."""
 
-    def __init__(self, context: Any, spec: SegmentSpec, memory: CudaMemory, turn: threading.Lock) -> None:
+    def __init__(self, context: Any, spec: SegmentSpec, memory: CudaMemory, lock: threading.Lock) -> None:
         self._context = context
         self._spec = spec
         self._memory = memory
-        self._turn = turn
+        self._lock = lock
 
     def run(self, carried: DeviceCarried) -> tuple[DeviceCarried, NDArray[np.float32]]:
-        """See `base.Segment.run`. More rows than the engine was built for are run in parts."""
-        if carried.rows <= MOST_ROWS:
+        """Run the segment; more than `MAX_ROWS` rows are run in parts."""
+        if carried.rows <= MAX_ROWS:
             return self._run(carried)
         order = np.arange(carried.rows)
-        starts = range(0, carried.rows, MOST_ROWS)
-        (first, _), *others = parts = [self._run(carried.take(order[i : i + MOST_ROWS])) for i in starts]
-        return first.concat([features for features, _ in others]), np.concatenate([one for _, one in parts])
-
-    def features(self, carried: DeviceCarried) -> DeviceCarried:
-        """See `base.Segment.features`: engines are built whole, so the head runs too."""
-        return self.run(carried)[0]
+        starts = range(0, carried.rows, MAX_ROWS)
+        (first, _), *others = parts = [self._run(carried.take(order[i : i + MAX_ROWS])) for i in starts]
+        return first.concat([features for features, _ in others]), np.concatenate([logits for _, logits in parts])
 
     def _run(self, carried: DeviceCarried) -> tuple[DeviceCarried, NDArray[np.float32]]:
         spec, rows = self._spec, carried.rows
         outputs = [DeviceArray(self._memory, (rows, *one.shape[1:]), one.dtype) for one in spec.outputs]
-        with self._turn:
+        with self._lock:
             for tensor, array in zip(spec.inputs, carried.arrays, strict=True):
                 self._context.set_input_shape(tensor.name, array.shape)
                 self._context.set_tensor_address(tensor.name, array.address)
@@ -79,23 +73,23 @@ class TrtSegment:
 
 
 class TrtBackend:
-    """Every segment of one variant of a bundle in TensorRT, on the first GPU."""
+    """All segments of one variant of a bundle in TensorRT, on the first GPU."""
 
     engine = "trt"
     drops_heads = False
 
     def __init__(self, bundle: Bundle, threads: int = 1, precision: str = "fp32") -> None:
-        """Load all engines; those that are missing or stale are built first, which takes seconds or more.
+        """Load all engines; missing and stale ones are built first, which takes seconds or more.
 
         Args:
-            bundle: an opened, hence checked, bundle.
-            threads: of other engines; the GPU has its own.
-            precision: also the name of the variant whose segments are loaded; it lies in their graphs.
+            bundle: an opened bundle.
+            threads: not used; other engines run on this number of threads.
+            precision: also the name of the variant whose segments are loaded.
 
         Raises:
             MissingExtra: TensorRT or cuda-bindings is not installed.
             BackendError: there is no GPU, or TensorRT cannot build or open an engine for it.
-            Untrusted, Damaged: an engine in the cache is not what this device put there.
+            Untrusted, Damaged: an engine in the cache is not what this device stored.
         """
         if threads < 1:
             raise UsageError(f"threads must be at least 1, found {threads}")
@@ -104,56 +98,209 @@ class TrtBackend:
         self.precision = self.variant = precision
         self._runtime = tensorrt.module.Runtime(logger(tensorrt.module))
         self._runtime.engine_host_code_allowed = False
-        recipe, turn = recipe_for(tensorrt, precision, self._memory.gpu), threading.Lock()
+        config, lock = engine_config(tensorrt, precision, str(self._memory.gpu)), threading.Lock()
         self._specs = bundle.manifest.variants[self.variant].segments
         self.segments: list[Segment] = []
         for k, spec in enumerate(self._specs, start=1):
-            context = self._context(tensorrt, provide_engine(bundle, tensorrt, recipe, k))
-            self.segments.append(TrtSegment(context, spec, self._memory, turn))
+            engine = provide(cache_slot(bundle, tensorrt.package, self.variant, k), tensorrt, config)
+            self.segments.append(TrtSegment(self._open(tensorrt, engine, spec), spec, self._memory, lock))
 
     def carry(self, images: NDArray[np.float32]) -> DeviceCarried:
-        """See `base.Backend.carry`."""
+        """Copy images (B, C, H, W) float32 in [0, 1] to the GPU."""
         host = np.ascontiguousarray(images, np.dtype(self._specs[0].inputs[0].dtype))
         array = DeviceArray(self._memory, host.shape, host.dtype)
         self._memory.upload(array.address, host)
         return DeviceCarried([array])
 
-    def _context(self, tensorrt: TensorRT, engine: Engine) -> Any:
-        """Open a checked plan, and check what came out of it."""
-        spec, gpu = self._specs[engine.record.segment - 1], self._memory.gpu
+    def _open(self, tensorrt: TensorRT, engine: Engine, spec: SegmentSpec) -> Any:
+        """Open a checked engine and compare its tensors with the bundle's; returns an execution context."""
         log = logger(tensorrt.module)
-        log.errors.clear()
+        log.last_error = "it gives no reason"
         opened = self._runtime.deserialize_cuda_engine(engine.plan)
         if opened is None:
             raise BackendError(
                 f"{tensorrt.package} cannot open the engine of {spec.file}, built for "
-                f"{', '.join(engine.record.targets)}, on this GPU, {gpu}: {log.last_error}"
+                f"{', '.join(engine.record.config.targets)}, on this GPU, {self._memory.gpu}: "
+                f"{log.last_error}"
             )
         names = [opened.get_tensor_name(i) for i in range(opened.num_io_tensors)]
-        found = [tensor_spec(name, opened.get_tensor_shape(name), opened.get_tensor_dtype(name)) for name in names]
-        check_tensors(found, (*spec.inputs, *spec.outputs), f"the engine of {spec.file}")
+        specs = [tensor_spec(name, opened.get_tensor_shape(name), opened.get_tensor_dtype(name)) for name in names]
+        check_tensors(specs, (*spec.inputs, *spec.outputs), f"the engine of {spec.file}")
         return opened.create_execution_context()
 
 
-def recipe_for(tensorrt: TensorRT, precision: str, gpu: Gpu | None = None) -> EngineConfig:
-    """What engines are built with here. Raises as `find_gpu` where the package builds for the GPU at hand."""
-    targets = CAPABILITIES if tensorrt.ahead_of_time else (str(gpu or find_gpu()[1]),)
-    return EngineConfig(tensorrt.package, tensorrt.version, targets, BATCHES, precision)
+class Memory(Protocol):
+    """Device memory. Addresses and sizes are in bytes."""
+
+    def allocate(self, nbytes: int) -> int:
+        """Allocate memory, aligned to 256 bytes; returns its address."""
+
+    def release(self, address: int) -> None:
+        """Free memory after all earlier calls have completed."""
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """Copy a contiguous host array to the device; the array may change afterwards."""
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        """Copy from the device into a contiguous host array, which is complete on return."""
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Copy within the device."""
 
 
-def provide_engine(
-    bundle: Bundle,
-    tensorrt: TensorRT,
-    recipe: EngineConfig,
-    segment: int,
-    *,
-    replace_it: bool = False,
-    trusted: Slot | None = None,
-) -> Engine:
-    """The engine of a segment (from 1) of the variant named as the precision; see `trt_cache.provide`."""
-    variant = recipe.precision
-    spec = bundle.manifest.variants[variant].segments[segment - 1]
-    content = bundle.segment(variant, segment)
-    place = slot(bundle, tensorrt.package, variant, segment)
-    making = partial(build, tensorrt, content, spec, recipe)
-    return provide(place, recipe, making, replace_it=replace_it, trusted=trusted)
+class DeviceArray:
+    """A contiguous array in device memory; the memory is released with the last reference.
+
+    Attributes:
+        memory: the device memory.
+        shape, dtype, address: as of a numpy array.
+    """
+
+    __slots__ = ("__weakref__", "address", "dtype", "memory", "shape")
+
+    def __init__(self, memory: Memory, shape: Sequence[int], dtype: DTypeLike) -> None:
+        self.memory = memory
+        self.shape = tuple(shape)
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.address = memory.allocate(max(1, self.nbytes))
+        weakref.finalize(self, memory.release, self.address).atexit = False  # the process frees it at its end
+
+    @property
+    def nbytes(self) -> int:
+        return self.row_bytes * self.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
+    def take(self, rows: NDArray[np.intp]) -> DeviceArray:
+        """The given rows; consecutive rows are copied together."""
+        result = DeviceArray(self.memory, (len(rows), *self.shape[1:]), self.dtype)
+        size = self.row_bytes
+        for position, first, count in _runs(rows):
+            self.memory.copy(result.address + position * size, self.address + first * size, count * size)
+        return result
+
+    def to_host(self) -> NDArray[Any]:
+        """A copy in host memory."""
+        host = np.empty(self.shape, self.dtype)
+        self.memory.download(host, self.address)
+        return host
+
+
+class DeviceCarried:
+    """Carried features on the device, each (B, ...); see `base.Carried`."""
+
+    __slots__ = ("arrays",)
+
+    def __init__(self, arrays: Sequence[DeviceArray]) -> None:
+        self.arrays = tuple(arrays)
+
+    @property
+    def rows(self) -> int:
+        return self.arrays[0].shape[0] if self.arrays else 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
+
+    def take(self, rows: NDArray[np.intp]) -> DeviceCarried:
+        return DeviceCarried([array.take(rows) for array in self.arrays])
+
+    def concat(self, others: Sequence[DeviceCarried]) -> DeviceCarried:
+        parts = zip(*(carried.arrays for carried in (self, *others)), strict=True)
+        return DeviceCarried([_concatenate(arrays) for arrays in parts])
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: its name, compute capability ("8.6"), and the CUDA version that its driver supports ("13.0")."""
+
+    name: str
+    capability: str
+    driver: str
+
+    def __str__(self) -> str:
+        return f"{self.capability} {self.name}, driver for CUDA {self.driver}"
+
+
+class CudaMemory:
+    """`Memory` of the first GPU, by `cuda.bindings.runtime`, on one stream.
+
+    Attributes:
+        stream: handle of the stream, which the engines share.
+        gpu: the GPU.
+    """
+
+    def __init__(self) -> None:
+        """Raises `MissingExtra` without cuda-bindings, `BackendError` without a GPU or its driver."""
+        self._cuda, self.gpu = find_gpu()
+        self.stream = int(self._call("cudaStreamCreate"))
+
+    def allocate(self, nbytes: int) -> int:
+        return int(self._call("cudaMallocAsync", nbytes, self.stream))
+
+    def release(self, address: int) -> None:
+        self._cuda.cudaFreeAsync(address, self.stream)
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        self._copy(address, array.ctypes.data, array.nbytes, "HostToDevice")
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        self._copy(array.ctypes.data, address, array.nbytes, "DeviceToHost")
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        self._copy(target, source, nbytes, "DeviceToDevice")
+
+    def _copy(self, target: int, source: int, nbytes: int, kind: str) -> None:
+        kind = getattr(self._cuda.cudaMemcpyKind, f"cudaMemcpy{kind}")
+        self._call("cudaMemcpyAsync", target, source, nbytes, kind, self.stream)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        return _call(self._cuda, name, *arguments)
+
+
+def find_gpu() -> tuple[Any, Gpu]:
+    """The CUDA runtime module and the first GPU. Raises `MissingExtra`, `BackendError`."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        raise missing_extra("cuda-bindings", "trt", "Running TensorRT engines") from None
+    try:
+        count = _call(runtime, "cudaGetDeviceCount")
+    except BackendError as error:
+        raise BackendError(f"no NVIDIA GPU can be used here ({error}): --backend ort runs on the CPU") from None
+    if not count:
+        raise BackendError("there is no NVIDIA GPU here: --backend ort runs on the CPU")
+    device, driver = _call(runtime, "cudaGetDeviceProperties", 0), _call(runtime, "cudaDriverGetVersion")
+    name = device.name.decode(errors="replace").rstrip("\0")
+    return runtime, Gpu(name, f"{device.major}.{device.minor}", f"{driver // 1000}.{driver % 1000 // 10}")
+
+
+def _call(runtime: Any, name: str, *arguments: Any) -> Any:
+    """Call a CUDA function, which returns its error code first. Raises `BackendError`."""
+    error, *results = getattr(runtime, name)(*arguments)
+    if error != runtime.cudaError_t.cudaSuccess:
+        _, text = runtime.cudaGetErrorString(error)
+        raise BackendError(f"CUDA: {name}: {text.decode()}")
+    return results[0] if results else None
+
+
+def _concatenate(arrays: Sequence[DeviceArray]) -> DeviceArray:
+    first = arrays[0]
+    result = DeviceArray(first.memory, (sum(array.shape[0] for array in arrays), *first.shape[1:]), first.dtype)
+    address = result.address
+    for array in arrays:
+        if array.nbytes:
+            first.memory.copy(address, array.address, array.nbytes)
+        address += array.nbytes
+    return result
+
+
+def _runs(rows: NDArray[np.intp]) -> Iterator[tuple[int, int, int]]:
+    """Runs of consecutive rows: (position in `rows`, first row, number of rows)."""
+    starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+    for start, end in zip(starts, np.append(starts[1:], len(rows)), strict=len(rows) > 0):
+        yield int(start), int(rows[start]), int(end - start)

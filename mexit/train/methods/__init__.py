@@ -1,6 +1,6 @@
 """Training methods: one file per paper, what they share, and their registry."""
 
 from mexit.train.methods.base import Outputs, TrainingMethod
-from mexit.train.methods.registry import METHODS, build, default_attack, find
+from mexit.train.methods.registry import METHODS, build_method, method_class
 
-__all__ = ["METHODS", "Outputs", "TrainingMethod", "build", "default_attack", "find"]
+__all__ = ["METHODS", "Outputs", "TrainingMethod", "build_method", "method_class"]

@@ -1,6 +1,9 @@
 """`adversarial`: cross-entropy of every exit on clean and on attacked images (RDI-Nets, ICLR 2020).
 
-RDI-Nets' code weights both by 0.5; NEO-KD's baseline "Adv. w/o Distill" sums them with weight 1, the default here.
+    loss = sum_k [ clean_weight CE(f_k(x), y) + attacked_weight CE(f_k(x_adv), y) ]
+
+Difference from the paper: RDI-Nets' code weights both terms by 0.5, which the preset `rdi` sets. The default of 1 is
+that of NEO-KD's baseline "Adv. w/o Distill".
 """
 
 from __future__ import annotations
@@ -12,20 +15,20 @@ from torch import Tensor
 from mexit.train.methods.base import Outputs, TrainingMethod
 
 
-@dataclass(frozen=True)
+@dataclass
 class Adversarial(TrainingMethod):
-    """Minimises sum_k [ clean_weight CE(f_k(x), y) + attacked_weight CE(f_k(x_adv), y) ].
+    """Adversarial training of all exits.
 
     Attributes:
-        clean_weight, attacked_weight: of the two cross-entropies.
+        clean_weight, attacked_weight: weights of the two cross-entropies.
     """
 
     clean_weight: float = 1.0
     attacked_weight: float = 1.0
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
-        attacked = outputs.need_attacked()
+        """The cross-entropies on clean and on attacked images, summed over exits."""
+        attacked = outputs.require_attacked()
         return {
             "clean": self.clean_weight * outputs.cross_entropy(outputs.clean).sum(),
             "attacked": self.attacked_weight * outputs.cross_entropy(attacked).sum(),

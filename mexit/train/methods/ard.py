@@ -1,13 +1,14 @@
 """`ard`: adversarially robust distillation (M. Goldblum, L. Fowl, S. Feizi, T. Goldstein, AAAI 2020).
 
-    taught exit:  (1-share) CE(f_k(x), y) + share T^2 KL( p_teacher(x; T) || p_k(x_adv; T) )
+    student exit:  (1-share) CE(f_k(x), y) + share T^2 KL( p_teacher(x; T) || p_k(x_adv; T) )
 
-The teacher sees the clean image, the exit the attacked one. As in NEO-KD's comparison the teacher is the last
-exit, detached; with `--teacher` it is the mean softmax at T of those networks, and teaches every exit.
+The teacher predicts on the clean image, the student on the attacked one. As in NEO-KD's comparison the teacher is
+the last exit, detached. With `--teacher` it is the mean softmax at T of those networks, and every exit is a student.
 
-Certain: this loss, and the last exit as teacher. Readings: share 0.9 and T = 4, which are usual in distillation;
-the last exit, while it teaches, minimises CE on clean and on attacked images; taught exits have no cross-entropy
-on attacked images, for which exits keep one was not found (`attacked_weight` gives them one).
+Published: this loss, and the last exit as teacher. Our readings: share 0.9 and T = 4, which are usual in
+distillation; the last exit, while it is the teacher, minimises cross-entropy on clean and on attacked images;
+students have no cross-entropy on attacked images (`attacked_weight` adds one), because no source says which exits
+keep it.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from torch import Tensor
 
 from mexit.errors import UsageError
 from mexit.train.methods.base import Outputs, Setup, TrainingMethod
-from mexit.train.methods.distillation import divergence, teacher_probabilities
+from mexit.train.methods.distillation import kl_divergence, teacher_probabilities
 
 
 @dataclass
 class ARD(TrainingMethod):
-    """Attacked exits learn a clean teacher.
+    """Attacked exits learn a teacher's clean predictions.
 
     Attributes:
-        share: of distillation in the loss of a taught exit, in [0, 1].
+        share: share of distillation in a student's loss, in [0, 1].
         temperature: T.
-        attacked_weight: of a cross-entropy on attacked images that taught exits minimise besides.
+        attacked_weight: weight of a cross-entropy on attacked images in a student's loss.
     """
 
     uses_teachers = True
@@ -44,22 +45,23 @@ class ARD(TrainingMethod):
             )
 
     def setup(self, setup: Setup) -> None:
-        """See `base.TrainingMethod`."""
+        """Keep the teachers."""
         self.teachers, self.autocast = setup.teachers, setup.autocast
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
-        clean, attacked = outputs.cross_entropy(outputs.clean), outputs.cross_entropy(outputs.need_attacked())
+        """Cross-entropy and distillation."""
+        logits = outputs.require_attacked()
+        clean, attacked = outputs.cross_entropy(outputs.clean), outputs.cross_entropy(logits)
         students = len(clean) if self.teachers else len(clean) - 1
-        soft = divergence(outputs.need_attacked()[:students] / self.temperature, self._teacher(outputs))
+        soft = kl_divergence(logits[:students] / self.temperature, self._targets(outputs))
         return {
             "clean": (1 - self.share) * clean[:students].sum() + clean[students:].sum(),
             "attacked": self.attacked_weight * attacked[:students].sum() + attacked[students:].sum(),
             "kd": self.share * self.temperature**2 * soft.sum(),
         }
 
-    def _teacher(self, outputs: Outputs) -> Tensor:
-        """(B, C), detached."""
+    def _targets(self, outputs: Outputs) -> Tensor:
+        """The teacher's probabilities, (B, C), detached."""
         if self.teachers:
-            return teacher_probabilities(self.teachers, outputs.images, self.temperature, self.autocast)
+            return teacher_probabilities(self.teachers, outputs.batch.images, self.temperature, self.autocast)
         return (outputs.clean[-1].detach() / self.temperature).softmax(dim=-1)

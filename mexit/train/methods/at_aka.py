@@ -1,46 +1,50 @@
-"""`at-aka` and `cat-aka`: adversarial training by amalgamated teachers (S. M. Hamidi, L. Ye, arXiv 2405.13324).
+"""`at-aka` and `cat-aka`: adversarial training with merged teachers (S. M. Hamidi, L. Ye, arXiv 2405.13324).
 
     loss = sum_i [ (1 - alpha) CE(f_i(x'), y) + alpha T^2 KL( softmax(z / T) || softmax(f_i(x') / T) ) ]
 
-`at-aka`          z amalgamates the logits of M robust teachers at x' (`amalgam`); every exit learns it
-`at-aka-teacher`  one of them: cross-entropy on its own particle of M. `mexit train` makes M of these first, of
-                  the same backbone with one exit, where no `--teacher` is named
-`cat-aka`         no teachers: z amalgamates the last k exits of the network itself, detached, and particle m
-                  climbs the m-th of them
+`at-aka`          z merges the logits of M robust teachers at x' (see `teacher_merging`); every exit learns it
+`at-aka-teacher`  one of the teachers: cross-entropy on particle m of M. Without `--teacher`, `mexit train` first
+                  trains M of these, with the backbone of the run and one exit
+`cat-aka`         no teachers: z merges the last k exits of the network itself, detached, and particle m maximises
+                  the loss of the m-th of them
 
-x' is one of M particles that keep apart (`attacks.particles`), by SVGD.
+x' is one of M particles of SVGD, which repel each other (see `attacks.svgd`).
 
-Certain, from the abstract and pages about it: SVGD particles from uniform starts; teachers trained each on other
-particles; one amalgamated vector a sample, adapted to the teachers' performance, as the target of a smaller
-student; CAT-AKA is an online form, students that learn together without fixed teachers. Readings, for neither code
-nor equations were found: the rule of amalgamation; the loss and alpha, T; teachers see the student's x'; the
-student trains on one particle a sample, drawn anew each epoch; the exits of one network are CAT-AKA's students.
+Published, in the abstract and in pages about the paper: SVGD particles from uniform starts; every teacher trains on
+other particles; one merged vector per sample, adapted to the teachers' performance, as the target of a smaller
+student; CAT-AKA is an online form, with students that learn together without fixed teachers. Our readings, because
+neither code nor equations were available: the rule of merging; the loss, alpha and T; teachers predict on the
+student's x'; the student trains on one particle per sample, drawn anew each epoch; a teacher moves only its own
+particle by its own gradient, while the other particles stay at their random starts and repel it, which costs one
+attack instead of M; the exits of one network are CAT-AKA's students.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import exit_losses
-from mexit.attacks.svgd import ParticleConfig, craft_particles
+from mexit.attacks.losses import exit_cross_entropy
+from mexit.attacks.multi_exit_attack import frozen
+from mexit.attacks.pgd import pgd, random_start
+from mexit.attacks.svgd import ParticleConfig, craft_particles, stein_direction
 from mexit.errors import UsageError
 from mexit.train.methods.adversarial import Adversarial
 from mexit.train.methods.base import Batch, Outputs, Setup, TrainingMethod
-from mexit.train.methods.teacher_merging import MERGES, amalgamate
+from mexit.train.methods.teacher_merging import MERGES, merge_logits
 
 
-@dataclass(frozen=True)
+@dataclass
 class AtAkaTeacher(Adversarial):
     """Adversarial training on one of several particles.
 
     Attributes:
-        clean_weight, attacked_weight: of the two cross-entropies.
-        particle: which, from 1.
-        particles: how many.
-        repulsion_weight: see `attacks.particles.ParticleConfig`.
+        clean_weight, attacked_weight: weights of the two cross-entropies.
+        particle: number of the particle of this teacher, from 1.
+        particles: M.
+        repulsion_weight: see `attacks.svgd.ParticleConfig`.
     """
 
     inputs = "attacked"
@@ -56,14 +60,14 @@ class AtAkaTeacher(Adversarial):
             raise UsageError(f"particle must be one of 1 to {self.particles}, found {self.particle}")
 
     def craft(self, batch: Batch) -> Tensor | None:
-        """Its particle, (1, B, C, H, W)."""
-        particles = _craft(batch, self.particles, self.repulsion_weight)
-        return None if particles is None else particles[self.particle - 1][None]
+        """The particle of this teacher, (1, B, C, H, W)."""
+        config = _particle_config(batch, self.particles, self.repulsion_weight)
+        return None if config is None else craft_one_particle(batch, config, self.particle - 1)[None]
 
 
 @dataclass
-class _Amalgamating(TrainingMethod):
-    """What at-aka and cat-aka share: everything but who is amalgamated, and on which particles."""
+class MergedTeachers(TrainingMethod):
+    """The part that `at-aka` and `cat-aka` share: the loss of students against merged logits."""
 
     inputs = "attacked"
     default_attack = "average"
@@ -73,7 +77,6 @@ class _Amalgamating(TrainingMethod):
     alpha: float = 0.9
     temperature: float = 4.0
     repulsion_weight: float = 0.1
-    known: Setup = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.merge not in MERGES:
@@ -85,111 +88,155 @@ class _Amalgamating(TrainingMethod):
             )
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
-        attacked = outputs.need_attacked()
-        amalgam = amalgamate(self._teaching(outputs), outputs.labels, self.merge, self.tau)
-        share = self.alpha * amalgam.trusted.float()
-        hard = exit_losses(attacked, outputs.labels, outputs.smoothing)
-        targets = (amalgam.logits / self.temperature).log_softmax(dim=-1)
-        learned = (attacked / self.temperature).log_softmax(dim=-1)
-        soft = self.temperature**2 * (targets.exp() * (targets - learned)).sum(dim=-1)
+        """Cross-entropy and distillation on the attacked images."""
+        attacked = outputs.require_attacked()
+        merged = merge_logits(self.teacher_logits(outputs), outputs.labels, self.merge, self.tau)
+        share = self.alpha * merged.trusted.float()
+        hard = exit_cross_entropy(attacked, outputs.labels, outputs.step.label_smoothing)
+        targets = (merged.logits / self.temperature).log_softmax(dim=-1)
+        students = (attacked / self.temperature).log_softmax(dim=-1)
+        soft = self.temperature**2 * (targets.exp() * (targets - students)).sum(dim=-1)
         return {
             "attacked": ((1 - share) * hard).mean(dim=1).sum(),
-            "amalgam": (share * soft).mean(dim=1).sum(),
+            "kd": (share * soft).mean(dim=1).sum(),
         }
 
-    def _teaching(self, outputs: Outputs) -> Tensor:
-        """The logits that are amalgamated, detached, (M, B, C)."""
+    def teacher_logits(self, outputs: Outputs) -> Tensor:
+        """The logits to merge, detached, (M, B, C)."""
         raise NotImplementedError
 
 
 @dataclass
-class AtAka(_Amalgamating):
-    """AT-AKA's student; as many particles as teachers.
+class AtAka(MergedTeachers):
+    """AT-AKA's student, with one particle for every teacher.
 
     Attributes:
-        merge: how several logits become one, see `amalgam`: "softmin", "correct-mean", "min-logit" or "mean".
+        merge: how the teachers' logits are merged, see `teacher_merging`: "softmin", "correct-mean", "min-logit" or
+            "mean".
         tau: temperature of the merge "softmin".
-        alpha: share of the amalgam in the loss, in [0, 1]; the rest is the label's.
+        alpha: share of distillation in the loss, in [0, 1]; the rest is cross-entropy.
         temperature: T.
-        repulsion_weight: see `attacks.particles.ParticleConfig`.
-        own_teachers: how many teachers `mexit train` makes where none is named.
+        repulsion_weight: see `attacks.svgd.ParticleConfig`.
+        own_teachers: number of teachers that `mexit train` trains first where none is named.
     """
 
     uses_teachers = True
 
     own_teachers: int = 2
+    known: Setup = field(init=False, repr=False)
 
     def setup(self, setup: Setup) -> None:
-        """See `base.TrainingMethod`."""
+        """Keep the teachers."""
         if not setup.teachers:
-            raise UsageError("at-aka needs robust networks that teach: name runs with --teacher RUN")
+            raise UsageError("at-aka needs robust teachers: name runs with --teacher RUN")
         self.known = setup
 
     def craft(self, batch: Batch) -> Tensor | None:
-        """One particle a sample, (1, B, C, H, W)."""
-        return _one_each(batch, _craft(batch, len(self.known.teachers), self.repulsion_weight))
+        """One particle per sample, (1, B, C, H, W)."""
+        return _craft_one_of(batch, _particle_config(batch, len(self.known.teachers), self.repulsion_weight))
 
-    def _teaching(self, outputs: Outputs) -> Tensor:
+    def teacher_logits(self, outputs: Outputs) -> Tensor:
+        """The teachers' logits on the attacked images."""
         assert outputs.attacked_images is not None
         images, teachers = outputs.attacked_images[0], self.known.teachers
         with torch.no_grad(), self.known.autocast():
-            return torch.stack([teacher.one_exit(images, teacher.exits) for teacher in teachers])
+            return torch.stack([teacher.forward_exit(images, teacher.exits) for teacher in teachers])
 
 
 @dataclass
-class CatAka(_Amalgamating):
-    """Its collaborative form: the last exits teach all exits.
+class CatAka(MergedTeachers):
+    """The collaborative form: the merged logits of the last exits are the target of all exits.
 
     Attributes:
-        merge: how several logits become one, see `amalgam`: "softmin", "correct-mean", "min-logit" or "mean".
+        merge: how the exits' logits are merged, see `teacher_merging`: "softmin", "correct-mean", "min-logit" or
+            "mean".
         tau: temperature of the merge "softmin".
-        alpha: share of the amalgam in the loss, in [0, 1]; less than at-aka's, for here only the label brings
-            news from outside.
+        alpha: share of distillation in the loss, in [0, 1]; smaller than at-aka's, because only the label adds
+            knowledge from outside the network.
         temperature: T.
-        repulsion_weight: see `attacks.particles.ParticleConfig`.
-        last: how many exits teach, k; as many particles.
+        repulsion_weight: see `attacks.svgd.ParticleConfig`.
+        last: number of exits that are merged, k, and of particles.
     """
 
     alpha: float = 0.5
     last: int = 2
 
     def setup(self, setup: Setup) -> None:
-        """See `base.TrainingMethod`."""
+        """Check the number of merged exits."""
         if not 2 <= self.last <= setup.exits:
             raise UsageError(f"last must be 2 to the number of exits, here {setup.exits}; found {self.last}")
-        self.known = setup
 
     def craft(self, batch: Batch) -> Tensor | None:
-        """One particle a sample, (1, B, C, H, W)."""
-        climbs = tuple(range(batch.model.exits - self.last + 1, batch.model.exits + 1))
-        return _one_each(batch, _craft(batch, self.last, self.repulsion_weight, climbs))
+        """One particle per sample, (1, B, C, H, W)."""
+        exits = tuple(range(batch.model.exits - self.last + 1, batch.model.exits + 1))
+        return _craft_one_of(batch, _particle_config(batch, self.last, self.repulsion_weight, exits))
 
-    def _teaching(self, outputs: Outputs) -> Tensor:
-        return outputs.need_attacked()[-self.last :].detach()
+    def teacher_logits(self, outputs: Outputs) -> Tensor:
+        """The logits of the last exits, detached."""
+        return outputs.require_attacked()[-self.last :].detach()
 
 
-def _craft(batch: Batch, count: int, repulsion_weight: float, climbs: tuple[int, ...] = ()) -> Tensor | None:
-    """SVGD particles under the batch's attack, (count, B, C, H, W)."""
+def _particle_config(
+    batch: Batch, count: int, repulsion_weight: float, exits: tuple[int, ...] = ()
+) -> ParticleConfig | None:
+    """SVGD particles with the batch's attack; None without an attack."""
     if batch.attack is None:
         return None
-    swarm = ParticleConfig(
+    return ParticleConfig(
         count,
-        batch.attack.steps,
-        climbs=climbs,
-        mix=not climbs,
+        batch.attack.pgd,
+        exits=exits,
+        mix_gradients=not exits,
         repulsion_weight=repulsion_weight,
         train_mode=batch.attack.train_mode,
     )
-    return craft_particles(
-        batch.model, batch.images, batch.labels, swarm, draw=batch.draw, index=batch.index, autocast=batch.autocast
-    )
 
 
-def _one_each(batch: Batch, particles: Tensor | None) -> Tensor | None:
-    """For each sample one of its particles, drawn by its place: (V, B, C, H, W) to (1, B, C, H, W)."""
-    if particles is None:
+def _craft_one_of(batch: Batch, config: ParticleConfig | None) -> Tensor | None:
+    """One randomly drawn particle per sample, (1, B, C, H, W)."""
+    if config is None:
         return None
-    drawn = batch.draw.uniform("one particle", batch.index, ())
-    chosen = (drawn * len(particles)).long()
+    particles = craft_particles(
+        batch.model,
+        batch.images,
+        batch.labels,
+        config,
+        rng=batch.rng,
+        index=batch.index,
+        autocast=batch.autocast,
+    )
+    chosen = (batch.rng.uniform("one particle", batch.index, ()) * len(particles)).long()
     return particles[chosen, torch.arange(len(chosen), device=chosen.device)][None]
+
+
+def craft_one_particle(batch: Batch, config: ParticleConfig, particle: int) -> Tensor:
+    """Move one particle of SVGD; the others stay at their random starts and repel it.
+
+    Args:
+        batch: images to attack.
+        config: the particles; the loss is the mean over exits, the gradient that of the moving particle alone.
+        particle: index of the particle that moves, from 0.
+
+    Returns:
+        (B, C, H, W), detached.
+    """
+    config = replace(config, mix_gradients=False)
+    noise = [batch.rng.uniform(f"particle {m}", batch.index, batch.images.shape[1:]) for m in range(config.count)]
+    others = [random_start(batch.images, config.pgd, start).clamp_(0, 1) for start in noise]
+
+    def loss(attacked: Tensor) -> Tensor:
+        with batch.autocast():
+            logits = batch.model(attacked)
+        return exit_cross_entropy(logits, batch.labels).mean(dim=0)
+
+    def direction(attacked: Tensor, gradient: Tensor) -> Tensor:
+        particles = torch.stack([attacked if m == particle else other for m, other in enumerate(others)]).flatten(
+            2
+        )
+        gradients = torch.zeros_like(particles)
+        gradients[particle] = gradient.float().flatten(1)
+        return stein_direction(particles, gradients, config)[particle].reshape(attacked.shape)
+
+    with frozen(batch.model, config.train_mode):
+        turn = direction if config.count > 1 else None
+        return pgd(batch.images, config.pgd, loss, noise[particle], turn)

@@ -1,39 +1,41 @@
-"""What every method is: a thin objective on the same loop.
+"""The interface of a training method, and the data that the training loop passes to it.
 
-For each batch the loop asks the objective for attacked images (`craft`), runs the network on the clean and on the
-attacked ones, lets the objective change itself (`adapt`), and minimises the sum of its `terms`. Most methods
-are `terms` alone.
+For each batch the loop asks the method for attacked images (`craft`), runs the network on the clean and the attacked
+images, lets the method update its own weights (`adapt`), minimises the sum of its `terms`, and calls `after_step`.
+Most methods implement `terms` alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import Attack, Autocast, craft, exit_losses
+from mexit.attacks.losses import exit_cross_entropy
+from mexit.attacks.multi_exit_attack import Attack, Autocast, craft
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
-from mexit.train.distributed import ALONE, ProcessGroup
+from mexit.train.distributed import SINGLE_PROCESS, ProcessGroup
 
-Sweep = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]
+TrainLogits = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What an objective may know before the first step.
+    """The run that a method is part of.
 
     Attributes:
-        exits, classes: E and C of the network that is trained.
-        device: where it lives.
-        teachers: frozen networks named by `--teacher`, in eval mode, on the same device.
-        autocast: the context for their forward passes.
-        model: the network that is trained, for terms on its weights.
-        team: the processes among which every batch is shared: what is summed over a batch is summed over them.
+        exits, classes: E and C of the trained network.
+        device: the torch device of its tensors.
+        teachers: the networks named by `--teacher`: frozen, in eval mode, on `device`.
+        autocast: the context for forward passes.
+        model: the trained network, for terms on its weights and for attacks of the method's own.
+        process_group: the processes that share every batch; sums over a batch are sums over these processes.
+        data_set: the data set as named after `--data`, for published settings that depend on it.
     """
 
     exits: int
@@ -42,19 +44,21 @@ class Setup:
     teachers: tuple[MultiExit, ...] = ()
     autocast: Autocast = nullcontext
     model: MultiExit | None = None
-    team: ProcessGroup = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
+    data_set: str = ""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What an objective crafts attacked images from.
+    """This process's part of a batch, before the forward pass.
 
     Attributes:
-        model: the network that is trained.
-        images: (B, C, H, W) in [0, 1].
-        labels, index: classes and places in the data set, (B,) int64.
-        attack: what to train on; None = clean images only.
-        draw: randomness of the epoch.
+        model: the network to attack.
+        images: (B, C, H, W) float32 in [0, 1].
+        labels: classes, (B,) int64.
+        index: positions in the data set, (B,) int64.
+        attack: the training attack; None = clean images only.
+        rng: random numbers of the epoch.
         autocast: the context for forward passes.
     """
 
@@ -63,82 +67,101 @@ class Batch:
     labels: Tensor
     index: Tensor
     attack: Attack | None
-    draw: CounterRNG
+    rng: CounterRNG
     autocast: Autocast = nullcontext
 
 
 @dataclass(frozen=True)
+class StepInfo:
+    """The position of one step in the run.
+
+    Attributes:
+        number: of the step in the run, from 0; the same in every process.
+        progress: fraction of the run that is done, in [0, 1).
+        share: fraction of the whole batch that this process has, in (0, 1].
+        label_smoothing: in [0, 1).
+    """
+
+    number: int = 0
+    progress: float = 0.0
+    share: float = 1.0
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
 class View:
-    """One version of a batch and what the network made of it.
+    """One version of the images of a batch, and the network's logits on it.
 
     Attributes:
         name: "clean" or "attacked".
-        logits: (E, B, C) float32.
         images: (B, C, H, W).
+        logits: (E, B, C) float32.
     """
 
     name: str
-    logits: Tensor
     images: Tensor
+    logits: Tensor
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the loop computed for one batch.
+    """The network's logits on one batch.
 
     Attributes:
-        labels: (B,) int64.
-        index: places in the data set, (B,) int64.
-        clean: logits on the images, (E, B, C) float32.
-        attacked: logits on the attacked images, (E, B, C) float32; None where the method trains on clean ones.
-        draw: randomness of the epoch.
-        variants: logits on every attacked version of the images, (V, E, B, C); `attacked` is the first.
-        images: (B, C, H, W).
-        attacked_images: (V, B, C, H, W), detached.
-        smoothing: of the labels, in [0, 1).
-        progress: the share of the run that is done, in [0, 1).
-        share: of the whole batch that this process's part of it is.
+        batch: images, labels and random numbers.
+        clean: logits on the clean images, (E, B, C) float32.
+        variants: logits on every attacked version of the images, (V, E, B, C) float32; None without an attack.
+        attacked_images: those versions, (V, B, C, H, W), detached; None without an attack.
+        step: the position of the step in the run.
     """
 
-    labels: Tensor
-    index: Tensor
+    batch: Batch
     clean: Tensor
-    attacked: Tensor | None
-    draw: CounterRNG
     variants: Tensor | None = None
-    images: Tensor = field(default_factory=lambda: Tensor())
     attacked_images: Tensor | None = None
-    smoothing: float = 0.0
-    progress: float = 0.0
-    share: float = 1.0
+    step: StepInfo = StepInfo()
+
+    @property
+    def labels(self) -> Tensor:
+        """Classes, (B,) int64."""
+        return self.batch.labels
+
+    @property
+    def attacked(self) -> Tensor | None:
+        """Logits on the first attacked version, (E, B, C); None without an attack."""
+        return None if self.variants is None else self.variants[0]
+
+    def require_variants(self) -> Tensor:
+        """Logits on every attacked version, (V, E, B, C). Raises `UsageError` in a run without an attack."""
+        if self.variants is None:
+            raise UsageError("this method trains on attacked images: choose --attack average or max-average")
+        return self.variants
+
+    def require_attacked(self) -> Tensor:
+        """Logits on the first attacked version, (E, B, C). Raises `UsageError` in a run without an attack."""
+        return self.require_variants()[0]
+
+    def views(self) -> list[View]:
+        """The clean images, and in a run with an attack the first attacked version."""
+        views = [View("clean", self.batch.images, self.clean)]
+        if self.variants is not None:
+            assert self.attacked_images is not None
+            views.append(View("attacked", self.attacked_images[0], self.variants[0]))
+        return views
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Mean over samples of the cross-entropy with the (smoothed) labels: (E, B, C) to (E,)."""
-        return exit_losses(logits, self.labels, self.smoothing).mean(dim=1)
-
-    def views(self) -> list[View]:
-        """The clean images, and the attacked ones where the run has them."""
-        views = [View("clean", self.clean, self.images)]
-        if self.attacked is not None:
-            images = Tensor() if self.attacked_images is None else self.attacked_images[0]
-            views.append(View("attacked", self.attacked, images))
-        return views
-
-    def need_attacked(self) -> Tensor:
-        """`attacked`, or `UsageError` where the run has none."""
-        if self.attacked is None:
-            raise UsageError("this method trains on attacked images: choose --attack average or max-average")
-        return self.attacked
+        return exit_cross_entropy(logits, self.labels, self.step.label_smoothing).mean(dim=1)
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What an objective that learns its own weights may use before a step.
+    """What a method that learns weights of its own terms may use before a step.
 
     Attributes:
-        model: the network; gradients of its parameters may be taken from `Outputs`.
-        lr: of the step that follows.
-        selection: draws images (B, C, H, W) and labels (B,) of the selection split.
+        model: the trained network; `Outputs` holds graphs to its parameters.
+        lr: the learning rate of the step that follows.
+        selection: returns images (B, C, H, W) and labels (B,) drawn from the selection split.
         autocast: the context for forward passes.
     """
 
@@ -148,14 +171,16 @@ class Adaptation:
     autocast: Autocast
 
 
+@dataclass
 class TrainingMethod:
-    """A training objective. Subclasses are dataclasses; their fields are what `--set` sets.
+    """Base class of the methods. Subclasses are dataclasses; their fields are the options of `--set`.
 
     Attributes:
-        inputs: what it trains on, for the table of methods.
-        default_attack: where none is named: "none" if clean images are enough, else one of `OBJECTIVES`.
-        attack_use: "required"; "preferred", which also trains under `--attack none`; "optional" or "never".
-        uses_teachers: whether `--teacher` may be given; the networks are then in `Setup.teachers`.
+        inputs: the images it trains on, for the table of methods.
+        default_attack: the attack where none is named: "none", or one of `multi_exit_attack.OBJECTIVES`.
+        attack_use: "required"; "preferred" (attacked by default, `--attack none` is allowed); "optional" (clean by
+            default); or "never".
+        uses_teachers: whether `--teacher` is allowed; the networks are then in `Setup.teachers`.
     """
 
     inputs: ClassVar[str] = "clean and attacked"
@@ -164,17 +189,20 @@ class TrainingMethod:
     uses_teachers: ClassVar[bool] = False
 
     def setup(self, setup: Setup) -> None:
-        """Called once, before the first step or before `load`."""
+        """Prepare for a run; called once, before the first step and before `load_state_dict`."""
 
-    def begin_epoch(self, epoch: int, epochs: int, sweep: Sweep) -> None:
-        """Called before each epoch, from 0.
+    def begin_epoch(self, epoch: int, epochs: int, train_logits: TrainLogits) -> None:
+        """Prepare for an epoch.
 
-        `sweep(attacked)` yields logits (E, B, C) and labels (B,) over this process's share of the training split,
-        without gradients.
+        Args:
+            epoch: from 0.
+            epochs: of the whole run.
+            train_logits: with True for attacked and False for clean images, yields logits (E, B, C) and labels (B,)
+                over this process's part of the training split, without gradients.
         """
 
     def craft(self, batch: Batch) -> Tensor | None:
-        """Attacked versions of the images, (V, B, C, H, W), or None."""
+        """Attacked versions of the images, (V, B, C, H, W), detached; None without an attack."""
         if batch.attack is None:
             return None
         attacked = craft(
@@ -182,29 +210,29 @@ class TrainingMethod:
             batch.images,
             batch.labels,
             batch.attack,
-            draw=batch.draw,
+            rng=batch.rng,
             index=batch.index,
             autocast=batch.autocast,
         )
         return attacked[None]
 
     def adapt(self, outputs: Outputs, adaptation: Adaptation) -> None:
-        """Called before `terms`; for methods that learn weights of their own terms."""
+        """Update weights of the method's own terms; called before `terms`."""
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Named scalars whose sum is minimised."""
+        """Named scalars whose sum is minimised. May be called more than once a step; changes nothing."""
         raise NotImplementedError
 
-    def stepped(self, outputs: Outputs) -> None:
-        """Called after the optimiser's step."""
+    def after_step(self, outputs: Outputs) -> None:
+        """Update the method's state after the optimiser's step."""
 
-    def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs besides the weights; kept in the checkpoint."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state that a resumed run needs besides the network's weights; kept in the checkpoint."""
         return {}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
 
     def report(self) -> dict[str, list[float]]:
-        """Extra entries of the epoch's log line, one value an exit."""
+        """Further entries of the epoch's log line, one value per exit."""
         return {}

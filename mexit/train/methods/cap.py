@@ -1,16 +1,17 @@
 """`cap`: confined adversarial polytopes (S. M. Hamidi, L. Ye, ICASSP 2024, arXiv 2401.07991).
 
-    loss = sum_i [ (1/N) sum_k CE(f_i(x_k), y) + weight (1/N) sum_k | p_i(x_k) - c_i |^2 ],   k = 1 ... N
+    loss = sum_i [ CE(f_i(x), y) + (1/N) sum_k CE(f_i(x_k), y) + weight (1/N) sum_k | p_i(x_k) - c_i |^2 ]
 
-The outputs that an exit gives inside the ball around x form a polytope. N particles x_k find corners of it
-(`attacks.particles`), and the second term pulls the corners to their centre c_i, so that the polytope does not
-reach a decision boundary. With c_i the mean of the corners it is (1 / 2 N^2) sum_{k,l} | p_k - p_l |^2.
+The outputs of an exit on the ball around x form a polytope. N particles x_k find corners of it (see
+`attacks.svgd`), and the last term pulls the corners towards their centre c_i, so that the polytope does not reach a
+decision boundary. With c_i the mean of the corners it is (1 / 2 N^2) sum_{k,l} | p_k - p_l |^2.
 
-Certain, from the abstract: particles find corner points; cross-entropy plus a weighted distance of the corners
-from the centre. Readings, for neither code nor equations were found: every number; cross-entropy on the corners
-only (`clean_weight` adds the clean images); the centre; probabilities instead of logits, which a network could
-simply shrink; which exits are climbed: all exits share the particles, particle k climbs exit k, and after the last
-exit the first again, so that with N >= E every exit gets a corner of its own.
+Published, in the abstract: particles find corner points; cross-entropy plus a weighted distance of the corners from
+the centre. Our readings, because neither code nor equations were available: every number; cross-entropy on clean
+images and on the corners; the centre; probabilities for logits, because a network could shrink its logits; SVGD,
+which the same authors use in AT-AKA, with its kernel-averaged gradient (`mix`); all exits share the particles, and
+particle k maximises the loss of exit k, after the last exit of the first again, so that with N >= E every exit has a
+corner of its own.
 """
 
 from __future__ import annotations
@@ -28,37 +29,38 @@ CENTRES = ("mean", "clean")
 CLIMBS = ("each", "mean")
 
 
-@dataclass(frozen=True)
+@dataclass
 class CAP(TrainingMethod):
     """CAP. A step costs N (steps + 1) passes through the network.
 
     Attributes:
         particles: N.
-        steps: of the particles; radius and step size are those of the attack.
-        move: what keeps the particles apart: "svgd", "spread" or "facet", see `attacks.particles`.
-        climbs: particles climb "each" its exit, or all the "mean" over exits.
-        repulsion_weight, spread_weight: see `attacks.particles.ParticleConfig`.
-        weight: of the distance from the centre.
-        warm_up: share of the run over which `weight` grows from 0.
-        on: distances of "probs" or of "logits"; for logits a tenth of the weight is a fair start.
-        centre: "mean" of the corners, or the output on the "clean" image.
-        clean_weight: of the cross-entropy on clean images.
+        steps: number of steps of the particles; radius and step size are those of the attack.
+        move: what separates the particles: "svgd", "spread" or "facet", see `attacks.svgd`.
+        climbs: the loss that a particle maximises: of "each" particle's exit, or the "mean" over exits.
+        mix: whether a particle follows SVGD's kernel average of all particles' gradients, or its own gradient.
+        repulsion_weight, spread_weight: see `attacks.svgd.ParticleConfig`.
+        weight: weight of the distance from the centre.
+        warm_up: fraction of the run over which `weight` grows from 0, in [0, 1].
+        on: distances between "probs" or between "logits"; for logits start with a tenth of the weight.
+        centre: the "mean" of the corners, or the output on the "clean" image.
+        clean_weight: weight of the cross-entropy on clean images.
     """
 
-    inputs = "attacked"
     default_attack = "average"
 
     particles: int = 4
     steps: int = 5
     move: str = "svgd"
     climbs: str = "each"
+    mix: bool = True
     repulsion_weight: float = 0.1
     spread_weight: float = 0.01
     weight: float = 0.5
     warm_up: float = 0.1
     on: str = "probs"
     centre: str = "mean"
-    clean_weight: float = 0.0
+    clean_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.on not in SPACES or self.centre not in CENTRES or self.climbs not in CLIMBS:
@@ -68,7 +70,7 @@ class CAP(TrainingMethod):
             )
         if not (self.weight >= 0 and self.clean_weight >= 0 and 0 <= self.warm_up <= 1):
             raise UsageError(
-                "weight and clean_weight must be at least 0, and warm_up, a share of the run, in [0, 1]; found "
+                "weight and clean_weight must be at least 0, and warm_up, a fraction of the run, in [0, 1]; found "
                 f"{self.weight}, {self.clean_weight}, {self.warm_up}"
             )
 
@@ -76,13 +78,12 @@ class CAP(TrainingMethod):
         """The N particles, (N, B, C, H, W)."""
         if batch.attack is None:
             return None
-        each = self.climbs == "each"
-        swarm = ParticleConfig(
+        config = ParticleConfig(
             self.particles,
-            replace(batch.attack.steps, count=self.steps),
+            replace(batch.attack.pgd, steps=self.steps),
             self.move,
-            climbs=tuple(range(1, batch.model.exits + 1)) if each else (),
-            mix=not each,
+            exits=tuple(range(1, batch.model.exits + 1)) if self.climbs == "each" else (),
+            mix_gradients=self.mix,
             repulsion_weight=self.repulsion_weight,
             spread_weight=self.spread_weight,
             train_mode=batch.attack.train_mode,
@@ -91,22 +92,20 @@ class CAP(TrainingMethod):
             batch.model,
             batch.images,
             batch.labels,
-            swarm,
-            draw=batch.draw,
+            config,
+            rng=batch.rng,
             index=batch.index,
             autocast=batch.autocast,
         )
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
-        outputs.need_attacked()
-        corners = outputs.variants
-        assert corners is not None
+        """Cross-entropy on the corners and on clean images, and the distance of the corners from their centre."""
+        corners = outputs.require_variants()
         losses = [outputs.cross_entropy(logits) for logits in corners]
         terms = {"attacked": sum(losses[1:], losses[0]).sum() / len(losses)}
         if self.weight:
-            grown = min(1.0, outputs.progress / self.warm_up) if self.warm_up else 1.0
-            terms["cap"] = self.weight * grown * self._distances(corners, outputs.clean).sum()
+            reached = min(1.0, outputs.step.progress / self.warm_up) if self.warm_up else 1.0
+            terms["cap"] = self.weight * reached * self._distances(corners, outputs.clean).sum()
         if self.clean_weight:
             terms["clean"] = self.clean_weight * outputs.cross_entropy(outputs.clean).sum()
         return terms

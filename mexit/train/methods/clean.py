@@ -1,4 +1,4 @@
-"""`clean`: cross-entropy of every exit on the images as they are, summed over exits (MSDNet, ICLR 2018)."""
+"""`clean`: cross-entropy of every exit on clean images, summed over exits (MSDNet, ICLR 2018)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 from mexit.train.methods.base import Outputs, TrainingMethod
 
 
-@dataclass(frozen=True)
+@dataclass
 class Clean(TrainingMethod):
-    """Minimises sum_k CE(f_k(x), y)."""
+    """Training on clean images: sum_k CE(f_k(x), y)."""
 
     inputs = "clean"
     default_attack = "none"
     attack_use = "never"
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
+        """The cross-entropy on clean images, summed over exits."""
         return {"clean": outputs.cross_entropy(outputs.clean).sum()}

@@ -2,16 +2,16 @@
 
     L_train = sum_i gamma_i CE_i + sum_{i<j} gamma_ij KD_ij        exit i learns from every later exit j
     L_val   = alpha sum_i CE_i + (1 - alpha) sum_i softplus( CE_i / EMA_i - 1 )        on the selection split
-    gamma  <- max( 0, gamma - gamma_lr d L_val(theta') / d gamma ),  theta' one step ahead, see `bilevel`
+    gamma  <- max( 0, gamma - gamma_lr d L_val(theta') / d gamma ),  theta' one step ahead, see `hypergradient`
 
-Certain, from descriptions of the paper: learned weights on every cross-entropy and on every pair, updated in turn
-with the network by the gradient of a held-out loss one step ahead; its second part is a soft hinge that measures
-each exit against a moving average of its own loss; alpha = 0.5. Readings, for no code was published: KD is T^2
-times the cross-entropy with the detached softmax of the later exit at temperature T, as in DBT (M. Phuong,
-C. Lampert, ICCV 2019); the ratio and its moving average; gamma's step size and the clamp. Nothing was found of a
-normalisation of gamma, and there is none: what grows in sum acts like a larger learning rate. The paper is about
-clean images, and so is the validation loss; with `--attack` the same losses of the attacked images are added to
-the training loss with the same weights.
+Published, in descriptions of the paper: learned weights on every cross-entropy and on every pair, updated
+alternately with the network by the gradient of a held-out loss one step ahead; the second part of that loss is a
+soft hinge that compares each exit with a moving average of its own loss; alpha = 0.5. Our readings, because no code
+was available: KD is T^2 times the cross-entropy with the detached softmax of the later exit at temperature T, as in
+DBT (M. Phuong, C. Lampert, ICCV 2019); the ratio and its moving average; the step size of gamma and the clamp; gamma
+is not normalised, so a growing sum acts as a larger learning rate. The paper is about clean images, and so is the
+validation loss; with `--attack` the same losses of the attacked images are added to the training loss with the same
+weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.errors import UsageError
 from mexit.train.methods.base import Adaptation, Outputs, Setup, TrainingMethod
 from mexit.train.methods.distillation import soft_cross_entropy
@@ -34,7 +34,7 @@ from mexit.train.methods.hypergradient import hypergradient
 VARIANTS = ("hdkd", "naive", "hmsdnet", "hdbt")
 STARTS = ("dbt", "ce", "uniform")
 POSITIVE = ("clamp", "softplus")
-SMALLEST = 1e-3  # the first weight where softplus, which never reaches 0, should start at 0
+SMALLEST = 1e-3  # the start of a softplus weight that should be 0, which softplus never reaches
 
 
 @dataclass
@@ -42,17 +42,17 @@ class HDKD(TrainingMethod):
     """Harmonised dense knowledge distillation, and the variants of its ablation.
 
     Attributes:
-        variant: "hdkd"; "naive" = all pairs, every weight 1, nothing learned; "hmsdnet" = cross-entropies only;
-            "hdbt" = the last exit is the only teacher.
-        start: weights at first: "dbt" = 1 on cross-entropies and on pairs with the last exit, 0 on other pairs;
-            "ce" = 1 on cross-entropies, 0 on pairs; "uniform" = 1. The paper found little difference.
-        frozen: weights that are not learned: one an exit, then one a pair (1, 2), (1, 3), ... (E-1, E) of student
-            and teacher; () = learned.
-        temperature: T; 1 is where DBT starts, its constant variant has 4.
+        variant: "hdkd"; "naive" = all pairs with constant weights of 1; "hmsdnet" = cross-entropies only; "hdbt" =
+            the last exit is the only teacher.
+        start: first weights: "dbt" = 1 on cross-entropies and on pairs with the last exit, 0 on other pairs; "ce" =
+            1 on cross-entropies, 0 on pairs; "uniform" = 1. The paper reports little difference.
+        frozen: constant weights: one per exit, then one per pair (1, 2), (1, 3), ... (E-1, E) of student and
+            teacher; () = learned weights.
+        temperature: T; DBT starts at 1, its constant variant has 4.
         gamma_lr: step size of the weights.
-        every: update the weights at each of so many steps; an update costs about two more steps.
-        positive: how weights stay at least 0: "clamp", or "softplus" of what is learned.
-        alpha: share of the plain cross-entropy in the validation loss.
+        every: number of steps between updates of the weights; an update costs about two more steps.
+        positive: how weights stay at least 0: "clamp", or "softplus" of a learned value.
+        alpha: share of the plain cross-entropy in the validation loss, in [0, 1].
         ema: momentum of each exit's expected validation loss, in [0, 1).
     """
 
@@ -88,19 +88,19 @@ class HDKD(TrainingMethod):
             )
 
     def setup(self, setup: Setup) -> None:
-        """See `base.TrainingMethod`."""
-        self.team = setup.team
+        """Initialise the weights."""
+        self.process_group = setup.process_group
         self.exits, self.pairs = setup.exits, teacher_pairs(setup.exits, self.variant)
-        gamma = self._first().to(setup.device)
+        gamma = self._initial_gamma().to(setup.device)
         self.raw = gamma.clamp_min(SMALLEST).expm1().log() if self._soft() else gamma
         self.expected = torch.zeros(setup.exits, device=setup.device)
 
     def gamma(self) -> Tensor:
-        """The weights: of the cross-entropy of every exit, then of every one of `pairs`."""
+        """The weights of the cross-entropy of every exit, then of every pair in `pairs`."""
         return self._positive(self.raw)
 
     def adapt(self, outputs: Outputs, adaptation: Adaptation) -> None:
-        """Move gamma down the gradient of the validation loss one step ahead; with one exit there is no choice."""
+        """Move gamma down the gradient of the validation loss one step ahead; with one exit gamma stays."""
         self.steps += 1
         if not self._learned() or (self.steps - 1) % self.every:
             return
@@ -112,29 +112,29 @@ class HDKD(TrainingMethod):
             raw,
             adaptation.lr,
             images,
-            lambda logits: self._judge(logits, labels),
+            lambda logits: self._validation_loss(logits, labels),
             adaptation.autocast,
-            partial(self.team.sum, weight=outputs.share),
+            partial(self.process_group.sum, weight=outputs.step.share),
         )
         raw = self.raw - self.gamma_lr * gradient
         self.raw = raw if self._soft() else raw.clamp_min(0)
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
+        """The weighted cross-entropies ("ce") and distillation losses ("kd")."""
         weighted = self.gamma() * self.losses(outputs)
         terms = {"ce": weighted[: self.exits].sum()}
         return terms | {"kd": weighted[self.exits :].sum()} if self.pairs else terms
 
     def losses(self, outputs: Outputs) -> Tensor:
-        """L_k, in the order of `gamma`: clean, and attacked added where there is an attack."""
-        return torch.stack([self._of_logits(outputs, view.logits) for view in outputs.views()]).sum(dim=0)
+        """The losses L_k in the order of `gamma`; with an attack, those of clean and attacked images added."""
+        return torch.stack([self._losses_of(outputs, view.logits) for view in outputs.views()]).sum(dim=0)
 
-    def state(self) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights, the expected validation losses, and the number of steps."""
         return {"gamma": self.raw, "expected": self.expected, "steps": torch.tensor(self.steps)}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """See `base.TrainingMethod`."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
         self.raw = state["gamma"].to(self.raw.device)
         self.expected, self.steps = state["expected"].to(self.raw.device), int(state["steps"])
 
@@ -153,7 +153,7 @@ class HDKD(TrainingMethod):
     def _positive(self, raw: Tensor) -> Tensor:
         return F.softplus(raw) if self._soft() else raw
 
-    def _first(self) -> Tensor:
+    def _initial_gamma(self) -> Tensor:
         terms = self.exits + len(self.pairs)
         if self.frozen:
             if len(self.frozen) != terms or min(self.frozen) < 0:
@@ -165,12 +165,10 @@ class HDKD(TrainingMethod):
             return torch.tensor(self.frozen, dtype=torch.float32)
         if self.variant == "naive" or self.start == "uniform":
             return torch.ones(terms)
-        teacher_probabilities = [
-            float(self.start == "dbt" and teacher == self.exits - 1) for _, teacher in self.pairs
-        ]
-        return torch.tensor([1.0] * self.exits + teacher_probabilities)
+        of_pairs = [float(self.start == "dbt" and teacher == self.exits - 1) for _, teacher in self.pairs]
+        return torch.tensor([1.0] * self.exits + of_pairs)
 
-    def _of_logits(self, outputs: Outputs, logits: Tensor) -> Tensor:
+    def _losses_of(self, outputs: Outputs, logits: Tensor) -> Tensor:
         losses = outputs.cross_entropy(logits)
         if not self.pairs:
             return losses
@@ -179,21 +177,20 @@ class HDKD(TrainingMethod):
         soft = soft_cross_entropy(logits[list(students)] / self.temperature, targets[list(teachers)])
         return torch.cat([losses, self.temperature**2 * soft])
 
-    def _judge(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """L_val, which then takes its part in the moving average."""
-        losses = exit_losses(logits, labels).mean(dim=1)
-        now = losses.detach()
-        expected = torch.where(self.expected > 0, self.expected, now)
-        self.expected = self.ema * expected + (1 - self.ema) * now
+    def _validation_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """L_val against the moving average of earlier calls; updates the average."""
+        losses = exit_cross_entropy(logits, labels).mean(dim=1)
+        current = losses.detach()
+        expected = torch.where(self.expected > 0, self.expected, current)
+        self.expected = self.ema * expected + (1 - self.ema) * current
         return balanced_loss(losses, expected, self.alpha)
 
 
 def teacher_pairs(exits: int, variant: str = "hdkd") -> list[tuple[int, int]]:
-    """Student and teacher of every distillation term, from 0: every later exit teaches, or only the last."""
+    """Student and teacher of every distillation term, from 0; the teachers are all later exits, or only the last."""
     if variant == "hmsdnet":
         return []
-    every = combinations(range(exits), 2)
-    return [(i, j) for i, j in every if variant != "hdbt" or j == exits - 1]
+    return [(i, j) for i, j in combinations(range(exits), 2) if variant != "hdbt" or j == exits - 1]
 
 
 def balanced_loss(losses: Tensor, expected: Tensor, alpha: float) -> Tensor:

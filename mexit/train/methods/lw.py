@@ -1,10 +1,10 @@
-"""`lw`: adversarial training with small exit classifiers (Chen et al., 2022), a baseline in NEO-KD's comparison.
+"""`lw`: adversarial training with a penalty on the exit classifiers (Chen et al., 2022), a baseline of NEO-KD.
 
     loss = sum_k [ clean_weight CE(f_k(x), y) + attacked_weight CE(f_k(x_adv), y) + weight ||W_k||_F^2 ]
 
-with W_k the weights of the last linear layer of exit k. Certain: the weights of exit classifiers are penalised.
-Readings: the squared Frobenius norm, the same factor for all exits, biases left out, and the size of `weight`. The
-log shows the norms: the penalty is against late exits whose weights grow above those of early ones.
+W_k are the weights of the last linear layer of exit k. Published: the weights of the exit classifiers are penalised,
+because those of late exits grow above those of early ones. Our readings: the squared Frobenius norm, the same factor
+for all exits, no penalty on biases, and the size of `weight`. The log shows the norms.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from mexit.train.methods.base import Outputs, Setup, TrainingMethod
 
 @dataclass
 class LW(TrainingMethod):
-    """The adversarial baseline and a penalty on the classifiers.
+    """Adversarial training with a penalty on the classifiers.
 
     Attributes:
-        weight: of the penalty.
-        clean_weight, attacked_weight: of the two cross-entropies.
+        weight: weight of the penalty.
+        clean_weight, attacked_weight: weights of the two cross-entropies.
     """
 
     weight: float = 0.005
@@ -38,13 +38,13 @@ class LW(TrainingMethod):
             raise UsageError(f"weight must be at least 0, found {self.weight}")
 
     def setup(self, setup: Setup) -> None:
-        """See `base.TrainingMethod`."""
+        """Find the classifiers of the network."""
         if setup.model is None:
-            raise MexitError("lw penalises weights of the network, and was set up without it")
+            raise MexitError("method lw needs the trained network in its setup")
         self.classifiers = classifiers(setup.model)
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
+        """The adversarial baseline and the penalty."""
         terms = Adversarial(self.clean_weight, self.attacked_weight).terms(outputs)
         terms["classifiers"] = self.weight * self._squared_norms().sum()
         return terms
@@ -58,11 +58,11 @@ class LW(TrainingMethod):
 
 
 def classifiers(model: MultiExit) -> list[nn.Linear]:
-    """The last linear layer of every exit, in order."""
-    found = []
+    """The last linear layer of every exit, in order. Raises `UsageError` for an exit without one."""
+    layers = []
     for k, stage in enumerate(model.stages, start=1):
-        layers = [layer for layer in stage.head.modules() if isinstance(layer, nn.Linear)]  # type: ignore[union-attr]
-        if not layers:
+        linear = [layer for layer in stage.head.modules() if isinstance(layer, nn.Linear)]  # type: ignore[union-attr]
+        if not linear:
             raise UsageError(f"method lw needs a linear classifier at every exit, and exit {k} has none")
-        found.append(layers[-1])
-    return found
+        layers.append(linear[-1])
+    return layers

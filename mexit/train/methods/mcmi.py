@@ -1,15 +1,15 @@
-"""`mcmi`: a network fine-tuned for more conditional mutual information, which makes a better teacher.
+"""`mcmi`: fine-tuning that raises the conditional mutual information of a network, for better teachers.
 
 L. Ye, S. M. Hamidi, R. Tan, E.-H. Yang: Bayes conditional distribution estimation for knowledge distillation based
-on conditional mutual information, ICLR 2024. Cross-entropy, and in the last epochs, summed over exits,
+on conditional mutual information, ICLR 2024. Training with cross-entropy, and in the last epochs, summed over exits,
 
     loss = CE - weight KL( P || Q_y )        Q_y: mean output on class y in one pass over the data, detached
 
-Certain, from the authors' code: this loss with weight 0.25 for most CIFAR-100 teachers, 20 epochs after 240,
-centroids of one pass in train mode that then stay. Readings: the KL of a sample counts up to `cap`, for it has no
-bound; at most half of a short run is fine-tuned; the learning rate follows the run's schedule, where the authors
+Published, in the authors' code: this loss with weight 0.25 for most CIFAR-100 teachers, 20 epochs after 240, and
+centroids of one pass in train mode that then stay. Our choices: the KL of a sample is capped (`cap`), because it has
+no bound; at most half of a short run is fine-tuned; the learning rate follows the run's schedule, where the authors
 begin a new one. With an attack there is cross-entropy on clean and on attacked images, and centroids and KL are
-those of the attacked ones.
+those of the attacked images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from mexit.errors import UsageError
-from mexit.train.methods.base import Outputs, Setup, Sweep, TrainingMethod
+from mexit.train.methods.base import Outputs, Setup, TrainingMethod, TrainLogits
 from mexit.train.methods.cmi import ClassStatistics, kl_to_centroids
 
 EXITS, SPREADS = ("all", "last"), ("cmi", "entropy")
@@ -28,16 +28,16 @@ EXITS, SPREADS = ("all", "last"), ("cmi", "entropy")
 
 @dataclass
 class MCMI(TrainingMethod):
-    """Cross-entropy, and then outputs of a class are pushed apart.
+    """Cross-entropy, then fine-tuning that spreads the outputs of a class.
 
     Attributes:
-        weight: of the KL; 0.15 to 0.25 is best for teachers, and from 0.6 they get worse.
-        tune_epochs: how many epochs of the run, its last ones, are fine-tuned; at most half of them.
-        refresh: take the centroids anew before each of those epochs.
-        cap: of the KL of a sample, in nats.
-        exits: which are fine-tuned: "all", or the "last" alone.
-        spread: "cmi", or "entropy" = a control that only raises the entropy of the outputs.
-        clean_weight, attacked_weight: of the two cross-entropies.
+        weight: weight of the KL; 0.15 to 0.25 gives the best teachers, 0.6 and more gives worse ones.
+        tune_epochs: number of epochs, at the end of the run, that are fine-tuned; at most half of the run.
+        refresh: recompute the centroids before each of those epochs.
+        cap: largest KL of a sample, in nats.
+        exits: the exits that are fine-tuned: "all" or the "last".
+        spread: "cmi", or "entropy": a control that raises the entropy of the outputs instead.
+        clean_weight, attacked_weight: weights of the two cross-entropies.
     """
 
     inputs = "clean, or clean and attacked"
@@ -45,7 +45,7 @@ class MCMI(TrainingMethod):
     attack_use = "optional"
 
     weight: float = 0.25
-    tune_epochs: float = 20.0
+    tune_epochs: int = 20
     refresh: bool = False
     cap: float = 2.0
     exits: str = "all"
@@ -67,20 +67,21 @@ class MCMI(TrainingMethod):
             )
 
     def setup(self, setup: Setup) -> None:
-        """See `base.TrainingMethod`."""
-        self.shape, self.device, self.team = (setup.exits, setup.classes), setup.device, setup.team
+        """Keep the shape of the centroids."""
+        self.shape, self.device = (setup.exits, setup.classes), setup.device
+        self.process_group = setup.process_group
 
-    def begin_epoch(self, epoch: int, epochs: int, sweep: Sweep) -> None:
-        """Take the centroids, once fine-tuning begins."""
-        begin = epochs - min(int(self.tune_epochs), epochs // 2)
-        if epoch == begin or (self.refresh and epoch > begin):
+    def begin_epoch(self, epoch: int, epochs: int, train_logits: TrainLogits) -> None:
+        """Compute the centroids when fine-tuning begins."""
+        first = epochs - min(self.tune_epochs, epochs // 2)
+        if epoch == first or (self.refresh and epoch > first):
             statistics = ClassStatistics(*self.shape, self.device)
-            for logits, labels in sweep(True):
+            for logits, labels in train_logits(True):
                 statistics.add(logits, labels)
-            self.centroids = statistics.pooled(self.team).centroids().float()
+            self.centroids = statistics.summed_over(self.process_group).centroids().float()
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
+        """Cross-entropy, and minus the spread while fine-tuning."""
         weights = {"clean": self.clean_weight, "attacked": self.attacked_weight}
         views = outputs.views()
         terms = {view.name: weights[view.name] * outputs.cross_entropy(view.logits).sum() for view in views}
@@ -90,16 +91,16 @@ class MCMI(TrainingMethod):
             terms[self.spread] = -self.weight * spread.mean(dim=1).sum()
         return terms
 
-    def state(self) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The centroids while fine-tuning."""
         return {} if self.centroids is None else {"centroids": self.centroids}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """See `base.TrainingMethod`."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the centroids."""
         self.centroids = state["centroids"].to(self.device)
 
     def _spread(self, logits: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
-        """What fine-tuning raises, (E, B)."""
+        """The quantity that fine-tuning raises, (E, B)."""
         if self.spread == "entropy":
             logs = logits.log_softmax(dim=-1)
             return -(logs.exp() * logs).sum(dim=-1)

@@ -3,14 +3,16 @@
     loss = sum_i [ CE(f_i(x), y) + CE(f_i(x_adv), y) + gamma_i ( alpha NKD_i + beta EOKD_i ) ]
 
     NKD_i   attacked exit i learns the mean clean prediction of its neighbours i-1, i, i+1
-    EOKD_i  attacked exit i learns the clean prediction of exit i at the true class and at a random share of
-            the other classes; shares of different exits are disjoint, so their soft labels are orthogonal
-            but for the true class
+    EOKD_i  attacked exit i learns the clean prediction of exit i at the true class and at a random group of the
+            other classes; the groups of different exits are disjoint, so their soft labels are orthogonal except at
+            the true class
 
-Certain from the paper: the roles of clean and attacked predictions, neighbour averaging, random disjoint shares,
-alpha = 3, beta = 1 and gamma per network. Readings, switchable: whether exit i is in its own average
-(`include_self`), when shares are drawn (`redraw`), whether targets are scaled to sum to 1 (`renormalise`); the
-soft loss is cross-entropy with a detached target at temperature 1.
+Published: the roles of clean and attacked predictions, neighbour averaging, random disjoint groups, alpha = 3,
+beta = 1, and gamma by data set: 1 for MNIST and CIFAR-10; 1 for the first three exits and 1.5 for later ones for
+CIFAR-100, Tiny-ImageNet and ImageNet. Our readings, each with an option: exit i is part of its own average
+(`include_self`), the groups are drawn for each sample and epoch (`redraw`), the targets are scaled to sum to 1
+(`renormalise`). The soft loss is cross-entropy with a detached target at temperature 1. Other data sets have
+gamma = 1.
 """
 
 from __future__ import annotations
@@ -22,28 +24,29 @@ from torch import Tensor
 
 from mexit.errors import UsageError
 from mexit.train.methods.adversarial import Adversarial
-from mexit.train.methods.base import Outputs, TrainingMethod
+from mexit.train.methods.base import Outputs, Setup, TrainingMethod
 from mexit.train.methods.distillation import soft_cross_entropy
 
 ENSEMBLES = ("neighbours", "none", "all")
 REDRAWS = ("sample", "batch", "fixed")
+LATE_EXIT_GAMMA = {"cifar100": 1.5, "tiny-imagenet": 1.5, "imagenet": 1.5}  # from exit 4 on
 
 
-@dataclass(frozen=True)
+@dataclass
 class NeoKD(TrainingMethod):
     """NEO-KD.
 
     Attributes:
-        alpha, beta: weights of NKD and EOKD; 0 switches one off.
-        gamma: one weight an exit, (E,).
-        clean_weight, attacked_weight: of the two cross-entropies.
+        gamma: weight of distillation at each exit, (E,); () = the published weights of the data set.
+        alpha, beta: weights of NKD and EOKD; 0 removes the term.
+        clean_weight, attacked_weight: weights of the two cross-entropies.
         ensemble: NKD's teacher for exit i: its "neighbours", "none" (exit i alone) or "all" exits.
         include_self: whether the neighbours include exit i.
-        redraw: shares of classes anew for each "sample" and epoch, each "batch", or "fixed".
+        redraw: when the groups of classes are drawn: for each "sample" and epoch, once for each "batch", or "fixed".
         renormalise: scale EOKD's targets to sum to 1.
     """
 
-    gamma: tuple[float, ...]
+    gamma: tuple[float, ...] = ()
     alpha: float = 3.0
     beta: float = 1.0
     clean_weight: float = 1.0
@@ -55,32 +58,50 @@ class NeoKD(TrainingMethod):
 
     def __post_init__(self) -> None:
         if self.ensemble not in ENSEMBLES or self.redraw not in REDRAWS:
-            raise UsageError(f"ensemble must be one of {ENSEMBLES} and redraw one of {REDRAWS}")
+            raise UsageError(
+                f"ensemble must be one of {', '.join(ENSEMBLES)} and redraw one of {', '.join(REDRAWS)}; "
+                f"found {self.ensemble}, {self.redraw}"
+            )
+
+    def setup(self, setup: Setup) -> None:
+        """Take the published gamma of the data set where none is given."""
+        self.gamma = self.gamma or published_gamma(setup.data_set, setup.exits)
+        if len(self.gamma) != setup.exits:
+            raise UsageError(f"gamma needs one weight for each of {setup.exits} exits, found {self.gamma}")
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
-        attacked = outputs.need_attacked()
+        """The adversarial baseline, NKD and EOKD."""
+        attacked = outputs.require_attacked()
         terms = Adversarial(self.clean_weight, self.attacked_weight).terms(outputs)
-        if len(self.gamma) != len(outputs.clean):
-            raise UsageError(f"{len(outputs.clean)} exits need as many gammas, found {self.gamma}")
         teacher = outputs.clean.detach().softmax(dim=-1)
         gamma = torch.tensor(self.gamma, device=teacher.device)
         if self.alpha:
             targets = neighbour_targets(teacher, self.ensemble, self.include_self)
             terms["nkd"] = self.alpha * (gamma * soft_cross_entropy(attacked, targets)).sum()
         if self.beta:
-            shares = self._shares(outputs, len(teacher), teacher.shape[-1])
-            targets = orthogonal_targets(teacher, outputs.labels, shares, self.renormalise)
+            targets = orthogonal_targets(teacher, outputs.labels, self.class_groups(outputs), self.renormalise)
             terms["eokd"] = self.beta * (gamma * soft_cross_entropy(attacked, targets)).sum()
         return terms
 
-    def _shares(self, outputs: Outputs, exits: int, classes: int) -> Tensor:
-        index = outputs.index
-        if self.redraw == "fixed":
-            keys = type(outputs.draw)(outputs.draw.seed, 0).uniform("eokd", torch.zeros_like(index), (classes,))
+    def class_groups(self, outputs: Outputs) -> Tensor:
+        """The wrong classes that each exit keeps, (E, B, C) bool; see `draw_class_groups`."""
+        exits, rows, classes = outputs.clean.shape
+        rng, index = outputs.batch.rng, outputs.batch.index
+        if self.redraw == "sample":
+            return draw_class_groups(rng.uniform("eokd", index, (classes,)), outputs.labels, exits)
+        # One key in every process: neither the samples of this process nor their number enter it.
+        key = index.new_zeros(1)
+        if self.redraw == "batch":
+            keys = rng.uniform("eokd", key + outputs.step.number, (classes,))
         else:
-            keys = outputs.draw.uniform("eokd", index if self.redraw == "sample" else index[:1], (classes,))
-        return class_shares(keys.expand(len(index), -1), outputs.labels, exits)
+            keys = type(rng)(rng.seed, 0).uniform("eokd", key, (classes,))
+        return partition_classes(keys[0], exits)[:, None].expand(exits, rows, classes)
+
+
+def published_gamma(data_set: str, exits: int) -> tuple[float, ...]:
+    """Gamma as published for a data set, (E,)."""
+    late = LATE_EXIT_GAMMA.get(data_set, 1.0)
+    return tuple(1.0 if k < 3 else late for k in range(exits))
 
 
 def neighbour_targets(teacher: Tensor, ensemble: str = "neighbours", include_self: bool = True) -> Tensor:
@@ -97,33 +118,40 @@ def neighbour_targets(teacher: Tensor, ensemble: str = "neighbours", include_sel
     return torch.stack(means)
 
 
-def class_shares(keys: Tensor, labels: Tensor, exits: int) -> Tensor:
-    """Which wrong classes each exit keeps.
+def draw_class_groups(keys: Tensor, labels: Tensor, exits: int) -> Tensor:
+    """A random group of wrong classes for every exit and sample.
 
-    A random order of the C-1 wrong classes is cut into E groups of floor((C-1)/E); what is left over belongs to
-    nobody.
+    A random order of the C-1 wrong classes of a sample is cut into E groups of floor((C-1)/E); the classes left over
+    are in no group.
 
     Args:
-        keys: random numbers that give the order, (B, C).
-        labels: (B,).
+        keys: uniform numbers in [0, 1) whose order is the order of the classes, (B, C).
+        labels: (B,) int64.
         exits: E.
 
     Returns:
-        (E, B, C) bool; never true at the label.
+        (E, B, C) bool; False at the label.
     """
-    rows, classes = keys.shape
-    size = (classes - 1) // exits
-    keys = keys.clone()
-    keys[torch.arange(rows, device=keys.device), labels] = 2.0  # behind every wrong class
+    keys = keys.scatter(1, labels[:, None], 2.0)  # the label comes last, so it is in no group
+    return _cut(keys, exits).permute(1, 0, 2)
+
+
+def partition_classes(keys: Tensor, exits: int) -> Tensor:
+    """One random partition of all classes: keys (C,) to E disjoint groups of floor((C-1)/E), (E, C) bool."""
+    return _cut(keys[None], exits)[0]
+
+
+def _cut(keys: Tensor, exits: int) -> Tensor:
+    """The classes in the order of their keys, cut into E groups of floor((C-1)/E): (B, C) to (B, E, C) bool."""
+    size = (keys.shape[1] - 1) // exits
     rank = keys.argsort(dim=1).argsort(dim=1)
-    group = torch.div(rank, max(size, 1), rounding_mode="floor")
-    kept = (rank < size * exits) & (rank < classes - 1)
-    return torch.stack([kept & (group == k) for k in range(exits)])
+    first = torch.arange(exits, device=keys.device)[:, None] * size
+    return (rank[:, None] >= first) & (rank[:, None] < first + size)
 
 
-def orthogonal_targets(teacher: Tensor, labels: Tensor, shares: Tensor, renormalise: bool = True) -> Tensor:
-    """EOKD's soft labels: clean predictions (E, B, C) at the true class and the exit's share, 0 elsewhere."""
-    kept = shares.clone()
+def orthogonal_targets(teacher: Tensor, labels: Tensor, groups: Tensor, renormalise: bool = True) -> Tensor:
+    """EOKD's soft labels: clean predictions (E, B, C) at the true class and the exit's group, 0 elsewhere."""
+    kept = groups.clone()
     kept[:, torch.arange(len(labels), device=labels.device), labels] = True
     targets = torch.where(kept, teacher, torch.zeros_like(teacher))
     return targets / targets.sum(dim=-1, keepdim=True).clamp_min(1e-12) if renormalise else targets

@@ -1,4 +1,4 @@
-"""The methods, by the name typed after `--method`: one file each, each a thin objective on the same loop."""
+"""The training methods by the name typed after `--method`, and their construction from options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mexit.errors import UsageError
 from mexit.train.methods.adversarial import Adversarial
 from mexit.train.methods.ard import ARD
 from mexit.train.methods.at_aka import AtAka, AtAkaTeacher, CatAka
-from mexit.train.methods.base import Outputs, TrainingMethod
+from mexit.train.methods.base import TrainingMethod
 from mexit.train.methods.cap import CAP
 from mexit.train.methods.clean import Clean
 from mexit.train.methods.cmic import CMIC
@@ -22,9 +22,7 @@ from mexit.train.methods.mse import MSE
 from mexit.train.methods.neo_kd import NeoKD
 from mexit.train.methods.skd import SKD
 
-__all__ = ["METHODS", "Outputs", "TrainingMethod", "build", "default_attack", "find"]
-
-METHODS: dict[str, type[Any]] = {
+METHODS: dict[str, type[TrainingMethod]] = {
     "clean": Clean,
     "adversarial": Adversarial,
     "neo-kd": NeoKD,
@@ -41,57 +39,50 @@ METHODS: dict[str, type[Any]] = {
     "cat-aka": CatAka,
 }
 
-_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", NoneType: "nothing"}
-
-# Published for NEO-KD by number of exits: 3 (MNIST, CIFAR-10), 5 (Tiny-ImageNet, ImageNet), 7 (CIFAR-100).
-NEO_KD_GAMMA = {5: (1.0, 1.0, 1.0, 1.5, 1.5), 7: (1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 1.5)}
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", NoneType: "nothing"}
 
 
-def default_attack(method: str) -> str:
-    """The attack a method trains on where none is named."""
-    return str(find(method).default_attack)
+def method_class(name: str) -> type[TrainingMethod]:
+    """The class of a method. Raises `UsageError` for an unknown name."""
+    if name not in METHODS:
+        raise UsageError(f"unknown method '{name}': choose from {', '.join(METHODS)}")
+    return METHODS[name]
 
 
-def build(method: str, exits: int, options: Mapping[str, Any]) -> TrainingMethod:
-    """The objective of a method; `options` are fields of its class.
+def build_method(name: str, options: Mapping[str, Any]) -> TrainingMethod:
+    """Build a method.
+
+    Args:
+        name: as typed after `--method`.
+        options: fields of its class, as typed after `--set` or as stored.
 
     Raises:
-        UsageError: an unknown option, or a value that it cannot take.
+        UsageError: an unknown method or option, or a value of the wrong type.
     """
-    kind = find(method)
-    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    method = method_class(name)
+    names = [field.name for field in dataclasses.fields(method) if field.init]
     unknown = sorted(set(options) - set(names))
     if unknown:
-        have = ", ".join(names) or "none"
-        raise UsageError(f"method {method} has no option {', '.join(unknown)}; it has: {have}")
-    hints = get_type_hints(kind)
-    values = {name: _option(name, value, hints[name]) for name, value in options.items()}
-    if kind is NeoKD:
-        values.setdefault("gamma", NEO_KD_GAMMA.get(exits, (1.0,) * exits))
-    objective: TrainingMethod = kind(**values)
-    return objective
+        raise UsageError(f"method {name} has no option {', '.join(unknown)}; it has: {', '.join(names) or 'none'}")
+    hints = get_type_hints(method)
+    return dataclasses.replace(
+        method(), **{option: _convert(option, value, hints[option]) for option, value in options.items()}
+    )
 
 
-def _option(name: str, value: Any, kind: Any) -> Any:
-    """A value as typed after `--set`, or as stored, in the type of the option."""
-    choices = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    for choice in choices:
-        if get_origin(choice) is tuple:
-            several = value if isinstance(value, list | tuple) else (value,)
-            return tuple(_option(name, one, get_args(choice)[0]) for one in several)
-        if isinstance(value, bool) or choice is bool:
-            if isinstance(value, bool) and choice is bool:
+def _convert(option: str, value: Any, hint: Any) -> Any:
+    """The value in the type of the option."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for kind in kinds:
+        if get_origin(kind) is tuple:
+            values = value if isinstance(value, list | tuple) else (value,)
+            return tuple(_convert(option, one, get_args(kind)[0]) for one in values)
+        if isinstance(value, bool) or kind is bool:
+            if isinstance(value, bool) and kind is bool:
                 return value
-        elif choice is int and isinstance(value, int | float) and float(value).is_integer():
+        elif kind is int and isinstance(value, int | float) and float(value).is_integer():
             return int(value)
-        elif isinstance(value, (int, float) if choice is float else choice):
+        elif isinstance(value, (int, float) if kind is float else kind):
             return value
-    words = " or ".join(_TYPE_WORDS.get(choice, "numbers, comma-separated") for choice in choices)
-    raise UsageError(f"option {name} takes {words}, found {value!r}")
-
-
-def find(method: str) -> type[Any]:
-    """The class of a method. Raises `UsageError` naming those that exist."""
-    if method not in METHODS:
-        raise UsageError(f"unknown method '{method}': choose from {', '.join(METHODS)}")
-    return METHODS[method]
+    expected = " or ".join(_TYPE_NAMES.get(kind, "numbers, comma-separated") for kind in kinds)
+    raise UsageError(f"option {option} takes {expected}, found {value!r}")

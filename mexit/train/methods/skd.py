@@ -2,15 +2,15 @@
 
     loss = scale * { (1-share) CE(z_E, y) + sum_{k<E} [ (1-share) CE(z_k, y) + share T^2 CE( p_E(T), p_k(T) ) ] }
 
-with p_k(T) the softmax of exit k at temperature T; the teacher, the last exit, is detached. T starts at 1 and
-grows by 5 % after every batch in which the mean largest probability of the teacher at T is above 0.5.
+p_k(T) is the softmax of exit k at temperature T; the teacher, the last exit, is detached. T starts at 1 and grows by
+5 % after every batch in which the mean largest probability of the teacher at T is above 0.5.
 
-Certain, from the authors' code: this loss on clean images, share 0.5, scale 2 * 5 / E, the rule of T, and T = 4
-where it is constant. A reading: how NEO-KD trains it. Here the attacked images go through the same loss, with
-their own last exit as teacher and one T for both, and the two halves share the scale, so that a learning rate
-which suits the published loss suits this one; `--attack none` gives the published form. With `--teacher` the mean
-softmax at T of those networks on the same images teaches every exit, the last one too; share=0.9, temperature=4,
-scale=1 are then the usual weights of the literature.
+Published, in the authors' code: this loss on clean images, share 0.5, scale 2 * 5 / E, the rule of T, and T = 4
+where it is constant. `--attack none` trains this form. Our reading of SKD in NEO-KD's comparison: attacked images
+have the same loss, with the last exit on the attacked images as teacher and one T for both. Both losses then have
+half of the scale, so that a learning rate for the published loss stays right. With `--teacher` the mean softmax at
+T of those networks on the same images is the target of every exit, the last one included; share=0.9, temperature=4,
+scale=1 are then usual.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mexit.errors import UsageError
 from mexit.train.methods.base import Outputs, Setup, TrainingMethod, View
 from mexit.train.methods.distillation import soft_cross_entropy, teacher_probabilities
 
-GROWTH, SURE = 1.05, 0.5
+GROWTH = 1.05
 
 
 @dataclass
@@ -33,10 +33,11 @@ class SKD(TrainingMethod):
     """Distillation from the last exit, or from other networks.
 
     Attributes:
-        share: of distillation in the loss of an exit that is taught, in [0, 1]; the rest is cross-entropy.
-        temperature: "adaptive", or a number that stays.
-        scale: of the loss on clean and of that on attacked images; None = 10 / E, halved where there are both.
-        clean_weight, attacked_weight: of the loss on clean and on attacked images.
+        share: share of distillation in a student's loss, in [0, 1]; the rest is cross-entropy.
+        temperature: "adaptive", or a constant T.
+        max_confidence: mean largest probability of the teacher above which an adaptive T grows, in (0, 1).
+        scale: factor of the loss on clean and of that on attacked images; None = 10 / E, halved if there are both.
+        clean_weight, attacked_weight: weights of the loss on clean and on attacked images.
     """
 
     inputs = "clean and attacked, or clean"
@@ -45,11 +46,11 @@ class SKD(TrainingMethod):
 
     share: float = 0.5
     temperature: str | float = "adaptive"
+    max_confidence: float = 0.5
     scale: float | None = None
     clean_weight: float = 1.0
     attacked_weight: float = 1.0
-    now: float = field(init=False, default=1.0)
-    surest: list[Tensor] = field(init=False, default_factory=list)
+    current_temperature: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
@@ -57,50 +58,49 @@ class SKD(TrainingMethod):
         if self.temperature != "adaptive":
             if isinstance(self.temperature, str) or self.temperature <= 0:
                 raise UsageError(f"temperature must be adaptive or a number above 0, found {self.temperature}")
-            self.now = float(self.temperature)
+            self.current_temperature = float(self.temperature)
 
     def setup(self, setup: Setup) -> None:
-        """See `base.TrainingMethod`."""
-        self.teachers, self.autocast, self.team = setup.teachers, setup.autocast, setup.team
+        """Keep the teachers."""
+        self.teachers, self.autocast, self.process_group = setup.teachers, setup.autocast, setup.process_group
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
+        """Cross-entropy and distillation, on clean and on attacked images."""
         weights = {"clean": self.clean_weight, "attacked": self.attacked_weight}
         views = outputs.views()
         scale = 10 / len(outputs.clean) / len(views) if self.scale is None else self.scale
-        terms, self.surest = {}, []
+        temperature, terms = self.current_temperature, {}
         for view in views:
             weight = scale * weights[view.name]
             terms[view.name] = weight * (1 - self.share) * outputs.cross_entropy(view.logits).sum()
-            teacher = self._teacher(view)
-            self.surest.append(teacher.amax(dim=-1).mean())
             students = view.logits if self.teachers else view.logits[:-1]
-            soft = soft_cross_entropy(students / self.now, teacher)
-            terms[f"{view.name} kd"] = weight * self.share * self.now**2 * soft.sum()
+            soft = soft_cross_entropy(students / temperature, self._targets(view))
+            terms[f"{view.name} kd"] = weight * self.share * temperature**2 * soft.sum()
         return terms
 
-    def stepped(self, outputs: Outputs) -> None:
-        """Raise T if the teacher was sure."""
+    def after_step(self, outputs: Outputs) -> None:
+        """Raise an adaptive T if the teacher was confident on this batch."""
         if self.temperature != "adaptive":
             return
-        surest = {"surest": float(torch.stack(self.surest).mean())}
-        if self.team.average(surest, outputs.share)["surest"] > SURE:
-            self.now *= GROWTH
+        confidence = torch.stack([self._targets(view).amax(dim=-1).mean() for view in outputs.views()]).mean()
+        mean = self.process_group.average({"confidence": float(confidence)}, outputs.step.share)["confidence"]
+        if mean > self.max_confidence:
+            self.current_temperature *= GROWTH
 
-    def state(self) -> dict[str, Tensor]:
-        """See `base.TrainingMethod`."""
-        return {"temperature": torch.tensor(self.now, dtype=torch.float64)}
+    def state_dict(self) -> dict[str, Tensor]:
+        """The current T."""
+        return {"temperature": torch.tensor(self.current_temperature, dtype=torch.float64)}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """See `base.TrainingMethod`."""
-        self.now = float(state["temperature"])
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the current T."""
+        self.current_temperature = float(state["temperature"])
 
     def report(self) -> dict[str, list[float]]:
         """T at the end of the epoch."""
-        return {"temperature": [round(self.now, 6)]}
+        return {"temperature": [round(self.current_temperature, 6)]}
 
-    def _teacher(self, view: View) -> Tensor:
-        """(B, C), detached."""
+    def _targets(self, view: View) -> Tensor:
+        """The teacher's probabilities at the current T, (B, C), detached."""
         if self.teachers:
-            return teacher_probabilities(self.teachers, view.images, self.now, self.autocast)
-        return (view.logits[-1].detach() / self.now).softmax(dim=-1)
+            return teacher_probabilities(self.teachers, view.images, self.current_temperature, self.autocast)
+        return (view.logits[-1].detach() / self.current_temperature).softmax(dim=-1)

@@ -1,16 +1,16 @@
-"""ARD: attacked exits learn the clean teacher; every term by hand."""
+"""ARD: attacked exits learn a teacher's clean predictions; every term is computed by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
+from method_outputs import make_outputs
 from torch import Tensor
 
-from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
-from mexit.models import build as build_model
-from mexit.train.methods import Outputs, build
+from mexit.models import build_model
+from mexit.train.methods import Outputs, build_method
 from mexit.train.methods.base import Setup, TrainingMethod
 
 E, B, C = 3, 8, 10
@@ -21,21 +21,18 @@ def outputs() -> Outputs:
     torch.manual_seed(0)
     clean, attacked = torch.randn(2, E, B, C)
     images = torch.rand(B, 1, 8, 8)
-    return Outputs(
-        torch.arange(B),
-        torch.arange(B),
+    return make_outputs(
         clean.requires_grad_(),
-        attacked.requires_grad_(),
-        CounterRNG(0, 0),
+        attacked[None].requires_grad_(),
         images=images,
         attacked_images=(images + 0.1)[None],
     )
 
 
 def method(*teachers, **options: float) -> TrainingMethod:
-    objective = build("ard", E, options)
-    objective.setup(Setup(E, C, teachers=teachers))
-    return objective
+    ard = build_method("ard", options)
+    ard.setup(Setup(E, C, teachers=teachers))
+    return ard
 
 
 def ce(logits: Tensor, labels: Tensor) -> Tensor:
@@ -49,7 +46,7 @@ def kl(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
     ).sum()
 
 
-def test_the_last_exit_teaches_the_others_and_keeps_both_cross_entropies(outputs) -> None:
+def test_the_last_exit_is_the_teacher_and_has_both_cross_entropies(outputs) -> None:
     terms = method(share=0.7, temperature=2.0).terms(outputs)
     target = (outputs.clean[-1] / 2).softmax(-1)
     torch.testing.assert_close(
@@ -59,43 +56,45 @@ def test_the_last_exit_teaches_the_others_and_keeps_both_cross_entropies(outputs
     torch.testing.assert_close(terms["kd"], 0.7 * 4 * kl(target, outputs.attacked[:-1], 2.0), atol=1e-4, rtol=0)
 
 
-def test_other_networks_teach_every_exit_from_the_clean_image(outputs) -> None:
+def test_with_teachers_every_exit_learns_their_predictions_on_the_clean_image(outputs) -> None:
     torch.manual_seed(1)
     teachers = [build_model("digits-cnn", C).eval() for _ in range(2)]
     terms = method(*teachers).terms(outputs)
     with torch.no_grad():
-        target = torch.stack([(teacher(outputs.images)[-1] / 4).softmax(-1) for teacher in teachers]).mean(dim=0)
+        target = torch.stack([(teacher(outputs.batch.images)[-1] / 4).softmax(-1) for teacher in teachers]).mean(
+            dim=0
+        )
     torch.testing.assert_close(terms["clean"], 0.1 * ce(outputs.clean, outputs.labels))
     torch.testing.assert_close(terms["kd"], 0.9 * 16 * kl(target, outputs.attacked, 4.0), atol=1e-4, rtol=0)
     assert not terms["attacked"].any()
 
 
-def test_taught_exits_keep_a_cross_entropy_on_attacked_images_on_request(outputs) -> None:
-    found = method(attacked_weight=0.5).terms(outputs)["attacked"] - method().terms(outputs)["attacked"]
-    torch.testing.assert_close(found, 0.5 * ce(outputs.attacked[:-1], outputs.labels))
+def test_students_can_have_a_cross_entropy_on_attacked_images(outputs) -> None:
+    added = method(attacked_weight=0.5).terms(outputs)["attacked"] - method().terms(outputs)["attacked"]
+    torch.testing.assert_close(added, 0.5 * ce(outputs.attacked[:-1], outputs.labels))
 
 
-def test_distillation_moves_attacked_students_only(outputs) -> None:
+def test_the_gradient_of_distillation_reaches_attacked_students_only(outputs) -> None:
     method().terms(outputs)["kd"].backward()
     assert outputs.clean.grad is None
-    assert not outputs.attacked.grad[-1].any()
-    assert outputs.attacked.grad[:-1].abs().sum(dim=(1, 2)).all()
+    gradient = outputs.variants.grad[0]
+    assert not gradient[-1].any()
+    assert gradient[:-1].abs().sum(dim=(1, 2)).all()
 
 
-def test_a_network_with_one_exit_teaches_nobody(outputs) -> None:
-    alone = Outputs(outputs.labels, outputs.index, outputs.clean[-1:], outputs.attacked[-1:], outputs.draw)
+def test_a_network_with_one_exit_has_no_student(outputs) -> None:
+    alone = make_outputs(outputs.clean[-1:], outputs.attacked[-1:])
     terms = method().terms(alone)
     assert float(terms["kd"].detach()) == 0
     torch.testing.assert_close(terms["clean"], ce(alone.clean, alone.labels))
 
 
-def test_without_attacked_images_it_says_what_to_type(outputs) -> None:
-    clean = Outputs(outputs.labels, outputs.index, outputs.clean, None, outputs.draw)
+def test_a_run_without_an_attack_is_refused(outputs) -> None:
     with pytest.raises(UsageError, match="--attack average"):
-        method().terms(clean)
+        method().terms(make_outputs(outputs.clean))
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"share": 1.5}], ids=str)
 def test_impossible_options_are_refused(options) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
-        build("ard", E, options)
+        build_method("ard", options)

@@ -1,4 +1,4 @@
-"""CMI, Gamma and NCMI streamed equal what their definitions give when every output is kept."""
+"""CMI, Gamma and NCMI from streamed sums equal their definitions over all outputs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mexit.data import digits, splits
-from mexit.models import build, preset
+from mexit.models import build_model, model_spec
 from mexit.train.methods.cmi import FLOOR, ClassStatistics, kl_to_centroids
 
 E, C = 3, 10
@@ -22,7 +22,7 @@ def outputs() -> tuple[Tensor, Tensor]:
     index = splits.split(data).part("selection")
     index = index[(data.labels[index] > 0) | (index % 3 == 0)]
     with torch.no_grad():
-        logits = build("digits-cnn", C)(torch.from_numpy(data.batch(index, preset("digits-cnn").input)))
+        logits = build_model("digits-cnn", C)(torch.from_numpy(data.batch(index, model_spec("digits-cnn").input)))
     return 3 * logits.double(), torch.from_numpy(data.labels[index])
 
 
@@ -39,7 +39,7 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (p * (p.log() - q.log())).sum(dim=-1)
 
 
-def test_the_classes_of_this_test_are_not_balanced(streamed) -> None:
+def test_the_classes_of_the_fixture_are_not_balanced(streamed) -> None:
     assert streamed.counts.max() > 2 * streamed.counts.min() > 0
 
 
@@ -68,12 +68,12 @@ def test_streamed_gamma_is_the_mean_over_pairs_of_images_with_zero_inside_a_clas
 def test_divergence_from_any_reference_is_cmi_and_the_divergence_of_the_centroids_from_it(
     outputs, streamed
 ) -> None:
-    """So the class means are the minimiser, and a stale centroid overstates CMI by exactly the last term."""
+    """The class means are the minimiser, and an old centroid overestimates CMI by exactly the last term."""
     logits, labels = outputs
     reference = torch.rand(E, C, C, dtype=torch.float64).softmax(dim=-1)
-    excess = _kl(streamed.centroids(), reference) @ streamed.shares()
-    found = kl_to_centroids(logits, reference, labels).mean(dim=1)
-    torch.testing.assert_close(found.double(), streamed.cmi() + excess, atol=1e-5, rtol=1e-5)
+    excess = _kl(streamed.centroids(), reference) @ streamed.class_shares()
+    kl = kl_to_centroids(logits, reference, labels).mean(dim=1)
+    torch.testing.assert_close(kl.double(), streamed.cmi() + excess, atol=1e-5, rtol=1e-5)
     assert (excess > 0.01).all()
 
 
@@ -86,18 +86,18 @@ def test_the_gradient_does_not_reach_the_centroids(outputs, streamed) -> None:
     assert logits.grad.any()
 
 
-def test_nothing_is_infinite_where_a_centroid_holds_a_zero_and_the_output_is_hard() -> None:
+def test_values_stay_finite_for_hard_outputs_and_centroids_with_zeros() -> None:
     logits = torch.tensor([[[200.0, 0.0], [0.0, 200.0]]])
     labels = torch.tensor([0, 0])
-    found = kl_to_centroids(logits, torch.eye(2)[None], labels)
-    torch.testing.assert_close(found, torch.tensor([[0.0, -torch.tensor(FLOOR).log()]]))
+    kl = kl_to_centroids(logits, torch.eye(2)[None], labels)
+    torch.testing.assert_close(kl, torch.tensor([[0.0, -torch.tensor(FLOOR).log()]]))
     statistics = ClassStatistics(1, 2)
     statistics.add(logits, torch.tensor([0, 1]))
     assert statistics.gamma().isfinite().all()
-    assert abs(float(statistics.cmi())) < 1e-12, "every class lies in one point"
+    assert abs(float(statistics.cmi())) < 1e-12, "the outputs of every class are equal"
 
 
-def test_an_unseen_class_counts_for_nothing(outputs) -> None:
+def test_a_class_without_images_contributes_nothing(outputs) -> None:
     logits, labels = outputs
     seen = labels != 4
     statistics = ClassStatistics(E, C)
@@ -109,8 +109,8 @@ def test_an_unseen_class_counts_for_nothing(outputs) -> None:
 
 
 def test_sums_survive_a_checkpoint(outputs, streamed) -> None:
-    taken = ClassStatistics(E, C)
-    taken.load({name: value.clone() for name, value in streamed.state().items()})
-    taken.add(*outputs)
-    assert torch.equal(taken.counts, 2 * streamed.counts)
-    torch.testing.assert_close(taken.ncmi(), streamed.ncmi())
+    restored = ClassStatistics(E, C)
+    restored.load_state_dict({name: value.clone() for name, value in streamed.state_dict().items()})
+    restored.add(*outputs)
+    assert torch.equal(restored.counts, 2 * streamed.counts)
+    torch.testing.assert_close(restored.ncmi(), streamed.ncmi())

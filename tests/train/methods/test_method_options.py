@@ -1,4 +1,4 @@
-"""Options typed after `--set` reach a method in the right type, or are refused in words."""
+"""Options typed after `--set` reach a method in the right type, or are refused with a message."""
 
 from __future__ import annotations
 
@@ -8,35 +8,39 @@ import pytest
 
 from mexit.commands.options import method_options
 from mexit.errors import UsageError
-from mexit.train.methods import METHODS, build
+from mexit.train.methods import METHODS, build_method
 from mexit.train.methods.cap import CAP
+from mexit.train.methods.mcmi import MCMI
 from mexit.train.methods.neo_kd import NeoKD
 from mexit.train.methods.skd import SKD
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_default_can_be_typed(method) -> None:
-    plain = build(method, 3, {})
+    plain = build_method(method, {})
     for field in dataclasses.fields(METHODS[method]):
         value = getattr(plain, field.name, None) if field.init else None
         if value is None or value == ():
             continue
         text = ",".join(str(one) for one in value) if isinstance(value, tuple) else str(value)
         text = text.lower() if isinstance(value, bool) else text
-        typed = build(method, 3, method_options([f"{field.name}={text}"]))
-        found = getattr(typed, field.name)
-        assert found == value
-        assert type(found) is type(value)
+        typed = build_method(method, method_options([f"{field.name}={text}"]))
+        converted = getattr(typed, field.name)
+        assert converted == value
+        assert type(converted) is type(value)
 
 
 def test_values_are_converted() -> None:
-    cap = build("cap", 3, {"particles": 2.0})
+    mcmi = build_method("mcmi", {"tune_epochs": 20.0})  # as runs of version 0.1.0 store it
+    assert isinstance(mcmi, MCMI)
+    assert isinstance(mcmi.tune_epochs, int)
+    cap = build_method("cap", {"particles": 2.0})
     assert isinstance(cap, CAP)
     assert isinstance(cap.particles, int)
-    neo_kd = build("neo-kd", 1, {"gamma": 2.0})
+    neo_kd = build_method("neo-kd", {"gamma": 2.0})
     assert isinstance(neo_kd, NeoKD)
     assert neo_kd.gamma == (2.0,)
-    skd = build("skd", 3, {"temperature": 4, "scale": None})
+    skd = build_method("skd", {"temperature": 4, "scale": None})
     assert isinstance(skd, SKD)
     assert (skd.temperature, skd.scale) == (4, None)
 
@@ -55,6 +59,6 @@ def test_values_are_converted() -> None:
         ("neo-kd", {"delta": 3.0}, "has no option delta"),
     ],
 )
-def test_what_an_option_cannot_take_is_said(method, options, part) -> None:
+def test_a_value_of_the_wrong_type_is_refused(method, options, part) -> None:
     with pytest.raises(UsageError, match=part):
-        build(method, 3, options)
+        build_method(method, options)

@@ -1,4 +1,4 @@
-"""Every method trains on real digits, and killed again and again it ends in the weights it would have had."""
+"""Every method lowers the loss on real digits, and a run stopped and resumed many times ends in the same weights."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mexit.attacks.multi_exit_attack import exit_losses
+from mexit.attacks.losses import exit_cross_entropy
 from mexit.data import digits
 from mexit.data.splits import Splits
-from mexit.flows.train import TrainResult, read_log, train_model
-from mexit.models import MultiExit, build, preset
+from mexit.flows.train import TrainOptions, TrainResult, train_model
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
+from mexit.train.checkpoint import read_log
 from mexit.train.methods import METHODS
 
 TINY = {
-    "epochs": 2, "lr": 0.05, "eps": 0.05, "steps": 2, "step": 0.05, "fraction": 0.2, "batch": 16, "recipe": "fp32",
+    "epochs": 2, "lr": 0.05, "eps": 0.05, "steps": 2, "step": 0.05, "fraction": 0.2, "batch": 16, "precision": "fp32",
+    "selection_steps": 1,
 }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread, no pictures, and a short attack to judge every epoch by."""
+    """One thread and no pictures."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("mexit.train.trainer.SELECTION_STEPS", 1)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -37,8 +38,8 @@ def loss(model: MultiExit, run: Path) -> float:
     """Mean cross-entropy over exits on the run's training images."""
     data, index = digits.load(), Splits.load(run / checkpoint.SPLITS).part("train")
     with torch.no_grad():
-        logits = model(torch.from_numpy(data.batch(index, preset("digits-cnn").input)))
-    return float(exit_losses(logits, torch.from_numpy(data.labels[index])).mean())
+        logits = model(torch.from_numpy(data.batch(index, model_spec("digits-cnn").input)))
+    return float(exit_cross_entropy(logits, torch.from_numpy(data.labels[index])).mean())
 
 
 def killed_again_and_again(run: Path, every: int, **given: object) -> int:
@@ -48,11 +49,10 @@ def killed_again_and_again(run: Path, every: int, **given: object) -> int:
     while result is None or not result.finished:
         left = iter(range(every - 1, -1, -1))
         result = train_model(
-            given=given,
+            settings=given,
             out=run,
-            threads=1,
             resume=result is not None,
-            should_stop=lambda left=left: not next(left),
+            options=TrainOptions(threads=1, should_stop=lambda left=left: not next(left)),
         )
         stops += 1
     return stops
@@ -65,9 +65,11 @@ def same_bits(one: Path, other: Path) -> bool:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_learns_and_survives_being_killed(method: str, tmp_path: Path) -> None:
-    whole = train_model(given=TINY | {"method": method}, out=tmp_path / "whole", threads=1).run
+    whole = train_model(
+        settings=TINY | {"method": method}, out=tmp_path / "whole", options=TrainOptions(threads=1)
+    ).run
     torch.manual_seed(0)
-    fresh = build("digits-cnn", 10)
+    fresh = build_model("digits-cnn", 10)
     assert loss(checkpoint.load_model(whole)[0], whole) < 0.97 * loss(fresh, whole)
     assert killed_again_and_again(tmp_path / "x", 7, **TINY, method=method) >= 3
     assert same_bits(whole, tmp_path / "x")
@@ -76,7 +78,14 @@ def test_a_method_learns_and_survives_being_killed(method: str, tmp_path: Path) 
 
 def test_a_pass_over_the_data_draws_the_same_dropout_in_a_resumed_run(tmp_path: Path) -> None:
     """Stopped at the last step of the epoch before the pass, so that the pass is the first thing it does."""
-    given = {"method": "mcmi", "model": "small-cnn", "epochs": 2, "fraction": 0.05, "batch": 16, "recipe": "fp32"}
-    train_model(given=given, out=tmp_path / "whole", threads=1)
+    given = {
+        "method": "mcmi",
+        "model": "small-cnn",
+        "epochs": 2,
+        "fraction": 0.05,
+        "batch": 16,
+        "precision": "fp32",
+    }
+    train_model(settings=given, out=tmp_path / "whole", options=TrainOptions(threads=1))
     assert killed_again_and_again(tmp_path / "x", 3, **given) == 2
     assert same_bits(tmp_path / "whole", tmp_path / "x")

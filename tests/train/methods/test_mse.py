@@ -1,4 +1,4 @@
-"""The squared error is a proper score, its gradient is the known one, and it takes over after the warm-up."""
+"""The squared error is a proper score with the known gradient, and its share grows after the warm-up."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from method_outputs import make_outputs
 from torch import Tensor
 
-from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
 from mexit.train.config import resolve
-from mexit.train.methods import Outputs, build
+from mexit.train.methods import Outputs, build_method
+from mexit.train.methods.base import StepInfo
 from mexit.train.methods.mse import squared_error
 
 E, B, C = 3, 8, 10
@@ -22,7 +23,7 @@ E, B, C = 3, 8, 10
 def outputs() -> Outputs:
     torch.manual_seed(0)
     clean, attacked = torch.randn(2, E, B, C)
-    return Outputs(torch.arange(B), torch.arange(B), clean, attacked, CounterRNG(0, 0), progress=0.5)
+    return make_outputs(clean, attacked, step=StepInfo(progress=0.9))
 
 
 def ce(outputs: Outputs, logits: Tensor) -> Tensor:
@@ -40,29 +41,39 @@ def brier(outputs: Outputs, logits: Tensor) -> Tensor:
 
 
 def test_by_hand(outputs) -> None:
-    clean = dataclasses.replace(outputs, attacked=None)
-    terms = build("mse", E, {"mu": 0.3}).terms(clean)
+    clean = dataclasses.replace(outputs, variants=None)
+    terms = build_method("mse", {"mu": 0.3}).terms(clean)
     assert terms.keys() == {"clean", "clean mse"}
     torch.testing.assert_close(terms["clean"], 0.7 * ce(outputs, outputs.clean))
     torch.testing.assert_close(terms["clean mse"], 0.3 * brier(outputs, outputs.clean))
 
 
 def test_attacked_images_have_their_own_share(outputs) -> None:
-    terms = build("mse", E, {"attacked_mu": 0.25, "attacked_weight": 2.0, "clean_weight": 0.5}).terms(outputs)
+    terms = build_method("mse", {"attacked_mu": 0.25, "attacked_weight": 2.0, "clean_weight": 0.5}).terms(outputs)
     torch.testing.assert_close(terms["clean mse"], 0.5 * brier(outputs, outputs.clean))
     assert not terms["clean"].any()
     torch.testing.assert_close(terms["attacked"], 2.0 * 0.75 * ce(outputs, outputs.attacked))
     torch.testing.assert_close(terms["attacked mse"], 2.0 * 0.25 * brier(outputs, outputs.attacked))
 
 
-def test_until_the_warm_up_is_over_it_is_cross_entropy(outputs) -> None:
-    method = build("mse", E, {"warm_up": 0.2})
-    early = method.terms(dataclasses.replace(outputs, progress=0.19))
-    torch.testing.assert_close(early["clean"], ce(outputs, outputs.clean))
-    assert not early["clean mse"].any()
-    late = method.terms(dataclasses.replace(outputs, progress=0.2))
-    assert not late["clean"].any()
-    torch.testing.assert_close(late["clean mse"], brier(outputs, outputs.clean))
+@pytest.mark.parametrize(
+    ("progress", "share"), [(0.0, 0.0), (0.19, 0.0), (0.2, 0.0), (0.3, 0.25), (0.4, 0.5), (0.6, 1.0), (0.99, 1.0)]
+)
+def test_the_share_of_the_squared_error_grows_linearly_after_the_warm_up(outputs, progress, share) -> None:
+    method = build_method("mse", {"warm_up": 0.2, "ramp": 0.5})
+    terms = method.terms(dataclasses.replace(outputs, step=StepInfo(progress=progress)))
+    torch.testing.assert_close(terms["clean"], (1 - share) * ce(outputs, outputs.clean))
+    torch.testing.assert_close(terms["clean mse"], share * brier(outputs, outputs.clean))
+    torch.testing.assert_close(terms["attacked mse"], 0.5 * share * brier(outputs, outputs.attacked))
+
+
+def test_without_a_ramp_the_squared_error_replaces_cross_entropy_at_once(outputs) -> None:
+    method = build_method("mse", {"warm_up": 0.2, "ramp": 0.0})
+    before, after = (
+        method.terms(dataclasses.replace(outputs, step=StepInfo(progress=progress))) for progress in (0.19, 0.2)
+    )
+    assert not before["clean mse"].any()
+    assert not after["clean"].any()
 
 
 def test_its_expectation_is_smallest_at_the_class_probabilities() -> None:
@@ -87,16 +98,14 @@ def test_its_gradient_is_the_known_one() -> None:
 
 
 @pytest.mark.parametrize("classes", [10, 100])
-def test_at_a_uniform_output_it_pulls_as_cross_entropy_does_and_on_logits_as_strongly_at_the_label(
-    classes,
-) -> None:
+def test_at_a_uniform_output_its_gradient_is_that_of_cross_entropy(classes) -> None:
     labels = torch.tensor([2])
 
     def gradient(on: str | None) -> Tensor:
         logits = torch.zeros(1, 1, classes, requires_grad=True)
         loss = F.cross_entropy(logits[0], labels) if on is None else squared_error(logits, labels, on).sum()
-        (found,) = torch.autograd.grad(loss, logits)
-        return found[0, 0]
+        (gradient,) = torch.autograd.grad(loss, logits)
+        return gradient[0, 0]
 
     torch.testing.assert_close(gradient("probs"), gradient(None))
     torch.testing.assert_close(gradient("logits"), -F.one_hot(labels[0], classes).float())
@@ -105,9 +114,9 @@ def test_at_a_uniform_output_it_pulls_as_cross_entropy_does_and_on_logits_as_str
 def test_smoothed_labels_move_its_minimum(outputs) -> None:
     """At the smoothed label itself the error is zero."""
     target = 0.9 * F.one_hot(outputs.labels, C).float() + 0.1 / C
-    smooth = dataclasses.replace(outputs, clean=target.log().expand(E, B, C), attacked=None, smoothing=0.1)
-    assert build("mse", E, {}).terms(smooth)["clean mse"] < 1e-10
-    assert build("mse", E, {}).terms(dataclasses.replace(smooth, smoothing=0.0))["clean mse"] > 0.01
+    smooth = make_outputs(target.log().expand(E, B, C), step=StepInfo(progress=0.9, label_smoothing=0.1))
+    assert build_method("mse", {}).terms(smooth)["clean mse"] < 1e-10
+    assert build_method("mse", {}).terms(dataclasses.replace(smooth, step=outputs.step))["clean mse"] > 0.01
 
 
 def test_clean_unless_an_attack_is_named() -> None:
@@ -115,7 +124,7 @@ def test_clean_unless_an_attack_is_named() -> None:
     assert resolve("digits", None, {"method": "mse", "attack": "average"}).attack == "average"
 
 
-@pytest.mark.parametrize("options", [{"mu": 1.5}, {"on": "features"}, {"warm_up": 1.0}], ids=str)
+@pytest.mark.parametrize("options", [{"mu": 1.5}, {"on": "features"}, {"warm_up": 1.0}, {"ramp": -0.1}], ids=str)
 def test_impossible_options_are_refused(options) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
-        build("mse", E, options)
+        build_method("mse", options)

@@ -1,0 +1,146 @@
+"""The command `mexit calibrate`, and the table of policies that `export` and `inspect` show too."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mexit.commands import output
+from mexit.commands.options import Backend, BundleArg, DataDir, Json, Threads, pairs
+from mexit.core.budget import short_macs
+
+if TYPE_CHECKING:
+    from mexit.core.policies import PolicyEntry
+    from mexit.flows.calibrate import CalibrateResult
+
+
+def calibrate(
+    bundle: BundleArg = None,
+    *,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data other than the bundle's own: folder:PATH, or bundle for the images stored in it."),
+    ] = None,
+    data_dir: DataDir = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="A further budget NAME=VALUE, such as night=30%; repeatable."),
+    ] = None,
+    measure: Annotated[
+        str, typer.Option(help="Confidence score: auto, max-probability, margin, entropy or agreement.")
+    ] = "auto",
+    ensemble: Annotated[
+        bool | None,
+        typer.Option(help="Exit k answers with the mean of exits 1..k. Default: chosen with the score."),
+    ] = None,
+    policy: Annotated[str, typer.Option(help="Thresholds: search, or geometric (MSDNet).")] = "search",
+    max_risk: Annotated[
+        float | None, typer.Option(help="Certify that the loss is at most this value, such as 0.02.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Confidence of the certificate.")] = 0.95,
+    loss: Annotated[
+        str, typer.Option(help="Certified loss: early-error, disagreement or accuracy-gap.")
+    ] = "early-error",
+    risk_method: Annotated[
+        str, typer.Option(help="Test: auto, binomial, hoeffding-bentkus, betting or conformal.")
+    ] = "auto",
+    max_cost: Annotated[
+        str | None, typer.Option(help="Certify this bound on the mean cost too, written as a budget.")
+    ] = None,
+    attack: Annotated[
+        str, typer.Option(help="Attack under which policies are measured too: average, max-average or none.")
+    ] = "average",
+    backend: Backend = "auto",
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Select confidence thresholds per budget on held-out data, for the engine to be deployed."""
+    from mexit.flows.calibrate import calibrate_bundle
+
+    result = calibrate_bundle(
+        bundle,
+        data=data,
+        data_dir=data_dir,
+        budgets=pairs(budget or [], "--budget"),
+        measure=measure,
+        ensemble=ensemble,
+        policy=policy,
+        max_risk=max_risk,
+        confidence=confidence,
+        loss=loss,
+        risk_method=risk_method,
+        max_cost=max_cost,
+        attack=attack,
+        backend=backend,
+        threads=threads,
+        progress=output.RichProgress(),
+    )
+    if json:
+        output.print_json({"bundle": str(result.bundle), "entry": asdict(result.entry)})
+    else:
+        show_calibration(result)
+
+
+def show_calibration(result: CalibrateResult) -> None:
+    """Print how the scores rank, the policies and the certificates."""
+    if result.scores:
+        conditions = ["clean", "attacked"][: len(result.scores[0].auroc)]
+        rows = [
+            [quality.measure, "yes" if quality.ensemble else "no", *(f"{value:.4f}" for value in quality.auroc)]
+            for quality in result.scores
+        ]
+        title = "how well each score separates correct from wrong answers (AUROC)"
+        columns = ["score", "ensemble", *conditions]
+        output.table(title, columns, rows, f"chosen: {score_name(result.entry)}")
+    show_policies(result.entry)
+    say_certificates(result.entry)
+    output.say("wrote " + ", ".join(str(path) for path in (result.bundle / "policies.json", *result.written)))
+    output.next_commands("mexit serve --budget low", "mexit evaluate")
+
+
+def show_policies(entry: PolicyEntry) -> None:
+    """Print what each named budget promises."""
+    rows = []
+    for name, index in sorted(entry.named.items(), key=lambda item: item[1]):
+        point = entry.frontier[index]
+        held_out, attacked = point.held_out or point.calibration, point.attacked
+        rows.append(
+            [
+                name,
+                short_macs(point.budget_macs),
+                short_macs(held_out.mean_macs),
+                output.percent(held_out.accuracy),
+                output.counts(held_out.exits),
+                short_macs(attacked.mean_macs) if attacked else "-",
+                output.percent(attacked.accuracy) if attacked else "-",
+            ]
+        )
+    columns = ["budget", "MACs", "mean", "accuracy", "exits taken", "attacked: mean", "accuracy"]
+    output.table("promised mean cost in MACs and accuracy, on held-out data", columns, rows, _caption(entry))
+
+
+def _caption(entry: PolicyEntry) -> str:
+    held_out = entry.frontier[0].held_out
+    parts = [f"thresholds selected on {entry.trace.n} calibration images"]
+    if held_out is not None:
+        parts.append(f"promises measured on {held_out.n} certification images, not used for selection")
+    attacks = dict.fromkeys(ref.condition for ref in entry.evidence if ref.condition != "clean")
+    return "; ".join(parts + [f"attack: {attack}" for attack in attacks])
+
+
+def say_certificates(entry: PolicyEntry) -> None:
+    """Print the certificates that `policies.json` stores."""
+    for certificate in entry.certificates:
+        measured = ", ".join(
+            f"{value:.4f} ({name}, n {certificate['n'][name]})" for name, value in certificate["risk"].items()
+        )
+        heading = f"certificate {certificate['id']} ({certificate['method']})"
+        output.say(f"{heading}: {certificate['promise']} Measured: {measured}.")
+        output.say(f"  {certificate['limits']}")
+
+
+def score_name(entry: PolicyEntry) -> str:
+    """Return the name of the confidence score of a policy entry."""
+    return entry.measure + (", ensemble of exits" if entry.ensemble else "")

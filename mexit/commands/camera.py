@@ -1,0 +1,97 @@
+"""The command `mexit camera`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mexit.commands import output
+from mexit.commands.options import Backend, BudgetOption, BundleArg, Burst, Deadline, Json, Rate, Threads
+from mexit.core.artifact_paths import BUNDLES, newest
+from mexit.core.budget import format_macs
+
+if TYPE_CHECKING:
+    from mexit.camera.pipeline import CameraPrediction
+    from mexit.flows.camera import CameraReport
+
+
+def camera(
+    bundle: BundleArg = None,
+    *,
+    source: Annotated[
+        str, typer.Option(help="0 (the first camera), rtsp://..., a video, an image, a folder or a glob.")
+    ],
+    budget: BudgetOption = "low",
+    out: Annotated[Path | None, typer.Option(help="Write an annotated H.264 video.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="Write one JSON line per frame.")] = None,
+    backend: Backend = "auto",
+    threads: Threads = None,
+    deadline: Deadline = None,
+    rate: Rate = None,
+    burst: Burst = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after this many answered frames.")] = None,
+    json: Json = False,
+) -> None:
+    """Classify every frame of a video or folder, or the newest frame of a live camera."""
+    from mexit.flows.camera import camera as run_camera
+
+    progress = output.RichProgress()
+    path = bundle or newest(BUNDLES, progress)
+    report = run_camera(
+        path,
+        source=source,
+        budget=budget,
+        backend=backend,
+        threads=threads,
+        deadline_ms=deadline,
+        rate=rate,
+        burst=burst,
+        out=out,
+        jsonl=jsonl,
+        limit=limit,
+        on_result=None if json or out or jsonl else LabelChanges(),
+        on_event=progress.note,
+    )
+    output.print_json(report_to_json(report)) if json else show_camera(report)
+    if report.signal is not None:
+        raise typer.Exit(128 + report.signal)
+
+
+class LabelChanges:
+    """Print an answer when its label differs from the label of the answer before."""
+
+    def __init__(self) -> None:
+        self._last: str | None = None
+
+    def __call__(self, answer: CameraPrediction) -> None:
+        """Take the answer of one frame."""
+        if answer.label != self._last:
+            self._last = answer.label
+            confidence = output.percent(answer.confidence)
+            output.say(f"frame {answer.frame_index}: {answer.label}, {confidence} at exit {answer.exit}")
+
+
+def report_to_json(report: CameraReport) -> dict[str, Any]:
+    """Return the object that `--json` prints."""
+    return {**asdict(report), "outputs": [str(path) for path in report.outputs]}
+
+
+def show_camera(report: CameraReport) -> None:
+    """Print frame counts, the age of answers and their cost."""
+    age = "-" if report.age_ms is None else f"{report.age_ms['p50']:.1f} / {report.age_ms['p95']:.1f} ms"
+    rows = [
+        ["frames answered", f"{report.frames} ({report.fps:.1f} per second)"],
+        ["dropped for newer ones", str(report.dropped - report.refused)],
+        *([["dropped by the rate limiter", str(report.refused)]] if report.refused else []),
+        ["damaged", str(report.undecodable)],
+        ["reconnects", str(report.reconnects)],
+        ["age of an answer, p50 / p95", age],
+        ["exits taken", output.counts(report.exits)],
+        ["mean cost", f"{format_macs(report.mean_macs)}, {output.percent(report.saved)} saved"],
+    ]
+    output.table(report.source, ["", ""], rows)
+    if report.outputs:
+        output.say("wrote " + ", ".join(str(path) for path in report.outputs))

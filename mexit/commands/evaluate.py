@@ -1,0 +1,157 @@
+"""The command `mexit evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mexit.commands import output
+from mexit.commands.options import Backend, DataDir, Json, SourceArg, fraction
+from mexit.core.budget import short_macs
+
+if TYPE_CHECKING:
+    from mexit.flows.evaluate import EvaluateResult
+
+
+def evaluate(
+    source: SourceArg = None,
+    *,
+    data_dir: DataDir = None,
+    samples: Annotated[int, typer.Option(help="Test images, evenly spaced; 0 for all.")] = 1000,
+    eps: Annotated[
+        str | None, typer.Option(help="Radius of the attacks, such as 8/255. Default: the run's.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the attacks. Default: the run's (50).")] = None,
+    attacks: Annotated[
+        str, typer.Option(help="Groups: pgd, policy, autoattack, slowdown, sanity, separated by commas; or all.")
+    ] = "pgd",
+    exits: Annotated[str, typer.Option(help="Exits that autoattack attacks, such as 1,3.")] = "all",
+    strong_samples: Annotated[
+        int, typer.Option(help="Test images for the groups other than pgd; 0 for as many as --samples.")
+    ] = 200,
+    restarts: Annotated[int, typer.Option(help="Random starts of PGD and restarts of Square.")] = 1,
+    targets: Annotated[int, typer.Option(help="Wrong classes that policy targets at each exit.")] = 3,
+    queries: Annotated[int, typer.Option(help="Queries of Square and RayS per image.")] = 5000,
+    transfer: Annotated[
+        Path | None, typer.Option(help="Another run, from which policy transfers attacks.", show_default=False)
+    ] = None,
+    backend: Backend = "auto",
+    json: Json = False,
+) -> None:
+    """Measure accuracy on the test split, per exit and budget, clean and under attack; write a model card."""
+    from mexit.evaluate.config import EvaluationConfig, read_exits, read_groups
+    from mexit.flows.evaluate import evaluate_model
+
+    result = evaluate_model(
+        source,
+        data_dir=data_dir,
+        samples=samples or None,
+        eps=fraction(eps),
+        steps=steps,
+        backend=backend,
+        plan=EvaluationConfig(
+            read_groups(attacks),
+            read_exits(exits),
+            strong_samples or None,
+            restarts,
+            targets,
+            queries,
+            transfer=transfer,
+        ),
+        progress=output.RichProgress(),
+    )
+    output.print_json(result.report) if json else show_evaluation(result)
+
+
+def show_evaluation(result: EvaluateResult) -> None:
+    """Print accuracy per exit and per budget, the transfer between exits, and failed checks."""
+    report = result.report
+    _show_exits(report)
+    exits = [f"exit {row['exit']}" for row in report["exits"]]
+    transfer = [
+        [name, *(output.percent(cell["value"]) for cell in row)]
+        for name, row in zip(exits, report["transfer"], strict=True)
+    ]
+    title = "accuracy when one exit is attacked (row) and another answers (column)"
+    output.table(title, ["attacked", *exits], transfer)
+    if report["budgets"]:
+        _show_budgets(report["budgets"])
+        _show_slowdown(report["budgets"], report["settings"])
+    if report["curve"]:
+        _show_curve(report["curve"])
+    _show_flags(report)
+    output.say("wrote " + ", ".join(str(path) for path in result.written))
+
+
+def _show_exits(report: Mapping[str, Any]) -> None:
+    settings = report["settings"]
+    caption = f"{settings['n']} of {settings['of']} test images, {settings['precision']}; {settings['attack']}"
+    if settings["strong_n"]:
+        caption += f"\n{settings['strong_n']} of them under every attack: {', '.join(settings['attacks'])}"
+    conditions = [
+        name
+        for name in ("clean", "average", "max-average", "autoattack", "worst")
+        if any(name in row for row in report["exits"])
+    ]
+    rows = [
+        [str(row["exit"]), *(output.with_error(row[name]) if name in row else "-" for name in conditions)]
+        for row in report["exits"]
+    ]
+    output.table(f"{settings['source']}: accuracy per exit", ["exit", *conditions], rows, caption)
+
+
+def _show_budgets(budgets: Mapping[str, Any]) -> None:
+    """One row for each budget and condition."""
+    rows = []
+    for name, conditions in budgets.items():
+        first = f"{name} ≤{short_macs(conditions['budget_macs'])}"
+        for condition, entry in conditions.items():
+            if condition == "budget_macs":
+                continue
+            cost = ["-", "-"]
+            if "exits" in entry:
+                cost = [short_macs(entry["mean_macs"]), output.counts(entry["exits"])]
+            rows.append([first, condition, output.with_error(entry), *cost])
+            first = ""
+    columns = ["budget", "images", "accuracy", "mean MACs", "exits taken"]
+    caption = "worst: correct under every attack, the slowdown attacks included"
+    output.table("accuracy and cost of the deployed policy", columns, rows, caption)
+
+
+def _show_slowdown(budgets: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    conditions = [name for name in ("clean", "sloth", "hinge") if all(name in row for row in budgets.values())]
+    if len(conditions) < 2:
+        return
+    rows = [
+        [name, *(f"{row[one]['efficacy']:.2f} ({short_macs(row[one]['mean_macs'])})" for one in conditions)]
+        for name, row in budgets.items()
+    ]
+    caption = (
+        "efficacy is 1 if all images leave at exit 1, and falls when they leave later; in brackets the mean MACs\n"
+        f"clean: {settings['n']} images; attacked: {settings['strong_n']} of them"
+    )
+    output.table("slowdown attacks: efficacy of the exits", ["budget", *conditions], rows, caption)
+
+
+def _show_curve(curve: list[dict[str, Any]]) -> None:
+    names = [f"exit {k}" for k in range(1, len(curve[0]["exits"]) + 1)] + list(curve[0]["budgets"])
+    rows = [
+        [f"{row['eps']:.4g}"]
+        + [output.percent(entry["value"]) for entry in (*row["exits"], *row["budgets"].values())]
+        for row in curve
+    ]
+    output.table("accuracy against the radius of the attack", ["eps", *names], rows)
+
+
+def _show_flags(report: Mapping[str, Any]) -> None:
+    """Print the failed checks of the attacks themselves."""
+    if not report["flags"]:
+        output.say(f"no flags: {len(report['checks'])} checks of the attacks themselves passed")
+        return
+    failed = [check for check in report["checks"] if not check["passed"]]
+    rows = [[check["name"], check["found"], check["expected"], check["means"]] for check in failed]
+    title = f"FLAGS: {len(failed)} of {len(report['checks'])} checks failed; accuracy under attack may be too high"
+    output.table(title, ["check", "found", "expected", "meaning"], rows)

@@ -1,0 +1,124 @@
+"""The command `mexit export`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mexit.commands import calibrate, engines, output
+from mexit.commands.options import DataDir, Json, SourceArg
+from mexit.core.artifact_paths import is_bundle
+from mexit.errors import UsageError
+
+if TYPE_CHECKING:
+    from mexit.export.validate import PrecisionReport
+    from mexit.flows.export import ExportResult
+
+
+def export(
+    source: SourceArg = None,
+    *,
+    out: Annotated[Path | None, typer.Option(help="The bundle directory. Default: bundles/NAME.")] = None,
+    data_dir: DataDir = None,
+    trt: Annotated[bool, typer.Option("--trt", help="Also build TensorRT engines for this device.")] = False,
+    trust_engines: Annotated[
+        bool,
+        typer.Option(
+            "--trust-engines",
+            help="With --trt: use the engines stored in the bundle. An engine is executable code of its author.",
+        ),
+    ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Replace an existing bundle; with --trt, rebuild existing engines."),
+    ] = False,
+    with_images: Annotated[
+        bool,
+        typer.Option(
+            "--with-calibration-images", help="Store images in the bundle, for devices without the data set."
+        ),
+    ] = False,
+    no_calibrate: Annotated[bool, typer.Option("--no-calibrate", help="Select no thresholds.")] = False,
+    precision: Annotated[
+        str, typer.Option(help="fp32, or int8 or fp16 for a second set of segments beside fp32.")
+    ] = "fp32",
+    single_file: Annotated[
+        bool,
+        typer.Option("--single-file", help="Also write one ONNX graph with the exits inside, for other runtimes."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Export a run as a bundle of ONNX segments, compare it with torch, and calibrate it."""
+    if trust_engines and not trt:
+        raise UsageError("--trust-engines applies to TensorRT engines: add --trt")
+    if source is not None and is_bundle(source):
+        if not trt:
+            raise UsageError(f"{source} is a bundle already; mexit export {source} --trt builds its engines")
+        for flag, given in (("--precision", precision != "fp32"), ("--single-file", single_file)):
+            if given:
+                raise UsageError(f"{flag} applies to the export of a run: name the run, and add --replace")
+        engines.build(source, replace=replace, trust_engines=trust_engines, json=json)
+        return
+
+    from mexit.flows.export import ExportOptions, export_bundle  # needs torch, which building engines does not
+
+    result = export_bundle(
+        source,
+        out=out,
+        data_dir=data_dir,
+        replace=replace,
+        options=ExportOptions(precision, single_file, not no_calibrate, with_images),
+        progress=output.RichProgress(),
+    )
+    fields = {
+        "bundle": str(result.bundle),
+        "model": result.model,
+        "differences": result.differences,
+        "parity": asdict(result.precision_report) if result.precision_report else None,
+    }
+    if not json:
+        show_export(result)
+    elif not trt:
+        output.print_json(fields)
+    if trt:
+        engines.build(result.bundle, replace=replace, trust_engines=trust_engines, json=json, fields=fields)
+
+
+def show_export(result: ExportResult) -> None:
+    """Print the budgets, the differences from torch and the comparison of a second precision with fp32."""
+    if result.calibration:
+        calibrate.show_policies(result.calibration.entry)
+    differences = ", ".join(f"{difference:.1e}" for difference in result.differences)
+    output.say(
+        f"wrote {result.bundle}, model {result.model[:12]}; largest difference from torch per exit: {differences}"
+    )
+    report = result.precision_report
+    if report:
+        _show_precision(report)
+    output.next_commands(
+        *(["mexit calibrate"] if not result.calibration else []),
+        *(["mexit calibrate --backend ort:int8"] if report and report.precision == "int8" else []),
+        "mexit serve --budget low",
+        "mexit evaluate",
+        "mexit bench",
+    )
+
+
+def _show_precision(report: PrecisionReport) -> None:
+    """Print the comparison of a second set of segments with fp32, one row per exit."""
+    rows = [
+        [
+            str(row.exit),
+            f"{row.largest_difference:.2e}",
+            output.percent(row.agreement),
+            output.percent(row.accuracy),
+            output.percent(row.accuracy_fp32),
+        ]
+        for row in report.exits
+    ]
+    columns = ["exit", "largest difference", "same class", f"accuracy {report.precision}", "accuracy fp32"]
+    title = f"{report.precision} against fp32 on {report.n} images of the {report.split} split"
+    output.table(title, columns, rows, "mexit bench --tune measures the speed")

@@ -1,0 +1,54 @@
+"""The command `mexit inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mexit.commands import calibrate, engines, output
+from mexit.commands.bench import show_tuning
+from mexit.commands.options import BundleArg, Json
+from mexit.core.budget import format_macs
+
+if TYPE_CHECKING:
+    from mexit.flows.inspect import InspectResult
+
+
+def inspect(bundle: BundleArg = None, *, json: Json = False) -> None:
+    """Check every byte of a bundle and show its content."""
+    from mexit.flows.inspect import inspect_bundle
+
+    result = inspect_bundle(bundle, progress=output.RichProgress())
+    output.print_json(result.to_json()) if json else show_inspection(result)
+
+
+def show_inspection(result: InspectResult) -> None:
+    """Print exits, splits, engines and policies."""
+    manifest = result.bundle.manifest
+    full = manifest.cumulative_macs[-1]
+    rows = [
+        [
+            str(k),
+            format_macs(spec.cumulative_macs),
+            output.percent(spec.cumulative_macs / full),
+            format_macs(spec.trunk_macs),
+            format_macs(spec.head_macs),
+            f"{spec.parameters:,}",
+        ]
+        for k, spec in enumerate(manifest.exits, start=1)
+    ]
+    shape = " x ".join(str(side) for side in manifest.input.shape)
+    title = f"{manifest.name}, model {result.bundle.id[:12]}: input {shape}, {len(manifest.classes)} classes"
+    columns = ["exit", "cost", "of full", "trunk", "head", "parameters"]
+    output.table(title, columns, rows, "every file matches its recorded checksum")
+    if manifest.splits:
+        parts = ", ".join(f"{name} {part.n}" for name, part in manifest.splits.parts.items())
+        output.say(f"trained on {manifest.splits.data_set}: {parts}")
+    show_tuning(result.tuning)
+    if result.policies is None:
+        output.next_commands("mexit calibrate")
+    else:
+        for entry in result.policies.entries:
+            output.say(f"calibrated for {entry.engine} {entry.precision} with {calibrate.score_name(entry)}")
+            calibrate.show_policies(entry)
+            calibrate.say_certificates(entry)
+    engines.show_stored(result)

@@ -1,0 +1,90 @@
+"""The command `mexit run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mexit.commands import output
+from mexit.commands.options import Backend, BudgetOption, Burst, Deadline, Json, Rate, Threads
+from mexit.core.artifact_paths import is_bundle
+from mexit.core.budget import short_macs
+from mexit.errors import UsageError
+
+if TYPE_CHECKING:
+    from mexit.flows.run import Answer
+
+
+def run(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="[BUNDLE] IMAGE...", help="Image files; a bundle directory may come first."),
+    ],
+    *,
+    budget: BudgetOption = "low",
+    backend: Backend = "auto",
+    threads: Threads = None,
+    deadline: Deadline = None,
+    rate: Rate = None,
+    burst: Burst = None,
+    json: Json = False,
+) -> None:
+    """Classify image files."""
+    from mexit.flows.run import classify_files
+
+    bundle, images = (paths[0], paths[1:]) if is_bundle(paths[0]) else (None, paths)
+    if not images:
+        raise UsageError("no image named: mexit run [BUNDLE] IMAGE...")
+    answers = classify_files(
+        images,
+        bundle=bundle,
+        budget=budget,
+        backend=backend,
+        threads=threads,
+        deadline_ms=deadline,
+        rate=rate,
+        burst=burst,
+        progress=output.RichProgress(),
+    )
+    output.print_json(answers_to_json(answers)) if json else show_answers(answers)
+    errors = [answer.error for answer in answers if answer.error]
+    if errors:
+        raise typer.Exit(errors[0].exit_code)
+
+
+def answers_to_json(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return the object that `--json` prints."""
+    rows = []
+    for answer in answers:
+        fields = answer.prediction.to_json() if answer.prediction else {"error": str(answer.error)}
+        rows.append({"image": str(answer.image), **fields})
+    return {"predictions": rows}
+
+
+def show_answers(answers: Sequence[Answer]) -> None:
+    """Print one row per classified image, then the errors."""
+    rows = []
+    for answer in answers:
+        prediction = answer.prediction
+        if prediction is not None:
+            saved = prediction.saved_macs / (prediction.macs + prediction.saved_macs)
+            rows.append(
+                [
+                    answer.image.name,
+                    prediction.label,
+                    output.percent(prediction.confidence),
+                    str(prediction.exit),
+                    prediction.reason,
+                    short_macs(prediction.macs),
+                    output.percent(saved),
+                    f"{prediction.latency_ms:.2f} ms",
+                ]
+            )
+    if rows:
+        output.table("", ["image", "label", "confidence", "exit", "reason", "MACs", "saved", "time"], rows)
+    for answer in answers:
+        if answer.error is not None:
+            output.error(f"{answer.image}: {answer.error}")

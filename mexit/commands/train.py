@@ -1,0 +1,188 @@
+"""`mexit train`: train a multi-exit network into a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mexit.commands import output
+from mexit.commands.options import DataDir, Json, StopOnSignal, fraction, method_options
+from mexit.commands.output import RichProgress
+
+if TYPE_CHECKING:
+    from mexit.flows.train import TrainResult
+
+
+def train(
+    *,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Data set: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet or folder:PATH."
+        ),
+    ] = "digits",
+    data_dir: DataDir = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Published schedule, method included: neo_kd, rdi, rdi_mobilenetv2, hdkd or demo. Other flags win "
+            "over it. Default: demo for digits, else neo_kd.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Network, one of mexit models. Default: by preset and data set.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Training method, see docs/methods.md. Default: by preset.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Option of the method, such as alpha=3. Repeatable."),
+    ] = None,
+    attack: Annotated[
+        str | None,
+        typer.Option(
+            help="Training attack: none, single, average or max-average. Default: by method.", show_default=False
+        ),
+    ] = None,
+    eps: Annotated[str | None, typer.Option(help="Radius of the attacks, such as 0.3 or 8/255.")] = None,
+    step: Annotated[str | None, typer.Option(help="Step size of the training attack, such as 2/255.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the training attack.")] = None,
+    norm: Annotated[str | None, typer.Option(help="Norm of the attacks: linf or l2.")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(help="Update rule of the training attack: sign, raw, inverse-clip or penalty."),
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="Loss of the training attack: ce, margin, dlr, logit or uniform.")
+    ] = None,
+    restarts: Annotated[
+        int | None, typer.Option(help="Random starts of the attacks; the strongest result is kept.")
+    ] = None,
+    craft_train_mode: Annotated[
+        bool | None,
+        typer.Option(
+            "--craft-train-mode/--craft-eval-mode", help="Mode of BatchNorm and dropout while attacking."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per optimisation step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Initial learning rate.")] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="Augmentation: none, crop-flip or resized-crop-flip. Default: by preset."),
+    ] = None,
+    trades: Annotated[float | None, typer.Option(help="Weight of a TRADES term, such as 6.")] = None,
+    awp: Annotated[
+        float | None, typer.Option(help="Relative size of the adversarial weight perturbation, such as 0.005.")
+    ] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of the moving average of the weights, such as 0.995.")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Share of the label spread over all classes, such as 0.1.")
+    ] = None,
+    teacher: Annotated[
+        list[Path] | None, typer.Option(help="Finished run used as a teacher. Repeatable.", show_default=False)
+    ] = None,
+    train_fraction: Annotated[
+        float | None, typer.Option("--fraction", help="Share of the training images to use, such as 0.05.")
+    ] = None,
+    omit_class: Annotated[
+        str | None, typer.Option(help="Name of a class whose training images are left out.")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Weights to keep: last, or best on the selection split.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights, sample order, augmentation and attack starts.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Arithmetic: bf16, fp32, or auto (bf16 where the device has it).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Threads on the CPU. Default: all cores.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads that load images ahead. Default: one per core for image files, 0 for data in memory."
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write scalars for TensorBoard into the run.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Run directory. Default: a free name in runs/.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue --out, or the newest run, from its checkpoint.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Train a multi-exit network. After Ctrl-C, --resume continues it and gives the same weights."""
+    from mexit.flows.train import TrainOptions, train_model
+
+    settings = {
+        "model": model,
+        "method": method,
+        "options": method_options(option or []) or None,
+        "attack": attack,
+        "eps": fraction(eps),
+        "step": fraction(step),
+        "steps": steps,
+        "norm": norm,
+        "rule": rule,
+        "loss": loss,
+        "restarts": restarts,
+        "craft_train_mode": craft_train_mode,
+        "epochs": epochs,
+        "batch": batch,
+        "lr": lr,
+        "augment": augment,
+        "trades": trades,
+        "awp": awp,
+        "ema": ema,
+        "label_smoothing": label_smoothing,
+        "teachers": tuple(str(run) for run in teacher or ()) or None,
+        "fraction": train_fraction,
+        "omit_class": omit_class,
+        "keep": keep,
+        "seed": seed,
+        "precision": precision,
+    }
+    with StopOnSignal() as stop:
+        result = train_model(
+            data=data,
+            preset=preset,
+            settings=settings,
+            data_dir=data_dir,
+            out=out,
+            resume=resume,
+            options=TrainOptions(
+                device=device, threads=threads, workers=workers, tensorboard=tensorboard, should_stop=stop.asked
+            ),
+            progress=RichProgress(),
+        )
+    if not result.is_main:
+        raise typer.Exit(stop.exit_code)
+    if not result.finished:
+        output.error(f"stopped; continue with: mexit train --resume --out {result.run}")
+        raise typer.Exit(stop.exit_code)
+    if json:
+        output.print_json({"run": str(result.run), "settings": result.settings, "log": list(result.records)})
+    else:
+        _print_result(result)
+
+
+def _print_result(result: TrainResult) -> None:
+    """Print the accuracy of the last epoch and the next commands."""
+    last = result.records[-1]
+    rows = [
+        [str(k), *(output.percent(values[k - 1]) for values in last["selection"].values())]
+        for k in range(1, len(last["selection"]["clean"]) + 1)
+    ]
+    columns = ["exit", *(f"{name}, selection split" for name in last["selection"])]
+    output.table(f"{result.run}: {last['epoch']} epochs, {result.seconds:.0f} s", columns, rows)
+    output.say(f"wrote {result.run}" + (f", {result.curves}" if result.curves else ""))
+    output.next_commands("mexit export", f"mexit evaluate {result.run}")

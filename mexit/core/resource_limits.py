@@ -1,0 +1,120 @@
+"""The processors and the memory that this process may use, by affinity and control groups (versions 1 and 2).
+
+A container may see 64 processors and be allowed the time of two. With more threads than that, the kernel stops all of
+them once the time of a period is used up, which delays some answers by tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_UNLIMITED_BYTES = 1 << 60  # version 1 writes "no limit" as a number above this one
+
+
+@dataclass(frozen=True)
+class ResourceLimits:
+    """Limits of this process.
+
+    Attributes:
+        processors: number of processors that it may run on, by affinity.
+        quota: processor time that it may use per second, in seconds, by control group; None is unlimited.
+        memory_bytes: memory that it may use, by control group; None is unlimited.
+    """
+
+    processors: int
+    quota: float | None
+    memory_bytes: int | None
+
+    @property
+    def threads(self) -> int:
+        """The number of threads that can compute at the same time."""
+        return self.processors if self.quota is None else max(1, min(self.processors, math.ceil(self.quota)))
+
+
+def read_limits(root: Path = Path("/")) -> ResourceLimits:
+    """Read the limits from the system. `root` is the folder that holds `proc` and `sys`."""
+    quotas = [*_quotas_v1(root), *_quotas_v2(root)]
+    limits = [
+        *_numbers(root, "memory", "memory.limit_in_bytes"),
+        *_numbers(root, "", "memory.max"),
+    ]
+    limits = [limit for limit in limits if limit < _UNLIMITED_BYTES]
+    return ResourceLimits(_processors(), min(quotas, default=None), int(min(limits)) if limits else None)
+
+
+def processor_name() -> str:
+    """Name of the processor, as the system gives it."""
+    return cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def cpu_info(*fields: str) -> str:
+    """The first value of one of these fields in Linux's `/proc/cpuinfo`; empty without such a field."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in fields:
+                return value.strip()
+    return ""
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quotas_v1(root: Path) -> Iterator[float]:
+    for folder in _folders(root, "cpu"):
+        with suppress(OSError, ValueError):
+            quota_us, period_us = (
+                int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
+            )
+            if quota_us > 0 and period_us > 0:
+                yield quota_us / period_us
+
+
+def _quotas_v2(root: Path) -> Iterator[float]:
+    for folder in _folders(root, ""):
+        with suppress(OSError, ValueError):
+            quota_us, period_us = (folder / "cpu.max").read_text().split()  # "max 100000" is unlimited
+            if int(quota_us) > 0 and int(period_us) > 0:
+                yield int(quota_us) / int(period_us)
+
+
+def _numbers(root: Path, controller: str, name: str) -> Iterator[float]:
+    for folder in _folders(root, controller):
+        with suppress(OSError, ValueError):
+            yield int((folder / name).read_text())
+
+
+def _folders(root: Path, controller: str) -> Iterator[Path]:
+    """The control group of this process and its parents, each of which limits it. "" is version 2.
+
+    Within a container the path is often that of the host, which does not exist there; the mounted root remains.
+    """
+    for path in _paths(root, controller):
+        for mount in _mounts(root, controller):
+            inner = mount / path.strip("/")
+            yield from (folder for folder in (inner, *inner.parents) if folder.is_relative_to(mount))
+
+
+def _paths(root: Path, controller: str) -> Iterator[str]:
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text(errors="replace").splitlines():
+            _, controllers, path = (*line.split(":", 2), "", "")[:3]
+            if controller in controllers.split(","):
+                yield path
+
+
+def _mounts(root: Path, controller: str) -> list[Path]:
+    """Mount points of a controller; version 2 is mounted alone or beside version 1."""
+    base = root / "sys/fs/cgroup"
+    if not controller:
+        return [base, base / "unified"]
+    return [folder for folder in base.glob("*") if controller in folder.name.split(",")]

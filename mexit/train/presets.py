@@ -1,0 +1,75 @@
+"""Published training schedules, by data set.
+
+A preset maps names of `TrainSettings` fields to values. It names its method; `options` are options of that method
+and apply to no other. `decay_at` holds fractions of the run, so a schedule keeps its shape under another `epochs`.
+
+neo_kd            NEO-KD (S. Ham et al., NeurIPS 2023)
+rdi               RDI-Nets (T.-K. Hu et al., ICLR 2020); `rdi_mobilenetv2` is its schedule for MobileNetV2
+hdkd              HDKD (AAAI 2021)
+demo              a short NEO-KD run on digits
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_NEO_KD: dict[str, Any] = {"method": "neo-kd", "weight_decay": 5e-4, "steps": 7, "test_steps": 50}
+_RDI: dict[str, Any] = {
+    "method": "adversarial", "options": {"clean_weight": 0.5, "attacked_weight": 0.5}, "craft_train_mode": True,
+}  # fmt: skip
+
+_MNIST_NEO_KD = _NEO_KD | {
+    "epochs": 150, "batch": 128, "lr": 0.01, "decay_at": (50 / 150,), "eps": 0.3, "step": 20 / 255,
+}  # fmt: skip
+# 13,100 steps of 256 images are 56 passes over MNIST.
+_MNIST_RDI = _RDI | {
+    "epochs": 56, "batch": 256, "lr": 0.033, "weight_decay": 5e-4, "decay_at": (11_700 / 13_100, 12_900 / 13_100),
+    "eps": 0.3, "step": 0.01, "steps": 40, "test_steps": 40,
+}  # fmt: skip
+_CIFAR_NEO_KD = _NEO_KD | {
+    "epochs": 150, "batch": 128, "lr": 0.1, "decay_at": (75 / 150, 115 / 150),
+    "eps": 8 / 255, "step": 2 / 255, "augment": "crop-flip",
+}  # fmt: skip
+# 64,000 steps of 128 images are 164 passes over the 50,000 images of CIFAR; 82,000 steps are 210 passes.
+_CIFAR_RDI = _RDI | {
+    "model": "resnet38", "epochs": 164, "batch": 128, "lr": 0.1, "weight_decay": 1e-4, "decay_at": (32 / 64, 48 / 64),
+    "eps": 8 / 255, "step": 2 / 255, "steps": 10, "test_steps": 20, "augment": "crop-flip",
+}  # fmt: skip
+_CIFAR_RDI_MOBILENETV2 = _CIFAR_RDI | {
+    "model": "mobilenetv2", "epochs": 210, "lr": 0.05, "decay_at": (61.7 / 82, 70 / 82, 78 / 82),
+}  # fmt: skip
+# Published for CIFAR-100. Our choices: the weight decay (that of DBT's code), the augmentation, and CIFAR-10.
+_CIFAR_HDKD = {
+    "method": "hdkd", "epochs": 300, "batch": 128, "lr": 0.1, "weight_decay": 1e-4, "decay_at": (0.5, 0.75),
+    "eps": 8 / 255, "step": 2 / 255, "steps": 7, "test_steps": 50, "augment": "crop-flip",
+}  # fmt: skip
+_CIFAR = {
+    "neo_kd": _CIFAR_NEO_KD, "rdi": _CIFAR_RDI, "rdi_mobilenetv2": _CIFAR_RDI_MOBILENETV2, "hdkd": _CIFAR_HDKD,
+}  # fmt: skip
+# Our choices: the augmentation of both, and epochs and batch for ImageNet, which are those of MSDNet's own training.
+_TINY_IMAGENET_NEO_KD = _NEO_KD | {
+    "epochs": 150, "batch": 128, "lr": 0.1, "decay_at": (50 / 150, 100 / 150),
+    "eps": 2 / 255, "step": 2 / 3 * 2 / 255, "augment": "crop-flip",
+}  # fmt: skip
+_IMAGENET_NEO_KD = _NEO_KD | {
+    "epochs": 90, "batch": 256, "lr": 0.001, "eps": 2 / 255, "step": 2 / 3 * 2 / 255, "augment": "resized-crop-flip",
+}  # fmt: skip
+_DEMO = _NEO_KD | {
+    "attack": "average", "epochs": 20, "batch": 64, "lr": 0.03, "decay_at": (0.6, 0.85), "eps": 0.1, "step": 0.025,
+}  # fmt: skip
+
+# The first preset of a data set is its default.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "digits": {"demo": _DEMO},
+    "mnist": {"neo_kd": _MNIST_NEO_KD, "rdi": _MNIST_RDI},
+    "fashion-mnist": {"neo_kd": _MNIST_NEO_KD, "rdi": _MNIST_RDI},
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "tiny-imagenet": {"neo_kd": _TINY_IMAGENET_NEO_KD},
+    "imagenet": {"neo_kd": _IMAGENET_NEO_KD},
+    "folder": {"neo_kd": _MNIST_NEO_KD | {"eps": 8 / 255, "step": 2 / 255}},
+}
+DEFAULT_MODELS = {
+    "digits": "digits-cnn", "cifar10": "msdnet-cifar10", "cifar100": "msdnet-cifar100",
+    "tiny-imagenet": "msdnet-tiny-imagenet", "imagenet": "msdnet-imagenet",
+}  # fmt: skip

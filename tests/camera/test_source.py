@@ -1,0 +1,121 @@
+"""Source strings: their kinds, the order of files, and names without credentials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from camera_media import write_images
+
+from mexit.camera.source import parse_source, redact
+from mexit.errors import NotFound, UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "live"),
+    [
+        ("rtsp://10.0.0.5/stream", "stream", True),
+        ("RTSPS://10.0.0.5/stream", "stream", True),
+        ("rtmp://host/app/key", "stream", True),
+        ("tcp://127.0.0.1:5000", "stream", True),
+        ("udp://@:5000", "stream", True),
+        ("http://host/video.mjpg", "stream", True),
+        ("http://host:8080/live?camera=1", "stream", True),
+        ("https://host/list.m3u8", "stream", True),
+        ("https://host/clip.mp4", "download", False),
+        ("https://host/clip.MP4?download=1", "download", False),
+        ("http://host/snapshot.jpg", "download", False),
+    ],
+)
+def test_urls(text: str, kind: str, live: bool) -> None:
+    source = parse_source(text)
+    assert (source.kind, source.live, source.address) == (kind, live, text)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "gopher://host/x", "rtsp://", "rtsp:///path", "http://[::1"])
+def test_invalid_sources(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_source(text)
+
+
+def test_an_unknown_scheme_names_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"srtp:// is not one of rtsp://, .*https://"):
+        parse_source("srtp://host")
+
+
+def test_a_missing_camera() -> None:
+    with pytest.raises(NotFound, match=r"camera 987 \(/dev/video987\) does not exist; present: "):
+        parse_source("987")
+    with pytest.raises(NotFound, match="camera 987"):
+        parse_source("/dev/video987")
+
+
+def test_images_of_a_folder_in_natural_order(tmp_path: Path) -> None:
+    write_images(tmp_path, ["frame10.png", "frame2.png", "Frame1.png", "b.JPG"])
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "sub.png").mkdir()
+    names = [path.name for path in parse_source(str(tmp_path)).files]
+    assert names == ["Frame1.png", "b.JPG", "frame2.png", "frame10.png"]
+
+
+def test_a_glob_matches_images_and_videos_only(tmp_path: Path) -> None:
+    write_images(tmp_path / "a", ["2.png", "10.png"])
+    write_images(tmp_path / "b", ["1.png"])
+    (tmp_path / "a" / "clip.mp4").touch()
+    (tmp_path / "a" / "notes.txt").touch()
+    files = parse_source(f"{tmp_path}/**/*").files
+    assert [str(path.relative_to(tmp_path)) for path in files] == ["a/2.png", "a/10.png", "a/clip.mp4", "b/1.png"]
+
+
+def test_a_file_name_that_looks_like_a_glob(tmp_path: Path) -> None:
+    [path] = write_images(tmp_path, ["shot[1].png"])
+    assert parse_source(str(path)).files == (path,)
+    assert parse_source(path.as_uri()).files == (path,)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.mp4", "does not exist: give a camera number"),
+        ("*.png", "no image or video matches"),
+        ("*.txt", r"no image or video matches .* \(1 other files match\)"),
+        ("empty", "holds no images .* give a glob"),
+    ],
+)
+def test_missing_files(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(NotFound, match=message):
+        parse_source(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("rtsp://admin:geheim@10.0.0.5:554/a", "rtsp://10.0.0.5:554/a"),
+        ("rtsp://geheim@10.0.0.5/a", "rtsp://10.0.0.5/a"),
+        ("rtsp://admin:ge@heim@10.0.0.5/a", "rtsp://10.0.0.5/a"),
+        ("rtsp://admin:ge/heim@10.0.0.5/a", "rtsp://10.0.0.5/a"),
+        ("rtsp://admin:ge?heim@10.0.0.5/a", "rtsp://10.0.0.5/a"),
+        ("rtsp://admin:geheim@[fe80::1]:554/a", "rtsp://[fe80::1]:554/a"),
+        ("http://10.0.0.5/a@2x/cam", "http://10.0.0.5/a@2x/cam"),
+        ("http://[fe80::1]:80/a@2x", "http://[fe80::1]:80/a@2x"),
+        ("http://h/v?user=geheim&password=geheim&channel=1", "http://h/v"),
+        ("rtsp://h/user=geheim_password=geheim_channel=1_s.sdp", "rtsp://h/"),
+        ("rtsp://h/live/user=geheim&password=geheim", "rtsp://h/live/"),
+        ("https://h/live?token=geheim#x", "https://h/live"),
+        ("udp://@:5000", "udp://:5000"),
+        ("udp://:5000", "udp://:5000"),
+    ],
+)
+def test_names_hold_no_credentials(url: str, name: str) -> None:
+    assert redact(url) == name
+
+
+def test_a_source_does_not_show_its_address() -> None:
+    source = parse_source("rtsp://admin:geheim@10.0.0.5/a")
+    assert "geheim" not in repr(source)
+    assert source.address == "rtsp://admin:geheim@10.0.0.5/a"
+    with pytest.raises(UsageError) as error:
+        parse_source("foo://admin:geheim@10.0.0.5/a")
+    assert "geheim" not in str(error.value)

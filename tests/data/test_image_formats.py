@@ -1,0 +1,206 @@
+"""Unusual images: tiny, huge, grey, transparent, 16-bit, CMYK, animated, turned, damaged."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sample_images import encode, noise, png_with_header, spec
+
+from mexit.data.preprocess import MAX_ENCODED_BYTES, MAX_PIXELS, prepare, read_image
+from mexit.errors import BadInput, Damaged, NotFound, TooLarge
+
+IMAGE = noise(8, 8, 3)
+ORIENTATION = 0x0112
+
+
+def levels(image: object, channels: int = 3, **options: object) -> np.ndarray:
+    """The prepared image as integers 0..255, channels last."""
+    tensor = prepare(image, spec(channels, **options)) * 255
+    return np.moveaxis(tensor.round().astype(np.uint8), 0, -1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
+def test_every_supported_format_is_read(kind: str) -> None:
+    flat = np.full((20, 30, 3), 200, np.uint8)
+    assert np.abs(levels(encode(flat, kind)).astype(int) - 200).max() <= 2
+
+
+@pytest.mark.parametrize("value", [0, 77, 255])
+def test_one_pixel_fills_the_input(value: int) -> None:
+    assert (levels(np.full((1, 1), value, np.uint8)) == value).all()
+    assert (levels(encode(np.full((1, 1), value, np.uint8))) == value).all()
+
+
+def test_grey_is_repeated_and_black_and_white_are_0_and_255() -> None:
+    assert (levels(encode(IMAGE[:, :, 0])) == IMAGE[:, :, :1]).all()
+    bits = Image.fromarray(IMAGE[:, :, 0]).point(lambda level: 255 * (level > 127), "1")
+    assert set(np.unique(levels(encode(bits)))) == {0, 255}
+
+
+@pytest.mark.parametrize("background", ["black", "white"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "array"])
+def test_transparent_pixels_show_the_background(background: str, kind: str) -> None:
+    image = np.dstack([IMAGE, np.full((8, 8), 255, np.uint8)])
+    image[:4, :, 3] = 0
+    given = image if kind == "array" else encode(image, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    pixels = levels(given, alpha=background)
+    assert (pixels[:4] == (255 if background == "white" else 0)).all()
+    assert (pixels[4:] == IMAGE[4:]).all()
+
+
+def test_half_transparent_pixels_are_blended() -> None:
+    image = np.full((8, 8, 4), 200, np.uint8)
+    image[:, :, 3] = 128
+    assert np.abs(levels(encode(image)).astype(int) - 100).max() <= 1
+    assert np.abs(levels(encode(image), alpha="white").astype(int) - 227).max() <= 1
+
+
+def test_a_transparent_colour_of_a_palette_and_of_rgb_shows_the_background() -> None:
+    palette = Image.fromarray(np.zeros((8, 8), np.uint8), "L").convert("P")
+    assert (levels(encode(palette, transparency=0), alpha="white") == 255).all()
+    red = np.zeros((8, 8, 3), np.uint8) + np.asarray([255, 0, 0], np.uint8)
+    assert (levels(encode(red, transparency=(255, 0, 0)), alpha="white") == 255).all()
+    assert (levels(encode(red, transparency=(0, 255, 0)), alpha="white") == red).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+@pytest.mark.parametrize("top", [65535, 200], ids=["full range", "nearly black"])
+def test_16_bit_grey_is_divided_by_256_independent_of_its_range(kind: str, top: int) -> None:
+    deep = np.linspace(0, top, 64).astype(np.uint16).reshape(8, 8)
+    assert (levels(encode(deep, kind), 1)[:, :, 0] == deep >> 8).all()
+
+
+@pytest.mark.parametrize("value", [-1, 65536], ids=["negative", "over 16 bits"])
+def test_grey_values_beyond_16_bits_are_refused(value: int) -> None:
+    with pytest.raises(BadInput, match=f"expected grey values of 8 or 16 bits, found {value} to {value}"):
+        prepare(encode(Image.fromarray(np.full((8, 8), value, np.int32)), "TIFF"), spec())
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    with pytest.raises(BadInput, match="found floating-point pixels"):
+        prepare(encode(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF"), spec())
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_is_read(kind: str) -> None:
+    flat = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    assert np.abs(levels(encode(flat, kind)).astype(int) - [255, 0, 0]).max() <= 3
+    assert levels(encode(flat, kind), 1).shape == (8, 8, 1)
+
+
+@pytest.mark.parametrize("kind", ["LAB", "HSV", "YCbCr", "RGBX", "RGBa", "PA", "La"])
+def test_pillow_images_of_rare_modes_are_read_or_refused(kind: str) -> None:
+    for channels in (1, 3):
+        try:
+            tensor = prepare(Image.new(kind, (9, 9)), spec(channels))
+        except BadInput:
+            continue
+        assert tensor.shape == (channels, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_an_animation_gives_its_first_frame(kind: str) -> None:
+    frames = [Image.fromarray(np.full((8, 8), level, np.uint8)) for level in (250, 90, 0)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    moving = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(moving)).n_frames == 3
+    assert (levels(moving) == 250).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_tag_is_applied(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    upright = noise(8, 6, 3)
+    flips = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.transpose(1, 0, 2), 6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1], 8: upright.transpose(1, 0, 2)[:, ::-1],
+    }  # fmt: skip
+    stored = encode(np.ascontiguousarray(flips[orientation]), exif=exif)
+    assert (levels(stored, size=(8, 6)) == upright).all()
+    assert (levels(Image.open(io.BytesIO(stored)), size=(8, 6)) == upright).all()
+    if orientation != 1:
+        unturned = prepare(stored, spec(3, size=flips[orientation].shape[:2], exif=False))
+        assert (np.moveaxis(unturned * 255, 0, -1).round() == flips[orientation]).all()
+
+
+@pytest.mark.parametrize(
+    "size", [(9000, 9000), (20_000, 20_000), (2**31 - 1, 2**31 - 1), (MAX_PIXELS + 1, 1)], ids=str
+)
+def test_a_header_that_announces_too_many_pixels_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(TooLarge, match=f"at most {MAX_PIXELS} are allowed"):
+        prepare(png_with_header(*size), spec())
+
+
+def test_too_many_bytes_and_too_large_arrays_are_refused() -> None:
+    with pytest.raises(
+        TooLarge, match=f"has {MAX_ENCODED_BYTES + 1} bytes; at most {MAX_ENCODED_BYTES} are allowed"
+    ):
+        prepare(bytes(MAX_ENCODED_BYTES + 1), spec())
+    large = np.zeros((1, MAX_PIXELS + 1), np.uint8)
+    for image in (large, Image.fromarray(large)):
+        with pytest.raises(TooLarge, match=f"{MAX_PIXELS + 1} x 1 pixels; at most {MAX_PIXELS} are allowed"):
+            prepare(image, spec())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.9])
+def test_a_truncated_file_is_refused(kind: str, part: float) -> None:
+    whole = encode(noise(64, 64, 3), kind)
+    cut = whole[: int(len(whole) * part)]
+    for image in (cut, bytearray(cut)):
+        with pytest.raises(
+            BadInput, match=r"the image is damaged: .|bytes that are not an image: supported are PNG, JPEG"
+        ):
+            prepare(image, spec())
+
+
+def test_a_truncated_pillow_image_is_refused() -> None:
+    half = encode(noise(64, 64, 3))[:4000]
+    with pytest.raises(BadInput, match="the image is damaged: "):
+        prepare(Image.open(io.BytesIO(half)), spec())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 100, b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"%PDF-1.7",
+     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", png_with_header(0, 5)],
+    ids=["empty", "zeros", "svg", "gif head", "png head", "pdf", "postscript", "no width"],
+)  # fmt: skip
+def test_other_content_is_refused_with_the_supported_formats(content: bytes) -> None:
+    with pytest.raises(
+        BadInput, match=rf"{len(content)} bytes that are not an image: supported are PNG, JPEG, |damaged"
+    ):
+        prepare(content, spec())
+
+
+def test_random_damage_never_raises_anything_but_bad_input() -> None:
+    rng = np.random.default_rng(5)
+    for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "PPM", "BMP"):
+        good = encode(noise(16, 16, 3), kind)
+        for _ in range(60):
+            bad = bytearray(good)
+            for i in rng.integers(0, len(bad), 3):
+                bad[i] = rng.integers(0, 256)
+            try:
+                assert prepare(bytes(bad), spec()).shape == (1, 8, 8)
+            except BadInput:
+                continue
+
+
+def test_an_image_file_is_read_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encode(IMAGE))
+    assert read_image(tmp_path / "x.png") == encode(IMAGE)
+    with pytest.raises(NotFound, match=r"image .*gone\.png does not exist"):
+        read_image(tmp_path / "gone.png")
+    with pytest.raises(Damaged, match="is not a file"):
+        read_image(tmp_path)
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate(MAX_ENCODED_BYTES + 1)  # sparse
+    with pytest.raises(TooLarge, match=rf"image .*x\.png has \d+ bytes; at most {MAX_ENCODED_BYTES} are expected"):
+        read_image(tmp_path / "x.png")

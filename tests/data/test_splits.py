@@ -1,0 +1,134 @@
+"""Splits are disjoint, reproducible and stored without loss; damaged files are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mexit.core.atomic_io import sha256_bytes
+from mexit.data import digits
+from mexit.data.dataset import ArrayImages, DataSet
+from mexit.data.splits import NAMES, Splits, split
+from mexit.errors import BadInput, Damaged, NotFound, UsageError
+
+
+def data_set(n: int = 200, classes: int = 4, official_test: np.ndarray | None = None) -> DataSet:
+    images = ArrayImages(np.zeros((n, 2, 2), np.uint8))
+    labels = np.arange(n, dtype=np.int64) % classes
+    return DataSet("x", tuple("abcdefghij"[:classes]), images, labels, "5" * 64, official_test)
+
+
+def parts(**changes: object) -> dict[str, np.ndarray]:
+    default = {name: np.arange(10 * i, 10 * i + 10, dtype=np.int64) for i, name in enumerate(NAMES)}
+    return {name: np.asarray(changes.get(name, part)) for name, part in default.items()}
+
+
+def stored(about: object = None, **changes: object) -> bytes:
+    value = {"data_set": "x", "data_sha256": "5" * 64} if about is None else about
+    buffer = io.BytesIO()
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    np.savez_compressed(buffer, about=text, **parts(**changes))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("official", [None, np.arange(150, 200)], ids=["no test part", "official test part"])
+def test_the_five_parts_are_disjoint_complete_and_hold_every_class(official: np.ndarray | None) -> None:
+    data = data_set(official_test=official)
+    splits = split(data)
+    indices = np.concatenate([splits.part(name) for name in NAMES])
+    assert sorted(indices.tolist()) == list(range(200))
+    for name in NAMES:
+        assert set(data.labels[splits.part(name)]) == {0, 1, 2, 3}, name
+        assert (np.diff(splits.part(name)) > 0).all()
+    if official is not None:
+        assert splits.part("test").tolist() == official.tolist()
+
+
+def test_the_splits_of_digits_never_change() -> None:
+    data = digits.load()
+    first, second = split(data), split(data)
+    assert first.hashes() == second.hashes()
+    assert {name: len(first.part(name)) for name in NAMES} == {
+        "train": 943, "selection": 81, "calibration": 243, "certification": 81, "test": 449,
+    }  # fmt: skip
+    hashes = "".join(first.hashes().values())  # a change here would move test images into training
+    assert sha256_bytes(hashes.encode())[:16] == "86a3edb50159f3c7"
+
+
+def test_stored_splits_are_read_back(tmp_path: Path) -> None:
+    before = split(data_set())
+    (tmp_path / "splits.npz").write_bytes(before.to_bytes())
+    after = Splits.load(tmp_path / "splits.npz")
+    assert after.hashes() == before.hashes()
+    after.check(data_set())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "are not readable"),
+        (stored()[:-30], "are not readable"),
+        (stored(train=[0, 0, 1]), "the five splits overlap"),
+        (stored(train=[10]), "the five splits overlap"),
+        (stored(train=[0.5]), r"must be lists of int64, found float64 \(1,\)"),
+        (stored(train=[[0, 1]]), r"must be lists of int64, found int64 \(1, 2\)"),
+        (stored(train=5), "must be lists of int64"),
+        (stored(train=np.asarray([object()])), "allow_pickle=False"),
+        (stored(about={"data_set": "x"}), "missing data_sha256"),
+        (stored(about=[1]), "expected an object"),
+        (stored(about={"data_set": "x", "data_sha256": 5}), "expected str, found 5"),
+    ],
+    ids=["empty", "cut short", "duplicate", "overlap", "floats", "two axes", "a number", "pickle", "no hash",
+         "list", "hash a number"],
+)  # fmt: skip
+def test_a_damaged_splits_file_is_named(content: bytes, words: str) -> None:
+    with pytest.raises(Damaged, match=rf"splits runs/x/splits.npz .*{words}"):
+        Splits.from_bytes(content, Path("runs/x/splits.npz"))
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    about = json.dumps({"data_set": "x", "data_sha256": "5" * 64}).encode()
+    np.savez(buffer, about=np.frombuffer(about, np.uint8), train=np.arange(3))
+    with pytest.raises(Damaged, match="have no 'selection'"):
+        Splits.from_bytes(buffer.getvalue(), tmp_path)
+    with pytest.raises(NotFound, match=r"splits .* does not exist"):
+        Splits.load(tmp_path / "gone.npz")
+
+
+@pytest.mark.parametrize("index", [-1, 200], ids=["negative", "past the end"])
+def test_an_index_outside_the_data_set_is_refused(index: int) -> None:
+    splits = Splits("x", "5" * 64, parts(train=np.asarray([index])))
+    with pytest.raises(Damaged, match=r"these splits have the indices -?\d+ to \d+, x has 200 images"):
+        splits.check(data_set())
+
+
+def test_splits_of_other_data_are_refused() -> None:
+    changed = dataclasses.replace(data_set(), sha256="6" * 64)
+    with pytest.raises(
+        Damaged, match=r"belong to x 555555555555, but the loaded data set is x 666666666666: it was changed"
+    ):
+        split(data_set()).check(changed)
+
+
+def test_an_unknown_split_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="unknown split 'val': choose from train, selection, calibration, certif"):
+        split(data_set()).part("val")
+
+
+@pytest.mark.parametrize("n", [4, 12], ids=["one of each class", "three of each class"])
+def test_too_few_images_of_a_class_are_refused(n: int) -> None:
+    with pytest.raises(
+        BadInput, match=r"x: the split '\w+' \(\d images\) would have no image of \w.*: add images"
+    ):
+        split(data_set(n))
+
+
+def test_an_official_test_part_without_a_class_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"the split 'test' \(2 images\) would have no image of c, d: add images"):
+        split(data_set(official_test=np.asarray([0, 1])))

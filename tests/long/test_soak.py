@@ -1,0 +1,29 @@
+"""Memory stays bounded over 300,000 predictions, and the check that says so detects a planted leak."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PREDICTIONS = 300_000
+
+pytestmark = pytest.mark.long
+
+
+@pytest.mark.parametrize(("leak_bytes", "bounded"), [(0, True), (16, False)], ids=["as it is", "planted leak"])
+def test_memory_over_many_predictions(digits_bundle, leak_bytes, bounded, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import memory_slope
+
+    program = BENCHMARKS / "memory_slope.py"
+    command = [sys.executable, program, "--work", digits_bundle, str(PREDICTIONS), str(leak_bytes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    run = json.loads(done.stdout)
+    growth = memory_slope.slope(np.array(run["counts"]), np.array(run["resident"]))
+    assert growth.passed == bounded, growth

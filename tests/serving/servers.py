@@ -1,0 +1,246 @@
+"""Servers under test, and an HTTP client for them.
+
+`start` runs a server in a process of its own, as users do. `serve_runtime` runs one in a thread of this process,
+for tests that bring their own runtime, such as one whose engine stands still or fails.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexit import Bundle, Runtime
+from mexit.runtime.backends.base import HostCarried
+from mexit.serving import http as routes
+from mexit.serving import uvicorn_server
+from mexit.serving.limits import Limits
+from mexit.serving.service import Service
+
+INFER = "/v2/models/digits/infer"
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from mexit.flows.serve import serve
+from mexit.serving.limits import Limits
+options = json.loads(sys.argv[1])
+limits = Limits(**options.pop("limits", {}))
+serve(Path(options.pop("bundle")), limits=limits, ready=lambda url: print(url, flush=True), **options)
+"""
+DEFAULTS = {"budget": "medium", "host": "127.0.0.1", "port": 0, "token": None}
+_METRIC = re.compile(r"^([a-z_]+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+
+
+class Client:
+    """Requests to a server at a URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @property
+    def address(self) -> str:
+        return self.url.removeprefix("http://")
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def connect(self, timeout: float = 30.0, source: str = "") -> http.client.HTTPConnection:
+        """A connection, from another address of this machine if `source` is given."""
+        source_address = (source, 0) if source else None
+        return http.client.HTTPConnection(self.address, timeout=timeout, source_address=source_address)
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, source: str = ""
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Send one request on its own connection; return status, headers with lower-case names, and body."""
+        connection = self.connect(source=source)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, {key.lower(): value for key, value in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def json(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+        """Send a JSON request; return status and parsed response."""
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        status, _, answer = self.ask(method, path, content, headers)
+        return status, json.loads(answer)
+
+    def series(self, metric: str, **labels: str) -> float:
+        """The sum of a metric's series that have the given labels."""
+        total = 0.0
+        for name, text, value in _METRIC.findall(self.ask("GET", "/metrics")[2].decode()):
+            if name == metric and labels.items() <= dict(re.findall(r'(\w+)="([^"]*)"', text)).items():
+                total += float(value)
+        return total
+
+
+class Server(Client):
+    """A server in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str, log: Path) -> None:
+        super().__init__(url)
+        self.process = process
+        self._log = log
+
+    @property
+    def errors(self) -> str:
+        """What the server wrote to standard error."""
+        return self._log.read_text()
+
+    def peak_bytes(self) -> int:
+        """The largest resident memory so far."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
+
+    def stop(self, stop_signal: signal.Signals = signal.SIGTERM, within_s: float = 20.0) -> int:
+        """Send a signal and wait for the exit code."""
+        self.process.send_signal(stop_signal)
+        return self.process.wait(within_s)
+
+
+def launch(bundle: Path, log: Path, **options: Any) -> subprocess.Popen[str]:
+    """Start the process and return at once. `options` are those of `serve`."""
+    arguments = json.dumps({**DEFAULTS, **options, "bundle": str(bundle)})
+    with log.open("w") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, arguments], stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+
+
+@contextmanager
+def start(bundle: Path, directory: Path, **options: Any) -> Iterator[Server]:
+    """A listening server, killed at the end.
+
+    Args:
+        bundle: the bundle to serve.
+        directory: for the log.
+        options: of `serve`; `limits` is a dictionary.
+    """
+    log = directory / f"server-{time.monotonic_ns()}.log"
+    process = launch(bundle, log, **options)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith("http://"), log.read_text()
+        yield Server(process, url, log)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def refused(bundle: Path, directory: Path, **options: Any) -> str:
+    """The last line on standard error of a server that does not start."""
+    log = directory / f"refused-{time.monotonic_ns()}.log"
+    with launch(bundle, log, **options) as process:
+        assert process.stdout is not None
+        announced = process.stdout.readline()
+        process.kill()
+    assert not announced, f"it started at {announced}"
+    return log.read_text().strip().splitlines()[-1]
+
+
+@contextmanager
+def serve_runtime(
+    runtime: Runtime,
+    limits: Limits | None = None,
+    *,
+    tokens: tuple[str, ...] = (),
+    batching: str = "off",
+    send_buffer: int = 0,
+) -> Iterator[Client]:
+    """A server in a thread.
+
+    Args:
+        runtime: the runtime to serve.
+        limits: of the server.
+        tokens: bearer tokens.
+        batching: "off" or "continuous".
+        send_buffer: of connections, bytes; 0 for the system's default.
+    """
+    service = Service(runtime, limits or Limits(), batching=batching)
+    bound = uvicorn_server.bind("127.0.0.1", 0, has_token=bool(tokens))
+    if send_buffer:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    urls: queue.Queue[str] = queue.Queue()
+    app = routes.build_app(service, tokens)
+    thread = threading.Thread(target=uvicorn_server.run, args=(app, service, bound, urls.put))
+    thread.start()
+    try:
+        yield Client(urls.get(timeout=20))
+    finally:
+        service.stopping = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+class HookBackend:
+    """A network of 3 segments that always answers class 0; segment 1 first calls a hook with its images."""
+
+    engine = "hook"
+    precision = "fp32"
+    variant = "fp32"
+    drops_heads = False
+
+    def __init__(self, hook: Callable[[NDArray[np.float32]], None]) -> None:
+        self.segments = (HookSegment(hook), HookSegment(), HookSegment())
+
+    def carry(self, images: NDArray[np.float32]) -> HostCarried:
+        return HostCarried([images])
+
+
+class HookSegment:
+    def __init__(self, hook: Callable[[NDArray[np.float32]], None] | None = None) -> None:
+        self._hook = hook
+
+    def features(self, carried: HostCarried) -> HostCarried:
+        return self.run(carried)[0]
+
+    def run(self, carried: HostCarried) -> tuple[HostCarried, NDArray[np.float32]]:
+        if self._hook is not None:
+            self._hook(carried.arrays[0])
+        logits = np.zeros((carried.rows, 10), np.float32)
+        logits[:, 0] = 10.0
+        return carried, logits
+
+
+def hook_runtime(bundle: Path, hook: Callable[[NDArray[np.float32]], None]) -> Runtime:
+    """A runtime with the budget `full` whose segment 1 calls a hook with its images."""
+    return Runtime(Bundle.open(bundle), HookBackend(hook), "full")
+
+
+def infer_body(images: NDArray[np.float32], **parameters: object) -> bytes:
+    """An inference request for images (B, 1, 8, 8), as JSON."""
+    entry = {"name": "input", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}
+    return json.dumps({"inputs": [entry], "parameters": parameters}).encode()
+
+
+def outputs_of(answer: Any) -> dict[str, list[Any]]:
+    """The data of a JSON response's outputs, by name."""
+    return {entry["name"]: entry["data"] for entry in answer["outputs"]}
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Wait for a condition; fails after `within_s` seconds."""
+    end_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end_s, "the condition never became true"
+        time.sleep(0.01)

@@ -1,0 +1,131 @@
+"""Artifacts of released versions give the answers that those versions gave."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import MEXIT, quiet, typed
+from numpy.typing import NDArray
+from PIL import Image
+
+from mexit import Bundle, Runtime
+
+GOLDEN = Path(__file__).parent / "golden"
+VERSIONS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the folder of one released version."""
+    return Path(shutil.copytree(GOLDEN / request.param, tmp_path_factory.mktemp("golden") / request.param))
+
+
+@pytest.fixture(autouse=True)
+def beside_the_run(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in the released folder: a bundle names its run relative to it."""
+    monkeypatch.chdir(released)
+
+
+@pytest.fixture(scope="module")
+def answers(released: Path) -> dict[str, Any]:
+    """What the released version itself said."""
+    return json.loads((released / "answers.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def images(test_digits: tuple[NDArray[np.uint8], NDArray[np.int64]]) -> NDArray[np.uint8]:
+    """The first 100 test digits, uint8 (100, 8, 8)."""
+    return test_digits[0][:100]
+
+
+def output_of(*arguments: object) -> dict[str, Any]:
+    """The JSON object that a command prints."""
+    result = typed(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_runtime_gives_the_same_answers_at_every_budget(answers, images) -> None:
+    for budget, expected in answers["answers"].items():
+        name, _, last = budget.partition(", at most exit ")
+        runtime = Runtime.open("bundles/demo", budget=name)
+        predictions = [runtime(image, max_exit=int(last) if last else None)[0] for image in images]
+        assert [one.exit for one in predictions] == expected["exits"], budget
+        assert [one.index for one in predictions] == expected["indices"], budget
+        assert [one.macs for one in predictions] == expected["macs"], budget
+        assert sorted({one.reason for one in predictions}) == expected["reasons"], budget
+        np.testing.assert_allclose([one.confidence for one in predictions], expected["confidences"], atol=1e-4)
+
+
+def test_the_server_gives_the_same_answers(answers, images) -> None:
+    expected = answers["answers"]["medium"]
+    command = [*MEXIT, "serve", "bundles/demo", "--budget", "medium", "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quiet()
+    ) as server:
+        try:
+            assert server.stdout is not None
+            url = next(found[0] for line in server.stdout if (found := re.search(r"http://127.0.0.1:\d+", line)))
+            for image, index, k in zip(images[:20], expected["indices"], expected["exits"], strict=False):
+                picture = io.BytesIO()
+                Image.fromarray(image).save(picture, "PNG")
+                with urllib.request.urlopen(f"{url}/v1/classify", data=picture.getvalue(), timeout=30) as reply:
+                    prediction = json.loads(reply.read())
+                assert (prediction["index"], prediction["exit"]) == (index, k)
+        finally:
+            server.terminate()
+
+
+def test_calibrating_again_gives_the_same_thresholds_and_then_the_same_evaluation(answers) -> None:
+    bundle, expected = Path("bundles/demo"), answers["calibration"]
+    entry = output_of("calibrate", bundle, "--attack", "none", "--max-risk", 0.05)["entry"]
+    assert (entry["measure"], entry["ensemble"], entry["named"]) == tuple(
+        expected[key] for key in ("measure", "ensemble", "named")
+    )
+    np.testing.assert_allclose(entry["temperatures"], expected["temperatures"], rtol=1e-3)
+    points = entry["frontier"]
+    assert [point["calibration"]["mean_macs"] for point in points] == expected["mean_macs"]
+    for point, thresholds in zip(points, expected["thresholds"], strict=True):
+        np.testing.assert_allclose(
+            np.array(point["thresholds"], float), np.array(thresholds, float), rtol=1e-3, equal_nan=True
+        )
+    for certificate, was in zip(entry["certificates"], expected["certificates"], strict=True):
+        assert {key: certificate[key] for key in was} == was
+
+    evaluated = output_of("evaluate", bundle, "--samples", 200, "--steps", 5)
+    compare_evaluations(evaluated, answers["evaluation"]["bundle"])
+    for name, was in answers["evaluation"]["bundle"]["budgets"].items():
+        assert evaluated["budgets"][name]["clean"]["value"] == was["clean"]
+        assert evaluated["budgets"][name]["clean"]["mean_macs"] == was["mean_macs"]
+
+
+def test_a_run_evaluates_the_same(answers) -> None:
+    evaluated = output_of("evaluate", "runs/demo", "--samples", 200, "--steps", 5)
+    compare_evaluations(evaluated, answers["evaluation"]["run"])
+
+
+def compare_evaluations(evaluated: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Clean accuracy is equal; under attack one image of 200 may differ, since another processor rounds differently."""
+    for row, was in zip(evaluated["exits"], expected["exits"], strict=True):
+        assert row["clean"]["value"] == was["clean"]
+        for attack in ("average", "max-average", "worst"):
+            assert row[attack]["value"] == pytest.approx(was[attack], abs=0.0051)
+
+
+def test_a_run_exports_to_a_bundle_with_the_same_costs() -> None:
+    exported = Path("bundles/again")
+    output_of("export", "runs/demo", "--out", exported, "--no-calibrate")
+    assert Bundle.open(exported).manifest.cumulative_macs == Bundle.open("bundles/demo").manifest.cumulative_macs
+
+
+def test_a_run_can_be_continued() -> None:
+    assert typed("train", "--resume", "--out", "runs/demo").exit_code == 0
