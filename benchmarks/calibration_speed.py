@@ -1,9 +1,9 @@
-"""How long calibration takes for N = 10,000 samples and 7 exits on one core.
+"""Duration of calibration for N = 10,000 samples and 7 exits on one core.
 
     python benchmarks/calibration_speed.py
 
-39 geometric budgets (MSDNet's protocol) from scores, against the same protocol as plain loops, and the whole
-search frontier. Targets: 50 ms and 5 s. Set OMP_NUM_THREADS=1.
+Measures 39 geometric budgets (MSDNet's protocol) from scores, the same protocol as plain loops, and the whole search
+frontier. Targets: 50 ms and 5 s. Set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from page import table, write_page
 
 from mexit.calibrate.geometric import Ranking, geometric
-from mexit.calibrate.threshold_search import SearchTable, search
+from mexit.calibrate.threshold_search import SearchTable, search_thresholds
 from mexit.core.cost import Costs
 
 SAMPLES, EXITS, REPEATS = 10_000, 7, 15
@@ -22,12 +22,12 @@ BUDGETS = [p / 20 for p in range(1, 40)]
 
 
 def make(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (E, N) and right answers (E, N) of exits that grow surer and righter."""
+    """Scores and correctness, (E, N) each; both rise with the exit."""
     rng = np.random.default_rng(seed)
     hardness = rng.normal(size=SAMPLES)
     scores = -hardness + rng.normal(scale=0.7, size=(EXITS, SAMPLES))
-    right = scores + rng.normal(size=(EXITS, SAMPLES)) + 0.3 * np.arange(EXITS)[:, None] > -0.5
-    return scores, right
+    correct = scores + rng.normal(size=(EXITS, SAMPLES)) + 0.3 * np.arange(EXITS)[:, None] > -0.5
+    return scores, correct
 
 
 def plain_loops(scores: np.ndarray, q: float) -> None:
@@ -49,7 +49,7 @@ def plain_loops(scores: np.ndarray, q: float) -> None:
 
 
 def timed(call) -> float:
-    """Seconds."""
+    """The duration of a call in seconds."""
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
@@ -59,11 +59,11 @@ def main() -> None:
     costs = Costs(tuple(range(10, 10 + 10 * EXITS, 10)))
     fast, searched = [], []
     for seed in range(REPEATS):
-        scores, right = make(seed)
+        scores, correct = make(seed)
         fast.append(
             timed(lambda s=scores: [geometric(ranking, q) for ranking in [Ranking.of(s)] for q in BUDGETS])
         )
-        searched.append(timed(lambda s=scores, r=right: search(SearchTable(Ranking.of(s), r, costs))))
+        searched.append(timed(lambda s=scores, c=correct: search_thresholds(SearchTable(Ranking.of(s), c, costs))))
     slow = [timed(lambda q=q: plain_loops(scores, q)) for q in BUDGETS[::6]]
     per_budget = float(np.median(slow))
     rows = [

@@ -47,7 +47,7 @@ from mexit import Runtime
 from mexit.core.resource_limits import read_limits
 from mexit.data import registry
 from mexit.data.splits import Splits
-from mexit.flows.calibrate import calibrate_bundle
+from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 
 LOADS = (0.3, 0.6, 0.8, 1.0, 1.3, 2.0)
 BUSY = 0.1  # cores that others use before it is worth a word
@@ -163,7 +163,7 @@ def _random(network: str, folder: Path) -> Path:
     """A calibrated bundle of a network with random weights, which mixes exits as a trained one would."""
     bundle = export(network, folder).bundle
     bundle.write()
-    calibrate_bundle(bundle.path, policy="geometric", attack="none", backend="ort", threads=1)
+    calibrate_bundle(bundle.path, CalibrateOptions(policy="geometric", attack="none"), backend="ort", threads=1)
     return bundle.path
 
 

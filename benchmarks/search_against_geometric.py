@@ -1,10 +1,11 @@
-"""Does the threshold search carry over? Held-out accuracy of `search` minus `geometric` at equal budgets.
+"""Held-out accuracy of the policy `search` minus that of `geometric` at equal budgets.
 
     MEXIT_DATA=DIR python benchmarks/search_against_geometric.py
 
-For each seed a `small-cnn` is trained for 3 epochs on 4,000 MNIST images without attacks (weak on purpose: on a
-finished network there is nothing to gain). Thresholds are chosen on the calibration split and judged on the
-certification split; test is never touched. The same is done under an average attack, whose errors are many.
+For each seed a `small-cnn` is trained for 3 epochs on 4,000 MNIST images without attacks (a weak network, because on
+a fully trained one the difference is close to 0). Thresholds are selected on the calibration split and measured on
+the certification split; the test split is not used. The same is done under an average attack, which causes many
+errors.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 from mexit.data import registry
 from mexit.data.splits import split
-from mexit.flows.sample_sources import evenly
+from mexit.flows.sample_sources import evenly_spaced
 from mexit.models import model_spec
 from mexit.train.config import resolve
 from mexit.train.precision import select_precision
@@ -40,7 +41,7 @@ ATTACKED_SAMPLES = 2400
 
 
 def traces(seed: int) -> dict[str, dict[str, Trace]]:
-    """Condition to split to trace of one network."""
+    """The traces of one network by condition and split."""
     import tempfile
     from pathlib import Path
 
@@ -54,63 +55,66 @@ def traces(seed: int) -> dict[str, dict[str, Trace]]:
         trainer = Trainer(Path(folder), settings, data, small, select_precision("auto", "cpu", settings.model))
         trainer.train()
     model, spec = trainer.model.to(memory_format=torch.contiguous_format), model_spec(settings.model).input
-    found: dict[str, dict[str, Trace]] = {}
+    by_condition: dict[str, dict[str, Trace]] = {}
     for condition, attack in CONDITIONS.items():
         for name in ("calibration", "certification"):
-            index = splits.part(name) if attack is None else evenly(splits.part(name), ATTACKED_SAMPLES)
+            index = splits.part(name) if attack is None else evenly_spaced(splits.part(name), ATTACKED_SAMPLES)
             logits = exit_logits(model, attacked_batches(model, data, index, spec, attack))
             origin = Origin(f"seed {seed}", "fp32", "torch", "fp32", name, condition, data.sha256)
-            found.setdefault(condition, {})[name] = Trace(logits, data.labels[index], index, origin)
-    return found
+            by_condition.setdefault(condition, {})[name] = Trace(logits, data.labels[index], index, origin)
+    return by_condition
 
 
-def differences(found: dict[str, Trace]) -> tuple[dict[str, list[float]], list[float], float]:
-    """Per named budget the differences of samples (search - geometric), those over all budgets, the accuracy."""
+def differences(splits: dict[str, Trace]) -> tuple[dict[str, list[float]], list[float], float]:
+    """Differences of samples (search - geometric) per named budget, their means per budget, and the full accuracy."""
     scorer = Scorer("max-probability", False, (1.0,) * 3, 10)
     calibration, held_out = (
-        TraceEvaluator(found[name], scorer, COSTS) for name in ("calibration", "certification")
+        TraceEvaluator(splits[name], scorer, COSTS) for name in ("calibration", "certification")
     )
-    one, named = frontier(calibration, None, None, {}, "search")
-    other, _ = frontier(calibration, None, None, {}, "geometric")
+    searched, named = frontier(calibration, None, None, {}, "search")
+    geometric, _ = frontier(calibration, None, None, {}, "geometric")
     labels = held_out.labels
 
-    def gain(place: int) -> np.ndarray:
-        right = [(held_out.answers(points[place].thresholds) == labels).astype(float) for points in (one, other)]
-        return right[0] - right[1]
+    def gain(index: int) -> np.ndarray:
+        ours, theirs = (
+            (held_out.answers(points[index].thresholds) == labels).astype(float)
+            for points in (searched, geometric)
+        )
+        return ours - theirs
 
     per_name = {name: gain(named[name]).tolist() for name in ("low", "medium", "high")}
     return (
         per_name,
-        [float(gain(place).mean()) for place in range(1, len(one) - 1)],
+        [float(gain(index).mean()) for index in range(1, len(searched) - 1)],
         float((held_out.predictions[-1] == labels).mean()),
     )
 
 
 def main() -> None:
     torch.set_num_threads(read_limits().threads)
-    pooled: dict[str, dict[str, list[float]]] = {}
-    everywhere: dict[str, list[float]] = {}
+    samples: dict[str, dict[str, list[float]]] = {}
+    over_budgets: dict[str, list[float]] = {}
     accuracy: dict[str, list[float]] = {}
     for seed in range(SEEDS):
-        for condition, found in traces(seed).items():
-            per_name, budgets, full = differences(found)
+        for condition, splits in traces(seed).items():
+            per_name, budgets, full = differences(splits)
             for name, values in per_name.items():
-                pooled.setdefault(condition, {}).setdefault(name, []).extend(values)
-            everywhere.setdefault(condition, []).append(100 * float(np.mean(budgets)))
+                samples.setdefault(condition, {}).setdefault(name, []).extend(values)
+            over_budgets.setdefault(condition, []).append(100 * float(np.mean(budgets)))
             accuracy.setdefault(condition, []).append(100 * full)
     parts = [__doc__.split("\n\n", 2)[2]]
-    for condition, names in pooled.items():
+    for condition, names in samples.items():
         rows = []
         for name, values in names.items():
             mean, error = 100 * np.mean(values), 100 * np.std(values) / np.sqrt(len(values))
             rows.append(
                 [name, f"{mean:+.3f}", f"{error:.3f}", f"{mean - 1.645 * error:+.3f}", len(values), "-0.2"]
             )
-        mean = np.mean(everywhere[condition])
-        spread = f"{min(everywhere[condition]):+.3f} to {max(everywhere[condition]):+.3f}"
+        mean = np.mean(over_budgets[condition])
+        spread = f"{min(over_budgets[condition]):+.3f} to {max(over_budgets[condition]):+.3f}"
         rows.append(["mean over 39 budgets", f"{mean:+.3f}", spread, "", f"{SEEDS} seeds", "0 (mean)"])
         parts += [
-            f"**{condition}**; full network {np.mean(accuracy[condition]):.2f} % right held-out. In points:",
+            f"**{condition}**; full network {np.mean(accuracy[condition]):.2f} % correct on held-out data. In points:",
             table(["budget", "search - geometric", "standard error", "lower 95 %", "n", "at least"], rows),
         ]
     write_page("search_against_geometric", "2-core-cpu", "Threshold search against the geometric protocol", parts)

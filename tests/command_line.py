@@ -1,4 +1,4 @@
-"""The `mexit` command as a person types it: in this process, or as a program of its own."""
+"""Run the `mexit` command in this process or in a subprocess."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEXIT = (sys.executable, "-m", "mexit")
 
 
 def typed(*arguments: object) -> Any:
-    """Run a command in this process. A bug (any exception but an exit) fails the test with its traceback."""
+    """Run a command in this process. Any exception but an exit fails the test with its traceback."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=True)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -25,7 +25,7 @@ def typed(*arguments: object) -> Any:
 
 
 def refused(*arguments: object, code: int) -> str:
-    """Run a command that must fail with this exit code; what it says on standard error, as one line."""
+    """Run a command that must fail with this exit code; return its standard error as one line."""
     result = typed(*arguments)
     said = " ".join(result.stderr.split())
     assert result.exit_code == code, said or result.output
@@ -34,7 +34,7 @@ def refused(*arguments: object, code: int) -> str:
 
 
 def program(*arguments: object, before: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command as a program of its own, after the Python lines of `before`."""
+    """Run the command in a subprocess, after the Python lines of `before`."""
     start = (sys.executable, "-c", f"{before}\nfrom mexit.cli import main\nmain()") if before else MEXIT
     command = [*start, *(str(argument) for argument in arguments)]
     options = {"cwd": Path.cwd(), "timeout": 120, "env": quiet(), **options}
@@ -44,5 +44,5 @@ def program(*arguments: object, before: str = "", **options: Any) -> subprocess.
 
 
 def quiet() -> dict[str, str]:
-    """An environment in which nothing is coloured or wrapped and no core is taken from others."""
+    """An environment without colours and line wraps, with one thread."""
     return {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}

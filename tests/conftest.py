@@ -110,10 +110,10 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def mixed_bundle(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The session's bundle with geometric thresholds: shares of the images leave at each exit. Read it only."""
-    from mexit.flows.calibrate import calibrate_bundle
+    from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 
     path = Path(shutil.copytree(digits_bundle, tmp_path_factory.mktemp("mixed") / "digits"))
-    calibrate_bundle(path, policy="geometric", measure="max-probability", attack="none")
+    calibrate_bundle(path, CalibrateOptions(policy="geometric", measure="max-probability", attack="none"))
     return path
 
 

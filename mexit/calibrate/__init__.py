@@ -1,1 +1,1 @@
-"""Calibration: traces in, thresholds out. numpy only; a network is never run here."""
+"""Calibration: selects thresholds from traces. Uses numpy only and never runs a network."""

@@ -1,19 +1,22 @@
-"""Everything that calibration decides, from traces: score, temperatures, thresholds, certificate."""
+"""Calibration from traces to a result: temperatures, confidence score, thresholds and certificate."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from mexit.calibrate.certificates import Certificate, Request, certificate
+import numpy as np
+
+from mexit.calibrate.certificates import Certificate, CertificateRequest, make_certificate
 from mexit.calibrate.frontier import TraceEvaluator, frontier
 from mexit.calibrate.hypothesis_tests import upper_rate
-from mexit.calibrate.score_selection import ScoreQuality, choose, rank_scores
-from mexit.calibrate.temperature import fit
+from mexit.calibrate.reliability import reliability
+from mexit.calibrate.score_selection import ScoreQuality, rank_scores, select_score
+from mexit.calibrate.temperature import fit_temperatures
 from mexit.core.budget import Budget
 from mexit.core.cost import Costs
-from mexit.core.policies import FrontierPoint
+from mexit.core.policies import FrontierPoint, Outcome
 from mexit.core.scores import MEASURES, Scorer
 from mexit.core.trace import Trace
 from mexit.errors import BadInput, UsageError
@@ -24,14 +27,17 @@ DRIFT_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Traces:
-    """What calibration looks at.
+class CalibrationTraces:
+    """The traces of one engine.
 
     Attributes:
-        calibration: chooses everything.
-        calibration_attacked: helps to choose the score; None where there is none.
-        certification: says what is promised, and chooses nothing.
-        certification_attacked: likewise under attack; None where there is none.
+        calibration: selects temperatures, score and thresholds.
+        calibration_attacked: takes part in the selection of the score; None without an attack.
+        certification: measures cost, accuracy and risk; selects nothing.
+        certification_attacked: the same under attack; None without an attack.
+
+    Raises:
+        BadInput: the two splits share samples, or the traces are of different models.
     """
 
     calibration: Trace
@@ -40,8 +46,8 @@ class Traces:
     certification_attacked: Trace | None
 
     def __post_init__(self) -> None:
-        chosen_on = set(self.calibration.index.tolist())
-        if chosen_on & set(self.certification.index.tolist()):
+        selection = set(self.calibration.index.tolist())
+        if selection & set(self.certification.index.tolist()):
             raise BadInput("calibration and certification traces share samples: they must be disjoint")
         models = {trace.origin.model for trace in self.all}
         if len(models) > 1:
@@ -49,7 +55,7 @@ class Traces:
 
     @property
     def all(self) -> tuple[Trace, ...]:
-        """Those that are there."""
+        """The traces that exist."""
         traces = (
             self.calibration,
             self.calibration_attacked,
@@ -61,21 +67,21 @@ class Traces:
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """What to calibrate for.
+    """The settings of a calibration.
 
     Attributes:
-        measure: one of `MEASURES`, or "auto".
-        ensemble: exit k answers with the mean of exits 1..k; None leaves it to "auto" (off for a named measure).
-        policy: "search" or "geometric".
+        measure: one of `core.scores.MEASURES`, or "auto".
+        ensemble: exit k answers with the mean of exits 1..k; None = selected with "auto", else off.
+        policy: one of `frontier.POLICIES`.
         budgets: further budgets by name.
-        certify: what to certify, or None.
+        certify: the guarantee to certify, or None.
     """
 
     measure: str = AUTO
     ensemble: bool | None = None
     policy: str = "search"
-    budgets: Mapping[str, Budget] | None = None
-    certify: Request | None = None
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    certify: CertificateRequest | None = None
 
     def __post_init__(self) -> None:
         if self.measure not in (AUTO, *MEASURES):
@@ -84,14 +90,14 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What was decided.
+    """The result of a calibration.
 
     Attributes:
         scorer: measure, ensemble and temperatures.
-        scores: how well every score ranks; empty without labels.
+        scores: the quality of every score; empty without labels.
         frontier, named: see `core.policies.PolicyEntry`.
-        certificate: or None if none was asked for.
-        drift: what the drift watch compares with; see `PolicyEntry`.
+        certificate: None if none was requested.
+        drift: reference rates of the drift test; see `core.policies.PolicyEntry`.
     """
 
     scorer: Scorer
@@ -102,64 +108,101 @@ class CalibrationResult:
     drift: Mapping[str, Any]
 
 
-def calibrate(traces: Traces, costs: Costs, wish: CalibrationConfig) -> CalibrationResult:
-    """Decide everything.
+def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig) -> CalibrationResult:
+    """Calibrate one engine.
 
     Args:
-        traces: see `Traces`.
-        costs: of leaving at each exit; with heads, those of exits where nobody leaves are not paid for.
-        wish: see `CalibrationConfig`.
+        traces: without labels, temperatures stay 1, the score is not selected, and thresholds are geometric.
+        costs: of leaving at each exit; if the heads are listed, those of exits without a threshold are not paid.
+        config: the settings.
 
     Raises:
-        BadInput: too few samples, or traces that do not fit.
-        BudgetInfeasible, RiskInfeasible: what was asked for cannot be had.
+        BadInput: too few samples, or traces that do not fit together.
+        BudgetInfeasible: a budget below the cheapest policy.
+        RiskInfeasible: the guarantee cannot be certified.
     """
     clean = traces.calibration
-    temperatures = (1.0,) * len(costs.cumulative) if clean.labels is None else fit(clean.logits, clean.labels)
-    measure, ensemble, scores = _choose_score(traces, temperatures, wish)
+    temperatures = (
+        (1.0,) * len(costs.cumulative) if clean.labels is None else fit_temperatures(clean.logits, clean.labels)
+    )
+    measure, ensemble, scores = _select_score(traces, temperatures, config)
     scorer = Scorer(measure, ensemble, temperatures, clean.logits.shape[2])
-    judges = {"clean": TraceEvaluator(traces.certification, scorer, costs)}
+    evaluators = {"clean": TraceEvaluator(traces.certification, scorer, costs)}
     attacked = traces.certification_attacked
     if attacked is not None:
-        judges[attacked.origin.condition] = TraceEvaluator(attacked, scorer, costs)
+        evaluators[attacked.origin.condition] = TraceEvaluator(attacked, scorer, costs)
     points, named = frontier(
         TraceEvaluator(clean, scorer, costs),
-        judges["clean"],
-        judges[attacked.origin.condition] if attacked else None,
-        wish.budgets or {},
-        wish.policy,
+        evaluators["clean"],
+        evaluators[attacked.origin.condition] if attacked else None,
+        config.budgets,
+        config.policy,
     )
-    found = None
-    if wish.certify is not None:
-        origin = clean.origin
-        about = {"model": origin.model, "engine": origin.engine, "precision": origin.precision}
-        found = certificate(points, judges, wish.certify, {**about, "data_sha256": origin.data_sha256})
-        named = {**named, "certified": found.first}
-    rates = [_disagreement_bound(judges["clean"], point) for point in points]
+    certificate = None
+    if config.certify is not None:
+        fields = ("model", "engine", "precision", "data_sha256")
+        origin = {name: getattr(clean.origin, name) for name in fields}
+        certificate = make_certificate(points, evaluators, config.certify, origin)
+        named = {**named, "certified": certificate.first}
+    rates = [_disagreement_bound(evaluators["clean"], point) for point in points]
     drift = {"alpha": DRIFT_ALPHA, "confidence": DRIFT_CONFIDENCE, "rates": rates}
-    return CalibrationResult(scorer, scores, points, named, found, drift)
+    return CalibrationResult(scorer, scores, points, named, certificate, drift)
 
 
-def _disagreement_bound(judge: TraceEvaluator, point: FrontierPoint) -> float | None:
-    """An upper bound for how often early answers differ from the full network's; None where nobody is early."""
-    early = judge.exits(point.thresholds) < len(judge.costs.cumulative)
+def report(result: CalibrationResult, certification: Trace) -> dict[str, Any]:
+    """The result as plain JSON values, with reliability measured on the certification trace."""
+    return {
+        "scores": [
+            {"measure": one.measure, "ensemble": one.ensemble, "auroc": [_finite(value) for value in one.auroc]}
+            for one in result.scores
+        ],
+        "chosen": {"measure": result.scorer.measure, "ensemble": result.scorer.ensemble},
+        "temperatures": list(result.scorer.temperatures),
+        "reliability": reliability(result.scorer, certification),
+        "promised_against_seen": [
+            {
+                "budget_macs": point.budget_macs,
+                "calibration": _cost_and_accuracy(point.calibration),
+                "held_out": _cost_and_accuracy(point.held_out),
+                "attacked": _cost_and_accuracy(point.attacked),
+            }
+            for point in result.frontier
+        ],
+    }
+
+
+def _select_score(
+    traces: CalibrationTraces, temperatures: tuple[float, ...], config: CalibrationConfig
+) -> tuple[str, bool, tuple[ScoreQuality, ...]]:
+    """Measure, ensemble, and the quality of every score."""
+    if traces.calibration.labels is None:
+        measure = MEASURES[0] if config.measure == AUTO else config.measure
+        return measure, bool(config.ensemble), ()
+    both = [trace for trace in (traces.calibration, traces.calibration_attacked) if trace is not None]
+    scores = tuple(rank_scores(both, temperatures))
+    if config.measure != AUTO:
+        return config.measure, bool(config.ensemble), scores
+    allowed = [quality for quality in scores if config.ensemble is None or quality.ensemble == config.ensemble]
+    best = select_score(allowed)
+    return best.measure, best.ensemble, scores
+
+
+def _disagreement_bound(evaluator: TraceEvaluator, point: FrontierPoint) -> float | None:
+    """Upper confidence bound of the rate at which early predictions differ from the full network's.
+
+    None if no sample exits early, or if the bound is 1.
+    """
+    early = evaluator.exits(point.thresholds) < len(evaluator.costs.cumulative)
     if not early.any():
         return None
-    differ = judge.answers(point.thresholds)[early] != judge.predictions[-1][early]
+    differ = evaluator.answers(point.thresholds)[early] != evaluator.predictions[-1][early]
     bound = upper_rate(int(differ.sum()), len(differ), 1 - DRIFT_CONFIDENCE)
     return bound if bound < 1 else None
 
 
-def _choose_score(
-    traces: Traces, temperatures: tuple[float, ...], wish: CalibrationConfig
-) -> tuple[str, bool, tuple[ScoreQuality, ...]]:
-    if traces.calibration.labels is None:
-        measure = MEASURES[0] if wish.measure == AUTO else wish.measure
-        return measure, bool(wish.ensemble), ()
-    seen = [trace for trace in (traces.calibration, traces.calibration_attacked) if trace is not None]
-    scores = tuple(rank_scores(seen, temperatures))
-    if wish.measure != AUTO:
-        return wish.measure, bool(wish.ensemble), scores
-    allowed = [quality for quality in scores if wish.ensemble is None or quality.ensemble == wish.ensemble]
-    best = choose(allowed)
-    return best.measure, best.ensemble, scores
+def _cost_and_accuracy(outcome: Outcome | None) -> Mapping[str, Any] | None:
+    return None if outcome is None else {"mean_macs": outcome.mean_macs, "accuracy": outcome.accuracy}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

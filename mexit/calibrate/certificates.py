@@ -1,33 +1,27 @@
-"""Certificates: which points of a frontier keep a risk below epsilon, with what confidence, and under what.
+"""Certificates: the points of a frontier whose risk is at most epsilon, with the confidence and the conditions.
 
-Losses, all against the full network on the same input:
+Losses compare a policy with the full network on the same input:
 
-    early-error     wrong early though right at the full network (0/1)
-    disagreement    another answer than the full network's (0/1); needs no labels
-    accuracy-gap    right at the full network minus right early (-1, 0, 1); a bound on lost accuracy
+    early-error     wrong early although the full network is correct (0/1)
+    disagreement    another prediction than the full network's (0/1); needs no labels
+    accuracy-gap    correct at the full network minus correct early (-1, 0, 1); bounds the loss of accuracy
 
-Points are tested on the certification split, which chose nothing, from safe to bold. Clean and attacked data
-are certified at once: the p-value is the larger of the two, tested at the full level. A bound on the mean cost is
-a second sequence from the bold end; then each sequence has half of the level.
+Points are tested on the certification split, which is used for no selection, from the safest to the cheapest. Clean
+and attacked data are certified together: every condition must pass at the full level. A bound on the mean cost is a
+second sequence from the cheapest point; each of the two sequences then has half of the level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import log
 from typing import Any
 
 import numpy as np
 
 from mexit.calibrate.frontier import TraceEvaluator
-from mexit.calibrate.hypothesis_tests import (
-    METHODS,
-    certified_prefix,
-    conformal_allows,
-    p_value,
-    samples_needed,
-)
+from mexit.calibrate.hypothesis_tests import METHODS, certified_prefix, p_value, samples_needed
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import format_macs
 from mexit.core.policies import FrontierPoint
@@ -39,15 +33,15 @@ LOSSES = ("early-error", "disagreement", "accuracy-gap")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be certified.
+class CertificateRequest:
+    """The guarantee to certify.
 
     Attributes:
-        max_risk: epsilon.
-        confidence: 1 - delta.
+        max_risk: epsilon, the largest mean loss, in (0, 1).
+        confidence: 1 - delta, in (0, 1).
         loss: one of `LOSSES`.
-        method: one of `risk.METHODS`; "auto" takes the exact binomial tail for 0/1 losses, betting otherwise.
-        max_macs: a bound on the mean cost, or None.
+        method: one of `hypothesis_tests.METHODS`, or "auto": binomial for 0/1 losses, betting for the accuracy gap.
+        max_macs: bound on the mean cost in MACs, or None.
     """
 
     max_risk: float
@@ -65,38 +59,36 @@ class Request:
         if self.loss not in LOSSES:
             raise UsageError(f"unknown loss '{self.loss}': choose from {', '.join(LOSSES)}")
         if self.method != "auto" and self.method not in METHODS:
-            raise UsageError(f"unknown method '{self.method}': choose from auto, {', '.join(METHODS)}")
+            raise UsageError(f"unknown risk method '{self.method}': choose from auto, {', '.join(METHODS)}")
         if self.resolved_method == "binomial" and self.loss == "accuracy-gap":
-            raise UsageError("an accuracy gap is not 0 or 1: choose betting or hoeffding-bentkus")
-        if self.resolved_method == "conformal" and self.max_macs is not None:
-            raise UsageError("conformal risk control bounds a mean and cannot be combined with a cost bound")
+            raise UsageError("the binomial test needs losses of 0 or 1, not the accuracy gap: choose betting")
 
     @property
     def resolved_method(self) -> str:
-        """The method that "auto" stands for."""
+        """The test, with "auto" resolved."""
         if self.method != "auto":
             return self.method
         return "betting" if self.loss == "accuracy-gap" else "binomial"
 
     @property
     def delta(self) -> float:
-        """The level of each sequence."""
+        """The level of each test sequence."""
         return (1 - self.confidence) / (1 if self.max_macs is None else 2)
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was certified; stored in `policies.json` as it is.
+    """A certified guarantee; its fields are those in `policies.json`.
 
     Attributes:
-        id: sha256 over everything else, 16 digits.
+        id: first 16 hexadecimal digits of the sha256 of all other fields.
         loss, method, max_risk, confidence, max_macs: as requested.
-        first, last: places in the frontier; every point from first to last is certified.
-        budget_macs: of the cheapest certified point.
+        first, last: frontier indices; every point from first to last is certified.
+        budget_macs: budget of the cheapest certified point.
         n: samples of the certification split, per condition.
-        risk: measured there at the cheapest certified point, per condition.
-        model, engine, precision, data_sha256: of what was certified, on which data.
-        promise, limits: in words.
+        risk: mean loss on them at the cheapest certified point, per condition.
+        model, engine, precision, data_sha256: the certified model and engine, and the data set.
+        promise, limits: the guarantee and its limits in words.
     """
 
     id: str
@@ -118,56 +110,82 @@ class Certificate:
     limits: str
 
 
-def losses(judge: TraceEvaluator, thresholds: Thresholds, loss: str) -> Floats:
-    """One loss a sample, (N,)."""
-    answers, full = judge.answers(thresholds), judge.predictions[-1]
+def policy_losses(evaluator: TraceEvaluator, thresholds: Thresholds, loss: str) -> Floats:
+    """The loss of every sample under a policy, (N,). Raises `UsageError` where the loss needs missing labels."""
+    predictions, full = evaluator.answers(thresholds), evaluator.predictions[-1]
     if loss == "disagreement":
-        return np.asarray(answers != full, np.float64)
-    if judge.labels is None:
-        raise UsageError(f"the loss {loss} needs labels; disagreement does without")
-    right, full_right = answers == judge.labels, full == judge.labels
+        return np.asarray(predictions != full, np.float64)
+    if evaluator.labels is None:
+        raise UsageError(f"the loss {loss} needs labels; disagreement needs none")
+    correct, full_correct = predictions == evaluator.labels, full == evaluator.labels
     if loss == "early-error":
-        return np.asarray(~right & full_right, np.float64)
-    return np.asarray(full_right.astype(np.float64) - right)
+        return np.asarray(~correct & full_correct, np.float64)
+    return np.asarray(full_correct.astype(np.float64) - correct)
+
+
+def risk_is_rejected(losses: Floats, request: CertificateRequest) -> bool:
+    """Whether losses (N,) reject "the risk is above epsilon" at the level of the request."""
+    epsilon = request.max_risk
+    if request.loss == "accuracy-gap":  # from [-1, 1] to [0, 1]
+        losses, epsilon = (losses + 1) / 2, (epsilon + 1) / 2
+    return p_value(request.resolved_method, losses, epsilon) <= request.delta
 
 
 def certify(
-    frontier: Sequence[FrontierPoint], judges: Mapping[str, TraceEvaluator], request: Request
+    frontier: Sequence[FrontierPoint], evaluators: Mapping[str, TraceEvaluator], request: CertificateRequest
 ) -> tuple[int, int]:
-    """The certified stretch of a frontier, (first, last) place.
+    """The certified range of a frontier.
 
     Args:
-        frontier: by rising budget; the last point never leaves early.
-        judges: condition ("clean", an attack) to the certification trace under it; all must pass.
-        request: see `Request`.
+        frontier: by rising budget; the last point never exits early.
+        evaluators: condition ("clean", or an attack) to the certification trace under it; all must pass.
+        request: the guarantee.
+
+    Returns:
+        Indices of the first and the last certified point.
 
     Raises:
-        RiskInfeasible: nothing cheaper than the full network can be certified; says what could be, and from how
-            many samples.
+        RiskInfeasible: no point cheaper than the full network can be certified; the message names the measured risk
+            and the number of samples that would be enough.
     """
+
+    def passes(thresholds: Thresholds) -> bool:
+        return all(
+            risk_is_rejected(policy_losses(evaluator, thresholds, request.loss), request)
+            for evaluator in evaluators.values()
+        )
+
     points = [point.thresholds for point in frontier]
-    from_safe = [_passes(judges, points[place], request) for place in reversed(range(len(points)))]
-    first = len(points) - certified_prefix(from_safe)
+    first = len(points) - certified_prefix([passes(thresholds) for thresholds in reversed(points)])
     last = len(points) - 1
     if request.max_macs is not None:
-        last = certified_prefix([_cost_passes(judges, thresholds, request) for thresholds in points]) - 1
+        clean = next(iter(evaluators.values()))
+        last = certified_prefix([_cost_passes(clean, thresholds, request) for thresholds in points]) - 1
     full_macs = frontier[-1].calibration.mean_macs
     if first >= len(points) or first > last or frontier[first].calibration.mean_macs >= full_macs:
-        raise RiskInfeasible(_why_not(frontier, judges, request, first, last))
+        raise RiskInfeasible(_explain_failure(frontier, evaluators, request, first, last))
     return first, last
 
 
-def certificate(
+def make_certificate(
     frontier: Sequence[FrontierPoint],
-    judges: Mapping[str, TraceEvaluator],
-    request: Request,
-    about: Mapping[str, str],
+    evaluators: Mapping[str, TraceEvaluator],
+    request: CertificateRequest,
+    origin: Mapping[str, str],
 ) -> Certificate:
-    """Certify and write it down; `about` holds model, engine, precision, data_sha256."""
-    first, last = certify(frontier, judges, request)
+    """Certify a frontier and describe the result.
+
+    Args:
+        frontier, evaluators, request: see `certify`.
+        origin: `model`, `engine`, `precision` and `data_sha256` of the certificate.
+
+    Raises:
+        RiskInfeasible: see `certify`.
+    """
+    first, last = certify(frontier, evaluators, request)
     risk = {
-        name: float(losses(judge, frontier[first].thresholds, request.loss).mean())
-        for name, judge in judges.items()
+        condition: float(policy_losses(evaluator, frontier[first].thresholds, request.loss).mean())
+        for condition, evaluator in evaluators.items()
     }
     values: dict[str, Any] = {
         "loss": request.loss,
@@ -178,76 +196,59 @@ def certificate(
         "first": first,
         "last": last,
         "budget_macs": frontier[first].budget_macs,
-        "n": {name: judge.scores.shape[1] for name, judge in judges.items()},
+        "n": {condition: evaluator.scores.shape[1] for condition, evaluator in evaluators.items()},
         "risk": risk,
-        **about,
-        "promise": _promise(request, frontier[first].budget_macs, list(judges)),
-        "limits": _limits(list(judges)),
+        **origin,
+        "promise": _promise(request, frontier[first].budget_macs, list(evaluators)),
+        "limits": _limits(list(evaluators)),
     }
     return Certificate(id=sha256_bytes(to_json(values))[:16], **values)
 
 
-def to_json_value(found: Certificate) -> dict[str, Any]:
-    """As `policies.json` stores it."""
-    return asdict(found)
-
-
-def _passes(judges: Mapping[str, TraceEvaluator], thresholds: Thresholds, request: Request) -> bool:
-    """Whether every condition rejects "risk above epsilon": the largest p-value is at most delta."""
-    return all(_one_passes(losses(judge, thresholds, request.loss), request) for judge in judges.values())
-
-
-def _one_passes(values: Floats, request: Request) -> bool:
-    epsilon = request.max_risk
-    if request.loss == "accuracy-gap":  # from [-1, 1] to [0, 1]
-        values, epsilon = (values + 1) / 2, (epsilon + 1) / 2
-    if request.resolved_method == "conformal":
-        return conformal_allows(values, epsilon)
-    return p_value(request.resolved_method, values, epsilon) <= request.delta
-
-
-def _cost_passes(judges: Mapping[str, TraceEvaluator], thresholds: Thresholds, request: Request) -> bool:
-    """The cost is bounded on clean data: under attack it rises, and the rate limiter is the bound."""
+def _cost_passes(evaluator: TraceEvaluator, thresholds: Thresholds, request: CertificateRequest) -> bool:
+    """Whether the bound on the mean cost is certified on clean data; under attack the rate limiter bounds cost."""
     assert request.max_macs is not None
-    judge = next(iter(judges.values()))
-    full = judge.costs.cumulative[-1]
+    full = evaluator.costs.cumulative[-1]
     if request.max_macs >= full:
         return True
-    spent = np.asarray(judge.exit_macs(thresholds), np.float64)[judge.exits(thresholds) - 1] / full
-    return p_value("betting", spent, request.max_macs / full) <= request.delta
+    costs = np.asarray(evaluator.exit_macs(thresholds), np.float64)[evaluator.exits(thresholds) - 1] / full
+    return p_value("betting", costs, request.max_macs / full) <= request.delta
 
 
-def _why_not(
+def _explain_failure(
     frontier: Sequence[FrontierPoint],
-    judges: Mapping[str, TraceEvaluator],
-    request: Request,
+    evaluators: Mapping[str, TraceEvaluator],
+    request: CertificateRequest,
     first: int,
     last: int,
 ) -> str:
-    """What stands in the way, the nearest that could be certified, and the samples that the wish would take."""
-    n = min(judge.scores.shape[1] for judge in judges.values())
-    asked = f"risk {request.max_risk:g} ({request.loss}) at confidence {request.confidence:g}"
+    """The message of `RiskInfeasible`: the nearest certified budget, the measured risk, and the samples needed."""
+    n = min(evaluator.scores.shape[1] for evaluator in evaluators.values())
+    guarantee = f"risk {request.max_risk:g} ({request.loss}) at confidence {request.confidence:g}"
     smallest = 1 - request.delta ** (1 / n)
     if smallest > request.max_risk:
         needed = int(np.ceil(log(request.delta) / log(1 - request.max_risk)))
         return (
-            f"{n} certification samples cannot certify {asked}, even without a single loss: the smallest risk is "
+            f"{n} certification samples cannot certify {guarantee}, even without a single loss: the smallest risk is "
             f"{smallest:.2g}; {needed} samples would do"
         )
-    place = last if request.max_macs is not None and first < len(frontier) else first - 1
-    place = min(max(place, 0), len(frontier) - 1)
-    thresholds = frontier[place].thresholds
-    worst = max(float(losses(judge, thresholds, request.loss).mean()) for judge in judges.values())
+    index = last if request.max_macs is not None and first < len(frontier) else first - 1
+    index = min(max(index, 0), len(frontier) - 1)
+    thresholds = frontier[index].thresholds
+    worst = max(
+        float(policy_losses(evaluator, thresholds, request.loss).mean()) for evaluator in evaluators.values()
+    )
     samples = samples_needed(request.max_risk, request.delta, max(worst, 0.0))
-    wish = f"would take {samples} samples" if samples else "no number of samples can certify"
+    remedy = f"would take {samples} samples" if samples else "no number of samples can certify"
     lowest = format_macs(frontier[min(first, len(frontier) - 1)].budget_macs)
     return (
-        f"{asked} cannot be certified below {lowest}; the next point, {format_macs(frontier[place].budget_macs)}, "
-        f"measured {worst:.4f} on {n} samples, which {wish}: raise --max-risk, or certify on more data"
+        f"{guarantee} cannot be certified below {lowest}; the next point, "
+        f"{format_macs(frontier[index].budget_macs)}, measured {worst:.4f} on {n} samples, which {remedy}: "
+        "raise --max-risk, or certify on more data"
     )
 
 
-_WORDS: dict[str, Callable[[float], str]] = {
+_LOSS_IN_WORDS: dict[str, Callable[[float], str]] = {
     "early-error": lambda risk: (
         f"at most {risk:.2%} of inputs are answered wrongly early though the full network is right"
     ),
@@ -256,16 +257,11 @@ _WORDS: dict[str, Callable[[float], str]] = {
 }
 
 
-def _promise(request: Request, budget_macs: float, conditions: Sequence[str]) -> str:
-    how = (
-        "on average over calibrations"
-        if request.resolved_method == "conformal"
-        else f"with confidence {request.confidence:.1%}"
-    )
+def _promise(request: CertificateRequest, budget_macs: float, conditions: Sequence[str]) -> str:
     cost = f" and the mean cost is at most {format_macs(request.max_macs)}" if request.max_macs is not None else ""
     return (
-        f"At budgets of {format_macs(budget_macs)} and more, {_WORDS[request.loss](request.max_risk)}{cost}, "
-        f"{how}, for inputs like the certification data: {'; '.join(conditions)}."
+        f"At budgets of {format_macs(budget_macs)} and more, {_LOSS_IN_WORDS[request.loss](request.max_risk)}{cost}, "
+        f"with confidence {request.confidence:.1%}, for inputs like the certification data: {'; '.join(conditions)}."
     )
 
 

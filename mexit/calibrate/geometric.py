@@ -1,11 +1,11 @@
 """Thresholds by MSDNet's geometric protocol (G. Huang et al., ICLR 2018, and its public code).
 
-Exit k is to take a share proportional to q^k of the samples. At each exit in turn, the surest samples still
-under way are admitted until its share is full; the threshold lies just below the last one admitted.
+The quota of exit k is a share of the samples proportional to q^k. At each exit in turn, the remaining samples with
+the highest scores are admitted until the quota is reached; the threshold lies just below the last admitted score.
 
-Two details differ from that code, on purpose: a threshold is the midpoint to the next distinct score, so that
-a last-bit difference between engines flips nobody; and an exit whose share is empty gets None (never leave here)
-while one that takes everybody left gets the lowest float, so that every sample with a score leaves.
+Two details differ from that code. A threshold is the midpoint to the next distinct score, so that differences in the
+last bit between engines change no decision. An exit with an empty quota has the threshold None (no sample exits
+there), and an exit whose quota covers all remaining samples has the lowest float, which every score but NaN reaches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Ranking:
 
     Attributes:
         scores: (E, N).
-        order: samples of each exit from surest to least sure, NaN last, (E, N).
+        order: samples of each exit by falling score, NaN last, (E, N).
     """
 
     scores: Floats
@@ -39,8 +39,8 @@ class Ranking:
         return Ranking(scores, np.argsort(-scores, axis=1, kind="stable"))
 
 
-def shares(q: float, exits: int) -> Floats:
-    """The share of each exit, proportional to q^k, (E,). q = 0: all at exit 1; infinity: all at the last."""
+def exit_shares(q: float, exits: int) -> Floats:
+    """The share of each exit, proportional to q^k, (E,). q = 0: all at exit 1; infinity: all at the last exit."""
     if q == 0 or np.isinf(q):
         return np.asarray(np.eye(exits)[0 if q == 0 else exits - 1], np.float64)
     exponents = np.arange(1, exits + 1) * np.log(q)
@@ -51,18 +51,18 @@ def shares(q: float, exits: int) -> Floats:
 def geometric(ranking: Ranking, q: float) -> Thresholds:
     """Thresholds for one q, (E-1,)."""
     exits, samples = ranking.scores.shape
-    under_way = np.ones(samples, np.bool_)
+    remaining = np.ones(samples, np.bool_)
     thresholds: list[float | None] = []
-    for k, share in enumerate(shares(q, exits)[:-1]):
+    for k, share in enumerate(exit_shares(q, exits)[:-1]):
         order = ranking.order[k]
-        falling = ranking.scores[k, order[under_way[order]]]
-        threshold = take_surest(falling, int(np.floor(samples * share + 1e-9)))
+        falling = ranking.scores[k, order[remaining[order]]]
+        threshold = admit_highest(falling, int(np.floor(samples * share + 1e-9)))
         thresholds.append(threshold)
-        under_way &= ~should_exit(ranking.scores[k], threshold)
+        remaining &= ~should_exit(ranking.scores[k], threshold)
     return tuple(thresholds)
 
 
-def take_surest(falling: Floats, count: int) -> float | None:
+def admit_highest(falling: Floats, count: int) -> float | None:
     """The threshold that admits the first `count` of these falling scores (M,), and any that tie with the last."""
     if count <= 0:
         return None
@@ -71,7 +71,7 @@ def take_surest(falling: Floats, count: int) -> float | None:
     last = falling[count - 1]
     if np.isnan(last):
         return ALWAYS
-    behind = count + int(np.searchsorted(-falling[count:], -last, side="right"))
-    if behind >= len(falling) or np.isnan(falling[behind]):
+    following = count + int(np.searchsorted(-falling[count:], -last, side="right"))
+    if following >= len(falling) or np.isnan(falling[following]):
         return ALWAYS
-    return float((last + falling[behind]) / 2)
+    return float((last + falling[following]) / 2)

@@ -1,14 +1,14 @@
-"""Better thresholds than geometric ones, where the calibration data can tell.
+"""Threshold search: higher accuracy than geometric thresholds of the same cost.
 
-    up to 4 exits   exact on a grid of quantiles: the histogram of where samples rank at each exit, summed from
-                    the sure end, gives cost and right answers of every combination of thresholds at once
-    more exits      coordinate ascent on right answers - price x cost, for a range of prices, each started from
-                    geometric thresholds: given the others, the best threshold of one exit is the best prefix of
-                    its sorted scores
+    up to 4 exits   exact on a grid of quantiles: cumulative histograms of the samples' ranks at each exit give cost
+                    and correct answers of all combinations of thresholds at once
+    more exits      coordinate ascent on correct answers - price x cost, for a range of prices and from several
+                    geometric starts: with the other thresholds fixed, the best threshold of one exit is the best
+                    prefix of its sorted scores
 
-For a budget, geometric's thresholds stand unless the best found within it are right more often on calibration
-data by more than two standard errors of the paired difference: the best of thousands of combinations is better
-than it looks, and smaller differences do not carry over.
+A result replaces the geometric thresholds of a budget only if it is correct more often on the calibration data by
+more than two standard errors of the paired difference: the best of thousands of combinations is biased upwards, and
+smaller differences do not generalise.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mexit.core.scores import Floats
 
 GRID_EXITS = 4
 GRID = {2: 512, 3: 128, 4: 40}
-PRICES = np.geomspace(0.02, 4.0, 24)  # right answers lost for the whole network's cost
+PRICES = np.geomspace(0.02, 4.0, 24)  # share of correct answers that the full network's cost is worth
 STARTS = (0.1, 0.5, 1.0, 2.0)
 SWEEPS = 6
 STANDARD_ERRORS = 2.0
@@ -35,34 +35,38 @@ STANDARD_ERRORS = 2.0
 
 @dataclass(frozen=True)
 class SearchTable:
-    """What a policy can do on a trace.
+    """Scores, correctness and costs of a trace.
 
     Attributes:
         ranking: scores (E, N) and their order.
-        right: whether each exit answers each sample rightly, (E, N).
-        costs: of leaving at each exit; heads of exits without a threshold are left out.
+        correct: whether each exit classifies each sample correctly, (E, N).
+        costs: of leaving at each exit; the heads of exits without a threshold are not paid.
     """
 
     ranking: Ranking
-    right: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
     costs: Costs
 
     def exits(self, thresholds: Thresholds) -> NDArray[np.int64]:
-        """The exit that answers each sample, (N,)."""
+        """The exit that answers each sample, from 1, (N,)."""
         return first_exit(self.ranking.scores, thresholds)
 
     def hits(self, thresholds: Thresholds) -> NDArray[np.bool_]:
-        """Which samples are answered rightly, (N,)."""
+        """Whether each sample is classified correctly, (N,)."""
         exits = self.exits(thresholds)
-        return self.right[exits - 1, np.arange(len(exits))]
+        return self.correct[exits - 1, np.arange(len(exits))]
 
     def macs(self, thresholds: Thresholds) -> float:
-        """Mean cost."""
-        return mean_macs(self.exits(thresholds), self.costs.under(asked(thresholds)))
+        """Mean cost in MACs."""
+        return mean_macs(self.exits(thresholds), self.costs.under(active_exits(thresholds)))
+
+    def evaluate(self, thresholds: Thresholds) -> ThresholdResult:
+        """Mean cost and accuracy."""
+        return ThresholdResult(thresholds, self.macs(thresholds), float(self.hits(thresholds).mean()))
 
 
 @dataclass(frozen=True)
-class Found:
+class ThresholdResult:
     """Thresholds, their mean cost in MACs and their accuracy on the calibration trace."""
 
     thresholds: Thresholds
@@ -70,82 +74,79 @@ class Found:
     accuracy: float
 
 
-def asked(thresholds: Sequence[float | None]) -> tuple[bool, ...]:
-    """Which exits have a threshold, (E-1,)."""
+def active_exits(thresholds: Sequence[float | None]) -> tuple[bool, ...]:
+    """Whether each exit has a threshold, (E-1,)."""
     return tuple(threshold is not None for threshold in thresholds)
 
 
-def search(table: SearchTable) -> list[Found]:
-    """The upper hull of accuracy over cost, by rising cost."""
+def search_thresholds(table: SearchTable) -> list[ThresholdResult]:
+    """Thresholds with higher accuracy than all cheaper ones, by rising cost."""
     exits = len(table.costs.cumulative)
     if exits == 1:
-        return [_found(table, ())]
-    return upper_front(_grid(table) if exits <= GRID_EXITS else _ascend_all(table))
+        return [table.evaluate(())]
+    return pareto_front(_search_grid(table) if exits <= GRID_EXITS else _ascend_from_all_starts(table))
 
 
-def upper_front(candidates: Iterable[Found]) -> list[Found]:
-    """Those that no cheaper one beats, by rising cost."""
-    front: list[Found] = []
-    for found in sorted(candidates, key=lambda found: (found.macs, -found.accuracy)):
-        if not front or found.accuracy > front[-1].accuracy:
-            front.append(found)
+def pareto_front(results: Iterable[ThresholdResult]) -> list[ThresholdResult]:
+    """The results with higher accuracy than all cheaper ones, by rising cost."""
+    front: list[ThresholdResult] = []
+    for result in sorted(results, key=lambda result: (result.macs, -result.accuracy)):
+        if not front or result.accuracy > front[-1].accuracy:
+            front.append(result)
     return front
 
 
 def clearly_better(table: SearchTable, thresholds: Thresholds, baseline: Thresholds) -> bool:
-    """Whether one policy is right more often than another by over two standard errors of the paired difference."""
-    one, other = table.hits(thresholds), table.hits(baseline)
-    wins, losses = int((one & ~other).sum()), int((other & ~one).sum())
+    """Whether thresholds beat a baseline by more than `STANDARD_ERRORS` of the paired difference in correctness."""
+    ours, theirs = table.hits(thresholds), table.hits(baseline)
+    wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     return bool(wins - losses > STANDARD_ERRORS * np.sqrt(wins + losses))
 
 
-def _found(table: SearchTable, thresholds: Thresholds) -> Found:
-    return Found(thresholds, table.macs(thresholds), float(table.hits(thresholds).mean()))
-
-
-def _grid(table: SearchTable) -> list[Found]:
-    """Every combination of quantile thresholds, through cumulative histograms."""
-    exits, samples = table.right.shape
+def _search_grid(table: SearchTable) -> list[ThresholdResult]:
+    """The Pareto front of all combinations of quantile thresholds, through cumulative histograms."""
+    exits, samples = table.correct.shape
     cuts = [_cut_points(table.ranking, k, GRID[exits]) for k in range(exits - 1)]
-    # A sample is in bin b of exit k if it leaves there under thresholds b, b + 1, ...; thresholds rise boldly.
+    # A sample in bin b of exit k leaves there under the thresholds b, b + 1, ...; cut points fall.
     bins = [
         np.searchsorted(-np.array(points), -table.ranking.scores[k], side="left") for k, points in enumerate(cuts)
     ]
     sizes = [len(points) for points in cuts]
     heads = table.costs.heads or (0,) * exits
-    hits, cost, under_way = np.zeros(sizes), np.zeros(sizes), np.full([1] * len(sizes), float(samples))
+    hits, cost, remaining = np.zeros(sizes), np.zeros(sizes), np.full([1] * len(sizes), float(samples))
     for k in range(exits):
         shape = [size if axis <= k else 1 for axis, size in enumerate(sizes)]
-        hits += _leaving(bins, sizes, k, table.right[k].astype(np.float64)).reshape(shape)
+        hits += _leaving(bins, sizes, k, table.correct[k].astype(np.float64)).reshape(shape)
         leaving = _leaving(bins, sizes, k, np.ones(samples)).reshape(shape)
         cost += table.costs.cumulative[k] * leaving
-        if k < exits - 1:  # the first cut is "never leave here": whoever comes this far is spared the head
+        if k < exits - 1:  # the first cut point is "no exit here", which saves the head for all remaining samples
             never = (slice(None),) * k + (slice(0, 1),)
-            cost[never] -= heads[k] * under_way
-        under_way = under_way - leaving
+            cost[never] -= heads[k] * remaining
+        remaining = remaining - leaving
     return _front_of_grid(cuts, hits / samples, cost / samples)
 
 
 def _cut_points(ranking: Ranking, k: int, count: int) -> list[float]:
-    """Thresholds from never (infinity) over quantiles to always, falling."""
+    """Falling thresholds of exit k (from 0): infinity (no exit here), quantiles, and `ALWAYS`."""
     scores = ranking.scores[k, ranking.order[k]]
     scores = scores[~np.isnan(scores)]
     distinct = np.unique(scores)[::-1]
     middles = (distinct[:-1] + distinct[1:]) / 2
     if len(middles) > count:
-        places = np.unique(np.searchsorted(-distinct, -scores[np.linspace(0, len(scores) - 1, count).astype(int)]))
-        middles = middles[places[places < len(middles)]]
+        quantiles = scores[np.linspace(0, len(scores) - 1, count).astype(int)]
+        positions = np.unique(np.searchsorted(-distinct, -quantiles))
+        middles = middles[positions[positions < len(middles)]]
     return [np.inf, *middles.tolist(), ALWAYS]
 
 
 def _leaving(bins: Sequence[NDArray[np.intp]], sizes: Sequence[int], k: int, weight: Floats) -> Floats:
-    """Total weight that leaves at exit k (from 0), for every combination of the thresholds of exits 0..k."""
+    """Total weight of the samples that leave at exit k (from 0), for all combinations of thresholds of exits 0..k."""
     last = k == len(bins)
     axes = [*bins[:k]] + ([] if last else [bins[k]])
     shape = [size + 1 for size in sizes[: len(axes)]]
     counts = np.zeros(shape)
     np.add.at(counts, tuple(axes), weight)
-    for axis in range(k):  # stays: its bin lies behind the threshold's
+    for axis in range(k):  # a sample stays if its bin lies behind the threshold's
         counts = np.flip(np.cumsum(np.flip(counts, axis), axis), axis)
         counts = np.take(counts, np.arange(1, shape[axis]), axis)
     if not last:
@@ -153,27 +154,28 @@ def _leaving(bins: Sequence[NDArray[np.intp]], sizes: Sequence[int], k: int, wei
     return counts
 
 
-def _front_of_grid(cuts: Sequence[Sequence[float]], accuracy: Floats, macs: Floats) -> list[Found]:
+def _front_of_grid(cuts: Sequence[Sequence[float]], accuracy: Floats, macs: Floats) -> list[ThresholdResult]:
     order = np.lexsort((-accuracy.ravel(), macs.ravel()))
     best = np.maximum.accumulate(accuracy.ravel()[order])
-    first = order[np.concatenate([[True], best[1:] > best[:-1]])]
-    found = []
-    for place in first:
-        index = np.unravel_index(place, accuracy.shape)
+    results = []
+    for position in order[np.concatenate([[True], best[1:] > best[:-1]])]:
+        index = np.unravel_index(position, accuracy.shape)
         values = [points[i] for points, i in zip(cuts, index, strict=True)]
         thresholds = tuple(None if np.isinf(value) else float(value) for value in values)
-        found.append(Found(thresholds, float(macs.flat[place]), float(accuracy.flat[place])))
-    return found
+        results.append(ThresholdResult(thresholds, float(macs.flat[position]), float(accuracy.flat[position])))
+    return results
 
 
-def _ascend_all(table: SearchTable) -> list[Found]:
+def _ascend_from_all_starts(table: SearchTable) -> list[ThresholdResult]:
     starts = [geometric(table.ranking, q) for q in STARTS]
-    return [_found(table, _ascend(table, float(price), start)) for price, start in product(PRICES, starts)]
+    return [
+        table.evaluate(coordinate_ascent(table, float(price), start)) for price, start in product(PRICES, starts)
+    ]
 
 
-def _ascend(table: SearchTable, price: float, thresholds: Thresholds) -> Thresholds:
-    """Coordinate ascent on right answers - price x cost / full cost."""
-    current = list(thresholds)
+def coordinate_ascent(table: SearchTable, price: float, start: Thresholds) -> Thresholds:
+    """Raise correct answers - price x cost / full cost, one threshold at a time, from `start`."""
+    current = list(start)
     for _ in range(SWEEPS):
         before = list(current)
         for k in reversed(range(len(current))):
@@ -184,18 +186,18 @@ def _ascend(table: SearchTable, price: float, thresholds: Thresholds) -> Thresho
 
 
 def _best_threshold(table: SearchTable, price: float, thresholds: Sequence[float | None], k: int) -> float | None:
-    """The threshold of exit k (from 0) that gains most over letting everybody go on, without its head."""
+    """The best threshold of exit k (from 0) with the others fixed; None if skipping its head is at least as good."""
     ranking, full = table.ranking, table.costs.cumulative[-1]
     scores = ranking.scores
-    with_head = [threshold is not None or exit_ == k for exit_, threshold in enumerate(thresholds)]
-    value = table.right - price * np.asarray(table.costs.under(with_head))[:, None] / full
+    with_head = [threshold is not None or number == k for number, threshold in enumerate(thresholds)]
+    value = table.correct - price * np.asarray(table.costs.under(with_head))[:, None] / full
     reaches = np.ones(scores.shape[1], np.bool_)
     for earlier in range(k):
         reaches &= ~should_exit(scores[earlier], thresholds[earlier])
     later = value[-1].copy()
-    for exit_ in range(len(thresholds) - 1, k, -1):
-        sure = should_exit(scores[exit_], thresholds[exit_])
-        later[sure] = value[exit_, sure]
+    for number in range(len(thresholds) - 1, k, -1):
+        leaves = should_exit(scores[number], thresholds[number])
+        later[leaves] = value[number, leaves]
     order = ranking.order[k]
     order = order[reaches[order]]
     falling = scores[k, order]
@@ -204,7 +206,7 @@ def _best_threshold(table: SearchTable, price: float, thresholds: Sequence[float
     if not len(order):
         return None
     gains = np.cumsum(value[k, order] - later[order])
-    ends = np.append(falling[1:] < falling[:-1], True)  # ties leave together
+    ends = np.append(falling[1:] < falling[:-1], True)  # tied scores leave together
     gains[~ends] = -np.inf
     best = int(np.argmax(gains))
     head = table.costs.heads[k] if table.costs.heads else 0

@@ -43,9 +43,7 @@ def calibrate(
     loss: Annotated[
         str, typer.Option(help="Certified loss: early-error, disagreement or accuracy-gap.")
     ] = "early-error",
-    risk_method: Annotated[
-        str, typer.Option(help="Test: auto, binomial, hoeffding-bentkus, betting or conformal.")
-    ] = "auto",
+    risk_method: Annotated[str, typer.Option(help="Test: auto, binomial or betting.")] = "auto",
     max_cost: Annotated[
         str | None, typer.Option(help="Certify this bound on the mean cost too, written as a budget.")
     ] = None,
@@ -57,22 +55,25 @@ def calibrate(
     json: Json = False,
 ) -> None:
     """Select confidence thresholds per budget on held-out data, for the engine to be deployed."""
-    from mexit.flows.calibrate import calibrate_bundle
+    from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 
-    result = calibrate_bundle(
-        bundle,
-        data=data,
-        data_dir=data_dir,
+    options = CalibrateOptions(
         budgets=pairs(budget or [], "--budget"),
         measure=measure,
         ensemble=ensemble,
         policy=policy,
+        attack=attack,
         max_risk=max_risk,
         confidence=confidence,
         loss=loss,
         risk_method=risk_method,
         max_cost=max_cost,
-        attack=attack,
+    )
+    result = calibrate_bundle(
+        bundle,
+        options,
+        data=data,
+        data_dir=data_dir,
         backend=backend,
         threads=threads,
         progress=output.RichProgress(),

@@ -88,9 +88,9 @@ def check_tensor(images: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
         return images
     low, high = float(images.min()), float(images.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise BadInput(f"expected images {expected}, found NaN or infinity")
+        raise BadInput(f"expected images {expected}, found values that are not finite (NaN or infinity)")
     if low < 0 or high > 1:
-        hint = " (for pixels in 0..255 pass uint8, or divide by 255)" if high > 2 else ""
+        hint = " (this looks like 0..255: pass uint8, or divide by 255)" if high > 2 else ""
         raise BadInput(f"expected images {expected}, found values from {low:.4g} to {high:.4g}{hint}")
     return images
 

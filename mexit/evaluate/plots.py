@@ -80,7 +80,7 @@ def accuracy_against_macs(
 
 
 def calibration(content: Mapping[str, Any], budgets: Mapping[str, float], path: Path, name: str) -> None:
-    """Promises per budget, promised against seen, and reliability per exit; see `calibrate.calibration_report`."""
+    """Promises per budget, promised against seen, and reliability per exit; see `calibrate.calibration.report`."""
     figure, (left, middle, right) = _figure(3)
     rows = content["promised_against_seen"]
     lines = {}

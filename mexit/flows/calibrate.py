@@ -1,16 +1,21 @@
-"""`mexit calibrate`: record what the bundle answers on held-out data, set thresholds, say what they promise."""
+"""`mexit calibrate`: record traces of a bundle on held-out data, select thresholds, and store both in the bundle."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mexit.calibrate.calibration import AUTO, CalibrationConfig, CalibrationResult, Traces
-from mexit.calibrate.calibration import calibrate as decide
-from mexit.calibrate.calibration_report import report
-from mexit.calibrate.certificates import Request, to_json_value
+from mexit.calibrate.calibration import (
+    AUTO,
+    CalibrationConfig,
+    CalibrationResult,
+    CalibrationTraces,
+    calibrate,
+    report,
+)
+from mexit.calibrate.certificates import CertificateRequest
 from mexit.calibrate.score_selection import ScoreQuality
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.atomic_io import to_json, write_bytes
@@ -24,25 +29,73 @@ from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits, split
 from mexit.errors import MexitError, UsageError
 from mexit.evaluate import gradient_source, plots
-from mexit.flows.sample_sources import BundleSource, DatasetSource, Samples, SampleSource, UnlabelledSource
+from mexit.flows.sample_sources import Attack, BundleSource, DatasetSource, Samples, SampleSource, UnlabelledSource
 from mexit.runtime.runtime import Runtime
 from mexit.runtime.trace_recorder import record
 
 IN_BUNDLE = "bundle"
 REPORTS = Path("reports")
+NO_ATTACK = "no attack was asked for"
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """The settings of `calibrate_bundle`.
+
+    Attributes:
+        budgets: further budgets by name, as typed after `--budget`, such as `{"night": "30%"}`.
+        measure: confidence score: "max-probability", "margin", "entropy", "agreement", or "auto" = selected.
+        ensemble: exit k answers with the mean of exits 1..k; None = selected with "auto", else off.
+        policy: how thresholds are selected: "search", or "geometric" (MSDNet).
+        attack: "average", "max-average" or "none": the attack under which cost and accuracy are measured too.
+        max_risk: certify that the mean loss is at most this value, in (0, 1); None = no certificate.
+        confidence: of the certificate, in (0, 1).
+        loss: certified loss: "early-error", "disagreement" or "accuracy-gap".
+        risk_method: test: "binomial", "betting", or "auto".
+        max_cost: certify this bound on the mean cost too, written as a budget, such as "50%".
+    """
+
+    budgets: Mapping[str, str] = field(default_factory=dict)
+    measure: str = AUTO
+    ensemble: bool | None = None
+    policy: str = "search"
+    attack: str = "average"
+    max_risk: float | None = None
+    confidence: float = 0.95
+    loss: str = "early-error"
+    risk_method: str = AUTO
+    max_cost: str | None = None
+
+    def config(self, cumulative_macs: tuple[int, ...]) -> CalibrationConfig:
+        """Parse the budgets and the certificate for a bundle with these costs of its exits.
+
+        Raises:
+            UsageError: an unknown setting, or a budget name that already is a budget.
+            BudgetInfeasible: a budget below the cost of exit 1.
+        """
+        budgets = {_check_name(name): Budget.parse(text) for name, text in self.budgets.items()}
+        for budget in budgets.values():
+            budget.macs(cumulative_macs)
+        max_macs = None if self.max_cost is None else Budget.parse(self.max_cost).macs(cumulative_macs)
+        request = (
+            None
+            if self.max_risk is None
+            else CertificateRequest(self.max_risk, self.confidence, self.loss, self.risk_method, max_macs)
+        )
+        return CalibrationConfig(self.measure, self.ensemble, self.policy, budgets, request)
 
 
 @dataclass(frozen=True)
 class CalibrateResult:
-    """What was calibrated.
+    """The result of `calibrate_bundle`.
 
     Attributes:
         bundle: its directory.
-        entry: what was written to `policies.json`.
-        cumulative_macs: cost of each exit, (E,).
-        scores: how well each score ranks right above wrong answers.
-        written: report and, with matplotlib, picture.
-        why_not_attacked: the reason why nothing is promised under attack; empty if something is.
+        entry: the policies written to `policies.json`.
+        cumulative_macs: cost of each exit in MACs, (E,).
+        scores: how well each confidence score ranks correct above wrong predictions.
+        written: the report and, with matplotlib, the plot.
+        why_not_attacked: the reason why nothing is measured under attack; empty if it is.
     """
 
     bundle: Path
@@ -55,19 +108,10 @@ class CalibrateResult:
 
 def calibrate_bundle(
     bundle: Path | None = None,
+    options: CalibrateOptions | None = None,
     *,
     data: str | None = None,
     data_dir: str | Path | None = None,
-    budgets: Mapping[str, str] | None = None,
-    measure: str = AUTO,
-    ensemble: bool | None = None,
-    policy: str = "search",
-    attack: str = "average",
-    max_risk: float | None = None,
-    confidence: float = 0.95,
-    loss: str = "early-error",
-    risk_method: str = AUTO,
-    max_cost: str | None = None,
     backend: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
@@ -75,49 +119,39 @@ def calibrate_bundle(
     """Calibrate a bundle for one engine.
 
     Args:
-        bundle: a directory; default the newest bundle.
-        data: default the bundle's own data set with its stored splits, or the images in the bundle where that is
-            not at hand; `bundle` insists on those; another (`folder:PATH`) is split anew. Pictures without class
-            folders have no labels: temperatures stay 1, the score is the first unless one is named, thresholds are
-            geometric, and of the losses only `disagreement` can be certified.
-        data_dir: where data sets lie; default `MEXIT_DATA`.
-        budgets: further budgets by name, as typed (`{"mine": "40%"}`).
-        measure, ensemble, policy: see `calibrate.calibration.CalibrationConfig`.
-        attack: `average`, `max-average` or `none`: under which the promise is also measured.
-        max_risk, confidence, loss, risk_method, max_cost: see `calibrate.certificates.Request`; no certificate without
-            `max_risk`.
-        backend, threads: the engine to calibrate.
-        progress: who listens.
+        bundle: its directory; default the newest bundle.
+        options: budgets, score, attack and certificate; default `CalibrateOptions()`.
+        data: the samples. Default: the bundle's own data set with its stored splits, or, where that cannot be read,
+            the images in the bundle. "bundle" takes those images. Another data set ("folder:PATH") is split anew.
+            A folder of pictures without class folders has no labels: temperatures stay 1, the score is
+            max-probability unless named, thresholds are geometric, and only `disagreement` can be certified.
+        data_dir: directory of data sets; default `MEXIT_DATA`.
+        backend, threads: the engine to calibrate, and its number of threads.
+        progress: receives notes and progress; default none.
 
     Raises:
-        NotFound, Damaged, UsageError, BadInput: bundle or data are not what they should be.
+        NotFound, Damaged, UsageError, BadInput: the bundle or the data cannot be used.
         BudgetInfeasible: a budget below the cost of exit 1.
-        RiskInfeasible: the risk cannot be certified on this much data; nothing was changed.
+        RiskInfeasible: the risk cannot be certified on this data; the bundle is unchanged.
     """
-    progress = progress or Silent()
+    progress, options = progress or Silent(), options or CalibrateOptions()
     path = bundle or newest(BUNDLES, progress)
     runtime = Runtime.open(path, "full", backend=backend, threads=threads, use_policies=False)
-    costs = runtime.bundle.manifest.cumulative_macs
-    typed = {_free(name): Budget.parse(text) for name, text in (budgets or {}).items()}
-    bound = None if max_cost is None else Budget.parse(max_cost).macs(costs)
-    for budget in typed.values():
-        budget.macs(costs)
-    request = None if max_risk is None else Request(max_risk, confidence, loss, risk_method, bound)
-    wish = CalibrationConfig(measure, ensemble, policy, typed, request)
-    pool, why_not = _pool(runtime.bundle, data, data_dir, attack, progress)
-    _need_labels(pool, request)
-    traces = _record(runtime, pool, attack, progress)
-    found = decide(traces, runtime.costs, wish)
-    entry = _entry(runtime.bundle, traces, found)
-    runtime.bundle.save_policies(runtime.bundle.policies_or_empty().with_entry(entry))
-    written = _write_report(path, runtime.bundle.manifest.name, entry, report(found, traces.certification))
+    cumulative_macs = runtime.bundle.manifest.cumulative_macs
+    config = options.config(cumulative_macs)
+    source, why_not = _sample_source(runtime.bundle, data, data_dir, options.attack, progress)
+    _check_labels(source, config.certify)
+    traces = _record_traces(runtime, source, options.attack, progress)
+    result = calibrate(traces, runtime.costs, config)
+    entry = _store(runtime.bundle, traces, result)
+    written = _write_report(path, runtime.bundle.manifest.name, entry, report(result, traces.certification))
     if why_not:
         progress.note(f"nothing is promised under attack: {why_not}")
-    return CalibrateResult(path, entry, costs, found.scores, written, why_not)
+    return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not)
 
 
-def _free(name: str) -> str:
-    """A name that does not mean a budget already."""
+def _check_name(name: str) -> str:
+    """A name that is not itself a budget."""
     try:
         Budget.parse(name)
     except UsageError:
@@ -125,17 +159,15 @@ def _free(name: str) -> str:
     raise UsageError(f"'{name}' means a budget already: choose another name for yours")
 
 
-def _need_labels(pool: SampleSource, request: Request | None) -> None:
-    if isinstance(pool, UnlabelledSource) and request is not None and request.loss != "disagreement":
+def _check_labels(source: SampleSource, request: CertificateRequest | None) -> None:
+    if isinstance(source, UnlabelledSource) and request is not None and request.loss != "disagreement":
         raise UsageError(
-            f"{pool.pictures.name} has no labels, which the loss {request.loss} needs: add --loss disagreement, "
-            "or put the pictures into one folder a class"
+            f"{source.pictures.name} has no labels, which the loss {request.loss} needs: add --loss disagreement, "
+            "or put the pictures into one folder per class"
         )
 
 
-def _record(runtime: Runtime, pool: SampleSource, attack: str, progress: Progress) -> Traces:
-    """The traces of this engine."""
-
+def _record_traces(runtime: Runtime, source: SampleSource, attack: str, progress: Progress) -> CalibrationTraces:
     def trace(samples: Samples) -> Trace:
         with progress.track(f"recording {samples.split}, {samples.condition[:24]}", samples.n) as advance:
             return record(
@@ -144,62 +176,72 @@ def _record(runtime: Runtime, pool: SampleSource, attack: str, progress: Progres
                 model=runtime.bundle.id,
                 split=samples.split,
                 condition=samples.condition,
-                data_sha256=pool.data_sha256,
+                data_sha256=source.data_sha256,
                 progress=lambda count: advance(count, ""),
             )
 
-    found: dict[str, Trace | None] = {}
-    for split_name in ("calibration", "certification"):
-        attacked = pool.attacked(split_name) if attack != "none" else None
-        found[split_name] = trace(pool.clean(split_name))
-        found[f"{split_name}_attacked"] = trace(attacked) if attacked else None
-    calibration, certification = found["calibration"], found["certification"]
-    assert calibration is not None
-    assert certification is not None
-    attacked_traces = found["calibration_attacked"], found["certification_attacked"]
-    return Traces(calibration, attacked_traces[0], certification, attacked_traces[1])
+    def both(split_name: str) -> tuple[Trace, Trace | None]:
+        attacked = source.attacked(split_name) if attack != "none" else None
+        return trace(source.clean(split_name)), trace(attacked) if attacked else None
+
+    return CalibrationTraces(*both("calibration"), *both("certification"))
 
 
-def _pool(
+def _sample_source(
     bundle: Bundle, data: str | None, data_dir: str | Path | None, attack: str, progress: Progress
 ) -> tuple[SampleSource, str]:
-    """Where samples come from: what was named, else the bundle's own data set, else the images in the bundle.
+    """The samples, and the reason why none are attacked (empty if some are).
 
-    Also why there are none under attack (empty if there are).
+    The source is the named data; by default the bundle's own data set, else the images in the bundle.
     """
-    travelling = BundleSource.of(bundle)
-    if data == IN_BUNDLE or (data is None and travelling is not None and not _at_hand(bundle, data_dir)):
-        if travelling is None:
+    in_bundle = BundleSource.of(bundle)
+    if data == IN_BUNDLE or (data is None and in_bundle is not None and not _data_is_readable(bundle, data_dir)):
+        if in_bundle is None:
             raise UsageError(
                 f"{bundle.path} carries no images: mexit export --with-calibration-images puts them in"
             )
         progress.note(f"using the images in {bundle.path}")
-        why_not = "" if travelling.attacked("certification") else "the bundle carries no attacked images"
-        return travelling, "no attack was asked for" if attack == "none" else why_not
+        why_not = "" if in_bundle.attacked("certification") else "the bundle carries no attacked images"
+        return in_bundle, NO_ATTACK if attack == "none" else why_not
     pictures = None if data is None else registry.load_unlabelled(data)
     if pictures is not None:
         progress.note(f"{data} has no labels: of its {len(pictures)} pictures half calibrate and half certify")
-        why_not = "no attack was asked for" if attack == "none" else f"{data} has no labels to attack"
+        why_not = NO_ATTACK if attack == "none" else f"{data} has no labels to attack"
         return UnlabelledSource(pictures, bundle.manifest.input), why_not
-    data_set, splits = _data(bundle, data, data_dir)
-    source, why_not = (None, "no attack was asked for")
+    data_set, splits = _load_data(bundle, data, data_dir)
+    crafted, why_not = None, NO_ATTACK
     if attack != "none" and data is None:
-        source, why_not = gradient_source.of_bundle_or_why_not(bundle)
+        crafted, why_not = _attack(bundle, attack)
     elif attack != "none":
         why_not = f"{data} is not the data that the run was trained on"
-    return DatasetSource(data_set, splits, bundle.manifest.input, source, attack), why_not
+    return DatasetSource(data_set, splits, bundle.manifest.input, crafted), why_not
 
 
-def _at_hand(bundle: Bundle, data_dir: str | Path | None) -> bool:
-    """Whether the data set that the bundle was made from can be read here."""
+def _attack(bundle: Bundle, objective: str) -> tuple[Attack | None, str]:
+    """The test attack of the run behind a bundle, or None and the reason."""
+    network, why_not = gradient_source.of_bundle_or_why_not(bundle)
+    if network is None:
+        return None, why_not
+    return network_attack(network, objective), ""
+
+
+def network_attack(network: gradient_source.Source, objective: str) -> Attack:
+    """The test attack of a run with the gradients of its network."""
+    attack = network.attack(objective, None, None)
+    return Attack(attack.describe(), network.crafter(attack))
+
+
+def _data_is_readable(bundle: Bundle, data_dir: str | Path | None) -> bool:
+    """Whether the data set of the bundle can be read on this machine."""
     try:
-        _data(bundle, None, data_dir)
+        _load_data(bundle, None, data_dir)
     except MexitError:
         return False
     return True
 
 
-def _data(bundle: Bundle, data: str | None, data_dir: str | Path | None) -> tuple[DataSet, Splits]:
+def _load_data(bundle: Bundle, data: str | None, data_dir: str | Path | None) -> tuple[DataSet, Splits]:
+    """The named data set, or the bundle's own, with the stored splits or new ones."""
     stored = bundle.splits()
     if data is not None:
         data_set = registry.load(data, data_dir)
@@ -217,30 +259,34 @@ def _data(bundle: Bundle, data: str | None, data_dir: str | Path | None) -> tupl
     return data_set, splits
 
 
-def _entry(bundle: Bundle, traces: Traces, found: CalibrationResult) -> PolicyEntry:
+def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult) -> PolicyEntry:
+    """Save the traces and the policies in the bundle."""
     origin = traces.calibration.origin
     refs = [bundle.save_trace(trace) for trace in traces.all]
-    return PolicyEntry(
+    entry = PolicyEntry(
         engine=origin.engine,
         precision=origin.precision,
         variant=origin.variant,
         trace=refs[0],
         evidence=tuple(refs[1:]),
-        measure=found.scorer.measure,
-        ensemble=found.scorer.ensemble,
-        temperatures=found.scorer.temperatures,
-        frontier=found.frontier,
-        named=found.named,
-        certificates=(to_json_value(found.certificate),) if found.certificate else (),
-        drift=found.drift,
+        measure=result.scorer.measure,
+        ensemble=result.scorer.ensemble,
+        temperatures=result.scorer.temperatures,
+        frontier=result.frontier,
+        named=result.named,
+        certificates=(asdict(result.certificate),) if result.certificate else (),
+        drift=result.drift,
     )
+    bundle.save_policies(bundle.policies_or_empty().with_entry(entry))
+    return entry
 
 
 def _write_report(bundle: Path, name: str, entry: PolicyEntry, content: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Write the report and, with matplotlib, the plot."""
     written = [bundle / REPORTS / "calibration.json"]
     write_bytes(written[0], to_json(content))
     if plots.available():
         written.append(bundle / REPORTS / "calibration.png")
-        marks = {budget: entry.frontier[index].budget_macs for budget, index in entry.named.items()}
-        plots.calibration(content, marks, written[-1], name)
+        budgets = {budget: entry.frontier[index].budget_macs for budget, index in entry.named.items()}
+        plots.calibration(content, budgets, written[-1], name)
     return tuple(written)

@@ -19,7 +19,7 @@ from mexit.core.versions import VERSION, installed_versions
 from mexit.data import registry
 from mexit.errors import MexitError, UsageError, requires_extra
 from mexit.evaluate.gradient_source import Source
-from mexit.flows.calibrate import CalibrateResult, calibrate_bundle
+from mexit.flows.calibrate import CalibrateResult, calibrate_bundle, network_attack
 from mexit.flows.sample_sources import DatasetSource, gather
 from mexit.runtime import autotune
 from mexit.runtime.backends.ort import OrtBackend, open_session
@@ -155,7 +155,7 @@ def _build(
         provenance["parity"] = asdict(report)
     calibration = {}
     if options.calibration_images:
-        source = DatasetSource(data, splits, spec, Source(model, settings), "average")
+        source = DatasetSource(data, splits, spec, network_attack(Source(model, settings), "average"))
         calibration = {images.file: images.to_bytes() for images in gather(source, progress)}
     single_file = build_single_file([segment.model for segment in segments]) if options.single_file else None
     contents = BundleContents(data.classes, spec, splits, variants, provenance, calibration, single_file)

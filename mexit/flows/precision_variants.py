@@ -17,7 +17,7 @@ from mexit.export.int8 import quantize_int8
 from mexit.export.onnx_export import OnnxSegment
 from mexit.export.segments import TorchSegment
 from mexit.export.validate import PrecisionReport, compare_precisions
-from mexit.flows.sample_sources import BATCH, evenly
+from mexit.flows.sample_sources import BATCH, evenly_spaced
 from mexit.runtime.backends.base import HostCarried
 from mexit.runtime.backends.ort import OrtSegment
 
@@ -58,7 +58,7 @@ def convert_segments(
         BackendError: a weight or an activation leaves the range of the precision.
     """
     run_fp32 = [_ort_runner(segment) for segment in segments]
-    carried: Arrays = [data.batch(evenly(splits.part("calibration"), CALIBRATION_IMAGES), spec)]
+    carried: Arrays = [data.batch(evenly_spaced(splits.part("calibration"), CALIBRATION_IMAGES), spec)]
     converted: list[OnnxSegment] = []
     with progress.track(f"converting segments to {precision}", len(segments)) as advance:
         for segment, run in zip(segments, run_fp32, strict=True):
@@ -70,7 +70,7 @@ def convert_segments(
         run_converted = [_ort_runner(segment) for segment in converted]
     else:
         run_converted = [HalfModule(segment.module) for segment in torch_segments]
-    index = evenly(splits.part(COMPARED_SPLIT), COMPARED_IMAGES)
+    index = evenly_spaced(splits.part(COMPARED_SPLIT), COMPARED_IMAGES)
     batches = [data.batch(part, spec) for part in np.array_split(index, range(BATCH, len(index), BATCH))]
     exits = compare_precisions(_logits(run_fp32, batches), _logits(run_converted, batches), data.labels[index])
     return converted, PrecisionReport(precision, COMPARED_SPLIT, len(index), exits)

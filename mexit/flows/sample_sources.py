@@ -1,8 +1,8 @@
-"""Where calibration gets its samples: a data set with its splits, pictures, or the images in the bundle."""
+"""Sources of calibration samples: a data set with its splits, unlabelled pictures, or the images in a bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,18 +15,27 @@ from mexit.core.progress import Progress
 from mexit.data.calibration_images import CalibrationImages
 from mexit.data.dataset import DataSet, UnlabelledImages
 from mexit.data.splits import Splits
-from mexit.evaluate.gradient_source import Source
 from mexit.runtime.trace_recorder import Batch
 
 BATCH = 64
-# Reported robustness is computed in float32, slowly: at most so many samples are attacked.
-ATTACKED = {"calibration": 500, "certification": 1000}
+# The largest number of attacked samples per split; they are crafted in float32, as reported robustness requires.
+MAX_ATTACKED = {"calibration": 500, "certification": 1000}
 _SEED = 20231106
+
+Images = NDArray[np.float32]
+Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of one split under one condition, in batches."""
+    """Samples of one split under one condition.
+
+    Attributes:
+        split: "calibration" or "certification".
+        condition: "clean", or the description of the attack.
+        n: number of samples.
+        batches: images (B, C, H, W), labels (B,) or None, and positions in the data set (B,).
+    """
 
     split: str
     condition: str
@@ -35,117 +44,150 @@ class Samples:
 
 
 class SampleSource(Protocol):
-    """A source of samples."""
+    """A source of calibration samples."""
 
     @property
     def data_sha256(self) -> str:
-        """Of the data set that the samples are from."""
+        """The sha256 of the data set."""
 
     def clean(self, split: str) -> Samples:
-        """The samples of a split as they are."""
+        """The clean samples of a split."""
 
     def attacked(self, split: str) -> Samples | None:
-        """Some of them under attack, or None where there are none."""
+        """Attacked samples of a split, at most `MAX_ATTACKED`; None if the source has none."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack on the network behind a bundle.
+
+    Attributes:
+        description: the whole attack in words.
+        craft: images (B, C, H, W), labels (B,) and positions (B,) to attacked images.
+    """
+
+    description: str
+    craft: Callable[[Images, Labels, Labels], Images]
 
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """A data set and its splits; attacks with the gradients of `source`, if there is one."""
+    """A data set with its splits.
+
+    Attributes:
+        data, splits: the samples.
+        spec: the input of the bundle.
+        attack: None = no attacked samples.
+    """
 
     data: DataSet
     splits: Splits
     spec: InputSpec
-    source: Source | None
-    objective: str
+    attack: Attack | None = None
 
     @property
     def data_sha256(self) -> str:
-        """See `SampleSource`."""
+        """The sha256 of the data set."""
         return self.data.sha256
 
     def clean(self, split: str) -> Samples:
-        """See `SampleSource.clean`."""
+        """The clean samples of a split."""
         index = self.splits.part(split)
         return Samples(split, "clean", len(index), self._batches(index))
 
     def attacked(self, split: str) -> Samples | None:
-        """See `SampleSource.attacked`; at most `ATTACKED` samples, evenly spaced."""
-        if self.source is None:
+        """Evenly spaced samples of a split, attacked while they are iterated; None without an attack."""
+        if self.attack is None:
             return None
-        attack = self.source.attack(self.objective, None, None)
-        craft = self.source.crafter(attack)
-        index = evenly(self.splits.part(split), ATTACKED[split])
-        batches = ((craft(images, labels, place), labels, place) for images, labels, place in self._batches(index))
-        return Samples(split, attack.describe(), len(index), batches)
+        craft = self.attack.craft
+        index = evenly_spaced(self.splits.part(split), MAX_ATTACKED[split])
+        batches = ((craft(images, labels, rows), labels, rows) for images, labels, rows in self._batches(index))
+        return Samples(split, self.attack.description, len(index), batches)
 
-    def _batches(
-        self, index: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]]:
-        for part in np.array_split(index, range(BATCH, len(index), BATCH)):
-            yield self.data.batch(part, self.spec), self.data.labels[part], part
+    def _batches(self, index: Labels) -> Iterator[tuple[Images, Labels, Labels]]:
+        for rows in np.array_split(index, range(BATCH, len(index), BATCH)):
+            yield self.data.batch(rows, self.spec), self.data.labels[rows], rows
 
 
 @dataclass(frozen=True)
 class UnlabelledSource:
-    """Pictures without labels, cut into two halves at random; none of them is attacked."""
+    """Pictures without labels, divided at random into a calibration and a certification half; no attacks.
+
+    Attributes:
+        pictures: the samples.
+        spec: the input of the bundle.
+    """
 
     pictures: UnlabelledImages
     spec: InputSpec
 
     @property
     def data_sha256(self) -> str:
-        """See `SampleSource`."""
+        """The sha256 of the pictures."""
         return self.pictures.sha256
 
     def clean(self, split: str) -> Samples:
-        """See `SampleSource.clean`."""
+        """The pictures of one half."""
         order = np.random.default_rng(_SEED).permutation(len(self.pictures)).astype(np.int64)
-        halves = dict(zip(ATTACKED, np.array_split(order, len(ATTACKED)), strict=True))
+        halves = dict(zip(MAX_ATTACKED, np.array_split(order, len(MAX_ATTACKED)), strict=True))
         index = np.sort(halves[split])
         parts = np.array_split(index, range(BATCH, len(index), BATCH))
         batches = ((self.pictures.batch(part, self.spec), None, part) for part in parts)
         return Samples(split, "clean", len(index), batches)
 
     def attacked(self, split: str) -> Samples | None:
-        """None: the attack climbs the loss of the right answer, which is not known."""
+        """None: an attack maximises the loss of the correct label, which is unknown."""
 
 
 @dataclass(frozen=True)
 class BundleSource:
-    """The images in a bundle, by file."""
+    """The images stored in a bundle.
 
-    found: Mapping[str, CalibrationImages]
+    Attributes:
+        images: by file name in the bundle.
+        data_sha256: the sha256 of the data set that they are from.
+    """
+
+    images: Mapping[str, CalibrationImages]
     data_sha256: str
 
     @staticmethod
     def of(bundle: Bundle) -> BundleSource | None:
-        """The images of a bundle, or None if it carries none."""
+        """The images of a bundle, or None if it has none. Raises `Damaged` for an unreadable file."""
         manifest = bundle.manifest
-        found = {
+        images = {
             spec.file: CalibrationImages.from_bytes(
                 bundle.content(spec.file), spec.file, manifest.input, len(manifest.classes)
             )
             for spec in manifest.calibration
         }
-        return BundleSource(found, next(iter(found.values())).data_sha256) if found else None
+        return BundleSource(images, next(iter(images.values())).data_sha256) if images else None
 
     def clean(self, split: str) -> Samples:
-        """See `SampleSource.clean`."""
-        return _in_batches(self.found[f"calibration/{split}-clean.npz"])
+        """The clean images of a split."""
+        return _in_batches(self.images[f"calibration/{split}-clean.npz"])
 
     def attacked(self, split: str) -> Samples | None:
-        """See `SampleSource.attacked`."""
-        images = self.found.get(f"calibration/{split}-attacked.npz")
+        """The attacked images of a split, or None if the bundle has none."""
+        images = self.images.get(f"calibration/{split}-attacked.npz")
         return _in_batches(images) if images else None
 
 
-def gather(pool: SampleSource, progress: Progress) -> list[CalibrationImages]:
-    """The images to put into a bundle: at most `ATTACKED` of each split, clean ones paired with the attacked."""
-    kept = []
-    for split in ATTACKED:
-        attacked = pool.attacked(split)
-        wanted = None
-        for samples in (attacked, pool.clean(split)):
+def gather(source: SampleSource, progress: Progress) -> list[CalibrationImages]:
+    """Collect the images to store in a bundle.
+
+    Args:
+        source: of labelled samples.
+        progress: shows the number of images.
+
+    Returns:
+        For each split at most `MAX_ATTACKED` images, attacked and clean versions of the same samples.
+    """
+    collected = []
+    for split in MAX_ATTACKED:
+        attacked = source.attacked(split)
+        kept_index = None
+        for samples in (attacked, source.clean(split)):
             if samples is not None:
                 with progress.track(f"gathering {split} images", samples.n) as advance:
                     parts = []
@@ -153,18 +195,18 @@ def gather(pool: SampleSource, progress: Progress) -> list[CalibrationImages]:
                         parts.append(batch)
                         advance(len(batch[0]), "")
                 images, labels, index = (np.concatenate([part[axis] for part in parts]) for axis in range(3))
-                wanted = evenly(index, ATTACKED[split]) if wanted is None else wanted
-                rows = np.flatnonzero(np.isin(index, wanted))
-                kept.append(
+                kept_index = evenly_spaced(index, MAX_ATTACKED[split]) if kept_index is None else kept_index
+                rows = np.flatnonzero(np.isin(index, kept_index))
+                collected.append(
                     CalibrationImages(
-                        split, samples.condition, pool.data_sha256, images[rows], labels[rows], index[rows]
+                        split, samples.condition, source.data_sha256, images[rows], labels[rows], index[rows]
                     )
                 )
-    return kept
+    return collected
 
 
-def evenly(index: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most so many entries, evenly spaced."""
+def evenly_spaced(index: Labels, most: int) -> Labels:
+    """At most `most` entries of an index (N,), evenly spaced."""
     return index if len(index) <= most else index[np.linspace(0, len(index) - 1, most).astype(np.int64)]
 
 

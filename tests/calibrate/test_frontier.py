@@ -1,4 +1,4 @@
-"""A frontier keeps its budgets, promises on data that chose nothing, and refuses what it cannot do."""
+"""A frontier stays within its budgets and is measured on held-out data; infeasible budgets are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCORER = Scorer("max-probability", False, (1.0,) * 3, 4)
 
 
 def make_trace(samples: int, seed: int = 0, exits: int = 3) -> Trace:
-    """Logits that grow surer and righter with depth."""
+    """Logits whose confidence and accuracy grow with depth."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, samples)
     logits = rng.normal(size=(exits, samples, 4)).astype(np.float32)
@@ -28,12 +28,12 @@ def make_trace(samples: int, seed: int = 0, exits: int = 3) -> Trace:
 
 
 @pytest.fixture(scope="module")
-def judge() -> TraceEvaluator:
+def evaluator() -> TraceEvaluator:
     return TraceEvaluator(make_trace(500), SCORER, COSTS)
 
 
-def test_cost_on_calibration_never_exceeds_the_budget_and_comes_near_it(judge) -> None:
-    points, named = frontier(judge, None, None, {})
+def test_cost_on_calibration_never_exceeds_the_budget_and_comes_near_it(evaluator) -> None:
+    points, named = frontier(evaluator, None, None, {})
     for point in points:
         assert point.calibration.mean_macs <= point.budget_macs * (1 + 1e-9)
     for name in ("low", "medium", "high", "full"):
@@ -41,25 +41,25 @@ def test_cost_on_calibration_never_exceeds_the_budget_and_comes_near_it(judge) -
         assert point.calibration.mean_macs > 0.95 * point.budget_macs
 
 
-def test_a_lower_budget_never_costs_more(judge) -> None:
-    points, _ = frontier(judge, None, None, {})
+def test_a_lower_budget_never_costs_more(evaluator) -> None:
+    points, _ = frontier(evaluator, None, None, {})
     costs = [point.calibration.mean_macs for point in points]
     assert costs == sorted(costs)
     assert points[0].calibration.exits == (500, 0, 0)
     assert points[-1].calibration.exits == (0, 0, 500)
 
 
-def test_held_out_data_changes_the_promise_and_not_the_thresholds(judge) -> None:
-    alone, _ = frontier(judge, None, None, {})
-    beside, _ = frontier(judge, TraceEvaluator(make_trace(300, seed=1), SCORER, COSTS), None, {})
-    assert [point.thresholds for point in alone] == [point.thresholds for point in beside]
-    assert beside[10].held_out is not None
-    assert beside[10].held_out.n == 300
+def test_held_out_data_does_not_change_the_thresholds(evaluator) -> None:
+    without, _ = frontier(evaluator, None, None, {})
+    measured, _ = frontier(evaluator, TraceEvaluator(make_trace(300, seed=1), SCORER, COSTS), None, {})
+    assert [point.thresholds for point in without] == [point.thresholds for point in measured]
+    assert measured[10].held_out is not None
+    assert measured[10].held_out.n == 300
 
 
-def test_outcome_is_what_a_plain_count_gives(judge) -> None:
-    point = frontier(judge, None, None, {})[0][20]
-    right, spent, exits = 0, 0, [0, 0, 0]
+def test_the_outcome_equals_a_plain_count(evaluator) -> None:
+    point = frontier(evaluator, None, None, {})[0][20]
+    correct, spent, exits = 0, 0, [0, 0, 0]
     trace = make_trace(500)
     for row in range(500):
         for k in range(3):
@@ -67,22 +67,22 @@ def test_outcome_is_what_a_plain_count_gives(judge) -> None:
             others = np.log(np.exp(np.delete(z, z.argmax())).sum())
             threshold = point.thresholds[k] if k < 2 else -np.inf
             if threshold is not None and z.max() - others >= threshold:
-                right += int(z.argmax() == trace.labels[row])
+                correct += int(z.argmax() == trace.labels[row])
                 spent, exits[k] = spent + COSTS.cumulative[k], exits[k] + 1
                 break
-    assert point.calibration.accuracy == pytest.approx(right / 500)
+    assert point.calibration.accuracy == pytest.approx(correct / 500)
     assert point.calibration.mean_macs == pytest.approx(spent / 500)
     assert list(point.calibration.exits) == exits
 
 
-def test_further_budgets_get_their_names(judge) -> None:
-    points, named = frontier(judge, None, None, {"night": Budget.parse("33%")})
+def test_further_budgets_get_their_names(evaluator) -> None:
+    points, named = frontier(evaluator, None, None, {"night": Budget.parse("33%")})
     assert points[named["night"]].budget_macs == 330
 
 
-def test_a_budget_below_exit_1_names_the_nearest(judge) -> None:
+def test_a_budget_below_exit_1_names_the_nearest(evaluator) -> None:
     with pytest.raises(BudgetInfeasible, match="nearest feasible budget is 100"):
-        frontier(judge, None, None, {"tiny": Budget.parse("5%")})
+        frontier(evaluator, None, None, {"tiny": Budget.parse("5%")})
 
 
 def test_unusable_traces_are_refused() -> None:
@@ -93,7 +93,7 @@ def test_unusable_traces_are_refused() -> None:
 
 
 def overthinking_trace(samples: int, seed: int = 0) -> Trace:
-    """Exit 1 is right about easy inputs, which the last exit spoils: leaving early is better, not only cheaper."""
+    """Exit 1 is correct on easy inputs and the last exit is wrong: early exit is cheaper and more accurate."""
     trace = make_trace(samples, seed)
     rng = np.random.default_rng(seed + 1)
     easy = rng.random(samples) < 0.5
@@ -105,36 +105,36 @@ def overthinking_trace(samples: int, seed: int = 0) -> Trace:
 
 @pytest.mark.parametrize("make", [make_trace, overthinking_trace])
 def test_search_is_never_worse_than_geometric_on_calibration_data(make) -> None:
-    judge = TraceEvaluator(make(800), SCORER, COSTS)
-    searched, _ = frontier(judge, None, None, {}, "search")
-    plain, _ = frontier(judge, None, None, {}, "geometric")
-    for one, other in zip(searched, plain, strict=True):
-        assert one.calibration.mean_macs <= one.budget_macs * (1 + 1e-9)
-        assert one.calibration.accuracy >= other.calibration.accuracy
+    evaluator = TraceEvaluator(make(800), SCORER, COSTS)
+    searched, _ = frontier(evaluator, None, None, {}, "search")
+    plain, _ = frontier(evaluator, None, None, {}, "geometric")
+    for ours, theirs in zip(searched, plain, strict=True):
+        assert ours.calibration.mean_macs <= ours.budget_macs * (1 + 1e-9)
+        assert ours.calibration.accuracy >= theirs.calibration.accuracy
 
 
-def test_search_wins_where_thinking_longer_spoils_answers() -> None:
-    judge = TraceEvaluator(overthinking_trace(800), SCORER, COSTS)
+def test_search_is_better_where_later_exits_are_less_accurate() -> None:
+    evaluator = TraceEvaluator(overthinking_trace(800), SCORER, COSTS)
     held_out = TraceEvaluator(overthinking_trace(800, seed=9), SCORER, COSTS)
-    searched, named = frontier(judge, held_out, None, {}, "search")
-    plain, _ = frontier(judge, held_out, None, {}, "geometric")
+    searched, named = frontier(evaluator, held_out, None, {}, "search")
+    plain, _ = frontier(evaluator, held_out, None, {}, "geometric")
     high = named["high"]
     assert searched[high].held_out.accuracy > plain[high].held_out.accuracy + 0.05
     assert searched[named["full"]].thresholds == (None, None)
 
 
-def test_an_unknown_policy_is_refused(judge) -> None:
+def test_an_unknown_policy_is_refused(evaluator) -> None:
     with pytest.raises(UsageError, match="search, geometric"):
-        frontier(judge, None, None, {}, "greedy")
+        frontier(evaluator, None, None, {}, "greedy")
 
 
 HEADS = Costs((100, 400, 1000), (50, 250, 0))
 
 
 @pytest.mark.parametrize("policy", ["geometric", "search"])
-def test_heads_nobody_leaves_at_are_not_paid_for(policy) -> None:
-    judge = TraceEvaluator(make_trace(800), SCORER, HEADS)
-    points, _ = frontier(judge, None, None, {}, policy)
+def test_heads_of_exits_without_a_threshold_are_not_paid(policy) -> None:
+    evaluator = TraceEvaluator(make_trace(800), SCORER, HEADS)
+    points, _ = frontier(evaluator, None, None, {}, policy)
     macs = [point.calibration.mean_macs for point in points]
     assert macs == sorted(macs)
     for point in points:
@@ -144,22 +144,22 @@ def test_heads_nobody_leaves_at_are_not_paid_for(policy) -> None:
         assert point.calibration.mean_macs == pytest.approx(np.dot(point.calibration.exits, plain) / 800)
         assert point.calibration.mean_macs <= point.budget_macs
     assert points[-1].calibration.mean_macs == 700
-    # A budget that affords the full network without its early heads does not buy early exits instead.
+    # A budget that covers the full network without its early heads gets exactly that.
     full = points[-1].calibration.accuracy
-    affording = [point for point in points if point.budget_macs >= 700]
-    assert len(affording) > 10
-    assert all(point.calibration.accuracy >= full for point in affording)
-    assert policy == "search" or all(point.thresholds == (None, None) for point in affording)
+    covering = [point for point in points if point.budget_macs >= 700]
+    assert len(covering) > 10
+    assert all(point.calibration.accuracy >= full for point in covering)
+    assert policy == "search" or all(point.thresholds == (None, None) for point in covering)
 
 
 @pytest.mark.parametrize(("measure", "ensemble"), [("agreement", False), ("max-probability", True)])
-def test_scores_that_build_on_earlier_exits_need_every_head(measure, ensemble) -> None:
-    judge = TraceEvaluator(make_trace(200), Scorer(measure, ensemble, (1.0,) * 3, 4), HEADS)
-    assert judge.exit_macs((None, None)) == (100, 400, 1000)
-    assert frontier(judge, None, None, {})[0][-1].calibration.mean_macs == 1000
+def test_scores_that_use_earlier_exits_need_every_head(measure, ensemble) -> None:
+    evaluator = TraceEvaluator(make_trace(200), Scorer(measure, ensemble, (1.0,) * 3, 4), HEADS)
+    assert evaluator.exit_macs((None, None)) == (100, 400, 1000)
+    assert frontier(evaluator, None, None, {})[0][-1].calibration.mean_macs == 1000
 
 
-def test_what_a_dropped_head_spares_is_spared_behind_it() -> None:
+def test_a_removed_head_lowers_the_cost_of_all_later_exits() -> None:
     assert HEADS.under((True, True, True)) == (100, 400, 1000)
     assert HEADS.under((False, True, True)) == (100, 350, 950)
     assert HEADS.under((True, False)) == (100, 400, 750)

@@ -1,4 +1,4 @@
-"""p-values against published figures, closed forms and simulation."""
+"""p-values against closed forms and simulation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 
 from mexit.calibrate.hypothesis_tests import (
-    allowed_losses,
     betting,
     binomial_tail,
     certified_prefix,
-    conformal_allows,
-    hoeffding_bentkus,
     p_value,
     samples_needed,
     upper_rate,
@@ -22,21 +19,15 @@ from mexit.errors import BadInput, UsageError
 
 
 @pytest.mark.parametrize(
-    ("n", "epsilon", "conformal", "binomial", "bentkus"),
-    [
-        (100, 0.05, 4, 1, 1),
-        (1000, 0.01, 0.9, 0.5, 0.4),
-        (1000, 0.05, 4.9, 4.0, 3.7),
-        (5000, 0.02, 1.98, 1.72, 1.64),
-        (10_000, 0.01, 0.99, 0.86, 0.82),
-    ],
+    ("n", "epsilon", "largest"), [(100, 0.05, 1), (1000, 0.01, 5), (1000, 0.05, 40), (5000, 0.02, 86)]
 )
-def test_allowed_empirical_risk_in_percent_at_delta_10_percent(n, epsilon, conformal, binomial, bentkus) -> None:
-    found = [
-        100 * allowed_losses(method, n, epsilon, 0.1) / n
-        for method in ("conformal", "binomial", "hoeffding-bentkus")
-    ]
-    assert found == pytest.approx([conformal, binomial, bentkus])
+def test_the_largest_number_of_losses_that_is_certified_at_level_10_percent(n, epsilon, largest) -> None:
+    """Published figures of the exact binomial test, as counts."""
+
+    def p(losses: int) -> float:
+        return p_value("binomial", np.concatenate([np.ones(losses), np.zeros(n - losses)]), epsilon)
+
+    assert p(largest) <= 0.1 < p(largest + 1)
 
 
 @pytest.mark.parametrize(("n", "k", "p"), [(10, 0, 0.3), (10, 4, 0.3), (25, 24, 0.9), (40, 7, 0.05)])
@@ -47,26 +38,20 @@ def test_binomial_tail_is_the_sum_of_its_terms(n, k, p) -> None:
     assert binomial_tail(n, -1, p) == 0.0
 
 
-def test_a_rounding_error_in_the_mean_does_not_add_a_loss() -> None:
-    mean = sum([0.1] * 3) / 3 * 10 / 10  # 0.10000000000000002
-    assert mean * 1000 > 100
-    assert hoeffding_bentkus(mean, 1000, 0.12) == pytest.approx(hoeffding_bentkus(0.1, 1000, 0.12))
-
-
-@pytest.mark.parametrize("method", ["binomial", "hoeffding-bentkus", "betting"])
-def test_more_losses_never_lower_the_p_value_much_and_clear_cases_are_clear(method) -> None:
+@pytest.mark.parametrize("method", ["binomial", "betting"])
+def test_the_p_value_grows_with_the_losses(method) -> None:
     def p(losses: int) -> float:
         return p_value(method, np.concatenate([np.ones(losses), np.zeros(2000 - losses)]), 0.05)
 
     assert p(20) < 1e-4
-    assert p(100) > 0.1
-    assert p(200) == pytest.approx(1, abs=0.7)
     assert p(20) < p(60) < p(110)
+    assert p(100) > 0.1
+    assert p(200) > 0.5
 
 
-@pytest.mark.parametrize("method", ["binomial", "hoeffding-bentkus", "betting"])
+@pytest.mark.parametrize("method", ["binomial", "betting"])
 @pytest.mark.parametrize("epsilon", [0.02, 0.1])
-def test_p_values_are_valid_on_the_border_of_the_hypothesis(method, epsilon) -> None:
+def test_p_values_are_valid_at_the_boundary_of_the_hypothesis(method, epsilon) -> None:
     rng = np.random.default_rng(3)
     delta, draws = 0.1, 2000
     rejected = sum(
@@ -75,21 +60,18 @@ def test_p_values_are_valid_on_the_border_of_the_hypothesis(method, epsilon) -> 
     assert rejected / draws <= delta + 3 * np.sqrt(delta * (1 - delta) / draws)
 
 
-def test_betting_uses_a_small_variance() -> None:
+def test_betting_is_sharper_for_losses_of_small_variance() -> None:
+    """At the same mean, 0/1 losses have a larger variance."""
     rng = np.random.default_rng(0)
     calm = 0.09 + 0.02 * rng.random(400)
-    assert betting(calm, 0.12) < hoeffding_bentkus(float(calm.mean()), 400, 0.12) / 100
+    zero_one = (np.arange(400) % 10 == 0).astype(float)
+    assert betting(calm, 0.12) < betting(zero_one, 0.12) / 100
 
 
-def test_nothing_behind_the_first_failure_is_certified() -> None:
+def test_hypotheses_after_the_first_failure_are_not_certified() -> None:
     assert certified_prefix([True, True, False, True]) == 2
     assert certified_prefix([False, True]) == 0
     assert certified_prefix([True, True]) == 2
-
-
-def test_conformal_adds_one_loss() -> None:
-    assert conformal_allows(np.concatenate([np.ones(4), np.zeros(96)]), 0.05)
-    assert not conformal_allows(np.concatenate([np.ones(5), np.zeros(95)]), 0.05)
 
 
 def test_upper_bounds_of_rates() -> None:
@@ -118,6 +100,6 @@ def test_sample_sizes() -> None:
     ],
     ids=["not 0/1", "empty", "above 1", "nan", "epsilon 0"],
 )
-def test_what_cannot_be_tested_is_refused(losses, epsilon, error) -> None:
+def test_invalid_losses_are_refused(losses, epsilon, error) -> None:
     with pytest.raises(error):
         p_value("binomial", losses, epsilon)

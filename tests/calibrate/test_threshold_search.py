@@ -1,4 +1,4 @@
-"""The search against brute force, and its promise never to do worse than geometric on calibration data."""
+"""Threshold search against brute force and against geometric thresholds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from mexit.calibrate.geometric import ALWAYS, Ranking, geometric
-from mexit.calibrate.threshold_search import SearchTable, _ascend, clearly_better, search, upper_front
+from mexit.calibrate.threshold_search import (
+    SearchTable,
+    clearly_better,
+    coordinate_ascent,
+    pareto_front,
+    search_thresholds,
+)
 from mexit.core.cost import Costs
 
 COSTS = {2: (100, 400), 3: (100, 400, 1000), 4: (10, 20, 60, 100), 6: (10, 20, 30, 50, 70, 100)}
@@ -16,17 +22,17 @@ HEADS = {2: (60, 0), 3: (60, 130, 0), 4: (3, 5, 9, 0), 6: (3, 5, 6, 8, 2, 0)}
 
 
 def make_table(exits: int, samples: int, seed: int = 0, heads: tuple[int, ...] = ()) -> SearchTable:
-    """Exits whose scores say something, not everything, about being right."""
+    """Exits whose scores correlate with correctness."""
     rng = np.random.default_rng(seed)
     hardness = rng.normal(size=samples)
     scores = -hardness + rng.normal(scale=0.7, size=(exits, samples))
-    right = scores + rng.normal(size=(exits, samples)) + 0.5 * np.arange(exits)[:, None] > -0.5
-    return SearchTable(Ranking.of(np.round(scores, 2)), right, Costs(COSTS[exits], heads))
+    correct = scores + rng.normal(size=(exits, samples)) + 0.5 * np.arange(exits)[:, None] > -0.5
+    return SearchTable(Ranking.of(np.round(scores, 2)), correct, Costs(COSTS[exits], heads))
 
 
 @pytest.mark.parametrize("heads", [{}, HEADS], ids=["every head is paid for", "heads can be left out"])
 @pytest.mark.parametrize("exits", [2, 3, 4])
-def test_grid_equals_brute_force_where_it_holds_every_threshold(exits, heads) -> None:
+def test_the_grid_search_equals_brute_force_where_the_grid_has_every_threshold(exits, heads) -> None:
     table = make_table(exits, 12, heads=heads.get(exits, ()))
     choices = []
     for k in range(exits - 1):
@@ -41,30 +47,32 @@ def test_grid_equals_brute_force_where_it_holds_every_threshold(exits, heads) ->
         if best[macs] > top:
             top = best[macs]
             front.append((macs, top))
-    assert [(pytest.approx(found.macs), pytest.approx(found.accuracy)) for found in search(table)] == front
+    assert [
+        (pytest.approx(result.macs), pytest.approx(result.accuracy)) for result in search_thresholds(table)
+    ] == front
 
 
 @pytest.mark.parametrize("heads", [{}, HEADS], ids=["every head is paid for", "heads can be left out"])
 @pytest.mark.parametrize("exits", [2, 3, 4, 6])
-def test_what_the_search_reports_is_what_its_thresholds_do(exits, heads) -> None:
+def test_reported_cost_and_accuracy_are_those_of_the_thresholds(exits, heads) -> None:
     table = make_table(exits, 500, heads=heads.get(exits, ()))
-    found = search(table)
-    assert len(found) > 3
-    for point in found:
+    results = search_thresholds(table)
+    assert len(results) > 3
+    for point in results:
         assert point.macs == pytest.approx(table.macs(point.thresholds))
         assert point.accuracy == pytest.approx(table.hits(point.thresholds).mean())
-    assert [point.macs for point in found] == sorted(point.macs for point in found)
-    assert [point.accuracy for point in found] == sorted(point.accuracy for point in found)
+    assert [point.macs for point in results] == sorted(point.macs for point in results)
+    assert [point.accuracy for point in results] == sorted(point.accuracy for point in results)
 
 
 @pytest.mark.parametrize("exits", [3, 4, 6])
-def test_search_finds_more_than_geometric_when_scores_deserve_it(exits) -> None:
+def test_search_is_more_accurate_than_geometric_at_equal_cost(exits) -> None:
     table = make_table(exits, 3000, seed=1)
-    found = search(table)
+    results = search_thresholds(table)
     better = 0
     for q in np.geomspace(0.2, 4, 15):
         thresholds = geometric(table.ranking, float(q))
-        within = [point.accuracy for point in found if point.macs <= table.macs(thresholds)]
+        within = [point.accuracy for point in results if point.macs <= table.macs(thresholds)]
         better += bool(within) and within[-1] > table.hits(thresholds).mean()
     assert better >= 8
 
@@ -79,23 +87,23 @@ def test_ascent_never_ends_below_its_start(heads) -> None:
             def value(thresholds, price=price):
                 return table.hits(thresholds).mean() - price * table.macs(thresholds) / 100
 
-            found = _ascend(table, price, start)
-            assert value(found) >= value(start) - 1e-12
-            for k in range(5):  # the last coordinate that was set is at its best, and so are the others
-                assert value(found) >= value((*found[:k], None, *found[k + 1 :])) - 1e-12
+            thresholds = coordinate_ascent(table, price, start)
+            assert value(thresholds) >= value(start) - 1e-12
+            for k in range(5):  # no single threshold can be removed with a gain
+                assert value(thresholds) >= value((*thresholds[:k], None, *thresholds[k + 1 :])) - 1e-12
 
 
 @pytest.mark.parametrize("exits", [3, 6])
-def test_an_exit_that_says_nothing_and_costs_much_is_dropped(exits) -> None:
+def test_an_uninformative_exit_with_an_expensive_head_gets_no_threshold(exits) -> None:
     table = make_table(exits, 800)
-    table.right[1] = table.right[0]
+    table.correct[1] = table.correct[0]
     table.ranking.scores[1] = 0.0
     table = SearchTable(
-        Ranking.of(table.ranking.scores), table.right, Costs(COSTS[exits], (0, 8, *[0] * (exits - 2)))
+        Ranking.of(table.ranking.scores), table.correct, Costs(COSTS[exits], (0, 8, *[0] * (exits - 2)))
     )
-    found = search(table)
-    assert sum(point.thresholds[1] is None for point in found) > 0.9 * len(found)
-    for point in found:
+    results = search_thresholds(table)
+    assert sum(point.thresholds[1] is None for point in results) > 0.9 * len(results)
+    for point in results:
         if point.thresholds[1] is None:
             mean = np.asarray(COSTS[exits], float)
             mean[2:] -= 8
@@ -104,24 +112,24 @@ def test_an_exit_that_says_nothing_and_costs_much_is_dropped(exits) -> None:
 
 def test_one_exit_has_one_policy() -> None:
     table = SearchTable(Ranking.of(np.zeros((1, 5))), np.ones((1, 5), bool), Costs((7,)))
-    (found,) = search(table)
-    assert (found.thresholds, found.macs, found.accuracy) == ((), 7.0, 1.0)
+    (result,) = search_thresholds(table)
+    assert (result.thresholds, result.macs, result.accuracy) == ((), 7.0, 1.0)
 
 
 def test_nan_scores_never_leave_early() -> None:
     table = make_table(3, 60)
     table.ranking.scores[0, :5] = np.nan
-    table = SearchTable(Ranking.of(table.ranking.scores), table.right, table.costs)
-    for found in search(table):
-        assert (table.exits(found.thresholds)[:5] > 1).all()
+    table = SearchTable(Ranking.of(table.ranking.scores), table.correct, table.costs)
+    for result in search_thresholds(table):
+        assert (table.exits(result.thresholds)[:5] > 1).all()
 
 
-def test_small_differences_do_not_count_as_better() -> None:
-    right = np.zeros((2, 100), bool)
-    right[0, :50] = True
-    right[1, :55] = True
-    table = SearchTable(Ranking.of(np.zeros((2, 100))), right, Costs((1, 2)))
+def test_small_differences_are_not_clearly_better() -> None:
+    correct = np.zeros((2, 100), bool)
+    correct[0, :50] = True
+    correct[1, :55] = True
+    table = SearchTable(Ranking.of(np.zeros((2, 100))), correct, Costs((1, 2)))
     assert clearly_better(table, (None,), (ALWAYS,))  # 5 wins, no loss: 2.2 standard errors
-    right[0, 60:61] = True
+    correct[0, 60:61] = True
     assert not clearly_better(table, (None,), (ALWAYS,))  # 5 wins, 1 loss: 1.6
-    assert upper_front([]) == []
+    assert pareto_front([]) == []

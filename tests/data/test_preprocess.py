@@ -158,12 +158,12 @@ TENSORS: dict[str, tuple[np.ndarray, str]] = {
     "other size": (GOOD[:, :, :7], r"found float32 \(2, 3, 7, 8\)"),
     "0..255": (
         GOOD * 510,
-        r"found values from 255 to 255 \(for pixels in 0\.\.255 pass uint8, or divide by 255\)",
+        r"found values from 255 to 255 \(this looks like 0\.\.255: pass uint8, or divide by 255\)",
     ),
     "a little over": (GOOD * 2.01, r"found values from 1.005 to 1.005$"),
     "below zero": (GOOD - 1, "found values from -0.5 to -0.5"),
-    "nan": (np.where(np.arange(8) == 3, np.float32(np.nan), GOOD), "found NaN or infinity"),
-    "infinity": (GOOD + np.float32(np.inf), "found NaN or infinity"),
+    "nan": (np.where(np.arange(8) == 3, np.float32(np.nan), GOOD), "not finite"),
+    "infinity": (GOOD + np.float32(np.inf), "not finite"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Calibration on pictures of which nobody says what they show."""
+"""Calibration on pictures without labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mexit.core.scores import Scorer
 from mexit.data import digits, splits
 from mexit.data.preprocess import prepare
 from mexit.errors import BadInput
-from mexit.flows.calibrate import calibrate_bundle
+from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 from mexit.runtime.reference import run_all_exits
 
 COUNT = 701
@@ -25,16 +25,16 @@ COUNT = 701
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Training digits, enlarged, without a word of what they are."""
-    made = tmp_path_factory.mktemp("pictures")
+    """Training digits, enlarged, without labels."""
+    folder = tmp_path_factory.mktemp("pictures")
     data = digits.load()
     for number, place in enumerate(splits.split(data).part("train")[:COUNT]):
         image = np.asarray(data.images.at(np.array([place]))[0])
-        Image.fromarray(image.repeat(3, 0).repeat(3, 1)).save(made / f"{number:03}.png")
-    return made
+        Image.fromarray(image.repeat(3, 0).repeat(3, 1)).save(folder / f"{number:03}.png")
+    return folder
 
 
-def test_thresholds_come_from_one_half_and_promises_from_the_other(bundle_copy: Path, pictures: Path) -> None:
+def test_thresholds_are_selected_on_one_half_and_measured_on_the_other(bundle_copy: Path, pictures: Path) -> None:
     entry = calibrate_bundle(bundle_copy, data=f"folder:{pictures}").entry
     bundle = Bundle.open(bundle_copy)
     calibration, certification = (bundle.load_trace(ref) for ref in (entry.trace, *entry.evidence))
@@ -51,7 +51,7 @@ def test_thresholds_come_from_one_half_and_promises_from_the_other(bundle_copy: 
     assert (entry.measure, entry.ensemble, entry.temperatures) == ("max-probability", False, (1.0, 1.0, 1.0))
 
 
-def test_each_trace_row_is_the_answer_to_its_picture(bundle_copy: Path, pictures: Path) -> None:
+def test_each_trace_row_has_the_logits_of_its_picture(bundle_copy: Path, pictures: Path) -> None:
     entry = calibrate_bundle(bundle_copy, data=f"folder:{pictures}").entry
     runtime = Runtime.open(bundle_copy, "low")
     assert runtime.calibrated
@@ -64,18 +64,19 @@ def test_each_trace_row_is_the_answer_to_its_picture(bundle_copy: Path, pictures
 
 def test_disagreement_can_be_certified_without_labels(bundle_copy: Path, pictures: Path) -> None:
     data = f"folder:{pictures}"
-    result = calibrate_bundle(bundle_copy, data=data, max_risk=0.2, confidence=0.9, loss="disagreement")
-    (found,) = result.entry.certificates
-    assert found["loss"] == "disagreement"
-    assert found["n"] == {"clean": COUNT // 2}
+    options = CalibrateOptions(max_risk=0.2, confidence=0.9, loss="disagreement")
+    result = calibrate_bundle(bundle_copy, options, data=data)
+    (certificate,) = result.entry.certificates
+    assert certificate["loss"] == "disagreement"
+    assert certificate["n"] == {"clean": COUNT // 2}
     assert Runtime.open(bundle_copy, "certified").calibrated
 
 
 @pytest.mark.parametrize("loss", ["early-error", "accuracy-gap"])
-def test_a_loss_that_needs_labels_is_refused_at_once(bundle_copy: Path, pictures: Path, loss: str) -> None:
+def test_a_loss_that_needs_labels_is_refused(bundle_copy: Path, pictures: Path, loss: str) -> None:
     before = (bundle_copy / "policies.json").read_bytes()
     with pytest.raises(UsageError, match=f"has no labels, which the loss {loss} needs: add --loss disagreement"):
-        calibrate_bundle(bundle_copy, data=f"folder:{pictures}", max_risk=0.2, loss=loss)
+        calibrate_bundle(bundle_copy, CalibrateOptions(max_risk=0.2, loss=loss), data=f"folder:{pictures}")
     assert (bundle_copy / "policies.json").read_bytes() == before
 
 
@@ -88,15 +89,15 @@ def test_too_few_pictures_are_refused(bundle_copy: Path, pictures: Path, tmp_pat
         calibrate_bundle(bundle_copy, data=f"folder:{tmp_path / 'few'}")
 
 
-def test_the_command_says_what_it_left_out(bundle_copy: Path, pictures: Path) -> None:
+def test_the_command_names_what_is_missing_without_labels(bundle_copy: Path, pictures: Path) -> None:
     command = [sys.executable, "-m", "mexit", "calibrate", str(bundle_copy), "--data", f"folder:{pictures}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    said = " ".join(done.stderr.split())
-    assert f"has no labels: of its {COUNT} pictures half calibrate and half certify" in said
-    assert "nothing is promised under attack" in said
-    assert "Warning" not in said
-    assert "No artists" not in said
+    messages = " ".join(done.stderr.split())
+    assert f"has no labels: of its {COUNT} pictures half calibrate and half certify" in messages
+    assert "nothing is promised under attack" in messages
+    assert "Warning" not in messages
+    assert "No artists" not in messages
     report = json.loads((bundle_copy / "reports" / "calibration.json").read_text())
     assert (report["scores"], report["reliability"]) == ([], [])
     assert (bundle_copy / "reports" / "calibration.png").read_bytes().startswith(b"\x89PNG")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mexit import Bundle, Overloaded, Runtime
-from mexit.flows.calibrate import calibrate_bundle
+from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,10 @@ def test_together_they_are_the_ledger_to_the_last_mac(mixed_bundle, runtime, ten
 def test_certificates_hold_for_undisturbed_answers_of_their_budgets(mixed_bundle, tmp_path, tensor) -> None:
     """A certificate of the frontier's points 10 to 20; its risk does not matter here."""
     path = Path(shutil.copytree(mixed_bundle, tmp_path / "digits"))
-    result = calibrate_bundle(
-        path, policy="geometric", measure="max-probability", max_risk=0.2, confidence=0.9, attack="none"
+    options = CalibrateOptions(
+        policy="geometric", measure="max-probability", max_risk=0.2, confidence=0.9, attack="none"
     )
+    result = calibrate_bundle(path, options)
     [certificate] = result.entry.certificates
     entry = replace(result.entry, certificates=({**certificate, "first": 10, "last": 20},))
     bundle = Bundle.open(path)

@@ -249,7 +249,7 @@ def test_wrong_verbs_are_405(server: Server, method: str, path: str, allowed: st
     [
         ("", b"", {}, "the body is empty"),
         ("", b"no image at all", {}, "that are not an image"),
-        ("", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, {}, "no image|damaged"),
+        ("", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, {}, "not an image|damaged"),
         ("", b"--x\r\n", {"Content-Type": "multipart/form-data; boundary=x"}, "not a form"),
         ("?budget=cheap", b"x", {}, "is not a budget"),
         ("?max_exit=two", b"x", {}, "max_exit must be a whole number, found 'two'"),

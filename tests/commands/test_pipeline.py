@@ -1,4 +1,4 @@
-"""The four commands as a new user types them, bare and in order, as real processes."""
+"""The commands in the order of the pipeline, without arguments, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEXIT = [sys.executable, "-m", "mexit"]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """Where the commands below are typed, one after the other."""
+    """The working directory of the commands below, which run one after the other."""
     return tmp_path_factory.mktemp("home")
 
 
@@ -46,8 +46,8 @@ def test_1_train(home) -> None:
     assert [record["epoch"] for record in records] == [1, 2, 3]
 
 
-def test_2_export_with_trt_builds_engines_where_it_can_and_a_complete_bundle_anyway(home) -> None:
-    """Code 4 and what to type where TensorRT is not installed."""
+def test_2_export_with_trt_writes_a_complete_bundle_with_and_without_tensorrt(home) -> None:
+    """Without TensorRT, the exit code is 4 and the message names the command for the device."""
     has_tensorrt = importlib.util.find_spec("tensorrt_rtx") is not None
     done = mexit(home, "export", "--trt", expect=0 if has_tensorrt else 4)
     assert ("built, not run" in done.stdout) == has_tensorrt
@@ -88,7 +88,7 @@ def test_4_serve(home) -> None:
     assert {**direct, "latency_ms": 0, "image": 0} == {**answer, "latency_ms": 0, "image": 0}
 
 
-def test_5_the_other_commands_speak_json(home) -> None:
+def test_5_other_commands_print_json(home) -> None:
     evaluation = json.loads(mexit(home, "evaluate", "--samples", "60", "--steps", "5", "--json").stdout)
     assert set(evaluation) >= {"exits", "budgets", "transfer", "settings", "flags"}
     assert set(evaluation["exits"][0]) == {"exit", "clean", "average", "max-average", "worst"}
@@ -107,14 +107,14 @@ def test_5_the_other_commands_speak_json(home) -> None:
         assert deployed == trained, "the bundle answers as the network it was exported from"
 
 
-def test_6_tables_for_people(home) -> None:
+def test_6_tables(home) -> None:
     assert "accuracy per exit" in mexit(home, "evaluate", "--samples", "60", "--steps", "2").stdout
     assert "calibrated for ort fp32" in mexit(home, "inspect").stdout
     assert "microseconds a call" in mexit(home, "bench", "--repeats", "20", "--batch", "1").stdout
     assert "seven.png" in mexit(home, "run", "bundles/digits-neo-kd", "seven.png").stdout
 
 
-def test_7_what_exists_is_not_overwritten(home) -> None:
+def test_7_existing_runs_and_bundles_are_not_overwritten(home) -> None:
     assert "--replace" in mexit(home, "export", expect=2).stderr
     assert "--resume" in mexit(home, "train", "--out", "runs/digits-neo-kd", expect=2).stderr
     mexit(home, "export", "--replace", "--no-calibrate")
@@ -124,7 +124,7 @@ def test_7_what_exists_is_not_overwritten(home) -> None:
 
 @pytest.mark.slow
 def test_demo_keeps_its_promises(home) -> None:
-    """The demo's own settings on the test split, which chose nothing."""
+    """Accuracy and cost of the demo's own settings on the test split."""
     report = json.loads(mexit(home, "demo", "--json").stdout)
     clean = [row["clean"] for row in report["exits"]]
     attacked = [row["attacked"] for row in report["exits"]]

@@ -1,4 +1,4 @@
-"""Calibration on a device: certificates from the command line, the images in the bundle, the user's own folder."""
+"""Calibration of a bundle: certificates, the images in the bundle, and a folder of the user."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,38 +14,32 @@ import pytest
 from PIL import Image
 
 from mexit import Bundle, Damaged, RiskInfeasible, Runtime, UsageError
-from mexit.calibrate.calibration import Traces
+from mexit.calibrate.calibration import CalibrationTraces
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.data import digits, splits
 from mexit.errors import BadInput
-from mexit.flows.calibrate import calibrate_bundle
+from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 from mexit.flows.export import ExportOptions, export_bundle
 
 
 @pytest.fixture(scope="module")
-def carrying(workspace, tmp_path_factory) -> Path:
-    """A bundle with images, away from the run that it came from."""
-    home = tmp_path_factory.mktemp("carrying")
-    import os
-
-    before = Path.cwd()
-    options = ExportOptions(calibrate=False, calibration_images=True)
-    os.chdir(workspace)
-    try:
-        made = export_bundle(Path("runs/digits"), out=home / "digits", options=options)
-    finally:
-        os.chdir(before)
-    return made.bundle
+def with_images(workspace, tmp_path_factory) -> Path:
+    """A bundle with images, outside the workspace of its run."""
+    out = tmp_path_factory.mktemp("with-images") / "digits"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        options = ExportOptions(calibrate=False, calibration_images=True)
+        return export_bundle(Path("runs/digits"), out=out, options=options).bundle
 
 
-def test_images_travel_paired_clean_and_attacked(carrying) -> None:
-    bundle = Bundle.open(carrying)
+def test_the_bundle_has_clean_and_attacked_images_of_the_same_samples(with_images) -> None:
+    bundle = Bundle.open(with_images)
     assert {spec.file for spec in bundle.manifest.calibration} == {
         f"calibration/{split}-{condition}.npz"
         for split in ("calibration", "certification")
         for condition in ("clean", "attacked")
     }
-    result = calibrate_bundle(carrying, data="bundle")
+    result = calibrate_bundle(with_images, data="bundle")
     traces = [bundle.load_trace(ref) for ref in (result.entry.trace, *result.entry.evidence)]
     for clean, attacked in ((traces[0], traces[1]), (traces[2], traces[3])):
         np.testing.assert_array_equal(clean.index, attacked.index)
@@ -52,14 +47,14 @@ def test_images_travel_paired_clean_and_attacked(carrying) -> None:
     assert result.entry.frontier[10].attacked is not None
 
 
-def test_calibrating_on_them_equals_calibrating_on_the_data_set(carrying, digits_bundle) -> None:
-    """Every sample of the small splits travels, so nothing differs."""
-    travelling = calibrate_bundle(carrying, data="bundle").entry
-    assert Runtime.open(digits_bundle).bundle.policies().entries[0].frontier == travelling.frontier
+def test_calibration_on_the_images_equals_calibration_on_the_data_set(with_images, digits_bundle) -> None:
+    """The bundle holds all samples of the small splits."""
+    from_images = calibrate_bundle(with_images, data="bundle").entry
+    assert Runtime.open(digits_bundle).bundle.policies().entries[0].frontier == from_images.frontier
 
 
-def test_a_device_without_torch_calibrates_from_the_images_in_one_command(carrying, tmp_path) -> None:
-    shutil.copytree(carrying, tmp_path / "digits")
+def test_a_device_without_torch_calibrates_from_the_images_in_one_command(with_images, tmp_path) -> None:
+    shutil.copytree(with_images, tmp_path / "digits")
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['onnx'] = None; "
         "sys.argv = ['mexit', 'calibrate', 'digits', '--data', 'bundle', '--json']; "
@@ -71,13 +66,13 @@ def test_a_device_without_torch_calibrates_from_the_images_in_one_command(carryi
     assert Runtime.open(tmp_path / "digits", "low").calibrated
 
 
-def test_a_bundle_without_images_says_how_to_get_them(bundle_copy) -> None:
+def test_a_bundle_without_images_is_refused_with_the_option_that_adds_them(bundle_copy) -> None:
     with pytest.raises(UsageError, match="--with-calibration-images"):
         calibrate_bundle(bundle_copy, data="bundle")
 
 
-def test_damaged_images_are_refused(carrying, tmp_path) -> None:
-    copy = Path(shutil.copytree(carrying, tmp_path / "digits"))
+def test_damaged_images_are_refused(with_images, tmp_path) -> None:
+    copy = Path(shutil.copytree(with_images, tmp_path / "digits"))
     path = copy / "calibration" / "calibration-clean.npz"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(Damaged, match="calibration-clean"):
@@ -92,7 +87,7 @@ def test_damaged_images_are_refused(carrying, tmp_path) -> None:
         calibrate_bundle(copy, data="bundle")
 
 
-def test_the_users_own_folder_drops_the_attacked_promise_and_says_so(bundle_copy, tmp_path) -> None:
+def test_a_folder_of_the_user_has_no_measurement_under_attack(bundle_copy, tmp_path) -> None:
     data = digits.load()
     for place in splits.split(data).part("train")[:700]:
         image = np.asarray(data.images.at(np.array([place]))[0])
@@ -106,18 +101,18 @@ def test_the_users_own_folder_drops_the_attacked_promise_and_says_so(bundle_copy
 
 
 def test_certificate_is_stored_shown_and_selectable(bundle_copy) -> None:
-    result = calibrate_bundle(bundle_copy, max_risk=0.2, confidence=0.9, attack="none")
-    (found,) = result.entry.certificates
+    result = calibrate_bundle(bundle_copy, CalibrateOptions(max_risk=0.2, confidence=0.9, attack="none"))
+    (certificate,) = result.entry.certificates
     runtime = Runtime.open(bundle_copy, "certified")
-    assert runtime.policy() == result.entry.policy(result.entry.frontier[found["first"]])
+    assert runtime.policy() == result.entry.policy(result.entry.frontier[certificate["first"]])
     shown = subprocess.run(
         [sys.executable, "-m", "mexit", "inspect", str(bundle_copy)], capture_output=True, text=True, check=True
     ).stdout
-    assert found["id"] in shown
+    assert certificate["id"] in shown
     assert "with confidence 90.0%" in " ".join(shown.split())
 
 
-def test_what_cannot_be_certified_changes_nothing_and_has_its_own_exit_code(bundle_copy) -> None:
+def test_an_infeasible_certificate_changes_nothing_and_has_its_own_exit_code(bundle_copy) -> None:
     before = (bundle_copy / "policies.json").read_bytes()
     command = [
         sys.executable,
@@ -138,18 +133,21 @@ def test_what_cannot_be_certified_changes_nothing_and_has_its_own_exit_code(bund
 
 def test_a_cost_bound_too_tight_for_the_risk_is_infeasible(bundle_copy) -> None:
     with pytest.raises(RiskInfeasible):
-        calibrate_bundle(bundle_copy, max_risk=0.05, confidence=0.9, max_cost="17%", attack="none")
+        calibrate_bundle(
+            bundle_copy, CalibrateOptions(max_risk=0.05, confidence=0.9, max_cost="17%", attack="none")
+        )
 
 
 def test_score_and_policy_can_be_named(bundle_copy) -> None:
-    entry = calibrate_bundle(bundle_copy, measure="margin", ensemble=True, policy="geometric", attack="none").entry
+    options = CalibrateOptions(measure="margin", ensemble=True, policy="geometric", attack="none")
+    entry = calibrate_bundle(bundle_copy, options).entry
     assert (entry.measure, entry.ensemble) == ("margin", True)
     with pytest.raises(UsageError, match="auto, max-probability"):
-        calibrate_bundle(bundle_copy, measure="softmax")
+        calibrate_bundle(bundle_copy, CalibrateOptions(measure="softmax"))
 
 
-def test_report_holds_scores_reliability_and_promises(bundle_copy) -> None:
-    calibrate_bundle(bundle_copy, attack="none")
+def test_the_report_has_scores_reliability_and_held_out_results(bundle_copy) -> None:
+    calibrate_bundle(bundle_copy, CalibrateOptions(attack="none"))
     content = json.loads((bundle_copy / "reports" / "calibration.json").read_text())
     assert len(content["scores"]) == 8
     assert [row["exit"] for row in content["reliability"]] == [1, 2, 3]
@@ -157,7 +155,7 @@ def test_report_holds_scores_reliability_and_promises(bundle_copy) -> None:
     assert (bundle_copy / "reports" / "calibration.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_calibration_and_certification_never_see_a_test_index_nor_each_others(digits_bundle) -> None:
+def test_calibration_and_certification_share_no_samples_with_each_other_or_with_test(digits_bundle) -> None:
     bundle = Bundle.open(digits_bundle)
     entry = bundle.policies().entries[0]
     parts = splits.split(digits.load()).parts
@@ -167,4 +165,22 @@ def test_calibration_and_certification_never_see_a_test_index_nor_each_others(di
         assert not set(trace.index.tolist()) & set(parts["test"].tolist())
     clean = bundle.load_trace(entry.trace)
     with pytest.raises(BadInput, match="disjoint"):
-        Traces(clean, None, clean, None)
+        CalibrationTraces(clean, None, clean, None)
+
+
+@pytest.mark.parametrize("method", ["conformal", "hoeffding-bentkus"])
+def test_removed_risk_methods_are_refused_with_the_two_that_exist(bundle_copy, method) -> None:
+    command = [sys.executable, "-m", "mexit", "calibrate", str(bundle_copy), "--max-risk", "0.2"]
+    done = subprocess.run([*command, "--risk-method", method], capture_output=True, text=True, check=False)
+    assert done.returncode == UsageError.exit_code
+    assert f"unknown risk method '{method}': choose from auto, binomial, betting" in " ".join(done.stderr.split())
+
+
+def test_a_stored_certificate_of_a_removed_method_stays_readable(bundle_copy) -> None:
+    options = CalibrateOptions(max_risk=0.2, confidence=0.9, attack="none")
+    entry = calibrate_bundle(bundle_copy, options).entry
+    stored = replace(entry, certificates=({**entry.certificates[0], "method": "conformal"},))
+    bundle = Bundle.open(bundle_copy)
+    bundle.save_policies(bundle.policies_or_empty().with_entry(stored))
+    assert Bundle.open(bundle_copy).policies().entries[-1].certificates[0]["method"] == "conformal"
+    assert Runtime.open(bundle_copy, "certified").calibrated

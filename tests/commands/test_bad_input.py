@@ -1,4 +1,4 @@
-"""Every mistake at the command line: its exit code, words that help, never a traceback."""
+"""Mistakes at the command line: each has its exit code and a helpful message, and none prints a traceback."""
 
 from __future__ import annotations
 
@@ -35,37 +35,37 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_no_command_shows_help_and_an_unknown_one_is_a_usage_error() -> None:
+def test_help_without_a_command_and_usage_error_for_an_unknown_command() -> None:
     assert "demo" in typed().output
     assert "No such command 'tarin'" in refused("tarin", code=2)
     assert "No such option" in refused("inspect", "--nope", code=2)
 
 
 @pytest.mark.parametrize("command", ["inspect", "calibrate", "bench", "serve", "evaluate", "export"])
-def test_with_nothing_made_yet_the_command_that_makes_it_is_named(command: str) -> None:
+def test_without_run_or_bundle_the_message_names_the_command_that_creates_one(command: str) -> None:
     needs_run = command in ("export", "evaluate")
     needed = "no runs here yet: type mexit train" if needs_run else "no bundles here yet: type mexit export"
     assert f"error: {needed}" in refused(command, code=2)
 
 
-def test_run_and_resume_name_what_to_make_first(picture: Path) -> None:
+def test_run_and_resume_name_the_command_that_comes_before(picture: Path) -> None:
     assert "error: no bundles here yet: type mexit export" in refused("run", picture, code=2)
     assert "error: no runs here yet: type mexit train" in refused("train", "--resume", code=2)
 
 
 @pytest.mark.parametrize("command", ["inspect", "calibrate", "bench", "serve"])
-def test_a_bundle_that_does_not_exist_is_named(command: str) -> None:
+def test_a_missing_bundle_is_named(command: str) -> None:
     said = refused(command, "nowhere", code=2)
     assert "error: bundle nowhere does not exist: make one with mexit export" in said
 
 
 @pytest.mark.parametrize("line", ["export", "evaluate", "train --resume --out"])
-def test_a_run_that_does_not_exist_is_named(line: str) -> None:
+def test_a_missing_run_is_named(line: str) -> None:
     said = refused(*line.split(), "nowhere", code=2)
     assert "error: run nowhere does not exist: make one with mexit train" in said
 
 
-def test_a_pointer_to_something_that_is_gone_is_named() -> None:
+def test_a_pointer_to_a_missing_bundle_is_named() -> None:
     Path("bundles").mkdir()
     for content in (b"bundles/gone\n", b"\0\xff\xfe", b""):
         Path("bundles/latest").write_bytes(content)
@@ -77,7 +77,7 @@ def test_a_pointer_to_something_that_is_gone_is_named() -> None:
 
 
 @pytest.mark.parametrize("command", ["inspect", "run", "calibrate", "bench", "serve"])
-def test_one_wrong_segment_byte_stops_every_command(command: str, bundle_copy: Path, picture: Path) -> None:
+def test_every_command_refuses_a_changed_segment(command: str, bundle_copy: Path, picture: Path) -> None:
     flip(bundle_copy / "segments/fp32/2.onnx")
     arguments = [command, bundle_copy, *([picture] if command == "run" else [])]
     assert "segments/fp32/2.onnx was changed: its sha256 is not the recorded one" in refused(*arguments, code=5)
@@ -109,9 +109,7 @@ def with_value(path: Path, field: str, new: object) -> None:
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_inspect_finds_the_damage_and_names_it(
-    damage: Callable[[Path], object], words: str, bundle_copy: Path
-) -> None:
+def test_inspect_names_the_damaged_file(damage: Callable[[Path], object], words: str, bundle_copy: Path) -> None:
     damage(bundle_copy)
     said = refused("inspect", bundle_copy, code=2 if words == "does not exist" else 5)
     assert said.startswith("error: ")
@@ -119,7 +117,7 @@ def test_inspect_finds_the_damage_and_names_it(
 
 
 @pytest.mark.parametrize("damage", ["policies cut short", "policies changed", "policies of another"])
-def test_calibrating_anew_repairs_damaged_policies(damage: str, bundle_copy: Path, picture: Path) -> None:
+def test_calibrate_repairs_damaged_policies(damage: str, bundle_copy: Path, picture: Path) -> None:
     DAMAGE[damage][0](bundle_copy)
     assert "run mexit calibrate" in refused("run", bundle_copy, picture, code=5) or damage == "policies cut short"
     assert typed("calibrate", bundle_copy, "--attack", "none").exit_code == 0
@@ -127,10 +125,8 @@ def test_calibrating_anew_repairs_damaged_policies(damage: str, bundle_copy: Pat
     assert typed("run", bundle_copy, picture).exit_code == 0
 
 
-def test_segments_that_are_not_what_the_manifest_says_are_an_engine_error(
-    bundle_copy: Path, picture: Path
-) -> None:
-    """Hashes fit, but each of the first two segments is in the place of the other."""
+def test_swapped_segments_are_an_engine_error(bundle_copy: Path, picture: Path) -> None:
+    """The checksums match, but the first two segments are swapped."""
     manifest = json.loads((bundle_copy / "bundle.json").read_bytes())
     one, two = manifest["variants"]["fp32"]["segments"][:2]
     for key in ("file", "sha256", "bytes"):
@@ -142,7 +138,7 @@ def test_segments_that_are_not_what_the_manifest_says_are_an_engine_error(
     )
 
 
-def test_a_bundle_that_stores_no_splits_needs_data_of_its_own(
+def test_a_bundle_without_splits_needs_data(
     bundle_copy: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_value(bundle_copy / "bundle.json", "splits", None)
@@ -153,7 +149,7 @@ def test_a_bundle_that_stores_no_splits_needs_data_of_its_own(
     assert typed("bench", bundle_copy, "--repeats", "20", "--batch", "1").exit_code == 0
 
 
-def test_data_of_other_classes_and_data_with_a_broken_image_are_named(digits_bundle: Path, picture: Path) -> None:
+def test_other_classes_and_broken_images_are_named(digits_bundle: Path, picture: Path) -> None:
     for place in range(60):
         for name in ("cat", "dog"):
             Path("pets", name).mkdir(parents=True, exist_ok=True)
@@ -171,7 +167,7 @@ def test_data_of_other_classes_and_data_with_a_broken_image_are_named(digits_bun
     assert "8 bytes that are not an image: supported are PNG, JPEG" in said
 
 
-def test_without_policies_only_the_full_network_answers(bundle_copy: Path, picture: Path) -> None:
+def test_an_uncalibrated_bundle_answers_only_with_the_full_budget(bundle_copy: Path, picture: Path) -> None:
     (bundle_copy / "policies.json").unlink()
     assert f"has no policies.json: run mexit calibrate {bundle_copy}" in refused(
         "run", bundle_copy, picture, code=3
@@ -180,7 +176,7 @@ def test_without_policies_only_the_full_network_answers(bundle_copy: Path, pictu
     assert typed("inspect", bundle_copy).exit_code == 0
 
 
-def test_an_infeasible_budget_names_one_that_works_as_typed(digits_bundle: Path, picture: Path) -> None:
+def test_an_infeasible_budget_names_a_feasible_one(digits_bundle: Path, picture: Path) -> None:
     said = refused("run", digits_bundle, picture, "--budget", "1%", code=3)
     assert "but exit 1 alone costs" in said
     nearest = said.rpartition(" ")[2]
@@ -193,13 +189,13 @@ def test_an_infeasible_budget_names_one_that_works_as_typed(digits_bundle: Path,
     [("cheap", 2, "'cheap' is not a budget: write low, medium, high, full"), ("0", 2, "must be above zero"),
      ("150%", 2, "at most 100%"), ("0ms", 2, "must be above zero")],
 )  # fmt: skip
-def test_what_is_no_budget_says_how_to_write_one(
+def test_a_malformed_budget_explains_the_notation(
     budget: str, code: int, words: str, digits_bundle: Path, picture: Path
 ) -> None:
     assert words in refused("run", digits_bundle, picture, "--budget", budget, code=code)
 
 
-def test_a_budget_of_ones_own_can_be_used_by_its_name(bundle_copy: Path, picture: Path) -> None:
+def test_a_named_budget_can_be_used_by_its_name(bundle_copy: Path, picture: Path) -> None:
     done = typed("calibrate", bundle_copy, "--attack", "none", "--budget", "night=33%", "--json")
     assert done.exit_code == 0
     answer = json.loads(typed("run", bundle_copy, picture, "--budget", "night", "--json").stdout)
@@ -212,7 +208,7 @@ MISTAKES = {
     "run {bundle} {picture} --deadline 0": "must be above zero, found 0",
     "run {bundle} {picture} --deadline nan": "must be above zero, found nan",
     "run {bundle}": "no image named: mexit run [BUNDLE] IMAGE...",
-    "calibrate {bundle} --budget night": "--budget takes NAME=VALUE, found 'night'",
+    "calibrate {bundle} --budget night": "--budget expects NAME=VALUE, not 'night'",
     "calibrate {bundle} --budget low=33%": "'low' means a budget already: choose another name",
     "calibrate {bundle} --budget 12M=33%": "'12M' means a budget already: choose another name",
     "calibrate {bundle} --measure x --attack none": "unknown measure 'x': choose from",
@@ -223,7 +219,7 @@ MISTAKES = {
     "bench {bundle} --batch 0": "batches of 1",
     "evaluate {bundle} --samples -1": "--samples must be at least 1, found -1",
     "evaluate {bundle} --eps 8": "write 8/255, not 8",
-    "evaluate {bundle} --eps 8/0": "'8/0' is no fraction: write 0.3 or 8/255",
+    "evaluate {bundle} --eps 8/0": "'8/0' is not a number or a fraction: write 0.3 or 8/255",
     "evaluate {bundle} --eps 0": "0 < eps <= 1",
     "evaluate {bundle} --steps 0": "at least one step",
     "export {bundle}": "is a bundle already",
@@ -232,7 +228,7 @@ MISTAKES = {
     "train --model x": "unknown model 'x': choose from digits-cnn",
     "train --method x": "unknown method 'x': choose from clean",
     "train --set x=1": "has no option x; it has: ",
-    "train --set x": "--set takes NAME=VALUE, found 'x'",
+    "train --set x": "--set expects NAME=VALUE, not 'x'",
     "train --preset x": "no preset 'x' for digits: choose from demo",
     "train --data x": "unknown data set 'x': choose from digits",
     "train --data mnist --data-dir /nowhere": "no mnist in /nowhere/mnist",
@@ -249,7 +245,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("line", "words"), MISTAKES.items(), ids=MISTAKES.keys())
-def test_a_mistake_is_answered_with_what_would_be_right(
+def test_a_mistake_is_explained(
     line: str,
     words: str,
     workspace: Path,
@@ -263,11 +259,11 @@ def test_a_mistake_is_answered_with_what_would_be_right(
     assert words in refused(*(word.format(**places) for word in line.split()), code=2)
 
 
-def test_export_never_replaces_what_is_no_bundle(workspace: Path) -> None:
+def test_export_replaces_only_bundles(workspace: Path) -> None:
     Path("thesis").mkdir()
     Path("thesis/chapter1.txt").write_text("years of work")
     said = refused("export", workspace / "runs/digits", "--out", "thesis", "--replace", code=2)
-    assert "thesis is no bundle, so it is not replaced" in said
+    assert "thesis is not a bundle, so it is not replaced" in said
     assert Path("thesis/chapter1.txt").read_text() == "years of work"
 
 
@@ -289,14 +285,14 @@ RUN_DAMAGE: dict[str, tuple[Callable[[Path], object], int, str]] = {
 
 @pytest.mark.parametrize("command", ["export", "evaluate"])
 @pytest.mark.parametrize(("damage", "code", "words"), RUN_DAMAGE.values(), ids=RUN_DAMAGE.keys())
-def test_a_damaged_run_is_named(
+def test_a_damaged_run_file_is_named(
     command: str, damage: Callable[[Path], object], code: int, words: str, run_copy: Path
 ) -> None:
     damage(run_copy)
     assert words in refused(command, run_copy, code=code)
 
 
-def test_bad_images_do_not_keep_good_ones_from_being_answered(digits_bundle: Path, picture: Path) -> None:
+def test_good_images_are_answered_beside_bad_ones(digits_bundle: Path, picture: Path) -> None:
     Path("bad.png").write_bytes(b"no image")
     Path("cut.png").write_bytes(picture.read_bytes()[:40])
     Path("folder.png").mkdir()
@@ -311,7 +307,7 @@ def test_bad_images_do_not_keep_good_ones_from_being_answered(digits_bundle: Pat
     assert "x.png" in plain.output
 
 
-def test_a_huge_image_is_refused_and_a_tiny_one_is_not(digits_bundle: Path) -> None:
+def test_a_huge_image_is_refused_and_a_tiny_one_is_answered(digits_bundle: Path) -> None:
     with Path("large.png").open("wb") as file:
         file.truncate(MAX_ENCODED_BYTES + 1)
     Image.new("1", (30_000, 3_000)).save("wide.png")
@@ -329,7 +325,7 @@ def test_a_huge_image_is_refused_and_a_tiny_one_is_not(digits_bundle: Path) -> N
     assert typed("run", digits_bundle, "tiny.png").exit_code == 0
 
 
-def test_a_name_that_is_no_text_is_shown_somehow(digits_bundle: Path, picture: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_shown_escaped(digits_bundle: Path, picture: Path) -> None:
     odd = os.fsdecode(b"odd-\xff.png")
     shutil.copy(picture, odd)
     strict = {**quiet(), "PYTHONIOENCODING": "utf-8:strict"}
@@ -338,7 +334,7 @@ def test_a_name_that_is_no_text_is_shown_somehow(digits_bundle: Path, picture: P
     assert program("run", digits_bundle, os.fsdecode(b"gone-\xff.png"), env=strict).returncode == 2
 
 
-def test_standard_output_that_nobody_reads_is_no_error(digits_bundle: Path) -> None:
+def test_a_closed_standard_output_is_no_error(digits_bundle: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(

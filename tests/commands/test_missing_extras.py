@@ -1,6 +1,6 @@
-"""Without an optional package: the command says which one, what for and what to type, with exit code 4.
+"""Without an optional package, a command names the package, its use and the pip command, with exit code 4.
 
-Absence is simulated where imports look first: `sys.modules[name] = None` in a process of its own.
+A subprocess hides the package: `sys.modules[name] = None`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mexit.core.versions import installed_versions
 from mexit.runtime.backends.ort import load_onnxruntime
 
 HIDE = "import sys; sys.modules.update({{name: None for name in {!r}}})"
-# A command line, the module hidden from it, its package, the extra that brings it, and what it is needed for.
+# A command, the hidden module, its package, the extra that installs it, and its use.
 CASES = [
     ("run {bundle} x.png", "onnxruntime", "onnxruntime", "cpu", "Running a bundle"),
     ("run {bundle} x.png --backend openvino", "openvino", "openvino", "openvino", "The backend openvino"),
@@ -54,7 +54,7 @@ def _pictures(tmp_path: Path) -> None:
     CASES,
     ids=[f"{case[0]} without {case[1]}" for case in CASES],
 )
-def test_the_command_says_what_to_install(
+def test_the_message_names_package_extra_and_use(
     line: str, module: str, package: str, extra: str, purpose: str, workspace: Path
 ) -> None:
     places = {"bundle": workspace / "bundles/digits", "run": workspace / "runs/digits"}
@@ -68,13 +68,13 @@ def test_the_command_says_what_to_install(
     assert not Path("bundles").exists()
 
 
-def test_without_tensorrt_the_bundle_is_complete_and_the_device_command_is_named(digits_bundle: Path) -> None:
+def test_without_tensorrt_the_message_names_the_command_for_the_device(digits_bundle: Path) -> None:
     done = program("export", digits_bundle, "--trt", before=HIDE.format(["tensorrt", "tensorrt_rtx"]))
     assert f"On the device: pip install 'mexit[trt]', then mexit export {digits_bundle} --trt" in done.stderr
     assert done.returncode == 4
 
 
-def test_without_torch_and_matplotlib_a_bundle_is_still_calibrated(bundle_copy: Path) -> None:
+def test_calibrate_works_without_torch_and_matplotlib(bundle_copy: Path) -> None:
     (bundle_copy / "reports" / "calibration.png").unlink(missing_ok=True)
     done = program("calibrate", bundle_copy, before=HIDE.format(["torch", "matplotlib"]))
     assert done.returncode == 0, done.stderr
@@ -83,7 +83,7 @@ def test_without_torch_and_matplotlib_a_bundle_is_still_calibrated(bundle_copy: 
     assert program("run", bundle_copy, "x.png").returncode == 0
 
 
-def test_a_fitting_image_file_is_the_only_thing_that_pillow_is_needed_for(digits_bundle: Path) -> None:
+def test_arrays_of_the_right_size_need_no_pillow(digits_bundle: Path) -> None:
     answer = (
         "import sys, numpy; sys.modules['PIL'] = None\n"
         "from mexit import Runtime\n"
@@ -95,7 +95,7 @@ def test_a_fitting_image_file_is_the_only_thing_that_pillow_is_needed_for(digits
     assert done.stdout.strip() in ("1", "2", "3")
 
 
-def test_both_builds_of_onnxruntime_at_once_are_told_apart(digits_bundle: Path, tmp_path: Path) -> None:
+def test_both_builds_of_onnxruntime_together_are_refused(digits_bundle: Path, tmp_path: Path) -> None:
     for name in ("onnxruntime", "onnxruntime-gpu"):
         folder = tmp_path / "installed" / f"{name.replace('-', '_')}-1.30.0.dist-info"
         folder.mkdir(parents=True)
@@ -109,8 +109,8 @@ def test_both_builds_of_onnxruntime_at_once_are_told_apart(digits_bundle: Path, 
     )
 
 
-def test_the_gpu_build_alone_is_as_good_as_the_cpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It brings the module `onnxruntime` under another distribution name."""
+def test_the_gpu_build_of_onnxruntime_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distribution onnxruntime-gpu contains the module `onnxruntime`."""
 
     def version(name: str) -> str:
         if name == "onnxruntime":
