@@ -18,7 +18,6 @@ A measured table of batch latencies decides the rest:
 from __future__ import annotations
 
 import heapq
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -45,7 +44,6 @@ SIZES = (1, 2, 4, 8, 16, 32, MAX_BATCH)  # batch sizes that are timed; others ar
 SLOW_S = 0.02  # batches larger than one that takes this long are not timed
 PATIENCE_S = 1.0  # a request without a deadline is as urgent as one with this deadline
 EFFICIENT = 1.1  # a batch is large enough if a row costs at most this times its cost at the best size
-_LOG = logging.getLogger("mexit.batching")
 
 
 @dataclass(frozen=True)
@@ -398,6 +396,5 @@ class ContinuousBatcher:
                 self._on_predictions(predictions)
             pending.resolve(predictions)
             self._runtime.check_drift(request, pending.images, answers)
-        except Exception as error:
-            _LOG.debug("a request could not be completed", exc_info=True)
+        except Exception as error:  # of `on_predictions`
             pending.resolve(error)
