@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mexit.attacks.multi_exit_attack import Attack
-from mexit.attacks.pgd import PGDConfig, pgd
+from mexit.attacks.pgd import PGDConfig, random_start
 from mexit.attacks.rng import CounterRNG
 from mexit.attacks.svgd import ParticleConfig, craft_particles
 from mexit.data import digits, splits
@@ -217,12 +217,8 @@ def test_a_teacher_trains_on_the_loss_of_its_particle(batch) -> None:
 def test_the_other_particles_repel_the_one_that_moves(batch) -> None:
     """With a large weight of the repulsion the particle ends further from the start of the other one."""
     attack = Attack("average", PGDConfig(EPS, EPS / 40, 5))
-    start = pgd(
-        batch.images,
-        PGDConfig(EPS, EPS, 0, rule="none"),
-        torch.sum,
-        batch.rng.uniform("particle 1", batch.index, (1, 8, 8)),
-    )
+    noise = batch.rng.uniform("particle 1", batch.index, (1, 8, 8))
+    start = random_start(batch.images, PGDConfig(EPS, EPS, 1), noise).clamp(0, 1)
 
     def distance(weight: float) -> Tensor:
         teacher = build_method("at-aka-teacher", {"repulsion_weight": weight})
