@@ -14,8 +14,8 @@ from typing import Any
 
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import Budget, exact_macs, format_macs
-from mexit.core.manifest import check_format, read_value
 from mexit.core.policy import Policy
+from mexit.core.schema import check_format, decode
 from mexit.core.scores import MEASURES
 from mexit.errors import BudgetInfeasible, Damaged, NotCalibrated, StalePolicy
 
@@ -205,7 +205,7 @@ class Policies:
         entries = value.get("entries")
         if value.get("checksum") != _checksum(model, entries):
             raise Damaged(f"{path}: the checksum does not fit the content; run mexit calibrate to write it anew")
-        return Policies(model, read_value(entries, tuple[PolicyEntry, ...], str(path)))
+        return Policies(model, decode(entries, tuple[PolicyEntry, ...], str(path)))
 
 
 def _checksum(model: str, entries: Any) -> str:
