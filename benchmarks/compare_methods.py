@@ -20,6 +20,7 @@ from page import ROOT, table, write_page
 from stored_answers import Answers
 
 from mexit.attacks.pgd import PGDConfig
+from mexit.core.batches import split_batches
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.evaluate.suites import pgd_suite
@@ -86,7 +87,7 @@ def judge(protocol: Protocol, run: Path, answers: Answers, data: DataSet) -> Non
     model, settings, splits = checkpoint.load_model(run)
     index, spec = splits.part("test")[:: protocol.every], model_spec(settings.model).input
     found: dict[str, list[NDArray[np.bool_]]] = {}
-    for part in np.array_split(index, range(BATCH, len(index), BATCH)):
+    for part in split_batches(index, BATCH):
         images, labels = data.batch(part, spec), data.labels[part]
         suite = pgd_suite(model, images, labels, part, protocol.attack)
         del suite["noise"]

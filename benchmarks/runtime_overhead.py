@@ -209,11 +209,11 @@ def walk(backend: OrtBackend, part: Any) -> None:
 @contextmanager
 def lent(backend: OrtBackend, part: Any) -> Iterator[Callable[[int], Any]]:
     """The engine's own buffers, with an image in them."""
-    assert backend.walks is not None
-    one = backend.walks.take()
+    assert backend.runners is not None
+    one = backend.runners.take()
     one.start(part)
     yield one.run
-    backend.walks.give_back(one)
+    backend.runners.give_back(one)
 
 
 def bound(session: Any, network: Network) -> Callable[[Any], None]:

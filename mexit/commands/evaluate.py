@@ -52,7 +52,7 @@ def evaluate(
         eps=fraction(eps),
         steps=steps,
         backend=backend,
-        plan=EvaluationConfig(
+        config=EvaluationConfig(
             read_groups(attacks),
             read_exits(exits),
             strong_samples or None,

@@ -1,1 +1,1 @@
-"""Evaluation of a run or a bundle: accuracy, cost and robustness."""
+"""Evaluation of a run or a bundle: accuracy, cost and robustness under attack."""

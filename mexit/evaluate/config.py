@@ -1,11 +1,15 @@
-"""What `mexit evaluate` is asked to attack, and how hard. No torch: a wrong flag is refused before anything loads.
+"""Which attacks an evaluation runs, and how strong they are.
 
-pgd         the attacks of the papers on every image, and what each budget makes of them
-policy      on the thresholds of each budget: routes, the softened policy, Square on the network, Square and RayS
-            on the bundle as served, and images made against another run
-autoattack  AutoAttack's standard version, on single exits and on each budget
-slowdown    images on which a budget leaves late
-sanity      accuracy against the radius, and whether the attacks can be believed
+The groups of attacks, as typed after `--attacks`:
+
+pgd         the attacks of RDI-Nets and NEO-KD on every image
+policy      attacks on the thresholds of each budget: routes, the softened policy, Square on the network, Square and
+            RayS on the served bundle, and images crafted on another run
+autoattack  the standard version of AutoAttack, on single exits and on each budget
+slowdown    images on which a budget exits late
+sanity      accuracy against the radius, and whether the attacks can be trusted
+
+This module imports no torch, so wrong flags are rejected before anything is loaded.
 """
 
 from __future__ import annotations
@@ -20,17 +24,20 @@ GROUPS = ("pgd", "policy", "autoattack", "slowdown", "sanity")
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Which attacks, and how hard.
+    """The attacks of an evaluation.
 
     Attributes:
-        groups: of `GROUPS`; "pgd" is always among them.
-        exits: those that AutoAttack attacks, from 1; None = all.
-        strong_samples: images for every group but "pgd"; None = as many as for "pgd".
-        restarts: random starts of PGD and restarts of Square.
-        targets: wrong classes that a route tries at each exit.
-        queries: of Square, for each image and restart, and of RayS, for each image; `autoattack_steps` of APGD and
-            FAB. 5,000 and 100 make the standard version.
-        transfer: another run, whose attacks are tried on this one.
+        groups: which of `GROUPS` to run; "pgd" always runs.
+        exits: exits that AutoAttack attacks, from 1; None = all.
+        strong_samples: number of images for every group but "pgd"; None = as many as for "pgd".
+        restarts: random starts of PGD, and restarts of Square.
+        targets: wrong classes that the route attack tries at each exit.
+        queries: queries of Square per image and restart, and of RayS per image.
+        autoattack_steps: steps of APGD and FAB. 5,000 queries and 100 steps make the standard version.
+        transfer: another run; images crafted on it are tried on this one.
+
+    Raises:
+        UsageError: unknown groups, or a number below 1.
     """
 
     groups: tuple[str, ...] = ("pgd",)
@@ -46,8 +53,8 @@ class EvaluationConfig:
         unknown = [name for name in self.groups if name not in GROUPS]
         if unknown or not self.groups:
             raise UsageError(
-                f"unknown attacks '{', '.join(unknown)}': choose from {', '.join(GROUPS)}, or all; several go "
-                "with commas"
+                f"unknown attacks '{', '.join(unknown)}': choose from {', '.join(GROUPS)}, or all; separate several "
+                "by commas"
             )
         counts = {"--restarts": self.restarts, "--targets": self.targets, "--queries": self.queries}
         counts["--strong-samples"] = 1 if self.strong_samples is None else self.strong_samples
@@ -55,12 +62,16 @@ class EvaluationConfig:
         if low:
             raise UsageError(f"found {', '.join(low)}: each must be at least 1")
 
-    def wants(self, group: str) -> bool:
-        """Whether a group was asked for."""
+    def includes(self, group: str) -> bool:
+        """Whether a group runs."""
         return group in self.groups
 
-    def chosen_exits(self, count: int) -> tuple[int, ...]:
-        """The exits for AutoAttack of a network with `count`. Raises `UsageError`."""
+    def autoattack_exits(self, count: int) -> tuple[int, ...]:
+        """The exits that AutoAttack attacks in a network with `count` exits.
+
+        Raises:
+            UsageError: the network does not have them all.
+        """
         exits = self.exits or tuple(range(1, count + 1))
         if not all(1 <= k <= count for k in exits):
             raise UsageError(f"--exits {','.join(map(str, exits))}: this network has exits 1 to {count}")
@@ -68,7 +79,7 @@ class EvaluationConfig:
 
 
 def read_groups(text: str) -> tuple[str, ...]:
-    """`policy,slowdown` or `all`, in the order of `GROUPS`; `EvaluationConfig` rejects unknown names."""
+    """Parse `policy,slowdown` or `all`, in the order of `GROUPS`; `EvaluationConfig` rejects unknown names."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     if "all" in words:
         return GROUPS
@@ -77,7 +88,7 @@ def read_groups(text: str) -> tuple[str, ...]:
 
 
 def read_exits(text: str | None) -> tuple[int, ...] | None:
-    """`1,3` or `all`."""
+    """Parse `1,3` or `all`, which gives None. Raises `UsageError` if it is neither."""
     if text is None or text == "all":
         return None
     try:

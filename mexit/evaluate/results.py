@@ -1,7 +1,7 @@
-"""From logits under attack to what a report says: accuracy per exit and per budget, cost, the worst case.
+"""From logits under attack to the numbers of the report: accuracy per exit and per budget, cost, the worst case.
 
-The worst case is taken for each sample: it counts as right only if every image made from it is answered rightly.
-It is over the samples that every attack saw.
+The worst case is taken per sample: a sample counts as correct only if it is classified correctly under every attack. It
+covers the samples that every attack has seen.
 """
 
 from __future__ import annotations
@@ -13,158 +13,172 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.attacks.slowdown import efficacy
+from mexit.attacks.soft_policy import decide
 from mexit.core.cost import exit_counts, mean_macs
-from mexit.evaluate.target import Deployed, EvaluationTarget, Labels, Logits
+from mexit.evaluate.gradient_source import Index, Labels
+from mexit.evaluate.target import BudgetPolicy, EvaluationTarget, Logits
+from mexit.train.validation import correct_predictions
 
 SHOWN = ("clean", "average", "max-average")
 NOISE = "noise"
 
-Right = NDArray[np.bool_]
+Correct = NDArray[np.bool_]
 
 
 @dataclass
 class AttackResults:
-    """Every condition that samples were judged under, each as logits (E, N, C).
+    """Logits of every exit under every condition.
+
+    N samples saw the group pgd; S of them, the strong subset, saw the other groups.
 
     Attributes:
-        labels: of all N samples.
-        strong: places among them of the S samples that the stronger attacks saw.
-        everywhere: by condition, of all N: clean, noise, average, max-average, exit 1, ...
-        subset: by condition, of the S, made for no budget in particular.
-        budgets: by budget and condition, of the S.
-        autoattack: by exit (from 1), of the S.
+        labels: of all N samples, (N,).
+        strong_index: positions of the strong subset among the N samples, (S,).
+        pgd: condition to logits (E, N, C): clean, noise, average, max-average, exit 1, ..., exit E.
+        transfer: condition to logits (E, S, C): images crafted on another run.
+        budgets: budget and condition to logits (E, S, C): attacks on the policy of one budget.
+        autoattack: exit (from 1) to logits (E, S, C): AutoAttack on this exit.
     """
 
     labels: Labels
-    strong: NDArray[np.int64]
-    everywhere: dict[str, Logits]
-    subset: dict[str, Logits] = field(default_factory=dict)
+    strong_index: Index
+    pgd: dict[str, Logits]
+    transfer: dict[str, Logits] = field(default_factory=dict)
     budgets: dict[str, dict[str, Logits]] = field(default_factory=dict)
     autoattack: dict[int, Logits] = field(default_factory=dict)
 
     @property
     def exits(self) -> int:
-        """E."""
-        return len(self.everywhere["clean"])
+        """Number of exits, E."""
+        return len(self.pgd["clean"])
 
     @property
-    def judged(self) -> NDArray[np.int64]:
-        """The samples that every attack saw."""
-        more = self.subset or self.budgets or self.autoattack
-        return self.strong if more else np.arange(len(self.labels))
+    def common_index(self) -> Index:
+        """Positions of the samples that every attack has seen: S if a group beside pgd ran, else N."""
+        strong = self.transfer or self.budgets or self.autoattack
+        return self.strong_index if strong else np.arange(len(self.labels))
+
+    def add_budget(self, budget: str, condition: str, logits: Logits) -> None:
+        """Add an attack on the policy of a budget: logits (E, S, C)."""
+        self.budgets.setdefault(budget, {})[condition] = logits
 
     def attacks(self, budget: str | None = None) -> dict[str, Logits]:
-        """Every condition but noise, on the samples `judged`; those of one budget too if it is named."""
-        rows = self.judged
-        found = {name: logits[:, rows] for name, logits in self.everywhere.items() if name != NOISE}
-        found |= self.subset | {f"autoattack exit {k}": logits for k, logits in self.autoattack.items()}
-        return found | self.budgets.get(budget or "", {})
+        """Every condition but noise on the common samples; with a budget also the attacks on its policy."""
+        rows = self.common_index
+        conditions = {name: logits[:, rows] for name, logits in self.pgd.items() if name != NOISE}
+        conditions |= self.transfer | {f"autoattack exit {k}": logits for k, logits in self.autoattack.items()}
+        return conditions | self.budgets.get(budget or "", {})
 
 
-def accuracy(right: Right) -> dict[str, float | int]:
-    """A share of right answers with its binomial standard error."""
-    value, n = float(right.mean()), len(right)
+def accuracy(correct: Correct) -> dict[str, float | int]:
+    """The share of correct samples with its binomial standard error, from (N,) bool."""
+    value, n = float(correct.mean()), len(correct)
     return {"value": value, "n": n, "stderr": float(np.sqrt(value * (1 - value) / n))}
 
 
-def per_exit(evidence: AttackResults) -> list[dict[str, Any]]:
-    """The rows of `exits`."""
-    worst = worst_per_exit(evidence)
+def correct_at(logits: Logits, labels: Labels, k: int) -> Correct:
+    """Which samples exit k (from 1) classifies correctly, (N,)."""
+    correct: Correct = correct_predictions(logits, labels)[k - 1]
+    return correct
+
+
+def exit_rows(results: AttackResults) -> list[dict[str, Any]]:
+    """The report's `exits`: accuracy of each exit under each shown condition and in the worst case."""
+    worst = worst_per_exit(results)
+    strong_labels = results.labels[results.strong_index]
     rows: list[dict[str, Any]] = []
-    for k in range(1, evidence.exits + 1):
+    for k in range(1, results.exits + 1):
         row: dict[str, Any] = {"exit": k}
-        row |= {name: accuracy(_right(evidence.everywhere[name], evidence.labels)[k - 1]) for name in SHOWN}
-        if k in evidence.autoattack:
-            labels = evidence.labels[evidence.strong]
-            row["autoattack"] = accuracy(_right(evidence.autoattack[k], labels)[k - 1])
+        row |= {name: accuracy(correct_at(results.pgd[name], results.labels, k)) for name in SHOWN}
+        if k in results.autoattack:
+            row["autoattack"] = accuracy(correct_at(results.autoattack[k], strong_labels, k))
         rows.append(row | {"worst": accuracy(worst[k - 1])})
     return rows
 
 
-def worst_per_exit(evidence: AttackResults) -> Right:
-    """Which samples (S,) stand against everything at each exit, (E, S)."""
-    labels = evidence.labels[evidence.judged]
-    conditions = list(evidence.attacks().values())
-    conditions += [logits for own in evidence.budgets.values() for logits in own.values()]
-    return _all([_right(logits, labels) for logits in conditions])
+def worst_per_exit(results: AttackResults) -> Correct:
+    """Which common samples each exit classifies correctly under every attack, (E, S)."""
+    labels = results.labels[results.common_index]
+    conditions = list(results.attacks().values())
+    conditions += [logits for attacks in results.budgets.values() for logits in attacks.values()]
+    return _all([correct_predictions(logits, labels) for logits in conditions])
 
 
-def transfer(evidence: AttackResults) -> list[list[dict[str, Any]]]:
-    """Row: the exit that was attacked; column: the exit that answers."""
-    attacked = [evidence.everywhere[f"exit {k}"] for k in range(1, evidence.exits + 1)]
-    return [[accuracy(row) for row in _right(logits, evidence.labels)] for logits in attacked]
+def transfer_matrix(results: AttackResults) -> list[list[dict[str, Any]]]:
+    """The report's `transfer`: row = the exit that was attacked, column = the exit that answers."""
+    attacked = [results.pgd[f"exit {k}"] for k in range(1, results.exits + 1)]
+    return [[accuracy(correct) for correct in correct_predictions(logits, results.labels)] for logits in attacked]
 
 
-def per_budget(evidence: AttackResults, subject: EvaluationTarget) -> dict[str, Any]:
-    """The rows of `budgets`."""
+def budget_rows(results: AttackResults, target: EvaluationTarget) -> dict[str, Any]:
+    """The report's `budgets`: accuracy and cost of each budget under each condition and in the worst case."""
     rows: dict[str, Any] = {}
-    subset = evidence.labels[evidence.strong]
-    for name, deployed in subject.budgets.items():
-        row: dict[str, Any] = {"budget_macs": deployed.budget_macs}
-        for condition in SHOWN:
-            logits = evidence.everywhere[condition]
-            row[condition] = answered(deployed, logits, evidence.labels, subject.cumulative_macs)
-        for condition, logits in evidence.budgets.get(name, {}).items():
-            row[condition] = answered(deployed, logits, subset, subject.cumulative_macs)
-        rows[name] = row | {"worst": accuracy(robust_under(evidence, name, deployed, evidence.attacks(name)))}
+    strong_labels = results.labels[results.strong_index]
+    for name, budget in target.budgets.items():
+        conditions = {condition: (results.pgd[condition], results.labels) for condition in SHOWN}
+        conditions |= {
+            condition: (logits, strong_labels) for condition, logits in results.budgets.get(name, {}).items()
+        }
+        row: dict[str, Any] = {"budget_macs": budget.budget_macs}
+        for condition, (logits, labels) in conditions.items():
+            row[condition] = _accuracy_and_cost(budget, logits, labels, target.cumulative_macs)
+        rows[name] = row | {"worst": accuracy(robust_under(results, name, budget, results.attacks(name)))}
     return rows
 
 
-def robust_under(evidence: AttackResults, budget: str, deployed: Deployed, conditions: Iterable[str]) -> Right:
-    """Which samples (S,) a budget answers rightly under all these conditions."""
-    from mexit.attacks.soft_policy import decide
+def robust_under(results: AttackResults, name: str, budget: BudgetPolicy, conditions: Iterable[str]) -> Correct:
+    """Which common samples a budget's policy classifies correctly under all given conditions, (S,).
 
-    every, labels = evidence.attacks(budget), evidence.labels[evidence.judged]
-    return _all([decide(deployed.policy, every[name]).classes == labels for name in conditions])
-
-
-def answered(
-    deployed: Deployed, logits: Logits, labels: Labels, cumulative_macs: tuple[int, ...]
-) -> dict[str, Any]:
-    """Accuracy, cost and exits of a budget under one condition: logits (E, N, C), labels (N,)."""
-    from mexit.attacks.slowdown import efficacy
-    from mexit.attacks.soft_policy import decide
-
-    found = decide(deployed.policy, logits)
-    cost = mean_macs(found.exits, deployed.exit_macs)
-    return accuracy(found.classes == labels) | {
-        "mean_macs": cost,
-        "saved": 1 - cost / cumulative_macs[-1],
-        "exits": exit_counts(found.exits, len(cumulative_macs)).tolist(),
-        "efficacy": efficacy(found.exits, cumulative_macs),
-    }
+    Args:
+        results: the logits.
+        name: of the budget.
+        budget: its policy.
+        conditions: names from `results.attacks(name)`.
+    """
+    attacks, labels = results.attacks(name), results.labels[results.common_index]
+    return _all([decide(budget.policy, attacks[condition]).classes == labels for condition in conditions])
 
 
-def curve(
-    points: Mapping[float, Mapping[str, Logits]], labels: Labels, subject: EvaluationTarget
+def curve_rows(
+    curve: Mapping[float, Mapping[str, Logits]], labels: Labels, target: EvaluationTarget
 ) -> list[dict[str, Any]]:
-    """The rows of `curve`: at each radius each exit under the attack on itself, each budget under all of them."""
-    from mexit.attacks.soft_policy import decide
+    """The report's `curve`: accuracy against the radius.
 
+    Args:
+        curve: radius to the attacks on exit 1, ..., exit E, in this order, each logits (E, S, C).
+        labels: (S,).
+        target: its budgets are evaluated too.
+
+    Returns:
+        One row per radius: each exit under the attack on itself, each budget under all of them.
+    """
     rows = []
-    for eps, judged in sorted(points.items()):
-        exits = [accuracy(right_at(logits, labels, k)) for k, logits in enumerate(judged.values(), start=1)]
+    for eps, attacks in sorted(curve.items()):
+        exits = [accuracy(correct_at(logits, labels, k)) for k, logits in enumerate(attacks.values(), start=1)]
         budgets = {}
-        for name, deployed in subject.budgets.items():
-            right = [decide(deployed.policy, logits).classes == labels for logits in judged.values()]
-            budgets[name] = accuracy(_all(right))
+        for name, budget in target.budgets.items():
+            correct = [decide(budget.policy, logits).classes == labels for logits in attacks.values()]
+            budgets[name] = accuracy(_all(correct))
         rows.append({"eps": eps, "exits": exits, "budgets": budgets})
     return rows
 
 
-def right_at(logits: Logits, labels: Labels, k: int) -> Right:
-    """Which samples exit k (from 1) answers rightly."""
-    found: Right = _right(logits, labels)[k - 1]
-    return found
+def _accuracy_and_cost(
+    budget: BudgetPolicy, logits: Logits, labels: Labels, cumulative_macs: tuple[int, ...]
+) -> dict[str, Any]:
+    """Accuracy, mean cost, exits and efficacy of a policy on logits (E, N, C) with labels (N,)."""
+    decision = decide(budget.policy, logits)
+    cost = mean_macs(decision.exits, budget.exit_macs)
+    return accuracy(decision.classes == labels) | {
+        "mean_macs": cost,
+        "saved": 1 - cost / cumulative_macs[-1],
+        "exits": exit_counts(decision.exits, len(cumulative_macs)).tolist(),
+        "efficacy": efficacy(decision.exits, cumulative_macs),
+    }
 
 
-def _all(conditions: Sequence[Right]) -> Right:
-    """Which samples are right under every condition."""
-    found: Right = np.logical_and.reduce(conditions)
-    return found
-
-
-def _right(logits: Logits, labels: Labels) -> Right:
-    from mexit.train.validation import correct_predictions
-
-    return correct_predictions(logits, labels)
+def _all(conditions: Sequence[Correct]) -> Correct:
+    """Which samples are correct under every condition."""
+    correct: Correct = np.logical_and.reduce(conditions)
+    return correct

@@ -1,84 +1,100 @@
-"""The attacks of `mexit evaluate` beyond PGD, group by group, each a function from a range to new evidence.
+"""The groups of attacks of `mexit evaluate`. Each group adds logits to `AttackResults`.
 
-Gradients come from the network in torch; what counts is what the subject answers, so every image is put to it
-again.
+The gradients come from the torch network. Every attacked image is then evaluated by the target itself, which for a
+bundle is the engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mexit.attacks.autoattack import AutoAttackConfig, ExitClassifier, auto_attack
-from mexit.attacks.black_box import rays, square
+from mexit.attacks.black_box import Classifier, rays, square
 from mexit.attacks.multi_exit_attack import Attack, craft, craft_each_exit, keep_worst, random_noise
 from mexit.attacks.pgd import PGDConfig
 from mexit.attacks.policy_attacks import AttackSearch, AttackTarget, route_attack, soft_attack
 from mexit.attacks.rng import CounterRNG
 from mexit.attacks.slowdown import SLOWDOWNS, slowdown_attack
 from mexit.attacks.soft_policy import DeployedPolicy, SoftPolicy, policy_log_probabilities
+from mexit.core.batches import split_batches
 from mexit.core.progress import Progress
 from mexit.errors import UsageError
 from mexit.evaluate.config import EvaluationConfig
-from mexit.evaluate.results import AttackResults
-from mexit.evaluate.target import BATCH, Deployed, EvaluationTarget, Images, Labels, Logits, open_run
+from mexit.evaluate.gradient_source import Images, Index, Labels
+from mexit.evaluate.results import NOISE, AttackResults
+from mexit.evaluate.target import BATCH, BudgetPolicy, EvaluationTarget, Logits
 from mexit.models.multi_exit import MultiExit
+from mexit.train import checkpoint
 
-# Shares of the radius in question at which the curve is measured, and the radius that has to break everything.
+# The radii of the curve, as multiples of the radius in question, and a radius at which every attack must succeed.
 CURVE = (0.25, 0.5, 1.0, 1.5, 2.0)
-EVERYTHING = 0.5
+LARGE_EPS = 0.5
 LEVELS = 255
 
 
 @dataclass(frozen=True)
 class AttackContext:
-    """Where the strong attacks take place.
+    """The samples and parameters of the groups beside pgd.
 
     Attributes:
-        subject, plan, progress: what, how hard, who listens.
-        images, labels, index: the S samples: (S, C, H, W), (S,), places in the data set (S,).
-        steps: of PGD.
+        target: what is evaluated.
+        config: which attacks, and how strong.
+        progress: receives progress.
+        images: (S, C, H, W).
+        labels: (S,).
+        index: positions in the data set, (S,).
+        pgd: parameters of the gradient attacks.
     """
 
-    subject: EvaluationTarget
-    plan: EvaluationConfig
+    target: EvaluationTarget
+    config: EvaluationConfig
     progress: Progress
     images: Images
     labels: Labels
-    index: Labels
-    steps: PGDConfig
+    index: Index
+    pgd: PGDConfig
 
     @property
-    def model(self) -> Any:
+    def model(self) -> MultiExit:
         """The network that gives gradients."""
-        return self.subject.network.model
+        return self.target.source.model
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, labels, places."""
+        """Images, labels and positions of all samples."""
         return torch.from_numpy(self.images), torch.from_numpy(self.labels), torch.from_numpy(self.index)
 
     def batches(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """The same in batches."""
-        rows = np.array_split(np.arange(len(self.labels)), range(BATCH, len(self.labels), BATCH))
-        arrays = (self.images, self.labels, self.index)
-        return [tuple(torch.from_numpy(array[part]) for array in arrays) for part in rows]  # type: ignore[misc]
+        """Images, labels and positions of at most `BATCH` samples each."""
+        images, labels, index = self.tensors()
+        parts = [torch.from_numpy(rows) for rows in split_batches(np.arange(len(labels)), BATCH)]
+        return [(images[rows], labels[rows], index[rows]) for rows in parts]
 
-    def effort(self) -> AutoAttackConfig:
-        """Of AutoAttack."""
-        return AutoAttackConfig(steps=self.plan.autoattack_steps, queries=self.plan.queries)
+    def soft_policy(self, budget: BudgetPolicy) -> SoftPolicy:
+        """The softened policy of a budget, its spreads measured on the clean images."""
+        with torch.no_grad():
+            logits = torch.cat([self.model(images) for images, _, _ in self.batches()], dim=1)
+        return SoftPolicy.fit(budget.policy, logits)
+
+    def autoattack_config(self) -> AutoAttackConfig:
+        """The strength of AutoAttack."""
+        return AutoAttackConfig(steps=self.config.autoattack_steps, queries=self.config.queries)
+
+
+PolicyAttack = Callable[[AttackContext, BudgetPolicy, SoftPolicy], Images]
 
 
 def pgd_suite(
-    model: MultiExit, images: Images, labels: Labels, index: Labels, config: PGDConfig, *, seed: int = 0
+    model: MultiExit, images: Images, labels: Labels, index: Index, config: PGDConfig, *, seed: int = 0
 ) -> dict[str, Images]:
-    """One batch under every attack of the papers.
+    """One batch under every attack of RDI-Nets.
 
-    The single attacks exit by exit give the transfer matrix; max-average selects from them.
+    Max-average selects from the single attacks. The single attacks evaluated at every exit are the transfer matrix.
 
     Args:
         model: gives the gradients.
@@ -91,189 +107,226 @@ def pgd_suite(
     Returns:
         Images (B, C, H, W) by condition: `clean`, `noise`, `average`, `max-average`, `exit 1`, ..., `exit E`.
     """
-    pixels, truth, places = torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(index)
+    pixels, truth, positions = torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(index)
     rng = CounterRNG(seed, 0)
-    singles = craft_each_exit(model, pixels, truth, Attack("single", config), rng=rng, index=places)
+    singles = craft_each_exit(model, pixels, truth, Attack("single", config), rng=rng, index=positions)
     suite = {
         "clean": pixels,
-        "noise": random_noise(pixels, places, config, rng=rng),
-        "average": craft(model, pixels, truth, Attack("average", config), rng=rng, index=places),
+        NOISE: random_noise(pixels, positions, config, rng=rng),
+        "average": craft(model, pixels, truth, Attack("average", config), rng=rng, index=positions),
         "max-average": keep_worst(model, singles, truth),
     }
     suite |= {f"exit {k}": attacked for k, attacked in enumerate(singles, start=1)}
     return {name: attacked.numpy() for name, attacked in suite.items()}
 
 
-def attack_policies(place: AttackContext, evidence: AttackResults) -> None:
-    """Routes, the softened policy, Square and RayS on every budget; and the attacks made for another run."""
-    plan = place.plan
-    if plan.transfer is not None:
-        for name, images in _from_another_run(place).items():
-            evidence.subset[f"transfer {name}"] = place.subject.replay(images)
-    exits = place.model.exits
-    black_boxes = BLACK_BOXES if place.steps.norm == "linf" else {"square served": _square_served}
-    place.progress.note(
-        f"policy: {len(place.labels)} images, {len(place.subject.budgets)} budgets, each at most {exits} exits x "
-        f"{plan.targets} targets x {place.steps.steps} steps and {1 + len(black_boxes)} x {plan.queries} queries"
+def run_pgd_group(
+    target: EvaluationTarget, index: Index, config: PGDConfig, progress: Progress
+) -> dict[str, Logits]:
+    """The group pgd: logits (E, N, C) of the target under each condition of `pgd_suite`."""
+    logits: dict[str, list[Logits]] = {}
+    with progress.track(f"attacking {len(index)} test images", len(index)) as advance:
+        for part in split_batches(index, BATCH):
+            images, labels = target.load(part)
+            for name, attacked in pgd_suite(target.source.model, images, labels, part, config).items():
+                logits.setdefault(name, []).append(target.run_batch(attacked))
+            advance(len(part), "")
+    return {name: np.concatenate(parts, axis=1) for name, parts in logits.items()}
+
+
+def run_policy_group(context: AttackContext, results: AttackResults) -> None:
+    """The group policy: transfer from another run, and every attack of `POLICY_ATTACKS` on every budget.
+
+    RayS is left out under an L2 attack, because it is made for the L-infinity ball.
+    """
+    config, budgets = context.config, context.target.budgets
+    if config.transfer is not None:
+        for name, images in _crafted_on(checkpoint.load_model(config.transfer)[0], context).items():
+            results.transfer[f"transfer {name}"] = context.target.exit_logits(images)
+    attacks = {
+        name: attack for name, attack in POLICY_ATTACKS.items() if name != "rays" or context.pgd.norm == "linf"
+    }
+    black_boxes = len(attacks) - 2
+    context.progress.note(
+        f"policy: {len(context.labels)} images, {len(budgets)} budgets, each at most {context.model.exits} exits x "
+        f"{config.targets} targets x {context.pgd.steps} steps and {black_boxes} x {config.queries} queries"
     )
-    with place.progress.track("attacking budgets", (3 + len(black_boxes)) * len(place.subject.budgets)) as advance:
-        for name, deployed in place.subject.budgets.items():
-            gates = _gates(place, deployed)
-            found = evidence.budgets.setdefault(name, {})
-            found["route"] = place.subject.replay(_hunted(place, gates, lambda v: route_attack(v, plan.targets)))
-            advance(1, name)
-            found["soft"] = place.subject.replay(_hunted(place, gates, soft_attack))
-            advance(1, name)
-            found["square"] = place.subject.replay(_square(place, gates))
-            advance(1, name)
-            for attack, black_box in black_boxes.items():
-                found[attack] = place.subject.replay(black_box(place, deployed))
+    with context.progress.track("attacking budgets", len(attacks) * len(budgets)) as advance:
+        for name, budget in budgets.items():
+            soft_policy = context.soft_policy(budget)
+            for attack_name, attack in attacks.items():
+                logits = context.target.exit_logits(attack(context, budget, soft_policy))
+                results.add_budget(name, attack_name, logits)
                 advance(1, name)
 
 
-def slow_policies(place: AttackContext, evidence: AttackResults) -> None:
-    """Both slowdown attacks on every budget."""
-    place.progress.note(
-        f"slowdown: {len(place.labels)} images, {len(place.subject.budgets)} budgets, {len(SLOWDOWNS)} attacks x "
-        f"{place.steps.steps} steps"
+def run_slowdown_group(context: AttackContext, results: AttackResults) -> None:
+    """The group slowdown: both slowdown attacks on every budget."""
+    budgets = context.target.budgets
+    context.progress.note(
+        f"slowdown: {len(context.labels)} images, {len(budgets)} budgets, {len(SLOWDOWNS)} attacks x "
+        f"{context.pgd.steps} steps"
     )
-    for name, deployed in place.subject.budgets.items():
-        gates = _gates(place, deployed)
+    for name, budget in budgets.items():
+        soft_policy = context.soft_policy(budget)
         for attack in SLOWDOWNS:
-            images = _hunted(place, gates, lambda victim, attack=attack: slowdown_attack(victim, attack))
-            evidence.budgets.setdefault(name, {})[attack] = place.subject.replay(images)
+            images = _search(context, soft_policy, partial(slowdown_attack, name=attack))
+            results.add_budget(name, attack, context.target.exit_logits(images))
 
 
-def auto_attack_all(place: AttackContext, evidence: AttackResults) -> dict[str, tuple[str, ...]]:
-    """AutoAttack on the chosen exits and on every budget; returns the package's warnings by target."""
-    exits = place.plan.chosen_exits(place.model.exits)
-    targets: dict[str, ExitClassifier | DeployedPolicy] = {
-        f"exit {k}": ExitClassifier(place.model, k) for k in exits
+def run_autoattack_group(context: AttackContext, results: AttackResults) -> dict[str, tuple[str, ...]]:
+    """The group autoattack: AutoAttack on the chosen exits and on every budget.
+
+    Returns:
+        The package's warnings by attacked network.
+    """
+    exits = context.config.autoattack_exits(context.model.exits)
+    networks: dict[str, ExitClassifier | DeployedPolicy] = {
+        f"exit {k}": ExitClassifier(context.model, k) for k in exits
     }
-    for name, deployed in place.subject.budgets.items():
-        targets[name] = DeployedPolicy(place.model, _gates(place, deployed))
-    place.progress.note(
-        f"autoattack: {len(place.labels)} images, {len(targets)} targets; "
-        f"{place.effort().describe(len(place.subject.data.classes))}"
+    for name, budget in context.target.budgets.items():
+        networks[name] = DeployedPolicy(context.model, context.soft_policy(budget))
+    config = context.autoattack_config()
+    context.progress.note(
+        f"autoattack: {len(context.labels)} images, {len(networks)} networks; "
+        f"{config.describe(len(context.target.data.classes))}"
     )
-    images, labels, _ = place.tensors()
+    images, labels, _ = context.tensors()
     warnings: dict[str, tuple[str, ...]] = {}
-    for target, network in targets.items():
+    for name, network in networks.items():
 
-        def note(line: str, target: str = target) -> None:
-            place.progress.note(f"{target}: {line}")
+        def note(line: str, name: str = name) -> None:
+            context.progress.note(f"{name}: {line}")
 
-        found = auto_attack(
-            network, images, labels, place.steps.eps, norm=place.steps.norm, config=place.effort(), on_message=note
+        result = auto_attack(
+            network, images, labels, context.pgd.eps, norm=context.pgd.norm, config=config, on_message=note
         )
-        warnings[target] = found.warnings
-        logits = place.subject.replay(found.images.numpy())
+        warnings[name] = result.warnings
+        logits = context.target.exit_logits(result.images.numpy())
         if isinstance(network, ExitClassifier):
-            evidence.autoattack[network.k] = logits
+            results.autoattack[network.k] = logits
         else:
-            evidence.budgets.setdefault(target, {})["autoattack"] = logits
+            results.add_budget(name, "autoattack", logits)
     return warnings
 
 
-def radii(place: AttackContext) -> dict[float, dict[str, Logits]]:
-    """At each radius of the curve, the subject under one single attack an exit; the step grows with the radius."""
-    clean = place.subject.replay(place.images)
-    found = {0.0: {f"exit {k}": clean for k in range(1, len(clean) + 1)}}
-    wanted = sorted({share * place.steps.eps for share in CURVE} | {EVERYTHING})
-    with place.progress.track("accuracy against the radius", len(wanted)) as advance:
-        for eps in [eps for eps in wanted if eps <= 1]:
-            size = min(1.0, place.steps.step_size * eps / place.steps.eps)
-            found[eps] = under_singles(place, replace(place.steps, eps=eps, step_size=size))
+def accuracy_curve(context: AttackContext) -> dict[float, dict[str, Logits]]:
+    """The group sanity: at each radius, the target under a single attack on each exit (see `single_attacks`).
+
+    The step size grows with the radius. Radius 0 holds the clean logits.
+    """
+    clean = context.target.exit_logits(context.images)
+    curve = {0.0: {f"exit {k}": clean for k in range(1, len(clean) + 1)}}
+    radii = sorted({share * context.pgd.eps for share in CURVE} | {LARGE_EPS})
+    with context.progress.track("accuracy against the radius", len(radii)) as advance:
+        for eps in [eps for eps in radii if eps <= 1]:
+            step_size = min(1.0, context.pgd.step_size * eps / context.pgd.eps)
+            curve[eps] = single_attacks(context, replace(context.pgd, eps=eps, step_size=step_size))
             advance(1, f"eps {eps:.3g}")
-    return found
+    return curve
 
 
-def under_singles(place: AttackContext, steps: PGDConfig) -> dict[str, Logits]:
-    """The subject under one single attack an exit: exit k to logits (E, S, C)."""
-    attack = Attack("single", steps)
+def single_attacks(context: AttackContext, config: PGDConfig) -> dict[str, Logits]:
+    """The target under a single attack on each exit: `exit 1`, ..., `exit E` to logits (E, S, C)."""
+    attack = Attack("single", config)
     parts = [
-        craft_each_exit(place.model, images, labels, attack, rng=CounterRNG(0, 0), index=index)
-        for images, labels, index in place.batches()
+        craft_each_exit(context.model, images, labels, attack, rng=CounterRNG(0, 0), index=index)
+        for images, labels, index in context.batches()
     ]
     attacked = torch.cat(parts, dim=1).numpy()
-    return {f"exit {k}": place.subject.replay(one) for k, one in enumerate(attacked, start=1)}
+    return {f"exit {k}": context.target.exit_logits(images) for k, images in enumerate(attacked, start=1)}
 
 
 def to_levels(images: Images) -> Images:
-    """As a camera or a file would hold them: rounded to 8 bits."""
+    """Images rounded to 8 bits, as a camera or a file holds them."""
     return (np.round(images * LEVELS) / LEVELS).astype(np.float32)
 
 
-def _gates(place: AttackContext, deployed: Deployed) -> SoftPolicy:
-    with torch.no_grad():
-        logits = torch.cat([place.model(images) for images, _, _ in place.batches()], dim=1)
-    return SoftPolicy.fit(deployed.policy, logits)
-
-
-def _hunted(place: AttackContext, gates: SoftPolicy, attack: Any) -> Images:
-    """The images of an attack on a `AttackTarget`, batch by batch."""
-    hunts: list[AttackSearch] = [
-        attack(AttackTarget(place.model, gates, images, labels, index, place.steps))
-        for images, labels, index in place.batches()
+def _search(
+    context: AttackContext, soft_policy: SoftPolicy, attack: Callable[[AttackTarget], AttackSearch]
+) -> Images:
+    """The images of a search for damage, batch by batch."""
+    searches = [
+        attack(AttackTarget(context.model, soft_policy, images, labels, index, context.pgd))
+        for images, labels, index in context.batches()
     ]
-    return np.concatenate([hunt.images.numpy() for hunt in hunts])
+    return np.concatenate([search.images.numpy() for search in searches])
 
 
-def _square(place: AttackContext, gates: SoftPolicy) -> Images:
-    images, labels, _ = place.tensors()
-    network = DeployedPolicy(place.model, gates)
-    return _run_square(place, network, images, labels, place.steps.eps)
+def _route(context: AttackContext, _: BudgetPolicy, soft_policy: SoftPolicy) -> Images:
+    return _search(context, soft_policy, lambda target: route_attack(target, context.config.targets))
 
 
-def _square_served(place: AttackContext, deployed: Deployed) -> Images:
-    images, labels, eps = _eight_bits(place)
-    return to_levels(_run_square(place, _served(place, deployed), images, labels, eps))
+def _soft(context: AttackContext, _: BudgetPolicy, soft_policy: SoftPolicy) -> Images:
+    return _search(context, soft_policy, soft_attack)
 
 
-def _rays(place: AttackContext, deployed: Deployed) -> Images:
-    images, labels, eps = _eight_bits(place)
-    served = _served(place, deployed)
-    found = rays(lambda batch: served(batch).argmax(dim=-1), images, labels, eps, place.plan.queries)
-    return to_levels(found.numpy())
+def _square(context: AttackContext, _: BudgetPolicy, soft_policy: SoftPolicy) -> Images:
+    images, labels, __ = context.tensors()
+    return _run_square(context, DeployedPolicy(context.model, soft_policy), images, labels, context.pgd.eps)
 
 
-def _eight_bits(place: AttackContext) -> tuple[Tensor, Tensor, float]:
-    """Images, labels and radius as they can be sent: of 8 bits, the radius rounded down to whole levels."""
-    levels = int(place.steps.eps * LEVELS + 1e-9)
-    if levels < 1:
-        raise UsageError(f"eps {place.steps.eps:g} is below one level of an 8-bit image: nothing can be sent")
-    images, labels, _ = place.tensors()
-    return torch.from_numpy(to_levels(images.numpy())), labels, levels / LEVELS
+def _square_served(context: AttackContext, budget: BudgetPolicy, _: SoftPolicy) -> Images:
+    images, labels, eps = _eight_bits(context)
+    return to_levels(_run_square(context, _served(context, budget), images, labels, eps))
 
 
-def _served(place: AttackContext, deployed: Deployed) -> Callable[[Tensor], Tensor]:
-    """From images, which are rounded to 8 bits, through the engine to the logits of the exit that answers."""
-
-    def answers(batch: Tensor) -> Tensor:
-        return policy_log_probabilities(
-            deployed.policy, torch.from_numpy(place.subject.replay(to_levels(batch.numpy())))
-        ).float()
-
-    return answers
+def _rays(context: AttackContext, budget: BudgetPolicy, _: SoftPolicy) -> Images:
+    images, labels, eps = _eight_bits(context)
+    served = _served(context, budget)
+    attacked = rays(lambda batch: served(batch).argmax(dim=-1), images, labels, eps, context.config.queries)
+    return to_levels(attacked.numpy())
 
 
-BLACK_BOXES = {"square served": _square_served, "rays": _rays}
+POLICY_ATTACKS: dict[str, PolicyAttack] = {
+    "route": _route,
+    "soft": _soft,
+    "square": _square,
+    "square served": _square_served,
+    "rays": _rays,
+}
 
 
-def _run_square(place: AttackContext, answers: Any, images: Tensor, labels: Tensor, eps: float) -> Images:
-    plan = place.plan
+def _run_square(
+    context: AttackContext, classifier: Classifier, images: Tensor, labels: Tensor, eps: float
+) -> Images:
+    config = context.config
     attacked = square(
-        answers, images, labels, eps, norm=place.steps.norm, queries=plan.queries, restarts=plan.restarts
+        classifier,
+        images,
+        labels,
+        eps,
+        norm=context.pgd.norm,
+        queries=config.queries,
+        restarts=config.restarts,
     )
     return np.asarray(attacked.numpy())
 
 
-def _from_another_run(place: AttackContext) -> dict[str, Images]:
-    assert place.plan.transfer is not None
-    other, _ = open_run(place.plan.transfer)
-    place.progress.note(f"transfer: {len(place.labels)} images attacked on {place.plan.transfer}")
+def _eight_bits(context: AttackContext) -> tuple[Tensor, Tensor, float]:
+    """Images rounded to 8 bits, their labels, and the radius rounded down to whole levels."""
+    levels = int(context.pgd.eps * LEVELS + 1e-9)
+    if levels < 1:
+        raise UsageError(f"eps {context.pgd.eps:g} is below one level of an 8-bit image: no change can be sent")
+    images, labels, _ = context.tensors()
+    return torch.from_numpy(to_levels(images.numpy())), labels, levels / LEVELS
+
+
+def _served(context: AttackContext, budget: BudgetPolicy) -> Classifier:
+    """The served budget as a classifier: rounds images to 8 bits, runs the engine, applies the policy."""
+
+    def classifier(images: Tensor) -> Tensor:
+        logits = torch.from_numpy(context.target.exit_logits(to_levels(images.numpy())))
+        return policy_log_probabilities(budget.policy, logits).float()
+
+    return classifier
+
+
+def _crafted_on(model: MultiExit, context: AttackContext) -> dict[str, Images]:
+    """The images of the context attacked on another network."""
+    context.progress.note(f"transfer: {len(context.labels)} images attacked on {context.config.transfer}")
     suites = [
-        pgd_suite(other.model, images.numpy(), labels.numpy(), index.numpy(), place.steps)
-        for images, labels, index in place.batches()
+        pgd_suite(model, images.numpy(), labels.numpy(), index.numpy(), context.pgd)
+        for images, labels, index in context.batches()
     ]
     return {name: np.concatenate([suite[name] for suite in suites]) for name in ("average", "max-average")}

@@ -1,40 +1,44 @@
-"""What is evaluated: a run as it was trained, or a bundle as it is deployed. The attacks see no difference."""
+"""What is evaluated: a run in torch, or a bundle as it is deployed. The attacks treat both alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.artifact_paths import is_bundle
+from mexit.core.batches import evenly_spaced, split_batches
 from mexit.core.manifest import InputSpec
 from mexit.core.policy import Policy
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
-from mexit.errors import UsageError, missing_extra
-from mexit.evaluate import gradient_source
+from mexit.errors import UsageError
+from mexit.evaluate.gradient_source import GradientSource, Images, Index, Labels
+from mexit.models import model_spec
+from mexit.models.exit_costs import exit_costs
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.runtime import Runtime
+from mexit.train import checkpoint
+from mexit.train.validation import run_exits
 
 BATCH = 128
 
 Logits = NDArray[np.float32]
-Images = NDArray[np.float32]
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Deployed:
-    """A named budget.
+class BudgetPolicy:
+    """The policy of a named budget.
 
     Attributes:
-        policy: decides who leaves where.
-        budget_macs: its promise.
-        exit_macs: what leaving at each exit costs under it, (E,).
+        policy: the policy.
+        budget_macs: largest mean cost that the budget allows, in MACs.
+        exit_macs: cost of leaving at each exit under this policy, E numbers.
     """
 
     policy: Policy
@@ -44,126 +48,100 @@ class Deployed:
 
 @dataclass(frozen=True)
 class EvaluationTarget:
-    """What is evaluated.
+    """A run or a bundle with its test images.
 
     Attributes:
         path: of the run or the bundle.
-        network: what gives gradients.
-        answer: images (B, C, H, W) to the logits of every exit (E, B, C): torch of a run, the engine of a bundle.
+        source: the torch network that gives gradients.
+        run_batch: images (B, C, H, W) to the logits of every exit (E, B, C): torch for a run, the engine for a
+            bundle.
         runtime: of a bundle; None for a run.
-        budgets: by name; empty for a run and for a bundle that is not calibrated.
-        data, splits, spec: the images.
-        cumulative_macs, parameters: of everything up to each exit, (E,).
+        budgets: policies by budget name; empty for a run and for a bundle without thresholds.
+        data: the data set.
+        splits: its parts.
+        input: the input tensor and the preparation of images.
+        cumulative_macs: cost of each exit, E numbers.
+        parameters: of the layers up to each exit, E numbers.
     """
 
     path: Path
-    network: gradient_source.Source
-    answer: Callable[[Images], Logits]
+    source: GradientSource
+    run_batch: Callable[[Images], Logits]
     runtime: Runtime | None
-    budgets: Mapping[str, Deployed]
+    budgets: Mapping[str, BudgetPolicy]
     data: DataSet
     splits: Splits
-    spec: InputSpec
+    input: InputSpec
     cumulative_macs: tuple[int, ...]
     parameters: tuple[int, ...]
 
-    def test_places(self, samples: int | None) -> Labels:
-        """At most so many test images, evenly spaced; None = all."""
+    def test_index(self, samples: int | None) -> Index:
+        """Positions of at most `samples` test images, evenly spaced; None = all.
+
+        Raises:
+            UsageError: `samples` is below 1.
+        """
         if samples is not None and samples < 1:
             raise UsageError(f"--samples must be at least 1, found {samples}")
-        index = self.splits.part("test")
-        return index[spaced(len(index), samples)]
+        return evenly_spaced(self.splits.part("test"), samples)
 
-    def batch(self, index: Labels) -> tuple[Images, Labels]:
-        """Images (B, C, H, W) and labels (B,) at these places of the data set."""
-        return self.data.batch(index, self.spec), self.data.labels[index]
+    def load(self, index: Index) -> tuple[Images, Labels]:
+        """Images (B, C, H, W) and labels (B,) at these positions of the data set."""
+        return self.data.batch(index, self.input), self.data.labels[index]
 
-    def replay(self, images: Images) -> Logits:
-        """`answer` in batches: (N, C, H, W) to (E, N, C)."""
-        parts = np.array_split(images, range(BATCH, len(images), BATCH))
-        return np.concatenate([self.answer(part) for part in parts], axis=1)
+    def exit_logits(self, images: Images) -> Logits:
+        """Logits of every exit for any number of images: (N, C, H, W) to (E, N, C)."""
+        return np.concatenate([self.run_batch(part) for part in split_batches(images, BATCH)], axis=1)
 
 
-def spaced(count: int, wanted: int | None) -> NDArray[np.int64]:
-    """At most `wanted` places below `count`, evenly spaced."""
-    if wanted is None or wanted >= count:
-        return np.arange(count)
-    return np.linspace(0, count - 1, wanted).astype(np.int64)
+def open_target(path: Path, data_dir: str | Path | None, backend: str) -> EvaluationTarget:
+    """Open a run or a bundle with its test images.
 
-
-def open_subject(path: Path, data_dir: str | Path | None, backend: str) -> EvaluationTarget:
-    """A run or a bundle with its test images.
+    Args:
+        path: of the run or the bundle.
+        data_dir: directory of the data sets; None = `MEXIT_DATA`.
+        backend: engine of a bundle.
 
     Raises:
-        MissingExtra: torch is not installed.
-        NotFound, StalePolicy: the run behind a bundle is gone or another one.
-        UsageError: a bundle that does not say which images are for testing.
+        NotFound, StalePolicy: the run behind a bundle does not exist here or has other weights.
+        UsageError: the bundle does not record which images are for testing.
     """
+    runtime = None
     if is_bundle(path):
         runtime = Runtime.open(path, "full", backend=backend)
-        network = gradient_source.of_bundle(runtime.bundle)
+        source = GradientSource.of_bundle(runtime.bundle)
         stored = runtime.bundle.splits()
         if stored is None:
             raise UsageError(f"{path} stores no splits, so it is not known which images are for testing")
         splits = Splits.from_bytes(stored, path / "splits.npz")
     else:
-        runtime, (network, splits) = None, open_run(path)
-    data = registry.load(network.settings.data, data_dir)
+        model, settings, splits = checkpoint.load_model(path)
+        source = GradientSource(model, settings)
+    data = registry.load(source.settings.data, data_dir)
     splits.check(data)
+    costs = exit_costs(source.model)
     return EvaluationTarget(
         path,
-        network,
-        _torch_answer(network) if runtime is None else _bundle_answer(runtime),
+        source,
+        partial(run_exits, source.model) if runtime is None else partial(run_all_exits, runtime.backend),
         runtime,
         {} if runtime is None else _budgets(runtime),
         data,
         splits,
-        _spec(network),
-        *_costs(network),
+        model_spec(source.settings.model).input,
+        tuple(cost.macs for cost in costs),
+        tuple(cost.parameters for cost in costs),
     )
 
 
-def open_run(run: Path) -> tuple[gradient_source.Source, Splits]:
-    """A finished run: what gives gradients, and its splits."""
-    try:
-        from mexit.train import checkpoint
-    except ImportError as error:
-        raise missing_extra(error.name or "torch", "train", "Evaluating a run") from None
-    model, settings, splits = checkpoint.load_model(run)
-    return gradient_source.Source(model, settings), splits
-
-
-def _budgets(runtime: Runtime) -> dict[str, Deployed]:
+def _budgets(runtime: Runtime) -> dict[str, BudgetPolicy]:
     if not runtime.calibrated:
         return {}
     backend = runtime.backend
     entry = runtime.bundle.policies().usable(backend.engine, backend.precision, backend.variant)
-    found = {}
-    for name, place in entry.named.items():
-        policy = entry.policy(entry.frontier[place])
-        found[name] = Deployed(policy, entry.frontier[place].budget_macs, runtime.costs.under(policy.asked))
-    return found
-
-
-def _torch_answer(network: gradient_source.Source) -> Callable[[Images], Logits]:
-    from mexit.train.validation import run_exits
-
-    return lambda images: run_exits(network.model, images)
-
-
-def _bundle_answer(runtime: Runtime) -> Callable[[Images], Logits]:
-    return lambda images: run_all_exits(runtime.backend, images)
-
-
-def _costs(network: gradient_source.Source) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """MACs and parameters; the same numbers as in the manifest, counted on the network."""
-    from mexit.models.exit_costs import exit_costs
-
-    costs = exit_costs(network.model)
-    return tuple(cost.macs for cost in costs), tuple(cost.parameters for cost in costs)
-
-
-def _spec(network: gradient_source.Source) -> InputSpec:
-    from mexit.models import model_spec
-
-    return model_spec(network.settings.model).input
+    budgets = {}
+    for name, frontier_index in entry.named.items():
+        point = entry.frontier[frontier_index]
+        policy = entry.policy(point)
+        budgets[name] = BudgetPolicy(policy, point.budget_macs, runtime.costs.under(policy.asked))
+    return budgets

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mexit.calibrate.calibration import (
     AUTO,
@@ -27,11 +28,14 @@ from mexit.core.trace import Trace
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits, split
-from mexit.errors import MexitError, UsageError
-from mexit.evaluate import gradient_source, plots
+from mexit.errors import MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
+from mexit.evaluate import plots
 from mexit.flows.sample_sources import Attack, BundleSource, DatasetSource, Samples, SampleSource, UnlabelledSource
 from mexit.runtime.runtime import Runtime
 from mexit.runtime.trace_recorder import record
+
+if TYPE_CHECKING:
+    from mexit.evaluate.gradient_source import GradientSource
 
 IN_BUNDLE = "bundle"
 REPORTS = Path("reports")
@@ -219,16 +223,20 @@ def _sample_source(
 
 def _attack(bundle: Bundle, objective: str) -> tuple[Attack | None, str]:
     """The test attack of the run behind a bundle, or None and the reason."""
-    network, why_not = gradient_source.of_bundle_or_why_not(bundle)
-    if network is None:
-        return None, why_not
-    return network_attack(network, objective), ""
+    try:
+        with requires_extra("train", "Attacking a network"):
+            from mexit.evaluate.gradient_source import GradientSource  # torch is optional for calibration
+        return network_attack(GradientSource.of_bundle(bundle), objective), ""
+    except (MissingExtra, NotFound, StalePolicy) as error:
+        return None, str(error)
+    except MexitError as error:
+        return None, f"the run behind {bundle.path} cannot be used: {error}"
 
 
-def network_attack(network: gradient_source.Source, objective: str) -> Attack:
+def network_attack(source: GradientSource, objective: str) -> Attack:
     """The test attack of a run with the gradients of its network."""
-    attack = network.attack(objective, None, None)
-    return Attack(attack.describe(), network.crafter(attack))
+    attack = source.attack(objective)
+    return Attack(attack.describe(), partial(source.craft, attack=attack))
 
 
 def _data_is_readable(bundle: Bundle, data_dir: str | Path | None) -> bool:

@@ -1,7 +1,7 @@
-"""`mexit evaluate`: accuracy on the test split, per exit and per budget, clean and under attack.
+"""Evaluate a run or a bundle: accuracy on the test split, per exit and per budget, clean and under attack.
 
-A run is judged in torch. A bundle is judged as deployed: attacked images are made with the gradients of the run
-behind it, answered by the exported segments, and decided by the calibrated policies. Which attacks: `attack_plan`.
+A run is evaluated in torch. A bundle is evaluated as deployed: the images are attacked with the gradients of the run
+behind it, evaluated by the exported segments, and decided by the calibrated policies.
 """
 
 from __future__ import annotations
@@ -13,17 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mexit.core.artifact_paths import BUNDLES, RUNS, newest
 from mexit.core.atomic_io import to_json, write_bytes
+from mexit.core.batches import evenly_spaced
 from mexit.core.progress import Progress, Silent
-from mexit.errors import UsageError
+from mexit.errors import UsageError, requires_extra
 from mexit.evaluate import plots
 from mexit.evaluate.config import EvaluationConfig
-from mexit.evaluate.model_card import model_card
-from mexit.evaluate.results import AttackResults, curve, per_budget, per_exit, transfer
-from mexit.evaluate.target import BATCH, EvaluationTarget, Labels, Logits, open_run, open_subject, spaced
+
+with requires_extra("train", "Evaluating a network"):
+    from mexit.attacks.autoattack import import_pyautoattack
+    from mexit.attacks.multi_exit_attack import Attack
+    from mexit.evaluate import sanity_checks, suites
+    from mexit.evaluate.model_card import model_card
+    from mexit.evaluate.results import AttackResults, budget_rows, curve_rows, exit_rows, transfer_matrix
+    from mexit.evaluate.target import EvaluationTarget, open_target
+    from mexit.train import checkpoint
 
 SAMPLES = 1000
 REPORTS = Path("reports")
@@ -38,11 +44,11 @@ JSON, PICTURE, TRANSFER, CURVE, CARD = (
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What was found.
+    """The result of an evaluation.
 
     Attributes:
-        report: as `--json` prints it: exits, budgets, transfer, curve, checks, flags, settings.
-        written: JSON, pictures, model card.
+        report: what `--json` prints: exits, budgets, transfer, curve, checks, flags, settings.
+        written: paths of the JSON file, the pictures and the model card.
     """
 
     report: Mapping[str, Any]
@@ -57,162 +63,142 @@ def evaluate_model(
     eps: float | None = None,
     steps: int | None = None,
     backend: str = "auto",
-    plan: EvaluationConfig | None = None,
+    config: EvaluationConfig | None = None,
     progress: Progress | None = None,
 ) -> EvaluateResult:
-    """Evaluate a run or a bundle on the test split.
+    """Evaluate a run or a bundle on the test split, and write a report into it.
 
     Args:
-        source: a run or a bundle; default the newest bundle, else the newest run.
-        data_dir: where data sets lie; default `MEXIT_DATA`.
-        samples: at most so many test images, evenly spaced; None = all.
-        eps, steps: of the attacks; default the run's own test setting.
-        backend: the engine of a bundle.
-        plan: which attacks; None = PGD.
-        progress: who listens.
+        source: a run or a bundle; None = the newest bundle, else the newest run.
+        data_dir: directory of the data sets; None = `MEXIT_DATA`.
+        samples: largest number of test images, evenly spaced; None = all.
+        eps: radius of the attacks, a fraction of the pixel range; None = the run's test setting.
+        steps: steps of the attacks; None = the run's test setting.
+        backend: engine of a bundle.
+        config: which attacks, and how strong; None = the group pgd.
+        progress: receives progress; None = nothing is shown.
 
     Raises:
-        UsageError: numbers that cannot be.
-        NotFound, StalePolicy: the run behind a bundle is gone or another one.
+        UsageError: a number is out of range.
+        NotFound, StalePolicy: the run behind a bundle does not exist here or has other weights.
         MissingExtra: torch, or for some attacks `pyautoattack`, is not installed.
     """
-    progress, plan, begin = progress or Silent(), plan or EvaluationConfig(), time.monotonic()
-    subject = open_subject(source or _newest(progress), data_dir, backend)
-    _check(plan, subject)
-    index = subject.test_places(samples)
-    strong = spaced(len(index), plan.strong_samples)
-    attack = subject.network.attack("average", eps, steps)
-    attack = replace(attack, pgd=replace(attack.pgd, restarts=plan.restarts))
-    evidence = AttackResults(subject.data.labels[index], strong, _judge(subject, index, attack.pgd, progress))
-    more = _strong_groups(subject, plan, index[strong], attack.pgd, evidence, progress)
+    progress, config, start = progress or Silent(), config or EvaluationConfig(), time.monotonic()
+    target = open_target(source or _newest(progress), data_dir, backend)
+    _check(config, target)
+    index = target.test_index(samples)
+    strong = evenly_spaced(np.arange(len(index)), config.strong_samples)
+    attack = target.source.attack("average", eps, steps)
+    attack = replace(attack, pgd=replace(attack.pgd, restarts=config.restarts))
+    logits = suites.run_pgd_group(target, index, attack.pgd, progress)
+    results = AttackResults(target.data.labels[index], strong, logits)
+    context = suites.AttackContext(
+        target, config, progress, *target.load(index[strong]), index[strong], attack.pgd
+    )
+    curve, checks = _run_strong_groups(context, results)
+    settings = _settings(target, config, attack, len(index), len(strong))
     report = {
-        "exits": per_exit(evidence),
-        "budgets": per_budget(evidence, subject),
-        "transfer": transfer(evidence),
-        **more,
-        "settings": _settings(subject, plan, index, strong, attack)
-        | {"seconds": round(time.monotonic() - begin, 1)},
+        "exits": exit_rows(results),
+        "budgets": budget_rows(results, target),
+        "transfer": transfer_matrix(results),
+        "curve": curve,
+        "checks": [check.to_json() for check in checks],
+        "flags": [check.flag() for check in checks if not check.passed],
+        "settings": settings | {"seconds": round(time.monotonic() - start, 1)},
     }
-    return EvaluateResult(report, _write(subject, report))
+    return EvaluateResult(report, _write(target, report))
 
 
 def _newest(progress: Progress) -> Path:
     return newest(BUNDLES if (BUNDLES / "latest").exists() else RUNS, progress)
 
 
-def _check(plan: EvaluationConfig, subject: EvaluationTarget) -> None:
-    """What would otherwise fail after long work."""
-    from mexit.attacks.autoattack import import_pyautoattack
-
-    plan.chosen_exits(subject.network.model.exits)
-    if plan.wants("policy") or plan.wants("autoattack"):
+def _check(config: EvaluationConfig, target: EvaluationTarget) -> None:
+    """Reject what would otherwise fail after long work."""
+    config.autoattack_exits(target.source.model.exits)
+    if config.includes("policy") or config.includes("autoattack"):
         import_pyautoattack()
-    if plan.transfer is not None:
-        other = open_run(plan.transfer)[0].model
-        model = subject.network.model
+    if config.transfer is not None:
+        other, model = checkpoint.load_model(config.transfer)[0], target.source.model
         if (other.input_shape, other.classes) != (model.input_shape, model.classes):
             raise UsageError(
-                f"--transfer {plan.transfer} takes {other.input_shape} images of {other.classes} classes, this "
+                f"--transfer {config.transfer} takes {other.input_shape} images of {other.classes} classes, this "
                 f"network {model.input_shape} of {model.classes}: name a run on the same data"
             )
 
 
-def _judge(subject: EvaluationTarget, index: Labels, steps: Any, progress: Progress) -> dict[str, Logits]:
-    """Logits (E, N, C) under every condition of `pgd`: clean, noise, average, max-average, one attack an exit."""
-    from mexit.evaluate.suites import pgd_suite
-
-    model = subject.network.model
-    found: dict[str, list[Logits]] = {}
-    with progress.track(f"attacking {len(index)} test images", len(index)) as advance:
-        for part in np.array_split(index, range(BATCH, len(index), BATCH)):
-            images, labels = subject.batch(part)
-            for name, attacked in pgd_suite(model, images, labels, part, steps).items():
-                found.setdefault(name, []).append(subject.answer(attacked))
-            advance(len(part), "")
-    return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
-
-
-def _strong_groups(
-    subject: EvaluationTarget,
-    plan: EvaluationConfig,
-    index: Labels,
-    steps: Any,
-    evidence: AttackResults,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Adds to the evidence; returns the parts of the report that are no accuracy of an exit or a budget."""
-    from mexit.evaluate import flow_checks, suites
-
-    images, labels = subject.batch(index)
-    place = suites.AttackContext(subject, plan, progress, images, labels, index, steps)
-    points: list[dict[str, Any]] = []
-    found = []
-    if plan.wants("policy"):
-        suites.attack_policies(place, evidence)
-    if plan.wants("autoattack"):
-        warnings = suites.auto_attack_all(place, evidence)
-        found += flow_checks.of_autoattack(place, evidence, warnings)
-    if plan.wants("slowdown"):
-        suites.slow_policies(place, evidence)
-    if plan.wants("sanity"):
-        judged = suites.radii(place)
-        points = curve(judged, labels, subject)
-        found += flow_checks.of_curve(place, judged)
-    found = [*flow_checks.cheap(place, evidence), *flow_checks.of_black_box(place, evidence), *found]
-    flags = [f"{check.name}: {check.found}, expected {check.expected}; {check.means}" for check in found
-             if not check.passed]  # fmt: skip
-    return {"curve": points, "checks": [flow_checks.to_json(check) for check in found], "flags": flags}
+def _run_strong_groups(
+    context: suites.AttackContext, results: AttackResults
+) -> tuple[list[dict[str, Any]], list[sanity_checks.Check]]:
+    """Run every group but pgd: adds logits to `results`, returns the rows of the curve and the checks."""
+    config, rows, checks = context.config, [], []
+    if config.includes("policy"):
+        suites.run_policy_group(context, results)
+    if config.includes("autoattack"):
+        warnings = suites.run_autoattack_group(context, results)
+        checks += sanity_checks.autoattack_checks(context, results, warnings)
+    if config.includes("slowdown"):
+        suites.run_slowdown_group(context, results)
+    if config.includes("sanity"):
+        curve = suites.accuracy_curve(context)
+        rows = curve_rows(curve, context.labels, context.target)
+        checks += sanity_checks.curve_checks(context, curve)
+    basic = sanity_checks.basic_checks(context, results)
+    return rows, [*basic, *sanity_checks.black_box_checks(context, results), *checks]
 
 
 def _settings(
-    subject: EvaluationTarget, plan: EvaluationConfig, index: Labels, strong: NDArray[np.int64], attack: Any
+    target: EvaluationTarget, config: EvaluationConfig, attack: Attack, n: int, strong_n: int
 ) -> dict[str, Any]:
-    steps = attack.pgd
+    """The report's `settings`."""
     return {
-        "source": str(subject.path),
-        "data": subject.data.name,
-        "data_sha256": subject.data.sha256,
+        "source": str(target.path),
+        "data": target.data.name,
+        "data_sha256": target.data.sha256,
         "split": "test",
-        "n": len(index),
-        "strong_n": len(strong) if set(plan.groups) - {"pgd"} else 0,
-        "of": len(subject.splits.part("test")),
+        "n": n,
+        "strong_n": strong_n if set(config.groups) - {"pgd"} else 0,
+        "of": len(target.splits.part("test")),
         "attack": attack.describe(),
-        "eps": steps.eps,
-        "step": steps.step_size,
-        "steps": steps.steps,
-        "restarts": steps.restarts,
-        "attacks": list(plan.groups),
-        "exits": ",".join(map(str, plan.exits)) if plan.exits else "all",
-        "targets": plan.targets,
-        "queries": plan.queries,
-        "autoattack_steps": plan.autoattack_steps,
-        "transfer_from": None if plan.transfer is None else str(plan.transfer),
+        "eps": attack.pgd.eps,
+        "step": attack.pgd.step_size,
+        "steps": attack.pgd.steps,
+        "restarts": attack.pgd.restarts,
+        "attacks": list(config.groups),
+        "exits": ",".join(map(str, config.exits)) if config.exits else "all",
+        "targets": config.targets,
+        "queries": config.queries,
+        "autoattack_steps": config.autoattack_steps,
+        "transfer_from": None if config.transfer is None else str(config.transfer),
         "seed": 0,
         "precision": "fp32",
     }
 
 
-def _write(subject: EvaluationTarget, report: Mapping[str, Any]) -> tuple[Path, ...]:
-    folder = subject.path / REPORTS
+def _write(target: EvaluationTarget, report: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Write the report, its pictures (with matplotlib) and the model card; returns the paths."""
+    folder = target.path / REPORTS
     written = [folder / JSON]
     write_bytes(written[0], to_json(report))
     if plots.available():
-        title = f"{subject.path.name}: test split"
+        title = f"{target.path.name}: test split"
+        budgets = {name: row["budget_macs"] for name, row in report["budgets"].items()}
         written.append(folder / PICTURE)
-        plots.accuracy_against_macs(*_picture(subject, report), written[-1], title)
+        plots.accuracy_against_macs(_lines(target, report), budgets, written[-1], title)
         written.append(folder / TRANSFER)
-        plots.transfer([[cell["value"] for cell in row] for row in report["transfer"]], written[-1], title)
+        plots.transfer_matrix([[cell["value"] for cell in row] for row in report["transfer"]], written[-1], title)
         if report["curve"]:
             written.append(folder / CURVE)
             plots.accuracy_against_eps(report["curve"], report["settings"]["eps"], written[-1], title)
     written.append(folder / CARD)
-    write_bytes(written[-1], model_card(subject, report).encode())
+    write_bytes(written[-1], model_card(target, report).encode())
     return tuple(written)
 
 
-def _picture(subject: EvaluationTarget, report: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
-    costs = subject.cumulative_macs
-    lines: dict[str, Any] = {}
+def _lines(target: EvaluationTarget, report: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """The lines (mean MACs, accuracy) of the picture of accuracy against cost."""
+    costs = target.cumulative_macs
+    lines: dict[str, list[tuple[float, float]]] = {}
     for name, condition in (("clean", "clean"), ("attacked", "average")):
         if report["budgets"]:
             lines[f"{name}, per budget"] = [
@@ -221,4 +207,4 @@ def _picture(subject: EvaluationTarget, report: Mapping[str, Any]) -> tuple[dict
         lines[f"{name}, single exits"] = [
             (costs[row["exit"] - 1], row[condition]["value"]) for row in report["exits"]
         ]
-    return lines, {name: row["budget_macs"] for name, row in report["budgets"].items()}
+    return lines

@@ -18,7 +18,6 @@ from mexit.core.progress import Progress, Silent
 from mexit.core.versions import VERSION, installed_versions
 from mexit.data import registry
 from mexit.errors import MexitError, UsageError, requires_extra
-from mexit.evaluate.gradient_source import Source
 from mexit.flows.calibrate import CalibrateResult, calibrate_bundle, network_attack
 from mexit.flows.sample_sources import DatasetSource, gather
 from mexit.runtime import autotune
@@ -26,6 +25,7 @@ from mexit.runtime.backends.ort import OrtBackend, open_session
 from mexit.runtime.reference import run_all_exits
 
 with requires_extra("train", "Exporting a network"):
+    from mexit.evaluate.gradient_source import GradientSource
     from mexit.export.bundle_writer import BundleContents, build_bundle
     from mexit.export.nested_if import OUTPUTS, build_single_file
     from mexit.export.onnx_export import OnnxSegment, export_segment
@@ -155,7 +155,7 @@ def _build(
         provenance["parity"] = asdict(report)
     calibration = {}
     if options.calibration_images:
-        source = DatasetSource(data, splits, spec, network_attack(Source(model, settings), "average"))
+        source = DatasetSource(data, splits, spec, network_attack(GradientSource(model, settings), "average"))
         calibration = {images.file: images.to_bytes() for images in gather(source, progress)}
     single_file = build_single_file([segment.model for segment in segments]) if options.single_file else None
     contents = BundleContents(data.classes, spec, splits, variants, provenance, calibration, single_file)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.core.batches import evenly_spaced, split_batches
 from mexit.core.manifest import InputSpec
 from mexit.core.policies import PARITY
 from mexit.core.progress import Progress
@@ -17,7 +18,7 @@ from mexit.export.int8 import quantize_int8
 from mexit.export.onnx_export import OnnxSegment
 from mexit.export.segments import TorchSegment
 from mexit.export.validate import PrecisionReport, compare_precisions
-from mexit.flows.sample_sources import BATCH, evenly_spaced
+from mexit.flows.sample_sources import BATCH
 from mexit.runtime.backends.base import HostCarried
 from mexit.runtime.backends.ort import OrtSegment
 
@@ -71,7 +72,7 @@ def convert_segments(
     else:
         run_converted = [HalfModule(segment.module) for segment in torch_segments]
     index = evenly_spaced(splits.part(COMPARED_SPLIT), COMPARED_IMAGES)
-    batches = [data.batch(part, spec) for part in np.array_split(index, range(BATCH, len(index), BATCH))]
+    batches = [data.batch(part, spec) for part in split_batches(index, BATCH)]
     exits = compare_precisions(_logits(run_fp32, batches), _logits(run_converted, batches), data.labels[index])
     return converted, PrecisionReport(precision, COMPARED_SPLIT, len(index), exits)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.core.batches import evenly_spaced, split_batches
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import InputSpec
 from mexit.core.progress import Progress
@@ -105,7 +106,7 @@ class DatasetSource:
         return Samples(split, self.attack.description, len(index), batches)
 
     def _batches(self, index: Labels) -> Iterator[tuple[Images, Labels, Labels]]:
-        for rows in np.array_split(index, range(BATCH, len(index), BATCH)):
+        for rows in split_batches(index, BATCH):
             yield self.data.batch(rows, self.spec), self.data.labels[rows], rows
 
 
@@ -131,8 +132,7 @@ class UnlabelledSource:
         order = np.random.default_rng(_SEED).permutation(len(self.pictures)).astype(np.int64)
         halves = dict(zip(MAX_ATTACKED, np.array_split(order, len(MAX_ATTACKED)), strict=True))
         index = np.sort(halves[split])
-        parts = np.array_split(index, range(BATCH, len(index), BATCH))
-        batches = ((self.pictures.batch(part, self.spec), None, part) for part in parts)
+        batches = ((self.pictures.batch(rows, self.spec), None, rows) for rows in split_batches(index, BATCH))
         return Samples(split, "clean", len(index), batches)
 
     def attacked(self, split: str) -> Samples | None:
@@ -205,12 +205,6 @@ def gather(source: SampleSource, progress: Progress) -> list[CalibrationImages]:
     return collected
 
 
-def evenly_spaced(index: Labels, most: int) -> Labels:
-    """At most `most` entries of an index (N,), evenly spaced."""
-    return index if len(index) <= most else index[np.linspace(0, len(index) - 1, most).astype(np.int64)]
-
-
 def _in_batches(images: CalibrationImages) -> Samples:
-    cuts = range(BATCH, len(images.index), BATCH)
-    arrays = (np.array_split(array, cuts) for array in (images.images, images.labels, images.index))
+    arrays = (split_batches(array, BATCH) for array in (images.images, images.labels, images.index))
     return Samples(images.split, images.condition, len(images.index), zip(*arrays, strict=True))

@@ -132,7 +132,7 @@ def train_model(
         records = checkpoint.read_log(run)
         curves = run / checkpoint.CURVES if records and processes.is_main and plots.available() else None
         if curves is not None:
-            plots.curves(records, curves, f"{resolved.method}, {resolved.model}, {resolved.data}")
+            plots.training_curves(records, curves, f"{resolved.method}, {resolved.model}, {resolved.data}")
         seconds = time.monotonic() - start_s
         return TrainResult(run, finished, resolved.to_json(), seconds, tuple(records), curves, processes.is_main)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mexit.attacks.multi_exit_attack import Attack
 from mexit.attacks.rng import CounterRNG
+from mexit.core.batches import split_batches
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import MexitError
@@ -242,7 +243,7 @@ class Trainer:
         rng = CounterRNG(self.settings.seed, self.position.epoch)
         rng.seed_layers(-1)  # torch's generator is in another state in a resumed run
         shard = self.train_index[self.process_group.shard(len(self.train_index))]
-        batches = np.array_split(shard, range(INFERENCE_BATCH, len(shard), INFERENCE_BATCH))
+        batches = split_batches(shard, INFERENCE_BATCH)
         with closing(self._load(batches, rng)) as loaded:
             for batch in loaded:
                 variants = self.train_step.craft(batch) if attacked else None

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mexit.attacks.multi_exit_attack import Attack, craft
 from mexit.attacks.rng import CounterRNG
+from mexit.core.batches import split_batches
 from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet
 from mexit.models.multi_exit import MultiExit
@@ -43,7 +44,7 @@ def attacked_batches(
         Images (B, C, H, W) float32 in [0, 1], labels (B,), positions (B,).
     """
     model.eval()
-    for part in np.array_split(index, range(batch, len(index), batch)):
+    for part in split_batches(index, batch):
         images, labels = data.batch(part, spec), data.labels[part]
         if attack is not None:
             attacked = craft(

@@ -1,4 +1,4 @@
-"""`mexit evaluate` on a finished run and its bundle: every group of attacks, small."""
+"""`mexit evaluate` on a finished run and its bundle: every group of attacks, with few samples and steps."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from command_line import program
 
 from mexit.commands.evaluate import show_evaluation
+from mexit.core.batches import evenly_spaced
 from mexit.core.bundle import Bundle
 from mexit.core.policy import first_exit
 from mexit.core.progress import Silent
@@ -22,7 +23,7 @@ from mexit.errors import UsageError
 from mexit.evaluate.config import GROUPS, EvaluationConfig, read_exits, read_groups
 from mexit.evaluate.model_card import model_card
 from mexit.evaluate.suites import to_levels
-from mexit.evaluate.target import open_subject, spaced
+from mexit.evaluate.target import open_target
 from mexit.flows.evaluate import EvaluateResult, evaluate_model
 from mexit.models import build_model
 from mexit.runtime.runtime import Runtime
@@ -33,115 +34,114 @@ torch.set_num_threads(1)
 SAMPLES, STRONG = 24, 8
 
 
-def little(groups: tuple[str, ...], **more: object) -> EvaluationConfig:
+def reduced(groups: tuple[str, ...], **more: object) -> EvaluationConfig:
     return EvaluationConfig(
         groups, exits=(1,), strong_samples=STRONG, targets=1, queries=10, autoattack_steps=2, **more
     )
 
 
 @pytest.fixture(scope="module")
-def place(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace of this file's own: the reports go into the run and the bundle."""
+def folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace of its own for this file: the reports are written into the run and the bundle."""
     return Path(shutil.copytree(workspace, tmp_path_factory.mktemp("evaluation") / "workspace"))
 
 
 @pytest.fixture(scope="module")
-def everything(place: Path) -> dict[str, object]:
-    """All groups, and transfer from a run that happens to be the same."""
+def report(folder: Path) -> dict[str, object]:
+    """The report of all groups, with transfer from the same run."""
     before = Path.cwd()
     try:
-        os.chdir(place)
-        plan = little(GROUPS, transfer=Path("runs/digits"))
-        return dict(evaluate_model(Path("bundles/digits"), samples=SAMPLES, steps=3, plan=plan).report)
+        os.chdir(folder)
+        config = reduced(GROUPS, transfer=Path("runs/digits"))
+        return dict(evaluate_model(Path("bundles/digits"), samples=SAMPLES, steps=3, config=config).report)
     finally:
         os.chdir(before)
 
 
 def conditions(row: dict[str, object]) -> dict[str, dict[str, float]]:
-    return {name: found for name, found in row.items() if isinstance(found, dict)}
+    return {name: entry for name, entry in row.items() if isinstance(entry, dict)}
 
 
-def test_every_attack_is_reported_with_its_error_and_none_is_worse_than_the_worst(everything, place) -> None:
+def test_every_attack_is_reported_with_its_error_and_none_is_worse_than_the_worst_case(report, folder) -> None:
     names = {"clean", "average", "max-average", "route", "soft", "square", "square served", "rays", "autoattack",
              "sloth", "hinge", "worst"}  # fmt: skip
-    assert set(everything["budgets"]) == {"low", "medium", "high", "full"}
-    full = Bundle.open(place / "bundles/digits").manifest.cumulative_macs[-1]
-    for row in everything["budgets"].values():
+    assert set(report["budgets"]) == {"low", "medium", "high", "full"}
+    full = Bundle.open(folder / "bundles/digits").manifest.cumulative_macs[-1]
+    for row in report["budgets"].values():
         assert set(conditions(row)) == names
-        for name, found in conditions(row).items():
+        for name, entry in conditions(row).items():
             wide = name in ("clean", "average", "max-average")
-            assert found["n"] == (SAMPLES if wide else STRONG)
-            assert found["stderr"] == pytest.approx((found["value"] * (1 - found["value"]) / found["n"]) ** 0.5)
-            assert wide or row["worst"]["value"] <= found["value"]
+            assert entry["n"] == (SAMPLES if wide else STRONG)
+            assert entry["stderr"] == pytest.approx((entry["value"] * (1 - entry["value"]) / entry["n"]) ** 0.5)
+            assert wide or row["worst"]["value"] <= entry["value"]
             if name != "worst":
-                assert sum(found["exits"]) == found["n"]
-                assert found["saved"] == pytest.approx(1 - found["mean_macs"] / full)
-    for row in everything["exits"]:
+                assert sum(entry["exits"]) == entry["n"]
+                assert entry["saved"] == pytest.approx(1 - entry["mean_macs"] / full)
+    for row in report["exits"]:
         assert set(conditions(row)) >= {"clean", "average", "max-average", "worst"}
         assert ("autoattack" in row) == (row["exit"] == 1), "only --exits 1 was asked for"
 
 
-def test_slowdown_attacks_never_make_anybody_faster(everything, place, monkeypatch) -> None:
-    monkeypatch.chdir(place)
-    subject = open_subject(Path("bundles/digits"), None, "auto")
-    index = subject.test_places(SAMPLES)[spaced(SAMPLES, STRONG)]
-    logits = subject.replay(subject.batch(index)[0])
-    for name, deployed in subject.budgets.items():
-        costs = np.asarray(deployed.exit_macs)
-        scores = deployed.policy.scorer(10).score(logits)
-        clean = costs[first_exit(scores, deployed.policy.thresholds) - 1].mean()
+def test_slowdown_attacks_never_reduce_the_mean_cost(report, folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    target = open_target(Path("bundles/digits"), None, "auto")
+    index = evenly_spaced(target.test_index(SAMPLES), STRONG)
+    logits = target.exit_logits(target.load(index)[0])
+    for name, budget in target.budgets.items():
+        costs = np.asarray(budget.exit_macs)
+        scores = budget.policy.scorer(10).score(logits)
+        clean = costs[first_exit(scores, budget.policy.thresholds) - 1].mean()
         for attack in ("sloth", "hinge"):
-            assert everything["budgets"][name][attack]["mean_macs"] >= clean
+            assert report["budgets"][name][attack]["mean_macs"] >= clean
 
 
-def test_a_flag_cannot_be_overlooked(everything, place, capsys) -> None:
-    """On the terminal and in the model card, with what it means."""
+def test_a_failed_check_is_shown_on_the_terminal_and_in_the_model_card(report, folder, capsys) -> None:
     check = {"name": "the moon is round", "passed": False, "found": "a square", "expected": "a disc",
              "means": "look again"}  # fmt: skip
-    report = {**everything, "checks": [check], "flags": ["the moon is round: a square, expected a disc"]}
-    show_evaluation(EvaluateResult(report, ()))
+    failed = {**report, "checks": [check], "flags": ["the moon is round: a square, expected a disc"]}
+    show_evaluation(EvaluateResult(failed, ()))
     shown = " ".join(capsys.readouterr().out.split())
     assert "FLAGS: 1 of 1 checks failed" in shown
     assert "look" in shown
-    card = model_card(open_subject(place / "runs/digits", None, "auto"), report)
+    card = model_card(open_target(folder / "runs/digits", None, "auto"), failed)
     assert "- the moon is round: a square, expected a disc" in card
     assert "1 of 1 checks of the evaluation itself failed" in card
 
 
-def test_the_curve_and_the_checks_are_there(everything) -> None:
-    eps = everything["settings"]["eps"]
-    radii = [row["eps"] for row in everything["curve"]]
+def test_the_curve_and_the_checks_are_there(report) -> None:
+    eps = report["settings"]["eps"]
+    radii = [row["eps"] for row in report["curve"]]
     assert radii == sorted(radii)
     assert radii[0] == 0
     assert eps in radii
     assert 0.5 in radii
-    assert all(len(row["exits"]) == 3 and set(row["budgets"]) == set(everything["budgets"])
-               for row in everything["curve"])  # fmt: skip
-    names = " ".join(check["name"] for check in everything["checks"])
+    assert all(len(row["exits"]) == 3 and set(row["budgets"]) == set(report["budgets"])
+               for row in report["curve"])  # fmt: skip
+    names = " ".join(check["name"] for check in report["checks"])
     for topic in ("pass to pass", "gradient", "noise", "larger radius", "breaks everything", "twice the steps",
                   "a black box breaks", "low, square", "full, rays", "AutoAttack is no weaker",
                   "worst case"):  # fmt: skip
         assert topic in names
-    assert len(everything["flags"]) == sum(not check["passed"] for check in everything["checks"])
+    assert len(report["flags"]) == sum(not check["passed"] for check in report["checks"])
 
 
-def test_card_and_pictures_are_written_into_the_bundle(everything, place) -> None:
-    reports = place / "bundles/digits/reports"
+def test_card_and_pictures_are_written_into_the_bundle(report, folder) -> None:
+    reports = folder / "bundles/digits/reports"
     for picture in ("evaluation.png", "transfer.png", "accuracy_against_eps.png"):
         assert (reports / picture).read_bytes().startswith(b"\x89PNG")
-    assert json.loads((reports / "evaluation.json").read_text()) == everything
+    assert json.loads((reports / "evaluation.json").read_text()) == report
     card = (reports / "model_card.md").read_text()
-    for line in ("## Network", "## Training", "## Results", "## Flags", "## What is not promised",
+    for line in ("## Network", "## Training", "## Results", "## Flags", "## Limitations",
                  "mexit train --data digits --preset demo --method adversarial --step 0.08 --steps 2 --epochs 8",
                  "mexit export runs/digits", "| seed | `0` |"):  # fmt: skip
         assert line in card
-    assert all(flag in card for flag in everything["flags"])
-    value = everything["budgets"]["low"]["route"]["value"]
+    assert all(flag in card for flag in report["flags"])
+    value = report["budgets"]["low"]["route"]["value"]
     assert f"| route | {100 * value:.1f} ±" in card
 
 
-def test_a_run_is_judged_without_budgets(place, monkeypatch) -> None:
-    monkeypatch.chdir(place)
+def test_a_run_is_evaluated_without_budgets(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
     report = evaluate_model(Path("runs/digits"), samples=SAMPLES, steps=2).report
     assert report["budgets"] == {}
     assert report["curve"] == []
@@ -149,16 +149,16 @@ def test_a_run_is_judged_without_budgets(place, monkeypatch) -> None:
     assert all(row["worst"]["n"] == SAMPLES for row in report["exits"])
     assert all(row["worst"]["value"] <= min(row["average"]["value"], row["clean"]["value"])
                for row in report["exits"])  # fmt: skip
-    card = (place / "runs/digits/reports/model_card.md").read_text()
+    card = (folder / "runs/digits/reports/model_card.md").read_text()
     assert "Not run: policy, autoattack, slowdown, sanity" in card
 
 
-def test_what_is_reported_is_what_the_deployed_bundle_answers(place, monkeypatch) -> None:
-    """Clean accuracy, exits and cost of a budget, from the runtime one image at a time."""
-    monkeypatch.chdir(place)
+def test_the_report_agrees_with_the_answers_of_the_deployed_bundle(folder, monkeypatch) -> None:
+    """Clean accuracy, exits and cost of a budget equal those of the runtime, one image at a time."""
+    monkeypatch.chdir(folder)
     report = evaluate_model(Path("bundles/digits"), samples=SAMPLES, steps=1).report
-    subject = open_subject(Path("bundles/digits"), None, "auto")
-    images, labels = subject.batch(subject.test_places(SAMPLES))
+    target = open_target(Path("bundles/digits"), None, "auto")
+    images, labels = target.load(target.test_index(SAMPLES))
     for budget in ("low", "full"):
         answers = [
             Runtime.open(Path("bundles/digits"), budget)(images[row : row + 1])[0] for row in range(SAMPLES)
@@ -189,7 +189,7 @@ def test_groups_and_exits_as_typed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "message"),
+    ("values", "message"),
     [
         ({"groups": ("pgd", "autoattack"), "exits": (7,)}, "--exits 7: this network has exits 1 to 3"),
         ({"groups": ("pgd", "policy"), "transfer": Path("runs/other")}, "takes (1, 28, 28) images of 10 classes"),
@@ -198,8 +198,8 @@ def test_groups_and_exits_as_typed() -> None:
     ],
     ids=["exit", "transfer", "targets", "samples"],
 )
-def test_a_mistake_is_said_before_any_work(place, monkeypatch, plan, message) -> None:
-    monkeypatch.chdir(place)
+def test_a_mistake_is_reported_before_any_work(folder, monkeypatch, values, message) -> None:
+    monkeypatch.chdir(folder)
     settings = resolve("mnist", None, {})
     other = build_model("small-cnn", 10)
     checkpoint.create_run(Path("runs/other"), settings, Splits.load(Path("runs/digits/splits.npz")))
@@ -210,11 +210,11 @@ def test_a_mistake_is_said_before_any_work(place, monkeypatch, plan, message) ->
             raise AssertionError(f"began {text}")
 
     with pytest.raises(UsageError, match=re.escape(message)):
-        evaluate_model(Path("runs/digits"), plan=EvaluationConfig(**plan), progress=NoWork())
+        evaluate_model(Path("runs/digits"), config=EvaluationConfig(**values), progress=NoWork())
 
 
-def test_unknown_attacks_end_with_a_usage_error(place) -> None:
-    done = program("evaluate", "runs/digits", "--attacks", "magic", cwd=place)
+def test_unknown_attacks_end_with_a_usage_error(folder) -> None:
+    done = program("evaluate", "runs/digits", "--attacks", "magic", cwd=folder)
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
     assert "unknown attacks 'magic': choose from pgd, policy, autoattack, slowdown, sanity, or all" in said

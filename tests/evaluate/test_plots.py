@@ -17,7 +17,7 @@ def test_runs_that_log_cmi_have_a_third_panel(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
 
     def width(record: dict) -> int:
-        plots.curves([record, record], tmp_path / "curves.png", "title")
+        plots.training_curves([record, record], tmp_path / "curves.png", "title")
         return Image.open(tmp_path / "curves.png").width
 
     assert width(MEASURED) == pytest.approx(1.5 * width(PLAIN), rel=0.05)

@@ -70,7 +70,7 @@ class Disturbed(OrtBackend):
 
     def __init__(self, bundle: Bundle, damage) -> None:
         super().__init__(bundle)
-        self.walks = None
+        self.runners = None
         self.segments = [_Harmed(segment, damage) for segment in self.segments]
 
 

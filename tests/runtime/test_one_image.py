@@ -16,6 +16,7 @@ from mexit.core.scores import MEASURES
 from mexit.errors import BackendError
 from mexit.runtime import engine
 from mexit.runtime.backends.base import Backend
+from mexit.runtime.backends.bound_runner import Runner, RunnerPool
 from mexit.runtime.backends.fake import FakeBackend, images_for
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.backends.registry import open_backend
@@ -96,12 +97,20 @@ def test_caps_deadlines_and_tokens_do_what_they_do_to_batches(
     assert len(alone.segment_seconds) == len(batch.segment_seconds)
 
 
-def test_threads_at_once_do_not_share_buffers(backend, images) -> None:
+def test_concurrent_calls_do_not_share_buffers(backend, images, monkeypatch) -> None:
     policy = mixed(backend, images, "max-probability", False)
     expected = answer_slowly(backend, images, policy, 10)
     start = threading.Barrier(4)
+    made: list[Runner] = []
+    new_runner = backend.runners.take  # the pool makes a runner for every call if none is given back
 
-    def walk_through(seed: int) -> bool:
+    def make() -> Runner:
+        made.append(new_runner())
+        return made[-1]
+
+    monkeypatch.setattr(backend, "runners", RunnerPool(make))
+
+    def run_images(seed: int) -> bool:
         start.wait()
         for row in np.random.default_rng(seed).integers(0, len(images), 400):
             found = answer(backend, images[row : row + 1], policy, 10)
@@ -110,9 +119,8 @@ def test_threads_at_once_do_not_share_buffers(backend, images) -> None:
         return True
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(walk_through, range(4)))
-    assert backend.walks is not None
-    assert 1 <= len(backend.walks._free) <= 4  # lent again, not made anew for each call
+        assert all(pool.map(run_images, range(4)))
+    assert 1 <= len(made) <= 4, "runners are used again, not made for each call"
 
 
 def test_features_and_answers_that_somebody_holds_stay_as_they_were(backend, images) -> None:
@@ -129,14 +137,15 @@ def test_features_and_answers_that_somebody_holds_stay_as_they_were(backend, ima
     np.testing.assert_array_equal(backend.segments[1].run(merged)[1], run_all_exits(backend, images[:3])[1])
 
 
-def test_a_walk_that_failed_is_not_lent_again_and_the_next_call_is_right(digits_bundle, images) -> None:
+def test_a_runner_that_failed_is_not_used_again(digits_bundle, images) -> None:
     backend = OrtBackend(Bundle.open(digits_bundle))
     never = Policy("max-probability", False, (1.0,) * 3, (None, None))
     expected = answer(backend, images[:1], never, 10).probabilities
-    assert backend.walks is not None
+    runner = backend.runners.take()
+    backend.runners.give_back(runner)
     with pytest.raises(BackendError, match=r"given an image \(1, 1, 1, 1\), expected \(1, 1, 8, 8\)"):
         answer(backend, images[:1, :, :1, :1], never, 10)
-    assert not backend.walks._free
+    assert backend.runners.take() is not runner
     assert answer(backend, images[:1], never, 10).probabilities.tobytes() == expected.tobytes()
 
 

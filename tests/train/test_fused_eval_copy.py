@@ -108,10 +108,10 @@ def trained() -> tuple[MultiExit, Tensor, Tensor]:
     return network.eval(), images, labels
 
 
-@pytest.mark.parametrize("objective", ["average", "max-average"])
-def test_an_attack_in_bfloat16_is_as_strong_judged_in_float32(trained, objective: str) -> None:
+@pytest.mark.parametrize("target_exits", ["average", "max-average"])
+def test_an_attack_in_bfloat16_is_as_strong_judged_in_float32(trained, target_exits: str) -> None:
     network, images, labels = trained
-    attack, index = Attack(objective, PGDConfig(0.1, 0.025, 7)), torch.arange(len(labels))
+    attack, index = Attack(target_exits, PGDConfig(0.1, 0.025, 7)), torch.arange(len(labels))
 
     def judged(attacked: Tensor) -> float:
         with torch.no_grad():

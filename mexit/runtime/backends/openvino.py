@@ -1,9 +1,9 @@
-"""OpenVINO on CPU: one compiled model a segment, batch dynamic.
+"""OpenVINO on CPU: one compiled model per segment, for every batch size.
 
-Left to itself OpenVINO computes a float32 graph in bfloat16 wherever the processor can, so the precision is
-always set, and what was compiled is read back. One compiled model serves every batch size: compaction leaves any
-number of rows, and kernels made for one size round differently in bfloat16 (measured: a model for each size is
-8 to 17 % faster at batch 1 and 8, lost in the noise at 64). One stream: calls from several threads take turns.
+By default OpenVINO computes a float32 graph in bfloat16 if the processor can. The precision is therefore always set,
+and the precision of the compiled layers is read back. A model compiled for one batch size would be 8 to 17 % faster at
+batch 1 and 8 (measured), but its kernels round differently in bfloat16, and compaction leaves any number of rows. There
+is one stream, so concurrent calls take turns.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,25 +24,25 @@ from mexit.runtime.backends.base import HostCarried, Segment
 from mexit.runtime.backends.bound_runner import BoundRunner, Buffers, RunnerPool
 from mexit.runtime.backends.head_removal import without_outputs
 
-MULTIPLIERS = frozenset({"Convolution", "FullyConnected", "MatMul"})  # layers whose precision is the engine's
+MULTIPLYING_LAYERS = frozenset({"Convolution", "FullyConnected", "MatMul"})
 
 
 @dataclass(frozen=True)
 class Precision:
-    """One way to compute.
+    """A precision of this engine.
 
     Attributes:
-        variant: whose segments are compiled.
-        hint: what float layers are asked to compute in.
-        found: how the execution graph names it; at least one multiplying layer must be among these.
-        only: whether every multiplying layer must.
-        features: the type of carried features. Layers that compute in bfloat16 lose nothing by it, and spare the
-            way to float32 and back at every cut (small-cnn, 64 rows: three fifths of the time).
+        variant: the variant of the bundle whose segments are compiled.
+        hint: the precision that is asked for.
+        expected: names of the precision in the execution graph; at least one multiplying layer must have one of them.
+        only: whether every multiplying layer must have one of them.
+        features: type of the carried features. Layers that compute in bfloat16 lose nothing by bfloat16 features, and
+            no conversion to float32 and back is needed at a cut (small-cnn, 64 rows: three fifths of the time).
     """
 
     variant: str
     hint: str
-    found: frozenset[str]
+    expected: frozenset[str]
     only: bool
     features: str = "f32"
 
@@ -52,106 +52,138 @@ PRECISIONS = {
     "bf16": Precision("fp32", "bf16", frozenset({"bf16"}), only=False, features="bf16"),
     "int8": Precision("int8", "f32", frozenset({"u8", "i8"}), only=False),
 }
-_HELD_AS: dict[str, np.dtype[Any]] = {
-    "f32": np.dtype(np.float32),
-    "bf16": np.dtype(np.uint16),
-}  # numpy has no bfloat16: its bits
+# numpy has no bfloat16: uint16 holds its bits.
+_NUMPY_TYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    """Compiles segments with the same settings."""
+
+    openvino: Any
+    core: Any
+    precision: Precision
+    threads: int
+
+    def compile(self, content: bytes, spec: SegmentSpec, *, takes_images: bool) -> Any:
+        """Compile a segment, with or without its head; segment 1 takes float32 images in place of features."""
+        settings = {
+            "INFERENCE_PRECISION_HINT": self.precision.hint,
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # it would pin two processes to the same processor
+        }
+        try:
+            model = self._with_feature_types(self.core.read_model(content), spec, takes_images)
+            return self.core.compile_model(model, "CPU", settings)
+        except Exception as error:  # openvino raises RuntimeError for nearly everything
+            raise BackendError(f"openvino cannot load {spec.file}: {error}") from error
+
+    def _with_feature_types(self, model: Any, spec: SegmentSpec, takes_images: bool) -> Any:
+        changed = self.openvino.preprocess.PrePostProcessor(model)
+        features = getattr(self.openvino.Type, self.precision.features)
+        outputs = {name for port in model.outputs for name in port.get_names()}
+        for tensor in spec.inputs:
+            changed.input(tensor.name).tensor().set_element_type(
+                self.openvino.Type.f32 if takes_images else features
+            )
+        for tensor in spec.outputs[:-1]:
+            if tensor.name in outputs:
+                changed.output(tensor.name).tensor().set_element_type(features)
+        return changed.build()
 
 
 class _Model:
-    """A compiled model and its tensors. Inputs and outputs are positional, as the manifest lists them."""
+    """A compiled model. Inputs and outputs are in the order of the manifest."""
 
     def __init__(
-        self, runtime: Any, compiled: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], file: str
+        self, openvino: Any, compiled: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], file: str
     ) -> None:
-        self._runtime, self._compiled, self._file = runtime, compiled, file
-        self._inputs = [_place(compiled.inputs, tensor.name, file) for tensor in inputs]
-        self._outputs = [_place(compiled.outputs, tensor.name, file) for tensor in outputs]
-        self._rows = [_row(compiled.outputs[place], file) for place in self._outputs]
-        self._idle: deque[Any] = deque()  # requests; its pop and append are atomic
+        self._openvino, self._compiled, self._file = openvino, compiled, file
+        self._inputs = [_index(compiled.inputs, tensor.name, file) for tensor in inputs]
+        self._outputs = [_index(compiled.outputs, tensor.name, file) for tensor in outputs]
+        self._rows = [_row(compiled.outputs[i], file) for i in self._outputs]
+        self._idle: deque[Any] = deque()  # infer requests; `pop` and `append` are atomic
 
     def run(self, carried: HostCarried) -> list[NDArray[Any]]:
-        """The outputs, in arrays that nobody else holds."""
-        # OpenVINO's own output buffers are overwritten by the next call: it writes into arrays that are handed out
+        """The outputs, in new arrays."""
+        # The next call overwrites OpenVINO's own output buffers, so it writes into arrays of ours.
         arrays = [np.empty((carried.rows, *shape), dtype) for shape, dtype in self._rows]
         try:
             request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
         except IndexError:  # another thread took the last one
             request = self._compiled.create_infer_request()
-        try:
-            for place, array in zip(self._inputs, carried.arrays, strict=True):
-                request.set_input_tensor(place, self._shared(array))
-            for place, array in zip(self._outputs, arrays, strict=True):
-                request.set_output_tensor(place, self._shared(array))
-            request.infer(share_outputs=True, decode_strings=False)
-        except Exception as error:  # openvino raises RuntimeError for nearly everything
-            raise BackendError(f"openvino failed in {self._file}: {error}") from error
+        self._set_tensors(request, carried.arrays, arrays)
+        self._infer(request)
         self._idle.append(request)
         return arrays
 
     def buffers(self) -> Buffers:
-        """See `walk.Bindable.buffers`."""
         return [np.zeros((1, *shape), dtype) for shape, dtype in self._rows]
 
-    def bind(self, taken: Buffers, given: Buffers) -> Callable[[], None]:
-        """See `walk.Bindable.bind`."""
+    def bind(self, inputs: Buffers, outputs: Buffers) -> Callable[[], None]:
         request = self._compiled.create_infer_request()
+        self._set_tensors(request, inputs, outputs)
+        return lambda: self._infer(request)
 
-        def call() -> None:
-            try:
-                request.infer(share_outputs=True, decode_strings=False)
-            except Exception as error:  # openvino raises RuntimeError for nearly everything
-                raise BackendError(f"openvino failed in {self._file}: {error}") from error
-
+    def _set_tensors(self, request: Any, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> None:
         try:
-            for place, array in zip(self._inputs, taken, strict=True):
-                request.set_input_tensor(place, self._shared(array))
-            for place, array in zip(self._outputs, given, strict=True):
-                request.set_output_tensor(place, self._shared(array))
-        except Exception as error:
+            for i, array in zip(self._inputs, inputs, strict=True):
+                request.set_input_tensor(i, self._tensor(array))
+            for i, array in zip(self._outputs, outputs, strict=True):
+                request.set_output_tensor(i, self._tensor(array))
+        except Exception as error:  # openvino raises RuntimeError for nearly everything
             raise BackendError(f"openvino failed in {self._file}: {error}") from error
-        return call
 
-    def _shared(self, array: NDArray[Any]) -> Any:
-        """A tensor in the memory of an array."""
-        if array.dtype == _HELD_AS["bf16"]:
-            return self._runtime.Tensor(array, self._runtime.Shape(array.shape), self._runtime.Type.bf16)
-        return self._runtime.Tensor(array, shared_memory=True)
+    def _infer(self, request: Any) -> None:
+        try:
+            request.infer(share_outputs=True, decode_strings=False)
+        except Exception as error:  # openvino raises RuntimeError for nearly everything
+            raise BackendError(f"openvino failed in {self._file}: {error}") from error
+
+    def _tensor(self, array: NDArray[Any]) -> Any:
+        """A tensor that shares the memory of an array."""
+        if array.dtype == _NUMPY_TYPES["bf16"]:
+            return self._openvino.Tensor(array, self._openvino.Shape(array.shape), self._openvino.Type.bf16)
+        return self._openvino.Tensor(array, shared_memory=True)
 
 
-class OpenVinoSegment:
-    """A compiled segment, and the same one without its head, compiled when that is first asked for."""
+class OpenVinoSegment(Segment):
+    """One compiled segment, and the same segment without its head, compiled at the first use."""
 
-    def __init__(self, runtime: Any, compiled: Any, spec: SegmentSpec, headless: Callable[[], Any]) -> None:
-        self._whole = _Model(runtime, compiled, spec.inputs, spec.outputs, spec.file)
-        self.compiled, self._runtime, self._spec, self._compile_headless = compiled, runtime, spec, headless
+    def __init__(self, compiler: _Compiler, content: bytes, spec: SegmentSpec, *, takes_images: bool) -> None:
+        self._compiler, self._content, self._spec, self._takes_images = compiler, content, spec, takes_images
+        self.compiled = compiler.compile(content, spec, takes_images=takes_images)
+        self._whole = self._model(self.compiled, spec.outputs)
 
     @cached_property
     def _headless(self) -> _Model:
         spec = self._spec
-        return _Model(self._runtime, self._compile_headless(), spec.inputs, spec.outputs[:-1], spec.file)
+        content = without_outputs(self._content, [spec.outputs[-1].name], spec.file)
+        compiled = self._compiler.compile(content, spec, takes_images=self._takes_images)
+        return self._model(compiled, spec.outputs[:-1])
 
     def run(self, carried: HostCarried) -> tuple[HostCarried, NDArray[np.float32]]:
-        """See `base.Segment.run`."""
         *features, logits = self._whole.run(carried)
         return HostCarried(features), logits
 
     def features(self, carried: HostCarried) -> HostCarried:
-        """See `base.Segment.features`."""
         return HostCarried(self._headless.run(carried))
 
     def buffers(self) -> Buffers:
-        """See `walk.Bindable.buffers`."""
         return self._whole.buffers()
 
-    def bind(self, taken: Buffers, given: Buffers) -> Callable[[], None]:
-        """See `walk.Bindable.bind`."""
-        model = self._whole if len(given) == len(self._spec.outputs) else self._headless
-        return model.bind(taken, given)
+    def bind(self, inputs: Buffers, outputs: Buffers) -> Callable[[], None]:
+        model = self._whole if len(outputs) == len(self._spec.outputs) else self._headless
+        return model.bind(inputs, outputs)
+
+    def _model(self, compiled: Any, outputs: Sequence[TensorSpec]) -> _Model:
+        return _Model(self._compiler.openvino, compiled, self._spec.inputs, outputs, self._spec.file)
 
 
 class OpenVinoBackend:
-    """Every segment of one variant of a bundle in OpenVINO."""
+    """All segments of one variant of a bundle in OpenVINO."""
 
     engine = "openvino"
     drops_heads = True
@@ -160,41 +192,36 @@ class OpenVinoBackend:
         """Compile all segments.
 
         Args:
-            bundle: an opened, hence checked, bundle.
-            threads: of each segment; segments run one after the other, so this many are busy at a time.
-            precision: one of `PRECISIONS`.
+            bundle: an opened bundle.
+            threads: number of threads of each segment; segments run one after the other.
+            precision: a name in `PRECISIONS`.
 
         Raises:
+            UsageError: less than one thread.
             MissingExtra: openvino is not installed.
             BackendError: it cannot load a segment, or would compute in another precision.
         """
         if threads < 1:
             raise UsageError(f"threads must be at least 1, found {threads}")
-        runtime = load_openvino()
-        wanted = PRECISIONS[precision]
-        self.precision, self.variant = precision, wanted.variant
-        core = runtime.Core()
-        opened: list[OpenVinoSegment] = []
-        used: set[str] = set()
-        for k, spec in enumerate(bundle.manifest.variants[self.variant].segments, start=1):
-            content = bundle.segment(self.variant, k)
-            carries = wanted.features if k > 1 else "f32", wanted.features  # segment 1 takes the image
-            compiled = _compile(core, content, spec, threads, wanted.hint, carries)
-            used |= _used_precisions(compiled)
-            headless = partial(_compile_headless, core, content, spec, threads, wanted.hint, carries)
-            opened.append(OpenVinoSegment(runtime, compiled, spec, headless))
-        refuse_other_precision(precision, used)
+        openvino = load_openvino()
+        self.precision, self.variant = precision, PRECISIONS[precision].variant
+        compiler = _Compiler(openvino, openvino.Core(), PRECISIONS[precision], threads)
+        specs = bundle.manifest.variants[self.variant].segments
+        segments = [
+            OpenVinoSegment(compiler, bundle.segment(self.variant, k), spec, takes_images=k == 1)
+            for k, spec in enumerate(specs, start=1)
+        ]
+        refuse_other_precision(precision, set().union(*(_layer_precisions(one.compiled) for one in segments)))
+        self.segments: Sequence[Segment] = segments
         shape = (1, *bundle.manifest.input.shape)
-        self.segments: list[Segment] = [*opened]
-        self.walks = RunnerPool(lambda: BoundRunner(np.zeros(shape, np.float32), opened))
+        self.runners = RunnerPool(lambda: BoundRunner(np.zeros(shape, np.float32), segments))
 
     def carry(self, images: NDArray[np.float32]) -> HostCarried:
-        """See `base.Backend.carry`."""
         return HostCarried([np.require(images, requirements=("C", "W"))])  # openvino refuses read-only memory
 
 
 def load_openvino() -> Any:
-    """Import openvino, or say what to type."""
+    """Import openvino. Raises `MissingExtra`."""
     try:
         import openvino
     except ImportError:
@@ -203,75 +230,37 @@ def load_openvino() -> Any:
 
 
 def refuse_other_precision(precision: str, used: Collection[str]) -> None:
-    """Raise `BackendError` if these precisions, as the execution graph names them, are not what was asked for."""
+    """Compare the precision that was asked for with those of the compiled layers. Raises `BackendError`."""
     wanted = PRECISIONS[precision]
-    fitting = wanted.found & set(used)
-    if not fitting or (wanted.only and set(used) - wanted.found):
+    matching = wanted.expected & set(used)
+    if not matching or (wanted.only and set(used) - wanted.expected):
         raise BackendError(
             f"openvino was asked for {precision} and compiled {', '.join(sorted(used)) or 'nothing'} on this "
             "processor: choose another precision, such as --backend openvino, or --backend ort"
         )
 
 
-def _compile(
-    core: Any, content: bytes, spec: SegmentSpec, threads: int, hint: str, carries: tuple[str, str]
-) -> Any:
-    """`carries`: the types of the features that come in and go out."""
-    settings = {
-        "INFERENCE_PRECISION_HINT": hint,
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,  # two processes would be tied to the same core
-    }
-    try:
-        model = core.read_model(content)
-        return core.compile_model(_with_features(model, spec, *carries), "CPU", settings)
-    except Exception as error:  # openvino raises RuntimeError for nearly everything
-        raise BackendError(f"openvino cannot load {spec.file}: {error}") from error
-
-
-def _with_features(model: Any, spec: SegmentSpec, taken: str, given: str) -> Any:
-    """The model with carried features of these types."""
-    runtime = load_openvino()
-    changed = runtime.preprocess.PrePostProcessor(model)
-    present = {name for port in model.outputs for name in port.get_names()}
-    for tensor in spec.inputs:
-        changed.input(tensor.name).tensor().set_element_type(getattr(runtime.Type, taken))
-    for tensor in spec.outputs:
-        if tensor.name in present and tensor.name != spec.outputs[-1].name:
-            changed.output(tensor.name).tensor().set_element_type(getattr(runtime.Type, given))
-    return changed.build()
-
-
-def _compile_headless(
-    core: Any, content: bytes, spec: SegmentSpec, threads: int, hint: str, carries: tuple[str, str]
-) -> Any:
-    pruned = without_outputs(content, [spec.outputs[-1].name], spec.file)
-    return _compile(core, pruned, spec, threads, hint, carries)
-
-
-def _used_precisions(compiled: Any) -> set[str]:
-    """In what the multiplying layers of a compiled model compute, as its execution graph says."""
-    found = set()
+def _layer_precisions(compiled: Any) -> set[str]:
+    """The precisions of the multiplying layers, by the execution graph of a compiled model."""
+    precisions = set()
     for layer in compiled.get_runtime_model().get_ordered_ops():
-        about = layer.get_rt_info()
-        if "layerType" in about and about["layerType"].astype(str) in MULTIPLIERS:
-            found.add(about["runtimePrecision"].astype(str))
-    return found
+        info = layer.get_rt_info()
+        if "layerType" in info and info["layerType"].astype(str) in MULTIPLYING_LAYERS:
+            precisions.add(info["runtimePrecision"].astype(str))
+    return precisions
 
 
-def _place(ports: Any, name: str, file: str) -> int:
-    for place, port in enumerate(ports):
+def _index(ports: Any, name: str, file: str) -> int:
+    for i, port in enumerate(ports):
         if name in port.get_names():
-            return place
+            return i
     raise BackendError(f"{file} has no tensor '{name}', which bundle.json names")
 
 
 def _row(port: Any, file: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of one row of an output."""
-    _, *sides = port.get_partial_shape()
-    dtype = _HELD_AS.get(port.get_element_type().get_type_name())
-    if any(side.is_dynamic for side in sides) or dtype is None:
+    _, *sizes = port.get_partial_shape()
+    dtype = _NUMPY_TYPES.get(port.get_element_type().get_type_name())
+    if any(size.is_dynamic for size in sizes) or dtype is None:
         raise BackendError(f"{file}: openvino needs float32 outputs of fixed size per row, found {port}")
-    return tuple(side.get_length() for side in sides), dtype
+    return tuple(size.get_length() for size in sizes), dtype

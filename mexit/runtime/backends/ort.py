@@ -1,7 +1,7 @@
-"""ONNX Runtime on CPU: one session a segment.
+"""ONNX Runtime on CPU: one session per segment.
 
-Every session owns a thread pool, and threads of a finished segment that keep spinning take the cores that the
-next one needs (measured: ten times the CPU time). So spinning is off and one thread is the default.
+Every session has its own thread pool. Idle threads of one session that spin take the processors that the next session
+needs (measured: ten times the CPU time). Spinning is therefore off, and one thread is the default.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from mexit.runtime.backends.base import HostCarried, Segment
 from mexit.runtime.backends.bound_runner import BoundRunner, Buffers, RunnerPool
 from mexit.runtime.backends.head_removal import without_outputs
 
-_NO_SPINNING = "session.intra_op.allow_spinning"
 
-
-class OrtSegment:
-    """One ONNX Runtime session. Inputs and outputs are positional, as the manifest lists them."""
+class OrtSegment(Segment):
+    """One segment in an ONNX Runtime session."""
 
     def __init__(
         self,
@@ -35,62 +33,68 @@ class OrtSegment:
         file: str,
         threads: int = 1,
     ) -> None:
-        """Load a segment from its ONNX bytes; `file` is what an error calls it. Raises as `OrtBackend`."""
+        """Load a segment.
+
+        Args:
+            content: bytes of the ONNX file.
+            inputs, outputs: tensors in the order of the manifest; the logits are the last output.
+            file: name of the file, for messages.
+            threads: number of threads.
+
+        Raises:
+            MissingExtra, BackendError: see `OrtBackend`.
+        """
         self.session = open_session(content, file, threads)
-        self._inputs, self._outputs = ([tensor.name for tensor in side] for side in (inputs, outputs))
-        self._given = outputs
+        self._inputs, self._outputs = [one.name for one in inputs], [one.name for one in outputs]
+        self._output_specs = outputs
         self._content, self._file, self._threads = content, file, threads
 
     @cached_property
     def headless(self) -> Any:
-        """A session of the same segment without its head, loaded when that is first asked for."""
+        """A session of the segment without its head, loaded at the first use."""
         content = without_outputs(self._content, self._outputs[-1:], self._file)
         return open_session(content, self._file, self._threads)
 
     def run(self, carried: HostCarried) -> tuple[HostCarried, NDArray[np.float32]]:
-        """See `base.Segment.run`."""
         *features, logits = self._run(self.session, self._outputs, carried)
         return HostCarried(features), logits
 
     def features(self, carried: HostCarried) -> HostCarried:
-        """See `base.Segment.features`."""
         return HostCarried(self._run(self.headless, self._outputs[:-1], carried))
 
     def buffers(self) -> Buffers:
-        """See `walk.Bindable.buffers`."""
-        return [np.zeros((1, *tensor.shape[1:]), tensor.dtype) for tensor in self._given]
+        return [np.zeros((1, *tensor.shape[1:]), tensor.dtype) for tensor in self._output_specs]
 
-    def bind(self, taken: Buffers, given: Buffers) -> Callable[[], None]:
-        """See `walk.Bindable.bind`."""
-        session = self.session if len(given) == len(self._given) else self.headless
+    def bind(self, inputs: Buffers, outputs: Buffers) -> Callable[[], None]:
+        session = self.session if len(outputs) == len(self._outputs) else self.headless
         binding = session.io_binding()
+        try:
+            for name, array in zip(self._inputs, inputs, strict=True):
+                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            for name, array in zip(self._outputs, outputs, strict=False):
+                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        except Exception as error:
+            raise BackendError(f"onnxruntime failed: {error}") from error
 
         def call() -> None:
             try:
                 session.run_with_iobinding(binding)
-            except Exception as error:  # onnxruntime raises classes of its own C++ module
+            except Exception as error:
                 raise BackendError(f"onnxruntime failed: {error}") from error
 
-        try:
-            for name, array in zip(self._inputs, taken, strict=True):
-                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-            for name, array in zip(self._outputs, given, strict=False):
-                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        except Exception as error:
-            raise BackendError(f"onnxruntime failed: {error}") from error
         return call
 
     def _run(self, session: Any, outputs: list[str], carried: HostCarried) -> list[NDArray[np.float32]]:
-        feeds = dict(zip(self._inputs, carried.arrays, strict=True))
+        inputs = dict(zip(self._inputs, carried.arrays, strict=True))
         try:
-            found: list[NDArray[np.float32]] = session.run(outputs, feeds)
-        except Exception as error:  # onnxruntime raises classes of its own C++ module
+            results: list[NDArray[np.float32]] = session.run(outputs, inputs)
+        except Exception as error:  # onnxruntime raises classes of its C++ module
             raise BackendError(f"onnxruntime failed: {error}") from error
-        return found
+        return results
 
 
 class OrtBackend:
-    """Every segment of one variant of a bundle in ONNX Runtime."""
+    """All segments of one variant of a bundle in ONNX Runtime."""
 
     engine = "ort"
     drops_heads = True
@@ -99,39 +103,45 @@ class OrtBackend:
         """Load all segments.
 
         Args:
-            bundle: an opened, hence checked, bundle.
-            threads: of each segment; segments run one after the other, so this many are busy at a time.
-            precision: also the name of the variant whose segments are loaded; it lies in their graphs.
+            bundle: an opened bundle.
+            threads: number of threads of each segment; segments run one after the other.
+            precision: also the name of the variant whose segments are loaded; their graphs have this precision.
 
         Raises:
+            UsageError: less than one thread.
             MissingExtra: onnxruntime is not installed.
-            BackendError: it cannot load a segment, or two builds of it are installed at once.
+            BackendError: it cannot load a segment, or both of its packages are installed.
         """
         if threads < 1:
             raise UsageError(f"threads must be at least 1, found {threads}")
         self.precision = self.variant = precision
         specs = bundle.manifest.variants[self.variant].segments
-        opened = [
+        segments = [
             OrtSegment(bundle.segment(self.variant, k), spec.inputs, spec.outputs, spec.file, threads)
             for k, spec in enumerate(specs, start=1)
         ]
-        self.segments: list[Segment] = [*opened]
-        shape = (1, *bundle.manifest.input.shape)
-        fixed = all(map(_has_fixed_sizes, specs))
-        self.walks = RunnerPool(lambda: BoundRunner(np.zeros(shape, np.float32), opened)) if fixed else None
+        self.segments: Sequence[Segment] = segments
+        self.runners: RunnerPool | None = None
+        if all(map(_has_fixed_sizes, specs)):
+            shape = (1, *bundle.manifest.input.shape)
+            self.runners = RunnerPool(lambda: BoundRunner(np.zeros(shape, np.float32), segments))
 
     def carry(self, images: NDArray[np.float32]) -> HostCarried:
-        """See `base.Backend.carry`."""
         return HostCarried([np.ascontiguousarray(images)])
 
 
 def _has_fixed_sizes(spec: SegmentSpec) -> bool:
-    """Whether nothing but the batch is open, so that buffers can be made beforehand."""
+    """Whether all sizes except that of the batch are known, so that buffers can be allocated in advance."""
     return all(min(tensor.shape[1:], default=1) > 0 for tensor in (*spec.inputs, *spec.outputs))
 
 
 def load_onnxruntime() -> Any:
-    """Import onnxruntime, or say what to type."""
+    """Import onnxruntime.
+
+    Raises:
+        MissingExtra: it is not installed.
+        BackendError: both of its packages are installed.
+    """
     installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
     if len(installed) == 2:
         raise BackendError(
@@ -146,14 +156,20 @@ def load_onnxruntime() -> Any:
 
 
 def open_session(content: bytes, file: str, threads: int = 1) -> Any:
-    """A session with our settings. Raises as `OrtBackend`."""
+    """An ONNX Runtime session of an ONNX file with the settings of this module. Raises as `OrtBackend`.
+
+    Args:
+        content: bytes of the ONNX file.
+        file: name of the file, for messages.
+        threads: number of threads.
+    """
     runtime = load_onnxruntime()
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry(_NO_SPINNING, "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     try:
         return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own C++ module
+    except Exception as error:  # onnxruntime raises classes of its C++ module
         raise BackendError(f"onnxruntime cannot load {file}: {error}") from error

@@ -1,8 +1,9 @@
-"""Engines by name."""
+"""The registry of engines."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,12 @@ from mexit.errors import UsageError
 from mexit.runtime.backends import registry
 
 
-def test_an_unknown_name_lists_those_there_are(digits_bundle: Path) -> None:
+def test_an_unknown_name_is_answered_with_all_names(digits_bundle: Path) -> None:
     with pytest.raises(UsageError, match="unknown backend 'tpu': choose from auto, ort"):
         registry.open_backend(Bundle.open(digits_bundle), "tpu")
 
 
-def test_segments_that_the_bundle_lacks_are_named(digits_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_variant_is_named(digits_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half = dataclasses.replace(registry.ENGINES["ort"], precision="half", variant="half")
     monkeypatch.setitem(registry.ENGINES, "ort:half", half)
     with pytest.raises(
@@ -26,8 +27,14 @@ def test_segments_that_the_bundle_lacks_are_named(digits_bundle: Path, monkeypat
         registry.open_backend(Bundle.open(digits_bundle), "ort:half")
 
 
-def test_every_name_says_its_key() -> None:
+def test_every_name_contains_its_key() -> None:
     for name, engine in registry.ENGINES.items():
         typed, _, precision = name.partition(":")
         assert typed == engine.engine
         assert precision in ("", engine.precision)
+
+
+def test_every_engine_has_a_module() -> None:
+    for engine in registry.ENGINES.values():
+        module, _, class_name = engine.opener.partition(":")
+        assert hasattr(importlib.import_module(f"mexit.runtime.backends.{module}"), class_name)

@@ -1,4 +1,4 @@
-"""OpenVINO: the precision that was asked for, results that stay, calls from several threads."""
+"""OpenVINO: precision, validity of results, and concurrent calls."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_another_precision_than_the_one_asked_for_is_refused(bundle, monkeypatch
         ("int8", {"u8", "f32"}, True), ("int8", {"i8"}, True), ("int8", {"f32"}, False),
     ],
 )  # fmt: skip
-def test_what_counts_as_a_precision(precision: str, used: set[str], good: bool) -> None:
+def test_accepted_layer_precisions(precision: str, used: set[str], good: bool) -> None:
     if good:
         refuse_other_precision(precision, used)
     else:
@@ -74,26 +74,26 @@ def test_what_counts_as_a_precision(precision: str, used: set[str], good: bool) 
 def test_settings_are_read_back(bundle: Bundle, threads: int) -> None:
     for segment in OpenVinoBackend(bundle, threads).segments:
         assert isinstance(segment, openvino.OpenVinoSegment)
-        found = segment.compiled.get_property
-        assert found("INFERENCE_NUM_THREADS") == threads
-        assert found("NUM_STREAMS") == 1
-        assert found("ENABLE_CPU_PINNING") is False
-        assert found("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+        setting = segment.compiled.get_property
+        assert setting("INFERENCE_NUM_THREADS") == threads
+        assert setting("NUM_STREAMS") == 1
+        assert setting("ENABLE_CPU_PINNING") is False
+        assert setting("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
-def test_results_that_somebody_holds_never_change(bundle: Bundle, images) -> None:
+def test_referenced_results_never_change(bundle: Bundle, images) -> None:
     first = OpenVinoBackend(bundle).segments[0]
-    held = []
+    results = []
     for start in range(0, 80, 8):
         features, logits = first.run(HostCarried([images[start : start + 8]]))
-        held += [(array, array.copy()) for array in (*features.arrays, logits)]
+        results += [(array, array.copy()) for array in (*features.arrays, logits)]
     first.run(HostCarried([images[:8] * 0.5]))
-    for array, before in held:
-        assert array.base is None, "a view of memory that somebody else may write"
+    for array, before in results:
+        assert array.base is None, "a view of memory that another call may write"
         np.testing.assert_array_equal(array, before)
 
 
-def test_inputs_are_left_as_they_are_even_read_only_ones(bundle: Bundle, images) -> None:
+def test_inputs_are_not_changed_and_may_be_read_only(bundle: Bundle, images) -> None:
     backend = OpenVinoBackend(bundle)
     frozen = images[:8].copy()
     frozen.flags.writeable = False
@@ -103,19 +103,18 @@ def test_inputs_are_left_as_they_are_even_read_only_ones(bundle: Bundle, images)
     np.testing.assert_array_equal(frozen, images[:8])
 
 
-def test_threads_may_call_at_once(bundle: Bundle, images) -> None:
+def test_concurrent_calls(bundle: Bundle, images) -> None:
     backend = OpenVinoBackend(bundle)
     parts = [images[start : start + 1 + start % 7] for start in range(0, 190, 5)]
     alone = [run_all_exits(backend, part) for part in parts]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
-            for found, expected in zip(
-                pool.map(lambda part: run_all_exits(backend, part), parts), alone, strict=True
-            ):
-                np.testing.assert_array_equal(found, expected)
+            concurrent = pool.map(lambda part: run_all_exits(backend, part), parts)
+            for logits, expected in zip(concurrent, alone, strict=True):
+                np.testing.assert_array_equal(logits, expected)
 
 
-def test_a_failed_call_leaves_a_working_engine(bundle: Bundle, images) -> None:
+def test_the_engine_works_after_a_failed_call(bundle: Bundle, images) -> None:
     backend = OpenVinoBackend(bundle)
     expected = run_all_exits(backend, images[:4])
     with pytest.raises(BackendError, match=r"openvino failed in segments/fp32/1\.onnx"):
@@ -123,7 +122,7 @@ def test_a_failed_call_leaves_a_working_engine(bundle: Bundle, images) -> None:
     np.testing.assert_array_equal(run_all_exits(backend, images[:4]), expected)
 
 
-def test_no_threads_and_no_model_are_refused(bundle: Bundle, monkeypatch) -> None:
+def test_invalid_threads_and_models_are_refused(bundle: Bundle, monkeypatch) -> None:
     with pytest.raises(UsageError, match="threads must be at least 1, found 0"):
         OpenVinoBackend(bundle, 0)
     monkeypatch.setattr(Bundle, "segment", lambda *_: b"no model")
@@ -144,8 +143,8 @@ def test_a_tensor_that_the_file_lacks_is_named(bundle: Bundle) -> None:
 
 def test_thresholds_of_onnxruntime_serve_fp32_and_no_other_precision(digits_bundle: Path, test_digits) -> None:
     by_ort, by_openvino = (Runtime.open(digits_bundle, "low", backend=name) for name in ("ort", "openvino"))
-    found, expected = ([one.exit for one in runtime(list(test_digits[0]))] for runtime in (by_openvino, by_ort))
-    assert found == expected
+    exits, expected = ([one.exit for one in runtime(list(test_digits[0]))] for runtime in (by_openvino, by_ort))
+    assert exits == expected
     assert by_openvino.backend.engine == "openvino"
     needs_bf16()
     with pytest.raises(NotCalibrated, match="run mexit calibrate --backend openvino:bf16"):
