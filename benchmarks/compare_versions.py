@@ -65,15 +65,20 @@ def _median_of(call: Callable[[object], object], argument: object, calls: int) -
 
 def training_case() -> float:
     """Processor seconds of one epoch of the demo's network with NEO-KD."""
-    given = {"data": "digits", "model": "digits-cnn", "method": "neo-kd", "epochs": 1}
+    settings = {"data": "digits", "model": "digits-cnn", "method": "neo-kd", "epochs": 1}
     with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
         try:
-            from mexit.flows.train import train_model as train
+            from mexit.flows.train import TrainOptions, train_model
         except ImportError:  # version 0.1.0
             from mexit.flows.train import train
-        imported = time.process_time()
-        train(given=given, out=Path(folder) / "run", threads=1)
-        return time.process_time() - imported
+
+            imported_s = time.process_time()
+            train(given=settings, out=out, threads=1)
+        else:
+            imported_s = time.process_time()
+            train_model(settings=settings, out=out, options=TrainOptions(threads=1))
+        return time.process_time() - imported_s
 
 
 def work(bundles: list[str]) -> None:

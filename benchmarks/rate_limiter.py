@@ -38,7 +38,7 @@ from page import table, write_page
 from mexit import Runtime
 from mexit.data import registry
 from mexit.data.splits import Splits
-from mexit.flows.serve import serve
+from mexit.flows.serve import ServeOptions, serve_bundle
 
 BUDGET, DEADLINE_MS = "medium", 200.0
 CLEAN, CLEAN_LOAD, ATTACK_LOAD = 4, 0.2, 10.0
@@ -149,8 +149,8 @@ def _ask(connection: Any, model: str, content: bytes, head: int, labels: np.ndar
 
 def _serve(bundle: str, rates: dict[str, int], out: Any) -> None:
     os.sched_setaffinity(0, processors(of_server=True))
-    options = {"budget": BUDGET, "host": "127.0.0.1", "port": 0, "token": None}
-    serve(Path(bundle), ready=lambda url: out.put(int(url.rpartition(":")[2])), **options, **rates)
+    options = ServeOptions(budget=BUDGET, port=0, **rates)
+    serve_bundle(Path(bundle), options, ready=lambda url: out.put(int(url.rpartition(":")[2])))
 
 
 @contextmanager

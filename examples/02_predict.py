@@ -8,10 +8,14 @@ from mexit import Runtime
 
 def main(bundle: str, *images: str) -> None:
     runtime = Runtime.open(bundle, budget="low")
-    for image, found in zip(images, runtime([Path(image).read_bytes() for image in images]), strict=True):
-        print(f"{image}: {found.label} ({found.confidence:.1%}), exit {found.exit}, {found.macs:,} MACs")
-    spent = runtime.stats.snapshot()
-    print(f"{spent.predictions} answers, {spent.macs:,} MACs spent, {spent.saved:.0%} saved")
+    predictions = runtime([Path(image).read_bytes() for image in images])
+    for image, prediction in zip(images, predictions, strict=True):
+        print(
+            f"{image}: {prediction.label} ({prediction.confidence:.1%}), exit {prediction.exit}, "
+            f"{prediction.macs:,} MACs"
+        )
+    stats = runtime.stats.snapshot()
+    print(f"{stats.predictions} answers, {stats.macs:,} MACs spent, {stats.saved:.0%} saved")
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ from mexit.runtime import Prediction, Runtime
 if TYPE_CHECKING:
     from mexit.flows.calibrate import calibrate_bundle
     from mexit.flows.evaluate import evaluate_model
-    from mexit.flows.export import export_bundle
-    from mexit.flows.train import train_model
+    from mexit.flows.export import ExportOptions, export_bundle
+    from mexit.flows.train import TrainOptions, train_model
 
 __version__ = VERSION
 
@@ -53,6 +53,7 @@ __all__ = [
     "Bundle",
     "Damaged",
     "DeadlineExceeded",
+    "ExportOptions",
     "Infeasible",
     "MexitError",
     "MissingExtra",
@@ -65,6 +66,7 @@ __all__ = [
     "SchemaTooNew",
     "StalePolicy",
     "TooLarge",
+    "TrainOptions",
     "Untrusted",
     "UsageError",
     "calibrate_bundle",
@@ -74,6 +76,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "ExportOptions": "mexit.flows.export",
+    "TrainOptions": "mexit.flows.train",
     "calibrate_bundle": "mexit.flows.calibrate",
     "evaluate_model": "mexit.flows.evaluate",
     "export_bundle": "mexit.flows.export",
@@ -82,12 +86,12 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a pipeline function on first use. Raises `AttributeError` for an unknown name."""
+    """Import a pipeline function or its options on first use. Raises `AttributeError` for an unknown name."""
     if name not in _LAZY:
         raise AttributeError(f"module 'mexit' has no attribute '{name}'")
-    function: object = getattr(import_module(_LAZY[name]), name)
-    globals()[name] = function
-    return function
+    value: object = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

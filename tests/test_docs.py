@@ -1,6 +1,6 @@
-"""Documentation cannot rot: commands, names, errors and examples are held against the code.
+"""The documentation agrees with the code: commands, options, names, errors and examples.
 
-`python tests/test_docs.py` writes docs/cli.md and docs/methods.md anew.
+`python tests/test_docs.py` regenerates docs/cli.md and docs/methods.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def command_page() -> str:
-    """docs/cli.md as the code has it."""
+    """Return the content of docs/cli.md."""
     parts = ["# Commands\n\nWritten by `python tests/test_docs.py` from `mexit COMMAND --help`.\n"]
     for name in [None, *(command.__name__ for command in COMMANDS)]:
         shown = CliRunner().invoke(
@@ -42,7 +42,7 @@ def command_page() -> str:
 
 
 def shell_lines(page: Path) -> list[str]:
-    """Lines of code blocks that call mexit."""
+    """Return the lines of shell blocks that call mexit."""
     blocks = re.findall(r"```(?:sh|bash|)\n(.*?)```", page.read_text(), re.S)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [
@@ -50,17 +50,17 @@ def shell_lines(page: Path) -> list[str]:
     ]
 
 
-def test_written_pages_are_current() -> None:
+def test_generated_pages_are_current() -> None:
     assert CLI_PAGE.read_text() == command_page(), "run: python tests/test_docs.py"
     assert METHOD_PAGE.read_text() == method_page(), "run: python tests/test_docs.py"
 
 
-def test_every_option_of_a_method_is_described() -> None:
+def test_every_option_of_a_method_has_a_description() -> None:
     assert not re.findall(r"^\| `\w+` \| .* \|  \|$", method_page(), re.M)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_line_in_the_docs_exists_with_its_options(page) -> None:
+def test_commands_and_options_in_the_docs_exist(page) -> None:
     group = get_command(app)
     if page == CLI_PAGE:
         return
@@ -76,7 +76,7 @@ def test_every_command_line_in_the_docs_exists_with_its_options(page) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page) -> None:
+def test_links_have_a_target(page) -> None:
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
 
@@ -86,16 +86,33 @@ def test_readme_python_runs(digits_bundle, workspace, tmp_path, test_digits) -> 
 
     shutil.copytree(digits_bundle, tmp_path / "bundles" / "demo")
     Image.fromarray(test_digits[0][0]).save(tmp_path / "seven.png")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    run_python_blocks(ROOT / "README.md", tmp_path)
+
+
+def run_python_blocks(page: Path, folder: Path) -> None:
+    """Run the Python blocks of a page in order, each in a process of its own, in `folder`."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
     assert blocks
     for block in blocks:
         done = subprocess.run(
-            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
+            [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 
-def test_error_page_draws_the_tree_of_the_code() -> None:
+def test_python_api_page_runs(tmp_path) -> None:
+    run_python_blocks(ROOT / "docs" / "python-api.md", tmp_path)
+
+
+def test_python_api_page_names_every_public_name() -> None:
+    page = (ROOT / "docs" / "python-api.md").read_text()
+    error_classes = {name for name in mexit.__all__ if hasattr(errors, name)}
+    assert [
+        name for name in mexit.__all__ if name not in error_classes and not re.search(rf"\b{name}\b", page)
+    ] == []
+
+
+def test_error_page_shows_every_class() -> None:
     page = (ROOT / "docs" / "errors.md").read_text()
     for name, kind in vars(errors).items():
         if isinstance(kind, type) and issubclass(kind, errors.MexitError):
@@ -106,7 +123,7 @@ def test_error_page_draws_the_tree_of_the_code() -> None:
             assert line.strip() in page
 
 
-def test_drawn_codes_are_those_of_the_classes() -> None:
+def test_error_codes_in_the_module_docstring_are_those_of_the_classes() -> None:
     for name, exit_code, status in re.findall(r"^ +(\w+) +(\d)? +(\d{3})", errors.__doc__ or "", re.M):
         kind = getattr(errors, name)
         assert kind.http_status == int(status), name
@@ -114,7 +131,7 @@ def test_drawn_codes_are_those_of_the_classes() -> None:
             assert kind.exit_code == int(exit_code), name
 
 
-def test_public_names_exist_are_sorted_and_described() -> None:
+def test_public_names_are_sorted_and_have_docstrings() -> None:
     assert mexit.__all__ == sorted(mexit.__all__)
     assert all(getattr(mexit, name).__doc__ for name in mexit.__all__)
 

@@ -17,15 +17,16 @@ ERRORS = {
 }
 CLASSES = {"Budget", "Bundle", "Prediction", "Runtime"}
 FUNCTIONS = {"calibrate_bundle", "evaluate_model", "export_bundle", "train_model"}
+OPTIONS = {"ExportOptions", "TrainOptions"}
 
 
 def test_these_names_are_exported_and_no_others() -> None:
-    assert set(mexit.__all__) == ERRORS | CLASSES | FUNCTIONS
+    assert set(mexit.__all__) == ERRORS | CLASSES | FUNCTIONS | OPTIONS
     assert set(mexit.__all__) <= set(dir(mexit))
 
 
-@pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_pipeline_functions_are_imported_on_first_use(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(FUNCTIONS | OPTIONS))
+def test_pipeline_functions_and_options_are_imported_on_first_use(name: str) -> None:
     code = (
         "import sys, mexit\n"
         "assert not [module for module in sys.modules if module.startswith('mexit.flows')]\n"

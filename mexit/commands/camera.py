@@ -36,13 +36,11 @@ def camera(
     json: Json = False,
 ) -> None:
     """Classify every frame of a video or folder, or the newest frame of a live camera."""
-    from mexit.flows.camera import camera as run_camera
+    from mexit.flows.camera import CameraOptions, run_camera
 
     progress = output.RichProgress()
     path = bundle or newest(BUNDLES, progress)
-    report = run_camera(
-        path,
-        source=source,
+    options = CameraOptions(
         budget=budget,
         backend=backend,
         threads=threads,
@@ -52,8 +50,10 @@ def camera(
         out=out,
         jsonl=jsonl,
         limit=limit,
-        on_result=None if json or out or jsonl else LabelChanges(),
-        on_event=progress.note,
+    )
+    show_labels = not (json or out or jsonl)
+    report = run_camera(
+        path, source, options, on_result=LabelChanges() if show_labels else None, on_event=progress.note
     )
     output.print_json(report_to_json(report)) if json else show_camera(report)
     if report.signal is not None:

@@ -63,7 +63,7 @@ def serve(
     ] = "off",
 ) -> None:
     """Serve a bundle over HTTP: Open Inference Protocol v2, POST /v1/classify, Prometheus /metrics."""
-    from mexit.flows.serve import serve as serve_bundle
+    from mexit.flows.serve import ServeOptions, serve_bundle
 
     path = bundle or newest(BUNDLES, output.RichProgress())
 
@@ -74,8 +74,7 @@ def serve(
             f"curl {header}--data-binary @IMAGE.png {url}/v1/classify", f"curl {header}{url}/metrics"
         )
 
-    serve_bundle(
-        path,
+    options = ServeOptions(
         budget=budget,
         host=host,
         port=port,
@@ -90,5 +89,5 @@ def serve(
         client_rate=client_rate,
         client_burst=client_burst,
         batching=batching,
-        ready=announce,
     )
+    serve_bundle(path, options, ready=announce)

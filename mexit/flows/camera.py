@@ -61,19 +61,38 @@ class CameraReport:
     signal: int | None
 
 
-def camera(
+@dataclass(frozen=True)
+class CameraOptions:
+    """Options of one run.
+
+    Attributes:
+        budget: budget of each frame.
+        backend: engine, as in `Runtime.open`.
+        threads: threads of the engine, as in `Runtime.open`.
+        deadline_ms: deadline of each frame, milliseconds.
+        rate: MACs per second, as in `Runtime.open`.
+        burst: MACs at once, as in `Runtime.open`.
+        out: annotated video to write, `.mp4`.
+        jsonl: file to write with one JSON line per frame.
+        limit: number of answers after which the run ends.
+    """
+
+    budget: str = "low"
+    backend: str = "auto"
+    threads: int | None = None
+    deadline_ms: float | None = None
+    rate: Macs | None = None
+    burst: Macs | None = None
+    out: Path | None = None
+    jsonl: Path | None = None
+    limit: int | None = None
+
+
+def run_camera(
     bundle: Path,
-    *,
     source: str,
-    budget: str,
-    backend: str = "auto",
-    threads: int | None = None,
-    deadline_ms: float | None = None,
-    rate: Macs | None = None,
-    burst: Macs | None = None,
-    out: Path | None = None,
-    jsonl: Path | None = None,
-    limit: int | None = None,
+    options: CameraOptions,
+    *,
     on_result: Callable[[CameraPrediction], None] | None = None,
     on_event: OnEvent | None = None,
 ) -> CameraReport:
@@ -85,15 +104,7 @@ def camera(
     Args:
         bundle: the bundle's directory.
         source: camera number, URL, file, folder or glob; see `camera.source`.
-        budget: budget of each frame.
-        backend: engine, as in `Runtime.open`.
-        threads: threads of the engine, as in `Runtime.open`.
-        deadline_ms: deadline of each frame, milliseconds.
-        rate: MACs per second, as in `Runtime.open`.
-        burst: MACs at once, as in `Runtime.open`.
-        out: annotated video to write, `.mp4`.
-        jsonl: file to write with one JSON line per frame.
-        limit: number of answers after which the run ends.
+        options: options of the run.
         on_result: called with each prediction after it was written.
         on_event: called with a message when a stream is lost or back.
 
@@ -102,11 +113,18 @@ def camera(
         MexitError: an error of `Runtime.open`, `camera.pipeline.watch` or a sink.
     """
     parsed = parse_source(source)
-    _check_options(parsed, out, jsonl, limit)
-    runtime = Runtime.open(bundle, budget, backend=backend, threads=threads, rate=rate, burst=burst)
+    _check_options(parsed, options)
+    runtime = Runtime.open(
+        bundle,
+        options.budget,
+        backend=options.backend,
+        threads=options.threads,
+        rate=options.rate,
+        burst=options.burst,
+    )
     costs = runtime.bundle.manifest.cumulative_macs
-    sinks: list[Sink] = [JsonLines(jsonl)] if jsonl else []
-    sinks += [VideoWriter(out, Overlay(costs), live=parsed.live)] if out else []
+    sinks: list[Sink] = [JsonLines(options.jsonl)] if options.jsonl else []
+    sinks += [VideoWriter(options.out, Overlay(costs), live=parsed.live)] if options.out else []
     counters = Counters()
     stats = RuntimeStats(len(costs), costs[-1])  # the latencies in it are the ages of answers
     start_s: float | None = None
@@ -118,7 +136,7 @@ def camera(
             runtime.camera(
                 source,
                 stopped=lambda: stop.signal is not None,
-                deadline_ms=deadline_ms,
+                deadline_ms=options.deadline_ms,
                 on_event=on_event,
                 counters=counters,
             )
@@ -132,17 +150,17 @@ def camera(
                 sink.write(frame, result)
             if on_result is not None:
                 on_result(result)
-            if answered == limit or stop.signal is not None:
+            if answered == options.limit or stop.signal is not None:
                 break
     return _report(parsed.name, stats, counters, seconds, tuple(outputs), stop.signal)
 
 
-def _check_options(source: Source, out: Path | None, jsonl: Path | None, limit: int | None) -> None:
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit must be at least 1, found {limit}")
-    outputs = [path.resolve() for path in (out, jsonl) if path is not None]
+def _check_options(source: Source, options: CameraOptions) -> None:
+    if options.limit is not None and options.limit < 1:
+        raise UsageError(f"limit must be at least 1, found {options.limit}")
+    outputs = [path.resolve() for path in (options.out, options.jsonl) if path is not None]
     if len(set(outputs)) < len(outputs):
-        raise UsageError(f"video and JSON lines cannot both be written to {out}")
+        raise UsageError(f"video and JSON lines cannot both be written to {options.out}")
     for path in outputs:
         if path in {file.resolve() for file in source.files}:
             raise UsageError(f"{path} is the source: it would be overwritten; write to another file")

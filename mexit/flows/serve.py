@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from mexit.core.budget import Macs
@@ -14,30 +15,11 @@ from mexit.serving.limits import Limits
 _PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 
 
-def serve(
-    bundle: Path,
-    *,
-    budget: str,
-    host: str,
-    port: int,
-    token: str | None,
-    backend: str = "auto",
-    threads: int | None = None,
-    deadline_ms: float | None = None,
-    watch_drift: float = 0.0,
-    on_drift: str = "alarm",
-    rate: Macs | None = None,
-    burst: Macs | None = None,
-    client_rate: Macs | None = None,
-    client_burst: Macs | None = None,
-    batching: str = "off",
-    limits: Limits | None = None,
-    ready: Callable[[str], None] | None = None,
-) -> None:
-    """Serve until SIGTERM or SIGINT; then answer the requests in flight and return.
+@dataclass(frozen=True)
+class ServeOptions:
+    """Options of a server.
 
-    Args:
-        bundle: the bundle's directory.
+    Attributes:
         budget: budget of requests that name none.
         host: address to listen on.
         port: port to listen on; 0 for any free one.
@@ -53,6 +35,36 @@ def serve(
         client_rate: MACs per second of each client. A client is a token, or a network address without tokens.
         client_burst: MACs at once of each client.
         batching: "off": every request runs alone; "continuous": requests share runs of a segment.
+    """
+
+    budget: str = "low"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    backend: str = "auto"
+    threads: int | None = None
+    deadline_ms: float | None = None
+    watch_drift: float = 0.0
+    on_drift: str = "alarm"
+    rate: Macs | None = None
+    burst: Macs | None = None
+    client_rate: Macs | None = None
+    client_burst: Macs | None = None
+    batching: str = "off"
+
+
+def serve_bundle(
+    bundle: Path,
+    options: ServeOptions,
+    *,
+    limits: Limits | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then answer the requests in flight and return.
+
+    Args:
+        bundle: the bundle's directory.
+        options: options of the server.
         limits: sizes, counts and times that bound the server; default `Limits()`.
         ready: called with the URL once the server accepts connections.
 
@@ -65,28 +77,30 @@ def serve(
     # Imported late because the web framework is an optional dependency.
     from mexit.serving import http, middleware, service, uvicorn_server
 
-    if deadline_ms is not None and not deadline_ms > 0:
+    if options.deadline_ms is not None and not options.deadline_ms > 0:
         raise UsageError(
-            f"the deadline must be above zero, found {deadline_ms} ms: give --deadline 10 for 10 ms, or none"
+            f"the deadline must be above zero, found {options.deadline_ms} ms: give --deadline 10 for 10 ms, or none"
         )
-    if batching not in service.BATCHING:
-        raise UsageError(f"unknown batching '{batching}': choose from {', '.join(service.BATCHING)}")
-    tokens = middleware.parse_tokens(token)
-    bound = uvicorn_server.bind(host, port, has_token=bool(tokens))
+    if options.batching not in service.BATCHING:
+        raise UsageError(f"unknown batching '{options.batching}': choose from {', '.join(service.BATCHING)}")
+    tokens = middleware.parse_tokens(options.token)
+    bound = uvicorn_server.bind(options.host, options.port, has_token=bool(tokens))
     try:
         runtime = Runtime.open(
             bundle,
-            budget,
-            backend=backend,
-            threads=threads,
-            watch_drift=watch_drift,
-            on_drift=on_drift,
-            rate=rate,
-            burst=burst,
-            client_rate=client_rate,
-            client_burst=client_burst,
+            options.budget,
+            backend=options.backend,
+            threads=options.threads,
+            watch_drift=options.watch_drift,
+            on_drift=options.on_drift,
+            rate=options.rate,
+            burst=options.burst,
+            client_rate=options.client_rate,
+            client_burst=options.client_burst,
         )
-        served = service.Service(runtime, limits or Limits(), deadline_ms=deadline_ms, batching=batching)
+        served = service.Service(
+            runtime, limits or Limits(), deadline_ms=options.deadline_ms, batching=options.batching
+        )
         uvicorn_server.run(http.build_app(served, tokens), served, bound, ready)
     finally:
         bound.close()

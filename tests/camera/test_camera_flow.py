@@ -14,17 +14,15 @@ import pytest
 from camera_media import grey_frames, read_video, write_video
 
 from mexit.errors import UsageError
-from mexit.flows.camera import CameraReport, camera
+from mexit.flows.camera import CameraOptions, run_camera
 
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from mexit.flows.camera import camera
+from mexit.flows.camera import CameraOptions, run_camera
 
-report = camera(
-    Path(sys.argv[1]), source=sys.argv[2], budget="low", out=Path("out.mp4"), jsonl=Path("out.jsonl"),
-    on_result=lambda result: time.sleep(0.01),
-)
+options = CameraOptions(out=Path("out.mp4"), jsonl=Path("out.jsonl"))
+report = run_camera(Path(sys.argv[1]), sys.argv[2], options, on_result=lambda result: time.sleep(0.01))
 print(report.frames, report.signal, len(report.outputs))
 """
 
@@ -87,16 +85,16 @@ def test_a_kill_leaves_the_earlier_video_and_the_recorded_part(
 
 
 def test_a_limit_ends_the_run(digits_bundle: Path, video: Path, tmp_path: Path) -> None:
-    report = camera(digits_bundle, source=str(video), budget="low", out=tmp_path / "b.mp4", limit=4)
+    report = run_camera(digits_bundle, str(video), CameraOptions(out=tmp_path / "b.mp4", limit=4))
     assert (report.frames, report.signal, report.outputs) == (4, None, (tmp_path / "b.mp4",))
     assert len(read_video(tmp_path / "b.mp4")[0]) == 4
     with pytest.raises(UsageError, match="limit must be at least 1, found 0"):
-        camera(digits_bundle, source=str(video), budget="low", limit=0)
+        run_camera(digits_bundle, str(video), CameraOptions(limit=0))
 
 
 def test_signal_handlers_are_restored(digits_bundle: Path, video: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    camera(digits_bundle, source=str(video), budget="low", limit=2)
+    run_camera(digits_bundle, str(video), CameraOptions(limit=2))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -112,13 +110,7 @@ def test_a_traffic_camera(digits_bundle: Path, data_dir: Path, tmp_path: Path) -
     video = data_dir / "video" / "car-detection.mp4"
     if not video.exists():
         pytest.skip(f"needs the sample video {video.name}")
-    report: CameraReport = camera(
-        digits_bundle,
-        source=str(video),
-        budget="low",
-        out=tmp_path / "a.mp4",
-        limit=120,
-    )
+    report = run_camera(digits_bundle, str(video), CameraOptions(out=tmp_path / "a.mp4", limit=120))
     assert (report.frames, report.dropped, report.undecodable) == (120, 0, 0)
     times, frames = read_video(tmp_path / "a.mp4")
     with av.open(str(video)) as container:

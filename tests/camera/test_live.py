@@ -25,7 +25,7 @@ from mexit.camera.pipeline import CameraPrediction, watch
 from mexit.camera.readers import decode_packet
 from mexit.camera.source import Source
 from mexit.errors import BadInput, MexitError
-from mexit.flows.camera import camera
+from mexit.flows.camera import CameraOptions, run_camera
 
 FPS = 100
 IMPATIENT = LiveSettings(open_timeout_s=5, read_timeout_s=1.5, connect_attempts=3, first_delay_s=0.05)
@@ -264,12 +264,10 @@ def test_rtsp_over_tcp_shows_no_password(
     results: list[CameraPrediction] = []
     with RtspCamera(units, FPS, "admin:geheim") as sender:
         address = f"rtsp://admin:geheim@127.0.0.1:{sender.port}/live"
-        report = camera(
+        report = run_camera(
             digits_bundle,
-            source=address,
-            budget="low",
-            jsonl=tmp_path / "a.jsonl",
-            limit=10,
+            address,
+            CameraOptions(jsonl=tmp_path / "a.jsonl", limit=10),
             on_result=results.append,
             on_event=events.append,
         )

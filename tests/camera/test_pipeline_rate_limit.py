@@ -11,7 +11,7 @@ from camera_media import grey_frames, write_images, write_video
 from mexit import Runtime
 from mexit.camera.frame import Counters
 from mexit.commands.camera import show_camera
-from mexit.flows.camera import camera
+from mexit.flows.camera import CameraOptions, run_camera
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.rate_limiter import RateLimit, RateLimiter, RateLimits
 
@@ -69,13 +69,10 @@ def test_the_report_counts_refused_frames(
     digits_bundle: Path, full: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_images(tmp_path / "images", [f"{i}.png" for i in range(12)])
-    report = camera(
+    report = run_camera(
         digits_bundle,
-        source=str(tmp_path / "images"),
-        budget="full",
-        deadline_ms=5.0,
-        rate=full // 100,
-        burst=2 * full,
+        str(tmp_path / "images"),
+        CameraOptions(budget="full", deadline_ms=5.0, rate=full // 100, burst=2 * full),
     )
     assert report.refused > 0
     assert report.refused == report.dropped == 12 - report.frames

@@ -17,7 +17,7 @@ from PIL import Image
 from mexit.camera.frame import Counters
 from mexit.camera.pipeline import watch
 from mexit.errors import BadInput, Damaged, MexitError, MissingExtra, NotFound
-from mexit.flows.camera import camera
+from mexit.flows.camera import CameraOptions, run_camera
 from mexit.runtime import Runtime
 
 Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -37,8 +37,8 @@ def test_frames_of_a_video_are_answered_like_images(
     times = times_with_gaps(300)
     video = write_video(tmp_path / "digits.mp4", large, times)
     results = []
-    report = camera(
-        digits_bundle, source=str(video), budget="low", jsonl=tmp_path / "a.jsonl", on_result=results.append
+    report = run_camera(
+        digits_bundle, str(video), CameraOptions(jsonl=tmp_path / "a.jsonl"), on_result=results.append
     )
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     predictions = Runtime.open(digits_bundle, budget="low")(list(images))
@@ -98,7 +98,7 @@ def test_a_glob_skips_an_unreadable_file(tmp_path: Path) -> None:
 
 def test_one_pixel(digits_bundle: Path, tmp_path: Path) -> None:
     write_images(tmp_path, ["dot.png"], size=(1, 1))
-    report = camera(digits_bundle, source=str(tmp_path / "dot.png"), budget="low", out=tmp_path / "dot.mp4")
+    report = run_camera(digits_bundle, str(tmp_path / "dot.png"), CameraOptions(out=tmp_path / "dot.mp4"))
     assert report.frames == 1
     times, frames = read_video(tmp_path / "dot.mp4")
     assert times == [0.0]
@@ -171,7 +171,7 @@ def test_undecodable_frames_are_counted_and_skipped(digits_bundle: Path, tmp_pat
     for position, size in packets[20:23]:
         content[position : position + size] = b"\xff" * size
     video.write_bytes(content)
-    report = camera(digits_bundle, source=str(video), budget="low", jsonl=tmp_path / "a.jsonl")
+    report = run_camera(digits_bundle, str(video), CameraOptions(jsonl=tmp_path / "a.jsonl"))
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert report.undecodable == 3
     assert report.frames == len(lines) == 37
@@ -183,7 +183,7 @@ def test_a_damaged_image_is_counted_and_skipped(digits_bundle: Path, tmp_path: P
     paths = write_images(tmp_path / "images", ["1.png", "2.png", "3.png"])
     paths[1].write_bytes(paths[1].read_bytes()[:60])
     events: list[str] = []
-    report = camera(digits_bundle, source=str(tmp_path / "images"), budget="low", on_event=events.append)
+    report = run_camera(digits_bundle, str(tmp_path / "images"), CameraOptions(), on_event=events.append)
     assert (report.frames, report.undecodable) == (2, 1)
     assert "2.png: frame 1 is skipped: the image is damaged" in events[0]
 

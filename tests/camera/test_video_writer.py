@@ -17,7 +17,7 @@ from mexit.camera.overlay import Overlay
 from mexit.camera.pipeline import IMAGE_DURATION_S
 from mexit.camera.video_writer import TICKS_PER_S, Timestamps, VideoWriter, enlarge, pad_to_even
 from mexit.errors import Damaged, MexitError, MissingExtra, UsageError
-from mexit.flows.camera import camera
+from mexit.flows.camera import CameraOptions, run_camera
 
 COSTS = (250, 600, 1000)
 
@@ -133,12 +133,10 @@ def test_without_a_frame_nothing_is_written(digits_bundle: Path, tmp_path: Path)
     for name in ("a.mp4", "a.jsonl"):
         (tmp_path / name).write_text("earlier")
     with pytest.raises(Damaged):
-        camera(
+        run_camera(
             digits_bundle,
-            source=str(tmp_path / "bad.mp4"),
-            budget="low",
-            out=tmp_path / "a.mp4",
-            jsonl=tmp_path / "a.jsonl",
+            str(tmp_path / "bad.mp4"),
+            CameraOptions(out=tmp_path / "a.mp4", jsonl=tmp_path / "a.jsonl"),
         )
     assert {entry.name for entry in tmp_path.iterdir()} == {"bad.mp4", "a.mp4", "a.jsonl"}
     assert (tmp_path / "a.mp4").read_text() == (tmp_path / "a.jsonl").read_text() == "earlier"
@@ -184,19 +182,17 @@ def test_outputs_that_would_overwrite_something(
     (tmp_path / "folder").mkdir()
     source = write_video(tmp_path / "in.mp4", grey_frames(2), [0.0, 0.1])
     with pytest.raises(UsageError, match=message):
-        camera(
+        run_camera(
             digits_bundle,
-            source=str(source),
-            budget="low",
-            out=tmp_path / out if out else None,
-            jsonl=tmp_path / jsonl if jsonl else None,
+            str(source),
+            CameraOptions(out=tmp_path / out if out else None, jsonl=tmp_path / jsonl if jsonl else None),
         )
 
 
 def test_images_of_different_sizes_make_one_video(digits_bundle: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "a", ["1.png"], size=(30, 20))
     write_images(tmp_path / "a", ["2.png"], size=(700, 1100))
-    camera(digits_bundle, source=str(tmp_path / "a"), budget="low", out=tmp_path / "a.mp4")
+    run_camera(digits_bundle, str(tmp_path / "a"), CameraOptions(out=tmp_path / "a.mp4"))
     times, frames = read_video(tmp_path / "a.mp4")
     assert times == pytest.approx([0.0, IMAGE_DURATION_S])
     assert {frame.shape for frame in frames} == {(480, 320, 3)}

@@ -35,13 +35,12 @@ INFER = "/v2/models/digits/infer"
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from mexit.flows.serve import serve
+from mexit.flows.serve import ServeOptions, serve_bundle
 from mexit.serving.limits import Limits
-options = json.loads(sys.argv[1])
-limits = Limits(**options.pop("limits", {}))
-serve(Path(options.pop("bundle")), limits=limits, ready=lambda url: print(url, flush=True), **options)
+bundle, options, limits = json.loads(sys.argv[1])
+ready = lambda url: print(url, flush=True)
+serve_bundle(Path(bundle), ServeOptions(**options), limits=Limits(**limits), ready=ready)
 """
-DEFAULTS = {"budget": "medium", "host": "127.0.0.1", "port": 0, "token": None}
 _METRIC = re.compile(r"^([a-z_]+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 
@@ -115,9 +114,9 @@ class Server(Client):
         return self.process.wait(within_s)
 
 
-def launch(bundle: Path, log: Path, **options: Any) -> subprocess.Popen[str]:
-    """Start the process and return at once. `options` are those of `serve`."""
-    arguments = json.dumps({**DEFAULTS, **options, "bundle": str(bundle)})
+def launch(bundle: Path, log: Path, limits: dict[str, Any] | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Start the process and return at once. `limits` and `options` are fields of `Limits` and `ServeOptions`."""
+    arguments = json.dumps([str(bundle), {"budget": "medium", "port": 0, **options}, limits or {}])
     with log.open("w") as errors:
         return subprocess.Popen(
             [sys.executable, "-c", PROGRAM, arguments], stdout=subprocess.PIPE, stderr=errors, text=True
@@ -125,16 +124,17 @@ def launch(bundle: Path, log: Path, **options: Any) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def start(bundle: Path, directory: Path, **options: Any) -> Iterator[Server]:
+def start(bundle: Path, directory: Path, limits: dict[str, Any] | None = None, **options: Any) -> Iterator[Server]:
     """A listening server, killed at the end.
 
     Args:
         bundle: the bundle to serve.
         directory: for the log.
-        options: of `serve`; `limits` is a dictionary.
+        limits: fields of `Limits`.
+        options: fields of `ServeOptions`; by default the budget is "medium" and the port a free one.
     """
     log = directory / f"server-{time.monotonic_ns()}.log"
-    process = launch(bundle, log, **options)
+    process = launch(bundle, log, limits, **options)
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()

@@ -22,7 +22,7 @@ from servers import INFER, Client, Server, hook_runtime, infer_body, refused, se
 
 from mexit import Runtime
 from mexit.errors import BackendError, MissingExtra, UsageError
-from mexit.flows.serve import serve
+from mexit.flows.serve import ServeOptions, serve_bundle
 from mexit.serving import uvicorn_server
 
 TOKEN = "correct horse battery staple"
@@ -31,15 +31,6 @@ GREY = np.full((1, 1, 8, 8), 0.5, np.float32)
 
 def fail_if_started(url: str) -> NoReturn:
     pytest.fail(f"it started at {url}")
-
-
-OPTIONS: dict[str, Any] = {
-    "budget": "low",
-    "host": "127.0.0.1",
-    "port": 0,
-    "token": None,
-    "ready": fail_if_started,
-}
 
 
 def begin_request(server: Server, headers: dict[str, str]) -> HTTPConnection:
@@ -251,7 +242,7 @@ def test_a_port_in_use(server: Server, digits_bundle: Path, tmp_path: Path) -> N
 )
 def test_invalid_options(digits_bundle: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        serve(digits_bundle, **{**OPTIONS, **options})
+        serve_bundle(digits_bundle, ServeOptions(**{"port": 0, **options}), ready=fail_if_started)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +254,7 @@ def test_a_missing_package(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=rf"'{package}': pip install 'mexit\[serve\]'"):
-        serve(digits_bundle, **OPTIONS)
+        serve_bundle(digits_bundle, ServeOptions(port=0), ready=fail_if_started)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -201,4 +202,16 @@ def test_the_number_of_workers(digits_bundle: Path, cpus: int, workers: int) -> 
     """One worker for each processor that the process may use, up to the limit."""
     service = Service(hook_runtime(digits_bundle, lambda _: None), Limits(), cpus=cpus)
     assert service.workers == workers
+    service.close()
+
+
+def test_the_number_of_workers_follows_the_resource_limits(digits_bundle: Path) -> None:
+    """By default, the server counts the processors that affinity and control groups leave to the process."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        service = Service(hook_runtime(digits_bundle, lambda _: None), Limits())
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert service.workers == 1
     service.close()

@@ -1,4 +1,4 @@
-"""Augmentation: a crop of the padded image or a crop scaled back, mirrored or not, decided by counter."""
+"""Augmentation: padded crops and resized crops, half of them mirrored, with counter-based random numbers."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ INDEX = torch.arange(400)
 
 
 def views(image: torch.Tensor) -> dict[bytes, tuple[int, int, bool]]:
-    """Every view that an image can have, made by slicing: content to (top, left, mirrored)."""
+    """Every padded crop of an image, made by slicing: content to (top, left, mirrored)."""
     channels, height, width = image.shape
     padded = torch.zeros(channels, height + 2 * PAD, width + 2 * PAD, dtype=image.dtype)
     padded[:, PAD : PAD + height, PAD : PAD + width] = image
-    found = {}
+    crops = {}
     for top in range(2 * PAD + 1):
         for left in range(2 * PAD + 1):
             cut = padded[:, top : top + height, left : left + width]
             for mirrored in (False, True):
-                seen = cut.flip(2) if mirrored else cut
-                found[seen.contiguous().numpy().tobytes()] = (top, left, mirrored)
-    return found
+                view = cut.flip(2) if mirrored else cut
+                crops[view.contiguous().numpy().tobytes()] = (top, left, mirrored)
+    return crops
 
 
-def test_every_result_is_a_view_and_every_view_comes_about_equally_often() -> None:
+def test_every_result_is_a_crop_and_all_crops_are_equally_frequent() -> None:
     counts: dict[tuple[int, int, bool], int] = {}
     known = [views(image) for image in IMAGES[:100]]
     for epoch in range(32):
@@ -66,7 +66,7 @@ def test_the_view_depends_on_sample_epoch_and_seed_and_not_on_the_batch(how: str
 
 
 def test_a_resized_crop_is_its_box_cut_out_and_scaled_back() -> None:
-    """Against the plain path: slice, then torch's own bilinear scaling, one image after the other."""
+    """Compares with a slice and torch's bilinear interpolation, image by image."""
     images = torch.rand(200, 3, 17, 23, generator=torch.Generator().manual_seed(1))
     index = torch.arange(200)
     results = augment(images, "resized-crop-flip", CounterRNG(0, 0), index)
@@ -83,10 +83,10 @@ def test_a_resized_crop_is_its_box_cut_out_and_scaled_back() -> None:
         straight, turned = (torch.allclose(result, one, atol=1e-4) for one in (expected, expected.flip(2)))
         assert straight != turned
         mirrored += turned
-    assert 70 < mirrored < 130, "half of 200; these bounds are four standard deviations away"
+    assert 70 < mirrored < 130, "half of 200, within four standard deviations"
 
 
-def test_boxes_lie_in_the_image_and_have_the_areas_and_ratios_of_the_paper() -> None:
+def test_crop_boxes_lie_in_the_image_and_have_the_areas_and_ratios_of_the_paper() -> None:
     count, side = 20_000, 224
     top, left, rows, columns = crop_boxes(CounterRNG(0, 0), torch.arange(count), side, side).double().unbind(1)
     for start, length in ((top, rows), (left, columns)):
@@ -108,11 +108,11 @@ def test_boxes_lie_in_the_image_and_have_the_areas_and_ratios_of_the_paper() -> 
     assert abs(float(ratio.log().mean())) < 0.01, "as often wide as high"
 
 
-def test_where_no_crop_fits_the_whole_image_is_taken() -> None:
+def test_an_image_that_no_crop_fits_is_used_whole() -> None:
     assert crop_boxes(CounterRNG(0, 0), INDEX, 1, 200).tolist() == [[0, 0, 1, 200]] * len(INDEX)
 
 
-def test_none_leaves_images_alone() -> None:
+def test_none_returns_the_images() -> None:
     assert augment(IMAGES, "none", CounterRNG(0, 0), INDEX) is IMAGES
 
 
@@ -130,6 +130,6 @@ def run_weights(tmp_path_factory: pytest.TempPathFactory):
     return weights
 
 
-def test_the_loop_trains_on_the_views(run_weights) -> None:
+def test_training_uses_the_augmentation(run_weights) -> None:
     weights = [run_weights(how)["stages.0.trunk.0.weight"] for how in AUGMENTS]
     assert not any(torch.equal(one, other) for one, other in combinations(weights, 2))

@@ -1,12 +1,12 @@
-"""Batches prepared ahead by threads: the same pixels in the same order, bounded, and gone when they are closed."""
+"""Batches loaded ahead by threads: pixels, order, bounds and shutdown."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import sys
 import threading
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.data import digits, folder
 from mexit.data.dataset import DataSet
-from mexit.errors import BadInput, NotFound, UsageError
+from mexit.errors import BadInput, UsageError
 from mexit.flows.train import TrainOptions, train_model
 from mexit.train.dataloader import THREAD_NAME, load_batches, worker_count
 
@@ -30,7 +30,7 @@ SIZE = 5
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two hundred digits as JPEG files of several sizes, in three folders."""
+    """A folder of 200 digits as JPEG files of several sizes, in three classes."""
     made = tmp_path_factory.mktemp("pictures")
     data = digits.load()
     for place in range(200):
@@ -43,12 +43,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pictures(root: Path, tmp_path: Path) -> DataSet:
-    """A copy that a test may spoil."""
+    """A copy of the images that a test may change."""
     return folder.load(Path(shutil.copytree(root, tmp_path / "pictures")))
 
 
 def parts_of(data: DataSet) -> list[NDArray[np.int64]]:
-    """Batches in a random order; the last one is smaller."""
+    """Batches in a random order; the last batch is smaller."""
     order = np.random.default_rng(0).permutation(len(data) - 2).astype(np.int64)
     return [order[start : start + SIZE] for start in range(0, len(order), SIZE)]
 
@@ -58,36 +58,44 @@ def threads() -> list[str]:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3, 100])
-def test_pixels_and_order_are_those_of_the_plain_path(root: Path, workers: int) -> None:
+def test_pixels_and_order_are_those_of_the_data_set(root: Path, workers: int) -> None:
     data = folder.load(root)
     parts = parts_of(data)
-    found = list(load_batches(data, parts, SPEC, workers))
-    assert len(found) == len(parts)
-    for part, images in zip(parts, found, strict=True):
+    batches = list(load_batches(data, parts, SPEC, workers))
+    assert len(batches) == len(parts)
+    for part, images in zip(parts, batches, strict=True):
         assert images.tobytes() == data.batch(part, SPEC).tobytes()
     assert not threads()
 
 
-def test_nothing_to_do_is_nothing(root: Path) -> None:
+def test_no_batches_are_loaded_from_an_empty_list(root: Path) -> None:
     assert list(load_batches(folder.load(root), [], SPEC, 2)) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_next_batches_are_ready_and_no_more_than_that(pictures: DataSet, workers: int) -> None:
-    """Files that vanish while the first batch trains: those read ahead are safe, all others are missed."""
-    parts = parts_of(pictures)
-    with closing(load_batches(pictures, parts, SPEC, workers)) as stream:
+def test_one_batch_per_worker_is_loaded_ahead(root: Path, workers: int) -> None:
+    data = folder.load(root)
+    parts = parts_of(data)
+    loaded: list[bytes] = []
+    ahead = threading.Semaphore(0)
+
+    class RecordingData(DataSet):
+        def batch(self, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32]:
+            images = data.batch(index, spec)
+            loaded.append(index.tobytes())
+            ahead.release()
+            return images
+
+    recording = RecordingData(**{field.name: getattr(data, field.name) for field in dataclasses.fields(data)})
+    with closing(load_batches(recording, parts, SPEC, workers)) as stream:
         next(stream)
-        time.sleep(1)  # as training would
-        shutil.rmtree(pictures.name.removeprefix("folder:"))
-        for _ in range(workers):
-            next(stream)
-        with pytest.raises(NotFound, match=r"image .*\.jpg does not exist"):
-            next(stream)
+        for _ in range(1 + workers):
+            assert ahead.acquire(timeout=60)
+    assert sorted(loaded) == sorted(part.tobytes() for part in parts[: 1 + workers])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_named_at_its_turn_and_the_threads_end(pictures: DataSet, workers: int) -> None:
+def test_a_damaged_image_is_reported_with_its_batch_and_the_threads_end(pictures: DataSet, workers: int) -> None:
     parts = parts_of(pictures)
     bad = Path(pictures.images.name(int(parts[3][2])).removeprefix("image "))
     bad.write_bytes(bad.read_bytes()[:200])
@@ -99,17 +107,17 @@ def test_a_damaged_image_is_named_at_its_turn_and_the_threads_end(pictures: Data
     assert not threads()
 
 
-def test_closing_leaves_no_thread(root: Path) -> None:
+def test_closing_ends_the_threads(root: Path) -> None:
     data = folder.load(root)
     stream = load_batches(data, parts_of(data), SPEC, 2)
-    assert not threads(), "nothing starts before the first batch is asked for"
+    assert not threads(), "no thread starts before the first batch is requested"
     next(stream)
     assert len(threads()) == 2
     stream.close()
     assert not threads()
 
 
-def test_files_get_a_thread_a_core_and_arrays_none(root: Path) -> None:
+def test_the_default_is_one_thread_per_core_for_files_and_none_for_arrays(root: Path) -> None:
     files, arrays = folder.load(root), digits.load()
     assert worker_count(files, None) >= 1
     assert worker_count(arrays, None) == 0
@@ -120,14 +128,14 @@ def test_files_get_a_thread_a_core_and_arrays_none(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, torch.Tensor]]:
-    """The weights of one epoch on the pictures, by the number of workers."""
+    """The weights of two epochs on the images, by number of workers."""
     home = tmp_path_factory.mktemp("runs")
     data = folder.load(root)
     given = {
         "model": "digits-cnn", "method": "adversarial", "attack": "average", "steps": 1, "epochs": 2, "batch": 16,
         "augment": "crop-flip", "precision": "fp32",
     }  # fmt: skip
-    found = {}
+    weights = {}
     for workers in (0, 2):
         torch.set_num_threads(1)
         result = train_model(
@@ -136,13 +144,13 @@ def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, d
             out=home / str(workers),
             options=TrainOptions(threads=1, workers=workers),
         )
-        found[workers] = load_file(result.run / "weights.safetensors")
-    return found
+        weights[workers] = load_file(result.run / "weights.safetensors")
+    return weights
 
 
 def test_workers_do_not_change_the_weights(trained: dict[int, dict[str, torch.Tensor]]) -> None:
-    for name, weights in trained[0].items():
-        assert torch.equal(weights, trained[2][name]), name
+    for name, value in trained[0].items():
+        assert torch.equal(value, trained[2][name]), name
     assert not threads()
 
 
@@ -175,14 +183,14 @@ data = folder.load(Path(sys.argv[1]))
 keep_freed_memory()
 parts = np.array_split(np.arange(len(data), dtype=np.int64), len(data) // 10)
 peaks = [peak() for _ in load_batches(data, parts, spec, 2)]
-held = list(load_batches(data, parts, spec, 2))
+kept = list(load_batches(data, parts, spec, 2))
 print(len(data), peaks[len(peaks) // 5], peaks[-1], peak())
 """
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five hundred JPEG files; as tensors 287 MB."""
+    """500 JPEG files; their tensors have 287 MB."""
     made = tmp_path_factory.mktemp("many")
     for name in ("a", "b"):
         (made / name).mkdir()
@@ -194,11 +202,11 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc")
-def test_memory_stays_bounded_however_many_images_are_read(many: Path) -> None:
-    """Measured in a process of its own, which at the end holds all of them, to show that this would be seen."""
+def test_memory_does_not_grow_with_the_number_of_images(many: Path) -> None:
+    """Measured in a separate process, which finally keeps all batches, to show that the measurement would see it."""
     done = subprocess.run([sys.executable, "-c", MEMORY, str(many)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    count, early, late, held = (float(word) for word in done.stdout.split())
+    count, early, late, all_kept = (float(word) for word in done.stdout.split())
     assert count == 500
     assert late - early < 50, f"{early} MB after a fifth of the images, {late} MB after all"
-    assert held - late > 150
+    assert all_kept - late > 150

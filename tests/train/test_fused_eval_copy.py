@@ -55,7 +55,7 @@ def with_statistics(name: str) -> MultiExit:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_copy_gives_the_logits_of_the_network_as_it_is_now(name: str) -> None:
+def test_the_refreshed_copy_has_the_logits_of_the_network(name: str) -> None:
     network = with_statistics(name)
     images, _ = real_images(name)
     copy = FusedEvalCopy(network, torch.float32)
@@ -71,14 +71,14 @@ def test_the_copy_gives_the_logits_of_the_network_as_it_is_now(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["msdnet-cifar10", "resnet38", "mobilenetv2"])
-def test_no_batchnorm_behind_a_convolution_is_left(name: str) -> None:
+def test_no_batchnorm_after_a_convolution_remains(name: str) -> None:
     network = with_statistics(name)
-    left = [layer for layer in FusedEvalCopy(network).refreshed().modules() if isinstance(layer, nn.BatchNorm2d)]
-    # In MobileNetV2's first branch two BatchNorms stand behind a block, not behind a convolution.
-    assert len(left) == (2 if name == "mobilenetv2" else 0)
+    norms = [layer for layer in FusedEvalCopy(network).refreshed().modules() if isinstance(layer, nn.BatchNorm2d)]
+    # In MobileNetV2's first branch two BatchNorms follow a block, not a convolution.
+    assert len(norms) == (2 if name == "mobilenetv2" else 0)
 
 
-def test_the_copy_leaves_the_network_alone() -> None:
+def test_attacking_the_copy_does_not_change_the_network() -> None:
     network = with_statistics("msdnet-cifar10")
     images, labels = real_images("msdnet-cifar10")
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -94,7 +94,7 @@ def test_the_copy_leaves_the_network_alone() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[MultiExit, Tensor, Tensor]:
-    """A network that knows something about digits, images and labels."""
+    """A network trained on digits for 40 steps, images and labels."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = build_model("digits-cnn", 10)
@@ -109,24 +109,24 @@ def trained() -> tuple[MultiExit, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("target_exits", ["average", "max-average"])
-def test_an_attack_in_bfloat16_is_as_strong_judged_in_float32(trained, target_exits: str) -> None:
+def test_an_attack_in_bfloat16_is_as_strong_when_evaluated_in_float32(trained, target_exits: str) -> None:
     network, images, labels = trained
     attack, index = Attack(target_exits, PGDConfig(0.1, 0.025, 7)), torch.arange(len(labels))
 
-    def judged(attacked: Tensor) -> float:
+    def mean_loss(attacked: Tensor) -> float:
         with torch.no_grad():
             return float(exit_cross_entropy(network(attacked), labels).mean())
 
-    plain = judged(craft(network, images, labels, attack, rng=CounterRNG(0, 0), index=index))
-    fast = judged(
+    plain = mean_loss(craft(network, images, labels, attack, rng=CounterRNG(0, 0), index=index))
+    fast = mean_loss(
         craft(FusedEvalCopy(network).refreshed(), images, labels, attack, rng=CounterRNG(0, 0), index=index)
     )
-    assert plain > 1.3 * judged(images)
-    assert fast > plain - 0.02 * (plain - judged(images))
+    assert plain > 1.3 * mean_loss(images)
+    assert fast > plain - 0.02 * (plain - mean_loss(images))
 
 
 @pytest.mark.parametrize("train_mode", [False, True])
-def test_a_step_crafts_with_the_copy_only_in_eval_mode(train_mode: bool) -> None:
+def test_a_step_attacks_the_copy_only_in_eval_mode(train_mode: bool) -> None:
     precision = Precision("cpu", bf16=True, channels_last=True)
     network = precision.prepare(with_statistics("msdnet-cifar10"))
     settings = TrainSettings(model="msdnet-cifar10", method="adversarial", craft_train_mode=train_mode, steps=1)
@@ -146,16 +146,15 @@ def test_a_step_crafts_with_the_copy_only_in_eval_mode(train_mode: bool) -> None
         build_method("adversarial", {}),
         torch.optim.SGD(network.parameters()),
         settings,
-        None,
-        precision.attack_copy(network),
+        attack_copy=precision.attack_copy(network),
     )
     attacked = step.craft(batch)
     assert attacked is not None
     assert attacked.shape == (1, *images.shape)
     assert attacked.dtype == torch.float32
-    # Train mode moves the statistics of the network itself; the copy has none.
-    moved = any(not torch.equal(before[key], value) for key, value in network.named_buffers())
-    assert moved == train_mode
+    # Train mode updates the running statistics of the network; the copy has none.
+    updated = any(not torch.equal(before[key], value) for key, value in network.named_buffers())
+    assert updated == train_mode
 
 
 def test_training_in_float32_has_no_copy() -> None:

@@ -1,4 +1,4 @@
-"""Training that is stopped by Ctrl-C, SIGTERM or `kill -9` ends, resumed, in the weights of one that was not."""
+"""A run stopped by Ctrl-C, SIGTERM or `kill -9` and resumed ends with the weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from mexit.flows.train import TrainOptions, train_model
 from mexit.train import checkpoint
 from mexit.train.checkpoint import read_log
 
-PATIENCE_S = 100
+TIMEOUT_S = 100
 EPOCHS = 5
 FLAGS = ["--epochs", str(EPOCHS), "--batch", "128", "--steps", "1", "--step", "0.05", "--threads", "1"]
 GIVEN = {"epochs": EPOCHS, "batch": 128, "steps": 1, "step": 0.05}
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """A `mexit train` that was stopped by a signal: how it ended, what it said, how many epochs it had logged."""
+    """The exit code, standard error and number of logged epochs of a `mexit train` stopped by a signal."""
 
     code: int
-    said: str
+    stderr: str
     epochs: int
 
 
@@ -49,11 +49,11 @@ def started(folder: Path, *flags: str) -> subprocess.Popen[str]:
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Return as soon as it is so; fail if the process ends, or patience does."""
-    deadline = time.monotonic() + PATIENCE_S
+    """Wait for a condition; fail if the process ends or the time is up."""
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert process.poll() is None, f"training ended by itself: {process.communicate()}"
-        assert time.monotonic() < deadline, "waited too long"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.005)
 
 
@@ -62,18 +62,18 @@ def lines(path: Path) -> int:
 
 
 def stop(folder: Path, number: int, *flags: str) -> Stop:
-    """Train, and send the signal once another epoch is logged."""
+    """Train, and send the signal after the next logged epoch."""
     log = folder / "runs/x" / checkpoint.LOG
     before = lines(log)
     process = started(folder, *flags)
     try:
         wait_until(lambda: lines(log) > before, process)
         process.send_signal(number)
-        _, said = process.communicate(timeout=PATIENCE_S)
+        _, stderr = process.communicate(timeout=TIMEOUT_S)
     finally:
         process.kill()
         process.wait()
-    return Stop(process.returncode, " ".join(said.split()), lines(log))
+    return Stop(process.returncode, " ".join(stderr.split()), lines(log))
 
 
 @pytest.fixture(scope="module")
@@ -107,23 +107,23 @@ def same_bits(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.parametrize(("name", "code"), [("Ctrl-C", 130), ("SIGTERM", 143)])
-def test_a_signal_ends_training_with_its_code_and_says_how_to_go_on(
+def test_a_signal_sets_the_exit_code_and_prints_the_command_to_resume(
     name: str, code: int, stops: dict[str, Stop]
 ) -> None:
-    found = stops[name]
-    assert found.code == code
-    assert "stopping after this step, with a checkpoint" in found.said
-    assert "error: stopped; continue with: mexit train --resume --out runs/x" in found.said
-    assert "Traceback" not in found.said
+    result = stops[name]
+    assert result.code == code
+    assert "stopping after this step, with a checkpoint" in result.stderr
+    assert "error: stopped; continue with: mexit train --resume --out runs/x" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_each_stop_came_before_the_end(stops: dict[str, Stop]) -> None:
     assert stops["kill -9"].code == -signal.SIGKILL
-    epochs = [found.epochs for found in stops.values()]
+    epochs = [result.epochs for result in stops.values()]
     assert 0 < epochs[0] < epochs[1] < epochs[2] < EPOCHS
 
 
-def test_resumed_it_ends_in_the_same_bits_as_if_nothing_had_happened(
+def test_a_resumed_run_equals_an_uninterrupted_run_to_the_bit(
     stops: dict[str, Stop], folder: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(folder / "runs/x", tmp_path / "runs/x"))
@@ -137,15 +137,15 @@ def test_resumed_it_ends_in_the_same_bits_as_if_nothing_had_happened(
 
 def test_an_unfinished_run_is_neither_exported_nor_evaluated(stops: dict[str, Stop], folder: Path) -> None:
     for command in ("export", "evaluate"):
-        said = refused(command, folder / "runs/x", code=2)
-        assert f"run {folder}/runs/x is not finished: mexit train --resume --out {folder}/runs/x" in said
+        message = refused(command, folder / "runs/x", code=2)
+        assert f"run {folder}/runs/x is not finished: mexit train --resume --out {folder}/runs/x" in message
 
 
 @pytest.mark.parametrize("steps_before", [3, 8, 40])
-def test_stopped_after_any_step_it_ends_in_the_same_bits(
+def test_a_run_stopped_after_any_step_is_resumed_to_the_bit(
     steps_before: int, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """8 steps are an epoch and there are 5: one within, the last of an epoch, the very last."""
+    """The run has 5 epochs of 8 steps: stop within one, at the last step of one, and at the last step."""
     asked = iter(range(1, 1_000))
     result = train_model(
         settings=GIVEN,
@@ -160,7 +160,7 @@ def test_stopped_after_any_step_it_ends_in_the_same_bits(
 
 @pytest.fixture
 def stopped(uninterrupted: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run without its result, as after a kill in the last moment."""
+    """A copy of the finished run without its resulting weights, as after a kill just before they are written."""
     run = Path(shutil.copytree(uninterrupted, tmp_path / "runs" / "x"))
     (run / checkpoint.WEIGHTS).unlink()
     return run
@@ -184,7 +184,7 @@ def test_a_log_line_written_after_the_checkpoint_is_dropped_on_resuming(
 
 
 @pytest.mark.parametrize("damage", ["gone", "shorter"])
-def test_a_log_that_lost_lines_keeps_no_run_from_ending(damage: str, stopped: Path, uninterrupted: Path) -> None:
+def test_a_run_with_a_damaged_log_can_be_finished(damage: str, stopped: Path, uninterrupted: Path) -> None:
     log = stopped / checkpoint.LOG
     log.write_bytes(log.read_bytes().split(b"\n")[0] + b"\n") if damage == "shorter" else log.unlink()
     train_model(out=stopped, resume=True, options=TrainOptions(threads=1))
@@ -198,8 +198,11 @@ CHECKPOINTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "header of terabytes": (lambda good: b"\xff" * 7 + b"\x00" + good[8:], "is not readable: its header claims"),
     "no json": (lambda good: good[:8] + b"x" + good[9:], "is not readable"),
     "pickle": (lambda good: b"\x80\x04\x95" + good[3:], "is not readable"),
-    "place no number": (lambda good: good.replace(b'\\"epoch\\": 5', b'\\"epoch\\":{}'), "has no valid position"),
-    "place gone": (lambda good: good.replace(b'"progress"', b'"prog-ess"'), "has no valid position"),
+    "position not a number": (
+        lambda good: good.replace(b'\\"epoch\\": 5', b'\\"epoch\\":{}'),
+        "has no valid position",
+    ),
+    "position missing": (lambda good: good.replace(b'"progress"', b'"prog-ess"'), "has no valid position"),
     "tensor renamed": (
         lambda good: good.replace(b'"model.stages.0', b'"model.stages.9', 1),
         "holds another network",
@@ -211,9 +214,9 @@ CHECKPOINTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 def test_a_damaged_checkpoint_is_named(damage: Callable[[bytes], bytes], words: str, stopped: Path) -> None:
     path = stopped / checkpoint.CHECKPOINT
     path.write_bytes(damage(path.read_bytes()))
-    said = refused("train", "--resume", "--out", stopped, code=5)
-    assert str(path) in said
-    assert words in said
+    message = refused("train", "--resume", "--out", stopped, code=5)
+    assert str(path) in message
+    assert words in message
 
 
 def test_a_run_is_not_resumed_on_other_data(stopped: Path) -> None:
@@ -226,7 +229,7 @@ def test_a_run_is_not_resumed_on_other_data(stopped: Path) -> None:
     assert "it was changed, or is another set" in refused("train", "--resume", "--out", stopped, code=5)
 
 
-def test_a_run_whose_settings_were_never_written_can_be_begun_again(stopped: Path) -> None:
+def test_a_run_without_settings_can_be_started_again(stopped: Path) -> None:
     for name in (checkpoint.SETTINGS, checkpoint.CHECKPOINT, checkpoint.LOG):
         (stopped / name).unlink()
     assert typed("train", "--out", stopped, "--method", "clean", "--epochs", "1", "--threads", "1").exit_code == 0

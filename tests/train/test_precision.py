@@ -1,4 +1,4 @@
-"""Which device, precision and threads a run gets."""
+"""The device, arithmetic and threads that a run gets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_bf16_on_the_processor_goes_with_channels_last_and_fp32_is_plain(model: 
     )
 
 
-def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="unknown device 'tpu': choose auto, cpu or cuda"):
         select_precision("auto", "tpu", "small-cnn")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

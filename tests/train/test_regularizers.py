@@ -1,4 +1,4 @@
-"""What composes with any method: TRADES by hand, weights moved and put back, averages, smoothed labels."""
+"""TRADES, adversarial weight perturbation, weight averaging and label smoothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 2, "step": 0.05, "pr
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread, no pictures."""
+    """One thread and no plots."""
     torch.set_num_threads(1)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
@@ -48,7 +48,7 @@ def model() -> MultiExit:
 
 @pytest.fixture(scope="module")
 def images() -> tuple[Tensor, Tensor, Tensor]:
-    """Images, labels, places."""
+    """Images, labels, positions."""
     data = digits.load()
     index = split(data).part("selection")[:B]
     pictures = torch.from_numpy(data.batch(index, model_spec("digits-cnn").input))
@@ -85,13 +85,13 @@ def test_trades_by_hand() -> None:
     torch.testing.assert_close(trades_term(batch), total)
 
 
-def test_trades_is_zero_where_the_attack_changes_nothing() -> None:
+def test_trades_is_zero_without_a_change_of_logits() -> None:
     batch = outputs()
     same = make_outputs(batch.clean, batch.clean)
     assert abs(float(trades_term(same).detach())) < 1e-6
 
 
-def test_trades_moves_both_sides() -> None:
+def test_trades_has_gradients_on_both_sides() -> None:
     batch = outputs()
     trades_term(batch).backward()
     for logits in (batch.clean, batch.variants):
@@ -100,13 +100,13 @@ def test_trades_moves_both_sides() -> None:
         assert logits.grad.reshape(E, -1).abs().sum(dim=1).all()
 
 
-def test_trades_takes_part_in_the_loss_with_its_weight(images) -> None:
-    def found(weight: float) -> dict[str, float]:
+def test_the_trades_term_is_added_with_its_weight(images) -> None:
+    def metrics(weight: float) -> dict[str, float]:
         torch.manual_seed(0)
         given = {"method": "adversarial", "steps": 2, "step": 0.05, "trades": weight}
         return take_step(build_model("digits-cnn", C), images, resolve("digits", None, given))
 
-    heavy, light = found(6.0), found(2.0)
+    heavy, light = metrics(6.0), metrics(2.0)
     assert heavy["loss"] == pytest.approx(sum(heavy[f"loss {name}"] for name in ("clean", "attacked", "trades")))
     assert heavy["loss trades"] == pytest.approx(3 * light["loss trades"])
     assert light["loss trades"] > 0
@@ -121,10 +121,10 @@ def loss_of(model: MultiExit, images: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     return exit_cross_entropy(model(images[0]), images[1]).mean()
 
 
-def test_perturbed_weights_raise_the_loss_and_come_back_to_the_bit(model, images) -> None:
+def test_perturbed_weights_raise_the_loss_and_are_restored_to_the_bit(model, images) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.05)  # a bias of zero would not move in any case
+            parameter.add_(0.05)  # a bias of 0 would not change in any case
     before = {name: value.clone() for name, value in model.state_dict().items()}
     plain = float(loss_of(model, images).detach())
     with perturbed_weights(model, 0.01, lambda: loss_of(model, images)):
@@ -135,14 +135,14 @@ def test_perturbed_weights_raise_the_loss_and_come_back_to_the_bit(model, images
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_perturbed_weights_come_back_after_an_error_too(model, images) -> None:
+def test_perturbed_weights_are_restored_after_an_error(model, images) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(KeyError), perturbed_weights(model, 0.01, lambda: loss_of(model, images)):
         raise KeyError
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_awp_steps_from_the_weights_as_they_were_along_the_gradient_found_uphill(model, images) -> None:
+def test_awp_applies_the_gradient_at_the_perturbed_weights_to_the_original_ones(model, images) -> None:
     settings = TrainSettings(method="clean", attack="none", awp=0.01, lr=0.1)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
 
@@ -150,11 +150,11 @@ def test_awp_steps_from_the_weights_as_they_were_along_the_gradient_found_uphill
         return build_method("clean", {}).terms(make_outputs(model(images[0]), labels=images[1]))["clean"]
 
     with perturbed_weights(model, 0.01, loss):
-        uphill = torch.autograd.grad(loss(), list(model.parameters()))
-    flat = torch.autograd.grad(loss(), list(model.parameters()))
+        perturbed = torch.autograd.grad(loss(), list(model.parameters()))
+    original = torch.autograd.grad(loss(), list(model.parameters()))
     take_step(model, images, settings)
-    assert not all(torch.allclose(a, b) for a, b in zip(uphill, flat, strict=True))
-    for (name, parameter), gradient in zip(model.named_parameters(), uphill, strict=True):
+    assert not all(torch.allclose(a, b) for a, b in zip(perturbed, original, strict=True))
+    for (name, parameter), gradient in zip(model.named_parameters(), perturbed, strict=True):
         torch.testing.assert_close(parameter.detach(), before[name] - 0.1 * gradient)
 
 
@@ -173,7 +173,7 @@ def test_an_average_is_its_closed_form() -> None:
     assert int(average.weights["count"]) == len(values) - 1, "counts are copied, not averaged"
 
 
-def test_an_average_does_not_move_with_the_weights_it_was_made_of() -> None:
+def test_an_average_is_a_copy_of_its_weights() -> None:
     weights, average = {"w": torch.ones(3)}, EMA(0.9)
     average.update(weights, 0)
     weights["w"].zero_()
@@ -200,8 +200,8 @@ def test_smoothed_labels_by_hand() -> None:
     torch.testing.assert_close(batch.cross_entropy(logits), expected.mean(dim=1))
 
 
-def test_the_loss_of_a_step_has_smoothed_labels_and_its_attack_has_not(model, images) -> None:
-    def found(smoothing: float) -> dict[str, float]:
+def test_label_smoothing_applies_to_the_loss_and_not_to_the_attack(model, images) -> None:
+    def metrics(smoothing: float) -> dict[str, float]:
         torch.manual_seed(0)
         given = {"method": "adversarial", "steps": 2, "step": 0.05, "label_smoothing": smoothing}
         return take_step(build_model("digits-cnn", C), images, resolve("digits", None, given))
@@ -209,14 +209,14 @@ def test_the_loss_of_a_step_has_smoothed_labels_and_its_attack_has_not(model, im
     with torch.no_grad():
         logits = model(images[0])
     smooth = exit_cross_entropy(logits, images[1], 0.3).mean(dim=1).sum()
-    assert found(0.3)["loss clean"] == pytest.approx(float(smooth), rel=1e-5)
-    assert found(0.3)["loss clean"] != pytest.approx(found(0.0)["loss clean"], rel=1e-3)
-    assert found(0.3)["attacked accuracy"] == found(0.0)["attacked accuracy"]
+    assert metrics(0.3)["loss clean"] == pytest.approx(float(smooth), rel=1e-5)
+    assert metrics(0.3)["loss clean"] != pytest.approx(metrics(0.0)["loss clean"], rel=1e-3)
+    assert metrics(0.3)["attacked accuracy"] == metrics(0.0)["attacked accuracy"]
 
 
 @pytest.mark.parametrize("stop", [7, 12, 17])
-def test_killed_and_resumed_with_everything_on_it_ends_in_the_same_bits(stop, together, tmp_path) -> None:
-    """12 steps are an epoch: one within, its last, one within the next."""
+def test_a_run_with_all_regularizers_is_resumed_to_the_bit(stop, together, tmp_path) -> None:
+    """An epoch has 12 steps: stop within it, at its last step, and within the next epoch."""
     asked = iter(range(1, 1_000))
     given = TINY | EVERYTHING
     assert not train_model(
@@ -244,11 +244,11 @@ EVERYTHING = {
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with SKD, TRADES, AWP, averaged weights and smoothed labels."""
+    """An uninterrupted run with SKD, TRADES, AWP, averaged weights and label smoothing."""
     run = tmp_path_factory.mktemp("together") / "x"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(run.parent)
         patch.setitem(sys.modules, "matplotlib", None)
         train_model(settings=TINY | EVERYTHING, out=run, options=TrainOptions(threads=1))
-    assert read_log(run)[-1]["temperature"][0] > 1, "the state of the method is put to the test"
+    assert read_log(run)[-1]["temperature"][0] > 1, "the method has state to resume"
     return run

@@ -1,4 +1,4 @@
-"""Runs that teach: what is loaded of them, what a student does with them, and what is refused."""
+"""Teachers: loading them, training with them, and refusing unsuitable ones."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ TINY = {"epochs": 2, "fraction": 0.1, "batch": 16, "steps": 1, "step": 0.05, "pr
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread, and no pictures."""
+    """One thread and no plots."""
     torch.set_num_threads(1)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 def run_of(folder: Path, model: str = "digits-cnn", classes: int = 10, *, finished: bool = True) -> Path:
-    """A run with fresh weights, or one that was stopped."""
+    """A run with initial weights, finished or stopped."""
     torch.manual_seed(3)
     settings = TrainSettings(model=model, method="clean", attack="none")
     network = build_model(model, classes)
@@ -51,8 +51,8 @@ def student(*runs: Path, method: str = "skd") -> TrainSettings:
     return TrainSettings(method=method, teachers=tuple(str(run) for run in runs))
 
 
-def test_teachers_come_with_their_weights_frozen_and_in_eval_mode(tmp_path) -> None:
-    """The network may be another one, with other exits, if it sees the same images."""
+def test_teachers_are_loaded_frozen_and_in_eval_mode(tmp_path) -> None:
+    """A teacher may have another network with other exits, if the images have the same shape."""
     first, second = run_of(tmp_path), run_of(tmp_path, "digits-cnn-single")
     teachers = load_teachers(student(first, second), CLASSES, PLAIN)
     assert [teacher.exits for teacher in teachers] == [3, 1]
@@ -62,23 +62,23 @@ def test_teachers_come_with_their_weights_frozen_and_in_eval_mode(tmp_path) -> N
     assert not any(parameter.requires_grad for teacher in teachers for parameter in teacher.parameters())
 
 
-def test_without_any_there_are_none() -> None:
+def test_settings_without_teachers_load_none() -> None:
     assert load_teachers(student(), CLASSES, PLAIN) == ()
 
 
-def test_a_teacher_of_other_classes_is_refused_with_both_numbers(tmp_path) -> None:
+def test_a_teacher_with_other_classes_is_refused_with_both_numbers(tmp_path) -> None:
     run = run_of(tmp_path, classes=7)
     with pytest.raises(UsageError, match=r"digits-cnn-7 \(digits-cnn\) has 7 classes .* digits-cnn here needs 10"):
         load_teachers(student(run), CLASSES, PLAIN)
 
 
-def test_a_teacher_of_other_images_is_refused_with_both_shapes(tmp_path) -> None:
+def test_a_teacher_with_other_images_is_refused_with_both_shapes(tmp_path) -> None:
     run = run_of(tmp_path, "small-cnn")
     with pytest.raises(UsageError, match=r"small-cnn.* images \(1, 28, 28\), .* and \(1, 8, 8\)"):
         load_teachers(student(run), CLASSES, PLAIN)
 
 
-def test_a_missing_and_an_unfinished_run_are_refused_with_what_to_type(tmp_path) -> None:
+def test_a_missing_or_unfinished_teacher_is_refused_with_the_command_to_run(tmp_path) -> None:
     with pytest.raises(NotFound, match=r"nowhere does not exist: make one with mexit train"):
         load_teachers(student(tmp_path / "nowhere"), CLASSES, PLAIN)
     run = run_of(tmp_path, finished=False)
@@ -92,15 +92,15 @@ def test_a_method_that_takes_no_teacher_names_those_that_do(method, tmp_path) ->
         load_teachers(student(tmp_path, method=method), CLASSES, PLAIN)
 
 
-def test_a_refused_teacher_leaves_no_run_behind(tmp_path) -> None:
+def test_a_refused_teacher_creates_no_run(tmp_path) -> None:
     run = run_of(tmp_path, classes=7)
-    said = refused("train", "--method", "ard", "--teacher", run, "--out", tmp_path / "student", code=2)
-    assert "has 7 classes" in said
+    message = refused("train", "--method", "ard", "--teacher", run, "--out", tmp_path / "student", code=2)
+    assert "has 7 classes" in message
     assert not (tmp_path / "student").exists()
 
 
 @pytest.mark.parametrize("method", ["skd", "ard"])
-def test_a_student_ends_nearer_to_its_teacher_than_one_that_never_saw_it(method, tmp_path) -> None:
+def test_a_student_is_closer_to_its_teacher_than_a_network_trained_without(method, tmp_path) -> None:
     teacher = run_of(tmp_path)
     data = digits.load()
     images = torch.from_numpy(data.batch(split(data).part("selection"), model_spec("digits-cnn").input))
@@ -112,12 +112,12 @@ def test_a_student_ends_nearer_to_its_teacher_than_one_that_never_saw_it(method,
         ).run
         with torch.no_grad():
             target = (checkpoint.load_model(teacher)[0](images)[-1] / 4).softmax(-1)
-            found = (checkpoint.load_model(run)[0](images) / 4).log_softmax(-1)
-        return float((target * (target.log() - found)).sum(-1).mean())
+            logs = (checkpoint.load_model(run)[0](images) / 4).log_softmax(-1)
+        return float((target * (target.log() - logs)).sum(-1).mean())
 
-    teacher_probabilities = distance("taught", (str(teacher),))
-    assert teacher_probabilities < 0.5 * distance("alone", ())
-    assert checkpoint.load_settings(tmp_path / "taught").teachers == (str(teacher),)
+    with_teacher = distance("with", (str(teacher),))
+    assert with_teacher < 0.5 * distance("without", ())
+    assert checkpoint.load_settings(tmp_path / "with").teachers == (str(teacher),)
 
 
 def test_a_student_is_resumed_with_its_teacher(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""`--tensorboard`: what the log says, TensorBoard reads."""
+"""`--tensorboard` writes the metrics of the log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mexit.train.checkpoint import read_log
 FLAGS = ("--method", "adversarial", "--epochs", "2", "--batch", "943", "--steps", "1", "--threads", "1")
 
 
-def test_tensorboard_reads_the_log_back() -> None:
+def test_the_scalars_are_those_of_the_log() -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,9 +25,9 @@ def test_tensorboard_reads_the_log_back() -> None:
         "epoch/lr": [record["lr"] for record in log],
         "epoch/selection/attacked/exit 3": [record["selection"]["attacked"][2] for record in log],
     }.items():
-        found = events.Scalars(tag)
-        assert [event.step for event in found] == [1, 2]
-        assert [event.value for event in found] == pytest.approx(values, rel=1e-5)
+        scalars = events.Scalars(tag)
+        assert [event.step for event in scalars] == [1, 2]
+        assert [event.value for event in scalars] == pytest.approx(values, rel=1e-5)
     first = events.Scalars("step/loss")[0]
     assert first.step == 943
     assert first.value == pytest.approx(log[0]["loss"], rel=1e-5)
@@ -39,7 +39,7 @@ def test_without_the_flag_nothing_is_written() -> None:
     assert not Path("runs/x/tensorboard").exists()
 
 
-def test_without_tensorboard_nothing_is_begun() -> None:
+def test_without_the_package_no_run_is_created() -> None:
     hidden = "import sys; sys.modules['tensorboard'] = None"
     done = program("train", *FLAGS, "--tensorboard", "--out", "runs/x", before=hidden)
     assert done.returncode == 4

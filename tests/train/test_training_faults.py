@@ -1,4 +1,4 @@
-"""Images that vanish in training: an error that names one, and a run that goes on once they are back."""
+"""Images that disappear during training: the error names one, and the run can be resumed once they are back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LABELS, EACH = (0, 1, 7), 48
 
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with some digits; and no pictures of curves."""
+    """A folder of digits as PNG files. Plots are off."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     data, root = digits.load(), tmp_path / "images"
     for label in LABELS:
@@ -37,17 +37,15 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_folder_that_vanishes_costs_nothing_but_the_steps_since_the_checkpoint(
-    images: Path, workers: int
-) -> None:
+def test_a_folder_that_disappears_costs_only_the_steps_since_the_checkpoint(images: Path, workers: int) -> None:
     data, away = f"folder:{images}", images.with_name("away")
     train_model(data=data, settings=GIVEN, out=Path("runs/whole"), options=TrainOptions(threads=1))
     run, stops = Path("runs/broken"), itertools.count()
-    stood: list[bytes] = []
+    before: list[bytes] = []
 
-    def vanish_in_the_second_epoch() -> bool:
-        if (run / checkpoint.LOG).exists() and not stood:
-            stood.append((run / checkpoint.CHECKPOINT).read_bytes())
+    def remove_in_the_second_epoch() -> bool:
+        if (run / checkpoint.LOG).exists() and not before:
+            before.append((run / checkpoint.CHECKPOINT).read_bytes())
             images.rename(away)
         next(stops)
         return False
@@ -57,11 +55,11 @@ def test_a_folder_that_vanishes_costs_nothing_but_the_steps_since_the_checkpoint
             data=data,
             settings=GIVEN,
             out=run,
-            options=TrainOptions(threads=1, workers=workers, should_stop=vanish_in_the_second_epoch),
+            options=TrainOptions(threads=1, workers=workers, should_stop=remove_in_the_second_epoch),
         )
     assert f"{images}/" in str(caught.value)
     assert f"mexit train --resume --out {run}" in str(caught.value)
-    assert (run / checkpoint.CHECKPOINT).read_bytes() == stood[0]
+    assert (run / checkpoint.CHECKPOINT).read_bytes() == before[0]
     assert len(read_log(run)) == 1
     assert str(images) in refused("train", "--resume", "--out", run, "--threads", "1", code=2)
 

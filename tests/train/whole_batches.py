@@ -1,4 +1,4 @@
-"""Short runs of the methods that learn from sums over whole batches; `torchrun whole_batches.py` shares them."""
+"""Short runs of the methods that use sums over whole batches, in one process or by `torchrun whole_batches.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mexit.train.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mexit.train.precision import select_precision
 from mexit.train.trainer import Trainer
 
-# 188 images in batches of 61: the last one has 5, the others are shared as 30 and 31.
+# 188 images in batches of 61: the last batch has 5; the other shards have 30 and 31.
 COMMON: dict[str, Any] = {"attack": "average", "steps": 2, "batch": 61, "precision": "fp32", "fraction": 0.2}
 RUNS: dict[str, dict[str, Any]] = {
     "mcmi": {"method": "mcmi", "options": {"tune_epochs": 1}, "epochs": 2, "attack": "none", "seed": 1},
@@ -26,7 +26,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def run(name: str, processes: ProcessGroup = SINGLE_PROCESS) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights before a run and after it; after it also the state of its method."""
+    """The weights before a run, and the weights and the state of the method after it."""
     torch.set_num_threads(1)
     settings = TrainSettings(**(COMMON | RUNS[name]))
     data = digits.load()
@@ -45,7 +45,7 @@ def run(name: str, processes: ProcessGroup = SINGLE_PROCESS) -> tuple[dict[str, 
 if __name__ == "__main__":
     with process_group("cpu") as processes:
         for name in RUNS:
-            _, found = run(name, processes)
+            _, tensors = run(name, processes)
             save_file(
-                {key: value.contiguous() for key, value in found.items()}, f"{name}-{processes.rank}.safetensors"
+                {key: value.contiguous() for key, value in tensors.items()}, f"{name}-{processes.rank}.safetensors"
             )
