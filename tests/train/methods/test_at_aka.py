@@ -149,12 +149,8 @@ def test_a_teacher_trains_on_the_loss_of_its_particle(batch) -> None:
 def test_the_other_particles_repel_the_one_that_moves(batch) -> None:
     """With a large weight of the repulsion the particle ends further from the start of the other one."""
     attack = Attack("average", PGDConfig(EPS, EPS / 40, 5))
-<<<<<<< HEAD
-    start = random_start(batch.images, attack.pgd, batch.rng.uniform("particle 1", batch.index, (1, 8, 8)))
-=======
     noise = batch.rng.uniform("particle 1", batch.index, (1, 8, 8))
     start = random_start(batch.images, PGDConfig(EPS, EPS, 1), noise).clamp(0, 1)
->>>>>>> main
 
     def distance(weight: float) -> Tensor:
         teacher = build_method("at-aka-teacher", {"repulsion_weight": weight})
