@@ -1,10 +1,10 @@
-"""Is a budget in milliseconds kept? Measured mean time against the promise, in the same run.
+"""Budgets in milliseconds: the measured mean time against the promised one, in the same run.
 
     python benchmarks/milliseconds.py BUNDLE
 
-Every round measures the times per exit, as `Runtime` does for a budget such as 5ms, and then answers the
+Every round measures the times per exit, as `Runtime` does for a budget such as 5ms, and then runs the
 calibration images one by one at three such budgets. Target: over all rounds, the mean measured for a budget is at
-most 5 % over the mean promised. Single rounds are shown: they meet the noise of their tenth of a second.
+most 5 % over the mean promised. Single rounds are shown too; each meets the noise of its tenth of a second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mexit.data.splits import Splits
 from mexit.runtime.latency_profile import expected_ms, index_within, time_exits
 
 ROUNDS = 20
-SHARES = (0.25, 0.5, 0.75)  # of the way from the first exit's time to the last one's
+SHARES = (0.25, 0.5, 0.75)  # of the way from the time of exit 1 to that of the last exit
 
 
 def main(bundle: str) -> None:
@@ -31,10 +31,10 @@ def main(bundle: str) -> None:
     data = registry.load(manifest.splits.data_set)
     splits = Splits.from_bytes(runtime.bundle.splits(), runtime.bundle.path)
     images = data.batch(splits.part("calibration")[:500], manifest.input)
-    promised, seen = np.zeros((2, len(SHARES), ROUNDS))
+    promised, measured = np.zeros((2, len(SHARES), ROUNDS))
     for round_ in range(ROUNDS):
         times = time_exits(runtime.rehearse, len(manifest.exits))
-        for place, share in enumerate(SHARES):
+        for i, share in enumerate(SHARES):
             limit = times[0] + share * (times[-1] - times[0])
             point = entry.frontier[index_within(entry.frontier, limit, times)]
             spent = []
@@ -42,9 +42,9 @@ def main(bundle: str) -> None:
                 begin = time.perf_counter()
                 runtime.answer_tensor(image[None], budget=f"{point.budget_macs:.0f}")
                 spent.append((time.perf_counter() - begin) * 1e3)
-            promised[place, round_], seen[place, round_] = expected_ms(point, times), np.mean(spent)
+            promised[i, round_], measured[i, round_] = expected_ms(point, times), np.mean(spent)
     rows = []
-    for share, promises, means in zip(SHARES, promised, seen, strict=True):
+    for share, promises, means in zip(SHARES, promised, measured, strict=True):
         ratios = means / promises
         low, median, high = np.quantile(ratios, (0.1, 0.5, 0.9))
         spread = f"{median:.3f} ({low:.3f} to {high:.3f})"
@@ -65,8 +65,8 @@ def main(bundle: str) -> None:
                 ],
                 rows,
             ),
-            "Budget: as a share of the way from exit 1's time to the last exit's. "
-            f"{ROUNDS} rounds of {len(images)} images a budget, one thread.",
+            "Budget: share of the way from the time of exit 1 to that of the last exit. "
+            f"{ROUNDS} rounds of {len(images)} images per budget, one thread.",
         ],
     )
 

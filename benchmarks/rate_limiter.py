@@ -1,20 +1,19 @@
-"""What the rate limiter prevents: an attacker who makes everything slow, with and without it.
+"""The rate limiter under attack: clean clients beside a slowdown attacker, with and without the rate limiter.
 
-    python benchmarks/governor.py BUNDLE [SECONDS]
+    python benchmarks/rate_limiter.py BUNDLE [SECONDS]
 
-A served bundle and clients at addresses of their own, each with an open loop: requests are due at fixed times,
-whether or not earlier ones were answered, and latency counts from when a request was due. Clean clients ask for
-20 % of what the server can do; the attacker sends DeepSloth images (`attacks.slowdown`) for ten times that.
-The rates are 80 % of this capacity for everybody and 40 % for each client.
+A server and clients with different addresses. Each client is an open loop: requests are due at fixed times, whether or
+not earlier ones were answered, and latency counts from the due time. The clean clients need 20 % of the capacity of the
+server. The attacker sends DeepSloth images (`attacks.slowdown`) for ten times the capacity. The rates are 80 % of the
+capacity for all clients together and 40 % for each client.
 
-A refusal is quick, so whoever is refused asks again at once: a governed attacker sends many times the requests of
-one that waits for its answers. On a machine that clients and server share, what sending and refusing them costs is
-taken from the server, and the capacity is not what it was when it was measured. So the server and the clients run
-on processors of their own, clients prepare their requests beforehand, and the capacity, in MACs a second, is that
-of a server whose attackers are there. The processor time of both sides is on the page.
+A refusal is quick, and a refused client asks again at once, so a rate-limited attacker sends many times the requests of
+one that waits for its answers. On shared processors, sending and refusing these requests would reduce the capacity of
+the server. Server and clients therefore run on different processors, clients prepare their requests in advance, and
+the capacity, in MACs per second, is measured while the attackers are active. The page shows the processor time of both.
 
-Accuracy and latency are those of the clean clients; a request that was refused or came after the deadline is late.
-The bundle's run has to be there, and the folder it was made in has to be the current one: it gives the gradients.
+Accuracy and latency are those of the clean clients. A request is late if it was refused or answered after the deadline.
+The run of the bundle must exist below the current folder, because the attack needs its gradients.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ from mexit.flows.serve import ServeOptions, serve_bundle
 
 BUDGET, DEADLINE_MS = "medium", 200.0
 CLEAN, CLEAN_LOAD, ATTACK_LOAD = 4, 0.2, 10.0
-OVERALL, EACH = 0.8, 0.4
+OVERALL, EACH = 0.8, 0.4  # rates, as shares of the capacity
 ATTACK_ROWS, IMAGES = 64, 400
-MOST_REQUESTS = 40  # clean ones a second, of as many rows as that takes
-THREADS_CLEAN, THREADS_ATTACK = 4, 24  # connections of one client
+MAX_REQUESTS = 40  # clean requests per second; the rows per request follow
+THREADS_CLEAN, THREADS_ATTACK = 4, 24  # connections per client
 PROBE_S = 5.0
 
 
 @dataclass(frozen=True)
 class Stream:
-    """What one client sends: batches of `rows` images, `every_s` apart, from its own address."""
+    """The requests of one client: batches of `rows` images, `every_s` seconds apart, from its own address."""
 
     address: str
     images: np.ndarray
@@ -64,21 +63,22 @@ class Stream:
 
 @dataclass(frozen=True)
 class Sent:
-    """One request: its status, seconds from when it was due to the answer, rows answered rightly."""
+    """One request: HTTP status, seconds from the due time to the answer, correctly classified rows, rows."""
 
     status: int
     seconds: float
-    right: int
+    correct: int
     rows: int
 
 
 @dataclass(frozen=True)
-class Played:
-    """One scenario: what each address sent, what it cost.
+class ScenarioResult:
+    """One scenario.
 
     Attributes:
-        macs: spent by the server, in `seconds` from the first request to the last answer.
-        server_s, clients_s: processor seconds.
+        sent: the requests of each address.
+        macs: MACs that the server ran in `seconds` from the first request to the last answer.
+        server_s, clients_s: processor time, seconds.
     """
 
     sent: dict[str, list[Sent]]
@@ -89,18 +89,18 @@ class Played:
 
 
 def processors(of_server: bool) -> set[int]:
-    """Those of the server: all but the last; the last one is the clients'. One alone is everybody's."""
+    """Processors of the server: all but the last one, which is that of the clients. A single one is shared."""
     usable = sorted(os.sched_getaffinity(0))
     return set(usable[:-1] if of_server else usable[-1:]) or set(usable)
 
 
-def client(stream: Stream, port: int, model: str, begin: Any, seconds: float, out: Any) -> None:
-    """A process: sends the stream over its connections; puts a list of `Sent` and its time into the queue."""
+def client(stream: Stream, port: int, model: str, start: Any, seconds: float, out: Any) -> None:
+    """A client process: puts its address, a list of `Sent` and its processor time into the queue."""
     os.sched_setaffinity(0, processors(of_server=False))
-    found: list[Sent] = []
+    sent: list[Sent] = []
     numbers, lock = iter(range(int(seconds / stream.every_s))), threading.Lock()
     contents = _contents(stream)
-    begin.wait()
+    start.wait()
     begin_s = time.monotonic()
 
     def work() -> None:
@@ -112,39 +112,39 @@ def client(stream: Stream, port: int, model: str, begin: Any, seconds: float, ou
             if number is None or time.monotonic() > begin_s + seconds:
                 return connection.close()
             time.sleep(max(0.0, due_s - time.monotonic()))
-            found.append(_ask(connection, model, *contents[number % len(contents)], due_s))
+            sent.append(_request(connection, model, *contents[number % len(contents)], due_s))
 
     threads = [threading.Thread(target=work) for _ in range(stream.connections)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    out.put((stream.address, found, time.process_time()))
+    out.put((stream.address, sent, time.process_time()))
 
 
 def _contents(stream: Stream) -> list[tuple[bytes, int, np.ndarray]]:
-    """Bodies of successive requests, the lengths of their heads, and the labels."""
-    found = []
+    """Bodies of successive requests, the lengths of their JSON heads, and the labels."""
+    contents = []
     for number in range(len(stream.images)):
         chosen = (np.arange(stream.rows) + number * stream.rows) % len(stream.images)
         images = np.ascontiguousarray(stream.images[chosen])
         tensor = {"name": "input", "shape": list(images.shape), "datatype": "FP32"}
         tensor["parameters"] = {"binary_data_size": images.nbytes}
-        wishes = {} if stream.deadline_ms is None else {"mexit_deadline_us": stream.deadline_ms * 1e3}
-        head = json.dumps({"inputs": [tensor], "outputs": [{"name": "label"}], "parameters": wishes}).encode()
-        found.append((head + images.tobytes(), len(head), stream.labels[chosen]))
-    return found
+        parameters = {} if stream.deadline_ms is None else {"mexit_deadline_us": stream.deadline_ms * 1e3}
+        head = json.dumps({"inputs": [tensor], "outputs": [{"name": "label"}], "parameters": parameters}).encode()
+        contents.append((head + images.tobytes(), len(head), stream.labels[chosen]))
+    return contents
 
 
-def _ask(connection: Any, model: str, content: bytes, head: int, labels: np.ndarray, due_s: float) -> Sent:
+def _request(connection: Any, model: str, content: bytes, head: int, labels: np.ndarray, due_s: float) -> Sent:
     headers = {"Inference-Header-Content-Length": str(head)}
     connection.request("POST", f"/v2/models/{model}/infer", content, headers)
     response = connection.getresponse()
     answer, seconds = response.read(), time.monotonic() - due_s
     if response.status != 200:
         return Sent(response.status, seconds, 0, len(labels))
-    right = int((np.array(json.loads(answer)["outputs"][0]["data"]) == labels).sum())
-    return Sent(200, seconds, right, len(labels))
+    correct = int((np.array(json.loads(answer)["outputs"][0]["data"]) == labels).sum())
+    return Sent(200, seconds, correct, len(labels))
 
 
 def _serve(bundle: str, rates: dict[str, int], out: Any) -> None:
@@ -155,7 +155,7 @@ def _serve(bundle: str, rates: dict[str, int], out: Any) -> None:
 
 @contextmanager
 def served(bundle: str, rates: dict[str, int]) -> Iterator[int]:
-    """A server in a process of its own; gives its port."""
+    """Run a server in another process; yields its port."""
     out = mp.get_context("spawn").Queue()
     process = mp.get_context("spawn").Process(target=_serve, args=(bundle, rates, out))
     process.start()
@@ -167,44 +167,48 @@ def served(bundle: str, rates: dict[str, int]) -> Iterator[int]:
 
 
 def series(port: int, name: str) -> float:
-    """The sum of one of the server's series."""
+    """The sum of one metric of the server over its labels."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("GET", "/metrics")
     lines = connection.getresponse().read().decode().splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
 
 
-def scenario(bundle: str, model: str, streams: list[Stream], rates: dict[str, int], seconds: float) -> Played:
-    """Run clients side by side."""
+def scenario(
+    bundle: str, model: str, streams: list[Stream], rates: dict[str, int], seconds: float
+) -> ScenarioResult:
+    """Run a server and its clients at the same time."""
     context = mp.get_context("spawn")
     with served(bundle, rates) as port:
-        out, begin = context.Queue(), context.Barrier(len(streams) + 1)
+        out, start = context.Queue(), context.Barrier(len(streams) + 1)
         processes = [
-            context.Process(target=client, args=(stream, port, model, begin, seconds, out)) for stream in streams
+            context.Process(target=client, args=(stream, port, model, start, seconds, out)) for stream in streams
         ]
         for process in processes:
             process.start()
         before_s = series(port, "process_cpu_seconds_total")
-        begin.wait()
+        start.wait()
         begin_s = time.monotonic()
-        found = [out.get(timeout=seconds + 120) for _ in processes]
+        outputs = [out.get(timeout=seconds + 120) for _ in processes]
         took_s = time.monotonic() - begin_s
         for process in processes:
             process.join()
         server_s = series(port, "process_cpu_seconds_total") - before_s
-        sent = {address: one for address, one, _ in found}
-        return Played(sent, series(port, "mexit_macs_total"), took_s, server_s, sum(one for *_, one in found))
+        sent = {address: one for address, one, _ in outputs}
+        return ScenarioResult(
+            sent, series(port, "mexit_macs_total"), took_s, server_s, sum(one for *_, one in outputs)
+        )
 
 
 def capacity(bundle: str, model: str, images: np.ndarray, labels: np.ndarray) -> float:
-    """MACs a second that the server manages without a rate limiter while all attackers are there."""
+    """MACs per second of the server without a rate limiter, while all attackers are active."""
     probe = Stream("127.0.3.1", images, labels, ATTACK_ROWS, 1e-3, THREADS_ATTACK, None)
-    found = scenario(bundle, model, [probe], {}, PROBE_S)
-    return found.macs / found.seconds
+    result = scenario(bundle, model, [probe], {}, PROBE_S)
+    return result.macs / result.seconds
 
 
 def slowdown_images(runtime: Runtime, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """DeepSloth images against the served policy, with the gradients of the bundle's run."""
+    """DeepSloth images against the served policy, with the gradients of the run of the bundle."""
     import torch
 
     from mexit.attacks.policy_attacks import AttackTarget
@@ -224,25 +228,25 @@ def slowdown_images(runtime: Runtime, images: np.ndarray, labels: np.ndarray) ->
     return np.asarray(slowdown_attack(target, "sloth").images.numpy())
 
 
-def row(name: str, played: Played, rates: dict[str, int], burst: float) -> list[object]:
-    """One scenario's line: clean clients, then all."""
-    found, macs, seconds = played.sent, played.macs, played.seconds
-    clean = [one for address, sent in found.items() if address.startswith("127.0.1.") for one in sent]
-    attack = [one for address, sent in found.items() if address.startswith("127.0.2.") for one in sent]
+def row(name: str, result: ScenarioResult, rates: dict[str, int], burst: float) -> list[object]:
+    """The table row of one scenario."""
+    sent_by, macs, seconds = result.sent, result.macs, result.seconds
+    clean = [one for address, sent in sent_by.items() if address.startswith("127.0.1.") for one in sent]
+    attack = [one for address, sent in sent_by.items() if address.startswith("127.0.2.") for one in sent]
     cells: list[object] = [name]
     if clean:
         late = sum(one.status != 200 or one.seconds * 1e3 > DEADLINE_MS for one in clean)
         answered = [one for one in clean if one.status == 200]
         times = np.array([one.seconds * 1e3 for one in answered]) if answered else np.array([np.nan])
-        right = sum(one.right for one in answered) / max(1, sum(one.rows for one in answered))
+        correct = sum(one.correct for one in answered) / max(1, sum(one.rows for one in answered))
         cells += [len(clean), f"{late / len(clean):.1%}"]
-        cells += [f"{np.median(times):.1f}", f"{np.quantile(times, 0.99):.1f}", f"{right:.2%}"]
+        cells += [f"{np.median(times):.1f}", f"{np.quantile(times, 0.99):.1f}", f"{correct:.2%}"]
     else:
         cells += ["-"] * 5
     refused = f"{sum(one.status != 200 for one in attack) / len(attack):.1%}" if attack else "-"
     bound = f"{macs / (burst + rates['rate'] * seconds):.3f}" if rates else "none"
     cells += [len(attack) or "-", refused, f"{macs / seconds / 1e6:.1f}", bound]
-    return [*cells, f"{played.server_s / seconds:.2f}", f"{played.clients_s / seconds:.2f}"]
+    return [*cells, f"{result.server_s / seconds:.2f}", f"{result.clients_s / seconds:.2f}"]
 
 
 def main(bundle: str, seconds: str = "20") -> None:
@@ -257,39 +261,39 @@ def main(bundle: str, seconds: str = "20") -> None:
     rates = {"rate": int(OVERALL * able), "client_rate": int(EACH * able)}
     burst = max(rates["rate"], full)
 
-    rows = int(np.ceil(CLEAN_LOAD * able / clean_macs / MOST_REQUESTS))
+    rows = int(np.ceil(CLEAN_LOAD * able / clean_macs / MAX_REQUESTS))
     every_s = CLEAN * rows * clean_macs / (CLEAN_LOAD * able)
     attack_s = ATTACK_ROWS * full / (ATTACK_LOAD * able)
-    places = range(1, CLEAN + 1)
-    calm = (images, labels, rows, every_s, THREADS_CLEAN, DEADLINE_MS)
-    clean = [Stream(f"127.0.1.{i}", *calm) for i in places]
+    numbers = range(1, CLEAN + 1)
+    clean_stream = (images, labels, rows, every_s, THREADS_CLEAN, DEADLINE_MS)
+    clean = [Stream(f"127.0.1.{i}", *clean_stream) for i in numbers]
     attacker = Stream("127.0.2.1", slow, labels, ATTACK_ROWS, attack_s, THREADS_ATTACK, None)
-    everybody = [replace(attacker, address=f"127.0.2.{i}", every_s=CLEAN * attack_s) for i in places]
+    attackers = [replace(attacker, address=f"127.0.2.{i}", every_s=CLEAN * attack_s) for i in numbers]
     lines = []
     for name, streams in (
         ("clean alone", clean),
         ("one attacker", [*clean, attacker]),
-        ("attackers alone", everybody),
+        ("attackers alone", attackers),
     ):
-        for kind, chosen in (("governed", rates), ("ungoverned", {})):
+        for kind, chosen in (("rate limited", rates), ("unlimited", {})):
             result = scenario(bundle, manifest.name, streams, chosen, float(seconds))
             lines.append(row(f"{name}, {kind}", result, chosen, burst))
     columns = ["traffic", "clean requests", "late", "p50 ms", "p99 ms", "accuracy", "attack requests", "refused"]
     write_page(
-        "rate-limit",
+        "rate_limiter",
         "2-core-cpu",
         f"The rate limiter under attack: `{manifest.name}` at budget {BUDGET}",
         [
-            f"Capacity {able / 1e6:.0f}M MACs/s; rate {rates['rate'] / 1e6:.0f}M MACs/s for everybody, "
+            f"Capacity {able / 1e6:.0f}M MACs/s; rate {rates['rate'] / 1e6:.0f}M MACs/s for all clients, "
             f"{rates['client_rate'] / 1e6:.0f}M for each client; bursts of one second. {CLEAN} clean clients "
             f"send {CLEAN_LOAD:.0%} of the capacity in requests of {rows} rows with a deadline of {DEADLINE_MS:g} "
             f"ms, the attacker {ATTACK_LOAD:g} times the capacity in requests of {ATTACK_ROWS} rows, {seconds} s "
-            f"each. A clean image costs {clean_macs:,.0f} MACs in the mean, a slowdown image {slow_macs:,.0f} "
-            f"(full: {full:,}). Server and clients have processors of their own; others wanted them too: the load "
-            f"average was {os.getloadavg()[1]:.1f} in the end.",
+            f"each. A clean image costs {clean_macs:,.0f} MACs on average, a slowdown image {slow_macs:,.0f} "
+            f"(full: {full:,}). Server and clients run on different processors. The load average at the end was "
+            f"{os.getloadavg()[1]:.1f}.",
             table([*columns, "M MACs/s", "of the bound", "server CPU", "clients' CPU"], lines),
             "Late: refused, or answered after the deadline. Latencies and accuracy are those of answered clean "
-            "requests. Of the bound: MACs spent over burst + rate * T; at most 1. CPU: processors kept busy.",
+            "requests. Of the bound: MACs spent over burst + rate * T; at most 1. CPU: mean number of busy processors.",
         ],
     )
 

@@ -2,9 +2,9 @@
 
     python benchmarks/start_time.py [PYTHON]
 
-PYTHON is the interpreter of an environment with mexit[cpu] alone; default this one, where torch is installed but
-not imported. The network has random weights: what counts is what is loaded. Target: 0.5 s. Starts of
-each kind take turns; processor time tells what is the program's own when other programs run beside it.
+PYTHON is the interpreter of an environment with mexit[cpu] only; default this one, where torch is installed but not
+imported. The network has random weights, which do not change the time to load it. Target: 0.5 s. Starts of the
+different kinds alternate. Processor time shows the share of the program when other programs run at the same time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from page import table, write_page
 
 WARM_UP, REPEATS = 3, 30
 TARGET_S = 0.5
-# Times are of one clock for all processes of the machine.
+# The clock is the same for all processes of the machine.
 _STAGES = """
 import time; stages = [("interpreter", time.monotonic())]
 import numpy; stages.append(("import numpy", time.monotonic()))
@@ -61,15 +61,15 @@ def start(python: str, code: str, cache: str) -> dict[str, Any]:
     """Seconds from the start of a process to each stage, and its processor time."""
     begin = time.monotonic()
     environment = {**os.environ, "MEXIT_CACHE": cache}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every start compiles mexit again
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise every start would compile mexit again
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    found = json.loads(done.stdout)
-    assert not found["torch"], "torch was imported"
-    return {"stages": {name: at - begin for name, at in found["stages"]}, "cpu": found["cpu"]}
+    times = json.loads(done.stdout)
+    assert not times["torch"], "torch was imported"
+    return {"stages": {name: at - begin for name, at in times["stages"]}, "cpu": times["cpu"]}
 
 
 def tune(python: str, bundle: str, cache: str) -> None:
-    """Let `auto` know the device, as `mexit export` does."""
+    """Time the engines for `auto`, as `mexit export` does."""
     code = f"from mexit import Bundle; from mexit.runtime.autotune import tune; tune(Bundle.open({bundle!r}))"
     subprocess.run([python, "-c", code], check=True, env={**os.environ, "MEXIT_CACHE": cache})
 
@@ -81,7 +81,7 @@ def spread(values: list[float]) -> str:
 
 
 def measured(python: str) -> dict[str, list[dict[str, Any]]]:
-    """Runs of each kind, in turn, those that do not count left out."""
+    """Runs of each kind, alternating, without the warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         bundle, tuned, empty = (str(Path(folder) / name) for name in ("start", "tuned", "empty"))
         make_bundle(Path(bundle))
@@ -95,7 +95,7 @@ def measured(python: str) -> dict[str, list[dict[str, Any]]]:
         for _ in range(WARM_UP + REPEATS):
             for name, (code, cache) in kinds.items():
                 runs[name].append(start(python, code, cache))
-    return {name: found[WARM_UP:] for name, found in runs.items()}
+    return {name: starts[WARM_UP:] for name, starts in runs.items()}
 
 
 def kind_row(name: str, runs: list[dict[str, Any]]) -> list[object]:
@@ -107,7 +107,7 @@ def kind_row(name: str, runs: list[dict[str, Any]]) -> list[object]:
 
 
 def stage_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
-    """What each stage took, one after the other."""
+    """Duration of each stage."""
     rows, before = [], [0.0] * len(runs)
     for stage in runs[0]["stages"]:
         at = [run["stages"][stage] for run in runs]
@@ -122,22 +122,22 @@ def main(python: str = sys.executable) -> None:
         [python, "-c", "import numpy, onnxruntime; print(numpy.__version__, onnxruntime.__version__)"],
         capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
-    where = "an environment of its own, mexit[cpu] alone" if python != sys.executable else "this environment"
+    where = "an environment with mexit[cpu] only" if python != sys.executable else "this environment"
     write_page(
         "start_time",
         "2-core-cpu",
         "From process start to first answer",
         [
             f"`small-cnn` with random weights, one uint8 image, budget full; {where}: numpy {versions[0]}, "
-            f"onnxruntime {versions[1]}. {REPEATS} starts of each kind in turn after {WARM_UP} that do not count; "
+            f"onnxruntime {versions[1]}. {REPEATS} starts of each kind, alternating, after {WARM_UP} warm-up starts; "
             f"{os.getloadavg()[0]:.1f} busy threads on the machine at the end. Milliseconds, median / 95th "
             "percentile.",
             table(
                 ["", "wall", "fastest wall", "processor time", f"within {TARGET_S} s"],
-                [kind_row(name, found) for name, found in runs.items()],
+                [kind_row(name, starts) for name, starts in runs.items()],
             ),
             "Stages of the first row, wall, milliseconds:",
-            table(["stage", "took"], stage_rows(next(iter(runs.values())))),
+            table(["stage", "duration"], stage_rows(next(iter(runs.values())))),
         ],
     )
 

@@ -1,4 +1,4 @@
-"""Which samples were answered rightly, and measures of a run, kept beside the result pages for later runs."""
+"""Stores which samples a run classified correctly, and measures of the run, beside the result pages."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Answers:
-    """One run's answers under many conditions, as one npz file of packed bits, and numbers.
+    """The correctness of one run under several conditions, in one npz file of packed bits, and its measures.
 
     Attributes:
-        path: the file; each `add` replaces it atomically, so an interrupted benchmark goes on where it was.
+        path: the file; each `add` replaces it atomically, so an interrupted benchmark can continue.
     """
 
     path: Path
 
     @staticmethod
     def of(benchmark: str, run: str) -> Answers:
-        """The answers of a run in a benchmark, perhaps none yet."""
+        """The stored answers of a run in a benchmark; there may be none yet."""
         return Answers(RESULTS / benchmark / f"{run}.npz")
 
     @staticmethod
     def all_of(benchmark: str) -> dict[str, Answers]:
-        """Every run of a benchmark that has answers, by name."""
+        """Every run of a benchmark with stored answers, by name."""
         return {path.stem: Answers(path) for path in sorted((RESULTS / benchmark).glob("*.npz"))}
 
     def has(self, condition: str) -> bool:
-        """Whether the run was judged under a condition, or measured."""
+        """Whether a condition or a measure is stored."""
         return condition in self._read()
 
     def get(self, condition: str) -> NDArray[np.bool_]:
-        """Which exit (or target) was right on which sample, (E, N)."""
+        """Whether each exit (or target) classified each sample correctly, (E, N)."""
         arrays = self._read()
         bits = np.unpackbits(arrays[condition], axis=1).astype(bool)
-        right: NDArray[np.bool_] = bits[:, : int(arrays[f"{condition} n"])]
-        return right
+        correct: NDArray[np.bool_] = bits[:, : int(arrays[f"{condition} n"])]
+        return correct
 
-    def add(self, found: dict[str, NDArray[np.bool_]]) -> None:
+    def add(self, answers: dict[str, NDArray[np.bool_]]) -> None:
         """Store conditions, each (E, N)."""
         arrays = dict(self._read())
-        for condition, right in found.items():
-            arrays[condition] = np.packbits(right, axis=1)
-            arrays[f"{condition} n"] = np.array(right.shape[1])
+        for condition, correct in answers.items():
+            arrays[condition] = np.packbits(correct, axis=1)
+            arrays[f"{condition} n"] = np.array(correct.shape[1])
         self._write(arrays)
 
     def numbers(self, measure: str) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ from mexit.errors import MexitError, MissingExtra, NotFound, StalePolicy, UsageE
 from mexit.evaluate import plots
 from mexit.flows.sample_sources import Attack, BundleSource, DatasetSource, Samples, SampleSource, UnlabelledSource
 from mexit.runtime.runtime import Runtime
-from mexit.runtime.trace_recorder import record
+from mexit.runtime.trace_recorder import record_trace
 
 if TYPE_CHECKING:
     from mexit.evaluate.gradient_source import GradientSource
@@ -174,7 +174,7 @@ def _check_labels(source: SampleSource, request: CertificateRequest | None) -> N
 def _record_traces(runtime: Runtime, source: SampleSource, attack: str, progress: Progress) -> CalibrationTraces:
     def trace(samples: Samples) -> Trace:
         with progress.track(f"recording {samples.split}, {samples.condition[:24]}", samples.n) as advance:
-            return record(
+            return record_trace(
                 runtime.backend,
                 samples.batches,
                 model=runtime.bundle.id,

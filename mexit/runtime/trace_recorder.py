@@ -1,4 +1,4 @@
-"""Makes a trace: the logits of every exit of the deployed artifact on a data set."""
+"""Records a trace: the logits of every exit of the deployed bundle on a data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mexit.runtime.reference import run_all_exits
 Batch = tuple[NDArray[np.float32], NDArray[np.int64] | None, NDArray[np.int64]]
 
 
-def record(
+def record_trace(
     backend: Backend,
     batches: Iterable[Batch],
     *,
@@ -28,10 +28,11 @@ def record(
 
     Args:
         backend: the engine that will be deployed.
-        batches: images (B, C, H, W) float32 in [0, 1], labels (B,) or None, places in the data set (B,).
+        batches: images (B, C, H, W) float32 in [0, 1], labels (B,) int64 or None, and indices in the data set (B,)
+            int64.
         model: id of the bundle.
         split, condition, data_sha256: see `core.trace.Origin`.
-        progress: told how many samples each batch held.
+        progress: called with the size of each batch.
     """
     logits, labels, index = [], [], []
     for images, batch_labels, batch_index in batches:

@@ -1,4 +1,4 @@
-"""What `engines.py` compares: a network, where its images come from, and its engines, static and cut."""
+"""The networks of `engines.py`, their images, and their engines, static and cut at the exits."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class BenchmarkNetwork:
     """A network and its data.
 
     Attributes:
-        name: as the page calls it.
-        make: a fresh copy of the network, in eval mode.
-        spec: what it takes.
-        data, parts: its images, and which of them are for what.
-        trained: whether accuracy means anything.
-        timed: how many images are timed.
+        name: name on the page.
+        make: makes a copy of the network, in eval mode.
+        spec: its input.
+        data, parts: its images and their splits.
+        trained: whether it is trained, so that its accuracy has a meaning.
+        timed: number of timed images.
     """
 
     name: str
@@ -54,7 +54,7 @@ class BenchmarkNetwork:
 
     @staticmethod
     def of(given: str) -> BenchmarkNetwork:
-        """A run's directory, or the name of a network, which then has random weights and digits images."""
+        """The network of a run directory, or a network by name, with random weights and images of digits."""
         if Path(given).is_dir():
             _, settings, parts = checkpoint.load_model(Path(given))
             data, spec = registry.load(settings.data), model_spec(settings.model).input
@@ -64,15 +64,15 @@ class BenchmarkNetwork:
         spec, timed = (IMAGENET, 8) if large else (model_spec(given).input, 64)
         return BenchmarkNetwork(given, lambda: random_weights(given), spec, data, splits.split(data), False, timed)
 
-    def some(self, part: str, most: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """At most so many evenly spaced images of a part, and their labels."""
+    def some(self, part: str, limit: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """At most `limit` evenly spaced images of a split, (N, C, H, W), and their labels, (N,)."""
         index = self.parts.part(part)
-        index = index[:: max(1, len(index) // most)][:most]
+        index = index[:: max(1, len(index) // limit)][:limit]
         return self.data.batch(index, self.spec), self.data.labels[index]
 
 
 class LastExit(nn.Module):
-    """The network as one that never had other exits."""
+    """The network with its last exit only."""
 
     def __init__(self, model: MultiExit) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class LastExit(nn.Module):
 
 @dataclass(frozen=True)
 class TorchCarried:
-    """Features as tensors."""
+    """Carried features as torch tensors."""
 
     tensors: tuple[torch.Tensor, ...]
 
@@ -98,7 +98,7 @@ class TorchCarried:
 
 @dataclass(frozen=True)
 class TorchSegment:
-    """A segment's module."""
+    """A segment that runs as a torch module."""
 
     module: Callable[..., Any]
 
@@ -109,7 +109,7 @@ class TorchSegment:
 
 
 class TorchBackend:
-    """torch in float32, or in bfloat16 with channels last."""
+    """torch in float32, or in bfloat16 with the memory format channels_last."""
 
     engine, variant, drops_heads = "torch", "fp32", False
 
@@ -127,7 +127,7 @@ class TorchBackend:
 
 @dataclass(frozen=True)
 class Opened:
-    """A network in one engine: static, and cut at its exits where that is done."""
+    """A network in one engine: static, and cut at its exits (None if it is not)."""
 
     engine: str
     static: Any
@@ -137,33 +137,33 @@ class Opened:
 Costs = tuple[int, NDArray[np.int64]]
 
 
-def engines_of(subject: BenchmarkNetwork, compiled: bool) -> tuple[list[Opened], Costs, list[str]]:
-    """Every engine that can be opened, the MACs of both, and why other engines cannot be."""
-    model, name = subject.make(), subject.spec.name
+def engines_of(network: BenchmarkNetwork, compiled: bool) -> tuple[list[Opened], Costs, list[str]]:
+    """Every engine that opens, the MACs of the static and the cut network, and the errors of the other engines."""
+    model, name = network.make(), network.spec.name
     whole = [cutting.TorchSegment(LastExit(model), (name,), ("logits_1",), (torch.rand(2, *model.input_shape),))]
-    bundles = [_bundle(subject, cuts) for cuts in (whole, cutting.cut_segments(model, name))]
+    bundles = [_bundle(network, cuts) for cuts in (whole, cutting.cut_segments(model, name))]
     opened, failed = [], []
     for engine in ENGINES:
         try:
             opened.append(Opened(engine, *(open_backend(bundle, engine) for bundle in bundles)))
         except MexitError as error:
-            failed.append(f"{subject.name}, {engine}: {error}")
+            failed.append(f"{network.name}, {engine}: {error}")
     for dtype in (torch.float32, torch.bfloat16):
-        static = TorchBackend([LastExit(subject.make())], dtype)
-        cut = TorchBackend([one.module for one in cutting.cut_segments(subject.make())], dtype)
+        static = TorchBackend([LastExit(network.make())], dtype)
+        cut = TorchBackend([one.module for one in cutting.cut_segments(network.make())], dtype)
         opened.append(Opened(f"torch eager {static.precision}", static, cut))
         if compiled:
-            again = TorchBackend([LastExit(subject.make())], dtype, compiled=True)
+            again = TorchBackend([LastExit(network.make())], dtype, compiled=True)
             opened.append(Opened(f"torch compiled {again.precision}", again, None))
     static_macs, cut_macs = (bundle.manifest.cumulative_macs for bundle in bundles)
     return opened, (static_macs[-1], np.array(cut_macs)), failed
 
 
-def _bundle(subject: BenchmarkNetwork, cuts: Sequence[cutting.TorchSegment]) -> Bundle:
-    """The variants fp32 and int8 of these cuts, in memory."""
+def _bundle(network: BenchmarkNetwork, cuts: Sequence[cutting.TorchSegment]) -> Bundle:
+    """A bundle in memory with the variants fp32 and int8 of these segments."""
     fp32 = [export_segment(cut) for cut in cuts]
-    int8, _ = convert_segments(cuts, fp32, "int8", subject.data, subject.parts, subject.spec, Silent())
+    int8, _ = convert_segments(cuts, fp32, "int8", network.data, network.parts, network.spec, Silent())
     variants = {"fp32": fp32, "int8": int8}
     return build_bundle(
-        Path("compared"), BundleContents(subject.data.classes, subject.spec, subject.parts, variants)
+        Path("compared"), BundleContents(network.data.classes, network.spec, network.parts, variants)
     )
