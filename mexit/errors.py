@@ -1,4 +1,4 @@
-"""Every error that mexit raises on purpose.
+"""The error tree: all exceptions that mexit raises on purpose.
 
     MexitError                      exit code 1   HTTP 500
       UsageError                              2        400
@@ -19,8 +19,8 @@
       Overloaded                              1        503   carries retry_after_s
       DeadlineExceeded                        1        504
 
-A message says what was found, what was expected and, where there is one, what to type next. Each class
-knows its process exit code and its HTTP status, so neither the command line nor the server keeps a table.
+A message states what was found, what was expected and, if there is one, the command or option that helps. Each class
+defines its exit code and its HTTP status.
 """
 
 from __future__ import annotations
@@ -31,97 +31,97 @@ from typing import ClassVar
 
 
 class MexitError(Exception):
-    """The base of the tree: anything that is not a bug."""
+    """Base class of all errors that are not bugs of mexit."""
 
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
 
 
 class UsageError(MexitError):
-    """The call makes no sense as typed."""
+    """Arguments or options are unknown or contradict each other."""
 
     exit_code = 2
     http_status = 400
 
 
 class NotFound(MexitError):
-    """A file, run, bundle, model or budget that was named does not exist."""
+    """A named file, run, bundle, model or budget does not exist."""
 
     exit_code = 2
     http_status = 404
 
 
 class BadInput(MexitError):
-    """An image, array or request that cannot be what it claims to be."""
+    """An image, array or request is not valid."""
 
     exit_code = 1
     http_status = 400
 
 
 class TooLarge(BadInput):
-    """An input over a size limit; refused before memory is taken for it."""
+    """An input exceeds a size limit; it is refused before memory is allocated for it."""
 
     http_status = 413
 
 
 class Infeasible(MexitError):
-    """What was asked for cannot be had; the message names the nearest that can."""
+    """A budget or risk cannot be met; the message names the nearest that can."""
 
     exit_code = 3
     http_status = 400
 
 
 class BudgetInfeasible(Infeasible):
-    """No policy of this bundle costs so little."""
+    """No policy of the bundle is within the budget."""
 
 
 class RiskInfeasible(Infeasible):
-    """No policy can be certified at this risk from this many samples."""
+    """No policy can be certified at the given risk with the available samples."""
 
 
 class NotCalibrated(MexitError):
-    """The engine has no thresholds of its own; thresholds are never guessed."""
+    """The bundle has no thresholds for the engine."""
 
     exit_code = 3
     http_status = 409
 
 
 class MissingExtra(MexitError):
-    """An optional part is not installed; the message holds the command that installs it."""
+    """An optional package is not installed; the message has the command that installs it."""
 
     exit_code = 4
     http_status = 501
 
 
 class ArtifactError(MexitError):
-    """Something on disk is not what was written there."""
+    """A stored artifact cannot be used."""
 
     exit_code = 5
     http_status = 500
 
 
 class Damaged(ArtifactError):
-    """Bytes differ from their recorded hash, or a required field is missing."""
+    """A file differs from its recorded hash, or a field is missing or has another type."""
 
 
 class Untrusted(ArtifactError):
-    """Loading it could run code or read outside its directory."""
+    """Loading a file could run code, or read outside its directory."""
 
 
 class SchemaTooNew(ArtifactError):
-    """Written by a newer version of mexit than this one."""
+    """A newer version of mexit wrote the file."""
 
 
 class StalePolicy(ArtifactError):
-    """Policies of another model."""
+    """The policies belong to another model."""
 
 
 class BackendError(MexitError):
-    """The inference engine failed, or cannot run what it was given."""
+    """An inference engine failed, or cannot run the network."""
 
 
 class Overloaded(MexitError):
-    """No capacity now; `retry_after_s` says when to ask again."""
+    """There is no capacity now; `retry_after_s` is the time to wait before a retry, in seconds."""
 
     http_status = 503
 
@@ -131,13 +131,13 @@ class Overloaded(MexitError):
 
 
 class DeadlineExceeded(MexitError):
-    """The deadline passed before the first exit had an answer."""
+    """The deadline passed before the first exit answered."""
 
     http_status = 504
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtra:
-    """The one wording for an absent optional package."""
+    """The error for a missing optional package: what needs it, its name and the command that installs it."""
     return MissingExtra(f"{purpose} needs the package '{package}': pip install 'mexit[{extra}]'")
 
 

@@ -1,14 +1,14 @@
-"""A bundle: the directory that training hands to deployment. `docs/bundle-format.md` is the specification.
+"""Open, check and write a bundle, the directory that goes from training to deployment.
 
-    bundle.json        never changes after export; its sha256 is the model id
+    bundle.json        the manifest; never changes after export; its sha256 is the model id
     segments/<variant>/<k>.onnx
-    splits.npz         the stored index lists
+    splits.npz         the stored splits
     policies.json      thresholds per budget, replaced atomically by calibration
-    traces/*.npz       what calibration looked at
-    reports/           pictures and tables for people
+    traces/*.npz       the logits that calibration used
+    reports/           plots and tables for people
 
-`Bundle.open` checks the schema, every path and every hash before anything is loaded, and keeps the bytes it
-hashed: those are what an engine gets.
+`docs/bundle-format.md` is the specification. `Bundle.open` checks the schema, every path and every hash before anything
+is loaded, and keeps the checked bytes in memory for the engine.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ MAX_FILE_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle whose every byte was checked.
+    """A bundle whose content was checked.
 
     Attributes:
         path: the directory.
         manifest: the content of `bundle.json`.
-        id: model id, the sha256 of `bundle.json`.
+        id: the model id, which is the sha256 of `bundle.json`.
     """
 
     path: Path
@@ -62,15 +62,15 @@ class Bundle:
         """Open and check a bundle.
 
         Raises:
-            NotFound: no such directory, or no `bundle.json` in it.
-            Damaged: a missing field or file, or a byte that differs from its hash; names the file.
-            Untrusted: a path that leaves the directory, or an ONNX file that points outside itself.
-            SchemaTooNew: written by a newer mexit.
+            NotFound: the directory or its `bundle.json` does not exist.
+            Damaged: a field or file is missing, or a file does not have its recorded hash; the message names it.
+            Untrusted: a path leads out of the directory, or an ONNX file refers to another file.
+            SchemaTooNew: a newer mexit wrote the bundle.
         """
         path = Path(path)
         if not path.is_dir():
             raise NotFound(f"bundle {path} does not exist: make one with mexit export, or name its directory")
-        content = read_bytes(inside(path, MANIFEST), "bundle manifest", MAX_JSON_BYTES)
+        content = read_bytes(resolve_inside(path, MANIFEST), "bundle manifest", MAX_JSON_BYTES)
         manifest = Manifest.from_json(parse_json(content, path / MANIFEST, "bundle manifest"))
         files = {spec.file: _read_checked(path, spec) for spec in manifest.files}
         for graph in manifest.graphs:
@@ -79,18 +79,18 @@ class Bundle:
 
     @staticmethod
     def from_parts(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-        """A bundle in memory: every file that the manifest vouches for, by its path. `write` stores it."""
-        vouched = {spec.file for spec in manifest.files}
-        if vouched != set(files):
-            raise ValueError(f"the manifest names {sorted(vouched)}, the files are {sorted(files)}")
+        """Make a bundle in memory, which `write` stores; `files` maps every path in the manifest to its content."""
+        names = {spec.file for spec in manifest.files}
+        if names != set(files):
+            raise ValueError(f"the manifest names {sorted(names)}, the files are {sorted(files)}")
         return Bundle(path, manifest, sha256_bytes(to_json(manifest.to_json())), files)
 
     def write(self, *, replace: bool = False) -> None:
-        """Write the whole directory: there at once, or not at all.
+        """Write the directory atomically.
 
         Raises:
             UsageError: it exists and `replace` is false.
-            MexitError: the file system refuses a write.
+            MexitError: a write fails.
         """
         with new_directory(self.path, replace=replace) as temporary:
             for name, content in self._content.items():
@@ -98,87 +98,93 @@ class Bundle:
             write_bytes(temporary / MANIFEST, to_json(self.manifest.to_json()))
 
     def segment(self, variant: str, k: int) -> bytes:
-        """The ONNX bytes of segment `k` (from 1), as they were hashed."""
+        """The checked ONNX bytes of segment `k`, from 1."""
         return self._content[self.manifest.variants[variant].segments[k - 1].file]
 
     def content(self, file: str) -> bytes:
-        """The bytes of a file that the manifest names, as they were hashed."""
+        """The checked bytes of a file in the manifest."""
         return self._content[file]
 
     def splits(self) -> bytes | None:
-        """The bytes of the stored index lists, as they were hashed."""
+        """The checked bytes of `splits.npz`; None if the manifest has no splits."""
         return self._content[self.manifest.splits.file.file] if self.manifest.splits else None
 
     def policies(self) -> Policies:
-        """The calibrated policies. Raises `NotCalibrated`, `Damaged`, `StalePolicy`, `SchemaTooNew`."""
-        path = inside(self.path, POLICIES)
+        """Read the policies. Raises `NotCalibrated`, `Damaged`, `StalePolicy`, `SchemaTooNew`."""
+        path = resolve_inside(self.path, POLICIES)
         if not path.exists():
             raise NotCalibrated(f"{self.path} has no {POLICIES}: run mexit calibrate {self.path}")
         policies = Policies.from_json(read_json(path, "policies"), self.id, path)
         for entry in policies.entries:
             if len(entry.temperatures) != len(self.manifest.exits):
                 raise Damaged(
-                    f"{path}: the entry of {entry.engine} is for {len(entry.temperatures)} exits, "
-                    f"this bundle has {len(self.manifest.exits)}: run mexit calibrate"
+                    f"{path}: the entry of {entry.engine} is for {len(entry.temperatures)} exits, this bundle has "
+                    f"{len(self.manifest.exits)}: run mexit calibrate"
                 )
         return policies
 
     def policies_or_empty(self) -> Policies:
-        """What calibration starts from: the present policies, or none."""
+        """Read the policies; no entries if there are none or they cannot be used."""
         try:
             return self.policies()
         except (NotCalibrated, Damaged, StalePolicy):
             return Policies(self.id, ())
 
     def save_policies(self, policies: Policies) -> Path:
-        """Replace `policies.json`, then remove the traces that no entry names any more."""
+        """Replace `policies.json`, then remove the traces that no entry names. Returns its path."""
         path = self.path / POLICIES
         write_bytes(path, policies.to_bytes())
         named = {ref.file for entry in policies.entries for ref in (entry.trace, *entry.evidence)}
-        for trace in inside(self.path, TRACES).glob("*.npz"):
+        for trace in resolve_inside(self.path, TRACES).glob("*.npz"):
             if f"{TRACES}/{trace.name}" not in named:
                 with suppress(OSError):
                     trace.unlink()
         return path
 
     def save_trace(self, trace: Trace) -> TraceRef:
-        """Store a trace under the hash of its content, so that no reader ever sees one change."""
+        """Write a trace. Its file name contains its hash, so a stored trace never changes."""
         content = trace.to_bytes()
         digest = sha256_bytes(content)
         origin = trace.origin
         file = f"{TRACES}/{origin.engine}-{origin.precision}-{origin.split}-{digest[:12]}.npz"
-        write_bytes(inside(self.path, file), content)
+        write_bytes(resolve_inside(self.path, file), content)
         return TraceRef(file, digest, origin.split, origin.condition, trace.logits.shape[1])
 
     def load_trace(self, ref: TraceRef) -> Trace:
-        """Read a trace back. Raises `Damaged` if it is not the one that was stored, or of another model."""
-        path = inside(self.path, ref.file)
+        """Read a trace. Raises `NotFound`, and `Damaged` if its hash or its model is another one."""
+        path = resolve_inside(self.path, ref.file)
         content = read_bytes(path, "trace", MAX_TRACE_BYTES)
         if sha256_bytes(content) != ref.sha256:
             raise Damaged(f"trace {path} was changed after calibration: run mexit calibrate")
         trace = Trace.from_bytes(content, path)
         if trace.origin.model != self.id:
-            raise Damaged(f"trace {path} was made by model {trace.origin.model[:12]}, this is {self.id[:12]}")
+            raise Damaged(
+                f"trace {path} is of model {trace.origin.model[:12]}, this is {self.id[:12]}: run mexit calibrate"
+            )
         return trace
 
 
-def inside(root: Path, name: str) -> Path:
-    """`root`/`name`, if it cannot lie anywhere else. Raises `Untrusted`."""
+def resolve_inside(root: Path, name: str) -> Path:
+    """The path `root/name`. Raises `Untrusted` if it leads out of `root`, also through a link."""
     pure = PurePosixPath(name)
     bad = not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or ":" in name
     if bad or not Path(os.path.realpath(root / name)).is_relative_to(os.path.realpath(root)):
-        raise Untrusted(f"bundle {root}: the path {name!r} leaves the bundle")
+        raise Untrusted(f"bundle {root}: the path {name!r} leads out of the bundle")
     return root / name
 
 
 def _read_checked(root: Path, spec: FileSpec) -> bytes:
-    path = inside(root, spec.file)
+    path = resolve_inside(root, spec.file)
     try:
         content = read_bytes(path, "bundle file", min(spec.bytes, MAX_FILE_BYTES))
     except NotFound as error:
-        raise Damaged(f"{error}, though {MANIFEST} names it: copy or export the bundle again") from None
+        raise Damaged(f"{error}, although {MANIFEST} names it: copy or export the bundle again") from None
     if len(content) != spec.bytes:
-        raise Damaged(f"bundle file {path} has {len(content)} bytes, {spec.bytes} are recorded")
+        raise Damaged(
+            f"bundle file {path} has {len(content)} bytes, expected {spec.bytes}: copy or export the bundle again"
+        )
     if sha256_bytes(content) != spec.sha256:
-        raise Damaged(f"bundle file {path} was changed: its sha256 is not the recorded one")
+        raise Damaged(
+            f"bundle file {path} was changed: its sha256 is not the recorded one; copy or export the bundle again"
+        )
     return content

@@ -14,8 +14,8 @@ from typing import Any
 
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import Budget, exact_macs, format_macs
-from mexit.core.manifest import check_format, read_value
 from mexit.core.policy import Policy
+from mexit.core.schema import check_format, decode
 from mexit.core.scores import MEASURES
 from mexit.errors import BudgetInfeasible, Damaged, NotCalibrated, StalePolicy
 
@@ -127,14 +127,14 @@ class PolicyEntry:
 
     def point(self, budget: Budget, cumulative_macs: Sequence[int]) -> FrontierPoint:
         """The largest frontier point not above the budget. Raises `BudgetInfeasible`."""
-        return self.frontier[self.place(budget, cumulative_macs)]
+        return self.frontier[self.frontier_index(budget, cumulative_macs)]
 
-    def place(self, budget: Budget, cumulative_macs: Sequence[int]) -> int:
-        """The place of `point` in the frontier. Raises `BudgetInfeasible`."""
+    def frontier_index(self, budget: Budget, cumulative_macs: Sequence[int]) -> int:
+        """The index of `point` in the frontier. Raises `BudgetInfeasible`."""
         if budget.kind == "named" and budget.text in self.named:
             return self.named[budget.text]
         macs = budget.macs(cumulative_macs)
-        affordable = [place for place, point in enumerate(self.frontier) if point.budget_macs <= macs * (1 + 1e-9)]
+        affordable = [i for i, point in enumerate(self.frontier) if point.budget_macs <= macs * (1 + 1e-9)]
         if not affordable:
             nearest = self.frontier[0].budget_macs
             raise BudgetInfeasible(
@@ -205,7 +205,7 @@ class Policies:
         entries = value.get("entries")
         if value.get("checksum") != _checksum(model, entries):
             raise Damaged(f"{path}: the checksum does not fit the content; run mexit calibrate to write it anew")
-        return Policies(model, read_value(entries, tuple[PolicyEntry, ...], str(path)))
+        return Policies(model, decode(entries, tuple[PolicyEntry, ...], str(path)))
 
 
 def _checksum(model: str, entries: Any) -> str:

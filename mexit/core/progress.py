@@ -1,4 +1,4 @@
-"""How a flow tells what it is doing, without knowing who listens."""
+"""The interface through which flows report their progress."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """A listener."""
+    """Receives notes and progress."""
 
     def note(self, text: str) -> None:
-        """One line worth reading."""
+        """Report one line."""
 
     def track(self, text: str, total: int) -> AbstractContextManager[Callable[[int, str], None]]:
-        """Long work: yields `advance(count, detail)`; `total` is in the unit of `count`."""
+        """Report a long task of `total` steps; yields `advance(steps, detail)`."""
 
 
 class Silent:
-    """Nobody listens."""
+    """Discards notes and progress."""
 
     def note(self, text: str) -> None:
-        """See `Progress.note`."""
+        """Discard the line."""
 
     @contextmanager
     def track(self, text: str, total: int) -> Iterator[Callable[[int, str], None]]:  # noqa: ARG002
-        """See `Progress.track`."""
-        yield lambda count, detail: None  # noqa: ARG005
+        """Yield an `advance` that does nothing."""
+        yield lambda steps, detail: None  # noqa: ARG005

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.atomic_io import read_bytes, read_npz
-from mexit.core.manifest import read_value
+from mexit.core.schema import decode
 from mexit.errors import BadInput, Damaged
 
 MAX_TRACE_BYTES = 2 << 30
@@ -95,7 +95,7 @@ class Trace:
         """Parse a trace that was read from `path`. Raises `Damaged`."""
         try:
             arrays = read_npz(content, MAX_TRACE_BYTES)
-            origin = read_value(json.loads(arrays["origin"].tobytes()), Origin, "origin")
+            origin = decode(json.loads(arrays["origin"].tobytes()), Origin, "origin")
             return Trace(arrays["logits"], arrays.get("labels"), arrays["index"], origin)
         except KeyError as error:
             raise Damaged(f"trace {path} holds no {error}") from None

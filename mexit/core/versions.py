@@ -9,7 +9,7 @@ VERSION = "0.1.0"
 
 
 def installed_version(distribution: str) -> str | None:
-    """The version of an installed distribution, or None where it is not installed."""
+    """The version of a distribution, or None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

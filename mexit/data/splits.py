@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.atomic_io import read_bytes, read_npz, sha256_bytes
-from mexit.core.manifest import read_value
+from mexit.core.schema import decode
 from mexit.data.dataset import DataSet
 from mexit.errors import BadInput, Damaged, UsageError
 
@@ -127,7 +127,7 @@ class Splits:
         """Parse the content of the splits file `path`. Raises `Damaged`."""
         try:
             arrays = read_npz(content, MAX_BYTES)
-            about = read_value(json.loads(arrays["about"].tobytes()), _About, "about")
+            about = decode(json.loads(arrays["about"].tobytes()), _About, "about")
             return Splits(about.data_set, about.data_sha256, {name: arrays[name] for name in NAMES})
         except KeyError as error:
             raise Damaged(f"splits {path} have no {error}") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mexit.core.artifact_paths import BUNDLES, newest
-from mexit.core.bundle import Bundle, inside
+from mexit.core.bundle import Bundle, resolve_inside
 from mexit.core.policies import PARITY
 from mexit.core.progress import Progress, Silent
 from mexit.errors import BackendError, MexitError, MissingExtra
@@ -160,7 +160,7 @@ def _bundle_slot(bundle: Bundle, package: str, variant: str, segment: int) -> bu
     """The place of an engine that came with a bundle. Raises `Untrusted` if a link leads out of the bundle."""
     folder = f"{builder.ENGINES}/{package}/{variant}/{segment}"
     for file in (builder.PLAN, builder.RECORD):
-        inside(bundle.path, f"{folder}/{file}")
+        resolve_inside(bundle.path, f"{folder}/{file}")
     return builder.EngineSlot(bundle.path / folder, bundle, variant, segment)
 
 

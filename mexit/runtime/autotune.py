@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from mexit.core.atomic_io import read_json
 from mexit.core.bundle import Bundle
-from mexit.core.manifest import read_value
 from mexit.core.policies import PARITY
 from mexit.core.resource_limits import read_limits
+from mexit.core.schema import decode
 from mexit.core.versions import installed_versions
 from mexit.errors import BackendError, MexitError, MissingExtra, NotCalibrated, NotFound, UsageError
 from mexit.runtime.backends.base import Backend
@@ -197,7 +197,7 @@ def tune(
 def load(bundle: Bundle) -> tuple[Tuning | None, str]:
     """The stored times of this device; or None, and the reason why there are none to rely on."""
     try:
-        tuning = read_value(read_json(cache_folder(bundle.id) / FILE, "measurement"), Tuning, FILE)
+        tuning = decode(read_json(cache_folder(bundle.id) / FILE, "measurement"), Tuning, FILE)
     except NotFound:
         return None, "not measured on this device"
     except MexitError:

@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from mexit.core.atomic_io import parse_json, read_bytes, read_json, to_json, write_bytes
-from mexit.core.manifest import read_value
+from mexit.core.schema import decode
 from mexit.data.splits import Splits
 from mexit.errors import Damaged, NotFound, UsageError
 from mexit.models import MultiExit, build_model
@@ -105,7 +105,7 @@ def restore(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer) -> Tr
     path = run / CHECKPOINT
     tensors, metadata = _read(path, "checkpoint")
     try:
-        position = read_value(json.loads(metadata["progress"]), Position, "progress")
+        position = decode(json.loads(metadata["progress"]), Position, "progress")
     except (KeyError, ValueError, Damaged) as error:
         raise Damaged(f"checkpoint {path} has no valid position in the run ({error})") from None
     _load_weights(model, _with_prefix(tensors, "model."), path)

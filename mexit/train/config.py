@@ -9,7 +9,7 @@ from typing import Any
 
 from mexit.attacks.multi_exit_attack import Attack
 from mexit.attacks.pgd import PGDConfig
-from mexit.core.manifest import read_value
+from mexit.core.schema import decode
 from mexit.errors import UsageError
 from mexit.train.augment import AUGMENTS
 from mexit.train.methods import method_class
@@ -170,7 +170,7 @@ class TrainSettings:
         """
         if isinstance(value, Mapping):
             value = _ADDED | {_RENAMED.get(name, name): field_value for name, field_value in value.items()}
-        settings = read_value(value, TrainSettings, where)
+        settings = decode(value, TrainSettings, where)
         assert isinstance(settings, TrainSettings)
         return settings
 

@@ -1,7 +1,8 @@
-"""Writing: the old one or the new one, never a torn one. Reading: a clear word on whatever is wrong."""
+"""Writes are complete or absent; reads fail with an error that names the file and the reason."""
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import zipfile
@@ -10,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mexit.core import atomic_io
 from mexit.core.atomic_io import (
+    CHUNK_BYTES,
     new_directory,
     parse_json,
     read_bytes,
@@ -22,7 +23,7 @@ from mexit.core.atomic_io import (
 )
 from mexit.errors import Damaged, MexitError, NotFound, TooLarge, UsageError
 
-NOBODY = 4_194_305  # above the kernel's largest process number
+DEAD = 4_194_305  # above the largest process id of the kernel
 
 
 def names(folder: Path) -> set[str]:
@@ -49,30 +50,30 @@ def test_a_symbolic_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "file").is_symlink()
 
 
-def test_leftovers_of_dead_writers_are_removed_and_no_others(tmp_path: Path) -> None:
+def test_temporaries_of_dead_processes_are_removed(tmp_path: Path) -> None:
     alive = os.getppid()
     for name in (
-        f".file.tmp-{NOBODY}",
+        f".file.tmp-{DEAD}",
         f".file.tmp-{os.getpid()}",
         f".file.tmp-{alive}",
         ".file.tmp-x",
         ".other.tmp-1",
     ):
         (tmp_path / name).write_bytes(b"torn")
-    (tmp_path / f".folder.tmp-{NOBODY}" / "deep").mkdir(parents=True)
+    (tmp_path / f".folder.tmp-{DEAD}" / "deep").mkdir(parents=True)
     write_bytes(tmp_path / "file", b"new")
     put_directory(tmp_path / "folder", "new")
     assert names(tmp_path) == {"file", "folder", f".file.tmp-{alive}", ".file.tmp-x", ".other.tmp-1"}
 
 
-def test_a_name_with_wildcards_is_taken_literally(tmp_path: Path) -> None:
-    (tmp_path / f".ab.tmp-{NOBODY}").write_bytes(b"another's")
+def test_wildcards_in_a_name_are_literal(tmp_path: Path) -> None:
+    (tmp_path / f".ab.tmp-{DEAD}").write_bytes(b"of another file")
     write_bytes(tmp_path / "a[b]", b"1")
     write_bytes(tmp_path / "*", b"2")
-    assert names(tmp_path) == {"a[b]", "*", f".ab.tmp-{NOBODY}"}
+    assert names(tmp_path) == {"a[b]", "*", f".ab.tmp-{DEAD}"}
 
 
-def test_a_directory_is_there_only_when_the_block_ended(tmp_path: Path) -> None:
+def test_a_directory_appears_when_the_block_ends(tmp_path: Path) -> None:
     with new_directory(tmp_path / "bundle") as temporary:
         write_bytes(temporary / "file", b"x")
         assert not (tmp_path / "bundle").exists()
@@ -80,7 +81,7 @@ def test_a_directory_is_there_only_when_the_block_ended(tmp_path: Path) -> None:
     assert names(tmp_path / "bundle") == {"file"}
 
 
-def test_an_error_in_the_block_leaves_nothing(tmp_path: Path) -> None:
+def test_an_error_in_the_block_leaves_no_file(tmp_path: Path) -> None:
     def stop_half_way() -> None:
         with new_directory(tmp_path / "bundle") as temporary:
             write_bytes(temporary / "file", b"x")
@@ -102,7 +103,7 @@ def test_an_existing_directory_is_replaced_only_on_request(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["file", "link to a directory"])
-def test_replacing_something_else_leaves_no_rest(tmp_path: Path, kind: str) -> None:
+def test_a_file_or_a_link_is_replaced_by_a_directory(tmp_path: Path, kind: str) -> None:
     if kind == "file":
         (tmp_path / "bundle").write_text("a file")
     else:
@@ -115,18 +116,23 @@ def test_replacing_something_else_leaves_no_rest(tmp_path: Path, kind: str) -> N
     assert kind == "file" or (tmp_path / "elsewhere/precious").read_text() == "kept"
 
 
-def test_where_names_cannot_be_swapped_two_renames_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic_io, "_exchange", lambda *_: False)
+def without_renameat2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulate a system that cannot exchange two names."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+
+
+def test_without_an_exchange_of_names_two_renames_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_renameat2(monkeypatch)
     put_directory(tmp_path / "bundle", "old")
     put_directory(tmp_path / "bundle", "new", replace=True)
     assert (tmp_path / "bundle/deep/file").read_text() == "new"
     assert names(tmp_path) == {"bundle"}
 
 
-def test_if_the_second_rename_fails_the_old_one_is_put_back(
+def test_if_the_second_rename_fails_the_old_directory_is_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(atomic_io, "_exchange", lambda *_: False)
+    without_renameat2(monkeypatch)
     put_directory(tmp_path / "bundle", "old")
     rename, calls = os.rename, []
 
@@ -143,7 +149,7 @@ def test_if_the_second_rename_fails_the_old_one_is_put_back(
     assert names(tmp_path) == {"bundle"}
 
 
-def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
+def test_a_parent_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")
     for write in (
         lambda: write_bytes(tmp_path / "file" / "x", b""),
@@ -154,19 +160,22 @@ def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
     assert names(tmp_path) == {"file"}
 
 
-def test_after_the_rename_a_failure_does_not_claim_that_the_old_one_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(path: Path) -> None:
-        raise OSError(5, "Input/output error")
+def test_a_failure_after_the_rename_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, calls = os.fsync, []
 
-    monkeypatch.setattr(atomic_io, "_sync_directory", fail)
+    def second_fails(file: int) -> None:  # the first is of the file, the second of its directory
+        calls.append(file)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", second_fails)
     with pytest.raises(MexitError, match="was written, but may not survive a power failure: Input/output error"):
         write_bytes(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
+def test_large_and_missing_files_are_errors(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(11))
     with pytest.raises(Damaged, match=r"thing .*large has 11 bytes; at most 10 are expected"):
         read_bytes(tmp_path / "large", "thing", 10)
@@ -179,21 +188,21 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
             sha256_file(missing)
 
 
-def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path: Path) -> None:
+def test_pipes_devices_and_directories_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(Damaged, match=f"thing {path} is not a file"):
             read_bytes(path, "thing", 10)
 
 
-def test_a_link_in_a_circle_is_no_endless_loop(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     with pytest.raises(Damaged, match="cannot be read: Too many levels of symbolic links"):
         read_bytes(tmp_path / "circle", "thing", 10)
 
 
-def test_a_file_hashes_like_its_bytes(tmp_path: Path) -> None:
-    content = os.urandom(atomic_io.CHUNK_BYTES + 17)
+def test_a_file_has_the_hash_of_its_bytes(tmp_path: Path) -> None:
+    content = os.urandom(CHUNK_BYTES + 17)
     (tmp_path / "file").write_bytes(content)
     assert sha256_file(tmp_path / "file") == sha256_bytes(content)
 
@@ -204,7 +213,7 @@ def test_a_file_hashes_like_its_bytes(tmp_path: Path) -> None:
      b"[1" + b"0" * 30 + b"]", b"[1" + b"0" * 9999 + b"]", b'["\\ud800"]'],
     ids=["empty", "cut short", "binary", "comma", "nan", "infinity", "overflow", "deep", "huge", "longer", "half"],
 )  # fmt: skip
-def test_what_is_no_json_is_damaged(content: bytes) -> None:
+def test_invalid_json_is_damaged(content: bytes) -> None:
     with pytest.raises(Damaged, match=r"settings runs/x/settings.json is not valid JSON \("):
         parse_json(content, Path("runs/x/settings.json"), "settings")
 
@@ -215,23 +224,23 @@ def npz(**arrays: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_npz_arrays_come_back() -> None:
-    found = read_npz(npz(a=np.arange(3), b=np.eye(2)), 1 << 20)
-    assert found["a"].tolist() == [0, 1, 2]
-    assert found["b"].dtype == np.float64
+def test_npz_arrays_are_read() -> None:
+    arrays = read_npz(npz(a=np.arange(3), b=np.eye(2)), 1 << 20)
+    assert arrays["a"].tolist() == [0, 1, 2]
+    assert arrays["b"].dtype == np.float64
 
 
 def test_pickles_in_an_npz_are_refused(tmp_path: Path) -> None:
-    class Mischief:
+    class Hostile:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.mkdir, (str(tmp_path / "unpickled"),)
 
     with pytest.raises(ValueError, match="allow_pickle=False"):
-        read_npz(npz(a=np.asarray([Mischief()], dtype=object)), 1 << 20)
+        read_npz(npz(a=np.asarray([Hostile()], dtype=object)), 1 << 20)
     assert names(tmp_path) == set()
 
 
-def test_an_npz_that_unpacks_to_more_than_expected_is_refused_unopened() -> None:
+def test_an_npz_that_unpacks_to_too_much_is_refused() -> None:
     bomb = npz(a=np.zeros(1 << 22, np.uint8))
     assert len(bomb) < 1 << 14
     with pytest.raises(ValueError, match="it unpacks to 4194432 bytes; at most 1048576 are expected"):
@@ -248,12 +257,12 @@ def test_an_npz_header_that_announces_terabytes_is_refused() -> None:
         read_npz(buffer.getvalue(), 1 << 20)
 
 
-def test_every_cut_and_every_flipped_bit_of_an_npz_is_an_error_or_the_same_arrays() -> None:
+def test_truncated_and_changed_npz_files_are_errors_or_the_same_arrays() -> None:
     good = npz(a=np.arange(40, dtype=np.int64))
-    for place in range(len(good)):
-        for bad in (good[:place], good[:place] + bytes([good[place] ^ 0x10]) + good[place + 1 :]):
+    for i in range(len(good)):
+        for bad in (good[:i], good[:i] + bytes([good[i] ^ 0x10]) + good[i + 1 :]):
             try:
-                found = read_npz(bad, 1 << 20)
+                arrays = read_npz(bad, 1 << 20)
             except ValueError:
                 continue
-            assert "a" not in found or found["a"].tolist() == list(range(40))
+            assert "a" not in arrays or arrays["a"].tolist() == list(range(40))

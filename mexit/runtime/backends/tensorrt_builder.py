@@ -31,7 +31,8 @@ from typing import Any
 
 from mexit.core.atomic_io import new_directory, read_bytes, read_json, sha256_bytes, to_json, write_bytes
 from mexit.core.bundle import MAX_FILE_BYTES, Bundle
-from mexit.core.manifest import SegmentSpec, TensorSpec, check_format, read_value
+from mexit.core.manifest import SegmentSpec, TensorSpec
+from mexit.core.schema import check_format, decode
 from mexit.errors import BackendError, Damaged, NotFound, SchemaTooNew, Untrusted, missing_extra
 from mexit.runtime.device_cache import cache_folder, device_key, make_private
 
@@ -258,7 +259,7 @@ def load(slot: EngineSlot, key: bytes | None) -> tuple[Record, bytes]:
         check_format(value, FORMAT, VERSION, str(path))
         if value["version"] != VERSION:
             raise NotFound(f"{path} has an older format")
-        record: Record = read_value(value, Record, str(path))
+        record: Record = decode(value, Record, str(path))
     except (Damaged, SchemaTooNew) as error:
         raise type(error)(f"{error}: {slot.remedy}") from None
     if key is not None and not hmac.compare_digest(record.signature, record.sign(key)):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import refused, typed
-from failing_disk import fail_every_call_in_turn
+from failing_disk import fail_each_call
 
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.bundle import Bundle
@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_the_old_engine_or_the_new_one(
         assert plan in (old, *new)
         assert not written or plan == new[-1]
 
-    assert fail_every_call_in_turn(monkeypatch, write, check) > 5
+    assert fail_each_call(monkeypatch, write, check) > 5
 
 
 def chmod(path: Path) -> None:
@@ -309,7 +309,7 @@ def test_a_trusted_engine_must_match_its_record(shipped: Path) -> None:
         build_engines(shipped, trust_engines=True)
     shutil.rmtree(folder / "1")
     (folder / "1").symlink_to(next(shipped.parents[1].glob("*")))
-    with pytest.raises(Untrusted, match="leaves the bundle"):
+    with pytest.raises(Untrusted, match="leads out of the bundle"):
         build_engines(shipped, trust_engines=True)
 
 

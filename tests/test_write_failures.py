@@ -1,4 +1,4 @@
-"""Writes that fail and writers that are killed: what was there is there, or the new one is, whole."""
+"""After a failed write or a killed process, an artifact is the complete old one or the complete new one."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import program, quiet
-from failing_disk import fail_every_call_in_turn
+from failing_disk import fail_each_call
 
-from mexit.core import atomic_io
 from mexit.core.bundle import Bundle
 from mexit.core.trace import Trace
 from mexit.flows.inspect import inspect_bundle
 from mexit.flows.train import TrainOptions, train_model
 from mexit.train import checkpoint
 
-once_or_for_good = pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
+once_or_permanently = pytest.mark.parametrize("permanent", [False, True], ids=["once", "permanently"])
 
 
 @pytest.fixture
 def other_bundle(bundle_copy: Path) -> Bundle:
-    """The same network under other class names, hence with another id, in memory."""
+    """A bundle in memory that differs in its class names and so has another id."""
     opened = Bundle.open(bundle_copy)
     manifest = dataclasses.replace(opened.manifest, classes=tuple("abcdefghij"))
     contents = {spec.file: (bundle_copy / spec.file).read_bytes() for spec in manifest.files}
@@ -44,9 +43,9 @@ def names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()}
 
 
-@once_or_for_good
-def test_a_new_bundle_is_there_whole_or_not_at_all(
-    other_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_good: bool
+@once_or_permanently
+def test_a_new_bundle_is_complete_or_absent(
+    other_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, permanent: bool
 ) -> None:
     target = dataclasses.replace(other_bundle, path=tmp_path / "new" / "digits")
 
@@ -58,32 +57,31 @@ def test_a_new_bundle_is_there_whole_or_not_at_all(
             assert not succeeded
         assert not target.path.parent.exists() or names(target.path.parent) == set()
 
-    assert fail_every_call_in_turn(monkeypatch, target.write, check, for_good=for_good) > 25
+    assert fail_each_call(monkeypatch, target.write, check, permanent=permanent) > 25
 
 
-@pytest.mark.parametrize("swap", [True, False], ids=["names are swapped", "two renames"])
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 def test_a_replaced_bundle_is_the_old_or_the_new_one(
-    other_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, swap: bool
+    other_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
-    if not swap:
-        monkeypatch.setattr(atomic_io, "_exchange", lambda *_: False)
     old = Bundle.open(other_bundle.path)
     seen = set()
 
     def check(succeeded: bool) -> None:
-        found = Bundle.open(old.path)
-        seen.add(found.id)
-        assert found.id == other_bundle.id if succeeded else found.id in (old.id, other_bundle.id)
+        bundle = Bundle.open(old.path)
+        seen.add(bundle.id)
+        assert bundle.id == other_bundle.id if succeeded else bundle.id in (old.id, other_bundle.id)
         assert names(old.path.parent) == {"digits"}
         old.write(replace=True)
 
-    assert fail_every_call_in_turn(monkeypatch, lambda: other_bundle.write(replace=True), check) > 25
+    count = fail_each_call(monkeypatch, lambda: other_bundle.write(replace=True), check, exchange=exchange)
+    assert count > 25
     assert seen == {old.id, other_bundle.id}
 
 
-@once_or_for_good
+@once_or_permanently
 def test_policies_and_their_traces_are_the_old_or_the_new_ones(
-    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, for_good: bool
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, permanent: bool
 ) -> None:
     bundle = Bundle.open(bundle_copy)
     old = bundle.policies()
@@ -97,9 +95,9 @@ def test_policies_and_their_traces_are_the_old_or_the_new_ones(
         bundle.save_policies(old.with_entry(dataclasses.replace(old.entries[0], trace=newer, evidence=())))
 
     def check(succeeded: bool) -> None:
-        found = inspect_bundle(bundle_copy).policies  # loads every trace that is named
-        assert found is not None
-        assert found != old or not succeeded
+        policies = inspect_bundle(bundle_copy).policies  # loads every trace that it names
+        assert policies is not None
+        assert policies != old or not succeeded
         assert not [
             name for folder in (bundle_copy, bundle_copy / "traces") for name in names(folder) if ".tmp" in name
         ]
@@ -107,14 +105,14 @@ def test_policies_and_their_traces_are_the_old_or_the_new_ones(
             (bundle_copy / file).write_bytes(content)
         bundle.save_policies(old)
 
-    assert fail_every_call_in_turn(monkeypatch, write, check, for_good=for_good) >= 12
+    assert fail_each_call(monkeypatch, write, check, permanent=permanent) >= 12
 
 
 def weights_of(run: Path) -> bytes:
     return b"".join(value.numpy().tobytes() for value in checkpoint.load_model(run)[0].state_dict().values())
 
 
-def doubled(model: torch.nn.Module) -> None:
+def double_weights(model: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2)
@@ -124,7 +122,7 @@ def test_weights_are_the_old_or_the_new_ones(run_copy: Path, monkeypatch: pytest
     model, settings, _ = checkpoint.load_model(run_copy)
     old = weights_of(run_copy)
     original = (run_copy / checkpoint.WEIGHTS).read_bytes()
-    doubled(model)
+    double_weights(model)
 
     def check(succeeded: bool) -> None:
         assert weights_of(run_copy) != old or not succeeded
@@ -134,7 +132,7 @@ def test_weights_are_the_old_or_the_new_ones(run_copy: Path, monkeypatch: pytest
     def write() -> None:
         checkpoint.save_weights(run_copy, model.state_dict(), settings, 10)
 
-    assert fail_every_call_in_turn(monkeypatch, write, check) >= 6
+    assert fail_each_call(monkeypatch, write, check) >= 6
 
 
 def test_a_checkpoint_is_the_old_or_the_new_one(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +153,7 @@ def test_a_checkpoint_is_the_old_or_the_new_one(run_copy: Path, monkeypatch: pyt
     def write() -> None:
         checkpoint.save(run_copy, model, optimiser, dataclasses.replace(state, position=newer))
 
-    assert fail_every_call_in_turn(monkeypatch, write, check) >= 6
+    assert fail_each_call(monkeypatch, write, check) >= 6
     assert seen == {old.epoch, newer.epoch}
 
 
@@ -189,7 +187,7 @@ def test_a_run_whose_disk_failed_anywhere_ends_in_the_same_weights(
         shutil.rmtree("runs", ignore_errors=True)
 
     assert (
-        fail_every_call_in_turn(
+        fail_each_call(
             monkeypatch, lambda: train_model(settings=QUICK, out=run, options=TrainOptions(threads=1)), check
         )
         > 25
@@ -304,6 +302,6 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_or_the_new_one(
     command = [sys.executable, "-c", KILLER.format(writer=writer), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=quiet(), check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["caught"] > KILLS // 10, "too few of the kills came during a write to prove anything"
-    assert found["left"] == []
+    report = json.loads(done.stdout)
+    assert report["caught"] > KILLS // 10, "too few processes were killed during a write"
+    assert report["left"] == []

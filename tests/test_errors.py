@@ -1,4 +1,4 @@
-"""The error table of the project, class by class: exit code, HTTP status, parent."""
+"""The error tree: exit code, HTTP status and parent of each class."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ TABLE = {
 
 
 def test_the_tree_has_these_classes_and_no_others() -> None:
-    found = {
+    classes = {
         name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)
     }
-    assert found == set(TABLE)
+    assert classes == set(TABLE)
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_each_error_knows_its_exit_code_and_http_status(name: str) -> None:
+def test_exit_code_http_status_and_parent(name: str) -> None:
     kind = getattr(errors, name)
     assert (kind.exit_code, kind.http_status, kind.__base__.__name__) == TABLE[name]
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_each_error_is_drawn_in_the_picture_and_is_public(name: str) -> None:
+def test_each_error_is_documented_and_public(name: str) -> None:
     assert errors.__doc__ is not None
     assert name in errors.__doc__
     assert getattr(mexit, name) is getattr(errors, name)
 
 
-def test_overloaded_says_when_to_come_back() -> None:
+def test_overloaded_has_a_retry_time() -> None:
     assert errors.Overloaded("busy", retry_after_s=2.5).retry_after_s == 2.5
     assert errors.Overloaded("busy").retry_after_s > 0
 
 
-def test_a_missing_extra_says_what_to_type() -> None:
+def test_a_missing_extra_names_the_command() -> None:
     error = errors.missing_extra("onnxruntime", "cpu", "Running a bundle")
     assert str(error) == "Running a bundle needs the package 'onnxruntime': pip install 'mexit[cpu]'"
 

@@ -139,14 +139,14 @@ def test_an_entry_for_another_number_of_exits_is_damaged(bundle_copy: Path) -> N
 def test_a_link_to_policies_elsewhere_is_refused(bundle_copy: Path) -> None:
     (bundle_copy / "policies.json").rename(bundle_copy.parent / "policies.json")
     (bundle_copy / "policies.json").symlink_to("../policies.json")
-    with pytest.raises(Untrusted, match="leaves the bundle"):
+    with pytest.raises(Untrusted, match="leads out of the bundle"):
         Bundle.open(bundle_copy).policies()
 
 
 def test_a_trace_path_that_leaves_the_bundle_is_refused(bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
     ref = dataclasses.replace(bundle.policies().entries[0].trace, file="../outside.npz")
-    with pytest.raises(Untrusted, match="leaves the bundle"):
+    with pytest.raises(Untrusted, match="leads out of the bundle"):
         bundle.load_trace(ref)
 
 

@@ -99,7 +99,7 @@ def test_a_bundle_keeps_a_trace_under_its_hash(bundle_copy: Path) -> None:
 def test_a_trace_of_another_model_is_refused(bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
     ref = bundle.save_trace(Trace(LOGITS, LABELS, INDEX, ORIGIN))
-    with pytest.raises(Damaged, match=f"was made by model 000000000000, this is {bundle.id[:12]}"):
+    with pytest.raises(Damaged, match=f"is of model 000000000000, this is {bundle.id[:12]}"):
         bundle.load_trace(ref)
 
 

@@ -1,4 +1,4 @@
-"""Opening a bundle: every byte, every path, before anything is loaded."""
+"""Opening a bundle checks every byte and every path before anything is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mexit.core.atomic_io import sha256_bytes
-from mexit.core.bundle import Bundle, inside
+from mexit.core.bundle import Bundle, resolve_inside
 from mexit.errors import Damaged, NotFound, SchemaTooNew, Untrusted, UsageError
 
 FILES = ["segments/fp32/1.onnx", "segments/fp32/2.onnx", "segments/fp32/3.onnx", "splits.npz"]
@@ -24,11 +24,11 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def first_segment(manifest: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = manifest["variants"]["fp32"]["segments"][0]
-    return found
+    segment: dict[str, Any] = manifest["variants"]["fp32"]["segments"][0]
+    return segment
 
 
-def test_a_good_bundle_opens_and_hands_out_the_bytes_it_hashed(digits_bundle: Path) -> None:
+def test_an_opened_bundle_returns_the_checked_bytes(digits_bundle: Path) -> None:
     bundle = Bundle.open(str(digits_bundle))
     assert bundle.id == sha256_bytes((digits_bundle / "bundle.json").read_bytes())
     for k in (1, 2, 3):
@@ -36,7 +36,7 @@ def test_a_good_bundle_opens_and_hands_out_the_bytes_it_hashed(digits_bundle: Pa
     assert bundle.splits() == (digits_bundle / "splits.npz").read_bytes()
 
 
-def test_the_bytes_are_kept_when_the_file_changes_later(bundle_copy: Path) -> None:
+def test_the_bytes_stay_the_same_when_the_file_changes(bundle_copy: Path) -> None:
     before = (bundle_copy / FILES[0]).read_bytes()
     bundle = Bundle.open(bundle_copy)
     (bundle_copy / FILES[0]).write_bytes(b"changed")
@@ -44,8 +44,8 @@ def test_the_bytes_are_kept_when_the_file_changes_later(bundle_copy: Path) -> No
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("where", [0.0, 0.5, 1.0], ids=["first byte", "a byte within", "last byte"])
-def test_one_wrong_bit_names_the_file(bundle_copy: Path, file: str, where: float) -> None:
+@pytest.mark.parametrize("where", [0.0, 0.5, 1.0], ids=["first byte", "a middle byte", "last byte"])
+def test_a_changed_bit_is_an_error_that_names_the_file(bundle_copy: Path, file: str, where: float) -> None:
     content = bytearray((bundle_copy / file).read_bytes())
     content[int(where * (len(content) - 1))] ^= 1
     (bundle_copy / file).write_bytes(content)
@@ -55,29 +55,29 @@ def test_one_wrong_bit_names_the_file(bundle_copy: Path, file: str, where: float
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("change", [-1, 1], ids=["cut short", "longer"])
-def test_another_length_names_the_file_and_both_numbers(bundle_copy: Path, file: str, change: int) -> None:
+def test_another_size_is_an_error_that_names_both(bundle_copy: Path, file: str, change: int) -> None:
     content = (bundle_copy / file).read_bytes()
     (bundle_copy / file).write_bytes(content[:-1] if change < 0 else content + b"\0")
-    with pytest.raises(Damaged, match=rf"{file} has {len(content) + change} bytes.*{len(content)} are "):
+    with pytest.raises(Damaged, match=rf"{file} has {len(content) + change} bytes.*{len(content)}[ :]"):
         Bundle.open(bundle_copy)
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_missing_file_is_named(bundle_copy: Path, file: str) -> None:
     (bundle_copy / file).unlink()
-    with pytest.raises(Damaged, match=rf"{file} does not exist, though bundle.json names it: copy or export"):
+    with pytest.raises(Damaged, match=rf"{file} does not exist, although bundle.json names it: copy or export"):
         Bundle.open(bundle_copy)
 
 
 @pytest.mark.parametrize("kind", ["directory", "pipe"])
-def test_what_is_no_file_is_neither_read_nor_waited_for(bundle_copy: Path, kind: str) -> None:
+def test_a_directory_or_pipe_is_not_read(bundle_copy: Path, kind: str) -> None:
     (bundle_copy / FILES[0]).unlink()
     os.mkdir(bundle_copy / FILES[0]) if kind == "directory" else os.mkfifo(bundle_copy / FILES[0])
     with pytest.raises(Damaged, match=f"{FILES[0]} is not a file"):
         Bundle.open(bundle_copy)
 
 
-def test_a_missing_bundle_and_a_missing_manifest_are_two_things(tmp_path: Path) -> None:
+def test_a_missing_bundle_and_a_missing_manifest_have_different_errors(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"bundle nowhere does not exist: make one with mexit export"):
         Bundle.open("nowhere")
     with pytest.raises(NotFound, match=r"bundle manifest .*bundle.json does not exist"):
@@ -90,7 +90,7 @@ def test_a_damaged_manifest_is_named(bundle_copy: Path) -> None:
         Bundle.open(bundle_copy)
 
 
-def test_a_newer_bundle_is_told_apart_from_a_damaged_one(bundle_copy: Path) -> None:
+def test_a_newer_bundle_is_not_called_damaged(bundle_copy: Path) -> None:
     edit(bundle_copy, lambda manifest: manifest.update(version=2))
     with pytest.raises(SchemaTooNew):
         Bundle.open(bundle_copy)
@@ -100,7 +100,7 @@ PATHS = {
     "absolute": "/etc/passwd",
     "parent": "../outside.onnx",
     "parent within": "segments/../../outside.onnx",
-    "parent that comes back": "segments/../segments/fp32/1.onnx",
+    "parent that returns": "segments/../segments/fp32/1.onnx",
     "nul": "segments/fp32/1.onnx\0.txt",
     "empty": "",
     "backslash": "..\\outside.onnx",
@@ -112,7 +112,7 @@ PATHS = {
 
 @pytest.mark.parametrize("name", PATHS.values(), ids=PATHS.keys())
 @pytest.mark.parametrize("role", ["segment", "splits", "single file"])
-def test_a_path_that_leaves_the_bundle_is_refused_unread(bundle_copy: Path, name: str, role: str) -> None:
+def test_a_path_out_of_the_bundle_is_refused(bundle_copy: Path, name: str, role: str) -> None:
     content = (bundle_copy / FILES[0]).read_bytes()
     (bundle_copy.parent / "outside.onnx").write_bytes(content)
     (bundle_copy / "link").symlink_to("..")
@@ -126,19 +126,19 @@ def test_a_path_that_leaves_the_bundle_is_refused_unread(bundle_copy: Path, name
             (first_segment(manifest) if role == "segment" else manifest["splits"]["file"]).update(spec)
 
     edit(bundle_copy, change)
-    with pytest.raises(Untrusted, match="leaves the bundle"):
+    with pytest.raises(Untrusted, match="leads out of the bundle"):
         Bundle.open(bundle_copy)
 
 
 @pytest.mark.parametrize("file", ["bundle.json", "segments"])
-def test_a_link_out_in_the_place_of_the_real_thing_is_refused(bundle_copy: Path, file: str) -> None:
+def test_a_link_out_of_the_bundle_is_refused(bundle_copy: Path, file: str) -> None:
     (bundle_copy / file).rename(bundle_copy.parent / "outside")
     (bundle_copy / file).symlink_to(bundle_copy.parent / "outside")
-    with pytest.raises(Untrusted, match="leaves the bundle"):
+    with pytest.raises(Untrusted, match="leads out of the bundle"):
         Bundle.open(bundle_copy)
 
 
-def test_links_within_a_bundle_and_to_a_bundle_are_fine(bundle_copy: Path, tmp_path: Path) -> None:
+def test_links_within_a_bundle_and_to_a_bundle_are_followed(bundle_copy: Path, tmp_path: Path) -> None:
     (bundle_copy / FILES[0]).rename(bundle_copy / "one.onnx")
     (bundle_copy / FILES[0]).symlink_to("../../one.onnx")
     (tmp_path / "link").symlink_to(bundle_copy)
@@ -146,17 +146,17 @@ def test_links_within_a_bundle_and_to_a_bundle_are_fine(bundle_copy: Path, tmp_p
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "deep/er/a.onnx", "a..b", "...", ".hidden", "ä b"])
-def test_paths_that_stay_inside_are_taken(tmp_path: Path, name: str) -> None:
-    assert inside(tmp_path, name) == tmp_path / name
+def test_other_paths_are_accepted(tmp_path: Path, name: str) -> None:
+    assert resolve_inside(tmp_path, name) == tmp_path / name
 
 
-def test_a_size_of_terabytes_takes_no_memory(bundle_copy: Path) -> None:
+def test_a_recorded_size_of_terabytes_is_an_error(bundle_copy: Path) -> None:
     edit(bundle_copy, lambda manifest: first_segment(manifest).update(bytes=1 << 50))
-    with pytest.raises(Damaged, match=rf"bytes, {1 << 50} are recorded"):
+    with pytest.raises(Damaged, match=rf"bytes, expected {1 << 50}"):
         Bundle.open(bundle_copy)
 
 
-def test_exporting_onto_an_existing_name_needs_replace(bundle_copy: Path) -> None:
+def test_an_existing_bundle_is_replaced_only_on_request(bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
     with pytest.raises(UsageError, match="exists already: choose another name with --out, or add --replace"):
         bundle.write()
@@ -164,7 +164,7 @@ def test_exporting_onto_an_existing_name_needs_replace(bundle_copy: Path) -> Non
     assert Bundle.open(bundle_copy).id == bundle.id
 
 
-def test_a_written_bundle_is_the_one_in_memory(digits_bundle: Path, tmp_path: Path) -> None:
+def test_a_written_bundle_equals_the_one_in_memory(digits_bundle: Path, tmp_path: Path) -> None:
     original = Bundle.open(digits_bundle)
     files = {spec.file: (digits_bundle / spec.file).read_bytes() for spec in original.manifest.files}
     Bundle.from_parts(tmp_path / "copy", original.manifest, files).write()
@@ -174,9 +174,7 @@ def test_a_written_bundle_is_the_one_in_memory(digits_bundle: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("action", ["save a trace", "save policies"])
-def test_a_traces_folder_that_points_elsewhere_is_never_written_nor_cleared(
-    bundle_copy: Path, action: str
-) -> None:
+def test_a_linked_traces_folder_is_neither_written_nor_cleared(bundle_copy: Path, action: str) -> None:
     opened = Bundle.open(bundle_copy)
     policies = opened.policies()
     trace = opened.load_trace(policies.entries[0].trace)
@@ -184,6 +182,6 @@ def test_a_traces_folder_that_points_elsewhere_is_never_written_nor_cleared(
     (bundle_copy.parent / "precious").mkdir()
     (bundle_copy.parent / "precious/data.npz").write_bytes(b"mine")
     (bundle_copy / "traces").symlink_to("../precious")
-    with pytest.raises(Untrusted, match="leaves the bundle"):
+    with pytest.raises(Untrusted, match="leads out of the bundle"):
         opened.save_trace(trace) if action == "save a trace" else opened.save_policies(policies)
     assert [file.name for file in (bundle_copy.parent / "precious").iterdir()] == ["data.npz"]

@@ -1,4 +1,4 @@
-"""Every field of `bundle.json`: left out, or of another type, it is named in the error."""
+"""The manifest: a missing field or a field of another type is named in the error."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every field, at any depth; what `provenance` holds is nobody's business."""
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every field at any depth; the content of `provenance` is free."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield (*path, key)
         if key != "provenance":
-            yield from places(inner, (*path, key))
+            yield from paths(inner, (*path, key))
 
 
 SEGMENTS = ("variants", "fp32", "segments")
-ALL = list(places(GOOD))
+ALL = list(paths(GOOD))
 FIELDS = [path for path in ALL if isinstance(path[-1], str) and path[-1] not in ("fp32", "train")]
 
 
 def changed(path: tuple[Any, ...], value: Any = ...) -> dict[str, Any]:
-    """The good manifest with one place set to `value`, or without it."""
+    """The good manifest with one field set to `value`, or without it."""
     manifest = json.loads(json.dumps(GOOD))
     inner = manifest
     for key in path[:-1]:
@@ -79,7 +79,7 @@ def changed(path: tuple[Any, ...], value: Any = ...) -> dict[str, Any]:
 
 
 def dotted(path: tuple[Any, ...]) -> str:
-    """As the messages name a place: `bundle.json.input.size[0]`."""
+    """A path as in messages: `bundle.json.input.size[0]`."""
     return "bundle.json" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
 
 
@@ -91,7 +91,7 @@ def at(path: tuple[Any, ...]) -> Any:
 
 
 def wrong_types(path: tuple[Any, ...]) -> list[Any]:
-    """Values of every JSON type but the right one."""
+    """One value of every JSON type except the right one."""
     right = at(path)
     kinds: dict[type, Any] = {dict: {}, list: [], str: "text", int: 5, float: -1.5, bool: True}
     wrong = [value for kind, value in kinds.items() if kind is not type(right)]
@@ -102,12 +102,12 @@ def wrong_types(path: tuple[Any, ...]) -> list[Any]:
     return [*wrong, None] if path[-1] != "splits" else wrong
 
 
-def test_the_good_manifest_is_read_and_written_back_unchanged() -> None:
+def test_a_manifest_is_read_and_written_unchanged() -> None:
     assert json.loads(json.dumps(Manifest.from_json(GOOD).to_json())) == GOOD
     assert Manifest.from_json(GOOD).cumulative_macs == (12, 42)
 
 
-def test_the_manifest_of_a_real_bundle_has_exactly_these_fields(digits_bundle: Path) -> None:
+def test_an_exported_manifest_has_exactly_these_fields(digits_bundle: Path) -> None:
     def shape(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: shape(inner) for key, inner in value.items()}
@@ -134,8 +134,8 @@ def test_a_field_of_another_type_is_named(path: tuple[Any, ...]) -> None:
     for wrong in wrong_types(path):
         with pytest.raises(Damaged) as caught:
             Manifest.from_json(changed(path, wrong))
-        place = path[0] if path[0] in ("format", "version") else f"{dotted(path)}: expected"
-        assert place in str(caught.value), wrong
+        where = path[0] if path[0] in ("format", "version") else f"{dotted(path)}: expected"
+        assert where in str(caught.value), wrong
 
 
 @pytest.mark.parametrize(
@@ -143,23 +143,23 @@ def test_a_field_of_another_type_is_named(path: tuple[Any, ...]) -> None:
     [
         (("format",), "mexit-policies", "expected format 'mexit-bundle', found 'mexit-policies'"),
         (("version",), 0, "version must be a positive whole number, found 0"),
-        (("name",), "../evil", "is no bundle name"),
-        (("name",), "", "is no bundle name"),
-        (("name",), "x" * 65, "64 at most"),
+        (("name",), "../evil", "cannot be a bundle's name"),
+        (("name",), "", "cannot be a bundle's name"),
+        (("name",), "x" * 65, "at most 64 letters"),
         (("classes",), ["one"], "at least 2 classes are needed, found 1"),
-        (("classes", 1), "", "is no class name"),
+        (("classes", 1), "", "the class name '' is empty"),
         (("classes", 1), "\x1b[2J", "control characters"),
-        (("exits",), [], "an exit and the variant fp32 are needed"),
-        (("variants",), {}, "an exit and the variant fp32 are needed"),
+        (("exits",), [], "at least one exit and the variant fp32 are needed"),
+        (("variants",), {}, "at least one exit and the variant fp32 are needed"),
         (SEGMENTS, [FIRST], "2 exits need 2 segments, variant fp32 has 1"),
-        (("exits", 1, "cumulative_macs"), 11, r"must be positive and never fall, found \(12, 11\)"),
-        (("exits", 0, "cumulative_macs"), 0, "must be positive and never fall"),
-        (SEGMENTS, [FIRST, {**SECOND, "inputs": []}], r"segment 2 of variant fp32 takes \[\], but it is given"),
-        (SEGMENTS, [FIRST, {**SECOND, "inputs": [IMAGE]}], r"takes .*, but it is given \[\(-1, 16, 4, 4\)\]"),
-        (SEGMENTS, [FIRST, {**SECOND, "outputs": []}], r"segment 2 .* gives logits \(\), \(-1, 4\) are expected"),
-        (SEGMENTS, [{**FIRST, "outputs": [FEATURES]}, SECOND], r"segment 1 .* gives logits \(-1, 16, 4, 4\)"),
-        (("classes",), ["a", "b", "c"], r"gives logits \(-1, 4\), \(-1, 3\) are expected"),
-        (("input", "size"), [9, 8], r"segment 1 .* takes .*, but it is given \[\(-1, 1, 9, 8\)\]"),
+        (("exits", 1, "cumulative_macs"), 11, r"must be positive and not decrease, found \(12, 11\)"),
+        (("exits", 0, "cumulative_macs"), 0, "must be positive and not decrease"),
+        (SEGMENTS, [FIRST, {**SECOND, "inputs": []}], r"segment 2 of variant fp32 has inputs \[\], expected"),
+        (SEGMENTS, [FIRST, {**SECOND, "inputs": [IMAGE]}], r"has inputs .*, expected \[\(-1, 16, 4, 4\)\]"),
+        (SEGMENTS, [FIRST, {**SECOND, "outputs": []}], r"segment 2 .* has logits \(\), expected \(-1, 4\)"),
+        (SEGMENTS, [{**FIRST, "outputs": [FEATURES]}, SECOND], r"segment 1 .* has logits \(-1, 16, 4, 4\)"),
+        (("classes",), ["a", "b", "c"], r"has logits \(-1, 4\), expected \(-1, 3\)"),
+        (("input", "size"), [9, 8], r"segment 1 .* has inputs .*, expected \[\(-1, 1, 9, 8\)\]"),
         (("input", "dtype"), "uint8", "input must be float32 NCHW in"),
         (("input", "layout"), "NHWC", "input must be float32 NCHW in"),
         (("input", "range"), [0, 255], "input must be float32 NCHW in"),
@@ -174,35 +174,35 @@ def test_a_field_of_another_type_is_named(path: tuple[Any, ...]) -> None:
     ],
     ids=lambda value: dotted(value) if isinstance(value, tuple) else ascii(value)[:20],
 )  # fmt: skip
-def test_a_value_that_cannot_be_is_refused(path: tuple[Any, ...], value: Any, words: str) -> None:
+def test_an_invalid_value_is_refused(path: tuple[Any, ...], value: Any, words: str) -> None:
     with pytest.raises(Damaged, match=words):
         Manifest.from_json(changed(path, value))
 
 
-def test_a_missing_fields_message_names_all_of_them() -> None:
+def test_all_missing_fields_are_named() -> None:
     manifest = copy.deepcopy(GOOD)
     del manifest["classes"], manifest["exits"]
     with pytest.raises(Damaged, match=r"bundle\.json: missing classes, exits"):
         Manifest.from_json(manifest)
 
 
-def test_a_newer_schema_says_what_to_do() -> None:
+def test_a_newer_version_is_refused() -> None:
     with pytest.raises(
         SchemaTooNew, match=r"version 2 is newer than this mexit reads \(1\): upgrade mexit, or export"
     ):
         Manifest.from_json(changed(("version",), 2))
 
 
-def test_a_newer_schema_is_told_apart_before_its_fields_are_read() -> None:
+def test_the_version_is_checked_before_the_fields() -> None:
     with pytest.raises(SchemaTooNew):
         Manifest.from_json({"format": "mexit-bundle", "version": 99, "all": "different"})
 
 
 @pytest.mark.parametrize("value", [None, [], "x", 5, {}], ids=repr)
-def test_what_is_no_manifest_at_all_is_damaged(value: Any) -> None:
+def test_other_json_is_damaged(value: Any) -> None:
     with pytest.raises(Damaged, match="expected format 'mexit-bundle', found"):
         Manifest.from_json(value)
 
 
-def test_unknown_fields_are_left_alone() -> None:
+def test_unknown_fields_are_ignored() -> None:
     assert Manifest.from_json({**GOOD, "future": 1}).name == "digits"
