@@ -1,4 +1,4 @@
-"""The demo's network: three exits on 8x8 grey images, no BatchNorm, no dropout, seconds to train."""
+"""The network of the demo: three exits on 8x8 grey images, without BatchNorm or dropout, trained in seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ INPUT_SHAPE = (1, 8, 8)
 
 
 def build(classes: int) -> MultiExit:
-    """Exits after 2, 4 and 6 convolutions."""
+    """A freshly initialised network with exits after 2, 4 and 6 convolutions."""
     network = MultiExit(
         [
             Stage(_block(1, 16, 24), _head(24, 4, classes)),
@@ -37,7 +37,7 @@ def _block(width_in: int, width: int, width_out: int, first_stride: int = 1) -> 
 
 
 def _head(width: int, side: int, classes: int) -> nn.Sequential:
-    """Pool to `side` x `side`, then two linear layers."""
+    """Pooling to `side` x `side`, then two linear layers."""
     return nn.Sequential(
         nn.AdaptiveAvgPool2d(side),
         nn.Flatten(),

@@ -1,8 +1,8 @@
-"""RDI-MobileNetV2: MobileNetV2 for CIFAR with six side branches, exactly as RDI-Nets builds it.
+"""RDI-MobileNetV2: MobileNetV2 for CIFAR with six side branches.
 
-M. Sandler et al.: MobileNetV2, CVPR 2018; T.-K. Hu, T. Chen, H. Wang, Z. Wang: Triple Wins, ICLR 2020, and its
-public code, from which the strides for 32x32 pixels, ReLU in place of ReLU6, and the residual on every block of
-stride 1 are taken. A convolution that the code creates and never uses is left out. No normalisation of pixels.
+M. Sandler et al.: MobileNetV2, CVPR 2018; T.-K. Hu, T. Chen, H. Wang, Z. Wang: Triple Wins (RDI-Nets), ICLR 2020, and
+its public code, which this follows layer by layer: strides for 32x32 pixels, ReLU instead of ReLU6, a shortcut in every
+block of stride 1. A convolution that the code creates and never uses is left out. Pixels are not normalised.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mexit.models.multi_exit import MultiExit, Stage
 
 INPUT_SHAPE = (3, 32, 32)
-# (expansion, width, blocks, stride of the first)
+# (expansion, width, blocks, stride of the first block)
 GROUPS = (
     (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
 )  # fmt: skip
@@ -22,7 +22,7 @@ EXITS = 7
 
 
 class InvertedResidual(nn.Module):
-    """Widen (1x1), filter each channel (3x3), project (1x1); a shortcut wherever the stride is 1."""
+    """1x1 expansion, 3x3 depthwise convolution, 1x1 projection, and a shortcut if the stride is 1."""
 
     def __init__(self, width_in: int, width: int, expansion: int, stride: int) -> None:
         super().__init__()
@@ -35,12 +35,10 @@ class InvertedResidual(nn.Module):
         )
         self.shortcut: nn.Module | None = None
         if stride == 1:
-            same = width_in == width
-            self.shortcut = (
-                nn.Identity()
-                if same
-                else nn.Sequential(nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width))
-            )
+            if width_in == width:
+                self.shortcut = nn.Identity()
+            else:
+                self.shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, width_in, H, W) to (B, width, H / stride, W / stride)."""
@@ -49,25 +47,30 @@ class InvertedResidual(nn.Module):
 
 
 def build(classes: int, width: float = 1.0) -> MultiExit:
-    """A freshly initialised network; `width` 0.75 is the narrow one of RDI-Nets' code (its stem stays at 32)."""
+    """A freshly initialised network.
+
+    Args:
+        classes: C.
+        width: multiplier of all widths but the stem's; RDI-Nets' code also has 0.75.
+    """
     layers = _layers(width)
-    places = [len(layers) * k // EXITS for k in range(1, EXITS)]  # behind layers 2, 5, 8, 10, 13 and 16 of 19
+    cuts = [len(layers) * k // EXITS for k in range(1, EXITS)]  # after layers 2, 5, 8, 10, 13 and 16 of 19
     stages = [
         Stage(nn.Sequential(*layers[start:stop]), branch)
-        for start, stop, branch in zip([0, *places], places, _branches(width, classes), strict=False)
+        for start, stop, branch in zip([0, *cuts], cuts, _branches(width, classes), strict=False)
     ]
-    main = Stage(nn.Sequential(*layers[places[-1] :]), _answer(4, int(LAST * width), classes))
-    return MultiExit([*stages, main], INPUT_SHAPE, classes)
+    last = Stage(nn.Sequential(*layers[cuts[-1] :]), _classifier(4, int(LAST * width), classes))
+    return MultiExit([*stages, last], INPUT_SHAPE, classes)
 
 
 def _layers(width: float) -> list[nn.Module]:
-    """The trunk: stem, 17 blocks, last convolution."""
+    """The layers of the trunk: stem, 17 blocks, last convolution."""
     layers: list[nn.Module] = [nn.Sequential(*_unit(3, STEM, 3))]
     before = STEM
     for expansion, full, blocks, first_stride in GROUPS:
         after = int(full * width)
-        for place in range(blocks):
-            layers.append(InvertedResidual(before, after, expansion, 1 if place else first_stride))
+        for block in range(blocks):
+            layers.append(InvertedResidual(before, after, expansion, 1 if block else first_stride))
             before = after
     return [*layers, nn.Sequential(*_unit(before, int(LAST * width), 1))]
 
@@ -82,13 +85,13 @@ def _branches(width: float, classes: int) -> list[nn.Sequential]:
             nn.ReLU(inplace=True),
             InvertedResidual(w32, w64, EXPANSION, 2),
             nn.BatchNorm2d(w64),
-            *_answer(8, w64, classes),
+            *_classifier(8, w64, classes),
         ),
-        nn.Sequential(InvertedResidual(w32, w32, EXPANSION, 2), *_answer(8, w32, classes)),
-        _answer(8, w64, classes),
-        _answer(8, w64, classes),
-        _answer(8, w96, classes),
-        _answer(4, w160, classes),
+        nn.Sequential(InvertedResidual(w32, w32, EXPANSION, 2), *_classifier(8, w32, classes)),
+        _classifier(8, w64, classes),
+        _classifier(8, w64, classes),
+        _classifier(8, w96, classes),
+        _classifier(4, w160, classes),
     ]
 
 
@@ -100,5 +103,5 @@ def _unit(width_in: int, width: int, kernel: int, stride: int = 1, groups: int =
     ]
 
 
-def _answer(side: int, width: int, classes: int) -> nn.Sequential:
+def _classifier(side: int, width: int, classes: int) -> nn.Sequential:
     return nn.Sequential(nn.AvgPool2d(side), nn.Flatten(), nn.Linear(width, classes))

@@ -1,8 +1,8 @@
-"""MSDNet: several scales side by side, densely connected, a classifier after every block.
+"""MSDNet: several scales side by side, densely connected, with a classifier after every block.
 
-G. Huang et al.: Multi-Scale Dense Networks for Resource Efficient Image Classification, ICLR 2018; the network
-of NEO-KD (NeurIPS 2023) and HDKD (AAAI 2021). Names and rounding follow the public PyTorch port. The carried
-features are the surviving scales, finest first; the network is cut behind every block.
+G. Huang et al.: Multi-Scale Dense Networks for Resource Efficient Image Classification, ICLR 2018; the network of
+NEO-KD (NeurIPS 2023) and HDKD (AAAI 2021). Names and rounding follow the public PyTorch port (kalviny/MSDNet-PyTorch).
+The carried features are the remaining scales, finest first; every block is one stage.
 """
 
 from __future__ import annotations
@@ -19,28 +19,34 @@ from mexit.models.multi_exit import Chain, MultiExit, Normalise, Stage
 
 STEP_MODES = ("even", "lin_grow")
 PRUNES = ("max", "min")
-SHRINKS = (1, 2, 4)
+STEM_STRIDES = (1, 2, 4)
 
 
 @dataclass(frozen=True)
 class MSDNetConfig:
-    """One MSDNet.
+    """Architecture of an MSDNet. Names in brackets are the options of the PyTorch port.
 
     Attributes:
-        blocks: E, one exit each.
-        base: layers of the first block.
-        step: of the further ones: `step` layers each ("even"), or step * (k - 1) + 1 in block k ("lin_grow").
-        step_mode: "even" or "lin_grow".
-        channels: of the finest scale behind the stem, divided by its growth factor (`nChannels`).
-        growth: what a layer adds, likewise (`growthRate`).
-        growth_factors: multiple of both in each scale, finest first (`grFactor`); their number is that of scales.
-        bottleneck_factors: inner width of a 3x3 convolution in each scale, in outputs (`bnFactor`); None = none.
-        prune: when fine scales end: evenly over the depth ("max"), or where no later layer reads them ("min").
-        reduction: share of the channels that a transition keeps; 0 = no transitions.
-        stem: how much it shrinks the image: 1 (3x3), 2 (3x3, stride 2), 4 (7x7, stride 2, max pooling).
-        head_width: channels inside a classifier; None = as many as come in.
+        blocks: number of blocks and exits, E (`nBlocks`).
+        base: layers of the first block (`base`).
+        step: layers of a later block (`step`): `step` each ("even"), or step * (k - 1) + 1 in block k ("lin_grow").
+        step_mode: "even" or "lin_grow" (`stepmode`).
+        channels: channels of the finest scale after the stem, divided by its growth factor (`nChannels`).
+        growth: channels that a layer adds, divided likewise (`growthRate`).
+        growth_factors: multiple of `channels` and `growth` in each scale, finest first (`grFactor`). Their number is
+            the number of scales.
+        bottleneck_factors: inner width of a 3x3 convolution in each scale, as a multiple of its outputs (`bnFactor`);
+            None = no bottlenecks.
+        prune: where fine scales end (`prune`): evenly over the depth ("max"), or where no later layer reads them
+            ("min").
+        reduction: share of the channels that a transition keeps; 0 = no transitions (`reduction`).
+        stem: stride of the stem: 1 (3x3), 2 (3x3, stride 2) or 4 (7x7, stride 2, max pooling).
+        head_width: channels inside a classifier; None = the number of its input channels.
         input_shape: (channels, H, W).
-        mean, std: of the pixels, a number a channel.
+        mean, std: of the pixels in [0, 1], one number per channel.
+
+    Raises:
+        UsageError: values that give no network.
     """
 
     blocks: int
@@ -63,7 +69,7 @@ class MSDNetConfig:
         for name, value, choices in (
             ("step_mode", self.step_mode, STEP_MODES),
             ("prune", self.prune, PRUNES),
-            ("stem", self.stem, SHRINKS),
+            ("stem", self.stem, STEM_STRIDES),
         ):
             if value not in choices:
                 raise UsageError(f"MSDNet: {name} must be one of {', '.join(map(str, choices))}, found {value!r}")
@@ -73,14 +79,14 @@ class MSDNetConfig:
             raise UsageError(f"MSDNet: {self.scales} scales, bottleneck factors {self.bottleneck_factors}")
         if any(self.growth * factor % 2 for factor in self.growth_factors[1:]):
             raise UsageError(
-                f"MSDNet: two paths share growth {self.growth} times {self.growth_factors}: make it even"
+                f"MSDNet: two paths share the growth {self.growth} times {self.growth_factors}: make it even"
             )
         if self.prune == "min" and sum(self.block_layers) < self.scales:
             raise UsageError(f"MSDNet: {sum(self.block_layers)} layers cannot end {self.scales} scales one by one")
         self._check_size()
 
     def _check_size(self) -> None:
-        # A classifier halves the coarsest scale twice, pools 2x2, and must then have one position left.
+        # A classifier halves the coarsest scale twice and pools 2x2, which must leave one position.
         for side in self.input_shape[1:]:
             coarsest = ceil(side / (self.stem * 2 ** (self.scales - 1)))
             if ceil(ceil(coarsest / 2) / 2) not in (2, 3):
@@ -91,25 +97,26 @@ class MSDNetConfig:
 
     @property
     def scales(self) -> int:
-        """How many."""
+        """Number of scales."""
         return len(self.growth_factors)
 
     @property
     def block_layers(self) -> tuple[int, ...]:
-        """Layers of each block, (E,)."""
-        grown = (self.step if self.step_mode == "even" else self.step * k + 1 for k in range(1, self.blocks))
-        return (self.base, *grown)
+        """Layers of each block, E numbers."""
+        later = (self.step if self.step_mode == "even" else self.step * k + 1 for k in range(1, self.blocks))
+        return (self.base, *later)
 
 
 @dataclass(frozen=True)
-class LayerPlan:
-    """One layer.
+class LayerShape:
+    """Widths and scales of one layer. A scale has its growth factor times as many channels as a width says.
 
     Attributes:
-        width: unit channels that come in; a scale has this many times its growth factor.
-        scales_in, scales_out: how many scales are alive before and after it.
-        width_out: unit channels that go out, behind the transition if there is one.
-        transition: whether one follows.
+        width: input width.
+        scales_in: number of scales that enter the layer.
+        scales_out: number of scales that leave it.
+        width_out: output width, after the transition if there is one.
+        transition: whether a transition follows.
     """
 
     width: int
@@ -119,49 +126,49 @@ class LayerPlan:
     transition: bool
 
 
-def plan(config: MSDNetConfig) -> list[list[LayerPlan]]:
-    """Every layer of every block, as numbers."""
+def layer_shapes(config: MSDNetConfig) -> list[list[LayerShape]]:
+    """The shapes of all layers, block by block."""
     total, width, numbers = sum(config.block_layers), config.channels, count(1)
     blocks = []
     for layers in config.block_layers:
         block = []
         for number in islice(numbers, layers):
-            block.append(_plan_layer(config, number, total, width))
+            block.append(_layer_shape(config, number, total, width))
             width = block[-1].width_out
         blocks.append(block)
     return blocks
 
 
 def build(config: MSDNetConfig, classes: int) -> MultiExit:
-    """A freshly initialised MSDNet."""
+    """A freshly initialised network with `classes` classes."""
     stages = []
-    for k, layers in enumerate(plan(config)):
+    for k, shapes in enumerate(layer_shapes(config)):
         links: list[nn.Module] = [] if k else [_stem(config)]
-        for layer in layers:
-            links += _modules(config, layer)
-        width = layers[-1].width_out * config.growth_factors[-1]
+        for shape in shapes:
+            links += _modules(config, shape)
+        width = shapes[-1].width_out * config.growth_factors[-1]
         stages.append(Stage(Chain(links), Head(width, config.head_width or width, classes)))
     network = MultiExit(stages, config.input_shape, classes, Normalise(config.mean, config.std))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            # normal with variance 2 / (k k C_out), as in Lua; the port's loop never reaches its convolutions
+            # normal with variance 2 / (k k C_out), as in the Lua code; the port's loop never reaches its convolutions
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
     return network
 
 
-def _plan_layer(config: MSDNetConfig, layer: int, total: int, width: int) -> LayerPlan:
-    """Layer 1..total of the whole network, with `width` unit channels coming in."""
-    scales_in, scales_out = (_alive(config, total, at) for at in (max(1, layer - 1), layer))
+def _layer_shape(config: MSDNetConfig, layer: int, total: int, width: int) -> LayerShape:
+    """The shape of layer 1..total of the whole network, for its input width."""
+    scales_in, scales_out = (_scales_after(config, total, number) for number in (max(1, layer - 1), layer))
     wider = width + config.growth
     third = layer in (total // 3, 2 * total // 3)
     narrow = config.reduction > 0 and (third if config.prune == "min" else scales_in > scales_out)
-    return LayerPlan(width, scales_in, scales_out, int(config.reduction * wider) if narrow else wider, narrow)
+    return LayerShape(width, scales_in, scales_out, int(config.reduction * wider) if narrow else wider, narrow)
 
 
-def _alive(config: MSDNetConfig, total: int, layer: int) -> int:
-    """Scales that layer `layer` puts out."""
+def _scales_after(config: MSDNetConfig, total: int, layer: int) -> int:
+    """Number of scales that leave layer `layer`."""
     if config.prune == "min":
         return min(config.scales, total - layer + 1)
     return config.scales - (layer - 1) // ceil(total / config.scales)
@@ -172,18 +179,18 @@ def _stem(config: MSDNetConfig) -> Stem:
     return Stem(widths, config.stem, config.input_shape[0])
 
 
-def _modules(config: MSDNetConfig, layer: LayerPlan) -> list[nn.Module]:
-    """A layer, and the transition behind it if there is one."""
-    alive = range(config.scales - layer.scales_out, config.scales)
-    dropped = layer.scales_in > layer.scales_out
-    found: list[nn.Module] = [
-        Layer([_growth(config, layer.width, scale, dropped or scale > alive[0]) for scale in alive])
+def _modules(config: MSDNetConfig, shape: LayerShape) -> list[nn.Module]:
+    """A layer, and the transition after it if there is one."""
+    scales = range(config.scales - shape.scales_out, config.scales)
+    dropped = shape.scales_in > shape.scales_out
+    modules: list[nn.Module] = [
+        Layer([_growth(config, shape.width, scale, dropped or scale > scales[0]) for scale in scales])
     ]
-    if layer.transition:
-        factors = [config.growth_factors[scale] for scale in alive]
-        before = layer.width + config.growth
-        found.append(Transition([(before * factor, layer.width_out * factor) for factor in factors]))
-    return found
+    if shape.transition:
+        factors = [config.growth_factors[scale] for scale in scales]
+        before = shape.width + config.growth
+        modules.append(Transition([(before * factor, shape.width_out * factor) for factor in factors]))
+    return modules
 
 
 def _growth(config: MSDNetConfig, width: int, scale: int, has_finer: bool) -> Growth:
@@ -194,6 +201,6 @@ def _growth(config: MSDNetConfig, width: int, scale: int, has_finer: bool) -> Gr
     normal = bottleneck_unit(width * factors[scale], half, inner[scale])
     if not has_finer:
         return Growth(normal, None)
-    # The bottleneck of the path from the finer scale counts in that scale's factor.
+    # The bottleneck of the path from the finer scale uses the factor of that scale.
     down = bottleneck_unit(width * factors[scale - 1], half, inner[scale - 1], stride=2)
     return Growth(normal, down)

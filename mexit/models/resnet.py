@@ -1,7 +1,8 @@
-"""RDI-ResNet: the 6n+2 residual network for CIFAR with six side branches, exactly as RDI-Nets builds it.
+"""RDI-ResNet: the residual network of 6n + 2 layers for CIFAR with six side branches.
 
-K. He et al.: Deep Residual Learning, CVPR 2016; T.-K. Hu, T. Chen, H. Wang, Z. Wang: Triple Wins, ICLR 2020, and
-its public code: n = 6 is ResNet-38, and 12, 18 and 25 are ResNet-74, -110 and -152. No normalisation of pixels.
+K. He et al.: Deep Residual Learning, CVPR 2016; T.-K. Hu, T. Chen, H. Wang, Z. Wang: Triple Wins (RDI-Nets), ICLR 2020,
+and its public code, which this follows layer by layer. n = 6 is ResNet-38; n = 12, 18 and 25 are ResNet-74, -110 and
+-152. Pixels are not normalised.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ EXITS = 7
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the size changes."""
+    """Two 3x3 convolutions and a shortcut; where the size changes the shortcut is a 1x1 convolution."""
 
     def __init__(self, width_in: int, width: int, stride: int = 1) -> None:
         super().__init__()
@@ -37,14 +38,22 @@ class BasicBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, width_in, H, W) to (B, width, H / stride, W / stride)."""
-        summed: Tensor = self.relu(self.body(features) + self.shortcut(features))
-        return summed
+        activated: Tensor = self.relu(self.body(features) + self.shortcut(features))
+        return activated
 
 
 def build(classes: int, n: int = 6) -> MultiExit:
-    """A freshly initialised network: n blocks a group, exits a quarter and three quarters into each group."""
+    """A freshly initialised network.
+
+    Args:
+        classes: C.
+        n: blocks per group, at least 2. Side branches follow blocks n // 4 and 3n // 4 (from 0) of each group.
+
+    Raises:
+        UsageError: n is below 2.
+    """
     if n < 2:
-        raise UsageError(f"ResNet: each group needs two exits, hence at least 2 blocks, found {n}")
+        raise UsageError(f"ResNet: each group has two exits and needs at least 2 blocks, found {n}")
     layers: list[nn.Module] = [
         nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False),
         nn.BatchNorm2d(WIDTHS[0]),
@@ -52,14 +61,14 @@ def build(classes: int, n: int = 6) -> MultiExit:
     ]
     stages = []
     width = WIDTHS[0]
-    for group, wider in enumerate(WIDTHS):
-        for place in range(n):
-            layers.append(BasicBlock(width, wider, stride=2 if group and not place else 1))
-            width = wider
-            if place in (n // 4, 3 * n // 4):
+    for group, group_width in enumerate(WIDTHS):
+        for block in range(n):
+            layers.append(BasicBlock(width, group_width, stride=2 if group and not block else 1))
+            width = group_width
+            if block in (n // 4, 3 * n // 4):
                 stages.append(Stage(nn.Sequential(*layers), _branch(group, classes)))
                 layers = []
-    stages.append(Stage(nn.Sequential(*layers), _answer(width, classes)))
+    stages.append(Stage(nn.Sequential(*layers), _classifier(width, classes)))
     network = MultiExit(stages, INPUT_SHAPE, classes)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
@@ -68,7 +77,7 @@ def build(classes: int, n: int = 6) -> MultiExit:
 
 
 def _branch(group: int, classes: int) -> nn.Sequential:
-    """The side branch behind a block of a group."""
+    """The side branch of a group, from 0."""
     width = WIDTHS[group]
     if group == 0:
         return nn.Sequential(
@@ -79,12 +88,12 @@ def _branch(group: int, classes: int) -> nn.Sequential:
             nn.MaxPool2d(2),
             nn.Conv2d(64, 32, 3, padding=1, bias=False),
             nn.BatchNorm2d(32),
-            *_answer(32, classes),
+            *_classifier(32, classes),
         )
     if group == 1:
-        return nn.Sequential(nn.MaxPool2d(2), BasicBlock(width, width), *_answer(width, classes))
-    return _answer(width, classes)
+        return nn.Sequential(nn.MaxPool2d(2), BasicBlock(width, width), *_classifier(width, classes))
+    return _classifier(width, classes)
 
 
-def _answer(width: int, classes: int) -> nn.Sequential:
+def _classifier(width: int, classes: int) -> nn.Sequential:
     return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(width, classes))

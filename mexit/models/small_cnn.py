@@ -1,7 +1,8 @@
-"""SmallCNN with three exits, exactly as RDI-Nets defines it for MNIST.
+"""SmallCNN with three exits, the network of RDI-Nets for MNIST.
 
-T.-K. Hu, T. Chen, H. Wang, Z. Wang: Triple Wins, ICLR 2020, and its public code. Convolutions are 3x3 without
-padding, with bias, without BatchNorm; the side branches have no non-linearity between their linear layers.
+T.-K. Hu, T. Chen, H. Wang, Z. Wang: Triple Wins, ICLR 2020, and its public code, which this follows layer by layer.
+Convolutions are 3x3 without padding, with bias, without BatchNorm. The side branches have no activation between their
+linear layers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ INPUT_SHAPE = (1, 28, 28)
 
 
 def build(classes: int) -> MultiExit:
-    """Exits after the first and third convolution, and at the end."""
+    """A freshly initialised network with exits after the first and third convolution and at the end."""
     first = Stage(
         nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU()),
         nn.Sequential(nn.Conv2d(32, 16, 3, stride=2), nn.MaxPool2d(2), nn.Flatten(), *_linears(576, classes)),
@@ -23,7 +24,7 @@ def build(classes: int) -> MultiExit:
         nn.Sequential(nn.Conv2d(32, 32, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU()),
         nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), *_linears(1600, classes)),
     )
-    answer = nn.Linear(200, classes)
+    classifier = nn.Linear(200, classes)
     third = Stage(
         nn.Sequential(nn.Conv2d(64, 64, 3), nn.MaxPool2d(2), nn.ReLU()),
         nn.Sequential(
@@ -33,7 +34,7 @@ def build(classes: int) -> MultiExit:
             nn.Dropout(0.5),
             nn.Linear(200, 200),
             nn.ReLU(),
-            answer,
+            classifier,
         ),
     )
     network = MultiExit([first, second, third], INPUT_SHAPE, classes)
@@ -41,8 +42,8 @@ def build(classes: int) -> MultiExit:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    nn.init.zeros_(answer.weight)
-    nn.init.zeros_(answer.bias)
+    nn.init.zeros_(classifier.weight)
+    nn.init.zeros_(classifier.bias)
     return network
 
 

@@ -1,4 +1,4 @@
-"""Costs by RDI-Nets' own rule, for the tests of its networks."""
+"""Costs by RDI-Nets' counting rule, for the tests of its networks."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ MEBI = 2**20
 
 
 def convolution_millions(name: str, classes: int = 10, *, every_branch: bool = False) -> list[float]:
-    """Convolution MACs alone, in units of 2**20: the trunk up to each exit and that exit's own branch.
+    """Convolution MACs of each exit in units of 2**20: the trunk up to the exit and the branch of the exit.
 
-    `every_branch` charges the branches of earlier exits too.
+    `every_branch` includes the branches of earlier exits.
     """
     with torch.device("meta"):
         network = build_model(name, classes)
     macs = _convolutions(network)
-    trunk, passed, found = 0, 0, []
+    trunk, earlier, millions = 0, 0, []
     for stage in network.stages:
         trunk += sum(macs.get(layer, 0) for layer in stage.trunk.modules())
         branch = sum(macs.get(layer, 0) for layer in stage.head.modules())
-        found.append((trunk + branch + passed) / MEBI)
-        passed += branch if every_branch else 0
-    return found
+        millions.append((trunk + branch + earlier) / MEBI)
+        earlier += branch if every_branch else 0
+    return millions
 
 
 def _convolutions(network: MultiExit) -> dict[nn.Module, int]:
     macs: dict[nn.Module, int] = {}
 
-    def note(layer: nn.Module, _: object, out: torch.Tensor) -> None:
+    def add(layer: nn.Module, _: object, out: torch.Tensor) -> None:
         assert isinstance(layer, nn.Conv2d)
         per_output = layer.kernel_size[0] * layer.kernel_size[1] * layer.in_channels // layer.groups
         macs[layer] = out[0].numel() * per_output
 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(note)
+            layer.register_forward_hook(add)
     network.eval()(torch.zeros(1, *network.input_shape, device="meta"))
     return macs

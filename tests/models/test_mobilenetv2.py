@@ -1,4 +1,4 @@
-"""RDI-MobileNetV2 is what RDI-Nets' code builds: costs, branches, shapes."""
+"""RDI-MobileNetV2 has the costs, branches and shapes of RDI-Nets' code."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mexit.models.mobilenetv2 import InvertedResidual
 
 
 def test_costs_follow_the_rule_of_rdi_nets() -> None:
-    found = convolution_millions("mobilenetv2")
-    assert [round(value, 2) for value in found] == [7.94, 22.91, 30.12, 36.55, 51.16, 67.91, 86.92]
+    millions = convolution_millions("mobilenetv2")
+    assert [round(value, 2) for value in millions] == [7.94, 22.91, 30.12, 36.55, 51.16, 67.91, 86.92]
 
 
 def test_the_single_exit_network_costs_what_the_last_exit_does_without_branches() -> None:
@@ -21,7 +21,7 @@ def test_the_single_exit_network_costs_what_the_last_exit_does_without_branches(
     assert alone == convolution_millions("mobilenetv2")[-1]
 
 
-def test_exits_sit_behind_layers_2_5_8_10_13_and_16_of_19() -> None:
+def test_exits_follow_layers_2_5_8_10_13_and_16_of_19() -> None:
     assert [len(stage.trunk) for stage in build_model("mobilenetv2", 10).stages] == [2, 3, 3, 2, 3, 3, 3]
 
 
@@ -58,7 +58,7 @@ def test_the_first_branch_has_batch_norms_of_its_own() -> None:
     ]  # fmt: skip
 
 
-def test_the_narrow_network_of_the_family() -> None:
+def test_a_smaller_width_costs_less_at_every_exit() -> None:
     with torch.device("meta"):
         narrow, wide = (exit_costs(mobilenetv2.build(10, width)) for width in (0.75, 1.0))
     assert all(small.macs < large.macs for small, large in zip(narrow, wide, strict=True))

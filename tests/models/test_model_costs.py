@@ -1,4 +1,4 @@
-"""What `mexit models` says a network costs is what its exported graph costs; and the graph equals torch."""
+"""The costs counted on a network equal those of its exported graph, and the graph computes what torch computes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from mexit.models.multi_exit import single_exit
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.reference import run_all_exits
 
-SEVEN_EXPORTS = pytest.mark.slow
+SLOW = pytest.mark.slow
 EXPORTED = [
     "msdnet-cifar10",
     "msdnet-cifar10-single",
-    pytest.param("resnet38", marks=SEVEN_EXPORTS),
-    pytest.param("mobilenetv2", marks=SEVEN_EXPORTS),
+    pytest.param("resnet38", marks=SLOW),
+    pytest.param("mobilenetv2", marks=SLOW),
 ]
 
 
@@ -54,7 +54,7 @@ def export(name: str) -> Exported:
     torch.manual_seed(0)
     network = build_model(name, 10).eval()
     for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):  # otherwise a BatchNorm that was dropped would not show
+        if isinstance(layer, nn.BatchNorm2d):  # fresh BatchNorms are identities: a missing one would not show
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             for values in (layer.bias, layer.running_mean):
                 nn.init.normal_(values, 0, 0.2)
@@ -75,7 +75,7 @@ def assert_counts_agree(exported: Exported) -> None:
         total += trunk + head
         parameters += segment.parameters
         assert (cost.macs, cost.parameters) == (total, parameters)
-        if segment is not exported.segments[-1]:  # the last segment has no features to tell trunk from head
+        if segment is not exported.segments[-1]:  # the last segment has no features, so its trunk and head are one
             assert (cost.trunk_macs, cost.head_macs) == (trunk, head)
 
 
@@ -88,15 +88,15 @@ def assert_onnx_equals_torch(exported: Exported, batch: int) -> None:
     images = torch.rand(batch, *model_spec(exported.name).input_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = exported.network(images).numpy()
-    found = run_all_exits(backend, images.numpy())
-    assert found.shape == (model_spec(exported.name).exits, batch, 10)
+    logits = run_all_exits(backend, images.numpy())
+    assert logits.shape == (model_spec(exported.name).exits, batch, 10)
     spread = expected.std(axis=(1, 2))
-    assert (spread > 1e-3).all(), "logits that are all alike would hide a difference"
-    differences = np.abs(found - expected).max(axis=(1, 2))
+    assert (spread > 1e-3).all(), "constant logits would hide a difference"
+    differences = np.abs(logits - expected).max(axis=(1, 2))
     assert (differences < 1e-4 * np.maximum(1, np.abs(expected).max(axis=(1, 2)))).all(), differences
 
 
-def test_count_on_shapes_is_the_count_on_the_exported_graph(exported) -> None:
+def test_costs_of_the_network_equal_those_of_the_exported_graph(exported) -> None:
     assert_counts_agree(exported)
 
 
@@ -113,7 +113,7 @@ def test_the_network_of_imagenet_size_exports_and_counts() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_counting_on_meta_takes_no_memory_and_leaves_the_network_as_it_was(name) -> None:
+def test_counting_on_meta_takes_no_memory_and_leaves_the_network_unchanged(name) -> None:
     network = on_meta(name, MODELS[name].classes)
     costs = exit_costs(network)
     assert network.training
@@ -126,15 +126,15 @@ def test_counting_on_meta_takes_no_memory_and_leaves_the_network_as_it_was(name)
     assert costs[-1].parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_a_layer_that_cannot_be_counted_is_an_error_that_names_it() -> None:
+def test_an_unknown_layer_is_an_error_that_names_it() -> None:
     stage = Stage(nn.Conv2d(1, 2, 3), nn.Sequential(nn.GELU(), nn.Flatten(), nn.Linear(8, 3)))
     with pytest.raises(MexitError, match="a layer GELU"):
         exit_costs(MultiExit([stage], (1, 4, 4), 3))
 
 
 def test_a_layer_that_runs_twice_costs_twice() -> None:
-    again = nn.Conv2d(2, 2, 1)
-    stage = Stage(nn.Sequential(again, nn.ReLU(), again), nn.Sequential(nn.Flatten(), nn.Linear(8, 3)))
+    twice = nn.Conv2d(2, 2, 1)
+    stage = Stage(nn.Sequential(twice, nn.ReLU(), twice), nn.Sequential(nn.Flatten(), nn.Linear(8, 3)))
     (cost,) = exit_costs(MultiExit([stage], (2, 2, 2), 3))
     assert (cost.trunk_macs, cost.head_macs) == (2 * 2 * 2 * 4, 24)
 
@@ -161,13 +161,13 @@ def test_the_single_exit_network_is_the_backbone_with_the_last_head(name) -> Non
 
 def test_models_prints_every_network_with_its_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = models.network_costs()
-    monkeypatch.setattr(models, "models", lambda: counted)  # once is enough
+    monkeypatch.setattr(models, "network_costs", lambda: counted)  # counting once is enough
     done = CliRunner().invoke(app, ["models", "--json"])
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)
     assert [row["name"] for row in rows] == list(MODELS)
     assert all(set(row) == {"name", "input_shape", "classes", "exits"} for row in rows)
-    assert all(set(found) == {"exit", "macs", "parameters"} for row in rows for found in row["exits"])
+    assert all(set(entry) == {"exit", "macs", "parameters"} for row in rows for entry in row["exits"])
     by_name = {row["name"]: row for row in rows}
     assert by_name["msdnet-imagenet"]["input_shape"] == [3, 224, 224]
     assert by_name["msdnet-imagenet"]["classes"] == 1000

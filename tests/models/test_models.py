@@ -1,4 +1,4 @@
-"""The networks are what the papers say."""
+"""SmallCNN is the published network, and one exit alone equals the whole forward pass."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def test_small_cnn_convolutions_cost_what_rdi_nets_publishes() -> None:
 
 
 def test_small_cnn_is_initialised_as_rdi_nets_does() -> None:
-    *_, answer = build_model("small-cnn", 10).stages[-1].head
-    assert not answer.weight.any()
-    assert not answer.bias.any()
+    *_, classifier = build_model("small-cnn", 10).stages[-1].head
+    assert not classifier.weight.any()
+    assert not classifier.bias.any()
 
 
-def test_one_exit_equals_the_forward_pass() -> None:
+def test_the_logits_of_one_exit_equal_those_of_the_forward_pass() -> None:
     torch.set_num_threads(1)
     for name, spec in MODELS.items():
         model = build_model(name, 7).eval()
@@ -45,7 +45,7 @@ def test_one_exit_equals_the_forward_pass() -> None:
                 torch.testing.assert_close(model.forward_exit(images, k), logits[k - 1])
 
 
-def test_one_exit_runs_neither_later_layers_nor_other_heads() -> None:
+def test_forward_exit_runs_neither_later_layers_nor_other_heads() -> None:
     model = build_model("digits-cnn", 10)
     ran = []
     for k, stage in enumerate(model.stages, start=1):

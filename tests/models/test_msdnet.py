@@ -1,4 +1,4 @@
-"""MSDNet is the published network: its costs and sizes, exit by exit, are those of the public port."""
+"""MSDNet is the published network: its costs and parameters at every exit are those of the public port."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from mexit.errors import UsageError
 from mexit.models.exit_costs import exit_costs
-from mexit.models.msdnet import MSDNetConfig, plan
+from mexit.models.msdnet import MSDNetConfig, layer_shapes
 from mexit.models.msdnet import build as build_msdnet
 from mexit.models.multi_exit import Normalise
 from mexit.models.registry import MSDNET_CIFAR10, MSDNET_CIFAR100, MSDNET_IMAGENET, build_model
@@ -18,8 +18,8 @@ WIDE = {**FOUR, "channels": 32, "growth": 16}
 IMAGENET = {**WIDE, "stem": 4, "head_width": None, "input_shape": (3, 224, 224)}
 TINY = {"input_shape": (3, 64, 64)}
 
-# The port's own count in millions per exit, its ReLU, pooling and bias operations included, and the parameters
-# in millions where all of them are known.
+# The port's own count in millions per exit, with ReLU, pooling and bias operations, and the parameters in millions
+# where they are known.
 TABLE = {
     "cifar-100, 7 exits, base 4 step 2": (
         MSDNetConfig(blocks=7, base=4, step=2), 100,
@@ -85,7 +85,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
-def test_costs_and_sizes_per_exit_are_the_published_ones(row) -> None:
+def test_costs_and_parameters_per_exit_are_the_published_ones(row) -> None:
     config, classes, millions, sizes = row
     with torch.device("meta"):
         network = build_msdnet(config, classes)
@@ -94,59 +94,59 @@ def test_costs_and_sizes_per_exit_are_the_published_ones(row) -> None:
     costs = exit_costs(network)
     # Convolutions and linear layers alone: about 1 % less than with ReLU, pooling and biases.
     assert [cost.macs / 1e6 for cost in costs] == pytest.approx(millions, rel=0.02)
-    found = [cost.parameters / 1e6 for cost in costs]
-    if len(sizes) != len(found):  # only the first or the last are known
-        places = [0] if sizes[0] is not ... else []
-        places += [-1] if sizes[-1] is not ... else []
-        found, sizes = [found[place] for place in places], [sizes[place] for place in places]
-    assert found == pytest.approx(sizes, abs=0.06 if sizes and sizes[-1] > 50 else 0.006)
+    parameters = [cost.parameters / 1e6 for cost in costs]
+    if len(sizes) != len(parameters):  # only the first or the last are known
+        known = [0] if sizes[0] is not ... else []
+        known += [-1] if sizes[-1] is not ... else []
+        parameters, sizes = [parameters[k] for k in known], [sizes[k] for k in known]
+    assert parameters == pytest.approx(sizes, abs=0.06 if sizes and sizes[-1] > 50 else 0.006)
 
 
 def port_operations(network) -> list[int]:
-    """The port's rule: a bias and a ReLU count one an output, pooling one an input of each window."""
-    found: list[tuple[nn.Module, int]] = []
+    """Operations by the port's rule: one per output for a bias and a ReLU, one per input of each pooling window."""
+    operations_of: list[tuple[nn.Module, int]] = []
 
-    def note(layer: nn.Module, _: object, out: torch.Tensor) -> None:
+    def add(layer: nn.Module, _: object, out: torch.Tensor) -> None:
         if isinstance(layer, nn.Conv2d):
-            found.append((layer, out.numel() * layer.weight[0].numel()))
+            operations_of.append((layer, out.numel() * layer.weight[0].numel()))
         elif isinstance(layer, nn.ReLU):
-            found.append((layer, out.numel()))
+            operations_of.append((layer, out.numel()))
         elif isinstance(layer, nn.AvgPool2d | nn.MaxPool2d):
-            found.append((layer, out.numel() * layer.kernel_size**2))
+            operations_of.append((layer, out.numel() * layer.kernel_size**2))
         elif isinstance(layer, nn.Linear):
-            found.append((layer, layer.weight.numel() + layer.bias.numel()))
+            operations_of.append((layer, layer.weight.numel() + layer.bias.numel()))
 
-    handles = [layer.register_forward_hook(note) for layer in network.modules()]
+    handles = [layer.register_forward_hook(add) for layer in network.modules()]
     network.eval()(torch.zeros(1, *network.input_shape, device="meta"))
     for handle in handles:
         handle.remove()
     total, per_exit = 0, []
-    for layer, operations in found:
+    for layer, operations in operations_of:
         total += operations
         if isinstance(layer, nn.Linear):
             per_exit.append(total)
     return per_exit
 
 
-def test_presets_are_rows_of_the_table() -> None:
-    for preset, row in (
+def test_registered_networks_are_rows_of_the_table() -> None:
+    for config, row in (
         (MSDNET_CIFAR10, "cifar-10, 3 exits, base 2 step 2"),
         (MSDNET_CIFAR100, "cifar-100, 7 exits, base 4 step 2"),
         (MSDNET_IMAGENET, "imagenet, base 4 step 4"),
     ):
-        assert plan(preset) == plan(TABLE[row][0])
-        assert (preset.stem, preset.head_width) == (TABLE[row][0].stem, TABLE[row][0].head_width)
+        assert layer_shapes(config) == layer_shapes(TABLE[row][0])
+        assert (config.stem, config.head_width) == (TABLE[row][0].stem, TABLE[row][0].head_width)
 
 
 def test_blocks_and_scales_of_the_two_prunings() -> None:
-    widest = [[layer.scales_out for layer in block] for block in plan(MSDNET_CIFAR10)]
+    widest = [[layer.scales_out for layer in block] for block in layer_shapes(MSDNET_CIFAR10)]
     assert widest == [[3, 3], [2, 2], [1, 1]]
     late = MSDNetConfig(blocks=3, base=2, step=2, prune="min")
-    assert [[layer.scales_out for layer in block] for block in plan(late)] == [[3, 3], [3, 3], [2, 1]]
+    assert [[layer.scales_out for layer in block] for block in layer_shapes(late)] == [[3, 3], [3, 3], [2, 1]]
     assert MSDNetConfig(blocks=4, base=1, step=2, step_mode="lin_grow").block_layers == (1, 3, 5, 7)
 
 
-def test_carried_features_are_the_surviving_scales() -> None:
+def test_carried_features_are_the_remaining_scales() -> None:
     torch.set_num_threads(1)
     network = build_model("msdnet-cifar10", 10).eval()
     carried: tuple[torch.Tensor, ...] = (network.normalise(torch.rand(2, 3, 32, 32)),)
@@ -174,7 +174,7 @@ def test_every_switch_gives_a_network_that_trains(change) -> None:
     logits = network(torch.rand(2, 3, 32, 32))
     assert logits.shape == (3, 2, 5)
     logits.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters()), "a path leads nowhere"
+    assert all(parameter.grad is not None for parameter in network.parameters()), "a path has no effect"
 
 
 def test_initialisation_is_that_of_the_paper() -> None:
@@ -188,7 +188,7 @@ def test_initialisation_is_that_of_the_paper() -> None:
             assert not layer.bias.any()
 
 
-def test_pixels_are_normalised_inside() -> None:
+def test_the_network_normalises_pixels() -> None:
     normalise = build_model("msdnet-cifar100", 100).normalise
     assert isinstance(normalise, Normalise)
     images = torch.tensor([0.5071, 0.4867, 0.4408]).reshape(1, 3, 1, 1).expand(1, 3, 32, 32)
@@ -200,7 +200,7 @@ def test_pixels_are_normalised_inside() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"step_mode": "odd"}, "even, lin_grow"),
         ({"prune": "mean"}, "max, min"),
@@ -214,6 +214,6 @@ def test_pixels_are_normalised_inside() -> None:
     ],
     ids=str,
 )
-def test_a_network_that_cannot_be_is_refused(change, said) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_impossible_architectures_are_refused(change, message) -> None:
+    with pytest.raises(UsageError, match=message):
         MSDNetConfig(**{"blocks": 3, "base": 2, "step": 2} | change)

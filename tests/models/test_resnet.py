@@ -1,4 +1,4 @@
-"""RDI-ResNet is what RDI-Nets' code builds: costs, branches, shapes."""
+"""RDI-ResNet has the costs, branches and shapes of RDI-Nets' code."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mexit.models.exit_costs import exit_costs
 
 def test_costs_are_the_table_of_rdi_nets() -> None:
     """Convolutions / 2**20, own branch only; the published table rounds the same numbers down."""
-    found = convolution_millions("resnet38")
-    assert [round(value, 2) for value in found] == [16.80, 30.30, 36.55, 50.05, 61.42, 74.92, 79.42]
+    millions = convolution_millions("resnet38")
+    assert [round(value, 2) for value in millions] == [16.80, 30.30, 36.55, 50.05, 61.42, 74.92, 79.42]
 
 
-def test_honest_costs_charge_every_branch_that_was_passed() -> None:
-    found = convolution_millions("resnet38", every_branch=True)
-    assert [round(value, 2) for value in found] == [16.80, 37.67, 51.30, 65.92, 78.42, 91.92, 96.42]
+def test_our_costs_include_every_earlier_branch() -> None:
+    millions = convolution_millions("resnet38", every_branch=True)
+    assert [round(value, 2) for value in millions] == [16.80, 37.67, 51.30, 65.92, 78.42, 91.92, 96.42]
     with torch.device("meta"):
         costs = exit_costs(build_model("resnet38", 10))
     linears = [320, 640, 960, 1280, 1920, 2560, 3200]
     assert [cost.macs - linear for cost, linear in zip(costs, linears, strict=True)] == [
-        round(value * 2**20) for value in found
+        round(value * 2**20) for value in millions
     ]
 
 
@@ -34,7 +34,7 @@ def test_the_single_exit_network_costs_what_the_last_exit_does_without_branches(
     assert alone == convolution_millions("resnet38")[-1]
 
 
-def test_exits_sit_a_quarter_and_three_quarters_into_each_group() -> None:
+def test_exits_follow_a_quarter_and_three_quarters_of_each_group() -> None:
     network = build_model("resnet38", 10)
     blocks = [sum(isinstance(layer, resnet.BasicBlock) for layer in stage.trunk) for stage in network.stages]
     assert blocks == [2, 3, 3, 3, 3, 3, 1]
