@@ -1,17 +1,15 @@
-"""Option types that several commands share, parsers of option values, and the handling of stop signals.
+"""Option types that several commands share, and parsers of option values.
 
 A command imports its flow when it runs, so that every command and `--help` start fast.
 """
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from mexit.commands import output
 from mexit.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
@@ -86,48 +84,3 @@ def pairs(texts: list[str], flag: str) -> dict[str, str]:
             raise UsageError(f"{flag} expects NAME=VALUE, not '{text}'")
         values[name] = value
     return values
-
-
-def method_options(texts: list[str]) -> dict[str, Any]:
-    """Parse `--set` texts: `true` or `false`, numbers, numbers separated by commas, else text."""
-    return {name: _value(value) for name, value in pairs(texts, "--set").items()}
-
-
-def _value(text: str) -> Any:
-    if text in ("true", "false"):
-        return text == "true"
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        return text
-    return numbers if "," in text else numbers[0]
-
-
-class StopOnSignal:
-    """A context in which the first Ctrl-C or SIGTERM requests a stop; the second one has its usual effect.
-
-    Attributes:
-        exit_code: 128 + the number of the signal; 0 while no signal came.
-    """
-
-    def __init__(self) -> None:
-        self.exit_code = 0
-        self._previous: dict[int, Any] = {}
-
-    def asked(self) -> bool:
-        """Return whether a stop was requested."""
-        return self.exit_code != 0
-
-    def __enter__(self) -> StopOnSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: object) -> None:
-        self.exit_code = 128 + number
-        output.err.print("stopping after this step, with a checkpoint ...", style="dim")
-        self.__exit__()

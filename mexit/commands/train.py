@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mexit.commands import output
-from mexit.commands.options import DataDir, Json, StopOnSignal, fraction, method_options
-from mexit.commands.output import RichProgress
+from mexit.commands.options import DataDir, Json, fraction, pairs
+from mexit.core.stop_signal import StopSignal
 
 if TYPE_CHECKING:
     from mexit.flows.train import TrainResult
@@ -151,7 +151,7 @@ def train(
         "seed": seed,
         "precision": precision,
     }
-    with StopOnSignal() as stop:
+    with StopSignal(_note_stop) as stop:
         result = train_model(
             data=data,
             preset=preset,
@@ -160,9 +160,13 @@ def train(
             out=out,
             resume=resume,
             options=TrainOptions(
-                device=device, threads=threads, workers=workers, tensorboard=tensorboard, should_stop=stop.asked
+                device=device,
+                threads=threads,
+                workers=workers,
+                tensorboard=tensorboard,
+                should_stop=lambda: stop.requested,
             ),
-            progress=RichProgress(),
+            progress=output.RichProgress(),
         )
     if not result.is_main:
         raise typer.Exit(stop.exit_code)
@@ -186,3 +190,22 @@ def _print_result(result: TrainResult) -> None:
     output.table(f"{result.run}: {last['epoch']} epochs, {result.seconds:.0f} s", columns, rows)
     output.say(f"wrote {result.run}" + (f", {result.curves}" if result.curves else ""))
     output.next_commands("mexit export", f"mexit evaluate {result.run}")
+
+
+def _note_stop() -> None:
+    output.err.print("stopping after this step, with a checkpoint ...", style="dim")
+
+
+def method_options(texts: list[str]) -> dict[str, Any]:
+    """Parse `--set` texts: `true` or `false`, numbers, numbers separated by commas, else text."""
+    return {name: _value(value) for name, value in pairs(texts, "--set").items()}
+
+
+def _value(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return text
+    return numbers if "," in text else numbers[0]

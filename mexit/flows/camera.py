@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from mexit.camera.frame import Counters, OnEvent
 from mexit.camera.overlay import Overlay
@@ -19,6 +14,7 @@ from mexit.camera.sinks import JsonLines, Sink
 from mexit.camera.source import Source, parse_source
 from mexit.camera.video_writer import VideoWriter
 from mexit.core.budget import Macs
+from mexit.core.stop_signal import StopSignal
 from mexit.errors import UsageError
 from mexit.runtime import Runtime
 from mexit.runtime.stats import RuntimeStats
@@ -130,12 +126,12 @@ def run_camera(
     start_s: float | None = None
     seconds = 0.0
     with (
-        _stop_on_signal() as stop,
+        StopSignal() as stop,
         _close_all(sinks) as outputs,
         closing(
             runtime.camera(
                 source,
-                stopped=lambda: stop.signal is not None,
+                stopped=lambda: stop.requested,
                 deadline_ms=options.deadline_ms,
                 on_event=on_event,
                 counters=counters,
@@ -143,16 +139,16 @@ def run_camera(
         ) as answers,
     ):
         for answered, (frame, result) in enumerate(answers, start=1):
-            stats.add(np.array([result.exit], np.int64), np.array([result.age_ms]), result.macs)
+            stats.add([result.exit], [result.age_ms], result.macs)
             start_s = result.captured_s if start_s is None else start_s
             seconds = result.captured_s + result.age_ms / 1e3 - start_s
             for sink in sinks:
                 sink.write(frame, result)
             if on_result is not None:
                 on_result(result)
-            if answered == options.limit or stop.signal is not None:
+            if answered == options.limit or stop.requested:
                 break
-    return _report(parsed.name, stats, counters, seconds, tuple(outputs), stop.signal)
+    return _report(parsed.name, stats, counters, seconds, tuple(outputs), stop.number)
 
 
 def _check_options(source: Source, options: CameraOptions) -> None:
@@ -210,34 +206,3 @@ def _close(sink: Sink, outputs: list[Path]) -> None:
     path = sink.close()
     if path is not None:
         outputs.append(path)
-
-
-class _StopRequest:
-    """The signal that asked to stop, or None. A plain attribute, because a handler must not wait for a lock."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[_StopRequest]:
-    """Record the first Ctrl-C or SIGTERM. Outside the main thread, signals keep their handlers."""
-    stop = _StopRequest()
-    previous: dict[int, Any] = {}
-
-    def handle(number: int, _: object) -> None:
-        stop.signal = number
-        restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        restore()

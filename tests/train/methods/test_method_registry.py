@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from mexit.commands.options import method_options
+from mexit.commands.train import method_options
 from mexit.errors import UsageError
 from mexit.train.methods import METHODS, build_method
 from mexit.train.methods.cap import CAP

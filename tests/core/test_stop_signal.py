@@ -1,0 +1,46 @@
+"""The first stop signal is recorded; the second one has its previous effect."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from mexit.core.stop_signal import StopSignal
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_is_recorded_and_the_second_has_its_previous_effect(number: int, code: int) -> None:
+    received: list[int] = []
+    previous = signal.signal(number, lambda got, _: received.append(got))
+    try:
+        with StopSignal(lambda: received.append(0)) as stop:
+            assert (stop.requested, stop.exit_code) == (False, 0)
+            signal.raise_signal(number)
+            assert (stop.requested, stop.number, stop.exit_code) == (True, number, code)
+            signal.raise_signal(number)
+        signal.raise_signal(number)
+    finally:
+        signal.signal(number, previous)
+    assert received == [0, number, number]
+
+
+def test_handlers_are_restored_without_a_signal() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopSignal():
+        assert signal.getsignal(signal.SIGINT) is not before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_outside_the_main_thread_signals_keep_their_handlers() -> None:
+    handlers = []
+
+    def enter() -> None:
+        with StopSignal():
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.getsignal(signal.SIGTERM)]
