@@ -13,10 +13,8 @@ from functools import cache
 import numpy as np
 
 from mexit import Runtime
-from mexit.runtime.batch_costs import BatchCosts, measure
-from mexit.runtime.batcher import Batcher
-from mexit.runtime.request import BATCH
-from mexit.runtime.ticket import Ticket
+from mexit.runtime.batching import BatchLatencyTable, ContinuousBatcher
+from mexit.runtime.request import MAX_BATCH
 
 BUDGETS = ("low", "medium", "high")
 MOST_ROWS = 8
@@ -25,7 +23,7 @@ AS_PLANNED = {"confident", "last"}
 
 @dataclass(frozen=True)
 class Request:
-    """Images of the tensor from `first` on; `due_s` from the beginning."""
+    """`rows` images of the tensor from index `first`, to be sent `due_s` seconds after the start."""
 
     first: int
     rows: int
@@ -35,14 +33,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Seconds from when it was due, None if it was refused; whether the deadline cut no answer short."""
+    """Seconds from the due time to the answer, None if refused; whether the policy chose the exit of every row."""
 
     seconds: float | None
     as_planned: bool
 
 
 class OneAtATime:
-    """Workers that take requests in order."""
+    """Each worker takes the next request and answers it in a call of its own."""
 
     def __init__(self, runtime: Runtime, tensor: np.ndarray, workers: int, deadline_s: float) -> None:
         self.runtime, self.tensor, self.deadline_s = runtime, tensor, deadline_s
@@ -66,7 +64,7 @@ class OneAtATime:
             self._answer([found])
 
     def _answer(self, together: list[tuple[Request, float]]) -> None:
-        """One call; the deadline is that of the first one, which has waited longest."""
+        """One call, with the deadline of the first request, which has waited longest."""
         left_s = self.deadline_s - (time.perf_counter() - together[0][1])
         if left_s <= 0:
             self.outcomes.append(Outcome(None, False))
@@ -84,12 +82,12 @@ class OneAtATime:
 
 
 class WholeBatches(OneAtATime):
-    """Workers that take all that waits."""
+    """Each worker takes all requests that wait, and makes one call for each budget."""
 
     def _work(self) -> None:
         while (found := self.waiting.get()) is not None:
             together, rows = [found], found[0].rows
-            while rows <= BATCH - MOST_ROWS:
+            while rows <= MAX_BATCH - MOST_ROWS:
                 try:
                     found = self.waiting.get_nowait()
                 except queue.Empty:
@@ -105,13 +103,13 @@ class WholeBatches(OneAtATime):
 
 
 class Continuous:
-    """The batcher."""
+    """The continuous batcher."""
 
     def __init__(self, runtime: Runtime, tensor: np.ndarray, workers: int, deadline_s: float) -> None:
         self.runtime, self.tensor, self.deadline_s = runtime, tensor, deadline_s
         self.outcomes: deque[Outcome] = deque()
         self.pool = ThreadPoolExecutor(workers)
-        self.batcher = Batcher(runtime, self.pool.submit, workers, costs=_costs(runtime))
+        self.batcher = ContinuousBatcher(runtime, self.pool.submit, workers, table=_table(runtime))
         self.sent = 0
 
     def send(self, request: Request, due_s: float) -> None:
@@ -120,21 +118,20 @@ class Continuous:
         if left_s <= 0:
             self.outcomes.append(Outcome(None, False))
             return
-        ticket = self.runtime.begin(
+        pending = self.runtime.begin(
             self.tensor[request.first : request.first + request.rows],
             budget=request.budget,
             deadline_ms=left_s * 1e3,
-            kind=Ticket,
         )
-        ticket.pay()
-        self.batcher.submit(ticket).add_done_callback(lambda outcome: self._hear(outcome, due_s))
+        pending.acquire_tokens()
+        self.batcher.submit(pending).add_done_callback(lambda outcome: self._record(outcome, due_s))
 
     def finish(self) -> None:
         while len(self.outcomes) < self.sent:
             time.sleep(0.001)
         self.pool.shutdown()
 
-    def _hear(self, outcome, due_s: float) -> None:
+    def _record(self, outcome, due_s: float) -> None:
         if outcome.exception() is not None:
             self.outcomes.append(Outcome(None, False))
             return
@@ -142,8 +139,8 @@ class Continuous:
         self.outcomes.append(Outcome(time.perf_counter() - due_s, planned))
 
 
-class Nobody:
-    """Answers nothing."""
+class NoServer:
+    """Discards every request: what remains is the cost of the load generator."""
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
@@ -156,13 +153,15 @@ class Nobody:
 
 
 @cache
-def _costs(runtime: Runtime) -> BatchCosts:
+def _table(runtime: Runtime) -> BatchLatencyTable:
     manifest = runtime.bundle.manifest
-    return measure(runtime.backend, runtime.policy().scorer(len(manifest.classes)), manifest.input.shape)
+    return BatchLatencyTable.measure(
+        runtime.backend, runtime.policy().scorer(len(manifest.classes)), manifest.input.shape
+    )
 
 
 def play(way, stream: list[Request]) -> tuple[list[Outcome], float, float]:
-    """Send a stream: outcomes, seconds until the last one, processor seconds."""
+    """Send a stream of requests: outcomes, seconds until the last one, processor seconds."""
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
     for request in stream:
         due_s = began_s + request.due_s

@@ -9,13 +9,13 @@ and deadline:
 
 - one at a time: workers take requests in order, each is a call of its own.
 - whole batches: a worker takes all that waits, up to 64 rows, and makes one call of each budget's rows.
-- continuous: `runtime.batcher`.
+- continuous: `runtime.batching`.
 
 The load is a share of the capacity, which is measured first: how many requests a second the first way answers when
 there is always one waiting. The deadline is a multiple of the mean time of a request that is alone. A request that
 was in the queue until its deadline is refused by every way. The ways take turns, round after round, so that they
 share whatever else the machine does; so does the load generator, which runs in the same process: what it costs is
-measured by sending to nobody.
+measured without a server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from batching_ways import (
     BUDGETS,
     MOST_ROWS,
     Continuous,
-    Nobody,
+    NoServer,
     OneAtATime,
     Outcome,
     Request,
@@ -163,7 +163,9 @@ def _random(network: str, folder: Path) -> Path:
     """A calibrated bundle of a network with random weights, which mixes exits as a trained one would."""
     bundle = export(network, folder).bundle
     bundle.write()
-    calibrate_bundle(bundle.path, CalibrateOptions(policy="geometric", attack="none"), backend="ort", threads=1)
+    calibrate_bundle(
+        bundle.path, options=CalibrateOptions(policy="geometric", attack="none"), backend="ort", threads=1
+    )
     return bundle.path
 
 
@@ -212,7 +214,7 @@ def main() -> None:
     began_s, began_others_s = time.perf_counter(), others_s()
     subjects = [BenchmarkNetwork.open(bundle) for bundle in given.bundles]
     stream = subjects[0].requests(1.0, 1.0, seed=1)
-    _, _, generator_s = play(Nobody(), stream)
+    _, _, generator_s = play(NoServer(), stream)
     played = Play(given.seconds, given.rounds, given.loads)
     found = [run(subject, played) for subject in subjects]
     others = (others_s() - began_others_s) / (time.perf_counter() - began_s)

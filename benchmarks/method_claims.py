@@ -1,21 +1,20 @@
-"""What each training method claims, tried on MNIST with 2,000 training images, where effects can show.
+"""Tests what each training method claims, on MNIST with 2,000 training images.
 
     MEXIT_DATA=DIR python benchmarks/method_claims.py [--seeds 3] [CLAIM...]
 
-Trains what is not trained yet (runs/method-claims/, continued where it stopped), judges it on the test part, keeps
-which images were answered rightly (results/method_claims/), and writes the page from all that was judged.
+Trains missing runs (runs/method-claims/, resumed where they stopped), evaluates them on the test split, stores which
+images were classified correctly (results/method_claims/), and writes the page from all stored results.
 
 Network `small-cnn`, SGD with momentum 0.9, weight decay 5e-4, batch 32, lr 0.01 divided by 10 after three
 quarters; 40 epochs on clean images, 20 on attacked ones (PGD-7, eps 0.2, step 0.05), the last weights.
-Options of the methods are their defaults but for two: DBT runs at T = 1 with weight 1 on both of its terms, where
-HDKD starts too (its published scale and growing T ended in NaN at this learning rate), and students distil with
-weight 0.9 at T = 4, as their papers do, at lr 0.003 (0.01 ended in NaN: T squared makes the loss 16 times as
-steep). The MSE teacher trains at lr 0.003 too: at 0.01 it fell back to one class after its warm-up, with both
-seeds, since the factor C/2 makes that loss five times as steep. Nothing else was tuned. Judged on all 10,000 test
-images clean, and on every tenth under PGD-50 (average attack, eps 0.2, step 0.02, float32).
+Options of the methods are their defaults with two exceptions. DBT runs at T = 1 with weight 1 on both of its terms,
+where HDKD starts too (its published scale and growing T ended in NaN at this learning rate). Students distil with
+weight 0.9 at T = 4, as in their papers, at lr 0.003 (0.01 ended in NaN: T squared makes the loss 16 times as
+steep). The MSE teacher trains at lr 0.003 too. Nothing else was tuned. Evaluated on all 10,000 test images clean, and
+on every tenth under PGD-50 (average attack, eps 0.2, step 0.02, float32).
 
-Differences are paired over seeds: the same seed gives both sides the same images, weights and starts. The verdict
-is a two-sided 95 % t interval over seeds: "seen" or "reversed" where it leaves out zero, else "not resolved".
+Differences are paired over seeds: the same seed gives both sides the same images, weights and starts. The verdict is
+a two-sided 95 % t interval over seeds: "confirmed" or "reversed" if it excludes zero, else "not resolved".
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ from mexit.train.methods.cmi import ClassStatistics
 from mexit.train.precision import keep_freed_memory
 from mexit.train.validation import attacked_batches, correct_predictions, exit_logits
 
-NOTES = """Where this stands. AT-AKA is more robust at every exit, at exit 1 most; it trains two teachers first and
-pays with 0.3 to 0.9 points on clean images. CAP, as it is read here, is less robust at every exit. CMIC is a
-little more robust, and its NCMI is not lower. An MSE or MCMI teacher changes next to nothing for a student with
-2,000 images; with 200 the later exits gain a few tenths of a point, which is where the papers see most. HDKD does
-not differ from DBT. CAT-AKA was not run. With two seeds an interval is 12.7 standard errors wide on each side:
-"not resolved" says little there."""
+# Written for the runs of 0.1.0, whose CAP, MSE and CMIC had other defaults.
+NOTES = """Results. AT-AKA is more robust at every exit, most at exit 1; it trains two teachers first and loses 0.3 to
+0.9 points on clean images. CAP, as implemented here, is less robust at every exit. CMIC is slightly more robust, and
+its NCMI is not lower. An MSE or MCMI teacher changes almost nothing for a student with 2,000 images; with 200 images
+the later exits gain a few tenths of a point, where the papers report most. HDKD does not differ from DBT. CAT-AKA was
+not run. With two seeds an interval is 12.7 standard errors wide on each side, so "not resolved" is weak evidence."""
 RUNS = Path("runs/method-claims")
 FRACTION = 2000 / 48000
 FEW = 200 / 48000
@@ -56,19 +55,19 @@ CLEAN = {"epochs": 40, "attack": "none"}
 ATTACKED = {"epochs": 20, "attack": "average", "eps": 0.2, "step": 0.05, "steps": 7}
 NCMI = "ncmi"
 TEST_ATTACK = Attack("average", PGDConfig(0.2, 0.02, 50))
-COLLAPSED = 20.0  # percent right; a tenth is chance
+COLLAPSED = 20.0  # accuracy in percent; chance is 10
 # Two-sided 95 % quantiles of Student's t, by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train.
+    """A training configuration.
 
     Attributes:
-        method: as typed after `--method`.
-        settings: what differs from the common schedule.
-        teacher: name of the variant that teaches.
+        method: name of the method.
+        settings: settings that differ from the common schedule.
+        teacher: name of the teacher's variant, or None.
     """
 
     method: str
@@ -98,30 +97,34 @@ for _teacher in ("ce", "mse", "mcmi"):
 
 @dataclass(frozen=True)
 class Claim:
-    """One comparison.
+    """A comparison of two variants.
 
     Attributes:
-        says: what the paper says.
-        ours, baseline: variants.
-        condition: accuracy on the test images, "clean" or "average"; or "ncmi" on the clean ones, claimed lower.
+        text: the claim of the paper.
+        ours: variant of the method.
+        baseline: variant that the method is compared with.
+        condition: "clean" or "average" for accuracy on clean or attacked images; "ncmi" for NCMI on clean images, where
+            lower is better.
     """
 
-    says: str
+    text: str
     ours: str
     baseline: str
     condition: str = "clean"
 
 
-CONDITIONS = {"clean": "% right, clean", "average": "% right, attacked", NCMI: "100 NCMI, clean"}
-_STUDENTS = "{} (ECCV 2024 / ICLR 2024): its teacher makes better students"
+CONDITIONS = {"clean": "% correct, clean", "average": "% correct, attacked", NCMI: "100 NCMI, clean"}
+_STUDENTS = "{} (ECCV 2024 / ICLR 2024): its teacher gives better students"
 CLAIMS = {
     "hdkd": Claim("HDKD (AAAI 2021): clean accuracy above DBT, at early exits most", "hdkd", "dbt"),
     "mse": Claim(_STUDENTS.format("MSE teacher"), "student-mse", "student-ce"),
     "mse-few": Claim("the same with 200 images for the student", "few-mse", "few-ce"),
     "mcmi": Claim(_STUDENTS.format("MCMI teacher"), "student-mcmi", "student-ce"),
-    "mcmi-few": Claim("the same with 200 images for the student, where most is claimed", "few-mcmi", "few-ce"),
+    "mcmi-few": Claim(
+        "the same with 200 images for the student, where the paper claims most", "few-mcmi", "few-ce"
+    ),
     "cmic": Claim("CMIC-DL (2023): more robust", "cmic", "adversarial", "average"),
-    "cmic-ncmi": Claim("CMIC-DL: outputs of a class closer together, NCMI lower", "cmic", "adversarial", NCMI),
+    "cmic-ncmi": Claim("CMIC-DL: outputs of a class more concentrated, NCMI lower", "cmic", "adversarial", NCMI),
     "cap": Claim("CAP (ICASSP 2024): more robust", "cap", "adversarial", "average"),
     "at-aka": Claim("AT-AKA (2024): more robust", "at-aka", "adversarial", "average"),
     "cat-aka": Claim("CAT-AKA (2024): more robust", "cat-aka", "adversarial", "average"),
@@ -129,17 +132,17 @@ CLAIMS = {
 
 
 def run_of(name: str, seed: int) -> Path:
-    """The finished run of a variant and a seed; its teacher first."""
+    """Train the run of a variant and a seed, after its teacher; returns the run directory."""
     variant, out = VARIANTS[name], RUNS / f"{name}-{seed}"
     if not (out / "weights.safetensors").exists():
-        given = {"model": "small-cnn", "batch": 32, "lr": 0.01, "decay_at": (0.75,), "fraction": FRACTION}
-        given |= {"method": variant.method, "seed": seed, **variant.settings}
+        settings = {"model": "small-cnn", "batch": 32, "lr": 0.01, "decay_at": (0.75,), "fraction": FRACTION}
+        settings |= {"method": variant.method, "seed": seed, **variant.settings}
         if variant.teacher:
-            given["teachers"] = (str(run_of(variant.teacher, seed)),)
+            settings["teachers"] = (str(run_of(variant.teacher, seed)),)
         train_model(
             data="mnist",
             preset="neo_kd",
-            settings=given,
+            settings=settings,
             out=out,
             resume=(out / "settings.json").exists(),
             options=TrainOptions(threads=1),
@@ -147,8 +150,8 @@ def run_of(name: str, seed: int) -> Path:
     return out
 
 
-def judge(run: Path, answers: Answers, data: DataSet) -> None:
-    """Right answers of every exit, clean and attacked, and NCMI on clean images."""
+def evaluate(run: Path, answers: Answers, data: DataSet) -> None:
+    """Store the correct predictions of every exit, clean and attacked, and NCMI on clean images."""
     model, settings, splits = checkpoint.load_model(run)
     spec, test = model_spec(settings.model).input, splits.part("test")
     for condition, attack, index in (("clean", None, test), ("average", TEST_ATTACK, test[::10])):
@@ -160,21 +163,21 @@ def judge(run: Path, answers: Answers, data: DataSet) -> None:
 
 
 def ncmi(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(E, N, C) and (N,) to (E,)."""
+    """NCMI of every exit: logits (E, N, C) and labels (N,) to (E,)."""
     statistics = ClassStatistics(len(logits), logits.shape[2])
     statistics.add(torch.from_numpy(logits), torch.from_numpy(labels))
     return statistics.ncmi().numpy()
 
 
 def value(claim: Claim, name: str, seed: int) -> NDArray[np.float64]:
-    """What is compared, (E,): percent right, or NCMI times 100."""
+    """The compared value of every exit, (E,): accuracy in percent, or NCMI times 100."""
     answers = _stored(name, seed)
-    found = answers.numbers(NCMI) if claim.condition == NCMI else answers.get(claim.condition).mean(axis=1)
-    return 100 * found
+    values = answers.numbers(NCMI) if claim.condition == NCMI else answers.get(claim.condition).mean(axis=1)
+    return 100 * values
 
 
 def row(claim: Claim, seeds: list[int]) -> list[str]:
-    """Both sides and the paired difference of each exit."""
+    """A row of the table: both sides and the paired difference of each exit."""
     sides = [np.array([value(claim, name, seed) for seed in seeds]) for name in (claim.ours, claim.baseline)]
     gain = sides[0] - sides[1]  # (seeds, exits)
     mean, error = gain.mean(axis=0), gain.std(axis=0, ddof=1) / np.sqrt(len(seeds))
@@ -182,20 +185,20 @@ def row(claim: Claim, seeds: list[int]) -> list[str]:
     for m, e in zip(mean, error, strict=True):
         low, high = m - T[len(seeds) - 1] * e, m + T[len(seeds) - 1] * e
         better, worse = (low > 0, high < 0) if claim.condition != NCMI else (high < 0, low > 0)
-        verdicts.append("seen" if better else "reversed" if worse else "not resolved")
+        verdicts.append("confirmed" if better else "reversed" if worse else "not resolved")
     if claim.condition != NCMI and min(side.mean() for side in sides) < COLLAPSED:
-        verdicts = ["one side did not learn: says nothing of the claim"]
+        verdicts = ["one side did not learn: no evidence"]
     shown = [" / ".join(f"{v:.2f}" for v in side.mean(axis=0)) for side in sides]
     gains = " / ".join(f"{m:+.2f} ({e:.2f})" for m, e in zip(mean, error, strict=True))
-    return [claim.says, CONDITIONS[claim.condition], str(len(seeds)), *shown, gains, " / ".join(verdicts)]
+    return [claim.text, CONDITIONS[claim.condition], str(len(seeds)), *shown, gains, " / ".join(verdicts)]
 
 
 def _stored(name: str, seed: int) -> Answers:
     return Answers.of("method_claims", f"{name}-{seed}")
 
 
-def _judged(claim: Claim) -> list[int]:
-    """Seeds for which both sides were judged."""
+def _evaluated_seeds(claim: Claim) -> list[int]:
+    """Seeds for which both sides are evaluated."""
     names = (claim.ours, claim.baseline)
     return [seed for seed in range(len(T) + 1) if all(_stored(one, seed).has(claim.condition) for one in names)]
 
@@ -213,8 +216,8 @@ def main() -> None:
             for variant in (CLAIMS[name].baseline, CLAIMS[name].ours):
                 answers = _stored(variant, seed)
                 if not answers.has(CLAIMS[name].condition):
-                    judge(run_of(variant, seed), answers, data)
-    done = [(claim, seeds) for claim in CLAIMS.values() if len(seeds := _judged(claim)) > 1]
+                    evaluate(run_of(variant, seed), answers, data)
+    compared = [(claim, seeds) for claim in CLAIMS.values() if len(seeds := _evaluated_seeds(claim)) > 1]
     columns = [
         "claim",
         "compared",
@@ -227,7 +230,7 @@ def main() -> None:
     parts = [
         __doc__.split("\n\n", 3)[3],
         "Exits 1 / 2 / 3.",
-        table(columns, [row(claim, seeds) for claim, seeds in done]),
+        table(columns, [row(claim, seeds) for claim, seeds in compared]),
         NOTES,
     ]
     write_page("method_claims", "2-core-cpu", "What the other methods claim", parts)

@@ -33,7 +33,7 @@ def main(bundle: str) -> None:
     images = data.batch(splits.part("calibration")[:500], manifest.input)
     promised, measured = np.zeros((2, len(SHARES), ROUNDS))
     for round_ in range(ROUNDS):
-        times = time_exits(runtime.rehearse, len(manifest.exits))
+        times = time_exits(runtime.run_to_exit, len(manifest.exits))
         for i, share in enumerate(SHARES):
             limit = times[0] + share * (times[-1] - times[0])
             point = entry.frontier[index_within(entry.frontier, limit, times)]

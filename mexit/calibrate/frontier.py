@@ -23,7 +23,7 @@ from mexit.calibrate.threshold_search import (
 from mexit.core.budget import NAMED_FRACTIONS, Budget, format_macs
 from mexit.core.cost import Costs, exit_counts, mean_macs
 from mexit.core.policies import FrontierPoint, Outcome
-from mexit.core.policy import Thresholds, first_exit, heads_asked
+from mexit.core.policy import Thresholds, active_heads, first_exit
 from mexit.core.scores import Scorer
 from mexit.core.trace import Trace
 from mexit.errors import BadInput, BudgetInfeasible, UsageError
@@ -57,7 +57,7 @@ class TraceEvaluator:
             raise BadInput(f"the trace has {trace.logits.shape[0]} exits, the model {exits}")
         self.scores, self.predictions = scorer.answer(trace.logits)
         self.labels = trace.labels
-        all_needed = all(heads_asked(scorer.measure, scorer.ensemble, (None,) * (exits - 1)))
+        all_needed = all(active_heads(scorer.measure, scorer.ensemble, (None,) * (exits - 1)))
         self.costs = Costs(costs.cumulative) if all_needed else costs
 
     def exits(self, thresholds: Thresholds) -> NDArray[np.int64]:

@@ -127,14 +127,14 @@ class PolicyEntry:
 
     def point(self, budget: Budget, cumulative_macs: Sequence[int]) -> FrontierPoint:
         """The largest frontier point not above the budget. Raises `BudgetInfeasible`."""
-        return self.frontier[self.place(budget, cumulative_macs)]
+        return self.frontier[self.frontier_index(budget, cumulative_macs)]
 
-    def place(self, budget: Budget, cumulative_macs: Sequence[int]) -> int:
-        """The place of `point` in the frontier. Raises `BudgetInfeasible`."""
+    def frontier_index(self, budget: Budget, cumulative_macs: Sequence[int]) -> int:
+        """The index of `point` in the frontier. Raises `BudgetInfeasible`."""
         if budget.kind == "named" and budget.text in self.named:
             return self.named[budget.text]
         macs = budget.macs(cumulative_macs)
-        affordable = [place for place, point in enumerate(self.frontier) if point.budget_macs <= macs * (1 + 1e-9)]
+        affordable = [i for i, point in enumerate(self.frontier) if point.budget_macs <= macs * (1 + 1e-9)]
         if not affordable:
             nearest = self.frontier[0].budget_macs
             raise BudgetInfeasible(

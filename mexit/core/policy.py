@@ -1,6 +1,6 @@
-"""THE decision: who leaves at which exit. Calibration, evaluation, engine and reference all call this.
+"""The exit policy: decides at which exit a row leaves. Calibration, evaluation, engine and reference all use it.
 
-A row leaves at the first exit whose score reaches that exit's threshold; the last exit takes the rest.
+A row leaves at the first exit whose score reaches the threshold of that exit, and otherwise at the last exit.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Thresholds = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class Policy:
-    """A scorer and the thresholds that go with it.
+    """Scores and thresholds.
 
     Attributes:
-        measure: one of `confidence.MEASURES`.
-        ensemble: exit k answers with the mean of exits 1..k.
+        measure: one of `scores.MEASURES`.
+        ensemble: whether exit k answers with the mean of exits 1..k.
         temperatures: one per exit, (E,).
-        thresholds: one per exit but the last, (E-1,), in units of the score; None = never leave here.
+        thresholds: one per exit but the last, (E-1,), in units of the score; None means that no row leaves there.
     """
 
     measure: str
@@ -45,36 +45,48 @@ class Policy:
 
     def scorer(self, classes: int) -> Scorer:
         """The scorer for `classes` classes."""
-        return Scorer(self.measure, self.ensemble, self.temperatures, classes)
+        if classes not in self._scorers:
+            self._scorers[classes] = Scorer(self.measure, self.ensemble, self.temperatures, classes)
+        return self._scorers[classes]
 
     def without_early_exit(self) -> Policy:
-        """The same scores, but every input runs to the last exit: the budget `full`."""
+        """The same scores, but every row runs to the last exit, as for the budget `full`."""
         return replace(self, thresholds=(None,) * len(self.thresholds))
 
     def evaluate_all_heads(self) -> Policy:
-        """Every input runs to the last exit and every head on the way is asked: what rehearsals time."""
+        """Every row runs to the last exit, and the score of every exit is computed, as a latency profile needs it."""
         return replace(self, thresholds=(float(np.finfo(np.float64).max),) * len(self.thresholds))
 
     @cached_property
-    def asked(self) -> tuple[bool, ...]:
-        """Whether each exit's head has a say, (E,); see `heads_asked`."""
-        return heads_asked(self.measure, self.ensemble, self.thresholds)
+    def active_heads(self) -> tuple[bool, ...]:
+        """Whether the head of each exit must run, (E,); see `active_heads`."""
+        return active_heads(self.measure, self.ensemble, self.thresholds)
 
     def threshold(self, k: int) -> float | None:
-        """The threshold of exit `k` (from 1); the last exit is not asked."""
+        """The threshold of exit `k`, from 1; the last exit has none."""
         return self.thresholds[k - 1]
 
+    @cached_property
+    def _scorers(self) -> dict[int, Scorer]:
+        """Scorers by number of classes: making one takes longer than scoring a row."""
+        return {}
 
-def heads_asked(measure: str, ensemble: bool, thresholds: Thresholds) -> tuple[bool, ...]:
-    """Whether each exit's head has a say, (E,): where nobody leaves, only if later exits build on its answer."""
-    builds = ensemble or measure == "agreement"
-    return (*(builds or threshold is not None for threshold in thresholds), True)
+
+def active_heads(measure: str, ensemble: bool, thresholds: Thresholds) -> tuple[bool, ...]:
+    """Whether the head of each exit must run, (E,).
+
+    A head without a threshold runs only if the scores of later exits depend on its logits.
+    """
+    needed = ensemble or measure == "agreement"
+    return (*(needed or threshold is not None for threshold in thresholds), True)
 
 
 def should_exit(score: Floats, threshold: float | Floats | None) -> NDArray[np.bool_]:
-    """Which rows leave: score (B,) against one threshold, or against each row's own (B,), where NaN is None.
+    """Which rows leave at an exit, (B,).
 
-    NaN is never sure, and nobody is where the threshold is None.
+    Args:
+        score: (B,) float64. NaN reaches no threshold.
+        threshold: of all rows, or one per row, (B,), where NaN stands for None: no row leaves.
     """
     if threshold is None:
         return np.zeros(score.shape, np.bool_)
@@ -82,7 +94,7 @@ def should_exit(score: Floats, threshold: float | Floats | None) -> NDArray[np.b
 
 
 def first_exit(scores: Floats, thresholds: Sequence[float | None]) -> NDArray[np.int64]:
-    """The exit (from 1) that answers each sample: scores (E, N) or (E-1, N), thresholds (E-1,) to (N,)."""
+    """The exit of each sample, from 1: scores (E, N) or (E-1, N) and thresholds (E-1,) to (N,)."""
     last = len(thresholds) + 1
     exits = np.full(scores.shape[1], last, np.int64)
     for k in range(last - 1, 0, -1):

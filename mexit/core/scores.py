@@ -1,14 +1,15 @@
-"""How sure an exit is: from logits to a score, the same one in calibration, evaluation and at run time.
+"""Confidence scores of an exit, computed from its logits in numpy: the same in calibration, evaluation and runtime.
 
-A score is float64, larger means surer, and it never saturates: the softmax of an easy image is exactly 1.0
-in float32, and such ties would break a budget. So the maximum probability is scored by its log-odds, and
-everything is computed from log-probabilities. People are shown the probability.
+A score is float64; larger means more confident. Scores do not saturate: the float32 softmax of an easy image is
+exactly 1.0, and such ties would make a threshold exceed its budget. Everything is therefore computed from
+log-probabilities, and the maximum probability is scored by its log-odds. Predictions report the probability.
 
-A NaN anywhere in a row gives that row a NaN score, and `policy.should_exit` is never true of NaN.
+A NaN logit gives its row a NaN score, which reaches no threshold.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,17 +22,22 @@ from mexit.errors import BadInput, UsageError
 Floats = NDArray[np.float64]
 
 MEASURES = ("max-probability", "margin", "entropy", "agreement")
-SMALLEST_SUM = 1e-280  # of weights: a smaller one has lost digits to numbers too small for a float
+MAX_SCALAR_CLASSES = 200  # numpy is faster than `ScalarScorer` beyond
+SMALLEST_SUM = 1e-280  # a smaller sum of weights has lost digits to subnormal numbers
+# The estimate of `ScalarScorer` and the score of `Scorer` each have an error of about 1e-16 times
+# (1000 + C + the largest tempered logit). This factor leaves four orders of magnitude to spare.
+_ERROR = 1e-12
+_NO_LOGITS = np.zeros((1, 0), np.float32)
 
 
 @dataclass(frozen=True)
 class State:
-    """What a scorer carries from exit to exit for each row still under way; None what its scores do not build on.
+    """What a scorer keeps of each row from exit to exit; None where the scores do not need it.
 
     Attributes:
         log_total: log of the sum of the tempered softmax of the exits so far, (B, C); of an ensemble.
-        predicted: the class of the last exit, (B,); -1 before the first. Of agreement, as the next one is.
-        agreed: how many exits in a row have named that class, (B,).
+        predicted: class of the last exit, (B,), -1 before exit 1; of agreement.
+        agreed: number of successive exits that predicted that class, (B,); of agreement.
     """
 
     log_total: Floats | None = None
@@ -40,16 +46,16 @@ class State:
 
     def take(self, rows: NDArray[np.intp]) -> State:
         """The given rows, in the given order."""
-        return State(*(None if kept is None else kept[rows] for kept in self._kept))
+        return State(*(None if array is None else array[rows] for array in self._arrays))
 
     @staticmethod
     def concat(states: Sequence[State]) -> State:
-        """Rows of several states of one scorer, one after the other."""
-        columns = zip(*(state._kept for state in states), strict=True)
+        """The rows of several states of one scorer, in order."""
+        columns = zip(*(state._arrays for state in states), strict=True)
         return State(*(None if column[0] is None else np.concatenate(column) for column in columns))
 
     @property
-    def _kept(self) -> tuple[NDArray[Any] | None, ...]:
+    def _arrays(self) -> tuple[NDArray[Any] | None, ...]:
         return self.log_total, self.predicted, self.agreed
 
 
@@ -57,12 +63,19 @@ class State:
 class Scorer:
     """Logits of successive exits to probabilities and scores.
 
+    With the tempered probabilities p of an exit and its predicted class c, the scores are
+
+    - `max-probability`: log(p_c / (1 - p_c))
+    - `margin`: log(p_c / p_d), with the second most probable class d
+    - `entropy`: the negative entropy, sum of p log p
+    - `agreement`: number of successive exits that predict c, plus a term in (0, 1) that rises with `max-probability`
+
     Attributes:
         measure: one of `MEASURES`.
-        ensemble: whether exit k answers with the mean of the tempered softmax of exits 1..k
-            (MSDNet's and NEO-KD's budgeted setting) instead of its own.
+        ensemble: whether exit k answers with the mean of the tempered softmax of exits 1..k instead of its own (the
+            budgeted setting of MSDNet, Huang et al., ICLR 2018).
         temperatures: one per exit, (E,); logits are divided by them.
-        classes: C.
+        classes: number of classes, C.
     """
 
     measure: str
@@ -86,12 +99,12 @@ class Scorer:
         return State(log_total, np.full(rows, -1, np.int64), np.zeros(rows, np.int64))
 
     def step(self, k: int, logits: NDArray[np.floating], state: State) -> tuple[State, Floats, Floats]:
-        """Add exit `k` (from 1).
+        """Add exit `k`.
 
         Args:
-            k: the exit.
+            k: the exit, from 1.
             logits: (B, C), any float dtype.
-            state: of the same B rows.
+            state: the state of the same B rows after the exit before.
 
         Returns:
             The next state, probabilities (B, C) float64 and scores (B,) float64.
@@ -107,13 +120,13 @@ class Scorer:
             total = weights.sum(axis=1, keepdims=True)
             if state.agreed is not None:
                 log_answer = log_weights - np.log(k) if self.ensemble else shifted - np.log(total)
-                predicted = log_answer.argmax(axis=1)  # ties after rounding as everywhere: the first
+                predicted = log_answer.argmax(axis=1)  # the first class of a tie, as everywhere
                 agreed = np.where(predicted == state.predicted, state.agreed + 1, 1)
                 state = replace(state, predicted=predicted, agreed=agreed)
             return state, weights / total, self._score(shifted, weights, state)
 
     def row_probabilities(self, logits: Sequence[NDArray[np.floating]]) -> Floats:
-        """Probabilities (C,) of one row, its logits (1, C) at exits 1..k: those of `step`, to the last bit."""
+        """Probabilities of one row, (C,), from its logits (1, C) at exits 1..k; bitwise equal to those of `step`."""
         k = len(logits)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             if self.ensemble:
@@ -126,11 +139,11 @@ class Scorer:
             return np.asarray((weights / weights.sum(axis=1, keepdims=True))[0])
 
     def score(self, logits: NDArray[np.floating]) -> Floats:
-        """Scores of every exit on a whole data set: logits (E, N, C) to (E, N)."""
+        """Scores of every exit on a data set: logits (E, N, C) to (E, N)."""
         return self.answer(logits)[0]
 
     def answer(self, logits: NDArray[np.floating]) -> tuple[Floats, NDArray[np.int64]]:
-        """Scores (E, N) and predicted classes (E, N) of logits (E, N, C), by folding `step`."""
+        """Scores (E, N) and predicted classes (E, N) of logits (E, N, C)."""
         if logits.ndim != 3 or logits.shape[0] != len(self.temperatures):
             raise BadInput(f"expected logits ({len(self.temperatures)}, N, C), found shape {logits.shape}")
         state = self.start(logits.shape[1])
@@ -142,11 +155,11 @@ class Scorer:
         return np.stack(scores), np.stack(predictions)
 
     def _score(self, shifted: Floats, weights: Floats, state: State) -> Floats:
-        """From log-weights (B, C), the largest of every row 0, and their exponentials."""
+        """Scores from log-weights (B, C), whose largest in each row is 0, and their exponentials."""
         if self.measure == "margin":
             return np.asarray(shifted.max(axis=1) - np.partition(shifted, self.classes - 2, axis=1)[:, -2])
         top, others = shifted.argmax(axis=1), weights.copy()
-        others[np.arange(len(others)), top] -= 1.0  # not = 0: NaN has to stay
+        others[np.arange(len(others)), top] -= 1.0  # an assignment of 0 would remove a NaN
         rest = others.sum(axis=1)
         if self.measure == "entropy":
             log_answer = shifted - np.log1p(rest)[:, None]
@@ -154,12 +167,140 @@ class Scorer:
         log_rest = _log_sum_others(shifted, top) if (rest < SMALLEST_SUM).any() else np.log(rest)
         if state.agreed is None:
             return np.asarray(-log_rest)
-        # Agreement counts exits; ties among equal counts are ranked by the probability, which adds less than 1.
         return np.asarray(state.agreed + 0.5 - np.arctan(log_rest) / np.pi)
 
 
+class ScalarScorer:
+    """Exit decisions for one row, without the cost of numpy calls, which rivals that of a small segment.
+
+    Python floats estimate the score of `Scorer`, with a bounded error. If the threshold lies within the error, or a
+    number is not finite, `Scorer.step` computes the score. Decisions and probabilities are therefore those of
+    `Scorer`, to the last bit.
+
+    Call `add` or `skip` for each exit in order, and then `should_exit`.
+
+    Attributes:
+        exact: whether some decision needed `Scorer.step`.
+    """
+
+    def __init__(self, scorer: Scorer, thresholds: Sequence[float | None]) -> None:
+        """A row before exit 1; `thresholds` are those of a `Policy`, (E-1,)."""
+        self.exact = False
+        self._scorer, self._thresholds = scorer, thresholds
+        self._logits: list[NDArray[np.floating]] = []
+        self._weighed = 0
+        self._weights: list[float] = []
+        self._error = math.nan if scorer.classes > MAX_SCALAR_CLASSES else 0.0
+        self._predicted, self._agreed = -1, 0
+        self._stepped = 0
+        self._step: tuple[State, Floats, Floats] | None = None
+
+    def add(self, logits: NDArray[np.floating]) -> None:
+        """Add the next exit.
+
+        Args:
+            logits: (1, C), any float dtype; they must not change until the row has its answer.
+
+        Raises:
+            BadInput: the logits have another shape.
+        """
+        expected = (1, self._scorer.classes)
+        if logits.shape != expected:
+            raise BadInput(
+                f"exit {len(self._logits) + 1} gave logits of shape {logits.shape}, expected {expected}"
+            )
+        self._logits.append(logits)
+
+    def skip(self) -> None:
+        """Pass an exit whose head did not run."""
+        self._logits.append(_NO_LOGITS)
+
+    def should_exit(self) -> bool:
+        """Whether the row leaves at the exit just added, which is not the last one."""
+        threshold = self._thresholds[len(self._logits) - 1]
+        if threshold is None:
+            return False
+        score = self._estimate()
+        if abs(score - threshold) > self._error:  # false if either is NaN
+            return score > threshold
+        return bool(self._exact_step()[2][0] >= threshold)
+
+    def probabilities(self) -> Floats:
+        """Probabilities of the exit just added, (C,)."""
+        if not self.exact:
+            return self._scorer.row_probabilities(self._logits)
+        probabilities: Floats = self._exact_step()[1][0]
+        return probabilities
+
+    def _exact_step(self) -> tuple[State, Floats, Floats]:
+        """State, probabilities and score by `Scorer.step`, over the exits that it has not seen yet."""
+        self.exact = True
+        step = self._step or (self._scorer.start(1), np.zeros((1, self._scorer.classes)), np.zeros(1))
+        for k in range(self._stepped + 1, len(self._logits) + 1):
+            if self._logits[k - 1] is not _NO_LOGITS:
+                step = self._scorer.step(k, self._logits[k - 1], step[0])
+        self._stepped, self._step = len(self._logits), step
+        return step
+
+    def _estimate(self) -> float:
+        """The score to within `_error`. One of the two is NaN if the bound cannot be guaranteed."""
+        score = math.nan
+        agreement = self._scorer.measure == "agreement"
+        first = self._weighed + 1 if agreement or self._scorer.ensemble else len(self._logits)
+        for k in range(first, len(self._logits) + 1):
+            if math.isnan(self._error):
+                break
+            self._weigh(k)
+            if agreement or k == len(self._logits):
+                score = self._score()
+        self._weighed = len(self._logits)
+        return score
+
+    def _weigh(self, k: int) -> None:
+        """Set `_weights` to numbers proportional to the probabilities of exit `k`."""
+        logits, temperature = self._logits[k - 1][0].tolist(), self._scorer.temperatures[k - 1]
+        top = max(logits)
+        weights = [math.exp((value - top) / temperature) for value in logits]
+        total = sum(weights)
+        if not 1.0 <= total < math.inf:  # NaN or infinite logits
+            self._error = math.nan
+            return
+        self._error = max(self._error, _ERROR * (1000 + abs(top) / temperature))
+        if self._scorer.ensemble:
+            own = [weight / total for weight in weights]
+            weights = [x + y for x, y in zip(self._weights, own, strict=True)] if self._weights else own
+        self._weights = weights
+
+    def _score(self) -> float:
+        """The formulas of `Scorer`, from `_weights`."""
+        weights, measure = self._weights, self._scorer.measure
+        if math.isnan(self._error):
+            return math.nan
+        top = max(weights)
+        if measure == "entropy":
+            total = sum(weights)
+            return sum(w * math.log(w) for w in weights if w > 0) / total - math.log(total)
+        predicted = weights.index(top)
+        weights[predicted] = 0.0
+        second, others = max(weights), sum(weights)
+        weights[predicted] = top
+        if second < SMALLEST_SUM:
+            self._error = math.nan
+            return math.nan
+        if measure == "margin":
+            return math.log(top / second)
+        log_odds = math.log(top / others)
+        if measure == "max-probability":
+            return log_odds
+        if top - second <= self._error * top:  # `Scorer` may predict the other class
+            self._error = math.nan
+        self._agreed = self._agreed + 1 if predicted == self._predicted else 1
+        self._predicted = predicted
+        return self._agreed + 0.5 + math.atan(log_odds) / math.pi
+
+
 def _weights(log_weights: Floats) -> tuple[Floats, Floats]:
-    """Log-weights (B, C) shifted so that the largest of every row is 0, and their exponentials."""
+    """Log-weights (B, C), shifted so that the largest of each row is 0, and their exponentials."""
     shifted = log_weights - log_weights.max(axis=1, keepdims=True)
     return shifted, np.exp(shifted)
 
@@ -170,7 +311,7 @@ def _log_softmax(logits: Floats) -> Floats:
 
 
 def _log_sum_others(shifted: Floats, top: NDArray[np.int64]) -> Floats:
-    """log of the summed weights of all classes but the top one, (B,), where these are too small to add."""
+    """log of the summed weights of all classes but the top one, (B,), where the weights are too small to add."""
     others = shifted.copy()
     others[np.arange(len(others)), top] -= np.inf
     largest = others.max(axis=1)

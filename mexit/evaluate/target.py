@@ -143,5 +143,5 @@ def _budgets(runtime: Runtime) -> dict[str, BudgetPolicy]:
     for name, frontier_index in entry.named.items():
         point = entry.frontier[frontier_index]
         policy = entry.policy(point)
-        budgets[name] = BudgetPolicy(policy, point.budget_macs, runtime.costs.under(policy.asked))
+        budgets[name] = BudgetPolicy(policy, point.budget_macs, runtime.costs.under(policy.active_heads))
     return budgets

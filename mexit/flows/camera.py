@@ -7,8 +7,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mexit.camera.frame import Counters, OnEvent
 from mexit.camera.overlay import Overlay
 from mexit.camera.pipeline import CameraPrediction
@@ -141,7 +139,7 @@ def run_camera(
         ) as answers,
     ):
         for answered, (frame, result) in enumerate(answers, start=1):
-            stats.add(np.array([result.exit], np.int64), np.array([result.age_ms]), result.macs)
+            stats.add([result.exit], [result.age_ms], result.macs)
             start_s = result.captured_s if start_s is None else start_s
             seconds = result.captured_s + result.age_ms / 1e3 - start_s
             for sink in sinks:

@@ -1,7 +1,7 @@
-"""The adaptive engine: run a segment, decide, keep only the rows that are still unsure.
+"""The adaptive engine: runs a segment, decides which rows exit, and continues with the others.
 
-One image alone takes a path of its own: features stay in the engine's buffers (`backends.walk`) and plain floats
-decide (`core.scalar_scorer`). `reference.py` gives the same answers without tricks, one row at a time; a test compares.
+A batch of one image takes a faster path. Its features stay in buffers of the engine (`backends.bound_runner`), and
+plain floats decide (`scores.ScalarScorer`). `reference.py` computes the same answers without either optimisation.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.policy import Policy, should_exit
-from mexit.core.scalar_scorer import ScalarScorer
+from mexit.core.scores import ScalarScorer
 from mexit.errors import UsageError
-from mexit.runtime.backends import bound_runner as walking
+from mexit.runtime.backends import bound_runner
 from mexit.runtime.backends.base import Backend
 
 Permit = Callable[[int, int], int]
@@ -27,12 +28,12 @@ class Answers:
     """Answers for B rows.
 
     Attributes:
-        exits: (B,) int64, from 1.
-        probabilities: (B, C) float64, of the exit that answered.
+        exits: exit of each row, from 1, (B,) int64.
+        probabilities: of the exit that answered, (B, C) float64.
         reasons: one of `prediction.REASONS` for each row.
-        seconds: (B,) from the start of the call to the answer.
-        segment_seconds: of each segment that ran, its decision included.
-        asked: whether each exit's head ran with its segment, (E,).
+        seconds: from the start of segment 1 to the answer, (B,) float64.
+        segment_seconds: of each segment that ran, with its decision.
+        active_heads: whether the head of each exit ran with its segment, (E,).
     """
 
     exits: NDArray[np.int64]
@@ -40,7 +41,33 @@ class Answers:
     reasons: tuple[str, ...]
     seconds: NDArray[np.float64]
     segment_seconds: tuple[float, ...]
-    asked: tuple[bool, ...]
+    active_heads: tuple[bool, ...]
+
+
+class _Task(NamedTuple):  # a frozen dataclass takes microseconds to make
+    """The arguments of both paths."""
+
+    backend: Backend
+    policy: Policy
+    classes: int
+    heads: tuple[bool, ...]
+    last: int
+    deadline_s: float
+    permit: Permit | None
+
+    @property
+    def exits(self) -> int:
+        return len(self.backend.segments)
+
+    def reason(self, k: int, confident: bool, late: bool) -> str:
+        """Why a row leaves at exit k."""
+        if k == self.exits:
+            return "last"
+        if confident:
+            return "confident"
+        if late:
+            return "deadline"
+        return "max-exit" if k == self.last else "rate-limit"
 
 
 def answer(
@@ -53,147 +80,126 @@ def answer(
     deadline_s: float | None = None,
     permit: Permit | None = None,
 ) -> Answers:
-    """Answer each image at the first exit that is sure.
+    """Answer each image at the first exit whose score reaches its threshold.
 
-    Heads that the policy does not ask are left out, but not where a deadline or a rate limiter may need any exit's
-    answer.
+    Heads that the policy does not need are left out, except where a deadline or a rate limiter may need the answer of
+    any exit.
 
     Args:
         backend: the loaded segments.
         images: (B, C, H, W) float32 in [0, 1].
-        policy: decides who leaves where.
-        classes: C.
-        max_exit: nobody goes further than this exit.
-        deadline_s: seconds from now; once over, rows under way get the exit just computed.
-        permit: asked before segment k = 2, 3, ... with k and the number of rows that want to go on: how many may.
-            The first of them do, in the order of the batch; the others answer with exit k - 1.
+        policy: scorer and thresholds.
+        classes: number of classes, C.
+        max_exit: the last exit that may answer, from 1; default E.
+        deadline_s: seconds from now; when they are over, the rows under way leave at the exit just computed.
+        permit: called before segment k = 2, 3, ... with k and the number of rows that would continue; returns how many
+            of them may. The first ones do, in the order of the batch; the others answer with exit k - 1.
+
+    Raises:
+        UsageError: `max_exit` is not in 1..E.
     """
     last = last_exit(len(backend.segments), max_exit)
-    asked = heads(backend, policy, last, may_stop=permit is not None or deadline_s is not None)
-    one_or_many = _answer_one if len(images) == 1 else _answer_rows
-    return one_or_many(backend, images, policy, classes, asked, last, deadline_s, permit)
+    heads = active_heads(backend, policy, last, any_exit=permit is not None or deadline_s is not None)
+    task = _Task(backend, policy, classes, heads, last, np.inf if deadline_s is None else deadline_s, permit)
+    return _answer_one(task, images) if len(images) == 1 else _answer_rows(task, images)
 
 
-def _answer_one(
-    backend: Backend,
-    image: NDArray[np.float32],
-    policy: Policy,
-    classes: int,
-    asked: tuple[bool, ...],
-    last: int,
-    deadline_s: float | None,
-    permit: Permit | None,
-) -> Answers:
-    """As `_answer_rows`, for B = 1. A walk that failed is not lent again."""
+def _answer_one(task: _Task, image: NDArray[np.float32]) -> Answers:
+    """As `_answer_rows` for B = 1. A runner that raised is not returned to the pool."""
     start = time.perf_counter()
-    count = len(backend.segments)
-    walks = walking.of(backend)
-    walk: walking.Runner = walking.PlainRunner(backend) if walks is None else walks.take()
-    walk.start(image)
-    row = ScalarScorer(policy, classes)
+    pool = bound_runner.runner_pool(task.backend)
+    runner: bound_runner.Runner = bound_runner.PlainRunner(task.backend) if pool is None else pool.take()
+    runner.start(image)
+    scorer = ScalarScorer(task.policy.scorer(task.classes), task.policy.thresholds)
     ends: list[float] = []
-    for k in range(1, last + 1):
-        if not asked[k - 1]:
-            walk.features(k)
-            row.skip()
+    for k in range(1, task.last + 1):
+        if not task.heads[k - 1]:
+            runner.features(k)
+            scorer.skip()
             ends.append(time.perf_counter() - start)
             continue
-        row.add(walk.run(k))
-        sure = k == count or row.sure()
+        scorer.add(runner.run(k))
+        confident = k == task.exits or scorer.should_exit()
         now = time.perf_counter() - start
         ends.append(now)
-        late = deadline_s is not None and now >= deadline_s
-        if sure or k == last or late or (permit is not None and not permit(k + 1, 1)):
+        late = now >= task.deadline_s
+        if confident or k == task.last or late or (task.permit is not None and not task.permit(k + 1, 1)):
             break
-    probabilities = row.probabilities()
-    if walks is not None:
-        walks.give_back(walk)
+    probabilities = scorer.probabilities()
+    if pool is not None:
+        pool.give_back(runner)
     return Answers(
         np.array([k], np.int64),
         probabilities[None],
-        (_reason(k, count, last, sure, late),),
+        (task.reason(k, confident, late),),
         np.array([now]),
         tuple(end - before for before, end in zip([0.0, *ends], ends, strict=False)),
-        asked,
+        task.heads,
     )
 
 
-def _answer_rows(
-    backend: Backend,
-    images: NDArray[np.float32],
-    policy: Policy,
-    classes: int,
-    asked: tuple[bool, ...],
-    last: int,
-    deadline_s: float | None,
-    permit: Permit | None,
-) -> Answers:
+def _answer_rows(task: _Task, images: NDArray[np.float32]) -> Answers:
     start = time.perf_counter()
-    scorer = policy.scorer(classes)
-    state = scorer.start(len(images))
-    exits = np.zeros(len(images), np.int64)
-    probabilities = np.zeros((len(images), classes))
-    seconds = np.zeros(len(images))
-    reasons = [""] * len(images)
-    segment_seconds: list[float] = []
-    before = 0.0
-    rows = np.arange(len(images))
-    carried = backend.carry(images)
-    for k in range(1, last + 1):
+    segments, count = task.backend.segments, len(images)
+    scorer = task.policy.scorer(task.classes)
+    state = scorer.start(count)
+    exits, seconds = np.zeros(count, np.int64), np.zeros(count)
+    probabilities = np.zeros((count, task.classes))
+    reasons = [""] * count
+    ends: list[float] = []
+    rows = np.arange(count)
+    carried = task.backend.carry(images)
+    for k in range(1, task.last + 1):
         if not len(rows):
             break
-        if not asked[k - 1]:
-            carried = backend.segments[k - 1].features(carried)
-            now = time.perf_counter() - start
-            segment_seconds.append(now - before)
-            before = now
+        if not task.heads[k - 1]:
+            carried = segments[k - 1].features(carried)
+            ends.append(time.perf_counter() - start)
             continue
-        carried, logits = backend.segments[k - 1].run(carried)
+        carried, logits = segments[k - 1].run(carried)
         state, exit_probabilities, score = scorer.step(k, logits, state)
         now = time.perf_counter() - start
-        late = deadline_s is not None and now >= deadline_s
-        sure = (
-            should_exit(score, policy.threshold(k)) if k < len(backend.segments) else np.ones(len(rows), np.bool_)
-        )
-        leaving = np.ones(len(rows), np.bool_) if k == last or late else sure
-        if permit is not None and not leaving.all():
-            unsure = np.flatnonzero(~leaving)
-            leaving = leaving.copy()
-            leaving[unsure[permit(k + 1, len(unsure)) :]] = True
-        gone = rows[leaving]
-        exits[gone], probabilities[gone], seconds[gone] = k, exit_probabilities[leaving], now
-        for row, is_confident in zip(gone, sure[leaving], strict=True):
-            reasons[row] = _reason(k, len(backend.segments), last, bool(is_confident), late)
-        segment_seconds.append(now - before)
-        before = now
+        late = now >= task.deadline_s
+        all_rows = np.ones(len(rows), np.bool_)
+        confident = should_exit(score, task.policy.threshold(k)) if k < task.exits else all_rows
+        leaving = confident
+        if k == task.last or late:
+            leaving = all_rows
+        elif task.permit is not None and not confident.all():
+            continuing = np.flatnonzero(~confident)
+            leaving = confident.copy()
+            leaving[continuing[task.permit(k + 1, len(continuing)) :]] = True
+        left = rows[leaving]
+        exits[left], probabilities[left], seconds[left] = k, exit_probabilities[leaving], now
+        for row, is_confident in zip(left.tolist(), confident[leaving].tolist(), strict=True):
+            reasons[row] = task.reason(k, is_confident, late)
+        ends.append(now)
         staying = np.flatnonzero(~leaving)
-        if k < last and len(staying) < len(rows):
+        if k < task.last and len(staying) < len(rows):
             rows, carried, state = rows[staying], carried.take(staying), state.take(staying)
-    return Answers(exits, probabilities, tuple(reasons), seconds, tuple(segment_seconds), asked)
+    segment_seconds = tuple(end - before for before, end in zip([0.0, *ends], ends, strict=False))
+    return Answers(exits, probabilities, tuple(reasons), seconds, segment_seconds, task.heads)
 
 
-def heads(backend: Backend, policy: Policy, last: int, *, may_stop: bool) -> tuple[bool, ...]:
-    """Which heads run, (E,): all where rows may have to stop anywhere, else those that the policy asks."""
-    if may_stop or not backend.drops_heads:
+def active_heads(backend: Backend, policy: Policy, last: int, *, any_exit: bool) -> tuple[bool, ...]:
+    """Whether the head of each exit runs, (E,).
+
+    Args:
+        backend: the loaded segments.
+        policy: scorer and thresholds.
+        last: the last exit that may answer; its head always runs.
+        any_exit: whether rows may have to leave at any exit, which needs every head.
+    """
+    if any_exit or not backend.drops_heads:
         return (True,) * len(backend.segments)
-    asked = policy.asked
-    return asked if asked[last - 1] else (*asked[: last - 1], True, *asked[last:])
+    heads = policy.active_heads
+    return heads if heads[last - 1] else (*heads[: last - 1], True, *heads[last:])
 
 
-def _reason(k: int, count: int, last: int, confident: bool, late: bool) -> str:
-    if k == count:
-        return "last"
-    if confident:
-        return "confident"
-    if late:
-        return "deadline"
-    return "max-exit" if k == last else "rate-limit"
-
-
-def last_exit(count: int, max_exit: int | None) -> int:
-    """The exit beyond which nobody goes. Raises `UsageError` outside 1..count."""
+def last_exit(exits: int, max_exit: int | None) -> int:
+    """The last exit that may answer, of `exits` ones. Raises `UsageError` if `max_exit` is not in 1..exits."""
     if max_exit is None:
-        return count
-    if not 1 <= max_exit <= count:
-        raise UsageError(f"max_exit must lie in 1..{count}, found {max_exit}")
+        return exits
+    if not 1 <= max_exit <= exits:
+        raise UsageError(f"max_exit must lie in 1..{exits}, found {max_exit}")
     return max_exit

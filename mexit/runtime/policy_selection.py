@@ -1,8 +1,7 @@
-"""From a budget to a policy: which point of the calibrated frontier a request gets."""
+"""Selects the policy of a budget: a point of the calibrated frontier, or the full network."""
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,63 +16,94 @@ from mexit.runtime.latency_profile import RunToExit, exit_times_ms, index_within
 
 @dataclass(frozen=True)
 class PolicyChoice:
-    """What a budget selects.
+    """The policy that a budget selects.
 
     Attributes:
-        policy: decides who leaves where.
-        place: in the frontier; None where nothing is calibrated.
+        policy: scorer and thresholds.
+        frontier_index: index of the frontier point; None without calibration.
+        certificates: ids of the certificates that hold for the policy.
     """
 
     policy: Policy
-    place: int | None
+    frontier_index: int | None
+    certificates: tuple[str, ...] = ()
 
 
 class PolicySelector:
-    """The plans of one bundle in one engine. Plans are remembered; times are measured when first asked for."""
+    """Budgets to policies, for one bundle in one engine. Choices are cached. Thread-safe.
+
+    Attributes:
+        entry: the engine's policies; None without calibration.
+    """
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, entry: PolicyEntry | None, threads: int, rehearse: RunToExit
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        entry: PolicyEntry | None,
+        threads: int,
+        run_to_exit: RunToExit,
+        *,
+        all_heads: bool = False,
     ) -> None:
-        """`rehearse` answers one image that leaves at a given exit; budgets in milliseconds rest on it."""
-        self._bundle, self._backend, self.entry = bundle, backend, entry
-        self._threads, self._rehearse = threads, rehearse
-        self.plan = lru_cache(maxsize=256)(self._plan)
+        """No budget is selected yet.
+
+        Args:
+            bundle: the opened bundle.
+            backend: the loaded engine.
+            entry: the engine's policies.
+            threads: of the engine; the latency profile depends on it.
+            run_to_exit: answers one image that leaves at the given exit. The latency profile, which budgets in
+                milliseconds need, calls it when it is measured.
+            all_heads: the budget `full` evaluates every head, although no row exits early.
+        """
+        self.entry = entry
+        self._bundle, self._backend, self._threads = bundle, backend, threads
+        self._run_to_exit, self._all_heads = run_to_exit, all_heads
+        self.select = lru_cache(maxsize=256)(self._select)
+        self.at = lru_cache(maxsize=256)(self._at)
         self._parse = lru_cache(maxsize=256)(self._read)
 
     def parse(self, budget: str | Budget) -> Budget:
-        """A budget as typed, the names of this bundle's own budgets included. Raises `UsageError`."""
+        """A budget as typed, with the names that this bundle defines. Raises `UsageError`."""
         return budget if isinstance(budget, Budget) else self._parse(budget)
-
-    def for_rehearsals(self) -> PolicySelector:
-        """One whose every plan is the full network, every head asked; it takes as long to find as any other."""
-        full = PolicyChoice(self.plan(Budget.parse("full")).policy.evaluate_all_heads(), None)
-        planner = copy(self)
-        planner.plan = lru_cache(maxsize=256)(lambda _: full)
-        return planner
-
-    def at(self, place: int) -> PolicyChoice:
-        """The plan of one frontier point."""
-        assert self.entry is not None
-        return PolicyChoice(self.entry.policy(self.entry.frontier[place]), place)
 
     def _read(self, text: str) -> Budget:
         return Budget.parse(text, self.entry.names if self.entry else None)
 
-    def _plan(self, budget: Budget) -> PolicyChoice:
+    def _select(self, budget: Budget) -> PolicyChoice:
+        """The choice of a budget. Raises `NotCalibrated`, `BudgetInfeasible`."""
         entry = self.entry
         if entry is None:
             return PolicyChoice(self._uncalibrated(budget), None)
         if budget.is_full:
-            return PolicyChoice(entry.policy(entry.frontier[-1]).without_early_exit(), len(entry.frontier) - 1)
+            last = len(entry.frontier) - 1
+            policy = self._full(entry.policy(entry.frontier[last]))
+            return PolicyChoice(policy, last, self._certificates(policy, last))
         if budget.kind == "ms":
-            times_ms = exit_times_ms(self._bundle, self._backend, self._threads, self._rehearse)
+            times_ms = exit_times_ms(self._bundle, self._backend, self._threads, self._run_to_exit)
             return self.at(index_within(entry.frontier, budget.value, times_ms))
-        return self.at(entry.place(budget, self._bundle.manifest.cumulative_macs))
+        return self.at(entry.frontier_index(budget, self._bundle.manifest.cumulative_macs))
+
+    def _at(self, index: int) -> PolicyChoice:
+        """The choice of one frontier point."""
+        assert self.entry is not None
+        policy = self.entry.policy(self.entry.frontier[index])
+        return PolicyChoice(policy, index, self._certificates(policy, index))
+
+    def _certificates(self, policy: Policy, index: int) -> tuple[str, ...]:
+        """Certificates are about the thresholds of a frontier point, from which those of `full` may differ."""
+        assert self.entry is not None
+        if policy != self.entry.policy(self.entry.frontier[index]):
+            return ()
+        return tuple(one["id"] for one in self.entry.certificates if one["first"] <= index <= one["last"])
 
     def _uncalibrated(self, budget: Budget) -> Policy:
         if not budget.is_full:
-            backend = self._backend
-            self._bundle.policies().usable(backend.engine, backend.precision, backend.variant)
-            raise NotCalibrated(f"budget '{budget.text}' needs thresholds; only 'full' works without")
-        count = len(self._bundle.manifest.exits)
-        return Policy("max-probability", False, (1.0,) * count, (None,) * (count - 1))
+            self._bundle.policies().usable(self._backend.engine, self._backend.precision, self._backend.variant)
+            raise NotCalibrated(f"the budget '{budget.text}' needs thresholds; only 'full' works without")
+        exits = len(self._bundle.manifest.exits)
+        return self._full(Policy("max-probability", False, (1.0,) * exits, (None,) * (exits - 1)))
+
+    def _full(self, policy: Policy) -> Policy:
+        return policy.evaluate_all_heads() if self._all_heads else policy.without_early_exit()

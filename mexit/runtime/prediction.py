@@ -1,4 +1,4 @@
-"""One answer: the same object for Python, command line, server and camera."""
+"""The answer for one image: one class for Python, the command line, the server and the camera."""
 
 from __future__ import annotations
 
@@ -8,9 +8,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.runtime.receipt import Receipt
-
 REASONS = ("confident", "last", "deadline", "rate-limit", "max-exit", "reused")
+POLICY_REASONS = ("confident", "last")  # the policy alone decided; certificates hold for these answers only
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Details of what one answer cost. The MACs of all predictions add up to those of `RuntimeStats`, exactly.
+
+    Attributes:
+        segment_us: microseconds of each segment that ran, with its decision, (exit,). Every row of a batch has the
+            time of the whole batch.
+        rows: size of the batch in segment 1.
+        queue_us: microseconds from the arrival of the request to the start of segment 1: waiting for a worker, for
+            earlier rows of the request and for tokens.
+        certificates: ids of the certificates in `policies.json` that hold for this answer. None hold for an answer
+            that a deadline, the rate limiter or `max_exit` caused.
+        model: id of the bundle.
+    """
+
+    segment_us: tuple[float, ...]
+    rows: int
+    queue_us: float
+    certificates: tuple[str, ...]
+    model: str
 
 
 @dataclass(frozen=True)
@@ -18,17 +39,17 @@ class Prediction:
     """One answer.
 
     Attributes:
-        index: the class.
+        index: predicted class, from 0.
         label: its name.
         confidence: its probability.
         probabilities: of all classes, (C,) float64.
-        exit: which exit answered, from 1.
-        reason: why there: one of `REASONS`.
-        macs: what was spent.
-        saved_macs: what the full network would have cost more.
-        latency_ms: from the call to the answer.
-        budget: as typed.
-        receipt: what it cost in detail; None unless asked for.
+        exit: the exit that answered, from 1.
+        reason: why that exit answered, one of `REASONS`.
+        macs: MACs of everything that ran for this row, earlier heads included.
+        saved_macs: MACs that the full network, with every head, would have cost on top.
+        latency_ms: milliseconds from the call to the answer.
+        budget: the budget as typed.
+        receipt: details of the cost; None unless the call asked for receipts.
     """
 
     index: int
@@ -44,10 +65,27 @@ class Prediction:
     receipt: Receipt | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, probabilities rounded to six digits."""
+        """The answer as JSON values: probabilities rounded to six digits, times to a microsecond."""
         value = {name: getattr(self, name) for name in self.__dataclass_fields__}
         value["probabilities"] = [round(float(p), 6) for p in self.probabilities]
         value["confidence"] = round(self.confidence, 6)
         value["latency_ms"] = round(self.latency_ms, 3)
-        value["receipt"] = None if self.receipt is None else self.receipt.to_json()
+        value["receipt"] = self.receipt_json()
         return value
+
+    def receipt_json(self) -> dict[str, Any] | None:
+        """The receipt as JSON values, with the exit and the cost of this answer; times rounded to a nanosecond."""
+        if self.receipt is None:
+            return None
+        return {
+            "exit": self.exit,
+            "reason": self.reason,
+            "macs": self.macs,
+            "saved_macs": self.saved_macs,
+            "segment_us": [round(time_us, 3) for time_us in self.receipt.segment_us],
+            "rows": self.receipt.rows,
+            "queue_us": round(self.receipt.queue_us, 3),
+            "budget": self.budget,
+            "certificates": list(self.receipt.certificates),
+            "model": self.receipt.model,
+        }

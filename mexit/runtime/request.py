@@ -1,219 +1,161 @@
-"""One call of a runtime: its rows are answered in order, as far and as soon as the rate limiter lets them.
+"""One inference request: its options, its rows, and the tokens that its rows need from the rate limiter.
 
-    call.pay()      takes the tokens of segment 1 for the next rows, or says how long that must wait
-    call.run()      answers the rows that are paid for; it never waits
+    request.acquire_tokens()    takes the tokens of the next rows, or returns how long to wait for them
+    runtime.run(request)        answers the rows that have tokens; it never waits
 
-Who waits, and where, is the caller's business: `Runtime` sleeps, the server leaves its worker, a camera drops the
-frame. Without a rate limiter every row is paid for.
+The caller decides how to wait: `Runtime` sleeps, the server lends its worker to another request, a camera drops the
+frame. Without a rate limiter every row has its tokens at once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.budget import Budget
-from mexit.core.bundle import Bundle
-from mexit.errors import Overloaded
-from mexit.runtime.backends.base import Backend
-from mexit.runtime.engine import Answers, answer
+from mexit.errors import Overloaded, UsageError
 from mexit.runtime.policy_selection import PolicyChoice
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.rate_limiter import RateLimiter
-from mexit.runtime.receipt import Receipt
-from mexit.runtime.stats import RuntimeStats
 
-BATCH = 64  # rows that travel together; more gain nothing on a CPU and hold back early answers
-AS_PLANNED = ("confident", "last")  # reasons of answers that the policy gave, undisturbed
+MAX_BATCH = 64  # rows of one run; larger batches gain nothing on a CPU and delay early answers
 
 
-class RequestOptions(NamedTuple):  # one is made for every call, and a frozen dataclass takes microseconds to make
-    """What a call asks for besides answers.
+class RequestOptions(TypedDict, total=False):
+    """Options of `Runtime.__call__`, `Runtime.answer_tensor` and `Runtime.begin`.
 
-    Attributes:
-        budget: whose plan it is.
-        plan: decides who leaves where.
-        deadline_s: from the call; once over, rows under way get the deepest exit so far.
-        max_exit: nobody goes further.
-        wait_s: from the call; how long rows may wait for the rate limiter's tokens. None is for as long as it takes.
-        client: who asks, by whatever name; each has its own tokens.
-        queued_s: waited before the call; for receipts.
-        receipts: whether to write them.
+    Keys:
+        budget: budget of this request, such as `low`, `12M`, `40%` or `5ms`; default `runtime.budget`.
+        deadline_ms: milliseconds from the call. When they are over, each row under way answers with the deepest exit
+            that it has reached. The first exit always runs.
+        max_exit: the last exit that may answer, from 1.
+        receipts: whether every prediction has a `Receipt`.
+        client: name of the client, for the rate limiter's limit of each client.
+        wait_ms: milliseconds that rows may wait for the tokens of segment 1; 0 means that they may not wait.
+            Default: until the deadline, without one as long as it takes.
+        queued_s: seconds that the request waited before the call; for receipts.
     """
 
-    budget: Budget
-    plan: PolicyChoice
-    deadline_s: float | None = None
-    max_exit: int | None = None
-    wait_s: float | None = None
-    client: str = ""
-    queued_s: float = 0.0
-    receipts: bool = False
+    budget: str | Budget | None
+    deadline_ms: float | None
+    max_exit: int | None
+    receipts: bool
+    client: str
+    wait_ms: float | None
+    queued_s: float
 
 
-@dataclass(frozen=True)
-class Desk:
-    """What every call of one runtime shares.
+class Request:
+    """The state of one inference request. Not thread-safe.
 
     Attributes:
-        exit_macs: which heads ran, (E,), to what leaving at each exit costs, (E,).
-        certificates: ids of those that hold for a plan.
-        watch: looks at answers once they are counted: images, answers, plan, client.
+        tensor: the images, (B, C, H, W) float32 in [0, 1].
+        budget: its budget.
+        choice: the policy of that budget.
+        predictions: answers of the first rows, in order.
+        granted: number of next rows that have their tokens.
+        waited_s: seconds spent waiting for tokens.
+        deadline_s, wait_s: seconds from `start_s`, or None; see `RequestOptions`.
+        max_exit, receipts, client, queued_s: see `RequestOptions`.
+        start_s: time of the call on the clock of `time.perf_counter`.
     """
 
-    bundle: Bundle
-    backend: Backend
-    exit_macs: Callable[[tuple[bool, ...]], tuple[int, ...]]
-    stats: RuntimeStats
-    rate_limiter: RateLimiter | None
-    certificates: Callable[[PolicyChoice], tuple[str, ...]]
-    watch: Callable[[NDArray[np.float32], Answers, PolicyChoice, str], None]
+    def __init__(
+        self,
+        tensor: NDArray[np.float32],
+        budget: Budget,
+        choice: PolicyChoice,
+        rate_limiter: RateLimiter | None,
+        options: RequestOptions,
+    ) -> None:
+        """A request without answers. `Runtime.begin` makes it.
 
-
-class Call:
-    """Rows on their way to answers. For one thread at a time.
-
-    Attributes:
-        predictions: of the rows answered so far, in order.
-        waited_s: spent waiting for tokens.
-    """
-
-    def __init__(self, desk: Desk, tensor: NDArray[np.float32], wishes: RequestOptions) -> None:
-        """`tensor` is (B, C, H, W) float32 in [0, 1], as `Runtime.prepare` returns it."""
+        Raises:
+            UsageError: an option has no valid value.
+        """
+        self.start_s = time.perf_counter()
+        deadline_ms, wait_ms = options.get("deadline_ms"), options.get("wait_ms")
+        if deadline_ms is not None and not deadline_ms > 0:
+            raise UsageError(f"deadline_ms must be above zero, found {deadline_ms}")
+        if wait_ms is not None and not wait_ms >= 0:
+            raise UsageError(f"wait_ms must be at least zero, found {wait_ms}")
+        if wait_ms is None or (deadline_ms is not None and deadline_ms < wait_ms):
+            wait_ms = deadline_ms
+        self.tensor, self.budget, self.choice = tensor, budget, choice
+        self.deadline_s = None if deadline_ms is None else deadline_ms / 1e3
+        self.wait_s = None if wait_ms is None else wait_ms / 1e3
+        self.max_exit = options.get("max_exit")
+        self.receipts = options.get("receipts", False)
+        self.client = options.get("client", "")
+        self.queued_s = options.get("queued_s", 0.0)
         self.predictions: list[Prediction] = []
+        self.granted = 0
         self.waited_s = 0.0
-        self._desk, self._tensor, self._wishes = desk, tensor, wishes
-        self._start_s = time.perf_counter()
-        self._paid = 0
+        self._rate_limiter = rate_limiter
         self._blocked_s: float | None = None
 
     @property
     def done(self) -> bool:
         """Whether every row has its answer."""
-        return len(self.predictions) == len(self._tensor)
+        return len(self.predictions) == len(self.tensor)
 
-    def pay(self) -> float:
-        """Take the tokens of segment 1 for the next rows, `BATCH` at most; see `RateLimiter.acquire_all`.
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the call."""
+        return time.perf_counter() - self.start_s
+
+    def acquire_tokens(self) -> float:
+        """Take the tokens of segment 1 for the next rows, at most `MAX_BATCH`; see `RateLimiter.acquire_all`.
 
         Returns:
-            0.0 once they are paid for; else the seconds after which to try again.
+            0.0 if the rows have their tokens; else the seconds after which to try again.
 
         Raises:
-            Overloaded: the rows that are left cannot all begin in time, even if nobody else spends anything.
+            Overloaded: the remaining rows cannot all start in time, even if no other request takes tokens.
         """
-        left = min(BATCH, len(self._tensor) - len(self.predictions))
-        if self._paid or not left:
+        rows = min(MAX_BATCH, len(self.tensor) - len(self.predictions))
+        if self.granted or not rows:
             return 0.0
-        rate_limiter = self._desk.rate_limiter
-        if rate_limiter is None:
-            self._paid = left
+        limiter = self._rate_limiter
+        if limiter is None:
+            self.granted = rows
             return 0.0
-        self._check_patience(rate_limiter)
-        self._paid = rate_limiter.acquire_all(self._wishes.client, left)
-        if self._paid:
+        self._check_wait(limiter)
+        self.granted = limiter.acquire_all(self.client, rows)
+        if self.granted:
             if self._blocked_s is not None:
-                self.waited_s += self._elapsed_s() - self._blocked_s
+                self.waited_s += self.elapsed_s - self._blocked_s
                 self._blocked_s = None
             return 0.0
         if self._blocked_s is None:
-            self._blocked_s = self._elapsed_s()
-            rate_limiter.count_wait()
-        return rate_limiter.wait_s(self._wishes.client, min(left, rate_limiter.max_rows))
+            self._blocked_s = self.elapsed_s
+            limiter.count_wait()
+        return limiter.wait_s(self.client, min(rows, limiter.max_rows))
 
-    def run(self) -> list[Prediction]:
-        """Answer the rows that are paid for; returns their predictions."""
-        desk, wishes, first = self._desk, self._wishes, len(self.predictions)
-        images = self._tensor[first : first + self._paid]
-        self._paid = 0
-        begun_s = self._elapsed_s()
-        answers = answer(
-            desk.backend,
-            images,
-            wishes.plan.policy,
-            len(desk.bundle.manifest.classes),
-            max_exit=wishes.max_exit,
-            deadline_s=None if wishes.deadline_s is None else wishes.deadline_s - begun_s,
-            permit=None if desk.rate_limiter is None else self._permit,
-        )
-        found = predictions(desk, answers, wishes, begun_s)
-        macs = sum(prediction.macs for prediction in found)
-        desk.stats.add(answers.exits, (answers.seconds + begun_s) * 1e3, macs, answers.reasons.count("rate-limit"))
-        self.predictions += found
-        desk.watch(images, answers, wishes.plan, wishes.client)
-        return self.predictions[first:]
+    def acquire_segment(self, k: int, rows: int) -> int:
+        """Take the tokens of segment k (from 2) for as many of `rows` rows as possible; returns that number."""
+        return rows if self._rate_limiter is None else self._rate_limiter.acquire(self.client, k, rows)
 
-    def _permit(self, k: int, rows: int) -> int:
-        assert self._desk.rate_limiter is not None
-        return self._desk.rate_limiter.acquire(self._wishes.client, k, rows)
+    def take_granted(self) -> NDArray[np.float32]:
+        """The images of the rows that have tokens, which are to run now."""
+        first = len(self.predictions)
+        images = self.tensor[first : first + self.granted]
+        self.granted = 0
+        return images
 
-    def _check_patience(self, rate_limiter: RateLimiter) -> None:
-        if self._wishes.wait_s is None:
+    def _check_wait(self, limiter: RateLimiter) -> None:
+        if self.wait_s is None:
             return
-        rows = len(self._tensor) - len(self.predictions)
-        needed_s = rate_limiter.wait_s(self._wishes.client, rows)
-        late_s = self._elapsed_s() + needed_s - self._wishes.wait_s
+        rows = len(self.tensor) - len(self.predictions)
+        needed_s = limiter.wait_s(self.client, rows)
+        late_s = self.elapsed_s + needed_s - self.wait_s
         if needed_s > 0 and late_s > 0:
-            rate_limiter.count_overloaded()
-            limit_ms = self._wishes.wait_s * 1e3
+            limiter.count_overloaded()
             raise Overloaded(
-                f"the rate limiter has no tokens to begin {rows} {'row' if rows == 1 else 'rows'} within {limit_ms:g} "
-                "ms: ask later, or for fewer at once",
+                f"the rate limiter has no tokens to start {rows} {'row' if rows == 1 else 'rows'} within "
+                f"{self.wait_s * 1e3:g} ms: try again later, or with fewer rows",
                 retry_after_s=late_s,
             )
-
-    def _elapsed_s(self) -> float:
-        return time.perf_counter() - self._start_s
-
-
-def predictions(desk: Desk, answers: Answers, wishes: RequestOptions, begun_s: float) -> list[Prediction]:
-    """Answers as predictions; `begun_s` passed between the call and segment 1."""
-    manifest = desk.bundle.manifest
-    costs, full = desk.exit_macs(answers.asked), manifest.cumulative_macs[-1]
-    exits, latency_ms = answers.exits.tolist(), ((answers.seconds + begun_s) * 1e3).tolist()
-    indices = answers.probabilities.argmax(axis=1).tolist()
-    receipts = _receipts(desk, answers, wishes, begun_s) if wishes.receipts else [None] * len(exits)
-    found = []
-    for row, (k, index, probabilities) in enumerate(zip(exits, indices, answers.probabilities, strict=True)):
-        found.append(
-            Prediction(
-                index=index,
-                label=manifest.classes[index],
-                confidence=float(probabilities[index]),
-                probabilities=probabilities,
-                exit=k,
-                reason=answers.reasons[row],
-                macs=costs[k - 1],
-                saved_macs=full - costs[k - 1],
-                latency_ms=latency_ms[row],
-                budget=wishes.budget.text,
-                receipt=receipts[row],
-            )
-        )
-    return found
-
-
-def _receipts(desk: Desk, answers: Answers, wishes: RequestOptions, begun_s: float) -> list[Receipt]:
-    manifest, model = desk.bundle.manifest, desk.bundle.id
-    costs, full = desk.exit_macs(answers.asked), manifest.cumulative_macs[-1]
-    certificates = desk.certificates(wishes.plan)
-    segment_us = tuple(seconds * 1e6 for seconds in answers.segment_seconds)
-    return [
-        Receipt(
-            exit=k,
-            reason=reason,
-            macs=costs[k - 1],
-            saved_macs=full - costs[k - 1],
-            segment_us=segment_us[:k],
-            rows=len(answers.exits),
-            queue_us=(wishes.queued_s + begun_s) * 1e6,
-            budget=wishes.budget.text,
-            certificates=certificates if reason in AS_PLANNED else (),
-            model=model,
-        )
-        for k, reason in zip(answers.exits.tolist(), answers.reasons, strict=True)
-    ]

@@ -1,12 +1,10 @@
-"""`Runtime`: open a bundle, answer images within a budget, keep account."""
+"""`Runtime`: opens a bundle in an engine, and answers images within a budget."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from copy import copy
-from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,33 +17,36 @@ from mexit.core.cost import Costs
 from mexit.core.policies import PolicyEntry
 from mexit.core.policy import Policy
 from mexit.data.preprocess import check_tensor, prepare_batch
-from mexit.errors import BadInput, NotCalibrated, UsageError
+from mexit.errors import BadInput, NotCalibrated
 from mexit.runtime.autotune import choose, open_chosen
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.registry import AUTO, find
 from mexit.runtime.drift import DriftWatch
-from mexit.runtime.engine import Answers, last_exit
+from mexit.runtime.engine import Answers, answer, last_exit
 from mexit.runtime.policy_selection import PolicyChoice, PolicySelector
-from mexit.runtime.prediction import Prediction
+from mexit.runtime.prediction import POLICY_REASONS, Prediction, Receipt
 from mexit.runtime.rate_limiter import RateLimiter, read_rate_limits
 from mexit.runtime.reference import run_all_exits
-from mexit.runtime.request import Call, Desk, RequestOptions
+from mexit.runtime.request import Request, RequestOptions
 from mexit.runtime.stats import RuntimeStats
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from mexit.camera.pipeline import Answered
 
 
 class Runtime:
-    """A bundle in an engine. Safe to call from several threads.
+    """A bundle loaded in an engine. Thread-safe.
 
     Attributes:
         bundle: the opened bundle.
         backend: the loaded engine.
-        threads: of the engine.
+        threads: number of threads of the engine.
         costs: MACs of leaving at each exit in this engine.
-        ledger: what was spent; `runtime.ledger.account()`.
-        rate limiter: bounds what is spent from now on; None is without bound.
+        stats: running totals of all answers; `runtime.stats.snapshot()`.
+        rate_limiter: bounds the MACs that are computed; None without a bound.
+        drift_watch: compares early answers with the full network's; None unless `watch_drift` was called.
     """
 
     def __init__(
@@ -57,18 +58,32 @@ class Runtime:
         threads: int = 1,
         use_policies: bool = True,
         rate_limiter: RateLimiter | None = None,
+        all_heads: bool = False,
     ) -> None:
+        """A runtime of an opened bundle; `Runtime.open` opens one.
+
+        Args:
+            bundle: the opened bundle.
+            backend: the engine with the segments of the bundle.
+            budget: default of requests that name no budget.
+            threads: number of threads of the engine.
+            use_policies: whether to read `policies.json`; without it only the budget `full` works.
+            rate_limiter: bounds the MACs of all requests.
+            all_heads: whether the budget `full` evaluates every head, as the latency profile needs it.
+
+        Raises:
+            NotCalibrated, BudgetInfeasible, UsageError: see `open`.
+        """
         self.bundle = bundle
         self.backend = backend
         self.threads = threads
         self.costs = bundle.manifest.costs if backend.drops_heads else Costs(bundle.manifest.cumulative_macs)
         self.stats = RuntimeStats(len(bundle.manifest.exits), bundle.manifest.cumulative_macs[-1])
         self.rate_limiter = rate_limiter
-        exit_macs = lru_cache(maxsize=256)(self.costs.under)
-        self._desk = Desk(bundle, backend, exit_macs, self.stats, rate_limiter, self._certificates, self._watch)
-        entry = _entry_or_none(bundle, backend) if use_policies else None
-        self._selector = PolicySelector(bundle, backend, entry, threads, self.rehearse)
         self.drift_watch: DriftWatch | None = None
+        self._exit_macs = lru_cache(maxsize=256)(self.costs.under)
+        entry = _entry_or_none(bundle, backend) if use_policies else None
+        self._selector = PolicySelector(bundle, backend, entry, threads, self.run_to_exit, all_heads=all_heads)
         self.budget = budget
 
     @staticmethod
@@ -90,21 +105,21 @@ class Runtime:
 
         Args:
             path: the directory.
-            budget: default for calls that name none; `low`, `12M`, `40%`, `5ms`, ... (see `core.budget`).
-            backend: one of `backends.catalog.ENGINES`, or "auto": the fastest calibrated one, if they were timed
-                on this device (see `autotune`), else ONNX Runtime.
-            threads: of the engine; default as many as were fastest, else 1.
-            use_policies: False leaves `policies.json` unread, as calibration does; only `full` works then.
-            watch_drift: share of early answers that are compared with the full network's (see `drift_watch`).
+            budget: default of requests that name no budget; `low`, `12M`, `40%`, `5ms`, ... (see `core.budget`).
+            backend: one of `backends.registry.ENGINES`, or "auto": the fastest calibrated engine, if the engines
+                were timed on this device (see `autotune`), else ONNX Runtime.
+            threads: number of threads of the engine; default the fastest measured number, else 1.
+            use_policies: whether to read `policies.json`; without it only the budget `full` works.
+            watch_drift: share of the early answers that are compared with the full network's; see `watch_drift`.
             on_drift: "alarm" logs a changed data distribution; "safer" also moves to a safer policy.
-            rate: MACs a second (`40M`, `1.5G`) that all calls together are bounded by; see `rate_limiter`.
-            burst: MACs that can be saved up; one second's worth by default, or a full image if that is more.
-            client_rate, client_burst: likewise for each client that a call names.
+            rate: MACs per second (`40M`, `1.5G`) that bound all requests together; see `rate_limiter`.
+            burst: MACs that can be saved up; default the MACs of one second, or of a full image if that is more.
+            client_rate, client_burst: the same for each client.
 
         Raises:
             NotFound, Damaged, Untrusted, SchemaTooNew, StalePolicy: see `Bundle.open` and `Bundle.policies`.
-            NotCalibrated: no thresholds for this engine; only the budget `full` works without.
-            BudgetInfeasible: below the cost of exit 1.
+            NotCalibrated: there are no thresholds for this engine; only the budget `full` works without.
+            BudgetInfeasible: the budget is below the cost of exit 1.
             MissingExtra: the engine is not installed.
         """
         if backend != AUTO:
@@ -126,122 +141,193 @@ class Runtime:
         return runtime
 
     def watch_drift(self, share: float, on_drift: str = "alarm", seed: int | None = None) -> None:
-        """Compare a share of early answers with the full network's from now on; see `drift_watch`."""
+        """Start to compare a share of the early answers with the full network's; see `drift`."""
         if self._selector.entry is None:
             raise NotCalibrated("there are no early answers to watch: run mexit calibrate")
+        self.close()
         self.drift_watch = DriftWatch(self._selector.entry, share, on_drift, seed)
+
+    def close(self) -> None:
+        """End the background thread of the drift watch, if there is one. The runtime still answers."""
+        if self.drift_watch is not None:
+            self.drift_watch.close()
 
     @property
     def budget(self) -> Budget:
-        """The budget of calls that name none."""
+        """The default of requests that name no budget."""
         return self._budget
 
     @budget.setter
     def budget(self, budget: str | Budget) -> None:
         budget = self._selector.parse(budget)
-        self._selector.plan(budget)
+        self._selector.select(budget)
         self._budget = budget
 
     @property
     def calibrated(self) -> bool:
-        """Whether thresholds exist for the engine at hand."""
+        """Whether thresholds exist for the engine."""
         return self._selector.entry is not None
 
     def __call__(
-        self,
-        images: NDArray[Any] | Sequence[Any] | bytes,
-        *,
-        budget: str | Budget | None = None,
-        deadline_ms: float | None = None,
-        max_exit: int | None = None,
-        receipts: bool = False,
-        client: str = "",
-        wait_ms: float | None = None,
+        self, images: NDArray[Any] | Sequence[Any] | bytes, **options: Unpack[RequestOptions]
     ) -> list[Prediction]:
         """Answer images.
 
         Args:
             images: uint8 (H, W), (H, W, 3) or (B, H, W, 3); float32 (B, C, H, W) in [0, 1]; encoded bytes; or
                 a sequence of single images.
-            budget: for this call; the default is `runtime.budget`.
-            deadline_ms: once over, rows under way get the deepest exit computed so far. The first exit
-                always runs.
-            max_exit: no input goes further.
-            receipts: give every prediction its `receipt.Receipt`.
-            client: whose tokens the rate limiter takes, where it has tokens for each client.
-            wait_ms: how long rows may wait until the rate limiter has tokens for segment 1; 0 not at all. By default
-                until the deadline, and without one as long as it takes.
+            options: see `request.RequestOptions`: budget, deadline_ms, max_exit, receipts, client, wait_ms.
 
         Returns:
-            One `Prediction` an image, in order.
+            One `Prediction` per image, in order.
 
         Raises:
-            BadInput, TooLarge: an image that cannot be one.
+            BadInput, TooLarge: an input is not a valid image.
             BudgetInfeasible, NotCalibrated, UsageError: see `open`.
             Overloaded: the rate limiter has no tokens in time. Of several rows, the first may have been answered and
                 counted by then.
         """
-        return self.answer_tensor(
-            self.prepare(images),
-            budget=budget,
-            deadline_ms=deadline_ms,
-            max_exit=max_exit,
-            receipts=receipts,
-            client=client,
-            wait_ms=wait_ms,
-        )
+        return self.answer_tensor(self.prepare(images), **options)
 
-    def answer_tensor(self, tensor: NDArray[np.float32], **options: Any) -> list[Prediction]:
-        """As a call, for images that `prepare` returned."""
-        call = self.begin(tensor, **options)
-        while not call.done:
-            if (wait_s := call.pay()) > 0:
+    def answer_tensor(self, tensor: NDArray[np.float32], **options: Unpack[RequestOptions]) -> list[Prediction]:
+        """Answer images that `prepare` returned, (B, C, H, W) float32; otherwise as a call of the runtime."""
+        request = self.begin(tensor, **options)
+        while not request.done:
+            if (wait_s := request.acquire_tokens()) > 0:
                 time.sleep(wait_s)
             else:
-                call.run()
-        return call.predictions
+                self.run(request)
+        return request.predictions
 
-    def begin(
-        self,
-        tensor: NDArray[np.float32],
-        *,
-        budget: str | Budget | None = None,
-        deadline_ms: float | None = None,
-        max_exit: int | None = None,
-        receipts: bool = False,
-        client: str = "",
-        wait_ms: float | None = None,
-        queued_s: float = 0.0,
-        kind: type[Call] = Call,
-    ) -> Call:
-        """A call that waits nowhere by itself, for programs with an event loop of their own; see `call.Call`.
+    def begin(self, tensor: NDArray[np.float32], **options: Unpack[RequestOptions]) -> Request:
+        """A request that has not run yet, for callers that wait for tokens in their own way; see `request`.
 
-        `queued_s` is what the images waited before, for their receipts; `kind` is `ticket.Ticket` for a batcher;
-        the others are those of a call.
+        Args:
+            tensor: images that `prepare` returned, (B, C, H, W) float32.
+            options: see `request.RequestOptions`.
         """
-        if deadline_ms is not None and not deadline_ms > 0:
-            raise UsageError(f"deadline_ms must be above zero, found {deadline_ms}")
-        if wait_ms is not None and not wait_ms >= 0:
-            raise UsageError(f"wait_ms must be at least zero, found {wait_ms}")
-        budget = self._budget if budget is None else self._selector.parse(budget)
-        plan = self._plan(budget)
-        last_exit(len(self.backend.segments), max_exit)
-        if wait_ms is None or (deadline_ms is not None and deadline_ms < wait_ms):
-            wait_ms = deadline_ms
-        wishes = RequestOptions(
-            budget,
-            plan,
-            deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
-            max_exit=max_exit,
-            wait_s=None if wait_ms is None else wait_ms / 1e3,
-            client=client,
-            queued_s=queued_s,
-            receipts=receipts,
+        if unknown := options.keys() - RequestOptions.__annotations__.keys():
+            raise TypeError(f"unknown option '{min(unknown)}' of a request")
+        budget = options.get("budget")
+        parsed = self._budget if budget is None else self._selector.parse(budget)
+        choice = self._choose(parsed)
+        request = Request(tensor, parsed, choice, self.rate_limiter, options)
+        last_exit(len(self.backend.segments), request.max_exit)
+        return request
+
+    def run(self, request: Request) -> list[Prediction]:
+        """Answer the rows of a request that have tokens; returns their predictions."""
+        images, start_s = request.take_granted(), request.elapsed_s
+        answers = answer(
+            self.backend,
+            images,
+            request.choice.policy,
+            len(self.bundle.manifest.classes),
+            max_exit=request.max_exit,
+            deadline_s=None if request.deadline_s is None else request.deadline_s - start_s,
+            permit=None if self.rate_limiter is None else request.acquire_segment,
         )
-        return kind(self._desk, tensor, wishes)
+        predictions = self.complete(request, answers, start_s)
+        self.check_drift(request, images, answers)
+        return predictions
+
+    def complete(
+        self, request: Request, answers: Answers, start_s: float, batch_rows: int | None = None
+    ) -> list[Prediction]:
+        """Add answers of the next rows to a request and to the statistics; returns their predictions.
+
+        Args:
+            request: the request of the rows.
+            answers: of the rows.
+            start_s: seconds from the call to the start of segment 1.
+            batch_rows: size of the batch in segment 1; default the number of answers.
+        """
+        classes, full = self.bundle.manifest.classes, self.bundle.manifest.cumulative_macs[-1]
+        macs, budget = self._exit_macs(answers.active_heads), request.budget.text
+        exits, latency_ms = answers.exits.tolist(), ((answers.seconds + start_s) * 1e3).tolist()
+        indices = answers.probabilities.argmax(axis=1).tolist()
+        receipts = self._receipts(request, answers, start_s, batch_rows)
+        predictions = [
+            Prediction(
+                index=index,
+                label=classes[index],
+                confidence=float(probabilities[index]),
+                probabilities=probabilities,
+                exit=k,
+                reason=reason,
+                macs=macs[k - 1],
+                saved_macs=full - macs[k - 1],
+                latency_ms=ms,
+                budget=budget,
+                receipt=receipt,
+            )
+            for k, index, probabilities, reason, ms, receipt in zip(
+                exits, indices, answers.probabilities, answers.reasons, latency_ms, receipts, strict=True
+            )
+        ]
+        spent = sum([prediction.macs for prediction in predictions])
+        self.stats.add(exits, latency_ms, spent, answers.reasons.count("rate-limit"))
+        request.predictions += predictions
+        return predictions
+
+    def check_drift(self, request: Request, images: NDArray[np.float32], answers: Answers) -> None:
+        """Let the drift watch compare some early answers with the full network's, in its background thread."""
+        index = request.choice.frontier_index
+        if self.drift_watch is None or index is None:
+            return
+        rows = self.drift_watch.choose(index, answers.reasons)
+        if len(rows):
+            predicted = answers.probabilities[rows].argmax(axis=1)
+            check = partial(
+                self._compare,
+                self.drift_watch,
+                index,
+                request.choice.policy,
+                request.client,
+                images[rows],
+                predicted,
+            )
+            self.drift_watch.submit(check)
+
+    def _compare(
+        self,
+        watch: DriftWatch,
+        frontier_index: int,
+        policy: Policy,
+        client: str,
+        images: NDArray[np.float32],
+        predicted: NDArray[np.int64],
+    ) -> None:
+        """Compare early answers (R,) with those of the full network, for as many rows as there are tokens."""
+        rows = len(images)
+        if self.rate_limiter is not None:
+            rows = self.rate_limiter.acquire_full_pass(client, rows)
+        if rows:
+            scorer = policy.scorer(len(self.bundle.manifest.classes))
+            full = scorer.answer(run_all_exits(self.backend, images[:rows]))[1][-1]
+            self.stats.add_watched(rows)
+            watch.observe(frontier_index, predicted[:rows] != full)
+
+    def _receipts(
+        self, request: Request, answers: Answers, start_s: float, batch_rows: int | None
+    ) -> Sequence[Receipt | None]:
+        if not request.receipts:
+            return [None] * len(answers.exits)
+        segment_us = tuple(seconds * 1e6 for seconds in answers.segment_seconds)
+        rows, queue_us = batch_rows or len(answers.exits), (request.queued_s + start_s) * 1e6
+        return [
+            Receipt(
+                segment_us[:k],
+                rows,
+                queue_us,
+                request.choice.certificates if reason in POLICY_REASONS else (),
+                self.bundle.id,
+            )
+            for k, reason in zip(answers.exits.tolist(), answers.reasons, strict=True)
+        ]
 
     def prepare(self, images: NDArray[Any] | Sequence[Any] | bytes) -> NDArray[np.float32]:
-        """Any accepted images as the input tensor (B, C, H, W) float32 in [0, 1]."""
+        """Convert accepted images to the input tensor, (B, C, H, W) float32 in [0, 1]."""
         spec = self.bundle.manifest.input
         if isinstance(images, np.ndarray):
             if images.dtype.kind == "f":
@@ -258,65 +344,43 @@ class Runtime:
         return prepare_batch([images], spec)
 
     def camera(self, source: str, **options: Any) -> Generator[Answered, None, None]:
-        """Frames and answers of a video, image, folder, glob or live camera.
+        """Answer the frames of a video, an image, a folder, a glob or a live camera.
 
         Args:
-            source: see `camera.address`.
+            source: see `camera.source`.
             options: those of `camera.pipeline.watch`.
 
         Yields:
             A frame, uint8 RGB (H, W, 3), and its `camera.pipeline.CameraPrediction`.
         """
-        # Only now: it brings sockets and threads, a tenth of the time that starting mexit takes.
+        # Imported here because it loads sockets and threads, a tenth of the time that mexit takes to start.
         from mexit.camera.pipeline import watch
 
         return watch(self, source, **options)
 
     def policy(self, budget: str | Budget | None = None) -> Policy:
-        """The policy that a budget selects."""
-        return self._plan(self._budget if budget is None else self._selector.parse(budget)).policy
+        """The policy that a budget selects; default `runtime.budget`."""
+        return self._choose(self._budget if budget is None else self._selector.parse(budget)).policy
 
-    def _plan(self, budget: Budget) -> PolicyChoice:
-        plan = self._selector.plan(budget)
-        if self.drift_watch is None or plan.place is None:
-            return plan
-        safer = self.drift_watch.safer(plan.place)
-        return plan if safer == plan.place else self._selector.at(safer)
+    def run_to_exit(self, k: int) -> list[Prediction]:
+        """Answer one grey image that leaves at exit k, with every head on the way; `stats` do not count it."""
+        runtime, image = self._profiling_copy
+        return runtime.answer_tensor(image, budget="full", max_exit=k)
 
-    def _watch(self, images: NDArray[np.float32], answers: Answers, plan: PolicyChoice, client: str) -> None:
-        """Run some early answers to the last exit, after they were counted; as many as there are tokens for."""
-        if self.drift_watch is None or plan.place is None:
-            return
-        rows = self.drift_watch.choose(plan.place, answers.reasons)
-        if self.rate_limiter is not None:
-            rows = rows[: self.rate_limiter.acquire_full_pass(client, len(rows))]
-        if len(rows):
-            scorer = plan.policy.scorer(len(self.bundle.manifest.classes))
-            full = scorer.answer(run_all_exits(self.backend, images[rows]))[1][-1]
-            self.stats.add_watched(len(rows))
-            self.drift_watch.observe(plan.place, answers.probabilities[rows].argmax(axis=1) != full)
-
-    def _certificates(self, plan: PolicyChoice) -> tuple[str, ...]:
-        """Those that hold for a plan. They are about the frontier's own points, which `full` may not be."""
-        entry, place = self._selector.entry, plan.place
-        if entry is None or place is None or plan.policy != entry.policy(entry.frontier[place]):
-            return ()
-        return tuple(found["id"] for found in entry.certificates if found["first"] <= place <= found["last"])
-
-    def rehearse(self, k: int) -> list[Prediction]:
-        """Answer one grey image that leaves at exit `k`, every head on the way asked, off the books."""
-        double, image = self._double
-        return double.answer_tensor(image, budget="full", max_exit=k)
+    def _choose(self, budget: Budget) -> PolicyChoice:
+        choice = self._selector.select(budget)
+        if self.drift_watch is None or choice.frontier_index is None:
+            return choice
+        safer = self.drift_watch.safer(choice.frontier_index)
+        return choice if safer == choice.frontier_index else self._selector.at(safer)
 
     @cached_property
-    def _double(self) -> tuple[Runtime, NDArray[np.float32]]:
-        """A runtime that does all that this one does for a call, into books that nobody reads, and an image."""
-        double = copy(self)
-        double.stats = RuntimeStats(len(self.bundle.manifest.exits), self.bundle.manifest.cumulative_macs[-1])
-        double.rate_limiter, double.drift_watch = None, None
-        double._desk = replace(self._desk, stats=double.stats, rate_limiter=None, watch=double._watch)
-        double._selector = self._selector.for_rehearsals()
-        return double, np.full((1, *self.bundle.manifest.input.shape), 0.5, np.float32)
+    def _profiling_copy(self) -> tuple[Runtime, NDArray[np.float32]]:
+        """A runtime on the same engine that evaluates every head, with separate statistics, and a grey image."""
+        runtime = Runtime(
+            self.bundle, self.backend, "full", threads=self.threads, use_policies=self.calibrated, all_heads=True
+        )
+        return runtime, np.full((1, *self.bundle.manifest.input.shape), 0.5, np.float32)
 
 
 def _entry_or_none(bundle: Bundle, backend: Backend) -> PolicyEntry | None:

@@ -1,28 +1,31 @@
-"""What a runtime has spent: exits taken, MACs to the last one, latency quantiles. Constant memory."""
+"""Statistics of a runtime: exits, MACs and latency percentiles, in constant memory."""
 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 _BUCKETS_PER_DECADE = 40
 _LOWEST_MS, _DECADES = 1e-3, 9
+# Lower edges of the latency buckets but the first, in milliseconds.
+_EDGES_MS = [_LOWEST_MS * 10 ** (i / _BUCKETS_PER_DECADE) for i in range(1, _BUCKETS_PER_DECADE * _DECADES + 1)]
 
 
 @dataclass(frozen=True)
 class StatsSnapshot:
-    """The ledger at one moment.
+    """The statistics at one moment.
 
     Attributes:
-        predictions: how many answers.
-        exits: how many left at each exit, (E,).
-        macs: spent in all.
-        saved_macs: what running the full network on every input would have cost more.
-        rate_limited: how many answered early because the rate limiter had no tokens for the next segment.
-        watch_macs: spent on top, on inputs that the drift watch ran to the last exit.
+        predictions: number of answers.
+        exits: number of answers at each exit, (E,).
+        macs: MACs spent on them.
+        saved_macs: MACs that the full network, with every head, would have cost on top.
+        rate_limited: answers at an earlier exit because the rate limiter had no tokens for the next segment.
+        watch_macs: MACs of the drift check, which come on top of `macs`.
         latency_ms: 50th, 95th and 99th percentile, within 6 %; None before the first answer.
     """
 
@@ -41,56 +44,63 @@ class StatsSnapshot:
 
     @property
     def saved(self) -> float:
-        """Share of the full cost that was not spent."""
+        """Share of the full cost that was not spent, in [0, 1]."""
         full = self.macs + self.saved_macs
         return self.saved_macs / full if full else 0.0
 
 
 class RuntimeStats:
-    """Adds up answers; safe to share between threads."""
+    """Running totals of a runtime. Thread-safe."""
 
     def __init__(self, exits: int, full_macs: int) -> None:
-        """`full_macs` is what the full network costs, every head included."""
-        self._full, self._spent = full_macs, 0
-        self._exits = np.zeros(exits, np.int64)
-        self._latencies = np.zeros(_BUCKETS_PER_DECADE * _DECADES + 1, np.int64)
+        """All totals start at zero.
+
+        Args:
+            exits: number of exits, E.
+            full_macs: MACs of the full network with every head.
+        """
+        self._full_macs, self._macs = full_macs, 0
+        self._exits = [0] * exits
+        self._latencies = [0] * (len(_EDGES_MS) + 1)
         self._rate_limited = 0
         self._watched = 0
         self._lock = threading.Lock()
 
-    def add(
-        self, exits: NDArray[np.int64], latency_ms: NDArray[np.float64], macs: int, rate_limited: int = 0
-    ) -> None:
-        """Answers at `exits` (B,), from 1, after `latency_ms` (B,), `rate_limited` of them for want of tokens.
+    def add(self, exits: Sequence[int], latency_ms: Sequence[float], macs: int, rate_limited: int = 0) -> None:
+        """Count answers.
 
-        `macs` is what they cost together.
+        Args:
+            exits: exit of each answer, from 1, (B,).
+            latency_ms: milliseconds until each answer, (B,).
+            macs: what the answers cost together.
+            rate_limited: how many of them ended early for want of tokens.
         """
-        places = np.log10(np.maximum(latency_ms, _LOWEST_MS) / _LOWEST_MS) * _BUCKETS_PER_DECADE
-        buckets = np.minimum(places.astype(np.int64), len(self._latencies) - 1)
+        buckets = [bisect_right(_EDGES_MS, ms) for ms in latency_ms]
         with self._lock:
-            np.add.at(self._exits, exits - 1, 1)
-            np.add.at(self._latencies, buckets, 1)
+            for k in exits:
+                self._exits[k - 1] += 1
+            for bucket in buckets:
+                self._latencies[bucket] += 1
             self._rate_limited += rate_limited
-            self._spent += macs
+            self._macs += macs
 
     def add_watched(self, rows: int) -> None:
-        """Inputs that the drift watch ran through the whole network once more."""
+        """Count rows that the drift check ran through the full network."""
         with self._lock:
             self._watched += rows
 
     def snapshot(self) -> StatsSnapshot:
         """A consistent copy."""
         with self._lock:
-            exits, latencies = self._exits.copy(), self._latencies.copy()
-            rate_limited, watched, spent = self._rate_limited, self._watched, self._spent
-        predictions = int(exits.sum())
-        quantiles = {f"p{q}": _quantile(latencies, q / 100) for q in (50, 95, 99)} if predictions else None
-        counts = tuple(int(count) for count in exits)
-        saved = predictions * self._full - spent
-        return StatsSnapshot(predictions, counts, spent, saved, rate_limited, watched * self._full, quantiles)
+            exits, latencies = tuple(self._exits), self._latencies.copy()
+            rate_limited, watched, macs = self._rate_limited, self._watched, self._macs
+        predictions = sum(exits)
+        percentiles = {f"p{q}": _quantile_ms(latencies, q / 100) for q in (50, 95, 99)} if predictions else None
+        saved = predictions * self._full_macs - macs
+        return StatsSnapshot(predictions, exits, macs, saved, rate_limited, watched * self._full_macs, percentiles)
 
 
-def _quantile(buckets: NDArray[np.int64], share: float) -> float:
-    """The upper edge of the bucket that holds the quantile."""
-    place = int(np.searchsorted(np.cumsum(buckets), share * buckets.sum()))
-    return float(_LOWEST_MS * 10 ** ((place + 1) / _BUCKETS_PER_DECADE))
+def _quantile_ms(counts: Sequence[int], share: float) -> float:
+    """The upper edge of the bucket that holds the quantile, milliseconds."""
+    bucket = int(np.searchsorted(np.cumsum(counts), share * sum(counts)))
+    return float(_LOWEST_MS * 10 ** ((bucket + 1) / _BUCKETS_PER_DECADE))

@@ -155,7 +155,7 @@ def _response_parameters(predictions: Sequence[Prediction]) -> dict[str, str | i
     """Costs of the predictions. Parameters must be flat, so receipts are a JSON text."""
     macs = [prediction.macs for prediction in predictions]
     saved = [prediction.saved_macs for prediction in predictions]
-    receipts = [prediction.receipt.to_json() for prediction in predictions if prediction.receipt is not None]
+    receipts = [prediction.receipt_json() for prediction in predictions if prediction.receipt is not None]
     return {
         "mexit_budget": predictions[0].budget,
         "mexit_mean_macs": sum(macs) / len(macs),

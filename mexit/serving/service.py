@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from mexit.core.resource_limits import read_limits
 from mexit.errors import BadInput, DeadlineExceeded, Overloaded
-from mexit.runtime.batcher import Batcher
+from mexit.runtime.batching import ContinuousBatcher
 from mexit.runtime.prediction import Prediction
-from mexit.runtime.request import Call
+from mexit.runtime.request import Request
 from mexit.runtime.runtime import Runtime
-from mexit.runtime.ticket import Ticket
 from mexit.serving import oip
 from mexit.serving.limits import Limits
 from mexit.serving.metrics import Metrics, Timings
@@ -85,10 +84,10 @@ class Service:
         client_share = limits.client_share if per_client else 1
         self.memory = Quota(limits.held_bytes, client_share, "request bodies of {} bytes are waiting already")
         self.worker_pool = WorkerPool(self.workers, limits.requests, client_share)
-        self._batcher: Batcher | None = None
+        self._batcher: ContinuousBatcher | None = None
         if batching == "continuous":
-            self._batcher = Batcher(
-                runtime, self.worker_pool.submit, self.workers, heard=self.metrics.count_predictions
+            self._batcher = ContinuousBatcher(
+                runtime, self.worker_pool.submit, self.workers, on_predictions=self.metrics.count_predictions
             )
         if (drift := runtime.drift_watch) is not None:
             self.metrics.add_drift_series(lambda: runtime.stats.snapshot().watch_macs, lambda: len(drift.alarms))
@@ -100,6 +99,7 @@ class Service:
         if self._batcher is not None:
             self._batcher.close()
         self.worker_pool.close()
+        self.runtime.close()
 
     @contextmanager
     def in_flight(self, route: str) -> Iterator[None]:
@@ -156,7 +156,7 @@ class Service:
 
     def _answer(
         self, tensor: NDArray[np.float32], options: Options, request: IncomingRequest, start_ns: int
-    ) -> Job[Call]:
+    ) -> Job[Request]:
         """Run the rows of a request; `start_ns` is when a worker took it."""
         deadline_ms = self._deadline_ms if options.deadline_ms is None else options.deadline_ms
         if deadline_ms is not None:
@@ -174,14 +174,13 @@ class Service:
             client=request.client,
             wait_ms=self.limits.token_wait_s * 1e3 if deadline_ms is None else None,
             queued_s=(start_ns - request.arrival_ns) / 1e9,
-            kind=Call if self._batcher is None else Ticket,
         )
         while not call.done:
-            if call.pay() > 0:
-                yield call.pay
-            if self._batcher is not None and isinstance(call, Ticket):
+            if call.acquire_tokens() > 0:
+                yield call.acquire_tokens
+            if self._batcher is not None:
                 yield (outcome := self._batcher.submit(call))
                 outcome.result()
             else:
-                self.metrics.count_predictions(call.run())
+                self.metrics.count_predictions(self.runtime.run(call))
         return call

@@ -1,1 +1,1 @@
-"""Training: networks, attacks, objectives, the loop. torch lives here (and in export)."""
+"""Training: settings, presets, training methods, the loop, checkpoints and regularizers."""

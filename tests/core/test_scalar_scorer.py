@@ -1,4 +1,4 @@
-"""The fast path of one row against the plain path: the same decisions and bits, whatever the logits."""
+"""`ScalarScorer` decides and answers as `Scorer.step` does, to the last bit, for any logits."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mexit.core import scalar_scorer
 from mexit.core.policy import Policy, should_exit
-from mexit.core.scalar_scorer import MOST_CLASSES, ScalarScorer
-from mexit.core.scores import MEASURES
+from mexit.core.scores import MAX_SCALAR_CLASSES, MEASURES, ScalarScorer, Scorer
 from mexit.errors import BadInput
 
 EXITS = 4
 each_measure = pytest.mark.parametrize("measure", MEASURES)
-alone_or_together = pytest.mark.parametrize("ensemble", [False, True], ids=["each exit alone", "ensemble"])
+own_or_ensemble = pytest.mark.parametrize("ensemble", [False, True], ids=["own", "ensemble"])
 
 TEMPERATURES = st.lists(
     st.sampled_from([1.0, 0.05, 1.7, 30.0, 1e10, 1e-300, 1e300]), min_size=EXITS, max_size=EXITS
@@ -27,124 +25,123 @@ ANY = st.one_of(ORDINARY, st.floats(width=32), st.sampled_from([0.0, 1.0, np.nan
 
 @st.composite
 def rows(draw: st.DrawFn) -> np.ndarray:
-    """Logits (E, C) of one row: ordinary ones, or with a few that are extreme, equal or no numbers at all."""
+    """Logits (E, C) of one row: ordinary, or with some extreme, equal, infinite or NaN values."""
     classes = draw(CLASS_COUNTS)
     numbers = draw(st.sampled_from([ORDINARY, ANY, st.sampled_from([0.0, 1.0, 2.0])]))
     values = draw(st.lists(numbers, min_size=EXITS * classes, max_size=EXITS * classes))
-    bad = draw(st.sampled_from([None, None, np.nan, np.inf, -np.inf]))  # one alone among ordinary ones
+    bad = draw(st.sampled_from([None, None, np.nan, np.inf, -np.inf]))  # a single one
     if bad is not None:
         values[draw(st.integers(0, len(values) - 1))] = bad
     return np.asarray(values, np.float32).reshape(EXITS, classes)
 
 
-def plain(policy: Policy, logits: np.ndarray) -> tuple[list[float], list[bool], list[np.ndarray]]:
-    """Scores, decisions (exits but the last) and probabilities of every exit by `Scorer.step` and `should_exit`."""
+def step_through(policy: Policy, logits: np.ndarray) -> tuple[list[float], list[bool], list[np.ndarray]]:
+    """Scores, decisions (E-1) and probabilities of every exit by `Scorer.step` and `should_exit`."""
     scorer = policy.scorer(logits.shape[1])
-    state, scores, sure, probabilities = scorer.start(1), [], [], []
+    state, scores, leaves, probabilities = scorer.start(1), [], [], []
     for k in range(1, EXITS + 1):
         state, exit_probabilities, score = scorer.step(k, logits[k - 1 : k], state)
         scores.append(float(score[0]))
-        sure += [bool(should_exit(score, policy.threshold(k))[0])] if k < EXITS else []
+        leaves += [bool(should_exit(score, policy.threshold(k))[0])] if k < EXITS else []
         probabilities.append(exit_probabilities[0])
-    return scores, sure, probabilities
+    return scores, leaves, probabilities
 
 
-def assert_equal_to_plain(policy: Policy, logits: np.ndarray) -> None:
-    _, sure, probabilities = plain(policy, logits)
-    for asked in (lambda _: True, lambda k: k % 2 == 0, lambda _: False):  # a caller may pass an exit unasked
-        row = ScalarScorer(policy, logits.shape[1])
+def check(policy: Policy, logits: np.ndarray) -> None:
+    _, leaves, probabilities = step_through(policy, logits)
+    for decides in (lambda _: True, lambda k: k % 2 == 0, lambda _: False):  # a caller may not ask at every exit
+        row = ScalarScorer(policy.scorer(logits.shape[1]), policy.thresholds)
         for k in range(1, EXITS + 1):
             row.add(logits[k - 1 : k])
-            if k < EXITS and asked(k):
-                assert row.sure() == sure[k - 1], f"exit {k}"
+            if k < EXITS and decides(k):
+                assert row.should_exit() == leaves[k - 1], f"exit {k}"
             assert row.probabilities().tobytes() == probabilities[k - 1].tobytes(), f"exit {k}"
 
 
 @each_measure
-@alone_or_together
+@own_or_ensemble
 @settings(max_examples=150, deadline=None)
 @given(rows(), TEMPERATURES, st.lists(st.one_of(st.none(), st.floats(-50, 50)), min_size=3, max_size=3), st.data())
-def test_decisions_and_bits_are_the_plain_paths(measure, ensemble, logits, temperatures, thresholds, data) -> None:
+def test_decisions_and_probabilities_equal_those_of_step(
+    measure, ensemble, logits, temperatures, thresholds, data
+) -> None:
     with np.errstate(all="ignore"):
         policy = Policy(measure, ensemble, tuple(temperatures), tuple(thresholds))
-        assert_equal_to_plain(policy, logits)
-        scores = plain(policy, logits)[0][:-1]
+        check(policy, logits)
+        scores = step_through(policy, logits)[0][:-1]
         near = [_near(score, data) if np.isfinite(score) else None for score in scores]
-        assert_equal_to_plain(Policy(measure, ensemble, tuple(temperatures), tuple(near)), logits)
+        check(Policy(measure, ensemble, tuple(temperatures), tuple(near)), logits)
 
 
 def _near(score: float, data: st.DataObject) -> float:
-    """The score itself, a neighbour of it, or a number so near that an estimate may be wrong about it."""
+    """The score, a neighbouring float, or a number within the error of an estimate."""
     move = data.draw(st.sampled_from([0.0, np.inf, -np.inf, 1e-15, -1e-15, 1e-12, -1e-12, 1e-7, -1e-7]))
-    found = np.nextafter(score, move) if np.isinf(move) else score + move * max(1.0, abs(score))
-    return float(found) if np.isfinite(found) else score
+    near = np.nextafter(score, move) if np.isinf(move) else score + move * max(1.0, abs(score))
+    return float(near) if np.isfinite(near) else score
 
 
 @each_measure
-@alone_or_together
-def test_ordinary_rows_do_not_need_the_plain_path(measure, ensemble, monkeypatch) -> None:
+@own_or_ensemble
+def test_ordinary_rows_are_decided_by_the_estimate(measure, ensemble) -> None:
     logits = np.random.default_rng(0).normal(0, 5, (50, EXITS, 10)).astype(np.float32)
     policy = Policy(measure, ensemble, (1.0, 1.5, 0.7, 1.0), (0.5, -0.5, 2.5))
-    expected = [plain(policy, row)[1] for row in logits]
-    monkeypatch.setattr(scalar_scorer, "_PlainPath", None)
-    for row_logits, sure in zip(logits, expected, strict=True):
-        row = ScalarScorer(policy, 10)
+    expected = [step_through(policy, row)[1] for row in logits]
+    for row_logits, leaves in zip(logits, expected, strict=True):
+        row = ScalarScorer(policy.scorer(10), policy.thresholds)
         for k in range(1, EXITS):
             row.add(row_logits[k - 1 : k])
-            assert row.sure() == sure[k - 1]
+            assert row.should_exit() == leaves[k - 1]
+        assert not row.exact
 
 
-def test_agreement_leaves_a_near_tie_to_the_plain_path() -> None:
+def test_agreement_leaves_a_near_tie_to_step() -> None:
     logits = np.zeros((EXITS, 10), np.float32)
-    logits[0, :2] = (
-        1,
-        1.000001,
-    )  # at a temperature of 1e10 log-probabilities are equal, and the first class is named
+    logits[0, :2] = (1, 1.000001)  # equal log-probabilities at a temperature of 1e10: the first class is predicted
     logits[1:, 1] = 9
     policy = Policy("agreement", False, (1e10, 1.0, 1.0, 1.0), (None, 2.2, 3.2))
-    assert plain(policy, logits)[1] == [False, False, False]
-    assert_equal_to_plain(policy, logits)
+    assert step_through(policy, logits)[1] == [False, False, False]
+    check(policy, logits)
 
 
 @pytest.mark.parametrize("measure", ["max-probability", "margin"])
-@alone_or_together
+@own_or_ensemble
 @pytest.mark.parametrize("gap", [640.3, 700.7, 720.9, 743.1, 760.0])
-def test_probabilities_too_small_for_a_float_are_left_to_the_plain_path(measure, ensemble, gap) -> None:
+def test_probabilities_too_small_for_a_float_are_left_to_step(measure, ensemble, gap) -> None:
     logits = np.zeros((EXITS, 4), np.float32)
     logits[:, 2] = gap
     never = Policy(measure, ensemble, (1.0,) * EXITS, (None,) * (EXITS - 1))
     for move in (-1e-3, 1e-3):
-        near = tuple(score + move for score in plain(never, logits)[0][:-1])
-        assert_equal_to_plain(Policy(measure, ensemble, (1.0,) * EXITS, near), logits)
+        near = tuple(score + move for score in step_through(never, logits)[0][:-1])
+        check(Policy(measure, ensemble, (1.0,) * EXITS, near), logits)
 
 
 @each_measure
-@alone_or_together
-def test_many_classes_take_the_plain_path(measure, ensemble) -> None:
-    logits = np.random.default_rng(0).normal(0, 5, (EXITS, MOST_CLASSES + 1)).astype(np.float32)
-    assert_equal_to_plain(Policy(measure, ensemble, (1.0,) * EXITS, (0.5, -0.5, 2.5)), logits)
+@own_or_ensemble
+def test_many_classes_are_left_to_step(measure, ensemble) -> None:
+    logits = np.random.default_rng(0).normal(0, 5, (EXITS, MAX_SCALAR_CLASSES + 1)).astype(np.float32)
+    check(Policy(measure, ensemble, (1.0,) * EXITS, (0.5, -0.5, 2.5)), logits)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_any_float_dtype(dtype) -> None:
     logits = np.random.default_rng(0).normal(0, 5, (EXITS, 10)).astype(dtype)
-    assert_equal_to_plain(Policy("margin", True, (1.0,) * EXITS, (0.5, 1.5, 2.5)), logits)
+    check(Policy("margin", True, (1.0,) * EXITS, (0.5, 1.5, 2.5)), logits)
 
 
 def test_logits_of_another_shape_say_found_and_expected() -> None:
-    row = ScalarScorer(Policy("margin", False, (1.0, 1.0), (1.0,)), 5)
+    row = ScalarScorer(Scorer("margin", False, (1.0, 1.0), 5), (1.0,))
     with pytest.raises(BadInput, match=r"exit 1 gave logits of shape \(1, 4\), expected \(1, 5\)"):
         row.add(np.zeros((1, 4), np.float32))
 
 
 @pytest.mark.parametrize("last", [1.5, np.nan], ids=["a tie", "NaN"])
-def test_exits_without_a_head_are_passed_by_on_the_plain_path_too(last) -> None:
+def test_exits_without_a_head_are_skipped_by_step_too(last) -> None:
     logits = np.array([[1.0, 2.0, 0.5], [0.25, last, 3.0]], np.float32)[:, None]
     policy = Policy("margin", False, (1.0, 1.0, 2.0), (None, 1.5))
-    row = ScalarScorer(policy, 3)
+    row = ScalarScorer(policy.scorer(3), policy.thresholds)
     row.skip()
     row.add(logits[1])
     scorer = policy.scorer(3)
     _, probabilities, score = scorer.step(2, logits[1], scorer.start(1))
-    assert row.sure() == bool(should_exit(score, 1.5)[0]) == (last == 1.5)
+    assert row.should_exit() == bool(should_exit(score, 1.5)[0]) == (last == 1.5)
     np.testing.assert_array_equal(row.probabilities(), probabilities[0])

@@ -126,7 +126,7 @@ def test_a_head_that_nobody_asks_does_not_run() -> None:
     exits, probabilities = answer_slowly(backend(), images(range(40)), LEFT_OUT, 5)
     np.testing.assert_array_equal(answers.exits, exits)
     np.testing.assert_array_equal(answers.probabilities, probabilities)
-    assert answers.asked == (False, True, True)
+    assert answers.active_heads == (False, True, True)
     assert len(answers.segment_seconds) == 3
     staying = int((exits > 2).sum())
     assert [segment.rows_run for segment in fake.segments] == [40, 40, staying]
@@ -141,7 +141,7 @@ def test_a_head_that_nobody_asks_does_not_run() -> None:
 def test_every_head_runs_where_any_exit_may_have_to_answer(options) -> None:
     fake = backend()
     answers = answer(fake, images(range(40)), LEFT_OUT, 5, **options)
-    assert answers.asked == (True, True, True)
+    assert answers.active_heads == (True, True, True)
     assert fake.segments[0].rows_answered == 40
     np.testing.assert_array_equal(answers.exits, answer(fake, images(range(40)), LEFT_OUT, 5).exits)
 
@@ -150,28 +150,28 @@ def test_every_head_runs_where_any_exit_may_have_to_answer(options) -> None:
 def test_scores_that_build_on_earlier_exits_ask_every_head(builds) -> None:
     fake = backend()
     policy = dataclasses.replace(LEFT_OUT, **builds)
-    assert answer(fake, images(range(40)), policy, 5).asked == (True, True, True)
+    assert answer(fake, images(range(40)), policy, 5).active_heads == (True, True, True)
     assert fake.segments[0].rows_answered == 40
 
 
 def test_an_engine_that_cannot_leave_heads_out_is_not_credited() -> None:
     fake = backend()
     fake.drops_heads = False
-    assert answer(fake, images(range(40)), LEFT_OUT, 5).asked == (True, True, True)
+    assert answer(fake, images(range(40)), LEFT_OUT, 5).active_heads == (True, True, True)
 
 
 def test_the_exit_where_a_call_ends_answers_even_if_the_policy_does_not_ask_it() -> None:
     fake = backend()
     answers = answer(fake, images(range(40)), LEFT_OUT.without_early_exit(), 5, max_exit=2)
-    assert answers.asked == (False, True, True)
+    assert answers.active_heads == (False, True, True)
     assert set(answers.exits) == {2}
     np.testing.assert_array_equal(
         answers.probabilities.argmax(axis=1), run_all_exits(fake, images(range(40)))[1].argmax(axis=1)
     )
 
 
-def test_prediction_receipt_and_ledger_count_what_ran(digits_bundle, test_digits) -> None:
-    runtime = Runtime.open(digits_bundle, "full")
+def test_predictions_receipts_and_statistics_count_the_heads_that_ran(mixed_bundle, test_digits) -> None:
+    runtime = Runtime.open(mixed_bundle, "full")
     exits = runtime.bundle.manifest.exits
     heads = exits[0].head_macs + exits[1].head_macs
     assert heads > 0
@@ -180,8 +180,8 @@ def test_prediction_receipt_and_ledger_count_what_ran(digits_bundle, test_digits
     for plain, whole in zip(found, kept, strict=True):
         np.testing.assert_array_equal(plain.probabilities, whole.probabilities)
         assert whole.macs == exits[-1].cumulative_macs
-        assert plain.macs == plain.receipt.macs == whole.macs - heads
-        assert (whole.saved_macs, plain.saved_macs, plain.receipt.saved_macs) == (0, heads, heads)
+        assert plain.macs == plain.receipt_json()["macs"] == whole.macs - heads
+        assert (whole.saved_macs, plain.saved_macs) == (0, heads)
     snapshot = runtime.stats.snapshot()
     assert snapshot.macs == 3 * (2 * exits[-1].cumulative_macs - heads)
     assert snapshot.saved_macs == 3 * heads

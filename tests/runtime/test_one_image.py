@@ -1,4 +1,4 @@
-"""One image alone: the engine's own buffers give what segments give, to the last bit, in many threads at once."""
+"""The path of a single image: answers equal those of the reference and of a batch, to the last bit, in any thread."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from mexit.core.bundle import Bundle
 from mexit.core.policy import Policy
 from mexit.core.scores import MEASURES
 from mexit.errors import BackendError
-from mexit.runtime import engine
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.bound_runner import Runner, RunnerPool
 from mexit.runtime.backends.fake import FakeBackend, images_for
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.backends.registry import open_backend
-from mexit.runtime.engine import answer
+from mexit.runtime.engine import Answers, answer
 from mexit.runtime.reference import answer_slowly, run_all_exits
 
 
@@ -40,7 +39,7 @@ def images(test_digits) -> np.ndarray:
 
 
 def mixed(backend: Backend, images: np.ndarray, measure: str, ensemble: bool) -> Policy:
-    """A policy by which a third of the images or so leave at each exit."""
+    """A policy with which about a third of the images leaves at each exit."""
     policy = Policy(measure, ensemble, (1.3, 0.8, 1.0), (None, None))
     scores = policy.scorer(10).score(run_all_exits(backend, images))
     first = float(np.quantile(scores[0], 0.66))
@@ -79,22 +78,27 @@ def test_caps_deadlines_and_tokens_do_what_they_do_to_batches(
     rng = np.random.default_rng(0)
     fake = FakeBackend((3 * rng.normal(size=(3, 40, 5))).astype(np.float32))
     policy = Policy("margin", False, (1.0,) * 3, tuple(thresholds))
-    image, asked = images_for(np.array([row]), (1, 2, 2)), []
 
-    def permit(k: int, rows: int) -> int:
-        asked.append((k, rows))
-        return int(tokens[k - 2])
+    def answer_rows(count: int) -> tuple[Answers, list[int]]:
+        asked: list[int] = []
 
-    last = engine.last_exit(3, max_exit)
-    heads = engine.heads(fake, policy, last, may_stop=deadline_s is not None or tokens is not None)
-    rest = (fake, image, policy, 5, heads, last, deadline_s, permit if tokens else None)
-    alone, asked_alone = engine._answer_one(*rest), asked[:]
-    asked.clear()
-    batch = engine._answer_rows(*rest)
-    assert asked == asked_alone
-    assert (alone.exits.tolist(), alone.reasons, alone.asked) == (batch.exits.tolist(), batch.reasons, heads)
-    assert alone.probabilities.tobytes() == batch.probabilities.tobytes()
-    assert len(alone.segment_seconds) == len(batch.segment_seconds)
+        def permit(k: int, rows: int) -> int:
+            asked.append(k)
+            return rows * tokens[k - 2]
+
+        images = images_for(np.array([row] * count), (1, 2, 2))
+        options = {"max_exit": max_exit, "deadline_s": deadline_s, "permit": permit if tokens else None}
+        return answer(fake, images, policy, 5, **options), asked
+
+    (alone, asked_alone), (two, asked) = answer_rows(1), answer_rows(2)
+    assert asked_alone == asked
+    assert (alone.exits[0], alone.reasons[0], alone.active_heads) == (
+        two.exits[0],
+        two.reasons[0],
+        two.active_heads,
+    )
+    assert alone.probabilities[0].tobytes() == two.probabilities[0].tobytes()
+    assert len(alone.segment_seconds) == len(two.segment_seconds)
 
 
 def test_concurrent_calls_do_not_share_buffers(backend, images, monkeypatch) -> None:
@@ -123,7 +127,7 @@ def test_concurrent_calls_do_not_share_buffers(backend, images, monkeypatch) -> 
     assert 1 <= len(made) <= 4, "runners are used again, not made for each call"
 
 
-def test_features_and_answers_that_somebody_holds_stay_as_they_were(backend, images) -> None:
+def test_features_and_answers_of_earlier_images_do_not_change(backend, images) -> None:
     never = Policy("max-probability", False, (1.0,) * 3, (None, None))
     held, logits = backend.segments[0].run(backend.carry(images[:1]))
     first = answer(backend, images[:1], never, 10)
@@ -149,7 +153,7 @@ def test_a_runner_that_failed_is_not_used_again(digits_bundle, images) -> None:
     assert answer(backend, images[:1], never, 10).probabilities.tobytes() == expected.tobytes()
 
 
-def test_images_that_do_not_lie_in_one_piece_are_answered(backend, images) -> None:
+def test_images_that_are_not_contiguous_are_answered(backend, images) -> None:
     never = Policy("max-probability", False, (1.0,) * 3, (None, None))
     turned = images[:1].transpose(0, 1, 3, 2)
     found = answer(backend, turned, never, 10)

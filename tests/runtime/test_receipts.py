@@ -31,9 +31,12 @@ def test_they_are_written_only_when_asked_for(runtime, tensor) -> None:
 
 def test_a_receipt_says_what_its_prediction_says_and_more(runtime, tensor) -> None:
     for found in runtime.answer_tensor(tensor[:70], receipts=True):
-        receipt = found.receipt
-        assert (receipt.exit, receipt.reason, receipt.macs) == (found.exit, found.reason, found.macs)
-        assert (receipt.saved_macs, receipt.budget) == (found.saved_macs, "60%")
+        receipt, wire = found.receipt, found.receipt_json()
+        assert (wire["exit"], wire["reason"], wire["macs"]) == (found.exit, found.reason, found.macs)
+        assert (wire["saved_macs"], wire["budget"]) == (found.saved_macs, "60%")
+        assert list(wire) == [
+            "exit", "reason", "macs", "saved_macs", "segment_us", "rows", "queue_us", "budget", "certificates", "model",
+        ]  # fmt: skip
         assert receipt.model == runtime.bundle.id
         assert len(receipt.segment_us) == found.exit
         assert min(receipt.segment_us) > 0
@@ -43,9 +46,7 @@ def test_a_receipt_says_what_its_prediction_says_and_more(runtime, tensor) -> No
 
 
 def test_what_waited_before_the_call_is_in_the_queue(runtime, tensor) -> None:
-    call = runtime.begin(tensor[:1], queued_s=2.0, receipts=True)
-    call.pay()
-    [found] = call.run()
+    [found] = runtime.answer_tensor(tensor[:1], queued_s=2.0, receipts=True)
     assert 2e6 < found.receipt.queue_us < 2.5e6
     assert found.latency_ms < 1000
 
@@ -66,18 +67,17 @@ def test_together_they_are_the_ledger_to_the_last_mac(mixed_bundle, runtime, ten
         call = rate_limited.begin(tensor[rows], receipts=True, wait_ms=20.0, **options)
         try:
             while not call.done:
-                if call.pay() == 0:
-                    call.run()
+                if call.acquire_tokens() == 0:
+                    rate_limited.run(call)
         except Overloaded:
             refused += 1
         found += call.predictions  # also those of a call that was refused half-way
     snapshot = rate_limited.stats.snapshot()
-    receipts = [one.receipt for one in found]
-    assert snapshot.predictions == len(receipts)
-    assert snapshot.macs == sum(receipt.macs for receipt in receipts)
-    assert snapshot.saved_macs == sum(receipt.saved_macs for receipt in receipts)
-    assert snapshot.rate_limited == sum(receipt.reason == "rate-limit" for receipt in receipts)
-    assert {receipt.reason for receipt in receipts} == {"confident", "last", "deadline", "rate-limit", "max-exit"}
+    assert snapshot.predictions == len(found)
+    assert snapshot.macs == sum(one.macs for one in found)
+    assert snapshot.saved_macs == sum(one.saved_macs for one in found)
+    assert snapshot.rate_limited == sum(one.reason == "rate-limit" for one in found)
+    assert {one.reason for one in found} == {"confident", "last", "deadline", "rate-limit", "max-exit"}
     assert refused > 0
 
 
@@ -87,7 +87,7 @@ def test_certificates_hold_for_undisturbed_answers_of_their_budgets(mixed_bundle
     options = CalibrateOptions(
         policy="geometric", measure="max-probability", max_risk=0.2, confidence=0.9, attack="none"
     )
-    result = calibrate_bundle(path, options)
+    result = calibrate_bundle(path, options=options)
     [certificate] = result.entry.certificates
     entry = replace(result.entry, certificates=({**certificate, "first": 10, "last": 20},))
     bundle = Bundle.open(path)

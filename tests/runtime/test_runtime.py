@@ -23,7 +23,7 @@ def test_ledger_equals_a_hand_count_of_predictions(mixed_bundle, test_digits) ->
     costs = Bundle.open(mixed_bundle).manifest.cumulative_macs
     low, full = runtime(list(test_digits[0])), runtime(list(test_digits[0][:50]), budget="full")
     predictions, heads = low + full, sum(spec.head_macs for spec in runtime.bundle.manifest.exits)
-    assert runtime.policy("low").asked == (True, True, True)
+    assert runtime.policy("low").active_heads == (True, True, True)
     by_hand = sum(costs[found.exit - 1] for found in low) + 50 * (costs[-1] - heads)
     snapshot = runtime.stats.snapshot()
     assert snapshot.predictions == len(predictions) == 499
@@ -166,7 +166,7 @@ def test_ledger_quantiles_are_within_their_bucket() -> None:
     stats = RuntimeStats(2, 2)
     assert stats.snapshot().latency_ms is None
     latencies = np.random.default_rng(0).lognormal(1, 1, 5000)
-    stats.add(np.ones(5000, np.int64), latencies, 5000)
+    stats.add([1] * 5000, latencies.tolist(), 5000)
     snapshot = stats.snapshot()
     assert snapshot.latency_ms is not None
     for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
@@ -175,8 +175,8 @@ def test_ledger_quantiles_are_within_their_bucket() -> None:
     assert snapshot.saved == 0.5
 
 
-def test_a_rehearsal_asks_every_head_that_a_policy_might(digits_bundle) -> None:
+def test_a_run_to_an_exit_evaluates_every_head_and_is_not_counted(digits_bundle) -> None:
     runtime = Runtime.open(digits_bundle, "full")
     costs = runtime.bundle.manifest.cumulative_macs
-    assert [runtime.rehearse(k)[0].macs for k in (1, 2, 3)] == list(costs)
+    assert [runtime.run_to_exit(k)[0].macs for k in (1, 2, 3)] == list(costs)
     assert runtime.stats.snapshot().predictions == 0

@@ -109,7 +109,7 @@ def test_a_client_without_tokens_gets_503(frugal: Server, images: Images) -> Non
     assert ask(frugal, infer_body(images[:4], mexit_budget="full"), "127.0.0.11")[0] == 200
     status, headers, answer = ask(frugal, infer_body(images[:1]), "127.0.0.11")
     assert status == 503
-    assert "no tokens to begin 1 row within 5000 ms" in answer["error"]
+    assert "no tokens to start 1 row within 5000 ms" in answer["error"]
     assert 100 < int(headers["retry-after"]) < 200  # exit 1 costs about a sixth of the network, 160 s at this rate
     assert frugal.series("mexit_rate_limiter_overloaded_total") == before + 1
     assert frugal.series("mexit_rate_limiter_waiting") == 0

@@ -39,8 +39,8 @@ def test_every_result_is_a_crop_and_all_crops_are_equally_frequent() -> None:
     for epoch in range(32):
         results = augment(IMAGES[:100], "crop-flip", CounterRNG(0, epoch), INDEX[:100])
         for seen, result in zip(known, results, strict=True):
-            place = seen[result.contiguous().numpy().tobytes()]
-            counts[place] = counts.get(place, 0) + 1
+            position = seen[result.contiguous().numpy().tobytes()]
+            counts[position] = counts.get(position, 0) + 1
     assert len(counts) == 81 * 2
     expected = 32 * 100 / 162
     assert sum((count - expected) ** 2 / expected for count in counts.values()) < 223, "chi-squared, p < 0.001"
@@ -58,8 +58,8 @@ def test_type_and_shape_stay_and_floats_are_treated_like_bytes() -> None:
 def test_the_view_depends_on_sample_epoch_and_seed_and_not_on_the_batch(how: str) -> None:
     images = IMAGES.float() / 255
     whole = augment(images, how, CounterRNG(3, 1), INDEX)
-    places = torch.tensor([311, 7])
-    assert torch.equal(augment(images[places], how, CounterRNG(3, 1), places), whole[places])
+    positions = torch.tensor([311, 7])
+    assert torch.equal(augment(images[positions], how, CounterRNG(3, 1), positions), whole[positions])
     for rng in (CounterRNG(3, 2), CounterRNG(4, 1)):
         other = augment(images, how, rng, INDEX)
         assert (other == whole).all(dim=(1, 2, 3)).float().mean() < 0.05

@@ -33,11 +33,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 200 digits as JPEG files of several sizes, in three classes."""
     made = tmp_path_factory.mktemp("pictures")
     data = digits.load()
-    for place in range(200):
-        image = np.asarray(data.images.at(np.array([place]))[0])
-        path = made / "abc"[data.labels[place] // 4] / f"{place:03}.jpg"
+    for position in range(200):
+        image = np.asarray(data.images.at(np.array([position]))[0])
+        path = made / "abc"[data.labels[position] // 4] / f"{position:03}.jpg"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(image).resize((30 + place % 7, 30 + place % 5)).save(path, quality=95)
+        Image.fromarray(image).resize((30 + position % 7, 30 + position % 5)).save(path, quality=95)
     return made
 
 
@@ -155,8 +155,8 @@ def test_workers_do_not_change_the_weights(trained: dict[int, dict[str, torch.Te
 
 
 def test_a_damaged_image_ends_the_run_with_its_name_and_without_threads(pictures: DataSet, tmp_path: Path) -> None:
-    for place in range(len(pictures)):
-        path = Path(pictures.images.name(place).removeprefix("image "))
+    for position in range(len(pictures)):
+        path = Path(pictures.images.name(position).removeprefix("image "))
         path.write_bytes(path.read_bytes()[:300])
     given = {"model": "digits-cnn", "method": "clean", "epochs": 1, "batch": 16}
     with pytest.raises(BadInput, match=rf"image {tmp_path}/pictures/./\d\d\d\.jpg: the image is damaged"):
@@ -196,8 +196,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (made / name).mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((256, 240)).save(made / "a" / "000.jpg")
-    for place in range(1, 500):
-        shutil.copy(made / "a" / "000.jpg", made / "ab"[place % 2] / f"{place:03}.jpg")
+    for position in range(1, 500):
+        shutil.copy(made / "a" / "000.jpg", made / "ab"[position % 2] / f"{position:03}.jpg")
     return made
 
 

@@ -31,8 +31,8 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder = root / str(label)
         folder.mkdir(parents=True)
         chosen = np.flatnonzero(data.labels == label)[:EACH]
-        for place, image in zip(chosen, np.asarray(data.images.at(chosen)), strict=True):
-            Image.fromarray(image).save(folder / f"{place}.png")
+        for position, image in zip(chosen, np.asarray(data.images.at(chosen)), strict=True):
+            Image.fromarray(image).save(folder / f"{position}.png")
     return root
 
 
