@@ -113,7 +113,7 @@ def mixed_bundle(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
     from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 
     path = Path(shutil.copytree(digits_bundle, tmp_path_factory.mktemp("mixed") / "digits"))
-    calibrate_bundle(path, CalibrateOptions(policy="geometric", measure="max-probability", attack="none"))
+    calibrate_bundle(path, options=CalibrateOptions(policy="geometric", measure="max-probability", attack="none"))
     return path
 
 

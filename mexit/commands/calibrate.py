@@ -71,7 +71,7 @@ def calibrate(
     )
     result = calibrate_bundle(
         bundle,
-        options,
+        options=options,
         data=data,
         data_dir=data_dir,
         backend=backend,

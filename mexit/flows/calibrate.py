@@ -111,9 +111,9 @@ class CalibrateResult:
 
 
 def calibrate_bundle(
-    bundle: Path | None = None,
-    options: CalibrateOptions | None = None,
+    bundle: Path | str | None = None,
     *,
+    options: CalibrateOptions = CalibrateOptions(),
     data: str | None = None,
     data_dir: str | Path | None = None,
     backend: str = "auto",
@@ -124,7 +124,7 @@ def calibrate_bundle(
 
     Args:
         bundle: its directory; default the newest bundle.
-        options: budgets, score, attack and certificate; default `CalibrateOptions()`.
+        options: budgets, score, attack and certificate.
         data: the samples. Default: the bundle's own data set with its stored splits, or, where that cannot be read,
             the images in the bundle. "bundle" takes those images. Another data set ("folder:PATH") is split anew.
             A folder of pictures without class folders has no labels: temperatures stay 1, the score is
@@ -138,8 +138,8 @@ def calibrate_bundle(
         BudgetInfeasible: a budget below the cost of exit 1.
         RiskInfeasible: the risk cannot be certified on this data; the bundle is unchanged.
     """
-    progress, options = progress or Silent(), options or CalibrateOptions()
-    path = bundle or newest(BUNDLES, progress)
+    progress = progress or Silent()
+    path = Path(bundle) if bundle else newest(BUNDLES, progress)
     runtime = Runtime.open(path, "full", backend=backend, threads=threads, use_policies=False)
     cumulative_macs = runtime.bundle.manifest.cumulative_macs
     config = options.config(cumulative_macs)

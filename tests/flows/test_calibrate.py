@@ -101,7 +101,7 @@ def test_a_folder_of_the_user_has_no_measurement_under_attack(bundle_copy, tmp_p
 
 
 def test_certificate_is_stored_shown_and_selectable(bundle_copy) -> None:
-    result = calibrate_bundle(bundle_copy, CalibrateOptions(max_risk=0.2, confidence=0.9, attack="none"))
+    result = calibrate_bundle(bundle_copy, options=CalibrateOptions(max_risk=0.2, confidence=0.9, attack="none"))
     (certificate,) = result.entry.certificates
     runtime = Runtime.open(bundle_copy, "certified")
     assert runtime.policy() == result.entry.policy(result.entry.frontier[certificate["first"]])
@@ -134,20 +134,20 @@ def test_an_infeasible_certificate_changes_nothing_and_has_its_own_exit_code(bun
 def test_a_cost_bound_too_tight_for_the_risk_is_infeasible(bundle_copy) -> None:
     with pytest.raises(RiskInfeasible):
         calibrate_bundle(
-            bundle_copy, CalibrateOptions(max_risk=0.05, confidence=0.9, max_cost="17%", attack="none")
+            bundle_copy, options=CalibrateOptions(max_risk=0.05, confidence=0.9, max_cost="17%", attack="none")
         )
 
 
 def test_score_and_policy_can_be_named(bundle_copy) -> None:
     options = CalibrateOptions(measure="margin", ensemble=True, policy="geometric", attack="none")
-    entry = calibrate_bundle(bundle_copy, options).entry
+    entry = calibrate_bundle(bundle_copy, options=options).entry
     assert (entry.measure, entry.ensemble) == ("margin", True)
     with pytest.raises(UsageError, match="auto, max-probability"):
-        calibrate_bundle(bundle_copy, CalibrateOptions(measure="softmax"))
+        calibrate_bundle(bundle_copy, options=CalibrateOptions(measure="softmax"))
 
 
 def test_the_report_has_scores_reliability_and_held_out_results(bundle_copy) -> None:
-    calibrate_bundle(bundle_copy, CalibrateOptions(attack="none"))
+    calibrate_bundle(bundle_copy, options=CalibrateOptions(attack="none"))
     content = json.loads((bundle_copy / "reports" / "calibration.json").read_text())
     assert len(content["scores"]) == 8
     assert [row["exit"] for row in content["reliability"]] == [1, 2, 3]
@@ -178,7 +178,7 @@ def test_removed_risk_methods_are_refused_with_the_two_that_exist(bundle_copy, m
 
 def test_a_stored_certificate_of_a_removed_method_stays_readable(bundle_copy) -> None:
     options = CalibrateOptions(max_risk=0.2, confidence=0.9, attack="none")
-    entry = calibrate_bundle(bundle_copy, options).entry
+    entry = calibrate_bundle(bundle_copy, options=options).entry
     stored = replace(entry, certificates=({**entry.certificates[0], "method": "conformal"},))
     bundle = Bundle.open(bundle_copy)
     bundle.save_policies(bundle.policies_or_empty().with_entry(stored))

@@ -65,7 +65,7 @@ def test_each_trace_row_has_the_logits_of_its_picture(bundle_copy: Path, picture
 def test_disagreement_can_be_certified_without_labels(bundle_copy: Path, pictures: Path) -> None:
     data = f"folder:{pictures}"
     options = CalibrateOptions(max_risk=0.2, confidence=0.9, loss="disagreement")
-    result = calibrate_bundle(bundle_copy, options, data=data)
+    result = calibrate_bundle(bundle_copy, options=options, data=data)
     (certificate,) = result.entry.certificates
     assert certificate["loss"] == "disagreement"
     assert certificate["n"] == {"clean": COUNT // 2}
@@ -76,7 +76,7 @@ def test_disagreement_can_be_certified_without_labels(bundle_copy: Path, picture
 def test_a_loss_that_needs_labels_is_refused(bundle_copy: Path, pictures: Path, loss: str) -> None:
     before = (bundle_copy / "policies.json").read_bytes()
     with pytest.raises(UsageError, match=f"has no labels, which the loss {loss} needs: add --loss disagreement"):
-        calibrate_bundle(bundle_copy, CalibrateOptions(max_risk=0.2, loss=loss), data=f"folder:{pictures}")
+        calibrate_bundle(bundle_copy, options=CalibrateOptions(max_risk=0.2, loss=loss), data=f"folder:{pictures}")
     assert (bundle_copy / "policies.json").read_bytes() == before
 
 

@@ -87,7 +87,7 @@ def test_certificates_hold_for_undisturbed_answers_of_their_budgets(mixed_bundle
     options = CalibrateOptions(
         policy="geometric", measure="max-probability", max_risk=0.2, confidence=0.9, attack="none"
     )
-    result = calibrate_bundle(path, options)
+    result = calibrate_bundle(path, options=options)
     [certificate] = result.entry.certificates
     entry = replace(result.entry, certificates=({**certificate, "first": 10, "last": 20},))
     bundle = Bundle.open(path)

@@ -230,7 +230,7 @@ def test_repository_index_of_ready_models(server: Server) -> None:
 
 def test_a_budget_of_the_bundle(bundle_copy: Path, images: Images, tmp_path: Path) -> None:
     """A budget that calibration defined is accepted, and has a label of its own in the metrics."""
-    calibrate_bundle(bundle_copy, CalibrateOptions(budgets={"night": "30%"}, attack="none"))
+    calibrate_bundle(bundle_copy, options=CalibrateOptions(budgets={"night": "30%"}, attack="none"))
     with start(bundle_copy, tmp_path, budget="night") as own:
         status, answer = own.json("POST", INFER, infer_body(images[:4], mexit_budget="night"))
         assert (status, answer["parameters"]["mexit_budget"]) == (200, "night")

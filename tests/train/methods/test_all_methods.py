@@ -42,8 +42,8 @@ def loss(model: MultiExit, run: Path) -> float:
     return float(exit_cross_entropy(logits, torch.from_numpy(data.labels[index])).mean())
 
 
-def killed_again_and_again(run: Path, every: int, **given: object) -> int:
-    """Train, stopped after so many steps each time, until it is done; how often it was stopped."""
+def train_with_stops(run: Path, every: int, **given: object) -> int:
+    """Train a run that is stopped after every `every` steps and resumed. Returns the number of stops."""
     result: TrainResult | None = None
     stops = -1
     while result is None or not result.finished:
@@ -64,14 +64,14 @@ def same_bits(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_learns_and_survives_being_killed(method: str, tmp_path: Path) -> None:
+def test_a_method_lowers_the_loss_and_resumes_to_the_same_weights(method: str, tmp_path: Path) -> None:
     whole = train_model(
         settings=TINY | {"method": method}, out=tmp_path / "whole", options=TrainOptions(threads=1)
     ).run
     torch.manual_seed(0)
     fresh = build_model("digits-cnn", 10)
     assert loss(checkpoint.load_model(whole)[0], whole) < 0.97 * loss(fresh, whole)
-    assert killed_again_and_again(tmp_path / "x", 7, **TINY, method=method) >= 3
+    assert train_with_stops(tmp_path / "x", 7, **TINY, method=method) >= 3
     assert same_bits(whole, tmp_path / "x")
     assert read_log(whole) == read_log(tmp_path / "x")
 
@@ -87,5 +87,5 @@ def test_a_pass_over_the_data_draws_the_same_dropout_in_a_resumed_run(tmp_path: 
         "precision": "fp32",
     }
     train_model(settings=given, out=tmp_path / "whole", options=TrainOptions(threads=1))
-    assert killed_again_and_again(tmp_path / "x", 3, **given) == 2
+    assert train_with_stops(tmp_path / "x", 3, **given) == 2
     assert same_bits(tmp_path / "whole", tmp_path / "x")
