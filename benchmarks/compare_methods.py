@@ -1,6 +1,6 @@
-"""Compares training methods on one data set: trains, judges, pairs over images, writes the page.
+"""Compare training methods on one data set: train, evaluate, compare over the same images, write the result page.
 
-`mnist_methods.py` and `cifar10_methods.py` say on what and by which schedule.
+`mnist_methods.py` and `cifar10_methods.py` define the data set and the schedule.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Protocol:
     """One comparison.
 
     Attributes:
-        name: of the program and of its page.
-        title: of the page.
-        about: what the page says first: the schedule, as declared before anything ran.
-        data, model, preset: as typed to `mexit train`.
-        schedule: what differs from the preset, the same for every method.
-        attack: of the test, PGD from one random start in float32.
-        every: judge every so many test images.
-        notes: what is published, to be read beside.
+        name: name of the program and of its page.
+        title: title of the page.
+        about: first paragraph of the page: the schedule, declared before any run.
+        data, model, preset: options of `mexit train`.
+        schedule: settings that differ from the preset, the same for every method.
+        attack: PGD of the test, from one random start in float32.
+        every: evaluate every n-th test image.
+        notes: last paragraph of the page: published results.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Protocol:
     notes: str
 
     def run(self, method: str, seed: int, threads: int) -> Path:
-        """The finished run of a method and a seed: from the zoo, or trained or continued here."""
+        """The finished run of a method and a seed: from the zoo, or trained or resumed here."""
         stored = ROOT / "zoo" / self.name / f"{method}-{seed}"
         if stored.exists():
             return stored
@@ -80,31 +80,31 @@ class Protocol:
         return out
 
 
-def judge(protocol: Protocol, run: Path, answers: Answers, data: DataSet) -> None:
-    """Clean, average, max-average and one attack an exit."""
+def evaluate_run(protocol: Protocol, run: Path, answers: Answers, data: DataSet) -> None:
+    """Store which test images each exit classifies correctly: clean, average, max-average, one attack per exit."""
     if answers.has("clean"):
         return
     model, settings, splits = checkpoint.load_model(run)
     index, spec = splits.part("test")[:: protocol.every], model_spec(settings.model).input
-    found: dict[str, list[NDArray[np.bool_]]] = {}
+    correct: dict[str, list[NDArray[np.bool_]]] = {}
     for part in split_batches(index, BATCH):
         images, labels = data.batch(part, spec), data.labels[part]
         suite = pgd_suite(model, images, labels, part, protocol.attack)
         del suite["noise"]
         for name, attacked in suite.items():
-            found.setdefault(name, []).append(correct_predictions(run_exits(model, attacked), labels))
-    answers.add({name: np.concatenate(parts, axis=1) for name, parts in found.items()})
+            correct.setdefault(name, []).append(correct_predictions(run_exits(model, attacked), labels))
+    answers.add({name: np.concatenate(parts, axis=1) for name, parts in correct.items()})
 
 
-def share(right_ones: NDArray[np.bool_]) -> str:
+def percent_correct(correct: NDArray[np.bool_]) -> str:
     """Percent with its binomial standard error."""
-    value = right_ones.mean()
-    return f"{100 * value:.2f} ({100 * np.sqrt(value * (1 - value) / len(right_ones)):.2f})"
+    value = correct.mean()
+    return f"{100 * value:.2f} ({100 * np.sqrt(value * (1 - value) / len(correct)):.2f})"
 
 
-def paired(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> str:
-    """Points of difference over the same images, with the standard error of the paired difference."""
-    gain = 100 * (ours.astype(float) - theirs)
+def paired_difference(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> str:
+    """Difference in points over the same images, with the standard error of the paired difference."""
+    gain = 100 * (correct.astype(float) - baseline)
     return f"{gain.mean():+.2f} ({gain.std() / np.sqrt(len(gain)):.2f})"
 
 
@@ -113,7 +113,7 @@ def per_exit(runs: dict[str, Answers]) -> str:
     rows = []
     for (name, answers), attack in itertools.product(runs.items(), ATTACKS):
         exits = answers.get(attack)
-        rows.append([name, attack, *(share(row) for row in exits), f"{100 * exits.mean():.2f}"])
+        rows.append([name, attack, *(percent_correct(row) for row in exits), f"{100 * exits.mean():.2f}"])
     return table(["run", "test images", *_exit_names(runs), "mean"], rows)
 
 
@@ -126,9 +126,9 @@ def differences(runs: dict[str, Answers]) -> str:
         if method != "adversarial" and baseline is not None:
             for attack in ATTACKS:
                 pairs = zip(answers.get(attack), baseline.get(attack), strict=True)
-                rows.append([name, attack, *(paired(ours, theirs) for ours, theirs in pairs)])
+                rows.append([name, attack, *(paired_difference(ours, theirs) for ours, theirs in pairs)])
     columns = ["run minus adversarial", "test images", *_exit_names(runs)]
-    return table(columns, rows) if rows else "Nothing to compare yet: no other method was run to its end."
+    return table(columns, rows) if rows else "Nothing to compare yet: no other method is finished."
 
 
 def transfer(answers: Answers) -> str:
@@ -146,28 +146,30 @@ def under_autoattack(runs: dict[str, Answers]) -> str:
         baseline = runs.get(f"adversarial-{seed}")
         for condition in (f"autoattack {target}" for target in TARGETS):
             if answers.has(condition):
-                found = answers.get(condition)[0]
+                correct = answers.get(condition)[0]
                 other = method != "adversarial" and baseline is not None and baseline.has(condition)
-                gain = paired(found, baseline.get(condition)[0]) if other else "-"
-                rows.append([name, condition.removeprefix("autoattack "), share(found), gain, len(found)])
-    columns = ["run", "attacked and judged", "right, % (standard error)", "minus adversarial, points", "n"]
+                gain = paired_difference(correct, baseline.get(condition)[0]) if other else "-"
+                rows.append(
+                    [name, condition.removeprefix("autoattack "), percent_correct(correct), gain, len(correct)]
+                )
+    columns = ["run", "attacked", "correct, % (standard error)", "minus adversarial, points", "n"]
     return table(columns, rows) if rows else "Not run yet."
 
 
 def write(protocol: Protocol, runs: dict[str, Answers]) -> None:
-    """The page."""
-    steps, n = protocol.attack, len(next(iter(runs.values())).get("clean")[0])
+    """Write the result page."""
+    pgd, n = protocol.attack, len(next(iter(runs.values())).get("clean")[0])
     parts = [
         protocol.about,
-        f"Test: {n:,} images, PGD-{steps.steps} in float32, eps {steps.eps:.4g}, step {steps.step_size:.4g}, one "
-        "random start. Percent right, standard error in brackets.",
+        f"Test: {n:,} images, PGD-{pgd.steps} in float32, eps {pgd.eps:.4g}, step {pgd.step_size:.4g}, one "
+        "random start. Percent correct, standard error in brackets.",
         per_exit(runs),
         "**Against the adversarial baseline**, in points, paired over the same images:",
         differences(runs),
         "**Transfer**: accuracy in percent of every exit under the attack on one exit.",
         *(f"{name}\n\n{transfer(answers)}" for name, answers in runs.items()),
-        "**AutoAttack**, standard version. `policy medium` attacks the deployed policy: hard router forward, soft "
-        "router backward.",
+        "**AutoAttack**, standard version. `policy medium` attacks the deployed policy: the hard choice of exits "
+        "forward, the softened policy backward.",
         under_autoattack(runs),
         protocol.notes,
     ]
@@ -175,9 +177,9 @@ def write(protocol: Protocol, runs: dict[str, Answers]) -> None:
 
 
 def main(protocol: Protocol) -> None:
-    """The command line of such a program."""
+    """Command line of a comparison."""
     parser = argparse.ArgumentParser(description=protocol.about)
-    parser.add_argument("methods", nargs="*", help="to train and judge; without any, the page is written again")
+    parser.add_argument("methods", nargs="*", help="methods to train and evaluate; none = only write the page")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--autoattack", action="store_true", help="also AutoAttack, which takes about an hour")
@@ -188,7 +190,7 @@ def main(protocol: Protocol) -> None:
     for method in chosen.methods:
         run = protocol.run(method, chosen.seed, chosen.threads)
         answers = Answers.of(protocol.name, run.name)
-        judge(protocol, run, answers, data)
+        evaluate_run(protocol, run, answers, data)
         if chosen.autoattack:
             autoattack(run, answers, data)
     write(protocol, Answers.all_of(protocol.name))

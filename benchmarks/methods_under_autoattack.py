@@ -22,19 +22,19 @@ TARGETS = ("exit 1", "last exit", "policy medium")
 
 
 def autoattack(run: Path, answers: Answers, data: DataSet) -> None:
-    """Standard AutoAttack on `SAMPLES` evenly spaced test images; what is stored already is not run again."""
+    """Run standard AutoAttack on `SAMPLES` evenly spaced test images, for every target without a stored result."""
     model, settings, splits = checkpoint.load_model(run)
-    model.to(memory_format=torch.channels_last)  # the same numbers but for rounding, in two thirds of the time
+    model.to(memory_format=torch.channels_last)  # equal up to rounding, in two thirds of the time
     test = splits.part("test")
     index = test[:: max(1, len(test) // SAMPLES)][:SAMPLES]
     images = torch.from_numpy(data.batch(index, model_spec(settings.model).input))
     labels = torch.from_numpy(data.labels[index])
     for target in TARGETS:
         if not answers.has(f"autoattack {target}"):
-            found = auto_attack(
+            result = auto_attack(
                 _network(target, model, run, images), images, labels, settings.eps, on_message=print
             )
-            answers.add({f"autoattack {target}": found.robust.numpy()[None]})
+            answers.add({f"autoattack {target}": result.robust.numpy()[None]})
 
 
 def _network(target: str, model: MultiExit, run: Path, images: torch.Tensor) -> ExitClassifier | DeployedPolicy:

@@ -1,10 +1,10 @@
-"""How the training methods compare on MNIST: per exit, under PGD-50, under AutoAttack, and as deployed.
+"""Compare the training methods on MNIST: per exit, under PGD-50 and AutoAttack, and as deployed policies.
 
     MEXIT_DATA=DIR python benchmarks/mnist_methods.py adversarial neo-kd [--seed 0] [--autoattack]
 
-Trains what is not trained yet (runs/mnist-methods/METHOD-SEED, continued where it stopped: one command restarts
-everything), judges it, and writes the page from all runs judged so far. Which test image each exit answered
-rightly is kept in results/mnist_methods/, so that differences are paired over images, also with later runs.
+Trains the runs that are not finished (runs/mnist-methods/METHOD-SEED; an interrupted run resumes), evaluates them, and
+writes the page from all evaluated runs. Which test images each exit classified correctly is stored in
+results/mnist_methods/, so differences are paired over the same images, also with later runs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from mexit.attacks.pgd import PGDConfig
 
 ABOUT = """One schedule for all methods, declared before any of them ran: NEO-KD's for MNIST (`small-cnn`, SGD,
 momentum 0.9, weight decay 5e-4, lr 0.01, batch 128; max-average attack, PGD-7, eps 0.3, step 20/255; 48,000
-training images) with 20 epochs instead of 150, lr divided by 10 after 15, and the last weights, so that nothing
-is chosen by looking."""
+training images) with 20 epochs instead of 150, lr divided by 10 after 15, and the last weights, so no
+checkpoint is selected."""
 NOTES = """Published for NEO-KD after 150 epochs: 97.42 and 96.62 under the two attacks (which is which, and of
 which exit or mean, is not known). Small single-exit networks reach 92.8 (PGD training) to 94.0 (TRADES) under
 AutoAttack after 84 to 100 epochs.
 
-Where this stands, after 20 epochs and with one seed: under PGD-50 NEO-KD is not better than plain adversarial
+Result, after 20 epochs and with one seed: under PGD-50 NEO-KD is not better than plain adversarial
 training, at exits 1 and 3 a little worse. Under AutoAttack it is better at exit 1, by nearly four standard errors
 of the paired difference, and equal at the last exit; on these weights a comparison by PGD alone would have ended
 the other way round. The deployed `medium` policy is as robust as the last exit, 91.9, and equally so with both: an

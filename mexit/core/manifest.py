@@ -169,7 +169,11 @@ class Manifest:
     provenance: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise Damaged(
+                f"bundle.json: '{self.name}' cannot be a bundle's name, which is part of URLs: use at most 64 letters, "
+                "digits, '.', '_' and '-', the first a letter or digit"
+            )
         if len(self.classes) < 2:
             raise Damaged(f"bundle.json: at least 2 classes are needed, found {len(self.classes)}")
         bad = [name for name in self.classes if not is_class_name(name)]
@@ -245,16 +249,6 @@ def _match(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return len(one) == len(other) and all(
         -1 in pair or pair[0] == pair[1] for pair in zip(one, other, strict=True)
     )
-
-
-def check_name(name: str) -> str:
-    """Return a bundle's name, which is part of URLs. Raises `Damaged` if it is not safe there."""
-    if not NAME_PATTERN.fullmatch(name):
-        raise Damaged(
-            f"'{name}' cannot be a bundle's name: use at most 64 letters, digits, '.', '_' and '-', the first a letter "
-            "or digit"
-        )
-    return name
 
 
 def is_class_name(name: str) -> bool:

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.atomic_io import read_bytes
-from mexit.data.dataset import ArrayImages, DataSet
-from mexit.errors import Damaged, NotFound, Untrusted
+from mexit.data.dataset import ArrayImages, DataSet, find_folder
+from mexit.errors import Damaged, Untrusted
 
 MAX_BYTES = 512 << 20
 SIDE = 32
@@ -57,7 +57,11 @@ def load(name: str, data_dir: Path) -> DataSet:
         Untrusted: a file refers to more than arrays, containers, numbers and text.
     """
     layout = LAYOUTS[name]
-    folder = _find_folder(name, data_dir, layout)
+    files = ", ".join((*layout.train, layout.test, layout.meta))
+    candidates = [data_dir / layout.folder, data_dir]
+    folder = find_folder(
+        name, candidates, lambda path: (path / layout.meta).is_file(), f"its python batches ({files})"
+    )
     classes = _read_class_names(folder / layout.meta, layout.names)
     batches = [_read_batch(folder / file, layout.labels, len(classes)) for file in (*layout.train, layout.test)]
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
@@ -145,18 +149,6 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
     def persistent_load(self, _: Any) -> Any:
         raise Untrusted("refers to objects outside itself")
-
-
-def _find_folder(name: str, data_dir: Path, layout: Layout) -> Path:
-    candidates = [data_dir / layout.folder, data_dir]
-    for folder in candidates:
-        if (folder / layout.meta).is_file():
-            return folder
-    files = ", ".join((*layout.train, layout.test, layout.meta))
-    raise NotFound(
-        f"no {name} in {candidates[0]} or {candidates[1]}: expected its python batches ({files}); "
-        "--data-dir or MEXIT_DATA names the folder above"
-    )
 
 
 def _read_class_names(path: Path, key: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mexit.core.manifest import InputSpec
 from mexit.data.preprocess import prepare, prepare_batch, read_image
-from mexit.errors import BadInput
+from mexit.errors import BadInput, NotFound
 
 
 class ImageStore(Protocol):
@@ -113,6 +113,27 @@ class DataSet:
     def streamed(self) -> bool:
         """Whether images are read and decoded on each access."""
         return isinstance(self.images, FileImages)
+
+
+def find_folder(name: str, candidates: Sequence[Path], is_data: Callable[[Path], bool], expected: str) -> Path:
+    """The first candidate folder that holds the data set `name`.
+
+    Args:
+        name: of the data set, for the message.
+        candidates: folders to search.
+        is_data: whether a folder holds the data set.
+        expected: what the folder must hold, for the message.
+
+    Raises:
+        NotFound: none of the candidates does.
+    """
+    for folder in candidates:
+        if is_data(folder):
+            return folder
+    raise NotFound(
+        f"no {name} in {' or '.join(map(str, candidates))}: expected {expected}; --data-dir or MEXIT_DATA names the "
+        "folder above"
+    )
 
 
 def _prepare_images(store: ImageStore, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.atomic_io import read_bytes, sha256_bytes
-from mexit.data.dataset import ArrayImages, DataSet
+from mexit.data.dataset import ArrayImages, DataSet, find_folder
 from mexit.errors import Damaged, NotFound
 
 MAX_BYTES = 512 << 20
@@ -38,7 +38,12 @@ def load(name: str, data_dir: Path) -> DataSet:
         Damaged: a file is truncated or not an IDX file, or images and labels do not match.
     """
     folders, classes = DATA_SETS[name]
-    folder = _find_folder(name, data_dir, folders)
+    folder = find_folder(
+        name,
+        [data_dir / folder for folder in folders],
+        lambda path: any(path.glob("train-images*idx3-ubyte*")),
+        "its four IDX files (train-images-idx3-ubyte.gz, ...)",
+    )
     (train_images, train_labels), (test_images, test_labels) = (_read_part(folder, *names) for names in PARTS)
     if train_images.shape[1:] != test_images.shape[1:]:
         raise Damaged(
@@ -87,16 +92,6 @@ def _read_part(folder: Path, images_name: str, labels_name: str) -> tuple[NDArra
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
         raise Damaged(f"{images_path} {images.shape} and {labels_path} {labels.shape} do not match")
     return images, labels
-
-
-def _find_folder(name: str, data_dir: Path, folders: tuple[str, ...]) -> Path:
-    for folder in folders:
-        if any((data_dir / folder).glob("train-images*idx3-ubyte*")):
-            return data_dir / folder
-    raise NotFound(
-        f"no {name} in {', '.join(str(data_dir / folder) for folder in folders)}: expected its four IDX files "
-        "(train-images-idx3-ubyte.gz, ...); --data-dir or MEXIT_DATA names the folder above"
-    )
 
 
 def _find_file(folder: Path, name: str) -> Path:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from mexit.data.dataset import DataSet
+from mexit.data.dataset import DataSet, find_folder
 from mexit.data.folder import load_class_folders
 from mexit.data.image_files import list_folders, list_images
 from mexit.data.wordnet import WNID, WORDS, class_names
-from mexit.errors import BadInput, NotFound
+from mexit.errors import BadInput
 
 NAME = "imagenet"
 TRAIN, VAL = "train", "val"
@@ -29,23 +29,17 @@ def load(data_dir: Path) -> DataSet:
         BadInput: a folder is not an ImageNet class, or the two parts have different classes.
         Damaged: a folder or a file cannot be read.
     """
-    root = _find_root(data_dir)
+    root = find_folder(
+        NAME,
+        [data_dir / NAME, data_dir],
+        lambda path: (path / TRAIN).is_dir() and (path / VAL).is_dir(),
+        f"the folders {TRAIN} and {VAL}, each with one folder per class",
+    )
     for part in (TRAIN, VAL):
         _check_class_folders(root / part)
     data = load_class_folders(NAME, root, TRAIN, VAL)
     words = root / WORDS
     return replace(data, classes=class_names(data.classes, words)) if words.is_file() else data
-
-
-def _find_root(data_dir: Path) -> Path:
-    candidates = [data_dir / NAME, data_dir]
-    for root in candidates:
-        if (root / TRAIN).is_dir() and (root / VAL).is_dir():
-            return root
-    raise NotFound(
-        f"no {NAME} in {candidates[0]} or {candidates[1]}: expected the folders {TRAIN} and {VAL}, each with one folder "
-        "per class; --data-dir or MEXIT_DATA names the folder above"
-    )
 
 
 def _check_class_folders(part: Path) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mexit.data.dataset import DataSet
+from mexit.data.dataset import DataSet, find_folder
 from mexit.data.image_files import ImageFile, LabelledFiles, list_folders, list_images
 from mexit.data.wordnet import WNID, WORDS, class_names, read_lines
 from mexit.errors import Damaged, NotFound
@@ -35,7 +35,12 @@ def load(data_dir: Path) -> DataSet:
         NotFound: a file or folder does not exist; the message names it, or the folders that were searched.
         Damaged: a list has another form, or does not agree with the folders.
     """
-    root = _find_root(data_dir)
+    root = find_folder(
+        NAME,
+        [data_dir / FOLDER, data_dir],
+        lambda path: (path / WNIDS).is_file(),
+        f"{WNIDS}, {WORDS}, train and val of its archive",
+    )
     wnids = _read_wnids(root / WNIDS)
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     _check_class_folders(root, wnids)
@@ -47,17 +52,6 @@ def load(data_dir: Path) -> DataSet:
     for image in _val_images(root, annotations):
         files.add([image], annotations[_file_name(image)])
     return files.data_set(NAME, class_names(wnids, root / WORDS), n_train)
-
-
-def _find_root(data_dir: Path) -> Path:
-    candidates = [data_dir / FOLDER, data_dir]
-    for root in candidates:
-        if (root / WNIDS).is_file():
-            return root
-    raise NotFound(
-        f"no {NAME} in {candidates[0]} or {candidates[1]}: expected {WNIDS}, {WORDS}, train and val of its archive; "
-        "--data-dir or MEXIT_DATA names the folder above"
-    )
 
 
 def _read_wnids(path: Path) -> list[str]:

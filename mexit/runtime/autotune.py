@@ -141,7 +141,7 @@ def choose(bundle: Bundle, backend: str = AUTO, threads: int | None = None) -> C
     if backend != AUTO:
         find(backend)
         if threads is not None:
-            return Choice(backend, threads, False, "as asked for")
+            return Choice(backend, threads, False, "as given")
     tuning, problem = load(bundle)
     timings = tuning.timings if tuning else ()
     usable = _usable(bundle, timings) if backend == AUTO else [one for one in timings if one.backend == backend]

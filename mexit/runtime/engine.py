@@ -107,7 +107,7 @@ def answer(
 def _answer_one(task: _Task, image: NDArray[np.float32]) -> Answers:
     """As `_answer_rows` for B = 1. A runner that raised is not returned to the pool."""
     start = time.perf_counter()
-    pool = bound_runner.of(task.backend)
+    pool = bound_runner.runner_pool(task.backend)
     runner: bound_runner.Runner = bound_runner.PlainRunner(task.backend) if pool is None else pool.take()
     runner.start(image)
     scorer = ScalarScorer(task.policy.scorer(task.classes), task.policy.thresholds)

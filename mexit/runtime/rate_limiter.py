@@ -124,12 +124,13 @@ class RateLimiter:
             buckets = self._buckets(client)
             if _affordable(buckets, self._segments[0], rows) < rows:
                 return 0
-            return _take(buckets, self._segments[0], rows)
+            _take(buckets, rows * self._segments[0])
+        return rows
 
     def acquire(self, client: str, k: int, rows: int) -> int:
         """Take the tokens of segment k (from 1) for as many of `rows` rows as possible; returns that number."""
         with self._lock:
-            admitted = _take(self._buckets(client), self._segments[k - 1], rows)
+            admitted = self._take_affordable(client, self._segments[k - 1], rows)
             if k > 1:
                 self._refused[k - 2] += rows - admitted
         return admitted
@@ -137,7 +138,7 @@ class RateLimiter:
     def acquire_full_pass(self, client: str, rows: int) -> int:
         """Take the tokens of the whole network for as many of `rows` rows as possible; returns that number."""
         with self._lock:
-            return _take(self._buckets(client), self._full_macs, rows)
+            return self._take_affordable(client, self._full_macs, rows)
 
     def wait_s(self, client: str, rows: int = 1) -> float:
         """Seconds until segment 1 can have started for `rows` rows, if nothing else takes tokens; 0.0 is now."""
@@ -165,6 +166,13 @@ class RateLimiter:
             return RateLimiterState(
                 tuple(self._refused), self._waits, self._overloaded, tokens, len(self._clients)
             )
+
+    def _take_affordable(self, client: str, macs: int, rows: int) -> int:
+        """Take the tokens of as many rows as possible, at most `rows`, at `macs` each; returns that number."""
+        buckets = self._buckets(client)
+        admitted = _affordable(buckets, macs, rows)
+        _take(buckets, admitted * macs)
+        return admitted
 
     def _buckets(self, client: str) -> list[_Bucket]:
         """The refilled buckets from which the rows of a client take their tokens."""
@@ -222,12 +230,9 @@ def _affordable(buckets: Sequence[_Bucket], macs: int, rows: int) -> int:
     return min([rows, *(bucket.level // (macs * _NANO) for bucket in buckets)])
 
 
-def _take(buckets: Sequence[_Bucket], macs: int, rows: int) -> int:
-    """Take the tokens of as many rows as possible, at most `rows`, at `macs` each; returns that number."""
-    rows = _affordable(buckets, macs, rows)
+def _take(buckets: Sequence[_Bucket], macs: int) -> None:
     for bucket in buckets:
-        bucket.level -= rows * macs * _NANO
-    return rows
+        bucket.level -= macs * _NANO
 
 
 def segment_macs(cumulative_macs: Sequence[int]) -> tuple[int, ...]:

@@ -112,7 +112,7 @@ class PlainRunner:
         self._carried = self._backend.segments[k - 1].features(self._carried)
 
 
-def of(backend: Backend) -> RunnerPool | None:
+def runner_pool(backend: Backend) -> RunnerPool | None:
     """The pool of bound runners of an engine; None if it has none."""
     runners: RunnerPool | None = getattr(backend, "runners", None)
     return runners

@@ -22,7 +22,6 @@ from mexit.export.segments import cut_segments
 from mexit.flows import models
 from mexit.models import MODELS, MultiExit, Stage, build_model, model_spec
 from mexit.models.exit_costs import exit_costs
-from mexit.models.multi_exit import single_exit
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.reference import run_all_exits
 
@@ -137,26 +136,6 @@ def test_a_layer_that_runs_twice_costs_twice() -> None:
     stage = Stage(nn.Sequential(twice, nn.ReLU(), twice), nn.Sequential(nn.Flatten(), nn.Linear(8, 3)))
     (cost,) = exit_costs(MultiExit([stage], (2, 2, 2), 3))
     assert (cost.trunk_macs, cost.head_macs) == (2 * 2 * 2 * 4, 24)
-
-
-@pytest.mark.parametrize("name", ["digits-cnn", "msdnet-cifar10", "resnet38", "mobilenetv2"])
-def test_the_single_exit_network_is_the_backbone_with_the_last_head(name) -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    network = build_model(name, 10).eval()
-    alone = single_exit(network)
-    images = torch.rand(2, *network.input_shape)
-    with torch.no_grad():
-        torch.testing.assert_close(alone(images)[0], network(images)[-1])
-    heads = sum(cost.head_macs for cost in exit_costs(network)[:-1])
-    assert exit_costs(alone)[0].macs == exit_costs(network)[-1].macs - heads
-    side = {id(value) for stage in network.stages[:-1] for value in stage.head.parameters()}
-    kept = {id(value) for value in alone.parameters()}
-    assert kept == {id(value) for value in network.parameters()} - side
-    assert MODELS[f"{name}-single"].exits == 1
-    assert [tuple(value.shape) for value in build_model(f"{name}-single", 10).parameters()] == [
-        tuple(value.shape) for value in alone.parameters()
-    ]
 
 
 def test_models_prints_every_network_with_its_costs(monkeypatch: pytest.MonkeyPatch) -> None:
