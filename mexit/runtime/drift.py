@@ -2,7 +2,7 @@
 
 A share of the rows that exited early also runs to the last exit. For each point of the frontier a sequential test
 compares the rate of disagreement with the upper bound of that rate from calibration. An alarm is logged once, and can
-move the runtime to a safer point of the frontier.
+move the runtime to a safer point of the frontier. The checks run in a background thread, after the answers were given.
 
 The test is a betting martingale (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
 JRSS B 2024). Its null hypothesis is that the rate is at most p0. A bet of fraction f multiplies its wealth by
@@ -18,7 +18,8 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ ACTIONS = ("alarm", "safer")
 BET_FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.4)  # 1 would lose everything at the first agreement
 BET_INTERVAL = 250  # observations between two starts of new bets
 MIN_RATE = 1e-4  # a tested rate of 0 would win without limit at the first disagreement
+MAX_PENDING = 16  # checks that wait; under more load checks are dropped
 _LOG = logging.getLogger("mexit.drift")
 
 
@@ -82,9 +84,17 @@ class DriftTest:
 
 
 class DriftWatch:
-    """One drift test for each point of the frontier. Thread-safe."""
+    """One drift test for each point of the frontier, and the thread that runs the checks. Thread-safe."""
 
-    def __init__(self, entry: PolicyEntry, share: float, action: str = "alarm", seed: int | None = None) -> None:
+    def __init__(
+        self,
+        entry: PolicyEntry,
+        share: float,
+        action: str = "alarm",
+        seed: int | None = None,
+        *,
+        max_pending: int = MAX_PENDING,
+    ) -> None:
         """Start without observations.
 
         Args:
@@ -93,6 +103,7 @@ class DriftWatch:
             action: "alarm" only logs; "safer" also moves to the cheapest certified point above, or to the full
                 network without certificates.
             seed: of the choice of rows; None is unpredictable.
+            max_pending: the most checks that run or wait.
 
         Raises:
             UsageError: the share or the action is not valid.
@@ -108,6 +119,42 @@ class DriftWatch:
         self._random = random.Random(seed)
         self._tests: dict[int, DriftTest] = {}
         self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(max_pending)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="mexit-drift")  # its thread starts with a check
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        """Number of checks that did not run because too many were waiting."""
+        with self._lock:
+            return self._dropped
+
+    def submit(self, check: Callable[[], None]) -> None:
+        """Run a check in the background thread; drop and count it if too many wait. Errors are logged."""
+        if not self._slots.acquire(blocking=False):
+            with self._lock:
+                self._dropped += 1
+            return
+        try:
+            self._executor.submit(self._run, check)
+        except RuntimeError:  # the watch is closed
+            self._slots.release()
+
+    def join(self) -> None:
+        """Wait until the submitted checks are done."""
+        self._executor.submit(int).result()
+
+    def close(self) -> None:
+        """Cancel the checks that wait, and end the thread after the present check."""
+        self._executor.shutdown(cancel_futures=True)
+
+    def _run(self, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except Exception:
+            _LOG.exception("a drift check failed")
+        finally:
+            self._slots.release()
 
     @property
     def alarms(self) -> tuple[int, ...]:

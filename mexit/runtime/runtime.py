@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +144,13 @@ class Runtime:
         """Start to compare a share of the early answers with the full network's; see `drift`."""
         if self._selector.entry is None:
             raise NotCalibrated("there are no early answers to watch: run mexit calibrate")
+        self.close()
         self.drift_watch = DriftWatch(self._selector.entry, share, on_drift, seed)
+
+    def close(self) -> None:
+        """End the background thread of the drift watch, if there is one. The runtime still answers."""
+        if self.drift_watch is not None:
+            self.drift_watch.close()
 
     @property
     def budget(self) -> Budget:
@@ -265,18 +271,42 @@ class Runtime:
         return predictions
 
     def check_drift(self, request: Request, images: NDArray[np.float32], answers: Answers) -> None:
-        """Run some early answers through the full network, as many as there are tokens for."""
+        """Let the drift watch compare some early answers with the full network's, in its background thread."""
         index = request.choice.frontier_index
         if self.drift_watch is None or index is None:
             return
         rows = self.drift_watch.choose(index, answers.reasons)
-        if self.rate_limiter is not None:
-            rows = rows[: self.rate_limiter.acquire_full_pass(request.client, len(rows))]
         if len(rows):
-            scorer = request.choice.policy.scorer(len(self.bundle.manifest.classes))
-            full = scorer.answer(run_all_exits(self.backend, images[rows]))[1][-1]
-            self.stats.add_watched(len(rows))
-            self.drift_watch.observe(index, answers.probabilities[rows].argmax(axis=1) != full)
+            predicted = answers.probabilities[rows].argmax(axis=1)
+            check = partial(
+                self._compare,
+                self.drift_watch,
+                index,
+                request.choice.policy,
+                request.client,
+                images[rows],
+                predicted,
+            )
+            self.drift_watch.submit(check)
+
+    def _compare(
+        self,
+        watch: DriftWatch,
+        frontier_index: int,
+        policy: Policy,
+        client: str,
+        images: NDArray[np.float32],
+        predicted: NDArray[np.int64],
+    ) -> None:
+        """Compare early answers (R,) with those of the full network, for as many rows as there are tokens."""
+        rows = len(images)
+        if self.rate_limiter is not None:
+            rows = self.rate_limiter.acquire_full_pass(client, rows)
+        if rows:
+            scorer = policy.scorer(len(self.bundle.manifest.classes))
+            full = scorer.answer(run_all_exits(self.backend, images[:rows]))[1][-1]
+            self.stats.add_watched(rows)
+            watch.observe(frontier_index, predicted[:rows] != full)
 
     def _receipts(
         self, request: Request, answers: Answers, start_s: float, batch_rows: int | None

@@ -99,6 +99,7 @@ class Service:
         if self._batcher is not None:
             self._batcher.close()
         self.worker_pool.close()
+        self.runtime.close()
 
     @contextmanager
     def in_flight(self, route: str) -> Iterator[None]:

@@ -448,6 +448,7 @@ def test_a_real_bundle_with_a_measured_table_answers_as_its_runtime_does(mixed_b
             alone = expected[budget][row]
             assert (one.index, one.exit, one.reason) == (alone.index, alone.exit, alone.reason)
             np.testing.assert_array_equal(one.probabilities, alone.probabilities)
+    runtime.drift_watch.join()
     assert runtime.stats.snapshot().watch_macs > 0
 
 

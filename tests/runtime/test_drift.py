@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import threading
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mexit import NotCalibrated, Runtime, UsageError
+from mexit import Bundle, NotCalibrated, Prediction, Runtime, UsageError
 from mexit.data import digits, splits
 from mexit.models import model_spec
-from mexit.runtime.drift import BET_FRACTIONS, BET_INTERVAL, DriftTest
+from mexit.runtime.drift import BET_FRACTIONS, BET_INTERVAL, DriftTest, DriftWatch
 
 
 def first_alarms(outcomes: np.ndarray, p0: float, alpha: float) -> np.ndarray:
@@ -87,11 +89,55 @@ def noise(count: int, seed: int = 0) -> np.ndarray:
     return np.clip(rng.normal(0.5, 0.6, (count, 1, 8, 8)), 0, 1).astype(np.float32)
 
 
+def answer_and_check(runtime: Runtime, images: Any) -> list[Prediction]:
+    """Answer images, and wait for the checks of the drift watch."""
+    predictions = runtime(images)
+    assert runtime.drift_watch is not None
+    runtime.drift_watch.join()
+    assert runtime.drift_watch.dropped == 0
+    return predictions
+
+
+def test_answers_are_returned_before_they_are_checked(mixed_bundle, test_digits) -> None:
+    """The last segment, which early answers do not need, blocks until the answers are there."""
+    runtime = Runtime.open(mixed_bundle, "40%", backend="ort")
+    images = [image for image in test_digits[0] if runtime(image)[0].exit == 1][:5]
+    runtime.watch_drift(1.0)
+    last, answered = runtime.backend.segments[-1], threading.Event()
+    run = last.run
+    last.run = lambda carried: (answered.wait(60), run(carried))[1]
+    predictions = runtime(images)
+    assert [one.reason for one in predictions] == ["confident"] * 5
+    assert runtime.stats.snapshot().watch_macs == 0
+    answered.set()
+    assert runtime.drift_watch is not None
+    runtime.drift_watch.join()
+    assert runtime.stats.snapshot().watch_macs == 5 * runtime.bundle.manifest.cumulative_macs[-1]
+
+
+def test_checks_are_dropped_and_counted_if_too_many_wait(mixed_bundle, caplog) -> None:
+    watch = DriftWatch(Bundle.open(mixed_bundle).policies().entries[0], 1.0, max_pending=2)
+    release, done = threading.Event(), list[int]()
+    watch.submit(lambda: release.wait(60) and None)
+    for number in range(4):
+        watch.submit(lambda number=number: done.append(number))
+    assert watch.dropped == 3
+    release.set()
+    watch.join()
+    assert done == [0]
+    watch.submit(lambda: 1 // 0)
+    watch.join()
+    assert "a drift check failed" in caplog.text
+    watch.close()
+    watch.submit(lambda: done.append(9))
+    assert done == [0]
+
+
 def test_no_alarm_on_data_like_the_calibration_data(digits_bundle, test_digits) -> None:
     runtime = Runtime.open(digits_bundle, "low")
     runtime.watch_drift(1.0, seed=0)
     for _ in range(3):
-        runtime(list(test_digits[0]))
+        answer_and_check(runtime, list(test_digits[0]))
     assert runtime.drift_watch is not None
     assert runtime.drift_watch.alarms == ()
 
@@ -102,7 +148,7 @@ def test_changed_data_raises_the_alarm_once_and_moves_to_a_safer_policy(mixed_bu
     before = runtime.policy()
     with caplog.at_level(logging.WARNING, "mexit.drift"):
         for seed in range(40):
-            runtime.answer_tensor(inverted(64, seed))
+            answer_and_check(runtime, inverted(64, seed))
     assert len([record for record in caplog.records if "the data has changed" in record.message]) == 1
     assert runtime.policy() != before
     assert {one.exit for one in runtime.answer_tensor(noise(64, 99))} == {3}
@@ -112,7 +158,7 @@ def test_an_alarm_alone_changes_no_answer(mixed_bundle) -> None:
     runtime = Runtime.open(mixed_bundle, "40%", watch_drift=1.0)
     before = runtime.policy()
     for seed in range(40):
-        runtime.answer_tensor(inverted(64, seed))
+        answer_and_check(runtime, inverted(64, seed))
     assert runtime.drift_watch is not None
     assert runtime.drift_watch.alarms
     assert runtime.policy() == before
@@ -121,7 +167,7 @@ def test_an_alarm_alone_changes_no_answer(mixed_bundle) -> None:
 def test_the_macs_of_the_watch_are_in_the_statistics(digits_bundle, test_digits) -> None:
     runtime = Runtime.open(digits_bundle, "low")
     runtime.watch_drift(1.0)
-    answers = runtime(list(test_digits[0]))
+    answers = answer_and_check(runtime, list(test_digits[0]))
     early = sum(one.reason == "confident" for one in answers)
     snapshot = runtime.stats.snapshot()
     assert snapshot.watch_macs == early * runtime.bundle.manifest.cumulative_macs[-1]
@@ -131,7 +177,9 @@ def test_the_macs_of_the_watch_are_in_the_statistics(digits_bundle, test_digits)
 def test_the_given_share_of_early_answers_is_watched(digits_bundle, test_digits) -> None:
     runtime = Runtime.open(digits_bundle, "low")
     runtime.watch_drift(0.1, seed=1)
-    early = sum(one.reason == "confident" for _ in range(5) for one in runtime(list(test_digits[0])))
+    early = sum(
+        one.reason == "confident" for _ in range(5) for one in answer_and_check(runtime, list(test_digits[0]))
+    )
     watched = runtime.stats.snapshot().watch_macs / runtime.bundle.manifest.cumulative_macs[-1]
     assert abs(watched - 0.1 * early) < 5 * np.sqrt(0.09 * early)
 

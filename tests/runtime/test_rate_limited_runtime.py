@@ -129,6 +129,7 @@ def test_the_counted_macs_stay_within_the_bound(mixed_bundle, plain, tensor) -> 
             runtime.answer_tensor(tensor[rows], wait_ms=0, **options)
         except Overloaded:
             refused += 1
+        runtime.drift_watch.join()
     snapshot = runtime.stats.snapshot()
     spent, refilled = snapshot.macs + snapshot.watch_macs, 200 * full * clock.ns / SECOND
     assert 0.3 * refilled <= spent <= 30 * full + refilled
@@ -141,6 +142,7 @@ def test_the_drift_watch_is_skipped_without_tokens(mixed_bundle, plain, tensor) 
     runtime = rate_limited(mixed_bundle, RateLimits(RateLimit(1, 10 * costs[0] + 3 * costs[-1])))
     runtime.watch_drift(1.0, seed=0)
     assert {one.reason for one in runtime.answer_tensor(tensor[confident])} == {"confident"}
+    runtime.drift_watch.join()
     assert runtime.stats.snapshot().watch_macs == 3 * costs[-1]
 
 
