@@ -37,7 +37,8 @@ from mexit.errors import (
 from mexit.runtime import Prediction, Runtime
 
 if TYPE_CHECKING:
-    from mexit.flows.calibrate import calibrate_bundle
+    from mexit.evaluate.config import EvaluateOptions
+    from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
     from mexit.flows.evaluate import evaluate_model
     from mexit.flows.export import ExportOptions, export_bundle
     from mexit.flows.train import TrainOptions, train_model
@@ -51,8 +52,10 @@ __all__ = [
     "Budget",
     "BudgetInfeasible",
     "Bundle",
+    "CalibrateOptions",
     "Damaged",
     "DeadlineExceeded",
+    "EvaluateOptions",
     "ExportOptions",
     "Infeasible",
     "MexitError",
@@ -76,6 +79,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "CalibrateOptions": "mexit.flows.calibrate",
+    "EvaluateOptions": "mexit.evaluate.config",
     "ExportOptions": "mexit.flows.export",
     "TrainOptions": "mexit.flows.train",
     "calibrate_bundle": "mexit.flows.calibrate",

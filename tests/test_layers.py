@@ -31,7 +31,7 @@ ALLOWED = {
     "serving": {"runtime"} | BELOW_RUNTIME,
     "camera": {"runtime"} | BELOW_RUNTIME,
     "evaluate": BELOW_FLOWS,
-    "__init__": {"flows", "runtime", "core", "errors"},
+    "__init__": {"flows", "evaluate", "runtime", "core", "errors"},
     "flows": {"evaluate", "serving", "camera", "__init__"} | BELOW_FLOWS,
     "commands": {"export", "flows", "evaluate", "camera", "runtime", "core", "errors", "__init__"},
     "cli": {"commands", "errors", "__init__"},

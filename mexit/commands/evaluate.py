@@ -42,7 +42,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure accuracy on the test split, per exit and budget, clean and under attack; write a model card."""
-    from mexit.evaluate.config import EvaluationConfig, read_exits, read_groups
+    from mexit.evaluate.config import EvaluateOptions, read_exits, read_groups
     from mexit.flows.evaluate import evaluate_model
 
     result = evaluate_model(
@@ -52,7 +52,7 @@ def evaluate(
         eps=fraction(eps),
         steps=steps,
         backend=backend,
-        config=EvaluationConfig(
+        options=EvaluateOptions(
             read_groups(attacks),
             read_exits(exits),
             strong_samples or None,

@@ -23,7 +23,7 @@ GROUPS = ("pgd", "policy", "autoattack", "slowdown", "sanity")
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluateOptions:
     """The attacks of an evaluation.
 
     Attributes:
@@ -79,7 +79,7 @@ class EvaluationConfig:
 
 
 def read_groups(text: str) -> tuple[str, ...]:
-    """Parse `policy,slowdown` or `all`, in the order of `GROUPS`; `EvaluationConfig` rejects unknown names."""
+    """Parse `policy,slowdown` or `all`, in the order of `GROUPS`; `EvaluateOptions` rejects unknown names."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     if "all" in words:
         return GROUPS

@@ -25,7 +25,7 @@ from mexit.attacks.soft_policy import DeployedPolicy, SoftPolicy, policy_log_pro
 from mexit.core.batches import split_batches
 from mexit.core.progress import Progress
 from mexit.errors import UsageError
-from mexit.evaluate.config import EvaluationConfig
+from mexit.evaluate.config import EvaluateOptions
 from mexit.evaluate.gradient_source import Images, Index, Labels
 from mexit.evaluate.results import NOISE, AttackResults
 from mexit.evaluate.target import BATCH, BudgetPolicy, EvaluationTarget, Logits
@@ -44,7 +44,7 @@ class AttackContext:
 
     Attributes:
         target: what is evaluated.
-        config: which attacks, and how strong.
+        options: which attacks, and how strong.
         progress: receives progress.
         images: (S, C, H, W).
         labels: (S,).
@@ -53,7 +53,7 @@ class AttackContext:
     """
 
     target: EvaluationTarget
-    config: EvaluationConfig
+    options: EvaluateOptions
     progress: Progress
     images: Images
     labels: Labels
@@ -83,7 +83,7 @@ class AttackContext:
 
     def autoattack_config(self) -> AutoAttackConfig:
         """The strength of AutoAttack."""
-        return AutoAttackConfig(steps=self.config.autoattack_steps, queries=self.config.queries)
+        return AutoAttackConfig(steps=self.options.autoattack_steps, queries=self.options.queries)
 
 
 PolicyAttack = Callable[[AttackContext, BudgetPolicy, SoftPolicy], Images]
@@ -139,9 +139,9 @@ def run_policy_group(context: AttackContext, results: AttackResults) -> None:
 
     RayS is left out under an L2 attack, because it is made for the L-infinity ball.
     """
-    config, budgets = context.config, context.target.budgets
-    if config.transfer is not None:
-        for name, images in _crafted_on(checkpoint.load_model(config.transfer)[0], context).items():
+    options, budgets = context.options, context.target.budgets
+    if options.transfer is not None:
+        for name, images in _crafted_on(checkpoint.load_model(options.transfer)[0], context).items():
             results.transfer[f"transfer {name}"] = context.target.exit_logits(images)
     attacks = {
         name: attack for name, attack in POLICY_ATTACKS.items() if name != "rays" or context.pgd.norm == "linf"
@@ -149,7 +149,7 @@ def run_policy_group(context: AttackContext, results: AttackResults) -> None:
     black_boxes = len(attacks) - 2
     context.progress.note(
         f"policy: {len(context.labels)} images, {len(budgets)} budgets, each at most {context.model.exits} exits x "
-        f"{config.targets} targets x {context.pgd.steps} steps and {black_boxes} x {config.queries} queries"
+        f"{options.targets} targets x {context.pgd.steps} steps and {black_boxes} x {options.queries} queries"
     )
     with context.progress.track("attacking budgets", len(attacks) * len(budgets)) as advance:
         for name, budget in budgets.items():
@@ -180,7 +180,7 @@ def run_autoattack_group(context: AttackContext, results: AttackResults) -> dict
     Returns:
         The package's warnings by attacked network.
     """
-    exits = context.config.autoattack_exits(context.model.exits)
+    exits = context.options.autoattack_exits(context.model.exits)
     networks: dict[str, ExitClassifier | DeployedPolicy] = {
         f"exit {k}": ExitClassifier(context.model, k) for k in exits
     }
@@ -254,7 +254,7 @@ def _search(
 
 
 def _route(context: AttackContext, _: BudgetPolicy, soft_policy: SoftPolicy) -> Images:
-    return _search(context, soft_policy, lambda target: route_attack(target, context.config.targets))
+    return _search(context, soft_policy, lambda target: route_attack(target, context.options.targets))
 
 
 def _soft(context: AttackContext, _: BudgetPolicy, soft_policy: SoftPolicy) -> Images:
@@ -274,7 +274,7 @@ def _square_served(context: AttackContext, budget: BudgetPolicy, _: SoftPolicy) 
 def _rays(context: AttackContext, budget: BudgetPolicy, _: SoftPolicy) -> Images:
     images, labels, eps = _eight_bits(context)
     served = _served(context, budget)
-    attacked = rays(lambda batch: served(batch).argmax(dim=-1), images, labels, eps, context.config.queries)
+    attacked = rays(lambda batch: served(batch).argmax(dim=-1), images, labels, eps, context.options.queries)
     return to_levels(attacked.numpy())
 
 
@@ -290,15 +290,15 @@ POLICY_ATTACKS: dict[str, PolicyAttack] = {
 def _run_square(
     context: AttackContext, classifier: Classifier, images: Tensor, labels: Tensor, eps: float
 ) -> Images:
-    config = context.config
+    options = context.options
     attacked = square(
         classifier,
         images,
         labels,
         eps,
         norm=context.pgd.norm,
-        queries=config.queries,
-        restarts=config.restarts,
+        queries=options.queries,
+        restarts=options.restarts,
     )
     return np.asarray(attacked.numpy())
 
@@ -324,7 +324,7 @@ def _served(context: AttackContext, budget: BudgetPolicy) -> Classifier:
 
 def _crafted_on(model: MultiExit, context: AttackContext) -> dict[str, Images]:
     """The images of the context attacked on another network."""
-    context.progress.note(f"transfer: {len(context.labels)} images attacked on {context.config.transfer}")
+    context.progress.note(f"transfer: {len(context.labels)} images attacked on {context.options.transfer}")
     suites = [
         pgd_suite(model, images.numpy(), labels.numpy(), index.numpy(), context.pgd)
         for images, labels, index in context.batches()

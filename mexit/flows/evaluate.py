@@ -20,7 +20,7 @@ from mexit.core.batches import evenly_spaced
 from mexit.core.progress import Progress, Silent
 from mexit.errors import UsageError, requires_extra
 from mexit.evaluate import plots
-from mexit.evaluate.config import EvaluationConfig
+from mexit.evaluate.config import EvaluateOptions
 
 with requires_extra("train", "Evaluating a network"):
     from mexit.attacks.autoattack import import_pyautoattack
@@ -63,7 +63,7 @@ def evaluate_model(
     eps: float | None = None,
     steps: int | None = None,
     backend: str = "auto",
-    config: EvaluationConfig | None = None,
+    options: EvaluateOptions | None = None,
     progress: Progress | None = None,
 ) -> EvaluateResult:
     """Evaluate a run or a bundle on the test split, and write a report into it.
@@ -75,7 +75,7 @@ def evaluate_model(
         eps: radius of the attacks, a fraction of the pixel range; None = the run's test setting.
         steps: steps of the attacks; None = the run's test setting.
         backend: engine of a bundle.
-        config: which attacks, and how strong; None = the group pgd.
+        options: which attacks, and how strong; None = the group pgd.
         progress: receives progress; None = nothing is shown.
 
     Raises:
@@ -83,20 +83,20 @@ def evaluate_model(
         NotFound, StalePolicy: the run behind a bundle does not exist here or has other weights.
         MissingExtra: torch, or for some attacks `pyautoattack`, is not installed.
     """
-    progress, config, start = progress or Silent(), config or EvaluationConfig(), time.monotonic()
+    progress, options, start = progress or Silent(), options or EvaluateOptions(), time.monotonic()
     target = open_target(source or _newest(progress), data_dir, backend)
-    _check(config, target)
+    _check(options, target)
     index = target.test_index(samples)
-    strong = evenly_spaced(np.arange(len(index)), config.strong_samples)
+    strong = evenly_spaced(np.arange(len(index)), options.strong_samples)
     attack = target.source.attack("average", eps, steps)
-    attack = replace(attack, pgd=replace(attack.pgd, restarts=config.restarts))
+    attack = replace(attack, pgd=replace(attack.pgd, restarts=options.restarts))
     logits = suites.run_pgd_group(target, index, attack.pgd, progress)
     results = AttackResults(target.data.labels[index], strong, logits)
     context = suites.AttackContext(
-        target, config, progress, *target.load(index[strong]), index[strong], attack.pgd
+        target, options, progress, *target.load(index[strong]), index[strong], attack.pgd
     )
     curve, checks = _run_strong_groups(context, results)
-    settings = _settings(target, config, attack, len(index), len(strong))
+    settings = _settings(target, options, attack, len(index), len(strong))
     report = {
         "exits": exit_rows(results),
         "budgets": budget_rows(results, target),
@@ -113,16 +113,16 @@ def _newest(progress: Progress) -> Path:
     return newest(BUNDLES if (BUNDLES / "latest").exists() else RUNS, progress)
 
 
-def _check(config: EvaluationConfig, target: EvaluationTarget) -> None:
+def _check(options: EvaluateOptions, target: EvaluationTarget) -> None:
     """Reject what would otherwise fail after long work."""
-    config.autoattack_exits(target.source.model.exits)
-    if config.includes("policy") or config.includes("autoattack"):
+    options.autoattack_exits(target.source.model.exits)
+    if options.includes("policy") or options.includes("autoattack"):
         import_pyautoattack()
-    if config.transfer is not None:
-        other, model = checkpoint.load_model(config.transfer)[0], target.source.model
+    if options.transfer is not None:
+        other, model = checkpoint.load_model(options.transfer)[0], target.source.model
         if (other.input_shape, other.classes) != (model.input_shape, model.classes):
             raise UsageError(
-                f"--transfer {config.transfer} takes {other.input_shape} images of {other.classes} classes, this "
+                f"--transfer {options.transfer} takes {other.input_shape} images of {other.classes} classes, this "
                 f"network {model.input_shape} of {model.classes}: name a run on the same data"
             )
 
@@ -131,15 +131,15 @@ def _run_strong_groups(
     context: suites.AttackContext, results: AttackResults
 ) -> tuple[list[dict[str, Any]], list[sanity_checks.Check]]:
     """Run every group but pgd: adds logits to `results`, returns the rows of the curve and the checks."""
-    config, rows, checks = context.config, [], []
-    if config.includes("policy"):
+    options, rows, checks = context.options, [], []
+    if options.includes("policy"):
         suites.run_policy_group(context, results)
-    if config.includes("autoattack"):
+    if options.includes("autoattack"):
         warnings = suites.run_autoattack_group(context, results)
         checks += sanity_checks.autoattack_checks(context, results, warnings)
-    if config.includes("slowdown"):
+    if options.includes("slowdown"):
         suites.run_slowdown_group(context, results)
-    if config.includes("sanity"):
+    if options.includes("sanity"):
         curve = suites.accuracy_curve(context)
         rows = curve_rows(curve, context.labels, context.target)
         checks += sanity_checks.curve_checks(context, curve)
@@ -148,7 +148,7 @@ def _run_strong_groups(
 
 
 def _settings(
-    target: EvaluationTarget, config: EvaluationConfig, attack: Attack, n: int, strong_n: int
+    target: EvaluationTarget, options: EvaluateOptions, attack: Attack, n: int, strong_n: int
 ) -> dict[str, Any]:
     """The report's `settings`."""
     return {
@@ -157,19 +157,19 @@ def _settings(
         "data_sha256": target.data.sha256,
         "split": "test",
         "n": n,
-        "strong_n": strong_n if set(config.groups) - {"pgd"} else 0,
+        "strong_n": strong_n if set(options.groups) - {"pgd"} else 0,
         "of": len(target.splits.part("test")),
         "attack": attack.describe(),
         "eps": attack.pgd.eps,
         "step": attack.pgd.step_size,
         "steps": attack.pgd.steps,
         "restarts": attack.pgd.restarts,
-        "attacks": list(config.groups),
-        "exits": ",".join(map(str, config.exits)) if config.exits else "all",
-        "targets": config.targets,
-        "queries": config.queries,
-        "autoattack_steps": config.autoattack_steps,
-        "transfer_from": None if config.transfer is None else str(config.transfer),
+        "attacks": list(options.groups),
+        "exits": ",".join(map(str, options.exits)) if options.exits else "all",
+        "targets": options.targets,
+        "queries": options.queries,
+        "autoattack_steps": options.autoattack_steps,
+        "transfer_from": None if options.transfer is None else str(options.transfer),
         "seed": 0,
         "precision": "fp32",
     }

@@ -20,7 +20,7 @@ from mexit.core.policy import first_exit
 from mexit.core.progress import Silent
 from mexit.data.splits import Splits
 from mexit.errors import UsageError
-from mexit.evaluate.config import GROUPS, EvaluationConfig, read_exits, read_groups
+from mexit.evaluate.config import GROUPS, EvaluateOptions, read_exits, read_groups
 from mexit.evaluate.model_card import model_card
 from mexit.evaluate.suites import to_levels
 from mexit.evaluate.target import open_target
@@ -34,8 +34,8 @@ torch.set_num_threads(1)
 SAMPLES, STRONG = 24, 8
 
 
-def reduced(groups: tuple[str, ...], **more: object) -> EvaluationConfig:
-    return EvaluationConfig(
+def reduced(groups: tuple[str, ...], **more: object) -> EvaluateOptions:
+    return EvaluateOptions(
         groups, exits=(1,), strong_samples=STRONG, targets=1, queries=10, autoattack_steps=2, **more
     )
 
@@ -52,8 +52,8 @@ def report(folder: Path) -> dict[str, object]:
     before = Path.cwd()
     try:
         os.chdir(folder)
-        config = reduced(GROUPS, transfer=Path("runs/digits"))
-        return dict(evaluate_model(Path("bundles/digits"), samples=SAMPLES, steps=3, config=config).report)
+        options = reduced(GROUPS, transfer=Path("runs/digits"))
+        return dict(evaluate_model(Path("bundles/digits"), samples=SAMPLES, steps=3, options=options).report)
     finally:
         os.chdir(before)
 
@@ -210,7 +210,7 @@ def test_a_mistake_is_reported_before_any_work(folder, monkeypatch, values, mess
             raise AssertionError(f"began {text}")
 
     with pytest.raises(UsageError, match=re.escape(message)):
-        evaluate_model(Path("runs/digits"), config=EvaluationConfig(**values), progress=NoWork())
+        evaluate_model(Path("runs/digits"), options=EvaluateOptions(**values), progress=NoWork())
 
 
 def test_unknown_attacks_end_with_a_usage_error(folder) -> None:
