@@ -231,11 +231,12 @@ def _attack(bundle: Bundle, objective: str) -> tuple[Attack | None, str]:
     try:
         with requires_extra("train", "Attacking a network"):
             from mexit.evaluate.gradient_source import GradientSource  # torch is optional for calibration
-        return network_attack(GradientSource.of_bundle(bundle), objective), ""
+        source = GradientSource.of_bundle(bundle)
     except (MissingExtra, NotFound, StalePolicy) as error:
         return None, str(error)
     except MexitError as error:
         return None, f"the run behind {bundle.path} cannot be used: {error}"
+    return network_attack(source, objective), ""
 
 
 def network_attack(source: GradientSource, objective: str) -> Attack:

@@ -226,7 +226,7 @@ def test_a_run_is_not_resumed_on_other_data(stopped: Path) -> None:
     np.savez(
         stopped / checkpoint.SPLITS, **arrays | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     )
-    assert "it was changed, or is another set" in refused("train", "--resume", "--out", stopped, code=5)
+    assert "it was changed, or is another" in refused("train", "--resume", "--out", stopped, code=5)
 
 
 def test_a_run_without_settings_can_be_started_again(stopped: Path) -> None:

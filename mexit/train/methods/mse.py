@@ -5,14 +5,15 @@ distillation, ECCV 2024. Summed over exits,
 
     loss = (1-mu) CE + mu (C/2) || softmax(z) - e_y ||^2
 
-mu is 0 during `warm_up`, and then grows linearly to its final value.
+mu is 0 during `warm_up`, and then grows linearly to its final value, by default until the end of the run.
 
 Published: the squared error between probabilities and the one-hot label. Our choices: the sum over classes times
 C/2, whose gradient at a uniform output is that of cross-entropy (the published mean over classes is C times smaller,
-too small to begin with); the warm-up and the linear growth; on attacked images half of the cross-entropy stays,
-because many of them are confidently wrong, where the squared error has almost no gradient; attacks maximise
-cross-entropy. Whether the published runs took the error of probabilities or of logits is unknown: `on=logits` takes
-(1/2) || z - e_y ||^2, which has the same minimiser.
+too small to begin with); the warm-up and the linear growth, because a confidently wrong output has almost no gradient
+of the squared error, and a network trained with it alone can collapse to one class; half of the cross-entropy stays on
+attacked images, of which many are confidently wrong; attacks maximise cross-entropy. Whether the published runs took
+the error of probabilities or of logits is unknown: `on=logits` takes (1/2) || z - e_y ||^2, which has the same
+minimiser.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class MSE(TrainingMethod):
     mu: float = 1.0
     attacked_mu: float = 0.5
     warm_up: float = 0.1
-    ramp: float = 0.5
+    ramp: float = 1.0
     on: str = "probs"
     clean_weight: float = 1.0
     attacked_weight: float = 1.0

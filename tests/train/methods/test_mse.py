@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mexit.errors import UsageError
 from mexit.train.config import resolve
-from mexit.train.methods import Outputs, build_method
+from mexit.train.methods import Outputs, TrainingMethod, build_method
 from mexit.train.methods.base import StepInfo
 from mexit.train.methods.mse import squared_error
 
@@ -24,6 +24,11 @@ def outputs() -> Outputs:
     torch.manual_seed(0)
     clean, attacked = torch.randn(2, E, B, C)
     return make_outputs(clean, attacked, step=StepInfo(progress=0.9))
+
+
+def method(**options: object) -> TrainingMethod:
+    """The method with a share of the squared error that is final at half of the run."""
+    return build_method("mse", {"ramp": 0.4} | options)
 
 
 def ce(outputs: Outputs, logits: Tensor) -> Tensor:
@@ -42,14 +47,14 @@ def brier(outputs: Outputs, logits: Tensor) -> Tensor:
 
 def test_by_hand(outputs) -> None:
     clean = dataclasses.replace(outputs, variants=None)
-    terms = build_method("mse", {"mu": 0.3}).terms(clean)
+    terms = method(mu=0.3).terms(clean)
     assert terms.keys() == {"clean", "clean mse"}
     torch.testing.assert_close(terms["clean"], 0.7 * ce(outputs, outputs.clean))
     torch.testing.assert_close(terms["clean mse"], 0.3 * brier(outputs, outputs.clean))
 
 
 def test_attacked_images_have_their_own_share(outputs) -> None:
-    terms = build_method("mse", {"attacked_mu": 0.25, "attacked_weight": 2.0, "clean_weight": 0.5}).terms(outputs)
+    terms = method(attacked_mu=0.25, attacked_weight=2.0, clean_weight=0.5).terms(outputs)
     torch.testing.assert_close(terms["clean mse"], 0.5 * brier(outputs, outputs.clean))
     assert not terms["clean"].any()
     torch.testing.assert_close(terms["attacked"], 2.0 * 0.75 * ce(outputs, outputs.attacked))
@@ -60,17 +65,21 @@ def test_attacked_images_have_their_own_share(outputs) -> None:
     ("progress", "share"), [(0.0, 0.0), (0.19, 0.0), (0.2, 0.0), (0.3, 0.25), (0.4, 0.5), (0.6, 1.0), (0.99, 1.0)]
 )
 def test_the_share_of_the_squared_error_grows_linearly_after_the_warm_up(outputs, progress, share) -> None:
-    method = build_method("mse", {"warm_up": 0.2, "ramp": 0.5})
-    terms = method.terms(dataclasses.replace(outputs, step=StepInfo(progress=progress)))
+    terms = method(warm_up=0.2, ramp=0.5).terms(dataclasses.replace(outputs, step=StepInfo(progress=progress)))
     torch.testing.assert_close(terms["clean"], (1 - share) * ce(outputs, outputs.clean))
     torch.testing.assert_close(terms["clean mse"], share * brier(outputs, outputs.clean))
     torch.testing.assert_close(terms["attacked mse"], 0.5 * share * brier(outputs, outputs.attacked))
 
 
+def test_by_default_the_share_grows_until_the_end_of_the_run(outputs) -> None:
+    last = build_method("mse", {}).terms(dataclasses.replace(outputs, step=StepInfo(progress=0.99)))
+    torch.testing.assert_close(last["clean"], (1 - 0.89 / 0.9) * ce(outputs, outputs.clean))
+
+
 def test_without_a_ramp_the_squared_error_replaces_cross_entropy_at_once(outputs) -> None:
-    method = build_method("mse", {"warm_up": 0.2, "ramp": 0.0})
     before, after = (
-        method.terms(dataclasses.replace(outputs, step=StepInfo(progress=progress))) for progress in (0.19, 0.2)
+        method(warm_up=0.2, ramp=0.0).terms(dataclasses.replace(outputs, step=StepInfo(progress=progress)))
+        for progress in (0.19, 0.2)
     )
     assert not before["clean mse"].any()
     assert not after["clean"].any()
@@ -115,8 +124,8 @@ def test_smoothed_labels_move_its_minimum(outputs) -> None:
     """At the smoothed label itself the error is zero."""
     target = 0.9 * F.one_hot(outputs.labels, C).float() + 0.1 / C
     smooth = make_outputs(target.log().expand(E, B, C), step=StepInfo(progress=0.9, label_smoothing=0.1))
-    assert build_method("mse", {}).terms(smooth)["clean mse"] < 1e-10
-    assert build_method("mse", {}).terms(dataclasses.replace(smooth, step=outputs.step))["clean mse"] > 0.01
+    assert method().terms(smooth)["clean mse"] < 1e-10
+    assert method().terms(dataclasses.replace(smooth, step=outputs.step))["clean mse"] > 0.01
 
 
 def test_clean_unless_an_attack_is_named() -> None:
