@@ -1,7 +1,9 @@
-"""`policies.json`: thresholds per budget for each engine that was calibrated, with what they promise.
+"""`policies.json`: the thresholds of each budget for each calibrated engine, with measured costs and accuracies.
 
-It lies beside the immutable part of a bundle and is replaced as a whole. It belongs to one model (the sha256
-of `bundle.json`); another model's file is refused, and an engine without an entry is not calibrated.
+The file lies beside the immutable part of a bundle and is replaced as a whole. It belongs to one model (the sha256 of
+`bundle.json`); the file of another model is refused. An engine without an entry is not calibrated: thresholds of
+another engine are never used in its place, because engines differ in their logits, and certificates hold for the engine
+whose trace they were computed on.
 """
 
 from __future__ import annotations
@@ -21,18 +23,18 @@ from mexit.errors import BudgetInfeasible, Damaged, NotCalibrated, StalePolicy
 
 FORMAT = "mexit-policies"
 VERSION = 1
-PARITY = "fp32"  # the precision, and the variant, in which engines agree up to rounding
+PARITY = "fp32"  # the reference precision, and the variant that every bundle has
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy does on one trace.
+    """Cost and accuracy of a policy on one trace.
 
     Attributes:
-        n: samples.
-        mean_macs: mean cost.
-        accuracy: share answered right, in [0, 1]; None without labels.
-        exits: how many left at each exit, (E,).
+        n: number of samples.
+        mean_macs: mean cost, MACs.
+        accuracy: share of correct answers, in [0, 1]; None without labels.
+        exits: number of samples that left at each exit, (E,).
     """
 
     n: int
@@ -46,11 +48,11 @@ class FrontierPoint:
     """One budget and its thresholds.
 
     Attributes:
-        budget_macs: bound on the expected cost.
-        thresholds: (E-1,), None = never leave here.
-        calibration: on the data that chose the thresholds.
-        held_out: on the certification split, which chose nothing: the promise.
-        attacked: the same samples under the attack of the entry's evidence; None where none was made.
+        budget_macs: bound on the expected cost, MACs.
+        thresholds: (E-1,); None means that no row leaves there.
+        calibration: on the split that the thresholds were chosen on.
+        held_out: on the certification split, on which nothing was chosen; None without that split.
+        attacked: on the certification split under the attack of the entry's evidence; None without an attack.
     """
 
     budget_macs: float
@@ -62,7 +64,7 @@ class FrontierPoint:
 
 @dataclass(frozen=True)
 class TraceRef:
-    """A stored trace: its file in the bundle, and what it was made on."""
+    """A stored trace: its file in the bundle, and the data that it was recorded on."""
 
     file: str
     sha256: str
@@ -73,16 +75,17 @@ class TraceRef:
 
 @dataclass(frozen=True)
 class PolicyEntry:
-    """Everything calibrated for one engine.
+    """The calibration of one engine.
 
     Attributes:
-        engine, precision, variant: what ran the segments.
-        trace: the calibration trace, which chose the thresholds.
+        engine, precision, variant: the engine that ran the segments.
+        trace: the calibration trace, on which the thresholds were chosen.
         evidence: the traces behind `held_out` and `attacked`.
-        measure, ensemble, temperatures: of the policy; see `core.policy.Policy`.
-        frontier: by rising budget.
-        named: budget name to index in `frontier`.
-        certificates, drift: statistical guarantees and drift watch; empty until they are made.
+        measure, ensemble, temperatures: of every policy; see `core.policy.Policy`.
+        frontier: points in the order of their budgets.
+        named: name of a budget to its index in `frontier`.
+        certificates: statistical guarantees, each for a range of the frontier.
+        drift: expected rates of disagreement for the drift watch; may be empty.
     """
 
     engine: str
@@ -118,7 +121,7 @@ class PolicyEntry:
 
     @property
     def names(self) -> Mapping[str, float]:
-        """Every named budget in MACs."""
+        """The named budgets, MACs."""
         return {name: self.frontier[index].budget_macs for name, index in self.named.items()}
 
     def policy(self, point: FrontierPoint) -> Policy:
@@ -146,13 +149,13 @@ class PolicyEntry:
 
 @dataclass(frozen=True)
 class Policies:
-    """The whole file for one model."""
+    """The content of the file."""
 
     model: str
     entries: tuple[PolicyEntry, ...]
 
     def entry(self, engine: str, precision: str, variant: str) -> PolicyEntry:
-        """The entry of one engine. Raises `NotCalibrated` naming those that exist."""
+        """The entry of one engine. Raises `NotCalibrated`, which names the engines that have one."""
         key = (engine, precision, variant)
         for entry in self.entries:
             if (entry.engine, entry.precision, entry.variant) == key:
@@ -164,31 +167,14 @@ class Policies:
             f"run mexit calibrate --backend {name}"
         )
 
-    def usable(self, engine: str, precision: str, variant: str) -> PolicyEntry:
-        """The entry of one engine, else that of another one of the same parity class.
-
-        Engines that compute the fp32 graphs in fp32 differ by rounding alone, and stored thresholds lie midway
-        between scores, so what was calibrated for one serves them all. No other precision has such a class.
-
-        Raises:
-            NotCalibrated: neither exists.
-        """
-        try:
-            return self.entry(engine, precision, variant)
-        except NotCalibrated:
-            parity = [entry for entry in self.entries if (entry.precision, entry.variant) == (PARITY, PARITY)]
-            if (precision, variant) != (PARITY, PARITY) or not parity:
-                raise
-            return parity[0]
-
     def with_entry(self, new: PolicyEntry) -> Policies:
-        """The same with `new` in place of the entry of that engine, or added."""
+        """A copy with `new` in place of the entry of that engine, if there is one."""
         key = (new.engine, new.precision, new.variant)
         kept = [entry for entry in self.entries if (entry.engine, entry.precision, entry.variant) != key]
         return Policies(self.model, (*kept, new))
 
     def to_bytes(self) -> bytes:
-        """The file, checksum included."""
+        """The content of the file, with its checksum."""
         entries = [dataclasses.asdict(entry) for entry in self.entries]
         head = {"format": FORMAT, "version": VERSION, "model": self.model}
         return to_json({**head, "checksum": _checksum(self.model, entries), "entries": entries})
@@ -204,7 +190,9 @@ class Policies:
             )
         entries = value.get("entries")
         if value.get("checksum") != _checksum(model, entries):
-            raise Damaged(f"{path}: the checksum does not fit the content; run mexit calibrate to write it anew")
+            raise Damaged(
+                f"{path}: the checksum does not match the content; run mexit calibrate to write it again"
+            )
         return Policies(model, decode(entries, tuple[PolicyEntry, ...], str(path)))
 
 

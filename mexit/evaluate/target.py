@@ -138,7 +138,7 @@ def _budgets(runtime: Runtime) -> dict[str, BudgetPolicy]:
     if not runtime.calibrated:
         return {}
     backend = runtime.backend
-    entry = runtime.bundle.policies().usable(backend.engine, backend.precision, backend.variant)
+    entry = runtime.bundle.policies().entry(backend.engine, backend.precision, backend.variant)
     budgets = {}
     for name, frontier_index in entry.named.items():
         point = entry.frontier[frontier_index]

@@ -43,8 +43,6 @@ TOLERANCE = 1.1
 SECONDS = 1.0
 WARM_UP, MIN_ROUNDS, MAX_ROUNDS = 3, 5, 200
 OPENING_S = 5.0  # an engine that takes longer to open is not opened with further numbers of threads
-# Engines of one precision differ by rounding: float32 by 1e-6 of the largest logit, bfloat16 by 1e-3 and more.
-PARITY_TOLERANCE = 3e-4
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class Row:
 
     Attributes:
         timing: the measured times.
-        state: "chosen", "usable" (calibrated, or as precise as a calibrated engine) or "not calibrated".
+        state: "chosen", "usable" (calibrated) or "not calibrated".
         command: the command that calibrates it; None if that would not make answers faster.
     """
 
@@ -241,11 +239,9 @@ def measure(
             opened += _open_settings(bundle, name, image, 1 if engine.builds else max_threads)
         except MexitError as error:
             skipped[name] = str(error)
-    skipped |= _mismatches(opened)
-    opened = [one for one in opened if one.name not in skipped]
     runs = [partial(_run, one.backend, image) for one in opened]
     timings = [
-        Timing(one.name, one.threads, tuple(np.median([times_us for times_us, _ in rounds], axis=0).tolist()))
+        Timing(one.name, one.threads, tuple(np.median(rounds, axis=0).tolist()))
         for one, rounds in zip(opened, call_in_turn(runs, seconds), strict=True)
     ]
     return Tuning(versions(), tuple(timings), skipped)
@@ -275,12 +271,11 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Opened:
-    """An opened engine, and its logits on the image, (E, C)."""
+    """An opened engine with its number of threads."""
 
     name: str
     threads: int
     backend: Backend
-    logits: NDArray[np.float32]
 
 
 def _open_settings(bundle: Bundle, name: str, image: NDArray[np.float32], max_threads: int) -> list[_Opened]:
@@ -290,36 +285,20 @@ def _open_settings(bundle: Bundle, name: str, image: NDArray[np.float32], max_th
     while threads <= max_threads and (not opened or time.perf_counter() - start < OPENING_S):
         backend = open_backend(bundle, name, threads)
         for _ in range(WARM_UP):
-            logits = _run(backend, image)[1]
-        opened.append(_Opened(name, threads, backend, logits))
+            _run(backend, image)
+        opened.append(_Opened(name, threads, backend))
         threads = max_threads if threads < max_threads < 2 * threads else 2 * threads
     return opened
 
 
-def _mismatches(opened: Sequence[_Opened]) -> dict[str, str]:
-    """Engines named fp32 whose logits differ by more than rounding: thresholds of fp32 do not hold for them."""
-    candidates = [one for one in opened if _is_parity(one.name)]
-    mismatches = {}
-    for one in candidates[1:]:
-        reference = candidates[0]
-        difference = float(np.abs(one.logits - reference.logits).max() / max(1.0, np.abs(reference.logits).max()))
-        if not difference <= PARITY_TOLERANCE:
-            mismatches[one.name] = (
-                f"its logits differ from those of {reference.name} by {difference:.1e} of the largest; "
-                f"{PARITY_TOLERANCE:.0e} is the most that {PARITY} explains"
-            )
-    return mismatches
-
-
-def _run(backend: Backend, image: NDArray[np.float32]) -> tuple[list[float], NDArray[np.float32]]:
-    """Microseconds of each segment, and the logits of each exit, (E, C)."""
-    carried, times_us, logits = backend.carry(image), [], []
+def _run(backend: Backend, image: NDArray[np.float32]) -> list[float]:
+    """Microseconds of each segment, (E,)."""
+    carried, times_us = backend.carry(image), []
     for segment in backend.segments:
         start = time.perf_counter()
-        carried, row = segment.run(carried)
+        carried, _ = segment.run(carried)
         times_us.append((time.perf_counter() - start) * 1e6)
-        logits.append(row[0])
-    return times_us, np.array(logits)
+    return times_us
 
 
 def _usable(bundle: Bundle, timings: Sequence[Timing]) -> list[Timing]:
@@ -332,7 +311,7 @@ def _usable(bundle: Bundle, timings: Sequence[Timing]) -> list[Timing]:
     for one in timings:
         engine = ENGINES[one.backend]
         try:
-            policies.usable(engine.engine, engine.precision, engine.variant)
+            policies.entry(engine.engine, engine.precision, engine.variant)
         except NotCalibrated:
             continue
         usable.append(one)

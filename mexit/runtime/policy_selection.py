@@ -100,7 +100,7 @@ class PolicySelector:
 
     def _uncalibrated(self, budget: Budget) -> Policy:
         if not budget.is_full:
-            self._bundle.policies().usable(self._backend.engine, self._backend.precision, self._backend.variant)
+            self._bundle.policies().entry(self._backend.engine, self._backend.precision, self._backend.variant)
             raise NotCalibrated(f"the budget '{budget.text}' needs thresholds; only 'full' works without")
         exits = len(self._bundle.manifest.exits)
         return self._full(Policy("max-probability", False, (1.0,) * exits, (None,) * (exits - 1)))

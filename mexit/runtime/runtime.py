@@ -385,6 +385,6 @@ class Runtime:
 
 def _entry_or_none(bundle: Bundle, backend: Backend) -> PolicyEntry | None:
     try:
-        return bundle.policies().usable(backend.engine, backend.precision, backend.variant)
+        return bundle.policies().entry(backend.engine, backend.precision, backend.variant)
     except NotCalibrated:
         return None

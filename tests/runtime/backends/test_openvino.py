@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
 
-from mexit import BackendError, NotCalibrated, Runtime, UsageError
+from mexit import BackendError, UsageError
+from mexit.cli import app
 from mexit.core.bundle import Bundle
 from mexit.runtime.backends import openvino
 from mexit.runtime.backends.base import HostCarried
@@ -141,11 +144,16 @@ def test_a_tensor_that_the_file_lacks_is_named(bundle: Bundle) -> None:
         OpenVinoBackend(changed)
 
 
-def test_thresholds_of_onnxruntime_serve_fp32_and_no_other_precision(digits_bundle: Path, test_digits) -> None:
-    by_ort, by_openvino = (Runtime.open(digits_bundle, "low", backend=name) for name in ("ort", "openvino"))
-    exits, expected = ([one.exit for one in runtime(list(test_digits[0]))] for runtime in (by_openvino, by_ort))
-    assert exits == expected
-    assert by_openvino.backend.engine == "openvino"
-    needs_bf16()
-    with pytest.raises(NotCalibrated, match="run mexit calibrate --backend openvino:bf16"):
-        Runtime.open(digits_bundle, "low", backend="openvino:bf16")
+@pytest.mark.parametrize("backend", ["openvino", "openvino:bf16"])
+def test_the_command_refuses_a_budget_of_an_engine_that_was_not_calibrated(
+    digits_bundle, tmp_path, backend
+) -> None:
+    """Exit code 3, and the message names the command to type; the budget `full` works."""
+    if backend != "openvino":
+        needs_bf16()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "image.png")
+    command = ["run", str(digits_bundle), str(tmp_path / "image.png"), "--backend", backend, "--budget"]
+    refused = CliRunner().invoke(app, [*command, "low"])
+    assert refused.exit_code == 3
+    assert f"mexit calibrate --backend {backend}" in " ".join(refused.output.split())
+    assert CliRunner().invoke(app, [*command, "full"]).exit_code == 0
