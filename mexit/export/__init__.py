@@ -1,1 +1,1 @@
-"""Export: a trained network becomes a bundle of ONNX segments with counted costs."""
+"""Export a trained network as ONNX segments with counted MACs."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 IN_BUNDLE = "bundle"
 REPORTS = Path("reports")
+ATTACKS = ("none", "single", "average", "max-average")
 NO_ATTACK = "no attack was asked for"
 
 
@@ -69,6 +70,10 @@ class CalibrateOptions:
     loss: str = "early-error"
     risk_method: str = AUTO
     max_cost: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.attack not in ATTACKS:
+            raise UsageError(f"unknown attack '{self.attack}': choose from {', '.join(ATTACKS)}")
 
     def config(self, cumulative_macs: tuple[int, ...]) -> CalibrationConfig:
         """Parse the budgets and the certificate for a bundle with these costs of its exits.
@@ -226,11 +231,12 @@ def _attack(bundle: Bundle, objective: str) -> tuple[Attack | None, str]:
     try:
         with requires_extra("train", "Attacking a network"):
             from mexit.evaluate.gradient_source import GradientSource  # torch is optional for calibration
-        return network_attack(GradientSource.of_bundle(bundle), objective), ""
+        source = GradientSource.of_bundle(bundle)
     except (MissingExtra, NotFound, StalePolicy) as error:
         return None, str(error)
     except MexitError as error:
         return None, f"the run behind {bundle.path} cannot be used: {error}"
+    return network_attack(source, objective), ""
 
 
 def network_attack(source: GradientSource, objective: str) -> Attack:

@@ -10,6 +10,7 @@ import collections
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,11 @@ class Timings:
 
 
 class Metrics:
-    """The metrics of one server. Safe to share between threads."""
+    """The metrics of one server. Safe to share between threads.
+
+    Attributes:
+        statistics: counts of Triton's statistics extension.
+    """
 
     def __init__(self, model: str, default_budget: str) -> None:
         """Create the series.
@@ -81,7 +86,7 @@ class Metrics:
         )  # fmt: skip
         self._in_flight = Gauge("mexit_requests_in_flight", "Requests in flight", ["route"], registry=registry)
         self._errors = Counter("mexit_errors_total", "Responses by error status", ["status"], registry=registry)
-        self._statistics = _TritonStatistics()
+        self.statistics = TritonStatistics(model)
 
     def add_drift_series(self, watch_macs: Callable[[], float], alarms: Callable[[], float]) -> None:
         """Add the series of the drift watch; the functions are called at every scrape."""
@@ -99,14 +104,11 @@ class Metrics:
         """
         self._registry.register(_RateLimiterCollector(state, waiting))
 
-    def request_started(self, route: str) -> None:
-        """Count a request as in flight."""
-        self._in_flight.labels(route).inc()
-
-    def request_finished(self, route: str, seconds: float) -> None:
-        """Record the duration of a request that was answered or whose client disconnected."""
-        self._in_flight.labels(route).dec()
-        self._durations.labels(route).observe(seconds)
+    @contextmanager
+    def measure(self, route: str) -> Iterator[None]:
+        """Count a request as in flight, and record its duration when it is answered or its client disconnected."""
+        with self._in_flight.labels(route).track_inprogress(), self._durations.labels(route).time():
+            yield
 
     def count_error(self, status: int) -> None:
         """Count a response with an error status."""
@@ -123,21 +125,9 @@ class Metrics:
         self._macs.labels(self._model).inc(sum(prediction.macs for prediction in predictions))
         self._saved_macs.labels(self._model).inc(sum(prediction.saved_macs for prediction in predictions))
 
-    def record_success(self, rows: int, timings: Timings) -> None:
-        """Record an answered inference request in the statistics."""
-        self._statistics.record_success(rows, timings)
-
-    def record_failure(self, nanoseconds: int) -> None:
-        """Record an inference request that ended in an error in the statistics."""
-        self._statistics.record_failure(nanoseconds)
-
     def prometheus_text(self) -> bytes:
         """All series in Prometheus' text format."""
         return generate_latest(self._registry)
-
-    def statistics(self) -> dict[str, Any]:
-        """The answer to `GET /v2/models/{m}/stats`."""
-        return self._statistics.report(self._model)
 
 
 class _RateLimiterCollector(Collector):
@@ -168,16 +158,18 @@ class _RateLimiterCollector(Collector):
             yield GaugeMetricFamily("mexit_rate_limiter_tokens", "Multiply-adds to spend now", value=state.tokens)
 
 
-class _TritonStatistics:
-    """Counts and nanoseconds of Triton's statistics extension."""
+class TritonStatistics:
+    """Counts and nanoseconds of Triton's statistics extension. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
+        self._model = model
         self._lock = threading.Lock()
         self._rows = self._last_ms = 0
-        self._counts: collections.Counter[str] = collections.Counter()
-        self._nanoseconds: collections.Counter[str] = collections.Counter()
+        names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+        self._durations = {name: {"count": 0, "ns": 0} for name in names}
 
     def record_success(self, rows: int, timings: Timings) -> None:
+        """Record an answered inference request."""
         with self._lock:
             self._rows += rows
             self._last_ms = time.time_ns() // 10**6
@@ -188,24 +180,24 @@ class _TritonStatistics:
             self._add("compute_output", timings.write)
 
     def record_failure(self, nanoseconds: int) -> None:
+        """Record an inference request that ended in an error."""
         with self._lock:
             self._add("fail", nanoseconds)
 
-    def _add(self, name: str, nanoseconds: int) -> None:
-        self._counts[name] += 1
-        self._nanoseconds[name] += nanoseconds
-
-    def report(self, model: str) -> dict[str, Any]:
-        names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+    def to_json(self) -> dict[str, Any]:
+        """The answer to `GET /v2/models/{m}/stats`."""
         with self._lock:
-            durations = {name: {"count": self._counts[name], "ns": self._nanoseconds[name]} for name in names}
             entry = {
-                "name": model,
+                "name": self._model,
                 "version": VERSION,
                 "last_inference": self._last_ms,
                 "inference_count": self._rows,
-                "execution_count": self._counts["success"],
-                "inference_stats": durations,
+                "execution_count": self._durations["success"]["count"],
+                "inference_stats": {name: dict(duration) for name, duration in self._durations.items()},
                 "batch_stats": [],
             }
         return {"model_stats": [entry]}
+
+    def _add(self, name: str, nanoseconds: int) -> None:
+        self._durations[name]["count"] += 1
+        self._durations[name]["ns"] += nanoseconds

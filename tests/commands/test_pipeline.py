@@ -110,7 +110,7 @@ def test_5_other_commands_print_json(home) -> None:
 def test_6_tables(home) -> None:
     assert "accuracy per exit" in mexit(home, "evaluate", "--samples", "60", "--steps", "2").stdout
     assert "calibrated for ort fp32" in mexit(home, "inspect").stdout
-    assert "microseconds a call" in mexit(home, "bench", "--repeats", "20", "--batch", "1").stdout
+    assert "microseconds per call" in mexit(home, "bench", "--repeats", "20", "--batch", "1").stdout
     assert "seven.png" in mexit(home, "run", "bundles/digits-neo-kd", "seven.png").stdout
 
 
