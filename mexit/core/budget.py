@@ -1,4 +1,4 @@
-"""A compute budget: what people type, and what it means in MACs for one network.
+"""A compute budget: how it is written, and its value in MACs for one network.
 
 `low`, `medium` and `high` lie 1/4, 1/2 and 3/4 of the way from the cost of exit 1 to the cost of the last
 exit, so they exist for every network; `full` never leaves early. `12M` (also `800k`, `1.2G`) is MACs, `40%`
@@ -29,9 +29,10 @@ class Budget:
     """A budget as typed.
 
     Attributes:
-        text: as the user wrote it; what predictions and reports show.
+        text: as the user wrote it; predictions and reports show it.
         kind: "named", "macs", "share" or "ms".
-        value: MACs, a share in (0, 1], milliseconds, or the named point's place between first and last exit.
+        value: MACs, a share of the full cost in (0, 1], milliseconds, or for a named budget the fraction of the way from
+            the cost of exit 1 to that of the last exit, in [0, 1].
     """
 
     text: str
@@ -40,14 +41,14 @@ class Budget:
 
     @staticmethod
     def parse(text: str, names: Mapping[str, float] | None = None) -> Budget:
-        """Read what a user typed.
+        """Parse a budget that a user typed.
 
         Args:
             text: as typed.
             names: further names of budgets, in MACs (`mexit calibrate --budget night=30%`).
 
         Raises:
-            UsageError: no budget; says the ways to write one.
+            UsageError: the text is not a budget; the message lists the ways to write one.
         """
         text = text.strip()
         if text in NAMED_FRACTIONS:
@@ -69,15 +70,15 @@ class Budget:
 
     @property
     def is_full(self) -> bool:
-        """Whether it asks for the whole network on every input."""
+        """Whether every input runs to the last exit."""
         return self.kind == "named" and self.value == 1.0
 
     def macs(self, cumulative_macs: Sequence[int]) -> float:
         """The budget in MACs for a network with these cumulative costs, (E,).
 
         Raises:
-            BudgetInfeasible: below the cost of exit 1; names the nearest feasible value.
-            UsageError: a time, which only a device that measured itself can turn into MACs.
+            BudgetInfeasible: the budget is below the cost of exit 1; the message names the nearest feasible value.
+            UsageError: the budget is a time, which needs a latency profile of the device.
         """
         first, full = cumulative_macs[0], cumulative_macs[-1]
         if self.kind == "ms":

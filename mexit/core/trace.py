@@ -1,6 +1,6 @@
-"""A trace: the logits of every exit on a data set, made by the very artifact that will be deployed.
+"""A trace: the logits of every exit on a data set, recorded from the bundle that will be deployed.
 
-Calibration needs nothing else. Stored as npz without pickle; the numbers as arrays, the rest as one JSON text.
+Calibration needs nothing else. A trace file is an npz file without pickle: arrays, and the origin as a JSON text.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ MAX_TRACE_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a trace comes from.
+    """The origin of a trace.
 
     Attributes:
         model: id of the bundle.
-        variant: of its segments (`fp32`, ...).
-        engine: what ran them (`ort`, ...).
-        precision: in which they ran.
+        variant: variant of its segments (`fp32`, ...).
+        engine: the engine that ran them (`ort`, ...).
+        precision: precision in which they ran.
         split: `calibration`, `certification` or `test`.
         condition: `clean`, or the attack in full.
-        data_sha256: of the data set.
+        data_sha256: sha256 of the data set.
     """
 
     model: str
@@ -49,9 +49,9 @@ class Trace:
 
     Attributes:
         logits: (E, N, C) float32.
-        labels: (N,) int64, or None where they are unknown.
-        index: (N,) int64, the samples' places in the data set; pairs a clean with an attacked trace.
-        origin: what made it, on what.
+        labels: (N,) int64, or None if they are unknown.
+        index: (N,) int64, indices of the samples in the data set; pairs a clean with an attacked trace.
+        origin: the bundle, the engine and the data.
     """
 
     logits: NDArray[np.float32]
@@ -76,7 +76,7 @@ class Trace:
             raise BadInput(f"labels must lie in 0..{classes - 1}, found {self.labels.min()}..{self.labels.max()}")
 
     def to_bytes(self) -> bytes:
-        """The npz file."""
+        """The content of the npz file."""
         buffer = io.BytesIO()
         arrays = {"logits": self.logits, "index": self.index}
         if self.labels is not None:

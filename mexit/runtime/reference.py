@@ -1,4 +1,4 @@
-"""The slow oracle: every row alone, through every segment, decided afterwards. No shortcuts."""
+"""The reference of the engine: runs every row alone through every segment, and decides afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mexit.runtime.engine import Permit
 
 
 def run_all_exits(backend: Backend, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits of every exit: images (B, C, H, W) float32 in [0, 1] to (E, B, C) float32."""
+    """Logits of every exit, (E, B, C) float32, of images (B, C, H, W) float32 in [0, 1]."""
     carried = backend.carry(images)
     logits = []
     for segment in backend.segments:
@@ -27,14 +27,14 @@ def answer_slowly(
     classes: int,
     permit: Permit | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The exit (B,) and the probabilities (B, C) of each image; `permit` as in `engine.answer`."""
+    """The exit of each image, (B,), and its probabilities, (B, C); `permit` as in `engine.answer`."""
     scorer = policy.scorer(classes)
     logits = [run_all_exits(backend, images[row : row + 1]) for row in range(len(images))]
     exits = np.array([first_exit(scorer.score(one), policy.thresholds)[0] for one in logits], np.int64)
     for k in range(2, len(backend.segments) + 1):
-        wishing = np.flatnonzero(exits >= k)
-        if permit is not None and len(wishing):
-            exits[wishing[permit(k, len(wishing)) :]] = k - 1
+        continuing = np.flatnonzero(exits >= k)
+        if permit is not None and len(continuing):
+            exits[continuing[permit(k, len(continuing)) :]] = k - 1
     probabilities = []
     for one, chosen in zip(logits, exits.tolist(), strict=True):
         state = scorer.start(1)

@@ -74,12 +74,12 @@ async def model_config(request: Request) -> Response:
 
 async def model_statistics(request: Request) -> Response:
     """`GET /v2/models/{model}/stats`"""
-    return json_response(_service_of_model(request).metrics.statistics())
+    return json_response(_service_of_model(request).metrics.statistics.to_json())
 
 
 async def all_statistics(request: Request) -> Response:
     """`GET /v2/models/stats`"""
-    return json_response(_service(request).metrics.statistics())
+    return json_response(_service(request).metrics.statistics.to_json())
 
 
 async def repository_index(request: Request) -> Response:
@@ -135,7 +135,7 @@ def _record_failure(service: Service) -> Iterator[None]:
     try:
         yield
     except Exception:
-        service.metrics.record_failure(time.perf_counter_ns() - start_ns)
+        service.metrics.statistics.record_failure(time.perf_counter_ns() - start_ns)
         raise
 
 

@@ -10,6 +10,7 @@ import collections
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from prometheus_client.registry import Collector
 from mexit.core.budget import NAMED_FRACTIONS
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.rate_limiter import RateLimiterState
+from mexit.runtime.runtime import Runtime
 from mexit.serving.oip import VERSION
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -53,19 +55,24 @@ class Timings:
 
 
 class Metrics:
-    """The metrics of one server. Safe to share between threads."""
+    """The metrics of one server. Safe to share between threads.
 
-    def __init__(self, model: str, default_budget: str) -> None:
+    Attributes:
+        statistics: counts of Triton's statistics extension.
+    """
+
+    def __init__(self, runtime: Runtime, waiting: Callable[[], int]) -> None:
         """Create the series.
 
         Args:
-            model: name of the model, a label.
-            default_budget: the server's budget, a label even if it is not a named one.
+            runtime: the served runtime.
+            waiting: returns the number of requests that wait for tokens of the rate limiter.
         """
         registry = CollectorRegistry()
         self._registry = registry
-        self._model = model
-        self._budgets = {*NAMED_FRACTIONS, default_budget}
+        self._model = runtime.bundle.manifest.name
+        self._budgets = {*NAMED_FRACTIONS, runtime.budget.text}
+        registry.register(_RuntimeCollector(runtime, waiting))
         ProcessCollector(registry=registry)
         self._predictions = Counter(
             "mexit_predictions_total", "Answered rows", ["model", "exit", "budget"], registry=registry
@@ -81,32 +88,13 @@ class Metrics:
         )  # fmt: skip
         self._in_flight = Gauge("mexit_requests_in_flight", "Requests in flight", ["route"], registry=registry)
         self._errors = Counter("mexit_errors_total", "Responses by error status", ["status"], registry=registry)
-        self._statistics = _TritonStatistics()
+        self.statistics = TritonStatistics(self._model)
 
-    def add_drift_series(self, watch_macs: Callable[[], float], alarms: Callable[[], float]) -> None:
-        """Add the series of the drift watch; the functions are called at every scrape."""
-        spent = Gauge("mexit_watch_macs", "Multiply-adds spent on the drift watch", registry=self._registry)
-        spent.set_function(watch_macs)
-        raised = Gauge("mexit_drift_alarms", "Policies whose data has changed", registry=self._registry)
-        raised.set_function(alarms)
-
-    def add_rate_limiter_series(self, state: Callable[[], RateLimiterState], waiting: Callable[[], int]) -> None:
-        """Add the series of the rate limiter; the functions are called at every scrape.
-
-        Args:
-            state: returns the limiter's counts.
-            waiting: returns the number of requests that wait for tokens.
-        """
-        self._registry.register(_RateLimiterCollector(state, waiting))
-
-    def request_started(self, route: str) -> None:
-        """Count a request as in flight."""
-        self._in_flight.labels(route).inc()
-
-    def request_finished(self, route: str, seconds: float) -> None:
-        """Record the duration of a request that was answered or whose client disconnected."""
-        self._in_flight.labels(route).dec()
-        self._durations.labels(route).observe(seconds)
+    @contextmanager
+    def measure(self, route: str) -> Iterator[None]:
+        """Count a request as in flight, and record its duration when it is answered or its client disconnected."""
+        with self._in_flight.labels(route).track_inprogress(), self._durations.labels(route).time():
+            yield
 
     def count_error(self, status: int) -> None:
         """Count a response with an error status."""
@@ -123,61 +111,54 @@ class Metrics:
         self._macs.labels(self._model).inc(sum(prediction.macs for prediction in predictions))
         self._saved_macs.labels(self._model).inc(sum(prediction.saved_macs for prediction in predictions))
 
-    def record_success(self, rows: int, timings: Timings) -> None:
-        """Record an answered inference request in the statistics."""
-        self._statistics.record_success(rows, timings)
-
-    def record_failure(self, nanoseconds: int) -> None:
-        """Record an inference request that ended in an error in the statistics."""
-        self._statistics.record_failure(nanoseconds)
-
     def prometheus_text(self) -> bytes:
         """All series in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def statistics(self) -> dict[str, Any]:
-        """The answer to `GET /v2/models/{m}/stats`."""
-        return self._statistics.report(self._model)
 
+class _RuntimeCollector(Collector):
+    """Series of the drift watch and of the rate limiter, read from the runtime at every scrape."""
 
-class _RateLimiterCollector(Collector):
-    """Series of the rate limiter, from its state at the time of the scrape."""
-
-    def __init__(self, state: Callable[[], RateLimiterState], waiting: Callable[[], int]) -> None:
-        self._state, self._waiting = state, waiting
+    def __init__(self, runtime: Runtime, waiting: Callable[[], int]) -> None:
+        self._runtime, self._waiting = runtime, waiting
 
     def collect(self) -> Iterator[Metric]:
-        state = self._state()
-        refused = CounterMetricFamily(
-            "mexit_rate_limiter_refused_rows", "Rows that were not let into a segment", labels=["segment"]
-        )
+        if (drift := self._runtime.drift_watch) is not None:
+            macs = self._runtime.stats.snapshot().watch_macs
+            yield GaugeMetricFamily("mexit_watch_macs", "Multiply-adds spent on the drift watch", value=macs)
+            alarms = len(drift.alarms)
+            yield GaugeMetricFamily("mexit_drift_alarms", "Policies whose data has changed", value=alarms)
+        if self._runtime.rate_limiter is not None:
+            yield from self._collect_rate_limiter(self._runtime.rate_limiter.state())
+
+    def _collect_rate_limiter(self, state: RateLimiterState) -> Iterator[Metric]:
+        prefix = "mexit_rate_limiter_"
+        help_text = "Rows without tokens for the segment, which answered with the exit before"
+        refused = CounterMetricFamily(prefix + "refused_rows", help_text, labels=["segment"])
         for k, rows in enumerate(state.refused, start=2):
             refused.add_metric([str(k)], rows)
         yield refused
-        yield CounterMetricFamily(
-            "mexit_rate_limiter_waits", "Calls that had to wait for tokens", value=state.waits
-        )
-        yield CounterMetricFamily(
-            "mexit_rate_limiter_overloaded", "Calls whose tokens would have come too late", value=state.overloaded
-        )
-        yield GaugeMetricFamily(
-            "mexit_rate_limiter_waiting", "Requests that wait for tokens", value=self._waiting()
-        )
-        yield GaugeMetricFamily("mexit_rate_limiter_clients", "Clients with a bucket", value=state.clients)
+        yield CounterMetricFamily(prefix + "waits", "Requests that waited for tokens", value=state.waits)
+        help_text = "Requests refused because their tokens would come too late"
+        yield CounterMetricFamily(prefix + "overloaded", help_text, value=state.overloaded)
+        yield GaugeMetricFamily(prefix + "waiting", "Requests that wait for tokens", value=self._waiting())
+        yield GaugeMetricFamily(prefix + "clients", "Clients with a bucket", value=state.clients)
         if state.tokens is not None:
-            yield GaugeMetricFamily("mexit_rate_limiter_tokens", "Multiply-adds to spend now", value=state.tokens)
+            yield GaugeMetricFamily(prefix + "tokens", "MACs in the bucket of all clients", value=state.tokens)
 
 
-class _TritonStatistics:
-    """Counts and nanoseconds of Triton's statistics extension."""
+class TritonStatistics:
+    """Counts and nanoseconds of Triton's statistics extension. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
+        self._model = model
         self._lock = threading.Lock()
         self._rows = self._last_ms = 0
-        self._counts: collections.Counter[str] = collections.Counter()
-        self._nanoseconds: collections.Counter[str] = collections.Counter()
+        names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+        self._durations = {name: {"count": 0, "ns": 0} for name in names}
 
     def record_success(self, rows: int, timings: Timings) -> None:
+        """Record an answered inference request."""
         with self._lock:
             self._rows += rows
             self._last_ms = time.time_ns() // 10**6
@@ -188,24 +169,24 @@ class _TritonStatistics:
             self._add("compute_output", timings.write)
 
     def record_failure(self, nanoseconds: int) -> None:
+        """Record an inference request that ended in an error."""
         with self._lock:
             self._add("fail", nanoseconds)
 
-    def _add(self, name: str, nanoseconds: int) -> None:
-        self._counts[name] += 1
-        self._nanoseconds[name] += nanoseconds
-
-    def report(self, model: str) -> dict[str, Any]:
-        names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+    def to_json(self) -> dict[str, Any]:
+        """The answer to `GET /v2/models/{m}/stats`."""
         with self._lock:
-            durations = {name: {"count": self._counts[name], "ns": self._nanoseconds[name]} for name in names}
             entry = {
-                "name": model,
+                "name": self._model,
                 "version": VERSION,
                 "last_inference": self._last_ms,
                 "inference_count": self._rows,
-                "execution_count": self._counts["success"],
-                "inference_stats": durations,
+                "execution_count": self._durations["success"]["count"],
+                "inference_stats": {name: dict(duration) for name, duration in self._durations.items()},
                 "batch_stats": [],
             }
         return {"model_stats": [entry]}
+
+    def _add(self, name: str, nanoseconds: int) -> None:
+        self._durations[name]["count"] += 1
+        self._durations[name]["ns"] += nanoseconds

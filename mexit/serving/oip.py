@@ -25,9 +25,10 @@ from mexit.core.manifest import InputSpec
 from mexit.data.preprocess import check_tensor
 from mexit.errors import BadInput
 from mexit.runtime.prediction import Prediction
+from mexit.runtime.request import RequestOptions
 from mexit.serving.limits import Limits
 from mexit.serving.request_body import parse_json, short_repr
-from mexit.serving.request_options import Options, options_from_parameters
+from mexit.serving.request_options import options_from_parameters
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 VERSION = "1"  # a bundle never changes, so a model has one version
@@ -75,7 +76,7 @@ class InferRequest:
 
     tensor: NDArray[np.float32]
     outputs: Mapping[str, bool]
-    options: Options
+    options: RequestOptions
     id: str | None = None
 
 
@@ -111,7 +112,7 @@ def parse_request(body: bytes, header_length: int | None, spec: InputSpec, limit
     """
     if header_length == 0:
         tensor = _tensor_from_bytes(body, (1, *spec.shape), spec.name)
-        return InferRequest(check_tensor(tensor, spec), dict.fromkeys(OUTPUTS, True), Options())
+        return InferRequest(check_tensor(tensor, spec), dict.fromkeys(OUTPUTS, True), {})
     json_bytes = len(body) if header_length is None else header_length
     request = _object(parse_json(body[:json_bytes], limits), "the request")
     parameters = _parameters(request, "the request")

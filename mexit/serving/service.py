@@ -14,13 +14,12 @@ from mexit.core.resource_limits import read_limits
 from mexit.errors import BadInput, DeadlineExceeded, Overloaded
 from mexit.runtime.batching import ContinuousBatcher
 from mexit.runtime.prediction import Prediction
-from mexit.runtime.request import Request
+from mexit.runtime.request import Request, RequestOptions
 from mexit.runtime.runtime import Runtime
 from mexit.serving import oip
 from mexit.serving.limits import Limits
 from mexit.serving.metrics import Metrics, Timings
 from mexit.serving.request_body import decompress
-from mexit.serving.request_options import Options
 from mexit.serving.worker_pool import Job, Quota, WorkerPool
 
 BATCHING = ("off", "continuous")
@@ -73,14 +72,14 @@ class Service:
         """
         self.runtime = runtime
         self.limits = limits
-        self.metrics = Metrics(runtime.bundle.manifest.name, runtime.budget.text)
+        self.metrics = Metrics(runtime, lambda: self.worker_pool.waiting)
         self.stopping = False
         self.active = 0
         self._deadline_ms = deadline_ms
         cpus = read_limits().threads if cpus is None else cpus
         self.workers = max(1, min(limits.workers, cpus // runtime.threads))
-        rate_limiter = runtime.rate_limiter
-        per_client = rate_limiter is not None and rate_limiter.limits.client is not None
+        limiter = runtime.rate_limiter
+        per_client = limiter is not None and limiter.limits.client is not None
         client_share = limits.client_share if per_client else 1
         self.memory = Quota(limits.held_bytes, client_share, "request bodies of {} bytes are waiting already")
         self.worker_pool = WorkerPool(self.workers, limits.requests, client_share)
@@ -89,10 +88,6 @@ class Service:
             self._batcher = ContinuousBatcher(
                 runtime, self.worker_pool.submit, self.workers, on_predictions=self.metrics.count_predictions
             )
-        if (drift := runtime.drift_watch) is not None:
-            self.metrics.add_drift_series(lambda: runtime.stats.snapshot().watch_macs, lambda: len(drift.alarms))
-        if rate_limiter is not None:
-            self.metrics.add_rate_limiter_series(rate_limiter.state, lambda: self.worker_pool.waiting)
 
     def close(self) -> None:
         """Cancel queued requests. Threads end after their present job."""
@@ -106,14 +101,12 @@ class Service:
         """Count a request while it is answered. Raises `Overloaded` if the server is stopping."""
         if self.stopping:
             raise Overloaded("the server is stopping")
-        start_s = time.perf_counter()
         self.active += 1
-        self.metrics.request_started(route)
         try:
-            yield
+            with self.metrics.measure(route):
+                yield
         finally:
             self.active -= 1
-            self.metrics.request_finished(route, time.perf_counter() - start_s)
 
     def infer(self, request: IncomingRequest, header_lengths: Sequence[str]) -> Job[tuple[bytes, dict[str, str]]]:
         """The job of an Open Inference Protocol request.
@@ -141,13 +134,13 @@ class Service:
             infer=answered_ns - parsed_ns - token_wait_ns,
             write=written_ns - answered_ns,
         )
-        self.metrics.record_success(len(call.predictions), timings)
+        self.metrics.statistics.record_success(len(call.predictions), timings)
         return response
 
-    def classify(self, request: IncomingRequest, options: Options) -> Job[Prediction]:
+    def classify(self, request: IncomingRequest, options: RequestOptions) -> Job[Prediction]:
         """The job of a `/v1/classify` request: encoded image to prediction."""
         start_ns = time.perf_counter_ns()
-        self.runtime.policy(options.budget)  # refuses an unknown budget before the image is decoded
+        self.runtime.policy(options.get("budget"))  # refuses an unknown budget before the image is decoded
         body = decompress(request.body, request.encoding, self.limits.body_bytes)
         if not body:
             raise BadInput("the body is empty: send the bytes of an image (curl --data-binary @image.png)")
@@ -155,26 +148,25 @@ class Service:
         return call.predictions[0]
 
     def _answer(
-        self, tensor: NDArray[np.float32], options: Options, request: IncomingRequest, start_ns: int
+        self, tensor: NDArray[np.float32], options: RequestOptions, request: IncomingRequest, start_ns: int
     ) -> Job[Request]:
         """Run the rows of a request; `start_ns` is when a worker took it."""
-        deadline_ms = self._deadline_ms if options.deadline_ms is None else options.deadline_ms
+        deadline_ms = options.get("deadline_ms")
+        deadline_ms = self._deadline_ms if deadline_ms is None else deadline_ms
         if deadline_ms is not None:
             queue_ms = (start_ns - request.arrival_ns) / 1e6
             if queue_ms >= deadline_ms:
                 raise DeadlineExceeded(f"{queue_ms:.3f} ms in the queue, the deadline was {deadline_ms:g} ms")
             elapsed_ms = (time.perf_counter_ns() - request.arrival_ns) / 1e6
             deadline_ms = max(_SHORTEST_DEADLINE_MS, deadline_ms - elapsed_ms)
-        call = self.runtime.begin(
-            tensor,
-            budget=options.budget,
-            deadline_ms=deadline_ms,
-            max_exit=options.max_exit,
-            receipts=options.receipts,
-            client=request.client,
-            wait_ms=self.limits.token_wait_s * 1e3 if deadline_ms is None else None,
-            queued_s=(start_ns - request.arrival_ns) / 1e9,
-        )
+        options = {
+            **options,
+            "deadline_ms": deadline_ms,
+            "client": request.client,
+            "wait_ms": self.limits.token_wait_s * 1e3 if deadline_ms is None else None,
+            "queued_s": (start_ns - request.arrival_ns) / 1e9,
+        }
+        call = self.runtime.begin(tensor, **options)
         while not call.done:
             if call.acquire_tokens() > 0:
                 yield call.acquire_tokens

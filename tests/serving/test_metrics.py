@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from servers import INFER, Server, infer_body, start
+from servers import INFER, Server, infer_body, start, wait_until
 
 from mexit import Runtime
 
@@ -126,11 +126,12 @@ def test_drift_watch_series(digits_bundle: Path, images: Images, tmp_path: Path)
     assert len(changed) >= 8
     with start(digits_bundle, tmp_path, budget="40%", watch_drift=1.0) as own:
         own.json("POST", INFER, infer_body(images[:32]))
-        while not own.series("mexit_watch_macs"):  # the check runs after the answer
-            pass
+        wait_until(lambda: own.series("mexit_watch_macs") > 0)  # the check runs after the answer
         assert own.series("mexit_drift_alarms") == 0
-        while not own.series("mexit_drift_alarms"):
+        for _ in range(1000):
             own.json("POST", INFER, infer_body(changed))
+            if own.series("mexit_drift_alarms"):
+                break
         assert own.series("mexit_drift_alarms") == 1
         assert "the data has changed" in own.errors
         assert own.stop() == 0
