@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from page import table, write_page
 
-from mexit.attacks.multi_exit_attack import Attack
-from mexit.attacks.pgd import PGDConfig
+from mexit.attacks.pgd import Attack, PGDConfig
 from mexit.calibrate.frontier import TraceEvaluator, frontier
 from mexit.core.cost import Costs
 from mexit.core.resource_limits import read_limits

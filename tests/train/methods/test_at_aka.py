@@ -12,8 +12,7 @@ from method_outputs import make_outputs
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import Attack
-from mexit.attacks.pgd import PGDConfig, random_start
+from mexit.attacks.pgd import Attack, PGDConfig, random_start
 from mexit.attacks.rng import CounterRNG
 from mexit.attacks.svgd import ParticleConfig, craft_particles
 from mexit.data import digits, splits

@@ -15,8 +15,7 @@ from method_outputs import make_outputs
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from mexit.attacks.multi_exit_attack import Attack
-from mexit.attacks.pgd import PGDConfig
+from mexit.attacks.pgd import Attack, PGDConfig
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits, splits
 from mexit.errors import UsageError
