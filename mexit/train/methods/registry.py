@@ -73,8 +73,9 @@ def build_method(name: str, options: Mapping[str, Any]) -> TrainingMethod:
 def _convert(option: str, value: Any, hint: Any) -> Any:
     """The value in the type of the option."""
     if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
+        for choice in get_args(hint):
+            if value == choice and not isinstance(value, bool):
+                return choice
         raise UsageError(f"{option} must be one of {', '.join(map(str, get_args(hint)))}, found {value!r}")
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     for kind in kinds:

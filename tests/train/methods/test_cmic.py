@@ -343,7 +343,7 @@ def test_training_concentrates_and_separates_the_classes(batch) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attacks": 3}, "1 or 2"),
+        ({"attacks": 3}, "one of 1, 2"),
         ({"tie": "first"}, "own, last"),
         ({"omega": 1.0}, "omega"),
         ({"beta": -1.0}, "at least 0"),
