@@ -22,8 +22,8 @@ from mexit.calibrate.threshold_search import (
 )
 from mexit.core.budget import NAMED_FRACTIONS, Budget, format_macs
 from mexit.core.cost import Costs, exit_counts, mean_macs
-from mexit.core.policies import FrontierPoint, Outcome
-from mexit.core.policy import Thresholds, active_heads, first_exit
+from mexit.core.exit_policy import Thresholds, active_heads, first_exit
+from mexit.core.policies_file import FrontierPoint, Outcome
 from mexit.core.scores import Scorer
 from mexit.core.trace import Trace
 from mexit.errors import BadInput, BudgetInfeasible, UsageError
