@@ -1,8 +1,7 @@
-"""Frames and their counters, shared by readers and pipeline."""
+"""Frames and their counters."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,13 +70,3 @@ class Counters:
         """Count a frame that cannot be decoded."""
         self.arrived += 1
         self.undecodable += 1
-
-    def count_skipped(self) -> None:
-        """Count a frame that the reader skips."""
-        self.arrived += 1
-        self.skipped += 1
-
-
-def now() -> float:
-    """The clock of `Frame.captured_s`, seconds; setting the system's clock does not change it."""
-    return time.monotonic()

@@ -10,12 +10,13 @@ from __future__ import annotations
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from mexit.camera.frame import Counters, Frame, OnEvent, now
+from mexit.camera.frame import Counters, Frame, OnEvent
 from mexit.camera.readers import decode_packet, ffmpeg_message, import_av, video_stream
 from mexit.camera.source import Source
 from mexit.errors import BadInput, MexitError
@@ -124,7 +125,7 @@ class LiveReader:
         self._decode = decode
         self._failures = 0
         self._was_connected = False
-        self._last_frame_s = now()
+        self._last_frame_s = time.monotonic()
 
     def frames(self) -> Generator[Frame, None, None]:
         """Yield frames until `stop` is set.
@@ -166,25 +167,26 @@ class LiveReader:
 
     def _read_packets(self, container: Any, stream: Any) -> Iterator[Frame]:
         lag = DecoderLag(self._settings.behind_s) if self._catch_up else None
-        requested_s = last_frame_s = now()
+        requested_s = last_frame_s = time.monotonic()
         for packet in container.demux(stream):
             if self._stop.is_set():
                 return
-            arrived_s = now()
+            arrived_s = time.monotonic()
             if lag is not None and packet.size and lag.skips(requested_s, arrived_s, packet.is_keyframe):
-                self._counters.count_skipped()
+                self._counters.arrived += 1
+                self._counters.skipped += 1
             else:
                 for frame in self._decode(packet, self._source.name, self._counters, arrived_s):
                     last_frame_s = arrived_s
                     yield frame
             if arrived_s - last_frame_s > self._settings.picture_timeout_s:
                 raise _StreamDead(f"no picture for {self._settings.picture_timeout_s:g} s")
-            requested_s = now()
+            requested_s = time.monotonic()
 
     def _report_connection(self) -> None:
         if self._was_connected:
             self._counters.reconnects += 1
-            self._on_event(f"{self._source.name}: back after {now() - self._last_frame_s:.1f} s")
+            self._on_event(f"{self._source.name}: back after {time.monotonic() - self._last_frame_s:.1f} s")
         self._was_connected = True
 
     def _delay(self, cause: str) -> None:
@@ -196,7 +198,7 @@ class LiveReader:
                 f"{name}: no connection after {self._failures} attempts ({cause}): "
                 "check that the camera is on, its address, and that this machine reaches it"
             )
-        silent_s = now() - self._last_frame_s
+        silent_s = time.monotonic() - self._last_frame_s
         if self._was_connected and settings.give_up_s is not None and silent_s >= settings.give_up_s:
             raise MexitError(f"{name}: no picture for {silent_s:.1f} s ({cause}); given up")
         delay_s = min(settings.longest_delay_s, settings.first_delay_s * 2 ** min(self._failures - 1, 30))

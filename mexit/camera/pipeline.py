@@ -9,41 +9,27 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+import time
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
-from mexit.camera.frame import RGB, Counters, Frame, OnEvent, now
+from mexit.camera.frame import RGB, Counters, Frame, OnEvent
 from mexit.camera.latest_frame import read_in_thread
 from mexit.camera.live import LiveReader, LiveSettings
-from mexit.camera.readers import image_file, import_av, video_file, web_image, web_video
+from mexit.camera.readers import import_av, read_files
 from mexit.camera.source import Source, is_image, parse_source
-from mexit.core.budget import Budget
 from mexit.errors import BadInput, Damaged, Overloaded
 from mexit.runtime.prediction import Prediction
+from mexit.runtime.request import RequestOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 IMAGE_DURATION_S = 0.5  # of an image in a folder played in real time, and in annotated video
 _LOG = logging.getLogger("mexit.camera")
-
-
-class Classifier(Protocol):
-    """The part of `Runtime` that `watch` uses."""
-
-    def __call__(
-        self,
-        images: Any,
-        *,
-        budget: str | Budget | None,
-        deadline_ms: float | None,
-        max_exit: int | None,
-        receipts: bool,
-        client: str,
-        wait_ms: float | None,
-    ) -> list[Prediction]:
-        """One prediction per image. Raises `Overloaded` if tokens do not come within `wait_ms`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,32 +61,25 @@ class CameraPrediction(Prediction):
         return value
 
 
-Answered = tuple[RGB, CameraPrediction]
+AnsweredFrame = tuple[RGB, CameraPrediction]
 
 
 def watch(
-    runtime: Classifier,
+    runtime: Callable[..., list[Prediction]],
     source: str,
     *,
-    budget: str | Budget | None = None,
-    deadline_ms: float | None = None,
-    max_exit: int | None = None,
-    receipts: bool = False,
     every_frame: bool | None = None,
     live: LiveSettings | None = None,
     on_event: OnEvent | None = None,
     stopped: Callable[[], bool] | None = None,
     counters: Counters | None = None,
-) -> Generator[Answered, None, None]:
+    **options: Unpack[RequestOptions],
+) -> Generator[AnsweredFrame, None, None]:
     """Classify the frames of a source.
 
     Args:
         runtime: an opened `Runtime`.
         source: camera number, URL, file, folder or glob; see `source`.
-        budget: budget of each answer; default that of the runtime.
-        deadline_ms: deadline of each answer, milliseconds.
-        max_exit: last exit that a frame may reach, from 1.
-        receipts: whether each prediction carries its receipt.
         every_frame: True answers all frames, however old they get, and frames wait for tokens of the rate limiter.
             False answers the newest frame (a file is then played in real time), and a frame without tokens is
             dropped. Default: True for files, False for live sources.
@@ -108,7 +87,8 @@ def watch(
         on_event: called with a message when a stream is lost or back and when a file ends early; default the
             logger `mexit.camera`.
         stopped: called several times a second; True ends the iteration.
-        counters: updated with dropped, damaged and reconnected; may be read at any time.
+        counters: updated while frames are read; may be read at any time.
+        options: of each request: budget, deadline_ms, max_exit and receipts of `runtime.request.RequestOptions`.
 
     Yields:
         The frame, RGB (H, W, 3) uint8, and its prediction. Closing the generator closes the source.
@@ -131,21 +111,14 @@ def watch(
         stopped or (lambda: False),
         counters or Counters(),
     )
-    classify = partial(
-        runtime,
-        budget=budget,
-        deadline_ms=deadline_ms,
-        max_exit=max_exit,
-        receipts=receipts,
-        client=f"camera {parsed.name}",
-        wait_ms=None if every_frame else 0.0,
-    )
+    wait_ms = None if every_frame else 0.0
+    classify = partial(runtime, **options, client=f"camera {parsed.name}", wait_ms=wait_ms)
     return _classify_frames(reader, classify)
 
 
 def _classify_frames(
     reader: _Reader, classify: Callable[[Any], list[Prediction]]
-) -> Generator[Answered, None, None]:
+) -> Generator[AnsweredFrame, None, None]:
     counters, answered, last_error = reader.counters, 0, ""
     with closing(reader.frames()) as frames:
         for frame in frames:
@@ -174,7 +147,7 @@ def _camera_prediction(frame: Frame, prediction: Prediction, refused: int) -> Ca
         frame_index=frame.index,
         time_s=frame.time_s,
         captured_s=frame.captured_s,
-        age_ms=(now() - frame.captured_s) * 1e3,
+        age_ms=(time.monotonic() - frame.captured_s) * 1e3,
         dropped=frame.dropped + refused,
     )
 
@@ -221,40 +194,21 @@ class _Reader:
             report_events()
 
     def _read(self, stop: threading.Event, on_event: OnEvent) -> Generator[Frame, None, None]:
-        source, counters = self.source, self.counters
+        source, counters, live = self.source, self.counters, self.live
         if source.live:
-            reader = LiveReader(source, self.live, counters, stop, on_event, catch_up=not self.every_frame)
-            yield from reader.frames()
-        elif source.kind == "download":
-            yield from self._download(on_event)
-        for path in source.files:
-            if is_image(path):
-                yield image_file(path, counters)
-                continue
-            try:
-                yield from video_file(path, counters, on_event)
-            except (BadInput, Damaged) as error:
-                if len(source.files) == 1:
-                    raise
-                counters.count_undecodable()
-                on_event(f"{error}; the file is skipped")
-
-    def _download(self, on_event: OnEvent) -> Iterator[Frame]:
-        url, name, timeout_s = self.source.address, self.source.name, self.live.read_timeout_s
-        if is_image(urlsplit(url).path):
-            yield web_image(url, name, self.counters, timeout_s)
+            yield from LiveReader(source, live, counters, stop, on_event, catch_up=not self.every_frame).frames()
         else:
-            yield from web_video(url, name, self.counters, on_event, timeout_s)
+            yield from read_files(source, counters, on_event, live.read_timeout_s)
 
 
 def _real_time(frames: Generator[Frame, None, None], stop: threading.Event) -> Generator[Frame, None, None]:
     """Yield the frames of files at the pace of their timestamps, like a camera."""
-    due_s, last_s = now(), None
+    due_s, last_s = time.monotonic(), None
     for frame in frames:
         if frame.time_s is None:
             due_s += IMAGE_DURATION_S
         elif last_s is not None:
             due_s += max(0.0, frame.time_s - last_s)  # timestamps restart with each file of a glob
         last_s = frame.time_s
-        stop.wait(max(0.0, due_s - now()))
-        yield replace(frame, captured_s=now())
+        stop.wait(max(0.0, due_s - time.monotonic()))
+        yield replace(frame, captured_s=time.monotonic())

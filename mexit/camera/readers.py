@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import Request, urlopen
 
 import numpy as np
 
-from mexit.camera.frame import RGB, Counters, Frame, OnEvent, now
+from mexit.camera.frame import RGB, Counters, Frame, OnEvent
+from mexit.camera.source import Source, is_image
 from mexit.data.preprocess import MAX_ENCODED_BYTES, read_image
 from mexit.errors import BadInput, Damaged, MexitError, NotFound, TooLarge, missing_extra
 
@@ -30,31 +36,35 @@ def import_av() -> Any:
     return av
 
 
-def image_file(path: Path, counters: Counters) -> Frame:
-    """A frame that reads an image file when it is loaded."""
-    return _image_frame(str(path), lambda: _read(path), counters)
+def read_files(source: Source, counters: Counters, on_event: OnEvent, timeout_s: float) -> Iterator[Frame]:
+    """The frames of files, or of one file on the web, in order. Of several files, an unreadable one is skipped.
 
-
-def web_image(url: str, name: str, counters: Counters, timeout_s: float) -> Frame:
-    """A frame that downloads an image when it is loaded. `name` is the URL without credentials."""
-    return _image_frame(name, lambda: _download(url, name, timeout_s), counters)
-
-
-def video_file(path: Path, counters: Counters, on_event: OnEvent) -> Iterator[Frame]:
-    """The frames of a video file.
+    Args:
+        source: of the kind "files" or "download".
+        counters: updated for every frame.
+        on_event: called with a message when a video ends early and when a file is skipped.
+        timeout_s: for answers of a web server, seconds.
 
     Raises:
         NotFound: the file does not exist.
         Damaged: the file is no readable video.
         BadInput: the file holds no video stream.
+        MexitError: the file cannot be opened.
     """
-    # An absolute path, because FFmpeg takes a relative name with a colon for a protocol.
-    yield from _read_video(str(path.absolute()), str(path), None, counters, on_event)
-
-
-def web_video(url: str, name: str, counters: Counters, on_event: OnEvent, timeout_s: float) -> Iterator[Frame]:
-    """The frames of a video file on the web. `name` is the URL without credentials. Errors as `video_file`."""
-    yield from _read_video(url, name, timeout_s, counters, on_event)
+    if source.kind == "download":
+        yield from _read_download(source, counters, on_event, timeout_s)
+    for path in source.files:
+        if is_image(path):
+            yield _image_frame(str(path), partial(_read_image, path), counters)
+            continue
+        try:
+            # An absolute path, because FFmpeg takes a relative name with a colon for a protocol.
+            yield from _read_video(str(path.absolute()), str(path), None, counters, on_event)
+        except MexitError as error:
+            if len(source.files) == 1:
+                raise
+            counters.count_undecodable()
+            on_event(f"{error}; the file is skipped")
 
 
 def video_stream(container: Any, name: str) -> Any:
@@ -90,7 +100,7 @@ def ffmpeg_message(error: BaseException) -> str:
 
 
 def _image_frame(name: str, load: Callable[[], bytes], counters: Counters) -> Frame:
-    return Frame(counters.count_arrived(), name, None, now(), counters.skipped, load, _decode_image)
+    return Frame(counters.count_arrived(), name, None, time.monotonic(), counters.skipped, load, _decode_image)
 
 
 def _decode_image(content: Any) -> RGB:
@@ -106,43 +116,41 @@ def _decode_image(content: Any) -> RGB:
     return np.array(image.convert("RGB"), np.uint8)  # a copy, because Pillow's memory is read-only
 
 
-def _read(path: Path) -> bytes:
+def _read_image(path: Path) -> bytes:
     try:
         return read_image(path)
     except NotFound as error:  # the file was removed after its folder was listed
         raise Damaged(str(error)) from None
 
 
-def _download(url: str, name: str, timeout_s: float) -> bytes:
-    from urllib.error import URLError
-    from urllib.request import urlopen
+def _read_download(source: Source, counters: Counters, on_event: OnEvent, timeout_s: float) -> Iterator[Frame]:
+    url, name = source.address, source.name
+    if is_image(urlsplit(url).path):
+        yield _image_frame(name, partial(_download, url, name, timeout_s), counters)
+    else:
+        yield from _read_video(url, name, timeout_s, counters, on_event)
 
+
+def _download(url: str, name: str, timeout_s: float) -> bytes:
+    parts = urlsplit(url)
+    credentials, has_credentials, host = parts.netloc.rpartition("@")
+    request = Request(urlunsplit(parts._replace(netloc=host)))
+    if has_credentials:  # urllib does not accept them in the URL
+        encoded = base64.b64encode(unquote(credentials).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {encoded}")
     try:
-        with urlopen(_web_request(url), timeout=timeout_s) as response:
+        with urlopen(request, timeout=timeout_s) as response:
             content: bytes = response.read(MAX_ENCODED_BYTES + 1)
     except URLError as error:  # the error's text may hold the URL, so only its reason is shown
         reason = getattr(error.reason, "strerror", None) or error.reason
         if getattr(error, "code", None) == 404:
             raise NotFound(f"{name} does not exist (404)") from None
         raise MexitError(f"{name} cannot be fetched: {reason}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise MexitError(f"{name} cannot be fetched: {type(error).__name__}") from None
     if len(content) > MAX_ENCODED_BYTES:
         raise TooLarge(f"{name} has more than {MAX_ENCODED_BYTES} bytes")
     return content
-
-
-def _web_request(url: str) -> Any:
-    """A request with the URL's credentials in a header, because urllib does not accept them in the URL."""
-    from urllib.request import Request
-
-    parts = urlsplit(url)
-    credentials, at, host = parts.netloc.rpartition("@")
-    request = Request(urlunsplit(parts._replace(netloc=host)))
-    if at:
-        encoded = base64.b64encode(unquote(credentials).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {encoded}")
-    return request
 
 
 def _read_video(
@@ -158,7 +166,7 @@ def _read_video(
         stream = video_stream(container, name)
         try:
             for packet in container.demux(stream):
-                yield from decode_packet(packet, name, counters, now())
+                yield from decode_packet(packet, name, counters, time.monotonic())
         except av.FFmpegError as error:
             frames = counters.arrived - arrived_before
             on_event(f"{name}: reading stopped after {frames} frames: {ffmpeg_message(error)}")

@@ -18,6 +18,7 @@ from mexit.camera.frame import RGB
 from mexit.camera.overlay import Overlay
 from mexit.camera.pipeline import IMAGE_DURATION_S, CameraPrediction
 from mexit.camera.readers import ffmpeg_message, import_av
+from mexit.core.atomic_io import sync_path
 from mexit.errors import MexitError, MissingExtra, UsageError
 
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox")
@@ -89,9 +90,9 @@ class VideoWriter:
             self._container.close()
             if self._failed:
                 return None
-            _sync(self._temporary)
+            sync_path(self._temporary)
             os.replace(self._temporary, self._path)
-            _sync(self._path.parent)
+            sync_path(self._path.parent)
             return self._path
         except (OSError, import_av().FFmpegError) as error:
             if self._failed:  # `write` has raised the cause
@@ -206,11 +207,3 @@ def _container_options(av: Any) -> dict[str, str]:
         return {}
     # Without an edit list, a video that starts at 0.2 s would be moved to 0.
     return {"movflags": "hybrid_fragmented", "use_editlist": "1", "flush_packets": "1"}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

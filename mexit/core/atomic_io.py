@@ -163,7 +163,7 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             for folder in sorted({file.parent for file in temporary.rglob("*")} | {temporary}):
-                _sync_directory(folder)
+                sync_path(folder)
             _move_into_place(temporary, path)
         except OSError as error:
             raise _write_error(path, error) from error
@@ -199,7 +199,8 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_directory(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Make the content of a file, or the names in a directory, durable. Raises `OSError`."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -210,7 +211,7 @@ def _sync_directory(path: Path) -> None:
 def _sync_parent(path: Path) -> None:
     """Make a finished rename durable."""
     try:
-        _sync_directory(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         reason = error.strerror or error
         raise MexitError(f"{path} was written, but may not survive a power failure: {reason}") from error

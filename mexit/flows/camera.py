@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,11 +63,8 @@ class CameraOptions:
 
     Attributes:
         budget: budget of each frame.
-        backend: engine, as in `Runtime.open`.
-        threads: threads of the engine, as in `Runtime.open`.
+        backend, threads, rate, burst: as in `Runtime.open`.
         deadline_ms: deadline of each frame, milliseconds.
-        rate: MACs per second, as in `Runtime.open`.
-        burst: MACs at once, as in `Runtime.open`.
         out: annotated video to write, `.mp4`.
         jsonl: file to write with one JSON line per frame.
         limit: number of answers after which the run ends.
@@ -123,21 +120,20 @@ def run_camera(
     sinks += [VideoWriter(options.out, Overlay(costs), live=parsed.live)] if options.out else []
     counters = Counters()
     stats = RuntimeStats(len(costs), costs[-1])  # the latencies in it are the ages of answers
+    outputs: list[Path | None] = []
     start_s: float | None = None
     seconds = 0.0
-    with (
-        StopSignal() as stop,
-        _close_all(sinks) as outputs,
-        closing(
-            runtime.camera(
-                source,
-                stopped=lambda: stop.requested,
-                deadline_ms=options.deadline_ms,
-                on_event=on_event,
-                counters=counters,
-            )
-        ) as answers,
-    ):
+    with StopSignal() as stop, ExitStack() as stack:
+        for sink in reversed(sinks):  # closed also after an error
+            stack.callback(lambda sink: outputs.append(sink.close()), sink)
+        answers = runtime.camera(
+            source,
+            stopped=lambda: stop.requested,
+            deadline_ms=options.deadline_ms,
+            on_event=on_event,
+            counters=counters,
+        )
+        stack.enter_context(closing(answers))
         for answered, (frame, result) in enumerate(answers, start=1):
             stats.add([result.exit], [result.age_ms], result.macs)
             start_s = result.captured_s if start_s is None else start_s
@@ -148,7 +144,7 @@ def run_camera(
                 on_result(result)
             if answered == options.limit or stop.requested:
                 break
-    return _report(parsed.name, stats, counters, seconds, tuple(outputs), stop.number)
+    return _report(parsed.name, stats, counters, seconds, tuple(filter(None, outputs)), stop.number)
 
 
 def _check_options(source: Source, options: CameraOptions) -> None:
@@ -190,19 +186,3 @@ def _report(
         outputs=outputs,
         signal=signal_number,
     )
-
-
-@contextmanager
-def _close_all(sinks: list[Sink]) -> Iterator[list[Path]]:
-    """Close every sink at the end, also after an error; yields the list that receives the written files."""
-    outputs: list[Path] = []
-    with ExitStack() as stack:
-        for sink in reversed(sinks):
-            stack.callback(_close, sink, outputs)
-        yield outputs
-
-
-def _close(sink: Sink, outputs: list[Path]) -> None:
-    path = sink.close()
-    if path is not None:
-        outputs.append(path)

@@ -25,15 +25,10 @@ class ServeOptions:
         port: port to listen on; 0 for any free one.
         token: bearer token of the requests; required unless the host is loopback. Several tokens, separated by
             commas, identify as many clients.
-        backend: engine, as in `Runtime.open`.
-        threads: threads of the engine, as in `Runtime.open`.
         deadline_ms: deadline of requests that name none, milliseconds.
-        watch_drift: share of early answers that the drift watch checks, as in `Runtime.open`.
-        on_drift: "alarm" or "safer", as in `Runtime.open`.
-        rate: MACs per second of all clients together, as in `Runtime.open`.
-        burst: MACs at once of all clients together.
-        client_rate: MACs per second of each client. A client is a token, or a network address without tokens.
-        client_burst: MACs at once of each client.
+        backend, threads, watch_drift, on_drift: as in `Runtime.open`.
+        rate, burst: limit of all clients together, as in `Runtime.open`.
+        client_rate, client_burst: the limit of each client. A client is a token, or a network address without tokens.
         batching: "off": every request runs alone; "continuous": requests share runs of a segment.
     """
 

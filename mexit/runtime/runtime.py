@@ -33,7 +33,7 @@ from mexit.runtime.stats import RuntimeStats
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from mexit.camera.pipeline import Answered
+    from mexit.camera.pipeline import AnsweredFrame
 
 
 class Runtime:
@@ -343,15 +343,15 @@ class Runtime:
             return prepare_batch(images, spec)
         return prepare_batch([images], spec)
 
-    def camera(self, source: str, **options: Any) -> Generator[Answered, None, None]:
+    def camera(self, source: str, **options: Any) -> Generator[AnsweredFrame, None, None]:
         """Answer the frames of a video, an image, a folder, a glob or a live camera.
 
         Args:
-            source: see `camera.source`.
-            options: those of `camera.pipeline.watch`.
+            source: see `mexit.camera.source`.
+            options: those of `mexit.camera.pipeline.watch`.
 
         Yields:
-            A frame, uint8 RGB (H, W, 3), and its `camera.pipeline.CameraPrediction`.
+            A frame, uint8 RGB (H, W, 3), and its `mexit.camera.pipeline.CameraPrediction`.
         """
         # Imported here because it loads sockets and threads, a tenth of the time that mexit takes to start.
         from mexit.camera.pipeline import watch

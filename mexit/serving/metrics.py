@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from mexit.core.budget import NAMED_FRACTIONS
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.rate_limiter import RateLimiterState
+from mexit.runtime.runtime import Runtime
 from mexit.serving.oip import VERSION
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -60,17 +61,18 @@ class Metrics:
         statistics: counts of Triton's statistics extension.
     """
 
-    def __init__(self, model: str, default_budget: str) -> None:
+    def __init__(self, runtime: Runtime, waiting: Callable[[], int]) -> None:
         """Create the series.
 
         Args:
-            model: name of the model, a label.
-            default_budget: the server's budget, a label even if it is not a named one.
+            runtime: the served runtime.
+            waiting: returns the number of requests that wait for tokens of the rate limiter.
         """
         registry = CollectorRegistry()
         self._registry = registry
-        self._model = model
-        self._budgets = {*NAMED_FRACTIONS, default_budget}
+        self._model = runtime.bundle.manifest.name
+        self._budgets = {*NAMED_FRACTIONS, runtime.budget.text}
+        registry.register(_RuntimeCollector(runtime, waiting))
         ProcessCollector(registry=registry)
         self._predictions = Counter(
             "mexit_predictions_total", "Answered rows", ["model", "exit", "budget"], registry=registry
@@ -86,23 +88,7 @@ class Metrics:
         )  # fmt: skip
         self._in_flight = Gauge("mexit_requests_in_flight", "Requests in flight", ["route"], registry=registry)
         self._errors = Counter("mexit_errors_total", "Responses by error status", ["status"], registry=registry)
-        self.statistics = TritonStatistics(model)
-
-    def add_drift_series(self, watch_macs: Callable[[], float], alarms: Callable[[], float]) -> None:
-        """Add the series of the drift watch; the functions are called at every scrape."""
-        spent = Gauge("mexit_watch_macs", "Multiply-adds spent on the drift watch", registry=self._registry)
-        spent.set_function(watch_macs)
-        raised = Gauge("mexit_drift_alarms", "Policies whose data has changed", registry=self._registry)
-        raised.set_function(alarms)
-
-    def add_rate_limiter_series(self, state: Callable[[], RateLimiterState], waiting: Callable[[], int]) -> None:
-        """Add the series of the rate limiter; the functions are called at every scrape.
-
-        Args:
-            state: returns the limiter's counts.
-            waiting: returns the number of requests that wait for tokens.
-        """
-        self._registry.register(_RateLimiterCollector(state, waiting))
+        self.statistics = TritonStatistics(self._model)
 
     @contextmanager
     def measure(self, route: str) -> Iterator[None]:
@@ -130,32 +116,35 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _RateLimiterCollector(Collector):
-    """Series of the rate limiter, from its state at the time of the scrape."""
+class _RuntimeCollector(Collector):
+    """Series of the drift watch and of the rate limiter, read from the runtime at every scrape."""
 
-    def __init__(self, state: Callable[[], RateLimiterState], waiting: Callable[[], int]) -> None:
-        self._state, self._waiting = state, waiting
+    def __init__(self, runtime: Runtime, waiting: Callable[[], int]) -> None:
+        self._runtime, self._waiting = runtime, waiting
 
     def collect(self) -> Iterator[Metric]:
-        state = self._state()
-        refused = CounterMetricFamily(
-            "mexit_rate_limiter_refused_rows", "Rows that were not let into a segment", labels=["segment"]
-        )
+        if (drift := self._runtime.drift_watch) is not None:
+            macs = self._runtime.stats.snapshot().watch_macs
+            yield GaugeMetricFamily("mexit_watch_macs", "Multiply-adds spent on the drift watch", value=macs)
+            alarms = len(drift.alarms)
+            yield GaugeMetricFamily("mexit_drift_alarms", "Policies whose data has changed", value=alarms)
+        if self._runtime.rate_limiter is not None:
+            yield from self._collect_rate_limiter(self._runtime.rate_limiter.state())
+
+    def _collect_rate_limiter(self, state: RateLimiterState) -> Iterator[Metric]:
+        prefix = "mexit_rate_limiter_"
+        help_text = "Rows without tokens for the segment, which answered with the exit before"
+        refused = CounterMetricFamily(prefix + "refused_rows", help_text, labels=["segment"])
         for k, rows in enumerate(state.refused, start=2):
             refused.add_metric([str(k)], rows)
         yield refused
-        yield CounterMetricFamily(
-            "mexit_rate_limiter_waits", "Calls that had to wait for tokens", value=state.waits
-        )
-        yield CounterMetricFamily(
-            "mexit_rate_limiter_overloaded", "Calls whose tokens would have come too late", value=state.overloaded
-        )
-        yield GaugeMetricFamily(
-            "mexit_rate_limiter_waiting", "Requests that wait for tokens", value=self._waiting()
-        )
-        yield GaugeMetricFamily("mexit_rate_limiter_clients", "Clients with a bucket", value=state.clients)
+        yield CounterMetricFamily(prefix + "waits", "Requests that waited for tokens", value=state.waits)
+        help_text = "Requests refused because their tokens would come too late"
+        yield CounterMetricFamily(prefix + "overloaded", help_text, value=state.overloaded)
+        yield GaugeMetricFamily(prefix + "waiting", "Requests that wait for tokens", value=self._waiting())
+        yield GaugeMetricFamily(prefix + "clients", "Clients with a bucket", value=state.clients)
         if state.tokens is not None:
-            yield GaugeMetricFamily("mexit_rate_limiter_tokens", "Multiply-adds to spend now", value=state.tokens)
+            yield GaugeMetricFamily(prefix + "tokens", "MACs in the bucket of all clients", value=state.tokens)
 
 
 class TritonStatistics:

@@ -72,14 +72,14 @@ class Service:
         """
         self.runtime = runtime
         self.limits = limits
-        self.metrics = Metrics(runtime.bundle.manifest.name, runtime.budget.text)
+        self.metrics = Metrics(runtime, lambda: self.worker_pool.waiting)
         self.stopping = False
         self.active = 0
         self._deadline_ms = deadline_ms
         cpus = read_limits().threads if cpus is None else cpus
         self.workers = max(1, min(limits.workers, cpus // runtime.threads))
-        rate_limiter = runtime.rate_limiter
-        per_client = rate_limiter is not None and rate_limiter.limits.client is not None
+        limiter = runtime.rate_limiter
+        per_client = limiter is not None and limiter.limits.client is not None
         client_share = limits.client_share if per_client else 1
         self.memory = Quota(limits.held_bytes, client_share, "request bodies of {} bytes are waiting already")
         self.worker_pool = WorkerPool(self.workers, limits.requests, client_share)
@@ -88,10 +88,6 @@ class Service:
             self._batcher = ContinuousBatcher(
                 runtime, self.worker_pool.submit, self.workers, on_predictions=self.metrics.count_predictions
             )
-        if (drift := runtime.drift_watch) is not None:
-            self.metrics.add_drift_series(lambda: runtime.stats.snapshot().watch_macs, lambda: len(drift.alarms))
-        if rate_limiter is not None:
-            self.metrics.add_rate_limiter_series(rate_limiter.state, lambda: self.worker_pool.waiting)
 
     def close(self) -> None:
         """Cancel queued requests. Threads end after their present job."""

@@ -47,6 +47,7 @@ def points():
     return frontier(evaluator_of(make_trace(2000, 0)), None, None, {}, "geometric")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "method"),
     [("early-error", "auto"), ("early-error", "betting"), ("disagreement", "auto"), ("accuracy-gap", "auto")],

@@ -96,6 +96,19 @@ def test_a_glob_skips_an_unreadable_file(tmp_path: Path) -> None:
     assert "2.mp4 is no video" in events[0]
 
 
+def test_a_glob_skips_a_file_that_is_removed_while_others_are_read(tmp_path: Path) -> None:
+    for name in ("1.mp4", "2.mp4", "3.mp4"):
+        write_video(tmp_path / name, grey_frames(2), [0.0, 0.1])
+    events: list[str] = []
+    counters = Counters()
+    answers = watch(slow_runtime(), f"{tmp_path}/*.mp4", on_event=events.append, counters=counters)
+    next(answers)
+    (tmp_path / "2.mp4").unlink()
+    assert [result.frame_index for _, result in answers] == [1, 3, 4]
+    assert counters.undecodable == 1
+    assert "2.mp4 does not exist; the file is skipped" in events[0]
+
+
 def test_one_pixel(digits_bundle: Path, tmp_path: Path) -> None:
     write_images(tmp_path, ["dot.png"], size=(1, 1))
     report = run_camera(digits_bundle, str(tmp_path / "dot.png"), CameraOptions(out=tmp_path / "dot.mp4"))

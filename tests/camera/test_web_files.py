@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -105,3 +106,20 @@ def test_a_text_is_no_video(web: str, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("a shopping list\n" * 100)
     with pytest.raises(Damaged, match="is no video"):
         list(watch(slow_runtime(), f"{web}/a.mp4"))
+
+
+def test_a_server_that_does_not_speak_http() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def answer() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(1000)
+                client.sendall(b"no status line\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(MexitError, match=f"http://{address}/a.png cannot be fetched: BadStatusLine"):
+            list(watch(slow_runtime(), f"http://{address}/a.png"))
+        thread.join()

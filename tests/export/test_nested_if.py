@@ -205,6 +205,7 @@ def test_external_data_inside_a_branch_is_refused(bundle_copy, graph) -> None:
         Bundle.open(with_single_file(bundle_copy, model.SerializeToString()))
 
 
+@pytest.mark.slow
 def test_export_single_file_by_the_command_and_the_example_of_the_docs(
     workspace, images, tmp_path, monkeypatch
 ) -> None:

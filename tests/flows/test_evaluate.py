@@ -30,6 +30,8 @@ from mexit.runtime.runtime import Runtime
 from mexit.train import checkpoint
 from mexit.train.config import resolve
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 SAMPLES, STRONG = 24, 8
 
