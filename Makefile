@@ -8,8 +8,8 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed-from-constraints
-# One process per core; a process that has run out of tests takes some of another one.
-PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
+# One process per core; tests of one xdist_group share a process.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup
 
 .PHONY: demo quick test long lint clean
 .DEFAULT_GOAL := demo

@@ -100,6 +100,7 @@ def run_python_blocks(page: Path, folder: Path) -> None:
         assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 
+@pytest.mark.slow
 def test_python_api_page_runs(tmp_path) -> None:
     run_python_blocks(ROOT / "docs" / "python-api.md", tmp_path)
 

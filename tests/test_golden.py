@@ -19,6 +19,8 @@ from PIL import Image
 
 from mexit import Bundle, Runtime
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 

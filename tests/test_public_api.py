@@ -10,6 +10,8 @@ import pytest
 import mexit
 from mexit import errors
 
+pytestmark = pytest.mark.slow
+
 ERRORS = {
     name
     for name, value in vars(errors).items()

@@ -22,6 +22,8 @@ from mexit.flows.inspect import inspect_bundle
 from mexit.flows.train import TrainOptions, train_model
 from mexit.train import checkpoint
 
+pytestmark = pytest.mark.slow
+
 once_or_permanently = pytest.mark.parametrize("permanent", [False, True], ids=["once", "permanently"])
 
 

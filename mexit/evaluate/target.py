@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mexit.core.artifact_paths import is_bundle
 from mexit.core.batches import evenly_spaced, split_batches
+from mexit.core.exit_policy import Policy
 from mexit.core.manifest import InputSpec
-from mexit.core.policy import Policy
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mexit.core.batches import evenly_spaced, split_batches
 from mexit.core.manifest import InputSpec
-from mexit.core.policies import PARITY
+from mexit.core.policies_file import PARITY
 from mexit.core.progress import Progress
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits

@@ -18,6 +18,8 @@ from mexit.errors import UsageError
 from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 EPS = 0.1
 REDUCED = AutoAttackConfig(steps=5, queries=20, targets=2)

@@ -42,6 +42,7 @@ def plane() -> Plane:
     return Plane()
 
 
+@pytest.mark.slow
 def test_rays_finds_the_nearest_change_of_the_label(plane: Plane) -> None:
     labels = plane(plane.images)
     for image, label, nearest in zip(plane.images[:, None], labels[:, None], plane.distances(), strict=True):

@@ -21,7 +21,7 @@ from mexit.attacks.policy_attacks import (
     soft_attack,
 )
 from mexit.attacks.soft_policy import SoftPolicy, decide
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 from mexit.core.scores import MEASURES
 from mexit.models.scores_torch import ExitScores
 
@@ -40,6 +40,7 @@ def wrong_predictions(target: AttackTarget, images: torch.Tensor) -> np.ndarray:
     return decision.classes != target.labels.numpy()
 
 
+@pytest.mark.slow
 @each_attack
 @pytest.mark.parametrize("measure", MEASURES)
 def test_images_are_valid_damage_is_real_and_exceeds_that_of_noise(workspace, attack, measure) -> None:
@@ -53,6 +54,7 @@ def test_images_are_valid_damage_is_real_and_exceeds_that_of_noise(workspace, at
     assert wrong.sum() > wrong_predictions(target, noisy_images(target)).sum()
 
 
+@pytest.mark.slow
 @each_attack
 def test_robust_and_already_wrong_samples_stay_unchanged(target, attack) -> None:
     search = attack(target)
@@ -66,6 +68,7 @@ def test_robust_and_already_wrong_samples_stay_unchanged(target, attack) -> None
     assert search.passes < len(before) + runs * one_run, "damaged samples were attacked again"
 
 
+@pytest.mark.slow
 def test_a_route_follows_the_thresholds(target) -> None:
     """The exit that gives the wrong answer is the only one that the thresholds allow."""
     policy = target.policy.policy

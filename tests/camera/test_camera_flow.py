@@ -59,6 +59,7 @@ def lines_of(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in content.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_outputs(running: subprocess.Popen[str], tmp_path: Path, number: int) -> None:
     running.send_signal(number)
@@ -73,6 +74,7 @@ def test_a_signal_finishes_the_outputs(running: subprocess.Popen[str], tmp_path:
     assert not list(tmp_path.glob(".*tmp*"))
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_the_earlier_video_and_the_recorded_part(
     running: subprocess.Popen[str], tmp_path: Path
 ) -> None:
@@ -106,6 +108,7 @@ def test_the_example_runs(digits_bundle: Path, video: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith("20 frames, exits taken (")
 
 
+@pytest.mark.slow
 def test_a_traffic_camera(digits_bundle: Path, data_dir: Path, tmp_path: Path) -> None:
     video = data_dir / "video" / "car-detection.mp4"
     if not video.exists():

@@ -325,6 +325,7 @@ def test_a_huge_image_is_refused_and_a_tiny_one_is_answered(digits_bundle: Path)
     assert typed("run", digits_bundle, "tiny.png").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_file_name_that_is_not_utf8_is_shown_escaped(digits_bundle: Path, picture: Path) -> None:
     odd = os.fsdecode(b"odd-\xff.png")
     shutil.copy(picture, odd)

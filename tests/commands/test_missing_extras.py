@@ -18,6 +18,8 @@ from PIL import Image
 from mexit.core.versions import installed_versions
 from mexit.runtime.backends.ort import load_onnxruntime
 
+pytestmark = pytest.mark.slow
+
 HIDE = "import sys; sys.modules.update({{name: None for name in {!r}}})"
 # A command, the hidden module, its package, the extra that installs it, and its use.
 CASES = [

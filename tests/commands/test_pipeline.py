@@ -17,6 +17,9 @@ from PIL import Image
 
 from mexit.core.bundle import Bundle
 
+# The tests build on each other, so one process runs them all.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]
+
 MEXIT = [sys.executable, "-m", "mexit"]
 
 
@@ -122,7 +125,6 @@ def test_7_existing_runs_and_bundles_are_not_overwritten(home) -> None:
     assert "no thresholds" not in mexit(home, "run", "seven.png", "--budget", "full").stderr
 
 
-@pytest.mark.slow
 def test_demo_keeps_its_promises(home) -> None:
     """Accuracy and cost of the demo's own settings on the test split."""
     report = json.loads(mexit(home, "demo", "--json").stdout)

@@ -78,6 +78,7 @@ def test_training_and_server_follow_the_quota(digits_bundle: Path) -> None:
     assert done.stdout.split() == ["1", "1", "1"], done.stderr
 
 
+@pytest.mark.slow
 def test_doctor_names_the_quota() -> None:
     done = program("doctor", before=QUOTA)
     assert "8 by affinity, the time of 1 by control group" in " ".join(done.stdout.split())

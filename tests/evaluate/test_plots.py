@@ -13,6 +13,7 @@ PLAIN = {"epoch": 1, "loss": 2.0, "loss clean": 2.0, "selection": {"clean": [0.5
 MEASURED = PLAIN | {"loss gamma": -1.0, "cmi": [0.5, 0.25], "gamma": [0.5, 0.25], "ncmi": [0.5, 0.25]}
 
 
+@pytest.mark.slow
 def test_runs_that_log_cmi_have_a_third_panel(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
 

@@ -19,6 +19,8 @@ from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.reference import run_all_exits
 from mexit.train.checkpoint import load_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 64])
 def test_every_exit_equals_torch_within_1e_4_on_real_images(workspace, digits_bundle, test_digits, batch) -> None:

@@ -27,6 +27,7 @@ BY_HAND = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_HAND)
 def test_costs_and_parameters_equal_a_hand_count(name) -> None:
     model = build_model(name, 10)

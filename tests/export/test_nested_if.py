@@ -17,9 +17,9 @@ from mexit import Runtime
 from mexit.cli import app
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.bundle import Bundle
+from mexit.core.exit_policy import Policy, should_exit
 from mexit.core.manifest import FileSpec
 from mexit.core.onnx_safety import refuse_external_data
-from mexit.core.policy import Policy, should_exit
 from mexit.errors import BackendError, Damaged, Untrusted, UsageError
 from mexit.export.nested_if import MAX_EXITS, MEASURES, OUTPUTS, build_single_file, policy_inputs
 from mexit.export.validate import check_single_file, policy_for_exit
@@ -205,6 +205,7 @@ def test_external_data_inside_a_branch_is_refused(bundle_copy, graph) -> None:
         Bundle.open(with_single_file(bundle_copy, model.SerializeToString()))
 
 
+@pytest.mark.slow
 def test_export_single_file_by_the_command_and_the_example_of_the_docs(
     workspace, images, tmp_path, monkeypatch
 ) -> None:

@@ -21,6 +21,8 @@ from mexit.errors import BadInput
 from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 from mexit.flows.export import ExportOptions, export_bundle
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def with_images(workspace, tmp_path_factory) -> Path:

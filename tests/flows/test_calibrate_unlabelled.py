@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mexit import Bundle, Runtime, UsageError
-from mexit.core.policy import first_exit
+from mexit.core.exit_policy import first_exit
 from mexit.core.scores import Scorer
 from mexit.data import digits, splits
 from mexit.data.preprocess import prepare
@@ -89,6 +89,7 @@ def test_too_few_pictures_are_refused(bundle_copy: Path, pictures: Path, tmp_pat
         calibrate_bundle(bundle_copy, data=f"folder:{tmp_path / 'few'}")
 
 
+@pytest.mark.slow
 def test_the_command_names_what_is_missing_without_labels(bundle_copy: Path, pictures: Path) -> None:
     command = [sys.executable, "-m", "mexit", "calibrate", str(bundle_copy), "--data", f"folder:{pictures}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -28,6 +28,8 @@ from mexit.runtime.backends.registry import ENGINES
 from mexit.runtime.device_cache import cache_folder
 from mexit.runtime.reference import run_all_exits
 
+pytestmark = pytest.mark.slow
+
 
 def only(findings: Iterable[Finding], status: str) -> list[str]:
     """The texts of the findings with a status, each with its fix."""

@@ -16,7 +16,7 @@ from command_line import program
 from mexit.commands.evaluate import show_evaluation
 from mexit.core.batches import evenly_spaced
 from mexit.core.bundle import Bundle
-from mexit.core.policy import first_exit
+from mexit.core.exit_policy import first_exit
 from mexit.core.progress import Silent
 from mexit.data.splits import Splits
 from mexit.errors import UsageError
@@ -29,6 +29,8 @@ from mexit.models import build_model
 from mexit.runtime.runtime import Runtime
 from mexit.train import checkpoint
 from mexit.train.config import resolve
+
+pytestmark = pytest.mark.slow
 
 torch.set_num_threads(1)
 SAMPLES, STRONG = 24, 8

@@ -25,13 +25,9 @@ from mexit.models.exit_costs import exit_costs
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.reference import run_all_exits
 
-SLOW = pytest.mark.slow
-EXPORTED = [
-    "msdnet-cifar10",
-    "msdnet-cifar10-single",
-    pytest.param("resnet38", marks=SLOW),
-    pytest.param("mobilenetv2", marks=SLOW),
-]
+pytestmark = pytest.mark.slow
+
+EXPORTED = ["msdnet-cifar10", "msdnet-cifar10-single", "resnet38", "mobilenetv2"]
 
 
 @dataclass
@@ -104,7 +100,7 @@ def test_exported_segments_equal_torch_at_every_exit(exported, batch) -> None:
     assert_onnx_equals_torch(exported, batch)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_network_of_imagenet_size_exports_and_counts() -> None:
     exported = export("msdnet-imagenet")
     assert_counts_agree(exported)

@@ -84,6 +84,7 @@ TABLE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
 def test_costs_and_parameters_per_exit_are_the_published_ones(row) -> None:
     config, classes, millions, sizes = row

@@ -10,6 +10,7 @@ from mexit.models.exit_costs import exit_costs
 from mexit.models.multi_exit import single_exit
 
 
+@pytest.mark.slow
 def test_the_logits_of_one_exit_equal_those_of_the_forward_pass() -> None:
     torch.set_num_threads(1)
     for name, spec in MODELS.items():

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexit import Bundle, Prediction, Runtime
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 from mexit.errors import BackendError, DeadlineExceeded, Overloaded
 from mexit.runtime.backends.base import HostCarried
 from mexit.runtime.backends.fake import FakeBackend, images_for
@@ -147,6 +147,7 @@ class Setup:
         assert all(one.reason == ("last" if one.exit == 3 else "confident") for one in predictions)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(REQUESTS, st.integers(0, 10**6), st.sampled_from([FLAT, LINEAR]), st.integers(1, 3), st.integers(1, 64))
 def test_any_requests_in_any_order_equal_the_reference(bundle, requests, seed, table, workers, max_batch) -> None:

@@ -117,6 +117,7 @@ def test_no_delayed_acknowledgement(server: Server, images: Images, form: str) -
     assert np.median(seconds, axis=1).min() < 30e-3
 
 
+@pytest.mark.slow
 def test_drift_watch_series(digits_bundle: Path, images: Images, tmp_path: Path) -> None:
     """Images whose early answers differ from the full network's raise the alarm."""
     runtime = Runtime.open(digits_bundle, "40%")

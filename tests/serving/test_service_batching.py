@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from servers import INFER, infer_body, outputs_of, start
 
@@ -16,6 +17,7 @@ from mexit import Runtime
 BUDGETS = ("low", "medium", "high", "full")
 
 
+@pytest.mark.slow
 def test_answers_of_concurrent_requests(
     mixed_bundle: Path, tmp_path: Path, runtime: Runtime, images: NDArray[np.float32]
 ) -> None:

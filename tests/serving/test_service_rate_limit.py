@@ -65,6 +65,7 @@ class Flood:
             thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", ["off", "continuous"])
 def test_a_flood_does_not_affect_another_client(
     mixed_bundle: Path, tmp_path: Path, unlimited: Runtime, costs: tuple[int, ...], images: Images, batching: str
@@ -151,6 +152,7 @@ def test_each_token_is_a_client(
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_requests_that_wait_for_tokens_hold_no_worker(
     mixed_bundle: Path, tmp_path: Path, images: Images, costs: tuple[int, ...]
 ) -> None:

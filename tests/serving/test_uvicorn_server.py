@@ -92,6 +92,7 @@ def test_a_second_signal_ends_the_process(digits_bundle: Path, tmp_path: Path) -
         unfinished.close()
 
 
+@pytest.mark.slow
 def test_an_unfinished_request_does_not_keep_the_server(digits_bundle: Path, tmp_path: Path) -> None:
     """Its end is waited for only `drain_s` and `close_s`, not the 60 s that a body may take."""
     with start(digits_bundle, tmp_path, limits={"drain_s": 0.3, "close_s": 1}) as server:

@@ -130,6 +130,7 @@ def run_weights(tmp_path_factory: pytest.TempPathFactory):
     return weights
 
 
+@pytest.mark.slow
 def test_training_uses_the_augmentation(run_weights) -> None:
     weights = [run_weights(how)["stages.0.trunk.0.weight"] for how in AUGMENTS]
     assert not any(torch.equal(one, other) for one, other in combinations(weights, 2))

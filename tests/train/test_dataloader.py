@@ -148,6 +148,7 @@ def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, d
     return weights
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_weights(trained: dict[int, dict[str, torch.Tensor]]) -> None:
     for name, value in trained[0].items():
         assert torch.equal(value, trained[2][name]), name
@@ -201,6 +202,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc")
 def test_memory_does_not_grow_with_the_number_of_images(many: Path) -> None:
     """Measured in a separate process, which finally keeps all batches, to show that the measurement would see it."""

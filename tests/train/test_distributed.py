@@ -23,6 +23,8 @@ from mexit.train import checkpoint
 from mexit.train.checkpoint import read_log
 from mexit.train.distributed import ProcessGroup
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 200
 # 283 images in batches of 140: the last batch has 3 images, in shards of 1 and 2.
 GIVEN = {

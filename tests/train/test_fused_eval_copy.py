@@ -108,6 +108,7 @@ def trained() -> tuple[MultiExit, Tensor, Tensor]:
     return network.eval(), images, labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target_exits", ["average", "max-average"])
 def test_an_attack_in_bfloat16_is_as_strong_when_evaluated_in_float32(trained, target_exits: str) -> None:
     network, images, labels = trained

@@ -21,6 +21,8 @@ from mexit.flows.train import TrainOptions, train_model
 from mexit.train import checkpoint
 from mexit.train.checkpoint import read_log
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 100
 EPOCHS = 5
 FLAGS = ["--epochs", str(EPOCHS), "--batch", "128", "--steps", "1", "--step", "0.05", "--threads", "1"]

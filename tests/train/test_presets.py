@@ -197,6 +197,7 @@ def test_the_command_refuses_a_preset_of_another_data_set(cifar: Path) -> None:
     assert "no preset 'demo' for cifar10: choose from neo_kd, rdi, rdi_mobilenetv2, hdkd" in message
 
 
+@pytest.mark.slow
 def test_a_run_on_a_miniature_of_cifar_10(cifar: Path) -> None:
     given = {"model": "msdnet-cifar10", "method": "adversarial", "attack": "average", "epochs": 1, "steps": 1}
     result = train_model(

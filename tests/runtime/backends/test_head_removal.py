@@ -30,6 +30,7 @@ def run(content: bytes, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, feeds), strict=True))
 
 
+@pytest.mark.slow
 def test_features_stay_bit_equal_and_the_head_is_gone(segments: list[OnnxSegment]) -> None:
     for segment in segments:
         head = segment.outputs[-1].name

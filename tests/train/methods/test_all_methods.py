@@ -19,6 +19,8 @@ from mexit.train import checkpoint
 from mexit.train.checkpoint import read_log
 from mexit.train.methods import METHODS
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "epochs": 2, "lr": 0.05, "eps": 0.05, "steps": 2, "step": 0.05, "fraction": 0.2, "batch": 16, "precision": "fp32",
     "selection_steps": 1,

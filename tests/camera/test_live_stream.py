@@ -20,10 +20,10 @@ from camera_senders import RtspCamera, TcpCamera, UdpCamera, nal_units, transpor
 
 from mexit.camera.frame import Counters, Frame
 from mexit.camera.latest_frame import read_in_thread
-from mexit.camera.live import Decode, DecoderLag, LiveReader, LiveSettings, stream_options
+from mexit.camera.live_stream import Decode, DecoderLag, LiveReader, LiveSettings, stream_options
+from mexit.camera.parse_source import Source
 from mexit.camera.pipeline import CameraPrediction, classify_frames
 from mexit.camera.readers import decode_packet
-from mexit.camera.source import Source
 from mexit.errors import BadInput, MexitError
 from mexit.flows.camera import CameraOptions, run_camera
 
@@ -45,6 +45,7 @@ def _no_thread_remains() -> Iterator[None]:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [TcpCamera, UdpCamera])
 def test_the_newest_frame_of_a_fast_stream(kind: type, chunks: list[bytes]) -> None:
     """At 100 frames and at most 10 answers per second, each answer is about one of the frames sent last.
@@ -80,6 +81,7 @@ def test_every_frame_of_a_live_stream_on_request(chunks: list[bytes]) -> None:
     assert {result.dropped for result in results} == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stall", [False, True])
 def test_a_reconnect(chunks: list[bytes], stall: bool) -> None:
     events: list[str] = []
@@ -194,6 +196,7 @@ def test_a_stop_request_ends_the_delay_before_an_attempt() -> None:
     assert list(answers) == []
 
 
+@pytest.mark.slow
 def test_slow_decoding_skips_frames(chunks: list[bytes]) -> None:
     """Decoding takes 25 ms per frame, and a frame comes every 10 ms."""
 
