@@ -16,7 +16,7 @@ from mexit.calibrate.temperature import fit_temperatures, reliability
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.budget import Budget
 from mexit.core.cost import Costs
-from mexit.core.policies import FrontierPoint, Outcome
+from mexit.core.policies_file import FrontierPoint, Outcome
 from mexit.core.scores import MEASURES, Scorer
 from mexit.core.trace import Trace
 from mexit.errors import BadInput, UsageError
@@ -95,9 +95,9 @@ class CalibrationResult:
     Attributes:
         scorer: measure, ensemble and temperatures.
         scores: the quality of every score; empty without labels.
-        frontier, named: see `core.policies.PolicyEntry`.
+        frontier, named: see `core.policies_file.PolicyEntry`.
         certificate: None if none was requested.
-        drift: reference rates of the drift test; see `core.policies.PolicyEntry`.
+        drift: reference rates of the drift test; see `core.policies_file.PolicyEntry`.
     """
 
     scorer: Scorer

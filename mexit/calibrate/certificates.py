@@ -24,8 +24,8 @@ from mexit.calibrate.hypothesis_tests import METHODS, certified_prefix, p_value,
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import format_macs
-from mexit.core.policies import FrontierPoint
-from mexit.core.policy import Thresholds
+from mexit.core.exit_policy import Thresholds
+from mexit.core.policies_file import FrontierPoint
 from mexit.core.scores import Floats
 from mexit.errors import RiskInfeasible, UsageError
 

@@ -15,8 +15,8 @@ from mexit.calibrate.geometric import geometric
 from mexit.calibrate.threshold_search import clearly_better, search_thresholds
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.budget import NAMED_FRACTIONS, Budget, format_macs
-from mexit.core.policies import FrontierPoint
-from mexit.core.policy import Thresholds
+from mexit.core.exit_policy import Thresholds
+from mexit.core.policies_file import FrontierPoint
 from mexit.errors import BadInput, BudgetInfeasible, UsageError
 
 POINTS = 41  # every 2.5 % between the costs of exit 1 and the last exit, so the named budgets are among them

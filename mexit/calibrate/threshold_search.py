@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mexit.calibrate.geometric import ALWAYS, Ranking, geometric
 from mexit.calibrate.trace_evaluator import TraceEvaluator
-from mexit.core.policy import Thresholds, should_exit
+from mexit.core.exit_policy import Thresholds, should_exit
 from mexit.core.scores import Floats
 
 GRID_EXITS = 4

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mexit.calibrate.geometric import Ranking
 from mexit.core.cost import Costs, exit_counts
-from mexit.core.policies import Outcome
-from mexit.core.policy import Thresholds, active_heads, first_exit
+from mexit.core.exit_policy import Thresholds, active_heads, first_exit
+from mexit.core.policies_file import Outcome
 from mexit.core.scores import Floats, Scorer
 from mexit.core.trace import Trace
 from mexit.errors import BadInput

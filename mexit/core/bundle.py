@@ -31,7 +31,7 @@ from mexit.core.atomic_io import (
 )
 from mexit.core.manifest import FileSpec, Manifest
 from mexit.core.onnx_safety import refuse_external_data
-from mexit.core.policies import Policies, TraceRef
+from mexit.core.policies_file import Policies, TraceRef
 from mexit.core.trace import MAX_TRACE_BYTES, Trace
 from mexit.errors import Damaged, NotCalibrated, NotFound, StalePolicy, Untrusted
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.artifact_paths import is_bundle
+from mexit.core.exit_policy import Policy
 from mexit.core.manifest import InputSpec
-from mexit.core.policy import Policy
 from mexit.data import registry
 from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits

@@ -22,7 +22,7 @@ from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.atomic_io import to_json, write_bytes
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
-from mexit.core.policies import PolicyEntry
+from mexit.core.policies_file import PolicyEntry
 from mexit.core.progress import Progress, Silent
 from mexit.core.trace import Trace
 from mexit.data import registry

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from mexit.camera.frame import Counters, OnEvent
 from mexit.camera.overlay import Overlay
+from mexit.camera.parse_source import Source, parse_source
 from mexit.camera.pipeline import CameraPrediction
 from mexit.camera.sinks import JsonLines, Sink
-from mexit.camera.source import Source, parse_source
 from mexit.camera.video_writer import VideoWriter
 from mexit.core.budget import Macs
 from mexit.core.progress import StopSignal
@@ -96,7 +96,7 @@ def run_camera(
 
     Args:
         bundle: the bundle's directory.
-        source: camera number, URL, file, folder or glob; see `camera.source`.
+        source: camera number, URL, file, folder or glob; see `camera.parse_source`.
         options: options of the run.
         on_result: called with each prediction after it was written.
         on_event: called with a message when a stream is lost or back.

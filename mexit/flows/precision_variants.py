@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.manifest import InputSpec
-from mexit.core.policies import PARITY
+from mexit.core.policies_file import PARITY
 from mexit.core.progress import Progress
 from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from camera_media import grey_frames, slow_runtime, write_images, write_video
 
-from mexit.camera.live import LiveSettings
+from mexit.camera.live_stream import LiveSettings
 from mexit.camera.pipeline import watch
 from mexit.errors import Damaged, MexitError, NotFound
 

@@ -15,7 +15,7 @@ from command_line import program
 
 from mexit.commands.evaluate import show_evaluation
 from mexit.core.bundle import Bundle
-from mexit.core.policy import first_exit
+from mexit.core.exit_policy import first_exit
 from mexit.core.progress import Silent
 from mexit.data.dataset import evenly_spaced
 from mexit.data.splits import Splits

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mexit.camera.frame import Counters, Frame, OnEvent
+from mexit.camera.parse_source import Source
 from mexit.camera.readers import decode_packet, ffmpeg_message, import_av, video_stream
-from mexit.camera.source import Source
 from mexit.errors import BadInput, MexitError
 
 Decode = Callable[[Any, str, Counters, float], Iterator[Frame]]

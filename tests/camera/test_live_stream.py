@@ -20,10 +20,10 @@ from camera_senders import RtspCamera, TcpCamera, UdpCamera, nal_units, transpor
 
 from mexit.camera.frame import Counters, Frame
 from mexit.camera.latest_frame import read_in_thread
-from mexit.camera.live import Decode, DecoderLag, LiveReader, LiveSettings, stream_options
+from mexit.camera.live_stream import Decode, DecoderLag, LiveReader, LiveSettings, stream_options
+from mexit.camera.parse_source import Source
 from mexit.camera.pipeline import CameraPrediction, watch
 from mexit.camera.readers import decode_packet
-from mexit.camera.source import Source
 from mexit.errors import BadInput, MexitError
 from mexit.flows.camera import CameraOptions, run_camera
 
