@@ -14,7 +14,7 @@ from mexit.camera.pipeline import CameraPrediction
 from mexit.camera.sinks import JsonLines, Sink
 from mexit.camera.video_writer import VideoWriter
 from mexit.core.budget import Macs
-from mexit.core.stop_signal import StopSignal
+from mexit.core.progress import StopSignal
 from mexit.errors import UsageError
 from mexit.runtime import Runtime
 from mexit.runtime.stats import RuntimeStats
