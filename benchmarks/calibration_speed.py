@@ -14,7 +14,8 @@ import numpy as np
 from page import table, write_page
 
 from mexit.calibrate.geometric import Ranking, geometric
-from mexit.calibrate.threshold_search import SearchTable, search_thresholds
+from mexit.calibrate.threshold_search import search_thresholds
+from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.cost import Costs
 
 SAMPLES, EXITS, REPEATS = 10_000, 7, 15
@@ -63,7 +64,8 @@ def main() -> None:
         fast.append(
             timed(lambda s=scores: [geometric(ranking, q) for ranking in [Ranking.of(s)] for q in BUDGETS])
         )
-        searched.append(timed(lambda s=scores, c=correct: search_thresholds(SearchTable(Ranking.of(s), c, costs))))
+        evaluator = TraceEvaluator(scores, correct.astype(np.int64), np.ones(SAMPLES, np.int64), costs)
+        searched.append(timed(lambda e=evaluator: search_thresholds(e)))
     slow = [timed(lambda q=q: plain_loops(scores, q)) for q in BUDGETS[::6]]
     per_budget = float(np.median(slow))
     rows = [

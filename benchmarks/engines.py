@@ -32,7 +32,7 @@ from page import table, write_page
 
 from mexit.calibrate.geometric import Ranking, geometric
 from mexit.core.budget import NAMED_FRACTIONS
-from mexit.core.policy import Policy, first_exit
+from mexit.core.exit_policy import Policy, first_exit
 from mexit.runtime.engine import answer
 from mexit.runtime.reference import run_all_exits
 

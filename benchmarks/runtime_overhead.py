@@ -48,7 +48,7 @@ from page import write_page
 
 from mexit import Runtime
 from mexit.calibrate.geometric import Ranking, geometric
-from mexit.core.policy import Policy, first_exit
+from mexit.core.exit_policy import Policy, first_exit
 from mexit.export.nested_if import policy_inputs
 from mexit.runtime.backends.ort import OrtBackend, open_session
 from mexit.runtime.engine import answer

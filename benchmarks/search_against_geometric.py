@@ -17,7 +17,8 @@ import torch
 from page import table, write_page
 
 from mexit.attacks.pgd import Attack, PGDConfig
-from mexit.calibrate.frontier import TraceEvaluator, frontier
+from mexit.calibrate.frontier import frontier
+from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.cost import Costs
 from mexit.core.resource_limits import read_limits
 from mexit.core.scores import Scorer
@@ -68,7 +69,7 @@ def differences(splits: dict[str, Trace]) -> tuple[dict[str, list[float]], list[
     """Differences of samples (search - geometric) per named budget, their means per budget, and the full accuracy."""
     scorer = Scorer("max-probability", False, (1.0,) * 3, 10)
     calibration, held_out = (
-        TraceEvaluator(splits[name], scorer, COSTS) for name in ("calibration", "certification")
+        TraceEvaluator.of(splits[name], scorer, COSTS) for name in ("calibration", "certification")
     )
     searched, named = frontier(calibration, None, None, {}, "search")
     geometric, _ = frontier(calibration, None, None, {}, "geometric")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.engine import answer
 from mexit.runtime.reference import answer_slowly, run_all_exits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 
 EXITS, CLASSES = 3, 5
 TEMPERATURES = (1.0, 0.5, 2.5)

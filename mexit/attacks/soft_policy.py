@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mexit.core.policy import Policy, first_exit
+from mexit.core.exit_policy import Policy, first_exit
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
 from mexit.models.scores_torch import ExitScores, score_exits, straight_through

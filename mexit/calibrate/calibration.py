@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from mexit.calibrate.certificates import Certificate, CertificateRequest, make_certificate
-from mexit.calibrate.frontier import TraceEvaluator, frontier
+from mexit.calibrate.frontier import frontier
 from mexit.calibrate.hypothesis_tests import upper_rate
-from mexit.calibrate.reliability import reliability
 from mexit.calibrate.score_selection import ScoreQuality, rank_scores, select_score
-from mexit.calibrate.temperature import fit_temperatures
+from mexit.calibrate.temperature import fit_temperatures, reliability
+from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.budget import Budget
 from mexit.core.cost import Costs
-from mexit.core.policies import FrontierPoint, Outcome
+from mexit.core.policies_file import FrontierPoint, Outcome
 from mexit.core.scores import MEASURES, Scorer
 from mexit.core.trace import Trace
 from mexit.errors import BadInput, UsageError
@@ -95,9 +95,9 @@ class CalibrationResult:
     Attributes:
         scorer: measure, ensemble and temperatures.
         scores: the quality of every score; empty without labels.
-        frontier, named: see `core.policies.PolicyEntry`.
+        frontier, named: see `core.policies_file.PolicyEntry`.
         certificate: None if none was requested.
-        drift: reference rates of the drift test; see `core.policies.PolicyEntry`.
+        drift: reference rates of the drift test; see `core.policies_file.PolicyEntry`.
     """
 
     scorer: Scorer
@@ -127,12 +127,12 @@ def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig
     )
     measure, ensemble, scores = _select_score(traces, temperatures, config)
     scorer = Scorer(measure, ensemble, temperatures, clean.logits.shape[2])
-    evaluators = {"clean": TraceEvaluator(traces.certification, scorer, costs)}
+    evaluators = {"clean": TraceEvaluator.of(traces.certification, scorer, costs)}
     attacked = traces.certification_attacked
     if attacked is not None:
-        evaluators[attacked.origin.condition] = TraceEvaluator(attacked, scorer, costs)
+        evaluators[attacked.origin.condition] = TraceEvaluator.of(attacked, scorer, costs)
     points, named = frontier(
-        TraceEvaluator(clean, scorer, costs),
+        TraceEvaluator.of(clean, scorer, costs),
         evaluators["clean"],
         evaluators[attacked.origin.condition] if attacked else None,
         config.budgets,

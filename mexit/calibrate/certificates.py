@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from mexit.calibrate.frontier import TraceEvaluator
 from mexit.calibrate.hypothesis_tests import METHODS, certified_prefix, p_value, samples_needed
+from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import format_macs
-from mexit.core.policies import FrontierPoint
-from mexit.core.policy import Thresholds
+from mexit.core.exit_policy import Thresholds
+from mexit.core.policies_file import FrontierPoint
 from mexit.core.scores import Floats
 from mexit.errors import RiskInfeasible, UsageError
 
@@ -211,8 +211,7 @@ def _cost_passes(evaluator: TraceEvaluator, thresholds: Thresholds, request: Cer
     full = evaluator.costs.cumulative[-1]
     if request.max_macs >= full:
         return True
-    costs = np.asarray(evaluator.exit_macs(thresholds), np.float64)[evaluator.exits(thresholds) - 1] / full
-    return p_value("betting", costs, request.max_macs / full) <= request.delta
+    return p_value("betting", evaluator.macs(thresholds) / full, request.max_macs / full) <= request.delta
 
 
 def _explain_failure(

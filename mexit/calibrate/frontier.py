@@ -10,79 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mexit.calibrate.geometric import Ranking, geometric
-from mexit.calibrate.threshold_search import (
-    SearchTable,
-    ThresholdResult,
-    active_exits,
-    clearly_better,
-    search_thresholds,
-)
+from mexit.calibrate.geometric import geometric
+from mexit.calibrate.threshold_search import clearly_better, search_thresholds
+from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.budget import NAMED_FRACTIONS, Budget, format_macs
-from mexit.core.cost import Costs, exit_counts, mean_macs
-from mexit.core.policies import FrontierPoint, Outcome
-from mexit.core.policy import Thresholds, active_heads, first_exit
-from mexit.core.scores import Scorer
-from mexit.core.trace import Trace
+from mexit.core.exit_policy import Thresholds
+from mexit.core.policies_file import FrontierPoint
 from mexit.errors import BadInput, BudgetInfeasible, UsageError
 
 POINTS = 41  # every 2.5 % between the costs of exit 1 and the last exit, so the named budgets are among them
 RATIOS = np.concatenate([[0.0], np.geomspace(1e-3, 1e3, 481), [np.inf]])
 MIN_SAMPLES = 20
 POLICIES = ("search", "geometric")
-
-
-class TraceEvaluator:
-    """Evaluates thresholds on a trace: exits taken, accuracy and mean cost.
-
-    Args:
-        trace: logits of all exits.
-        scorer: the confidence score.
-        costs: cost of leaving at each exit.
-
-    Attributes:
-        scores, predictions: of every exit and sample, (E, N).
-        labels: (N,), or None.
-        costs: with removable heads only if no later exit needs their output.
-
-    Raises:
-        BadInput: trace and costs have different numbers of exits.
-    """
-
-    def __init__(self, trace: Trace, scorer: Scorer, costs: Costs) -> None:
-        exits = len(costs.cumulative)
-        if trace.logits.shape[0] != exits:
-            raise BadInput(f"the trace has {trace.logits.shape[0]} exits, the model {exits}")
-        self.scores, self.predictions = scorer.answer(trace.logits)
-        self.labels = trace.labels
-        all_needed = all(active_heads(scorer.measure, scorer.ensemble, (None,) * (exits - 1)))
-        self.costs = Costs(costs.cumulative) if all_needed else costs
-
-    def exits(self, thresholds: Thresholds) -> NDArray[np.int64]:
-        """The exit that answers each sample, from 1, (N,)."""
-        return first_exit(self.scores, thresholds)
-
-    def answers(self, thresholds: Thresholds) -> NDArray[np.int64]:
-        """The predicted class of each sample, (N,)."""
-        exits = self.exits(thresholds)
-        return self.predictions[exits - 1, np.arange(len(exits))]
-
-    def exit_macs(self, thresholds: Thresholds) -> tuple[int, ...]:
-        """The cost of leaving at each exit, without the heads of exits that have no threshold, (E,)."""
-        return self.costs.under(active_exits(thresholds))
-
-    def mean_macs(self, thresholds: Thresholds) -> float:
-        """Mean cost in MACs."""
-        return mean_macs(self.exits(thresholds), self.exit_macs(thresholds))
-
-    def outcome(self, thresholds: Thresholds) -> Outcome:
-        """Cost, accuracy and exits taken."""
-        exits = self.exits(thresholds)
-        accuracy = None if self.labels is None else float((self.answers(thresholds) == self.labels).mean())
-        counts = tuple(int(count) for count in exit_counts(exits, len(self.costs.cumulative)))
-        return Outcome(len(exits), self.mean_macs(thresholds), accuracy, counts)
 
 
 def frontier(
@@ -134,9 +74,8 @@ def geometric_candidates(evaluator: TraceEvaluator) -> list[tuple[float, Thresho
         raise BadInput(
             f"{evaluator.scores.shape[1]} samples are too few to set thresholds: at least {MIN_SAMPLES} are needed"
         )
-    ranking = Ranking.of(evaluator.scores)
-    distinct = {geometric(ranking, float(q)) for q in RATIOS}
-    costed = [(evaluator.mean_macs(thresholds), thresholds) for thresholds in distinct]
+    distinct = {geometric(evaluator.ranking, float(q)) for q in RATIOS}
+    costed = [(float(evaluator.macs(thresholds).mean()), thresholds) for thresholds in distinct]
     return sorted(costed, key=lambda candidate: (candidate[0], str(candidate[1])))
 
 
@@ -147,22 +86,16 @@ def _select(evaluator: TraceEvaluator, budgets: Sequence[float], policy: str) ->
     """
     candidates = geometric_candidates(evaluator)
     full: Thresholds = (None,) * (len(evaluator.costs.cumulative) - 1)
-    full_macs = evaluator.exit_macs(full)[-1]
+    full_macs = evaluator.costs.under([False] * len(full))[-1]
     selected = [full if macs >= full_macs else _largest_within(candidates, macs) for macs in budgets]
     if policy == "geometric" or evaluator.labels is None:
         return selected
-    table = SearchTable(Ranking.of(evaluator.scores), evaluator.predictions == evaluator.labels, evaluator.costs)
-    results = search_thresholds(table)
+    results = search_thresholds(evaluator)
     for index, macs in enumerate(budgets[:-1]):  # the last budget is the full network
-        better = _most_accurate_within(results, macs)
-        if better is not None and clearly_better(table, better.thresholds, selected[index]):
-            selected[index] = better.thresholds
+        within = [result.thresholds for result in results if result.macs <= macs * (1 + 1e-9)]
+        if within and clearly_better(evaluator, within[-1], selected[index]):
+            selected[index] = within[-1]
     return selected
-
-
-def _most_accurate_within(results: Sequence[ThresholdResult], macs: float) -> ThresholdResult | None:
-    within = [result for result in results if result.macs <= macs * (1 + 1e-9)]
-    return within[-1] if within else None
 
 
 def _largest_within(candidates: Sequence[tuple[float, Thresholds]], macs: float) -> Thresholds:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.policy import Thresholds, should_exit
+from mexit.core.exit_policy import Thresholds, should_exit
 from mexit.core.scores import Floats
 
 ALWAYS = float(np.finfo(np.float64).min)

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.calibrate.geometric import ALWAYS, Ranking, geometric
-from mexit.core.cost import Costs, mean_macs
-from mexit.core.policy import Thresholds, first_exit, should_exit
+from mexit.calibrate.trace_evaluator import TraceEvaluator
+from mexit.core.exit_policy import Thresholds, should_exit
 from mexit.core.scores import Floats
 
 GRID_EXITS = 4
@@ -34,38 +34,6 @@ STANDARD_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
-class SearchTable:
-    """Scores, correctness and costs of a trace.
-
-    Attributes:
-        ranking: scores (E, N) and their order.
-        correct: whether each exit classifies each sample correctly, (E, N).
-        costs: of leaving at each exit; the heads of exits without a threshold are not paid.
-    """
-
-    ranking: Ranking
-    correct: NDArray[np.bool_]
-    costs: Costs
-
-    def exits(self, thresholds: Thresholds) -> NDArray[np.int64]:
-        """The exit that answers each sample, from 1, (N,)."""
-        return first_exit(self.ranking.scores, thresholds)
-
-    def hits(self, thresholds: Thresholds) -> NDArray[np.bool_]:
-        """Whether each sample is classified correctly, (N,)."""
-        exits = self.exits(thresholds)
-        return self.correct[exits - 1, np.arange(len(exits))]
-
-    def macs(self, thresholds: Thresholds) -> float:
-        """Mean cost in MACs."""
-        return mean_macs(self.exits(thresholds), self.costs.under(active_exits(thresholds)))
-
-    def evaluate(self, thresholds: Thresholds) -> ThresholdResult:
-        """Mean cost and accuracy."""
-        return ThresholdResult(thresholds, self.macs(thresholds), float(self.hits(thresholds).mean()))
-
-
-@dataclass(frozen=True)
 class ThresholdResult:
     """Thresholds, their mean cost in MACs and their accuracy on the calibration trace."""
 
@@ -74,17 +42,12 @@ class ThresholdResult:
     accuracy: float
 
 
-def active_exits(thresholds: Sequence[float | None]) -> tuple[bool, ...]:
-    """Whether each exit has a threshold, (E-1,)."""
-    return tuple(threshold is not None for threshold in thresholds)
-
-
-def search_thresholds(table: SearchTable) -> list[ThresholdResult]:
+def search_thresholds(evaluator: TraceEvaluator) -> list[ThresholdResult]:
     """Thresholds with higher accuracy than all cheaper ones, by rising cost."""
-    exits = len(table.costs.cumulative)
+    exits = len(evaluator.costs.cumulative)
     if exits == 1:
-        return [table.evaluate(())]
-    return pareto_front(_search_grid(table) if exits <= GRID_EXITS else _ascend_from_all_starts(table))
+        return [_evaluate(evaluator, ())]
+    return pareto_front(_search_grid(evaluator) if exits <= GRID_EXITS else _ascend_from_all_starts(evaluator))
 
 
 def pareto_front(results: Iterable[ThresholdResult]) -> list[ThresholdResult]:
@@ -96,29 +59,35 @@ def pareto_front(results: Iterable[ThresholdResult]) -> list[ThresholdResult]:
     return front
 
 
-def clearly_better(table: SearchTable, thresholds: Thresholds, baseline: Thresholds) -> bool:
+def clearly_better(evaluator: TraceEvaluator, thresholds: Thresholds, baseline: Thresholds) -> bool:
     """Whether thresholds beat a baseline by more than `STANDARD_ERRORS` of the paired difference in correctness."""
-    ours, theirs = table.hits(thresholds), table.hits(baseline)
+    ours, theirs = evaluator.hits(thresholds), evaluator.hits(baseline)
     wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     return bool(wins - losses > STANDARD_ERRORS * np.sqrt(wins + losses))
 
 
-def _search_grid(table: SearchTable) -> list[ThresholdResult]:
+def _evaluate(evaluator: TraceEvaluator, thresholds: Thresholds) -> ThresholdResult:
+    macs, accuracy = evaluator.macs(thresholds).mean(), evaluator.hits(thresholds).mean()
+    return ThresholdResult(thresholds, float(macs), float(accuracy))
+
+
+def _search_grid(evaluator: TraceEvaluator) -> list[ThresholdResult]:
     """The Pareto front of all combinations of quantile thresholds, through cumulative histograms."""
-    exits, samples = table.correct.shape
-    cuts = [_cut_points(table.ranking, k, GRID[exits]) for k in range(exits - 1)]
+    exits, samples = evaluator.correct.shape
+    cuts = [_cut_points(evaluator.ranking, k, GRID[exits]) for k in range(exits - 1)]
     # A sample in bin b of exit k leaves there under the thresholds b, b + 1, ...; cut points fall.
     bins = [
-        np.searchsorted(-np.array(points), -table.ranking.scores[k], side="left") for k, points in enumerate(cuts)
+        np.searchsorted(-np.array(points), -evaluator.ranking.scores[k], side="left")
+        for k, points in enumerate(cuts)
     ]
     sizes = [len(points) for points in cuts]
-    heads = table.costs.heads or (0,) * exits
+    heads = evaluator.costs.heads or (0,) * exits
     hits, cost, remaining = np.zeros(sizes), np.zeros(sizes), np.full([1] * len(sizes), float(samples))
     for k in range(exits):
         shape = [size if axis <= k else 1 for axis, size in enumerate(sizes)]
-        hits += _leaving(bins, sizes, k, table.correct[k].astype(np.float64)).reshape(shape)
+        hits += _leaving(bins, sizes, k, evaluator.correct[k].astype(np.float64)).reshape(shape)
         leaving = _leaving(bins, sizes, k, np.ones(samples)).reshape(shape)
-        cost += table.costs.cumulative[k] * leaving
+        cost += evaluator.costs.cumulative[k] * leaving
         if k < exits - 1:  # the first cut point is "no exit here", which saves the head for all remaining samples
             never = (slice(None),) * k + (slice(0, 1),)
             cost[never] -= heads[k] * remaining
@@ -166,31 +135,34 @@ def _front_of_grid(cuts: Sequence[Sequence[float]], accuracy: Floats, macs: Floa
     return results
 
 
-def _ascend_from_all_starts(table: SearchTable) -> list[ThresholdResult]:
-    starts = [geometric(table.ranking, q) for q in STARTS]
+def _ascend_from_all_starts(evaluator: TraceEvaluator) -> list[ThresholdResult]:
+    starts = [geometric(evaluator.ranking, q) for q in STARTS]
     return [
-        table.evaluate(coordinate_ascent(table, float(price), start)) for price, start in product(PRICES, starts)
+        _evaluate(evaluator, coordinate_ascent(evaluator, float(price), start))
+        for price, start in product(PRICES, starts)
     ]
 
 
-def coordinate_ascent(table: SearchTable, price: float, start: Thresholds) -> Thresholds:
+def coordinate_ascent(evaluator: TraceEvaluator, price: float, start: Thresholds) -> Thresholds:
     """Raise correct answers - price x cost / full cost, one threshold at a time, from `start`."""
     current = list(start)
     for _ in range(SWEEPS):
         before = list(current)
         for k in reversed(range(len(current))):
-            current[k] = _best_threshold(table, price, current, k)
+            current[k] = _best_threshold(evaluator, price, current, k)
         if current == before:
             break
     return tuple(current)
 
 
-def _best_threshold(table: SearchTable, price: float, thresholds: Sequence[float | None], k: int) -> float | None:
+def _best_threshold(
+    evaluator: TraceEvaluator, price: float, thresholds: Sequence[float | None], k: int
+) -> float | None:
     """The best threshold of exit k (from 0) with the others fixed; None if skipping its head is at least as good."""
-    ranking, full = table.ranking, table.costs.cumulative[-1]
+    ranking, full = evaluator.ranking, evaluator.costs.cumulative[-1]
     scores = ranking.scores
     with_head = [threshold is not None or number == k for number, threshold in enumerate(thresholds)]
-    value = table.correct - price * np.asarray(table.costs.under(with_head))[:, None] / full
+    value = evaluator.correct - price * np.asarray(evaluator.costs.under(with_head))[:, None] / full
     reaches = np.ones(scores.shape[1], np.bool_)
     for earlier in range(k):
         reaches &= ~should_exit(scores[earlier], thresholds[earlier])
@@ -209,7 +181,7 @@ def _best_threshold(table: SearchTable, price: float, thresholds: Sequence[float
     ends = np.append(falling[1:] < falling[:-1], True)  # tied scores leave together
     gains[~ends] = -np.inf
     best = int(np.argmax(gains))
-    head = table.costs.heads[k] if table.costs.heads else 0
+    head = evaluator.costs.heads[k] if evaluator.costs.heads else 0
     if gains[best] <= price * head / full * reaches.sum():
         return None
     return ALWAYS if best + 1 >= len(falling) else float((falling[best] + falling[best + 1]) / 2)

@@ -22,7 +22,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 from mexit.camera.frame import RGB, Counters, Frame, OnEvent
-from mexit.camera.source import Source, is_image
+from mexit.camera.parse_source import Source, is_image
 from mexit.data.preprocess import MAX_ENCODED_BYTES, read_image
 from mexit.errors import BadInput, Damaged, MexitError, NotFound, TooLarge, missing_extra
 

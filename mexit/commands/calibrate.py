@@ -12,7 +12,7 @@ from mexit.commands.options import Backend, BundleArg, DataDir, Json, Threads, p
 from mexit.core.budget import short_macs
 
 if TYPE_CHECKING:
-    from mexit.core.policies import PolicyEntry
+    from mexit.core.policies_file import PolicyEntry
     from mexit.flows.calibrate import CalibrateResult
 
 

@@ -31,7 +31,7 @@ from mexit.core.atomic_io import (
 )
 from mexit.core.manifest import FileSpec, Manifest
 from mexit.core.onnx_safety import refuse_external_data
-from mexit.core.policies import Policies, TraceRef
+from mexit.core.policies_file import Policies, TraceRef
 from mexit.core.trace import MAX_TRACE_BYTES, Trace
 from mexit.errors import Damaged, NotCalibrated, NotFound, StalePolicy, Untrusted
 
@@ -104,10 +104,6 @@ class Bundle:
     def content(self, file: str) -> bytes:
         """The checked bytes of a file in the manifest."""
         return self._content[file]
-
-    def splits(self) -> bytes | None:
-        """The checked bytes of `splits.npz`; None if the manifest has no splits."""
-        return self._content[self.manifest.splits.file.file] if self.manifest.splits else None
 
     def policies(self) -> Policies:
         """Read the policies. Raises `NotCalibrated`, `Damaged`, `StalePolicy`, `SchemaTooNew`."""

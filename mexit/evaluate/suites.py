@@ -21,8 +21,8 @@ from mexit.attacks.policy_attacks import AttackSearch, AttackTarget, route_attac
 from mexit.attacks.rng import CounterRNG
 from mexit.attacks.slowdown import SLOWDOWNS, slowdown_attack
 from mexit.attacks.soft_policy import DeployedPolicy, SoftPolicy, policy_log_probabilities
-from mexit.core.batches import split_batches
 from mexit.core.progress import Progress
+from mexit.data.dataset import split_batches
 from mexit.errors import UsageError
 from mexit.evaluate.config import EvaluateOptions
 from mexit.evaluate.gradient_source import Images, Index, Labels

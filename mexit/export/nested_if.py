@@ -25,7 +25,7 @@ import onnx
 from numpy.typing import NDArray
 from onnxscript import GraphBuilder, OpBuilder, ir
 
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 from mexit.errors import UsageError
 
 MEASURES = ("max-probability", "margin", "entropy")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 from mexit.errors import BackendError
 from mexit.export.nested_if import policy_inputs
 from mexit.models import MultiExit

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from mexit.camera.frame import Counters, OnEvent
 from mexit.camera.overlay import Overlay
+from mexit.camera.parse_source import Source, parse_source
 from mexit.camera.pipeline import CameraPrediction
 from mexit.camera.sinks import JsonLines, Sink
-from mexit.camera.source import Source, parse_source
 from mexit.camera.video_writer import VideoWriter
 from mexit.core.budget import Macs
-from mexit.core.stop_signal import StopSignal
+from mexit.core.progress import StopSignal
 from mexit.errors import UsageError
 from mexit.runtime import Runtime
 from mexit.runtime.stats import RuntimeStats
@@ -96,14 +96,14 @@ def run_camera(
 
     Args:
         bundle: the bundle's directory.
-        source: camera number, URL, file, folder or glob; see `camera.source`.
+        source: camera number, URL, file, folder or glob; see `camera.parse_source`.
         options: options of the run.
         on_result: called with each prediction after it was written.
         on_event: called with a message when a stream is lost or back.
 
     Raises:
         UsageError: an invalid source, limit or output.
-        MexitError: an error of `Runtime.open`, `camera.pipeline.watch` or a sink.
+        MexitError: an error of `Runtime.open`, `camera.pipeline.classify_frames` or a sink.
     """
     parsed = parse_source(source)
     _check_options(parsed, options)
@@ -134,7 +134,7 @@ def run_camera(
             counters=counters,
         )
         stack.enter_context(closing(answers))
-        for answered, (frame, result) in enumerate(answers, start=1):
+        for count, (frame, result) in enumerate(answers, start=1):
             stats.add([result.exit], [result.age_ms], result.macs)
             start_s = result.captured_s if start_s is None else start_s
             seconds = result.captured_s + result.age_ms / 1e3 - start_s
@@ -142,7 +142,7 @@ def run_camera(
                 sink.write(frame, result)
             if on_result is not None:
                 on_result(result)
-            if answered == options.limit or stop.requested:
+            if count == options.limit or stop.requested:
                 break
     return _report(parsed.name, stats, counters, seconds, tuple(filter(None, outputs)), stop.number)
 

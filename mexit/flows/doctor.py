@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle
-from mexit.core.policies import PARITY
+from mexit.core.policies_file import PARITY
 from mexit.core.progress import Progress, Silent
 from mexit.core.resource_limits import ResourceLimits, read_limits
 from mexit.core.versions import installed_version

@@ -16,8 +16,8 @@ import numpy as np
 
 from mexit.core.artifact_paths import BUNDLES, RUNS, newest
 from mexit.core.atomic_io import to_json, write_bytes
-from mexit.core.batches import evenly_spaced
 from mexit.core.progress import Progress, Silent
+from mexit.data.dataset import evenly_spaced
 from mexit.errors import UsageError, requires_extra
 from mexit.evaluate import plots
 from mexit.evaluate.config import EvaluateOptions

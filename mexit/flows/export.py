@@ -13,7 +13,7 @@ from mexit.core.artifact_paths import BUNDLES, RUNS, is_bundle, newest, remember
 from mexit.core.atomic_io import sha256_file
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import NAME_PATTERN
-from mexit.core.policies import PARITY
+from mexit.core.policies_file import PARITY
 from mexit.core.progress import Progress, Silent
 from mexit.core.versions import VERSION, installed_versions
 from mexit.data import registry

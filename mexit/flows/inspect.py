@@ -9,7 +9,7 @@ from typing import Any
 
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle
-from mexit.core.policies import Policies
+from mexit.core.policies_file import Policies
 from mexit.core.progress import Progress, Silent
 from mexit.errors import NotCalibrated
 from mexit.flows.tensorrt_engines import EngineRow, rows_json, stored_engines

@@ -12,7 +12,7 @@ from typing import Any
 
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle, resolve_inside
-from mexit.core.policies import PARITY
+from mexit.core.policies_file import PARITY
 from mexit.core.progress import Progress, Silent
 from mexit.errors import BackendError, MexitError, MissingExtra
 from mexit.runtime.backends import tensorrt_builder as builder

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 
 
 @dataclass(frozen=True)

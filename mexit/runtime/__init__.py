@@ -6,7 +6,7 @@ An image passes these files from the call to its `Prediction`:
     request.py          options, tokens and state of the request
     engine.py           runs segment after segment, and lets rows exit
     backends/ort.py     one segment in ONNX Runtime (`bound_runner.py` keeps the buffers of a single image)
-    core/scores.py      probabilities and scores; `core/policy.py` compares them with the thresholds
+    core/scores.py      probabilities and scores; `core/exit_policy.py` compares them with the thresholds
     prediction.py       the answer
 
 Beside them, `policy_selection.py` selects the policy of a budget, `rate_limiter.py` bounds the MACs, `stats.py` counts,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mexit.core.atomic_io import read_json
 from mexit.core.bundle import Bundle
-from mexit.core.policies import PARITY
+from mexit.core.policies_file import PARITY
 from mexit.core.resource_limits import read_limits
 from mexit.core.schema import decode
 from mexit.core.versions import installed_versions

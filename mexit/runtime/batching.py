@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.policy import should_exit
+from mexit.core.exit_policy import should_exit
 from mexit.core.scores import Floats, Scorer, State
 from mexit.errors import DeadlineExceeded, Overloaded
 from mexit.runtime.backends.base import Backend

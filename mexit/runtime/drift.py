@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.policies import PolicyEntry
+from mexit.core.policies_file import PolicyEntry
 from mexit.errors import NotCalibrated, UsageError
 
 ACTIONS = ("alarm", "safer")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.policy import Policy, should_exit
+from mexit.core.exit_policy import Policy, should_exit
 from mexit.core.scores import ScalarScorer
 from mexit.errors import UsageError
 from mexit.runtime.backends import bound_runner

@@ -13,7 +13,7 @@ import numpy as np
 
 from mexit.core.atomic_io import read_json
 from mexit.core.bundle import Bundle
-from mexit.core.policies import FrontierPoint
+from mexit.core.policies_file import FrontierPoint
 from mexit.errors import BudgetInfeasible, MexitError
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.device_cache import cache_folder, write_fact

@@ -7,8 +7,8 @@ from functools import lru_cache
 
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
-from mexit.core.policies import PolicyEntry
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
+from mexit.core.policies_file import PolicyEntry
 from mexit.errors import NotCalibrated
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.latency_profile import RunToExit, exit_times_ms, index_within

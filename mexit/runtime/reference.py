@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.policy import Policy, first_exit
+from mexit.core.exit_policy import Policy, first_exit
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.engine import Permit
 

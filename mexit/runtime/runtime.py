@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from mexit.core.budget import Budget, Macs
 from mexit.core.bundle import Bundle
 from mexit.core.cost import Costs
-from mexit.core.policies import PolicyEntry
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
+from mexit.core.policies_file import PolicyEntry
 from mexit.data.preprocess import check_tensor, prepare_batch
 from mexit.errors import BadInput, NotCalibrated
 from mexit.runtime.autotune import choose, open_chosen
@@ -347,16 +347,16 @@ class Runtime:
         """Answer the frames of a video, an image, a folder, a glob or a live camera.
 
         Args:
-            source: see `mexit.camera.source`.
-            options: those of `mexit.camera.pipeline.watch`.
+            source: see `mexit.camera.parse_source`.
+            options: those of `mexit.camera.pipeline.classify_frames`.
 
         Yields:
             A frame, uint8 RGB (H, W, 3), and its `mexit.camera.pipeline.CameraPrediction`.
         """
         # Imported here because it loads sockets and threads, a tenth of the time that mexit takes to start.
-        from mexit.camera.pipeline import watch
+        from mexit.camera.pipeline import classify_frames
 
-        return watch(self, source, **options)
+        return classify_frames(self, source, **options)
 
     def policy(self, budget: str | Budget | None = None) -> Policy:
         """The policy that a budget selects; default `runtime.budget`."""

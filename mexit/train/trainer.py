@@ -23,8 +23,7 @@ from torch import Tensor
 
 from mexit.attacks.pgd import Attack
 from mexit.attacks.rng import CounterRNG
-from mexit.core.batches import split_batches
-from mexit.data.dataset import DataSet
+from mexit.data.dataset import DataSet, split_batches
 from mexit.data.splits import Splits
 from mexit.errors import MexitError
 from mexit.models import build_model, model_spec

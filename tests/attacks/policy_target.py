@@ -13,7 +13,7 @@ from mexit.attacks.pgd import PGDConfig, random_noise
 from mexit.attacks.policy_attacks import AttackTarget
 from mexit.attacks.rng import CounterRNG
 from mexit.attacks.soft_policy import SoftPolicy
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 from mexit.data import digits, splits
 from mexit.models import model_spec
 from mexit.models.scores_torch import score_exits

@@ -21,7 +21,7 @@ from mexit.attacks.policy_attacks import (
     soft_attack,
 )
 from mexit.attacks.soft_policy import SoftPolicy, decide
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 from mexit.core.scores import MEASURES
 from mexit.models.scores_torch import ExitScores
 

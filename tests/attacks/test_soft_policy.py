@@ -11,7 +11,7 @@ from exit_logits import CLASSES, example_logits, example_policy
 from torch import Tensor
 
 from mexit.attacks.soft_policy import DeployedPolicy, SoftPolicy, decide
-from mexit.core.policy import first_exit
+from mexit.core.exit_policy import first_exit
 from mexit.core.scores import MEASURES
 from mexit.data import digits, splits
 from mexit.errors import UsageError

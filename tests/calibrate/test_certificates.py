@@ -12,7 +12,8 @@ from mexit.calibrate.certificates import (
     policy_losses,
     risk_is_rejected,
 )
-from mexit.calibrate.frontier import TraceEvaluator, frontier
+from mexit.calibrate.frontier import frontier
+from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.cost import Costs
 from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
@@ -34,7 +35,7 @@ def make_trace(samples: int, seed: int, worse: float = 0.0) -> Trace:
 
 
 def evaluator_of(trace: Trace) -> TraceEvaluator:
-    return TraceEvaluator(trace, SCORER, COSTS)
+    return TraceEvaluator.of(trace, SCORER, COSTS)
 
 
 def pick(trace: Trace, rows: np.ndarray) -> Trace:

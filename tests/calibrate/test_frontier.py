@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mexit.calibrate.frontier import TraceEvaluator, frontier
+from mexit.calibrate.frontier import frontier
+from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.budget import Budget
 from mexit.core.cost import Costs
 from mexit.core.scores import Scorer
@@ -29,7 +30,7 @@ def make_trace(samples: int, seed: int = 0, exits: int = 3) -> Trace:
 
 @pytest.fixture(scope="module")
 def evaluator() -> TraceEvaluator:
-    return TraceEvaluator(make_trace(500), SCORER, COSTS)
+    return TraceEvaluator.of(make_trace(500), SCORER, COSTS)
 
 
 def test_cost_on_calibration_never_exceeds_the_budget_and_comes_near_it(evaluator) -> None:
@@ -51,7 +52,7 @@ def test_a_lower_budget_never_costs_more(evaluator) -> None:
 
 def test_held_out_data_does_not_change_the_thresholds(evaluator) -> None:
     without, _ = frontier(evaluator, None, None, {})
-    measured, _ = frontier(evaluator, TraceEvaluator(make_trace(300, seed=1), SCORER, COSTS), None, {})
+    measured, _ = frontier(evaluator, TraceEvaluator.of(make_trace(300, seed=1), SCORER, COSTS), None, {})
     assert [point.thresholds for point in without] == [point.thresholds for point in measured]
     assert measured[10].held_out is not None
     assert measured[10].held_out.n == 300
@@ -87,9 +88,9 @@ def test_a_budget_below_exit_1_names_the_nearest(evaluator) -> None:
 
 def test_unusable_traces_are_refused() -> None:
     with pytest.raises(BadInput, match="at least 20"):
-        frontier(TraceEvaluator(make_trace(19), SCORER, COSTS), None, None, {})
+        frontier(TraceEvaluator.of(make_trace(19), SCORER, COSTS), None, None, {})
     with pytest.raises(BadInput, match="2 exits"):
-        TraceEvaluator(make_trace(50, exits=2), Scorer("margin", False, (1.0, 1.0), 4), COSTS)
+        TraceEvaluator.of(make_trace(50, exits=2), Scorer("margin", False, (1.0, 1.0), 4), COSTS)
 
 
 def overthinking_trace(samples: int, seed: int = 0) -> Trace:
@@ -105,7 +106,7 @@ def overthinking_trace(samples: int, seed: int = 0) -> Trace:
 
 @pytest.mark.parametrize("make", [make_trace, overthinking_trace])
 def test_search_is_never_worse_than_geometric_on_calibration_data(make) -> None:
-    evaluator = TraceEvaluator(make(800), SCORER, COSTS)
+    evaluator = TraceEvaluator.of(make(800), SCORER, COSTS)
     searched, _ = frontier(evaluator, None, None, {}, "search")
     plain, _ = frontier(evaluator, None, None, {}, "geometric")
     for ours, theirs in zip(searched, plain, strict=True):
@@ -114,8 +115,8 @@ def test_search_is_never_worse_than_geometric_on_calibration_data(make) -> None:
 
 
 def test_search_is_better_where_later_exits_are_less_accurate() -> None:
-    evaluator = TraceEvaluator(overthinking_trace(800), SCORER, COSTS)
-    held_out = TraceEvaluator(overthinking_trace(800, seed=9), SCORER, COSTS)
+    evaluator = TraceEvaluator.of(overthinking_trace(800), SCORER, COSTS)
+    held_out = TraceEvaluator.of(overthinking_trace(800, seed=9), SCORER, COSTS)
     searched, named = frontier(evaluator, held_out, None, {}, "search")
     plain, _ = frontier(evaluator, held_out, None, {}, "geometric")
     high = named["high"]
@@ -133,7 +134,7 @@ HEADS = Costs((100, 400, 1000), (50, 250, 0))
 
 @pytest.mark.parametrize("policy", ["geometric", "search"])
 def test_heads_of_exits_without_a_threshold_are_not_paid(policy) -> None:
-    evaluator = TraceEvaluator(make_trace(800), SCORER, HEADS)
+    evaluator = TraceEvaluator.of(make_trace(800), SCORER, HEADS)
     points, _ = frontier(evaluator, None, None, {}, policy)
     macs = [point.calibration.mean_macs for point in points]
     assert macs == sorted(macs)
@@ -154,8 +155,8 @@ def test_heads_of_exits_without_a_threshold_are_not_paid(policy) -> None:
 
 @pytest.mark.parametrize(("measure", "ensemble"), [("agreement", False), ("max-probability", True)])
 def test_scores_that_use_earlier_exits_need_every_head(measure, ensemble) -> None:
-    evaluator = TraceEvaluator(make_trace(200), Scorer(measure, ensemble, (1.0,) * 3, 4), HEADS)
-    assert evaluator.exit_macs((None, None)) == (100, 400, 1000)
+    evaluator = TraceEvaluator.of(make_trace(200), Scorer(measure, ensemble, (1.0,) * 3, 4), HEADS)
+    assert evaluator.costs.under([False, False]) == (100, 400, 1000)
     assert frontier(evaluator, None, None, {})[0][-1].calibration.mean_macs == 1000
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexit.calibrate.geometric import ALWAYS, Ranking, admit_highest, exit_shares, geometric
-from mexit.core.policy import first_exit
+from mexit.core.exit_policy import first_exit
 
 
 def plain_protocol(confidence: np.ndarray, q: float) -> tuple[list[float], np.ndarray]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mexit.calibrate.reliability import expected_calibration_error, reliability
-from mexit.calibrate.temperature import HIGHEST, LOWEST, fit_temperatures
+from mexit.calibrate.temperature import HIGHEST, LOWEST, expected_calibration_error, fit_temperatures, reliability
 from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 

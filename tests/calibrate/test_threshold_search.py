@@ -7,40 +7,44 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mexit.calibrate.geometric import ALWAYS, Ranking, geometric
+from mexit.calibrate.geometric import ALWAYS, geometric
 from mexit.calibrate.threshold_search import (
-    SearchTable,
     clearly_better,
     coordinate_ascent,
     pareto_front,
     search_thresholds,
 )
+from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.cost import Costs
 
 COSTS = {2: (100, 400), 3: (100, 400, 1000), 4: (10, 20, 60, 100), 6: (10, 20, 30, 50, 70, 100)}
 HEADS = {2: (60, 0), 3: (60, 130, 0), 4: (3, 5, 9, 0), 6: (3, 5, 6, 8, 2, 0)}
 
 
-def make_table(exits: int, samples: int, seed: int = 0, heads: tuple[int, ...] = ()) -> SearchTable:
+def evaluator_of(scores: np.ndarray, correct: np.ndarray, costs: Costs) -> TraceEvaluator:
+    return TraceEvaluator(scores, correct.astype(np.int64), np.ones(scores.shape[1], np.int64), costs)
+
+
+def make_evaluator(exits: int, samples: int, seed: int = 0, heads: tuple[int, ...] = ()) -> TraceEvaluator:
     """Exits whose scores correlate with correctness."""
     rng = np.random.default_rng(seed)
     hardness = rng.normal(size=samples)
     scores = -hardness + rng.normal(scale=0.7, size=(exits, samples))
     correct = scores + rng.normal(size=(exits, samples)) + 0.5 * np.arange(exits)[:, None] > -0.5
-    return SearchTable(Ranking.of(np.round(scores, 2)), correct, Costs(COSTS[exits], heads))
+    return evaluator_of(np.round(scores, 2), correct, Costs(COSTS[exits], heads))
 
 
 @pytest.mark.parametrize("heads", [{}, HEADS], ids=["every head is paid for", "heads can be left out"])
 @pytest.mark.parametrize("exits", [2, 3, 4])
 def test_the_grid_search_equals_brute_force_where_the_grid_has_every_threshold(exits, heads) -> None:
-    table = make_table(exits, 12, heads=heads.get(exits, ()))
+    evaluator = make_evaluator(exits, 12, heads=heads.get(exits, ()))
     choices = []
     for k in range(exits - 1):
-        distinct = np.unique(table.ranking.scores[k])[::-1]
+        distinct = np.unique(evaluator.scores[k])[::-1]
         choices.append([None, *((distinct[:-1] + distinct[1:]) / 2).tolist(), ALWAYS])
     best: dict[float, float] = {}
     for thresholds in product(*choices):
-        macs, accuracy = table.macs(thresholds), float(table.hits(thresholds).mean())
+        macs, accuracy = evaluator.macs(thresholds).mean(), float(evaluator.hits(thresholds).mean())
         best[macs] = max(best.get(macs, 0.0), accuracy)
     front, top = [], -1.0
     for macs in sorted(best):
@@ -48,46 +52,46 @@ def test_the_grid_search_equals_brute_force_where_the_grid_has_every_threshold(e
             top = best[macs]
             front.append((macs, top))
     assert [
-        (pytest.approx(result.macs), pytest.approx(result.accuracy)) for result in search_thresholds(table)
+        (pytest.approx(result.macs), pytest.approx(result.accuracy)) for result in search_thresholds(evaluator)
     ] == front
 
 
 @pytest.mark.parametrize("heads", [{}, HEADS], ids=["every head is paid for", "heads can be left out"])
 @pytest.mark.parametrize("exits", [2, 3, 4, 6])
 def test_reported_cost_and_accuracy_are_those_of_the_thresholds(exits, heads) -> None:
-    table = make_table(exits, 500, heads=heads.get(exits, ()))
-    results = search_thresholds(table)
+    evaluator = make_evaluator(exits, 500, heads=heads.get(exits, ()))
+    results = search_thresholds(evaluator)
     assert len(results) > 3
     for point in results:
-        assert point.macs == pytest.approx(table.macs(point.thresholds))
-        assert point.accuracy == pytest.approx(table.hits(point.thresholds).mean())
+        assert point.macs == pytest.approx(evaluator.macs(point.thresholds).mean())
+        assert point.accuracy == pytest.approx(evaluator.hits(point.thresholds).mean())
     assert [point.macs for point in results] == sorted(point.macs for point in results)
     assert [point.accuracy for point in results] == sorted(point.accuracy for point in results)
 
 
 @pytest.mark.parametrize("exits", [3, 4, 6])
 def test_search_is_more_accurate_than_geometric_at_equal_cost(exits) -> None:
-    table = make_table(exits, 3000, seed=1)
-    results = search_thresholds(table)
+    evaluator = make_evaluator(exits, 3000, seed=1)
+    results = search_thresholds(evaluator)
     better = 0
     for q in np.geomspace(0.2, 4, 15):
-        thresholds = geometric(table.ranking, float(q))
-        within = [point.accuracy for point in results if point.macs <= table.macs(thresholds)]
-        better += bool(within) and within[-1] > table.hits(thresholds).mean()
+        thresholds = geometric(evaluator.ranking, float(q))
+        within = [point.accuracy for point in results if point.macs <= evaluator.macs(thresholds).mean()]
+        better += bool(within) and within[-1] > evaluator.hits(thresholds).mean()
     assert better >= 8
 
 
 @pytest.mark.parametrize("heads", [(), HEADS[6]], ids=["every head is paid for", "heads can be left out"])
 def test_ascent_never_ends_below_its_start(heads) -> None:
-    table = make_table(6, 400, heads=heads)
+    evaluator = make_evaluator(6, 400, heads=heads)
     for price in (0.05, 0.5, 2.0):
         for q in (0.3, 1.0, 3.0):
-            start = geometric(table.ranking, q)
+            start = geometric(evaluator.ranking, q)
 
             def value(thresholds, price=price):
-                return table.hits(thresholds).mean() - price * table.macs(thresholds) / 100
+                return evaluator.hits(thresholds).mean() - price * evaluator.macs(thresholds).mean() / 100
 
-            thresholds = coordinate_ascent(table, price, start)
+            thresholds = coordinate_ascent(evaluator, price, start)
             assert value(thresholds) >= value(start) - 1e-12
             for k in range(5):  # no single threshold can be removed with a gain
                 assert value(thresholds) >= value((*thresholds[:k], None, *thresholds[k + 1 :])) - 1e-12
@@ -95,41 +99,40 @@ def test_ascent_never_ends_below_its_start(heads) -> None:
 
 @pytest.mark.parametrize("exits", [3, 6])
 def test_an_uninformative_exit_with_an_expensive_head_gets_no_threshold(exits) -> None:
-    table = make_table(exits, 800)
-    table.correct[1] = table.correct[0]
-    table.ranking.scores[1] = 0.0
-    table = SearchTable(
-        Ranking.of(table.ranking.scores), table.correct, Costs(COSTS[exits], (0, 8, *[0] * (exits - 2)))
-    )
-    results = search_thresholds(table)
+    evaluator = make_evaluator(exits, 800)
+    evaluator.correct[1] = evaluator.correct[0]
+    evaluator.scores[1] = 0.0
+    evaluator = evaluator_of(evaluator.scores, evaluator.correct, Costs(COSTS[exits], (0, 8, *[0] * (exits - 2))))
+    results = search_thresholds(evaluator)
     assert sum(point.thresholds[1] is None for point in results) > 0.9 * len(results)
     for point in results:
         if point.thresholds[1] is None:
             mean = np.asarray(COSTS[exits], float)
             mean[2:] -= 8
-            assert point.macs == pytest.approx(mean[table.exits(point.thresholds) - 1].mean())
+            assert point.macs == pytest.approx(mean[evaluator.exits(point.thresholds) - 1].mean())
 
 
 def test_one_exit_has_one_policy() -> None:
-    table = SearchTable(Ranking.of(np.zeros((1, 5))), np.ones((1, 5), bool), Costs((7,)))
-    (result,) = search_thresholds(table)
+    evaluator = evaluator_of(np.zeros((1, 5)), np.ones((1, 5), bool), Costs((7,)))
+    (result,) = search_thresholds(evaluator)
     assert (result.thresholds, result.macs, result.accuracy) == ((), 7.0, 1.0)
 
 
 def test_nan_scores_never_leave_early() -> None:
-    table = make_table(3, 60)
-    table.ranking.scores[0, :5] = np.nan
-    table = SearchTable(Ranking.of(table.ranking.scores), table.correct, table.costs)
-    for result in search_thresholds(table):
-        assert (table.exits(result.thresholds)[:5] > 1).all()
+    evaluator = make_evaluator(3, 60)
+    evaluator.scores[0, :5] = np.nan
+    evaluator = evaluator_of(evaluator.scores, evaluator.correct, evaluator.costs)
+    for result in search_thresholds(evaluator):
+        assert (evaluator.exits(result.thresholds)[:5] > 1).all()
 
 
 def test_small_differences_are_not_clearly_better() -> None:
+    """The differences are in standard errors."""
     correct = np.zeros((2, 100), bool)
     correct[0, :50] = True
     correct[1, :55] = True
-    table = SearchTable(Ranking.of(np.zeros((2, 100))), correct, Costs((1, 2)))
-    assert clearly_better(table, (None,), (ALWAYS,))  # 5 wins, no loss: 2.2 standard errors
-    correct[0, 60:61] = True
-    assert not clearly_better(table, (None,), (ALWAYS,))  # 5 wins, 1 loss: 1.6
+    scores, costs = np.zeros((2, 100)), Costs((1, 2))
+    assert clearly_better(evaluator_of(scores, correct, costs), (None,), (ALWAYS,))  # 5 wins, no loss: 2.2
+    correct[0, 60] = True
+    assert not clearly_better(evaluator_of(scores, correct, costs), (None,), (ALWAYS,))  # 5 wins, 1 loss: 1.6
     assert pareto_front([]) == []

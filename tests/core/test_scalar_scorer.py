@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mexit.core.policy import Policy, should_exit
+from mexit.core.exit_policy import Policy, should_exit
 from mexit.core.scores import MAX_SCALAR_CLASSES, MEASURES, ScalarScorer, Scorer
 from mexit.errors import BadInput
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mexit.core.policy import should_exit
+from mexit.core.exit_policy import should_exit
 from mexit.core.scores import MEASURES, Scorer, State
 from mexit.errors import BadInput, UsageError
 

@@ -17,9 +17,9 @@ from mexit import Runtime
 from mexit.cli import app
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.bundle import Bundle
+from mexit.core.exit_policy import Policy, should_exit
 from mexit.core.manifest import FileSpec
 from mexit.core.onnx_safety import refuse_external_data
-from mexit.core.policy import Policy, should_exit
 from mexit.errors import BackendError, Damaged, Untrusted, UsageError
 from mexit.export.nested_if import MAX_EXITS, MEASURES, OUTPUTS, build_single_file, policy_inputs
 from mexit.export.validate import check_single_file, policy_for_exit

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mexit import Bundle, Runtime, UsageError
-from mexit.core.policy import first_exit
+from mexit.core.exit_policy import first_exit
 from mexit.core.scores import Scorer
 from mexit.data import digits, splits
 from mexit.data.preprocess import prepare

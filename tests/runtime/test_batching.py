@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexit import Bundle, Prediction, Runtime
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 from mexit.errors import BackendError, DeadlineExceeded, Overloaded
 from mexit.runtime.backends.base import HostCarried
 from mexit.runtime.backends.fake import FakeBackend, images_for

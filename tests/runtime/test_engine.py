@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexit import Runtime
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 from mexit.core.scores import MEASURES
 from mexit.errors import UsageError
 from mexit.runtime.backends.fake import FakeBackend, images_for

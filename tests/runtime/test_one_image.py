@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexit.core.bundle import Bundle
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 from mexit.core.scores import MEASURES
 from mexit.errors import BackendError
 from mexit.runtime.backends.base import Backend

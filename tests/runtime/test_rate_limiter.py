@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 from mexit.errors import UsageError
 from mexit.runtime.backends.base import HostCarried
 from mexit.runtime.backends.fake import FakeBackend, images_for

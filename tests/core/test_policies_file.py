@@ -13,7 +13,7 @@ import pytest
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
-from mexit.core.policies import Policies
+from mexit.core.policies_file import Policies
 from mexit.errors import BudgetInfeasible, Damaged, NotCalibrated, SchemaTooNew, StalePolicy, Untrusted, UsageError
 
 

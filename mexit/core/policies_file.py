@@ -16,7 +16,7 @@ from typing import Any
 
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import Budget, exact_macs, format_macs
-from mexit.core.policy import Policy
+from mexit.core.exit_policy import Policy
 from mexit.core.schema import check_format, decode
 from mexit.core.scores import MEASURES
 from mexit.errors import BudgetInfeasible, Damaged, NotCalibrated, StalePolicy
@@ -81,7 +81,7 @@ class PolicyEntry:
         engine, precision, variant: the engine that ran the segments.
         trace: the calibration trace, on which the thresholds were chosen.
         evidence: the traces behind `held_out` and `attacked`.
-        measure, ensemble, temperatures: of every policy; see `core.policy.Policy`.
+        measure, ensemble, temperatures: of every policy; see `core.exit_policy.Policy`.
         frontier: points in the order of their budgets.
         named: name of a budget to its index in `frontier`.
         certificates: statistical guarantees, each for a range of the frontier.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from camera_media import write_images
 
-from mexit.camera.source import parse_source, redact
+from mexit.camera.parse_source import parse_source, redact
 from mexit.errors import NotFound, UsageError
 
 

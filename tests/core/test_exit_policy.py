@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mexit.core.policy import Policy, first_exit, should_exit
+from mexit.core.exit_policy import Policy, first_exit, should_exit
 from mexit.errors import UsageError
 
 SCORES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, math.nan, math.inf, -math.inf]), st.floats(-3, 3))

@@ -1,0 +1,80 @@
+"""Cost and accuracy of thresholds on a trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexit.calibrate.geometric import Ranking
+from mexit.core.cost import Costs, exit_counts
+from mexit.core.exit_policy import Thresholds, active_heads, first_exit
+from mexit.core.policies_file import Outcome
+from mexit.core.scores import Floats, Scorer
+from mexit.core.trace import Trace
+from mexit.errors import BadInput
+
+
+@dataclass(frozen=True, eq=False)
+class TraceEvaluator:
+    """Evaluates thresholds: exits taken, predictions, accuracy and cost.
+
+    Attributes:
+        scores, predictions: of every exit and sample, (E, N).
+        labels: (N,), or None.
+        costs: of leaving at each exit; if the heads are listed, those of exits without a threshold are not paid.
+    """
+
+    scores: Floats
+    predictions: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
+    costs: Costs
+
+    @staticmethod
+    def of(trace: Trace, scorer: Scorer, costs: Costs) -> TraceEvaluator:
+        """Score a trace; heads are paid where later scores need them. Raises `BadInput` for another number of exits."""
+        exits = len(costs.cumulative)
+        if trace.logits.shape[0] != exits:
+            raise BadInput(f"the trace has {trace.logits.shape[0]} exits, the model {exits}")
+        all_needed = all(active_heads(scorer.measure, scorer.ensemble, (None,) * (exits - 1)))
+        return TraceEvaluator(
+            *scorer.answer(trace.logits), trace.labels, Costs(costs.cumulative) if all_needed else costs
+        )
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The scores, sorted."""
+        return Ranking.of(self.scores)
+
+    @cached_property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each exit classifies each sample correctly, (E, N); needs labels."""
+        assert self.labels is not None
+        return np.asarray(self.predictions == self.labels)
+
+    def exits(self, thresholds: Thresholds) -> NDArray[np.int64]:
+        """The exit that answers each sample, from 1, (N,)."""
+        return first_exit(self.scores, thresholds)
+
+    def answers(self, thresholds: Thresholds) -> NDArray[np.int64]:
+        """The predicted class of each sample, (N,)."""
+        exits = self.exits(thresholds)
+        return self.predictions[exits - 1, np.arange(len(exits))]
+
+    def hits(self, thresholds: Thresholds) -> NDArray[np.bool_]:
+        """Whether each sample is classified correctly, (N,); needs labels."""
+        return np.asarray(self.answers(thresholds) == self.labels)
+
+    def macs(self, thresholds: Thresholds) -> Floats:
+        """The cost of each sample in MACs, (N,)."""
+        exit_macs = self.costs.under([threshold is not None for threshold in thresholds])
+        return np.asarray(exit_macs, np.float64)[self.exits(thresholds) - 1]
+
+    def outcome(self, thresholds: Thresholds) -> Outcome:
+        """Mean cost, accuracy and exits taken."""
+        exits = self.exits(thresholds)
+        accuracy = None if self.labels is None else float(self.hits(thresholds).mean())
+        counts = tuple(exit_counts(exits, len(self.costs.cumulative)).tolist())
+        return Outcome(len(exits), float(self.macs(thresholds).mean()), accuracy, counts)
