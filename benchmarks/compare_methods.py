@@ -20,9 +20,8 @@ from page import ROOT, table, write_page
 from stored_answers import Answers
 
 from mexit.attacks.pgd import PGDConfig
-from mexit.core.batches import split_batches
 from mexit.data import registry
-from mexit.data.dataset import DataSet
+from mexit.data.dataset import DataSet, split_batches
 from mexit.evaluate.suites import pgd_suite
 from mexit.flows.train import TrainOptions, train_model
 from mexit.models import model_spec

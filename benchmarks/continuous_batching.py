@@ -146,7 +146,7 @@ class BenchmarkNetwork:
     def of(runtime: Runtime, name: str) -> BenchmarkNetwork:
         manifest = runtime.bundle.manifest
         data = registry.load(manifest.splits.data_set)
-        index = Splits.from_bytes(runtime.bundle.splits(), runtime.bundle.path).part("test")
+        index = Splits.of_bundle(runtime.bundle).part("test")
         tensor, workers = data.batch(index, manifest.input), read_limits().threads
         service_s = alone_s(runtime, tensor)
         able = capacity(lambda: OneAtATime(runtime, tensor, workers, 1e9), tensor, service_s)

@@ -72,7 +72,7 @@ def work(bundle: str, total: int, leak_bytes: int) -> None:
 
     runtime = Runtime.open(bundle, backend="ort", threads=1)
     data = registry.load(runtime.bundle.manifest.splits.data_set)
-    index = Splits.from_bytes(runtime.bundle.splits(), runtime.bundle.path).part("calibration")
+    index = Splits.of_bundle(runtime.bundle).part("calibration")
     images = data.images.at(index)
     rng = np.random.default_rng(0)
     starts = rng.integers(0, len(images) - max(BATCHES), 4096)

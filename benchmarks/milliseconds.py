@@ -29,7 +29,7 @@ def main(bundle: str) -> None:
     manifest = runtime.bundle.manifest
     entry = runtime.bundle.policies().entries[0]
     data = registry.load(manifest.splits.data_set)
-    splits = Splits.from_bytes(runtime.bundle.splits(), runtime.bundle.path)
+    splits = Splits.of_bundle(runtime.bundle)
     images = data.batch(splits.part("calibration")[:500], manifest.input)
     promised, measured = np.zeros((2, len(SHARES), ROUNDS))
     for round_ in range(ROUNDS):

@@ -9,7 +9,7 @@ import typer
 
 from mexit.commands import output
 from mexit.commands.options import DataDir, Json, fraction, pairs
-from mexit.core.stop_signal import StopSignal
+from mexit.core.progress import StopSignal
 
 if TYPE_CHECKING:
     from mexit.flows.train import TrainResult

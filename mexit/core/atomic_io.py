@@ -18,7 +18,7 @@ import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,17 @@ def _read_error(what: str, path: Path, error: OSError) -> MexitError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return NotFound(f"{what} {path} does not exist")
     return Damaged(f"{what} {path} cannot be read: {error.strerror}")
+
+
+def to_npz(**entries: NDArray[Any] | Mapping[str, str]) -> bytes:
+    """A compressed npz file of arrays; a mapping becomes its JSON text as uint8."""
+    buffer = io.BytesIO()
+    arrays = {
+        name: np.frombuffer(json.dumps(entry).encode(), np.uint8) if isinstance(entry, Mapping) else entry
+        for name, entry in entries.items()
+    }
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
 
 
 def read_npz(content: bytes, limit: int) -> dict[str, NDArray[Any]]:

@@ -105,10 +105,6 @@ class Bundle:
         """The checked bytes of a file in the manifest."""
         return self._content[file]
 
-    def splits(self) -> bytes | None:
-        """The checked bytes of `splits.npz`; None if the manifest has no splits."""
-        return self._content[self.manifest.splits.file.file] if self.manifest.splits else None
-
     def policies(self) -> Policies:
         """Read the policies. Raises `NotCalibrated`, `Damaged`, `StalePolicy`, `SchemaTooNew`."""
         path = resolve_inside(self.path, POLICIES)

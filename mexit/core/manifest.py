@@ -117,12 +117,9 @@ class FileSpec:
 
 
 @dataclass(frozen=True)
-class SegmentSpec:
+class SegmentSpec(FileSpec):
     """A segment. Its last output is the logits of its exit; the others are the inputs of the next segment."""
 
-    file: str
-    sha256: str
-    bytes: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -207,8 +204,7 @@ class Manifest:
         """All ONNX files."""
         graphs: list[FileSpec] = []
         for variant in self.variants.values():
-            graphs += [FileSpec(spec.file, spec.sha256, spec.bytes) for spec in variant.segments]
-            graphs += [variant.single_file] if variant.single_file else []
+            graphs += [*variant.segments, *([variant.single_file] if variant.single_file else [])]
         return tuple(graphs)
 
     @property

@@ -1,9 +1,12 @@
-"""The interface through which flows report their progress."""
+"""What a long task and its caller exchange: progress, and the request to stop."""
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import FrameType, TracebackType
 from typing import Protocol
 
 
@@ -21,9 +24,57 @@ class Silent:
     """Discards notes and progress."""
 
     def note(self, text: str) -> None:
-        """Discard the line."""
+        pass
 
     @contextmanager
     def track(self, text: str, total: int) -> Iterator[Callable[[int, str], None]]:  # noqa: ARG002
-        """Yield an `advance` that does nothing."""
         yield lambda steps, detail: None  # noqa: ARG005
+
+
+class StopSignal:
+    """Record the first SIGINT or SIGTERM; a second one has its previous effect.
+
+    Outside the main thread, signals keep their handlers and no stop is requested.
+
+    Args:
+        on_stop: called in the signal handler when a stop is requested.
+
+    Attributes:
+        number: number of the signal; None while none came. A plain attribute, because a handler must not wait for
+            a lock.
+    """
+
+    def __init__(self, on_stop: Callable[[], None] = lambda: None) -> None:
+        self.number: int | None = None
+        self._on_stop = on_stop
+        self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal came."""
+        return self.number is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the number of the signal, as shells report it; 0 while none came."""
+        return 0 if self.number is None else 128 + self.number
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.number = number
+        self._restore()
+        self._on_stop()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

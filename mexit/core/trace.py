@@ -5,7 +5,6 @@ Calibration needs nothing else. A trace file is an npz file without pickle: arra
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.atomic_io import read_bytes, read_npz
+from mexit.core.atomic_io import read_bytes, read_npz, to_npz
 from mexit.core.schema import decode
 from mexit.errors import BadInput, Damaged
 
@@ -77,13 +76,8 @@ class Trace:
 
     def to_bytes(self) -> bytes:
         """The content of the npz file."""
-        buffer = io.BytesIO()
-        arrays = {"logits": self.logits, "index": self.index}
-        if self.labels is not None:
-            arrays["labels"] = self.labels
-        origin = np.frombuffer(json.dumps(asdict(self.origin)).encode(), np.uint8)
-        np.savez_compressed(buffer, origin=origin, **arrays)  # type: ignore[arg-type]
-        return buffer.getvalue()
+        labels = {} if self.labels is None else {"labels": self.labels}
+        return to_npz(origin=asdict(self.origin), logits=self.logits, index=self.index, **labels)
 
     @staticmethod
     def load(path: Path) -> Trace:

@@ -7,15 +7,16 @@ hold the same samples in the same order.
 
 from __future__ import annotations
 
-import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.atomic_io import read_npz
+from mexit.core.atomic_io import read_npz, to_npz
 from mexit.core.manifest import InputSpec
+from mexit.core.schema import decode
 from mexit.data.preprocess import check_tensor
 from mexit.errors import BadInput, Damaged
 
@@ -48,23 +49,15 @@ class CalibrationImages:
 
     def to_bytes(self) -> bytes:
         """The npz file."""
-        about = json.dumps({"split": self.split, "condition": self.condition, "data_sha256": self.data_sha256})
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            about=np.frombuffer(about.encode(), np.uint8),
-            images=self.images,
-            labels=self.labels,
-            index=self.index,
-        )
-        return buffer.getvalue()
+        about = {"split": self.split, "condition": self.condition, "data_sha256": self.data_sha256}
+        return to_npz(about=about, images=self.images, labels=self.labels, index=self.index)
 
     @staticmethod
     def from_bytes(content: bytes, file: str, spec: InputSpec, classes: int) -> CalibrationImages:
         """Parse and check the content of the bundle's file `file`. Raises `Damaged`."""
         try:
             arrays = read_npz(content, MAX_BYTES)
-            about = json.loads(arrays["about"].tobytes())
+            about = decode(json.loads(arrays["about"].tobytes()), Mapping[str, str], "about")
             images = check_tensor(arrays["images"], spec)
             labels, index = (arrays[name].astype(np.int64, casting="safe") for name in ("labels", "index"))
             if not len(images) or labels.shape != (len(images),) or index.shape != (len(images),):
@@ -74,5 +67,5 @@ class CalibrationImages:
             return CalibrationImages(
                 about["split"], about["condition"], about["data_sha256"], images, labels, index
             )
-        except (ValueError, KeyError, TypeError, BadInput) as error:
+        except (ValueError, KeyError, TypeError, BadInput, Damaged) as error:
             raise Damaged(f"calibration images {file} are not readable: {error}") from None

@@ -1,11 +1,11 @@
-"""Data sets: images, labels, class names and the official test part."""
+"""Data sets: images, labels, class names and the official test part; batches and evenly spaced subsets of indices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from mexit.core.manifest import InputSpec
 from mexit.data.preprocess import prepare, prepare_batch, read_image
 from mexit.errors import BadInput, NotFound
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class ImageStore(Protocol):
@@ -32,11 +34,9 @@ class ArrayImages:
     array: NDArray[np.uint8]
 
     def at(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images at B indices, uint8 (B, H, W) or (B, H, W, 3)."""
         return self.array[index]
 
     def name(self, i: int) -> str:
-        """The name of image i in error messages."""
         return f"image {i}"
 
 
@@ -52,7 +52,6 @@ class FileImages:
         return [read_image(self.root / self.names[i]) for i in index.tolist()]
 
     def name(self, i: int) -> str:
-        """The name of image i in error messages."""
         return f"image {self.root / self.names[i]}"
 
 
@@ -113,6 +112,18 @@ class DataSet:
     def streamed(self) -> bool:
         """Whether images are read and decoded on each access."""
         return isinstance(self.images, FileImages)
+
+
+def split_batches(array: NDArray[Scalar], size: int) -> list[NDArray[Scalar]]:
+    """Consecutive parts of at most `size` entries along the first axis; an empty array is one empty part."""
+    return np.array_split(array, range(size, len(array), size))
+
+
+def evenly_spaced(array: NDArray[Scalar], most: int | None) -> NDArray[Scalar]:
+    """At most `most` entries along the first axis, evenly spaced and in order; None = all."""
+    if most is None or most >= len(array):
+        return array
+    return array[np.linspace(0, len(array) - 1, most).astype(np.int64)]
 
 
 def find_folder(name: str, candidates: Sequence[Path], is_data: Callable[[Path], bool], expected: str) -> Path:

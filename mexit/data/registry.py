@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mexit.core.bundle import Bundle
 from mexit.data import cifar, digits, folder, idx, imagenet, tiny_imagenet
 from mexit.data.dataset import DataSet, UnlabelledImages
+from mexit.data.splits import Splits
 from mexit.errors import UsageError
 
 _FOLDER = "folder:"
@@ -41,6 +43,19 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     if name in _IMAGENETS:
         return _IMAGENETS[name](path)
     return cifar.load(name, path) if name in cifar.LAYOUTS else idx.load(name, path)
+
+
+def load_bundle_data(bundle: Bundle, data_dir: str | Path | None = None) -> tuple[DataSet, Splits]:
+    """The data set that a bundle was exported with, and its stored splits.
+
+    Raises:
+        UsageError: the bundle stores no splits, or `data_dir` is needed and not given.
+        NotFound, Damaged, BadInput, Untrusted: the data set cannot be read, or was changed.
+    """
+    splits = Splits.of_bundle(bundle)
+    data = load(splits.data_set, data_dir)
+    splits.check(data)
+    return data, splits
 
 
 def load_unlabelled(name: str) -> UnlabelledImages | None:

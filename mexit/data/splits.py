@@ -12,15 +12,16 @@ one test split.
 
 from __future__ import annotations
 
-import io
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.atomic_io import read_bytes, read_npz, sha256_bytes
+from mexit.core.atomic_io import read_bytes, read_npz, sha256_bytes, to_npz
+from mexit.core.bundle import Bundle
 from mexit.core.schema import decode
 from mexit.data.dataset import DataSet
 from mexit.errors import BadInput, Damaged, UsageError
@@ -34,14 +35,6 @@ _SHARES = {"selection": 0.04, "calibration": 0.08, "certification": 0.08}
 _SMALL_SHARES = {"selection": 0.06, "calibration": 0.18, "certification": 0.06}
 _SMALL = 5_000  # images
 _TEST_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class _About:
-    """The data set of a splits file."""
-
-    data_set: str
-    data_sha256: str
 
 
 @dataclass(frozen=True)
@@ -117,22 +110,30 @@ class Splits:
 
     def to_bytes(self) -> bytes:
         """The npz file."""
-        about = json.dumps(asdict(_About(self.data_set, self.data_sha256)))
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, about=np.frombuffer(about.encode(), np.uint8), **self.parts)  # type: ignore[arg-type]
-        return buffer.getvalue()
+        return to_npz(about={"data_set": self.data_set, "data_sha256": self.data_sha256}, **self.parts)
 
     @staticmethod
     def from_bytes(content: bytes, path: Path) -> Splits:
         """Parse the content of the splits file `path`. Raises `Damaged`."""
         try:
             arrays = read_npz(content, MAX_BYTES)
-            about = decode(json.loads(arrays["about"].tobytes()), _About, "about")
-            return Splits(about.data_set, about.data_sha256, {name: arrays[name] for name in NAMES})
+            about = decode(json.loads(arrays["about"].tobytes()), Mapping[str, str], "about")
+            return Splits(about["data_set"], about["data_sha256"], {name: arrays[name] for name in NAMES})
         except KeyError as error:
             raise Damaged(f"splits {path} have no {error}") from None
         except (ValueError, RecursionError, BadInput, Damaged) as error:
             raise Damaged(f"splits {path} are not readable: {error}") from None
+
+    @staticmethod
+    def of_bundle(bundle: Bundle) -> Splits:
+        """The splits stored in a bundle. Raises `Damaged`, and `UsageError` if it stores none."""
+        stored = bundle.manifest.splits
+        if stored is None:
+            raise UsageError(
+                f"{bundle.path} stores no splits, so it is not known which images calibrate and which test it; "
+                "mexit calibrate takes other images with --data"
+            )
+        return Splits.from_bytes(bundle.content(stored.file.file), bundle.path / stored.file.file)
 
     @staticmethod
     def load(path: Path) -> Splits:

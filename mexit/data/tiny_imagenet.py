@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mexit.data.dataset import DataSet, find_folder
 from mexit.data.image_files import ImageFile, LabelledFiles, list_folders, list_images
-from mexit.data.wordnet import WNID, WORDS, class_names, read_lines
+from mexit.data.imagenet import WNID, WORDS, class_names, read_lines
 from mexit.errors import Damaged, NotFound
 
 NAME = "tiny-imagenet"

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.artifact_paths import is_bundle
-from mexit.core.batches import evenly_spaced, split_batches
 from mexit.core.exit_policy import Policy
 from mexit.core.manifest import InputSpec
 from mexit.data import registry
-from mexit.data.dataset import DataSet
+from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
 from mexit.errors import UsageError
 from mexit.evaluate.gradient_source import GradientSource, Images, Index, Labels
@@ -110,10 +109,7 @@ def open_target(path: Path, data_dir: str | Path | None, backend: str) -> Evalua
     if is_bundle(path):
         runtime = Runtime.open(path, "full", backend=backend)
         source = GradientSource.of_bundle(runtime.bundle)
-        stored = runtime.bundle.splits()
-        if stored is None:
-            raise UsageError(f"{path} stores no splits, so it is not known which images are for testing")
-        splits = Splits.from_bytes(stored, path / "splits.npz")
+        splits = Splits.of_bundle(runtime.bundle)
     else:
         model, settings, splits = checkpoint.load_model(path)
         source = GradientSource(model, settings)

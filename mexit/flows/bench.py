@@ -23,7 +23,6 @@ from mexit.core.bundle import Bundle
 from mexit.core.progress import Progress, Silent
 from mexit.core.resource_limits import processor_name, read_limits
 from mexit.data import registry
-from mexit.data.splits import Splits
 from mexit.errors import MexitError, UsageError
 from mexit.runtime import autotune
 from mexit.runtime.runtime import Runtime
@@ -162,18 +161,11 @@ def _row(runtime: Runtime, batch: int, path: str, times_us: Sequence[float]) -> 
 
 def _images(runtime: Runtime, data_dir: str | Path | None) -> tuple[NDArray[np.float32], str]:
     """Return images (B, C, H, W) in [0, 1] and their description: calibration images, else random ones."""
-    bundle = runtime.bundle
-    stored = bundle.splits()
+    spec = runtime.bundle.manifest.input
     try:
-        if stored is not None and bundle.manifest.splits is not None:
-            data = registry.load(bundle.manifest.splits.data_set, data_dir)
-            splits = Splits.from_bytes(stored, bundle.path)
-            splits.check(data)
-            index = splits.part("calibration")[:IMAGES]
-            return data.batch(index, bundle.manifest.input), f"{len(index)} calibration images of {data.name}"
-    except MexitError:
-        pass  # the data set is missing or has changed
-    shape = (RANDOM_IMAGES, *bundle.manifest.input.shape)
-    return np.random.default_rng(0).random(
-        shape, np.float32
-    ), "random images, which leave at other exits than real ones"
+        data, splits = registry.load_bundle_data(runtime.bundle, data_dir)
+        index = splits.part("calibration")[:IMAGES]
+        return data.batch(index, spec), f"{len(index)} calibration images of {data.name}"
+    except MexitError:  # the data set is missing or has changed
+        images = np.random.default_rng(0).random((RANDOM_IMAGES, *spec.shape), np.float32)
+        return images, "random images, which leave at other exits than real ones"

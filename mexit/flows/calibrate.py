@@ -256,21 +256,13 @@ def _data_is_readable(bundle: Bundle, data_dir: str | Path | None) -> bool:
 
 def _load_data(bundle: Bundle, data: str | None, data_dir: str | Path | None) -> tuple[DataSet, Splits]:
     """The named data set, or the bundle's own, with the stored splits or new ones."""
-    stored = bundle.splits()
-    if data is not None:
-        data_set = registry.load(data, data_dir)
-        if data_set.classes != bundle.manifest.classes:
-            raise UsageError(f"{data} has the classes {data_set.classes}, {bundle.path} {bundle.manifest.classes}")
-        if bundle.manifest.splits is None or data_set.sha256 != bundle.manifest.splits.sha256:
-            return data_set, split(data_set)
-    elif bundle.manifest.splits is None:
-        raise UsageError(f"{bundle.path} stores no splits: add --data")
-    else:
-        data_set = registry.load(bundle.manifest.splits.data_set, data_dir)
-    assert stored is not None
-    splits = Splits.from_bytes(stored, bundle.path / "splits.npz")
-    splits.check(data_set)
-    return data_set, splits
+    if data is None:
+        return registry.load_bundle_data(bundle, data_dir)
+    data_set, stored = registry.load(data, data_dir), bundle.manifest.splits
+    if data_set.classes != bundle.manifest.classes:
+        raise UsageError(f"{data} has the classes {data_set.classes}, {bundle.path} {bundle.manifest.classes}")
+    own = stored is not None and data_set.sha256 == stored.sha256
+    return data_set, Splits.of_bundle(bundle) if own else split(data_set)
 
 
 def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult) -> PolicyEntry:

@@ -16,15 +16,15 @@ import numpy as np
 
 from mexit.core.artifact_paths import BUNDLES, RUNS, newest
 from mexit.core.atomic_io import to_json, write_bytes
-from mexit.core.batches import evenly_spaced
 from mexit.core.progress import Progress, Silent
+from mexit.data.dataset import evenly_spaced
 from mexit.errors import UsageError, requires_extra
 from mexit.evaluate import plots
 from mexit.evaluate.config import EvaluateOptions
 
 with requires_extra("train", "Evaluating a network"):
     from mexit.attacks.autoattack import import_pyautoattack
-    from mexit.attacks.multi_exit_attack import Attack
+    from mexit.attacks.pgd import Attack
     from mexit.evaluate import sanity_checks, suites
     from mexit.evaluate.model_card import model_card
     from mexit.evaluate.results import AttackResults, budget_rows, curve_rows, exit_rows, transfer_matrix

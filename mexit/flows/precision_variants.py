@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.batches import evenly_spaced, split_batches
 from mexit.core.manifest import InputSpec
 from mexit.core.policies_file import PARITY
 from mexit.core.progress import Progress
-from mexit.data.dataset import DataSet
+from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
 from mexit.export.fp16 import HalfModule, convert_fp16
 from mexit.export.int8 import quantize_int8

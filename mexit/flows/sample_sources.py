@@ -9,12 +9,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.batches import evenly_spaced, split_batches
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import InputSpec
 from mexit.core.progress import Progress
 from mexit.data.calibration_images import CalibrationImages
-from mexit.data.dataset import DataSet, UnlabelledImages
+from mexit.data.dataset import DataSet, UnlabelledImages, evenly_spaced, split_batches
 from mexit.data.splits import Splits
 from mexit.runtime.trace_recorder import Batch
 

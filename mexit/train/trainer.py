@@ -21,10 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import Attack
+from mexit.attacks.pgd import Attack
 from mexit.attacks.rng import CounterRNG
-from mexit.core.batches import split_batches
-from mexit.data.dataset import DataSet
+from mexit.data.dataset import DataSet, split_batches
 from mexit.data.splits import Splits
 from mexit.errors import MexitError
 from mexit.models import build_model, model_spec

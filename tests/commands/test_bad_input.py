@@ -92,7 +92,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "trace changed": (lambda path: flip(next((path / "traces").iterdir())), "was changed after calibration"),
     "trace gone": (lambda path: shutil.rmtree(path / "traces"), "does not exist"),
     "policies cut short": (lambda path: (path / "policies.json").write_bytes(b"{"), "is not valid JSON"),
-    "policies changed": (lambda path: with_value(path / "policies.json", "entries", []), "checksum does not fit"),
+    "policies changed": (lambda path: with_value(path / "policies.json", "entries", []), "checksum does not match"),
     "policies of another": (lambda path: with_value(path / "policies.json", "model", "f" * 64), "belongs to"),
     "policies too new": (lambda path: with_value(path / "policies.json", "version", 2), "is newer than this"),
 }  # fmt: skip
@@ -144,8 +144,12 @@ def test_a_bundle_without_splits_needs_data(
     with_value(bundle_copy / "bundle.json", "splits", None)
     (bundle_copy / "policies.json").unlink()
     monkeypatch.chdir(workspace)  # where the run behind the bundle is
-    assert "stores no splits: add --data" in refused("calibrate", bundle_copy, code=2)
-    assert "stores no splits, so it is not known which images" in refused("evaluate", bundle_copy, code=2)
+    assert "stores no splits, so it is not known which images calibrate" in refused(
+        "calibrate", bundle_copy, code=2
+    )
+    assert "stores no splits, so it is not known which images calibrate" in refused(
+        "evaluate", bundle_copy, code=2
+    )
     assert typed("bench", bundle_copy, "--repeats", "20", "--batch", "1").exit_code == 0
 
 

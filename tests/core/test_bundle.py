@@ -33,7 +33,7 @@ def test_an_opened_bundle_returns_the_checked_bytes(digits_bundle: Path) -> None
     assert bundle.id == sha256_bytes((digits_bundle / "bundle.json").read_bytes())
     for k in (1, 2, 3):
         assert bundle.segment("fp32", k) == (digits_bundle / f"segments/fp32/{k}.onnx").read_bytes()
-    assert bundle.splits() == (digits_bundle / "splits.npz").read_bytes()
+    assert bundle.content("splits.npz") == (digits_bundle / "splits.npz").read_bytes()
 
 
 def test_the_bytes_stay_the_same_when_the_file_changes(bundle_copy: Path) -> None:

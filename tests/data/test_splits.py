@@ -79,7 +79,7 @@ def test_stored_splits_are_read_back(tmp_path: Path) -> None:
         (stored(train=[[0, 1]]), r"must be lists of int64, found int64 \(1, 2\)"),
         (stored(train=5), "must be lists of int64"),
         (stored(train=np.asarray([object()])), "allow_pickle=False"),
-        (stored(about={"data_set": "x"}), "missing data_sha256"),
+        (stored(about={"data_set": "x"}), "have no 'data_sha256'"),
         (stored(about=[1]), "expected an object"),
         (stored(about={"data_set": "x", "data_sha256": 5}), "expected str, found 5"),
     ],

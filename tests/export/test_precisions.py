@@ -93,7 +93,7 @@ def test_a_variant_with_other_macs_is_refused(segments) -> None:
 
 def test_the_report_agrees_with_the_bundle_on_the_selection_split(int8_bundle: Path) -> None:
     bundle = Bundle.open(int8_bundle)
-    data, splits = digits.load(), Splits.from_bytes(bundle.splits(), int8_bundle)
+    data, splits = digits.load(), Splits.of_bundle(bundle)
     index = splits.part("selection")
     images, labels = data.batch(index, bundle.manifest.input), data.labels[index]
     fp32, int8 = (run_all_exits(OrtBackend(bundle, precision=one), images) for one in ("fp32", "int8"))

@@ -14,10 +14,10 @@ import torch
 from command_line import program
 
 from mexit.commands.evaluate import show_evaluation
-from mexit.core.batches import evenly_spaced
 from mexit.core.bundle import Bundle
 from mexit.core.exit_policy import first_exit
 from mexit.core.progress import Silent
+from mexit.data.dataset import evenly_spaced
 from mexit.data.splits import Splits
 from mexit.errors import UsageError
 from mexit.evaluate.config import GROUPS, EvaluateOptions, read_exits, read_groups

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from mexit.core.stop_signal import StopSignal
+from mexit.core.progress import StopSignal
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

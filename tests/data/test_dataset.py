@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mexit.core.batches import evenly_spaced, split_batches
+from mexit.data.dataset import evenly_spaced, split_batches
 
 
 @pytest.mark.parametrize(
