@@ -69,16 +69,16 @@ def _times(runtime: object, images: np.ndarray, budget: str) -> list[int]:
 def serve_training(kind: str, network: str) -> None:
     """In a process of its own: answer each line on standard input with the seconds of one training step."""
     import torch
-    from training_speed import recipe_step
+    from training_speed import mexit_step
 
     from mexit.train import precision
 
     torch.set_num_threads(1)
     if kind == "without the fused copy":
-        precision.Precision.attack_copy = lambda self, model: None
+        precision.Precision.attack_copy = lambda *_: None
     if kind == "without contiguous gradients":
-        precision.make_gradients_contiguous = lambda model: None
-    step = recipe_step(network, "average")
+        precision.make_gradients_contiguous = lambda *_: None
+    step = mexit_step(network, "average")
     for _ in sys.stdin:
         begin = time.process_time()
         step()
