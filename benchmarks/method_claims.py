@@ -31,8 +31,7 @@ from numpy.typing import NDArray
 from page import table, write_page
 from stored_answers import Answers
 
-from mexit.attacks.multi_exit_attack import Attack
-from mexit.attacks.pgd import PGDConfig
+from mexit.attacks.pgd import Attack, PGDConfig
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.flows.train import TrainOptions, train_model

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from page import table, write_page
 
-from mexit.attacks.multi_exit_attack import Attack
-from mexit.attacks.pgd import PGDConfig
+from mexit.attacks.pgd import Attack, PGDConfig
 from mexit.calibrate.frontier import frontier
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.cost import Costs

@@ -9,7 +9,7 @@ def main(bundle: str, source: str, max_frames: str = "0") -> None:
     runtime = Runtime.open(bundle, budget="low")
     last_label = None
     answers = runtime.camera(source, on_event=lambda message: print(message, file=sys.stderr))
-    for answered, (frame, prediction) in enumerate(answers, start=1):
+    for count, (frame, prediction) in enumerate(answers, start=1):
         if prediction.label != last_label and prediction.confidence > 0.5:
             last_label = prediction.label
             height, width, _ = frame.shape
@@ -18,7 +18,7 @@ def main(bundle: str, source: str, max_frames: str = "0") -> None:
                 f"({prediction.confidence:.0%}), exit {prediction.exit}, {prediction.age_ms:.0f} ms old, "
                 f"{prediction.dropped} dropped"
             )
-        if answered == int(max_frames):
+        if count == int(max_frames):
             break
     stats = runtime.stats.snapshot()
     print(f"{stats.predictions} frames, exits taken {stats.exits}, {stats.saved:.0%} of the full cost saved")

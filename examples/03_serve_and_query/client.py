@@ -56,7 +56,7 @@ def main() -> None:
 def classify(url: str, image: bytes) -> None:
     """Classify one encoded image."""
     for budget in ("low", "full"):
-        answer = json.loads(ask(f"{url}/v1/classify?budget={budget}", image))
+        answer = json.loads(send(f"{url}/v1/classify?budget={budget}", image))
         print(
             f"budget {budget:4}: {answer['label']} ({answer['confidence']:.0%}) at exit {answer['exit']}, "
             f"{answer['macs']:,} MACs, {answer['saved_macs']:,} saved, {answer['latency_ms']:.2f} ms"
@@ -65,16 +65,16 @@ def classify(url: str, image: bytes) -> None:
 
 def infer(url: str) -> None:
     """Send a batch as a binary tensor by the Open Inference Protocol."""
-    index = json.loads(ask(f"{url}/v2/repository/index", b""))
+    index = json.loads(send(f"{url}/v2/repository/index", b""))
     model = f"{url}/v2/models/{index[0]['name']}"
-    input_spec = json.loads(ask(model))["inputs"][0]
+    input_spec = json.loads(send(model))["inputs"][0]
     images = noisy_sevens(8, input_spec["shape"][1:])
     tensor = {"name": input_spec["name"], "shape": images.shape, "datatype": input_spec["datatype"]}
     tensor["parameters"] = {"binary_data_size": images.nbytes}
     for budget in ("low", "high"):
         head = json.dumps({"inputs": [tensor], "parameters": {"mexit_budget": budget}}).encode()
         headers = {"Inference-Header-Content-Length": str(len(head))}
-        response = json.loads(ask(f"{model}/infer", head + images.tobytes(), headers))
+        response = json.loads(send(f"{model}/infer", head + images.tobytes(), headers))
         outputs = {output["name"]: output["data"] for output in response["outputs"]}
         cost = response["parameters"]["mexit_mean_macs"]
         print(f"budget {budget:4}: exits {outputs['exit']}, {cost:,.0f} MACs on average")
@@ -89,12 +89,12 @@ def noisy_sevens(rows: int, shape: list[int]) -> NDArray[np.float32]:
 
 def print_costs(url: str) -> None:
     """Print the server's counters of predictions and MACs."""
-    for line in ask(f"{url}/metrics").decode().splitlines():
+    for line in send(f"{url}/metrics").decode().splitlines():
         if line.startswith(("mexit_predictions_total", "mexit_macs_total", "mexit_saved_macs_total")):
             print(line)
 
 
-def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
+def send(url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
     """Send GET, or POST if there is a body; the variable MEXIT_TOKEN holds the token, if any."""
     token = os.environ.get("MEXIT_TOKEN")
     bearer = {"Authorization": f"Bearer {token}"} if token else {}

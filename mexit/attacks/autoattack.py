@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mexit.attacks.multi_exit_attack import frozen
+from mexit.attacks.pgd import frozen
 from mexit.attacks.soft_policy import DeployedPolicy
 from mexit.errors import UsageError, missing_extra
 from mexit.models.multi_exit import MultiExit

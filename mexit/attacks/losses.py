@@ -9,9 +9,6 @@ dlr      (max_{j != y} z_j - z_y) / (z_pi_1 - z_pi_3), the margin without its sc
 logit    -z_y (ThunderNNA, arXiv 2111.12305)
 uniform  minus the cross-entropy of the uniform distribution with softmax(z): the slowdown loss of DeepSloth (S. Hong
          et al., ICLR 2021)
-
-With a target class t, every loss but `uniform` favours t instead: -CE(z, t); z_t - max_{j != t} z_j;
-(z_t - z_y) / (z_pi_1 - (z_pi_3 + z_pi_4) / 2); z_t.
 """
 
 from __future__ import annotations
@@ -27,45 +24,37 @@ from mexit.errors import UsageError
 LOSSES = ("ce", "margin", "dlr", "logit", "uniform")
 
 
-def sample_loss(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The loss of each sample, averaged over exits.
+def sample_loss(loss: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of each sample, averaged over exits: logits (E, B, C), labels (B,) to (B,) float32.
 
     `uniform` leaves out the last of several exits: a sample is slow if no earlier exit is confident.
-
-    Args:
-        loss: one of `LOSSES`.
-        logits: (E, B, C).
-        labels: (B,) int64.
-        targets: target classes, (B,) int64; None = untargeted.
-
-    Returns:
-        (B,) float32.
     """
     if loss == "uniform" and len(logits) > 1:
         logits = logits[:-1]
-    return exit_loss(loss, logits, labels, targets).mean(dim=0)
+    return exit_loss(loss, logits, labels).mean(dim=0)
 
 
-def exit_loss(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The loss of each exit and sample: logits (E, B, C), labels and targets (B,) to (E, B) float32.
+def exit_loss(loss: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of each exit and sample: logits (E, B, C), labels (B,) to (E, B) float32.
 
     Raises:
-        UsageError: the loss is unknown, needs more classes, or takes no target.
+        UsageError: the loss is unknown or needs more classes.
     """
     if loss == "ce":
-        return exit_cross_entropy(logits, labels) if targets is None else -exit_cross_entropy(logits, targets)
+        return exit_cross_entropy(logits, labels)
     logits = logits.float()
     if loss == "margin":
-        return margin(logits, labels) if targets is None else -margin(logits, targets)
-    if loss == "logit":
-        return -_class_logits(logits, labels) if targets is None else _class_logits(logits, targets)
+        return margin(logits, labels)
     if loss == "dlr":
-        return _dlr(logits, labels, targets)
-    if loss != "uniform":
-        raise UsageError(f"unknown loss '{loss}': choose from {', '.join(LOSSES)}")
-    if targets is not None:
-        raise UsageError("the loss 'uniform' has no target class: choose ce, margin, dlr or logit")
-    return logits.log_softmax(dim=-1).mean(dim=-1)
+        if logits.shape[-1] < 3:
+            raise UsageError(f"the loss 'dlr' needs 3 classes, found {logits.shape[-1]}: choose margin")
+        top = logits.topk(3, dim=-1).values
+        return margin(logits, labels) / (top[..., 0] - top[..., 2] + 1e-12)
+    if loss == "logit":
+        return -_class_logits(logits, labels)
+    if loss == "uniform":
+        return logits.log_softmax(dim=-1).mean(dim=-1)
+    raise UsageError(f"unknown loss '{loss}': choose from {', '.join(LOSSES)}")
 
 
 def exit_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -91,21 +80,6 @@ def margin(logits: Tensor, classes: Tensor) -> Tensor:
     index = classes.expand(len(logits), -1).unsqueeze(-1)
     others = logits.scatter(-1, index, -math.inf)
     return others.amax(dim=-1) - _class_logits(logits, classes)
-
-
-def _dlr(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
-    needed = 3 if targets is None else 4
-    if logits.shape[-1] < needed:
-        raise UsageError(
-            f"this form of the loss 'dlr' needs {needed} classes, found {logits.shape[-1]}: choose margin"
-        )
-    top = logits.topk(needed, dim=-1).values
-    if targets is None:
-        gap, scale = margin(logits, labels), top[..., 0] - top[..., 2]
-    else:
-        gap = _class_logits(logits, targets) - _class_logits(logits, labels)
-        scale = top[..., 0] - (top[..., 2] + top[..., 3]) / 2
-    return gap / (scale + 1e-12)
 
 
 def _class_logits(logits: Tensor, classes: Tensor) -> Tensor:

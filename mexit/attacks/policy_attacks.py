@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mexit.attacks.losses import margin
-from mexit.attacks.multi_exit_attack import frozen, start_noise
-from mexit.attacks.pgd import PGDConfig, pgd
+from mexit.attacks.pgd import PGDConfig, frozen, pgd, start_noise
 from mexit.attacks.rng import CounterRNG
 from mexit.attacks.soft_policy import Decision, SoftPolicy, decide, numpy_logits
 from mexit.models.multi_exit import MultiExit

@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 
 from mexit.attacks.losses import exit_cross_entropy
-from mexit.attacks.multi_exit_attack import Autocast, frozen
-from mexit.attacks.pgd import GradientTransform, LossFn, PGDConfig, pgd
+from mexit.attacks.pgd import Autocast, GradientTransform, LossFn, PGDConfig, frozen, pgd
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
@@ -51,7 +50,7 @@ class ParticleConfig:
         repulsion_weight: svgd: weight of the repulsion. At 1 the attack falls behind FGSM, because half of every step
             serves the distance. 0 without `mix_gradients` gives n independent attacks.
         spread_weight: spread: weight of the squared distance of the logits from their mean.
-        train_mode: see `multi_exit_attack.Attack`.
+        train_mode: see `pgd.Attack`.
     """
 
     count: int

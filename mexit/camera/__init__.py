@@ -4,7 +4,7 @@
     readers         reads images and video files, frame by frame
     live_stream            reads cameras and streams, and reconnects
     latest_frame    reader thread with a one-slot buffer that keeps the newest frame
-    pipeline        `watch`: runs frames through a runtime
+    pipeline        `classify_frames`: classifies the frames of a source with a runtime
     sinks, video_writer, overlay    JSON lines and annotated video
 
 PyAV and Pillow are optional; they are imported when a source is opened.

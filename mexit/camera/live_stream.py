@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mexit.camera.frame import Counters, Frame, OnEvent
@@ -91,41 +91,30 @@ class DecoderLag:
         self._state, self._since_s, self._idle_s = state, now_s, 0.0
 
 
+@dataclass
 class LiveReader:
-    """The frames of one live source, across connections."""
+    """The frames of one live source, across connections.
 
-    def __init__(
-        self,
-        source: Source,
-        settings: LiveSettings,
-        counters: Counters,
-        stop: threading.Event,
-        on_event: OnEvent,
-        *,
-        catch_up: bool,
-        decode: Decode = decode_packet,
-    ) -> None:
-        """Connect to nothing yet.
+    Attributes:
+        source: camera or stream.
+        settings: time-outs and delays.
+        counters: updated for every frame.
+        stop: ends the reader at the next frame, and any delay at once.
+        on_event: called with a message when the stream is lost and when it is back.
+        catch_up: skip frames when decoding is slower than the camera.
+        decode: decodes a packet.
+    """
 
-        Args:
-            source: camera or stream.
-            settings: time-outs and delays.
-            counters: updated for every frame.
-            stop: ends the reader at the next frame, and any delay at once.
-            on_event: called with a message when the stream is lost and when it is back.
-            catch_up: skip frames when decoding is slower than the camera.
-            decode: decodes a packet.
-        """
-        self._source = source
-        self._settings = settings
-        self._counters = counters
-        self._stop = stop
-        self._on_event = on_event
-        self._catch_up = catch_up
-        self._decode = decode
-        self._failures = 0
-        self._was_connected = False
-        self._last_frame_s = time.monotonic()
+    source: Source
+    settings: LiveSettings
+    counters: Counters
+    stop: threading.Event
+    on_event: OnEvent
+    catch_up: bool
+    decode: Decode = decode_packet
+    _failures: int = field(default=0, init=False)
+    _was_connected: bool = field(default=False, init=False)
+    _last_frame_s: float = field(default_factory=time.monotonic, init=False)
 
     def frames(self) -> Generator[Frame, None, None]:
         """Yield frames until `stop` is set.
@@ -135,7 +124,7 @@ class LiveReader:
             BadInput: the source has no video stream.
         """
         av = import_av()
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             try:
                 yield from self._read_connection()
                 cause = "the stream ended"
@@ -149,49 +138,49 @@ class LiveReader:
                 # PyAV enforces time-outs by interrupting FFmpeg, which reports only the interruption.
                 cause = "timed out" if isinstance(error, av.ExitError) else ffmpeg_message(error)
                 if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
-                    raise MexitError(f"{self._source.name}: {cause}: check the user and the password") from None
-            if not self._stop.is_set():
+                    raise MexitError(f"{self.source.name}: {cause}: check the user and the password") from None
+            if not self.stop.is_set():
                 self._delay(cause)
 
     def _read_connection(self) -> Iterator[Frame]:
-        with closing(_open(self._source, self._settings)) as container:
+        with closing(_open(self.source, self.settings)) as container:
             first_s: float | None = None
-            for frame in self._read_packets(container, video_stream(container, self._source.name)):
+            for frame in self._read_packets(container, video_stream(container, self.source.name)):
                 if first_s is None:
                     first_s = frame.captured_s
                     self._report_connection()
                 self._last_frame_s = frame.captured_s
-                if frame.captured_s - first_s >= self._settings.healthy_s:
+                if frame.captured_s - first_s >= self.settings.healthy_s:
                     self._failures = 0
                 yield frame
 
     def _read_packets(self, container: Any, stream: Any) -> Iterator[Frame]:
-        lag = DecoderLag(self._settings.behind_s) if self._catch_up else None
+        lag = DecoderLag(self.settings.behind_s) if self.catch_up else None
         requested_s = last_frame_s = time.monotonic()
         for packet in container.demux(stream):
-            if self._stop.is_set():
+            if self.stop.is_set():
                 return
             arrived_s = time.monotonic()
             if lag is not None and packet.size and lag.skips(requested_s, arrived_s, packet.is_keyframe):
-                self._counters.arrived += 1
-                self._counters.skipped += 1
+                self.counters.arrived += 1
+                self.counters.skipped += 1
             else:
-                for frame in self._decode(packet, self._source.name, self._counters, arrived_s):
+                for frame in self.decode(packet, self.source.name, self.counters, arrived_s):
                     last_frame_s = arrived_s
                     yield frame
-            if arrived_s - last_frame_s > self._settings.picture_timeout_s:
-                raise _StreamDead(f"no picture for {self._settings.picture_timeout_s:g} s")
+            if arrived_s - last_frame_s > self.settings.picture_timeout_s:
+                raise _StreamDead(f"no picture for {self.settings.picture_timeout_s:g} s")
             requested_s = time.monotonic()
 
     def _report_connection(self) -> None:
         if self._was_connected:
-            self._counters.reconnects += 1
-            self._on_event(f"{self._source.name}: back after {time.monotonic() - self._last_frame_s:.1f} s")
+            self.counters.reconnects += 1
+            self.on_event(f"{self.source.name}: back after {time.monotonic() - self._last_frame_s:.1f} s")
         self._was_connected = True
 
     def _delay(self, cause: str) -> None:
         """Wait before the next attempt. Raises `MexitError` if there is none."""
-        settings, name = self._settings, self._source.name
+        settings, name = self.settings, self.source.name
         self._failures += 1
         if not self._was_connected and self._failures >= settings.connect_attempts:
             raise MexitError(
@@ -204,8 +193,8 @@ class LiveReader:
         delay_s = min(settings.longest_delay_s, settings.first_delay_s * 2 ** min(self._failures - 1, 30))
         delay_s *= random.uniform(0.5, 1.0)
         state = "lost" if self._was_connected else f"no connection yet, attempt {self._failures}"
-        self._on_event(f"{name}: {state} ({cause}); trying again in {delay_s:.1f} s")
-        self._stop.wait(delay_s)
+        self.on_event(f"{name}: {state} ({cause}); trying again in {delay_s:.1f} s")
+        self.stop.wait(delay_s)
 
 
 class _StreamDead(Exception):

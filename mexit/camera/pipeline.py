@@ -1,4 +1,4 @@
-"""`watch`: run the frames of a source through a runtime.
+"""Classify the frames of a source with a runtime.
 
 Files are read frame by frame, in order. Of live sources the newest frame is read, so that answers stay recent
 however slow the network is. Every answer carries the number of frames dropped so far.
@@ -64,7 +64,7 @@ class CameraPrediction(Prediction):
 AnsweredFrame = tuple[RGB, CameraPrediction]
 
 
-def watch(
+def classify_frames(
     runtime: Callable[..., list[Prediction]],
     source: str,
     *,
@@ -113,10 +113,10 @@ def watch(
     )
     wait_ms = None if every_frame else 0.0
     classify = partial(runtime, **options, client=f"camera {parsed.name}", wait_ms=wait_ms)
-    return _classify_frames(reader, classify)
+    return _answer_frames(reader, classify)
 
 
-def _classify_frames(
+def _answer_frames(
     reader: _Reader, classify: Callable[[Any], list[Prediction]]
 ) -> Generator[AnsweredFrame, None, None]:
     counters, answered, last_error = reader.counters, 0, ""

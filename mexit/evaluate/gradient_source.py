@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mexit.attacks.multi_exit_attack import Attack, craft
+from mexit.attacks.pgd import Attack, craft
 from mexit.attacks.rng import CounterRNG
 from mexit.core.atomic_io import sha256_file
 from mexit.core.bundle import Bundle

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mexit.attacks.losses import exit_cross_entropy
-from mexit.attacks.multi_exit_attack import frozen
+from mexit.attacks.pgd import frozen
 from mexit.evaluate.gradient_source import Labels
 from mexit.evaluate.results import NOISE, AttackResults, correct_at, robust_under, worst_per_exit
 from mexit.evaluate.suites import LARGE_EPS, AttackContext, single_attacks

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from mexit.attacks.autoattack import AutoAttackConfig, ExitClassifier, auto_attack
 from mexit.attacks.black_box import Classifier, rays, square
-from mexit.attacks.multi_exit_attack import Attack, craft, craft_each_exit, keep_worst, random_noise
-from mexit.attacks.pgd import PGDConfig
+from mexit.attacks.pgd import Attack, PGDConfig, craft, craft_each_exit, keep_worst, random_noise
 from mexit.attacks.policy_attacks import AttackSearch, AttackTarget, route_attack, soft_attack
 from mexit.attacks.rng import CounterRNG
 from mexit.attacks.slowdown import SLOWDOWNS, slowdown_attack

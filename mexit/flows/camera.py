@@ -103,7 +103,7 @@ def run_camera(
 
     Raises:
         UsageError: an invalid source, limit or output.
-        MexitError: an error of `Runtime.open`, `camera.pipeline.watch` or a sink.
+        MexitError: an error of `Runtime.open`, `camera.pipeline.classify_frames` or a sink.
     """
     parsed = parse_source(source)
     _check_options(parsed, options)
@@ -134,7 +134,7 @@ def run_camera(
             counters=counters,
         )
         stack.enter_context(closing(answers))
-        for answered, (frame, result) in enumerate(answers, start=1):
+        for count, (frame, result) in enumerate(answers, start=1):
             stats.add([result.exit], [result.age_ms], result.macs)
             start_s = result.captured_s if start_s is None else start_s
             seconds = result.captured_s + result.age_ms / 1e3 - start_s
@@ -142,7 +142,7 @@ def run_camera(
                 sink.write(frame, result)
             if on_result is not None:
                 on_result(result)
-            if answered == options.limit or stop.requested:
+            if count == options.limit or stop.requested:
                 break
     return _report(parsed.name, stats, counters, seconds, tuple(filter(None, outputs)), stop.number)
 

@@ -24,7 +24,7 @@ from mexit.evaluate.config import EvaluateOptions
 
 with requires_extra("train", "Evaluating a network"):
     from mexit.attacks.autoattack import import_pyautoattack
-    from mexit.attacks.multi_exit_attack import Attack
+    from mexit.attacks.pgd import Attack
     from mexit.evaluate import sanity_checks, suites
     from mexit.evaluate.model_card import model_card
     from mexit.evaluate.results import AttackResults, budget_rows, curve_rows, exit_rows, transfer_matrix

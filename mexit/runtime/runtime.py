@@ -348,15 +348,15 @@ class Runtime:
 
         Args:
             source: see `mexit.camera.parse_source`.
-            options: those of `mexit.camera.pipeline.watch`.
+            options: those of `mexit.camera.pipeline.classify_frames`.
 
         Yields:
             A frame, uint8 RGB (H, W, 3), and its `mexit.camera.pipeline.CameraPrediction`.
         """
         # Imported here because it loads sockets and threads, a tenth of the time that mexit takes to start.
-        from mexit.camera.pipeline import watch
+        from mexit.camera.pipeline import classify_frames
 
-        return watch(self, source, **options)
+        return classify_frames(self, source, **options)
 
     def policy(self, budget: str | Budget | None = None) -> Policy:
         """The policy that a budget selects; default `runtime.budget`."""

@@ -123,18 +123,18 @@ class Service:
         header_length = oip.parse_header_length(header_lengths, len(body))
         parsed = oip.parse_request(body, header_length, self.runtime.bundle.manifest.input, self.limits)
         parsed_ns = time.perf_counter_ns()
-        call = yield from self._answer(parsed.tensor, parsed.options, request, start_ns)
+        inference = yield from self._answer(parsed.tensor, parsed.options, request, start_ns)
         answered_ns = time.perf_counter_ns()
-        response = oip.write_response(parsed, call.predictions, self.runtime.bundle.manifest.name)
+        response = oip.write_response(parsed, inference.predictions, self.runtime.bundle.manifest.name)
         written_ns = time.perf_counter_ns()
-        token_wait_ns = round(call.waited_s * 1e9)
+        token_wait_ns = round(inference.waited_s * 1e9)
         timings = Timings(
             queue=start_ns - request.arrival_ns + token_wait_ns,
             parse=parsed_ns - start_ns,
             infer=answered_ns - parsed_ns - token_wait_ns,
             write=written_ns - answered_ns,
         )
-        self.metrics.statistics.record_success(len(call.predictions), timings)
+        self.metrics.statistics.record_success(len(inference.predictions), timings)
         return response
 
     def classify(self, request: IncomingRequest, options: RequestOptions) -> Job[Prediction]:
@@ -144,8 +144,8 @@ class Service:
         body = decompress(request.body, request.encoding, self.limits.body_bytes)
         if not body:
             raise BadInput("the body is empty: send the bytes of an image (curl --data-binary @image.png)")
-        call = yield from self._answer(self.runtime.prepare(body), options, request, start_ns)
-        return call.predictions[0]
+        inference = yield from self._answer(self.runtime.prepare(body), options, request, start_ns)
+        return inference.predictions[0]
 
     def _answer(
         self, tensor: NDArray[np.float32], options: RequestOptions, request: IncomingRequest, start_ns: int
@@ -166,13 +166,13 @@ class Service:
             "wait_ms": self.limits.token_wait_s * 1e3 if deadline_ms is None else None,
             "queued_s": (start_ns - request.arrival_ns) / 1e9,
         }
-        call = self.runtime.begin(tensor, **options)
-        while not call.done:
-            if call.acquire_tokens() > 0:
-                yield call.acquire_tokens
+        inference = self.runtime.begin(tensor, **options)
+        while not inference.done:
+            if inference.acquire_tokens() > 0:
+                yield inference.acquire_tokens
             if self._batcher is not None:
-                yield (outcome := self._batcher.submit(call))
+                yield (outcome := self._batcher.submit(inference))
                 outcome.result()
             else:
-                self.metrics.count_predictions(self.runtime.run(call))
-        return call
+                self.metrics.count_predictions(self.runtime.run(inference))
+        return inference

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mexit.attacks.multi_exit_attack import Attack
-from mexit.attacks.pgd import PGDConfig
+from mexit.attacks.pgd import Attack, PGDConfig
 from mexit.core.schema import decode
 from mexit.errors import UsageError
 from mexit.train.augment import AUGMENTS

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from mexit.models.msdnet import make_gradients_contiguous
 from mexit.models.multi_exit import MultiExit
-from mexit.train.contiguous_concat import make_gradients_contiguous
 
 
 @dataclass(frozen=True)

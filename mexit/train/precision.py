@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mexit.core.resource_limits import cpu_info, read_limits
 from mexit.errors import UsageError
+from mexit.models.msdnet import make_gradients_contiguous
 from mexit.models.multi_exit import MultiExit
-from mexit.train.contiguous_concat import make_gradients_contiguous
 from mexit.train.fused_eval_copy import FusedEvalCopy
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import Attack
+from mexit.attacks.pgd import Attack
 from mexit.attacks.rng import CounterRNG
 from mexit.data.dataset import DataSet, split_batches
 from mexit.data.splits import Splits

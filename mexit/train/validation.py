@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mexit.attacks.multi_exit_attack import Attack, craft
+from mexit.attacks.pgd import Attack, craft
 from mexit.attacks.rng import CounterRNG
 from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet, split_batches

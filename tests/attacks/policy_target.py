@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import random_noise
-from mexit.attacks.pgd import PGDConfig
+from mexit.attacks.pgd import PGDConfig, random_noise
 from mexit.attacks.policy_attacks import AttackTarget
 from mexit.attacks.rng import CounterRNG
 from mexit.attacks.soft_policy import SoftPolicy

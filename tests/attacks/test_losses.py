@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from mexit.attacks.losses import LOSSES, exit_cross_entropy, exit_loss, margin, sample_loss
-from mexit.attacks.multi_exit_attack import Attack, craft, craft_each_exit, keep_worst
-from mexit.attacks.pgd import PGDConfig
+from mexit.attacks.pgd import Attack, PGDConfig, craft, craft_each_exit, keep_worst
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
 from mexit.models import MultiExit, build_model
@@ -31,11 +30,6 @@ def labels() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def targets(labels: Tensor) -> Tensor:
-    return (labels + 1 + torch.arange(B) % (C - 1)) % C
-
-
-@pytest.fixture(scope="module")
 def confident(batch) -> MultiExit:
     """A network that is trained on the images and confident on them."""
     torch.manual_seed(0)
@@ -48,10 +42,10 @@ def confident(batch) -> MultiExit:
     return model.eval()
 
 
-def attacked(model, batch, attack: Attack, targets: Tensor | None = None) -> Tensor:
+def attacked(model, batch, attack: Attack) -> Tensor:
     """The logits of the attacked images, (E, B, C)."""
     images, labels, index = batch
-    images_attacked = craft(model, images, labels, attack, rng=CounterRNG(0, 0), index=index, targets=targets)
+    images_attacked = craft(model, images, labels, attack, rng=CounterRNG(0, 0), index=index)
     assert (images_attacked - images).abs().max() <= attack.pgd.eps + 1e-6
     assert images_attacked.min() >= 0
     assert images_attacked.max() <= 1
@@ -72,17 +66,11 @@ def test_the_loss_of_a_sample_is_the_mean_over_exits(loss, logits, labels) -> No
 
 def test_every_loss_by_hand_for_one_sample() -> None:
     z = torch.tensor([[[2.0, 5.0, 1.0, 0.5]]])
-    y, t = torch.tensor([0]), torch.tensor([2])
+    y = torch.tensor([0])
     total = torch.tensor([2.0, 5.0, 1.0, 0.5]).exp().sum().log().item()
-    expected = {
-        "ce": (total - 2, 1 - total),
-        "margin": (5 - 2, 1 - 5),
-        "dlr": ((5 - 2) / (5 - 1), (1 - 2) / (5 - (1 + 0.5) / 2)),
-        "logit": (-2, 1),
-    }
-    for loss, (away, towards) in expected.items():
-        assert exit_loss(loss, z, y).item() == pytest.approx(away, abs=1e-5), loss
-        assert exit_loss(loss, z, y, t).item() == pytest.approx(towards, abs=1e-5), loss
+    expected = {"ce": total - 2, "margin": 5 - 2, "dlr": (5 - 2) / (5 - 1), "logit": -2}
+    for loss, value in expected.items():
+        assert exit_loss(loss, z, y).item() == pytest.approx(value, abs=1e-5), loss
     assert exit_loss("uniform", z, y).item() == pytest.approx(8.5 / 4 - total, abs=1e-5)
 
 
@@ -94,20 +82,12 @@ def test_margin_and_dlr_are_above_zero_exactly_where_the_answer_is_wrong(logits,
     torch.testing.assert_close(margin(logits, labels), exit_loss("margin", logits, labels))
 
 
-def test_targeted_margin_is_above_zero_exactly_where_the_answer_is_the_target(logits, labels, targets) -> None:
-    hit = logits.argmax(dim=-1) == targets
-    assert hit.any()
-    assert torch.equal(exit_loss("margin", logits, labels, targets) > 0, hit)
-
-
-@pytest.mark.parametrize("targeted", [False, True])
-def test_dlr_is_invariant_to_shift_and_scale_and_the_others_are_not(logits, labels, targets, targeted) -> None:
-    target = targets if targeted else None
-    before = exit_loss("dlr", logits, labels, target)
-    torch.testing.assert_close(exit_loss("dlr", 7 * logits + 3, labels, target), before, atol=1e-4, rtol=1e-4)
+def test_dlr_is_invariant_to_shift_and_scale_and_the_others_are_not(logits, labels) -> None:
+    before = exit_loss("dlr", logits, labels)
+    torch.testing.assert_close(exit_loss("dlr", 7 * logits + 3, labels), before, atol=1e-4, rtol=1e-4)
     for loss in ("ce", "margin", "logit"):
-        scaled = exit_loss(loss, 7 * logits, labels, target)
-        assert not torch.allclose(scaled, exit_loss(loss, logits, labels, target), atol=0.1)
+        scaled = exit_loss(loss, 7 * logits, labels)
+        assert not torch.allclose(scaled, exit_loss(loss, logits, labels), atol=0.1)
 
 
 def test_dlr_of_a_correct_prediction_lies_between_minus_one_and_zero(logits, labels) -> None:
@@ -122,16 +102,13 @@ def test_uniform_is_largest_at_equal_logits(logits, labels) -> None:
     assert (exit_loss("uniform", logits, labels) < flat).all()
 
 
-def test_unsupported_losses_classes_and_targets_are_refused(logits, labels, targets) -> None:
+def test_unsupported_losses_and_classes_are_refused(logits, labels) -> None:
     with pytest.raises(UsageError, match="choose from ce, margin"):
         exit_loss("cw", logits, labels)
     with pytest.raises(UsageError, match="choose from ce, margin"):
         Attack("average", PGDConfig(EPS, EPS, 1), loss="cw")
-    with pytest.raises(UsageError, match="no target class"):
-        exit_loss("uniform", logits, labels, targets)
-    for classes, target in ((2, None), (3, labels % 2)):
-        with pytest.raises(UsageError, match=f"needs {classes + 1} classes, found {classes}: choose margin"):
-            exit_loss("dlr", logits[..., :classes], labels % 2, target)
+    with pytest.raises(UsageError, match="needs 3 classes, found 2: choose margin"):
+        exit_loss("dlr", logits[..., :2], labels % 2)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -146,20 +123,6 @@ def test_an_attack_raises_its_loss(confident, batch, loss, target_exits) -> None
         before = attacked_loss(confident(images))
     after = attacked_loss(attacked(confident, batch, Attack(target_exits, PGDConfig(EPS, EPS / 4, 6), loss=loss)))
     assert (after > before).float().mean() > 0.9  # some losses are 0 in float32, without a gradient
-
-
-@pytest.mark.parametrize("loss", ["ce", "margin", "dlr", "logit"])
-def test_a_targeted_attack_raises_the_targets_logit_over_the_labels(model, batch, loss) -> None:
-    images, labels, _ = batch
-    targets = (labels + 3) % 10
-    with torch.no_grad():
-        before = model.eval()(images)
-    after = attacked(model, batch, Attack("average", PGDConfig(EPS, EPS / 4, 6), loss=loss), targets)
-    rows = torch.arange(len(labels))
-    gap = [(logits[:, rows, targets] - logits[:, rows, labels]).mean(dim=0) for logits in (before, after)]
-    assert (gap[1] > gap[0]).float().mean() > 0.95
-    untargeted = attacked(model, batch, Attack("average", PGDConfig(EPS, EPS / 4, 6), loss=loss))
-    assert exit_cross_entropy(after, targets).mean() < exit_cross_entropy(untargeted, targets).mean()
 
 
 def test_the_slowdown_loss_makes_early_exits_uniform_and_spares_the_last(confident, batch) -> None:

@@ -7,16 +7,20 @@ import torch
 from torch import Tensor
 
 from mexit.attacks.losses import exit_cross_entropy, sample_loss
-from mexit.attacks.multi_exit_attack import (
+from mexit.attacks.pgd import (
+    NORMS,
+    RULES,
     TARGET_EXITS,
     Attack,
+    PGDConfig,
     craft,
     craft_each_exit,
     keep_worst,
+    pgd,
     random_noise,
+    random_start,
     start_noise,
 )
-from mexit.attacks.pgd import NORMS, RULES, PGDConfig, pgd, random_start
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
 from mexit.models import MultiExit

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mexit.attacks.losses import exit_cross_entropy
-from mexit.attacks.multi_exit_attack import Attack, craft
-from mexit.attacks.pgd import PGDConfig, pgd
+from mexit.attacks.pgd import Attack, PGDConfig, craft, pgd
 from mexit.attacks.rng import CounterRNG
 from mexit.attacks.svgd import DIVERSITIES, ParticleConfig, craft_particles, median_bandwidth, stein_direction
 from mexit.data import digits, splits

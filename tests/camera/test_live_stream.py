@@ -22,7 +22,7 @@ from mexit.camera.frame import Counters, Frame
 from mexit.camera.latest_frame import read_in_thread
 from mexit.camera.live_stream import Decode, DecoderLag, LiveReader, LiveSettings, stream_options
 from mexit.camera.parse_source import Source
-from mexit.camera.pipeline import CameraPrediction, watch
+from mexit.camera.pipeline import CameraPrediction, classify_frames
 from mexit.camera.readers import decode_packet
 from mexit.errors import BadInput, MexitError
 from mexit.flows.camera import CameraOptions, run_camera
@@ -56,7 +56,7 @@ def test_the_newest_frame_of_a_fast_stream(kind: type, chunks: list[bytes]) -> N
     lags, results = [], []
     counters = Counters()
     with kind(chunks, FPS) as sender:
-        answers = watch(slow_runtime(0.1), sender.address, live=IMPATIENT, counters=counters)
+        answers = classify_frames(slow_runtime(0.1), sender.address, live=IMPATIENT, counters=counters)
         for _, result in answers:
             assert result.time_s is not None
             lags.append(len(sender.sent) - 1 - round(result.time_s * FPS))
@@ -74,7 +74,7 @@ def test_the_newest_frame_of_a_fast_stream(kind: type, chunks: list[bytes]) -> N
 
 def test_every_frame_of_a_live_stream_on_request(chunks: list[bytes]) -> None:
     with TcpCamera(chunks, FPS, lives=[60]) as sender:
-        answers = watch(slow_runtime(0.02), sender.address, every_frame=True, live=IMPATIENT)
+        answers = classify_frames(slow_runtime(0.02), sender.address, every_frame=True, live=IMPATIENT)
         results = [result for (_, result), _ in zip(answers, range(60), strict=False)]
         answers.close()
     assert [result.frame_index for result in results] == list(range(60))
@@ -88,7 +88,7 @@ def test_a_reconnect(chunks: list[bytes], stall: bool) -> None:
     counters = Counters()
     results: list[CameraPrediction] = []
     with TcpCamera(chunks, FPS, lives=[50, 400], stall=stall) as sender:
-        answers = watch(
+        answers = classify_frames(
             slow_runtime(0.01), sender.address, live=IMPATIENT, counters=counters, on_event=events.append
         )
         for _, result in answers:
@@ -111,7 +111,7 @@ def test_delays_between_attempts_are_bounded(chunks: list[bytes]) -> None:
     events: list[str] = []
     sender = TcpCamera(chunks, FPS, lives=[30])
     with sender:
-        answers = watch(slow_runtime(), sender.address, live=settings, on_event=events.append)
+        answers = classify_frames(slow_runtime(), sender.address, live=settings, on_event=events.append)
         next(answers)
         sender.over.set()
         sender.unblock()  # the camera is switched off
@@ -126,7 +126,9 @@ def test_a_camera_that_is_off() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     events: list[str] = []
-    answers = watch(slow_runtime(), f"rtsp://me:geheim@127.0.0.1:{port}/x", live=IMPATIENT, on_event=events.append)
+    answers = classify_frames(
+        slow_runtime(), f"rtsp://me:geheim@127.0.0.1:{port}/x", live=IMPATIENT, on_event=events.append
+    )
     with pytest.raises(MexitError) as error:
         next(answers)
     assert f"rtsp://127.0.0.1:{port}/x: no connection after 3 attempts (Connection refused)" in str(error.value)
@@ -141,7 +143,7 @@ def test_a_silent_camera_times_out() -> None:
         socket.create_server(("127.0.0.1", 0)) as server,
         pytest.raises(MexitError, match=r"no connection after 2 attempts \(timed out\)"),
     ):
-        list(watch(slow_runtime(), f"tcp://127.0.0.1:{server.getsockname()[1]}", live=settings))
+        list(classify_frames(slow_runtime(), f"tcp://127.0.0.1:{server.getsockname()[1]}", live=settings))
 
 
 def test_audio_alone_is_refused() -> None:
@@ -154,7 +156,7 @@ def test_audio_alone_is_refused() -> None:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with TcpCamera([buffer.getvalue()], FPS) as sender, pytest.raises(BadInput, match="holds no video stream"):
-        list(watch(slow_runtime(), sender.address, live=IMPATIENT))
+        list(classify_frames(slow_runtime(), sender.address, live=IMPATIENT))
 
 
 def live_frames(address: str, settings: LiveSettings, counters: Counters, decode: Decode) -> Iterator[Frame]:
@@ -175,7 +177,7 @@ def test_a_stream_without_a_decodable_frame_is_given_up(chunks: list[bytes]) -> 
 
 def test_closing_closes_the_connection(chunks: list[bytes]) -> None:
     with TcpCamera(chunks, FPS) as sender:
-        answers = watch(slow_runtime(), sender.address, live=IMPATIENT)
+        answers = classify_frames(slow_runtime(), sender.address, live=IMPATIENT)
         next(answers)
         answers.close()
         assert not any(thread.name == "mexit-camera" for thread in threading.enumerate())
@@ -188,7 +190,7 @@ def test_a_stop_request_ends_the_delay_before_an_attempt() -> None:
         port = server.getsockname()[1]
     start_s = time.monotonic()
     patient = LiveSettings(first_delay_s=300, longest_delay_s=300)
-    answers = watch(
+    answers = classify_frames(
         slow_runtime(), f"tcp://127.0.0.1:{port}", live=patient, stopped=lambda: time.monotonic() - start_s > 0.3
     )
     assert list(answers) == []
@@ -289,7 +291,7 @@ def test_a_wrong_password_is_not_tried_again(
     with RtspCamera(units, FPS, "admin:right") as sender:
         address = f"rtsp://admin:geheim@127.0.0.1:{sender.port}/live"
         with pytest.raises(MexitError, match=r"401 Unauthorized .*: check the user and the password") as error:
-            list(watch(slow_runtime(), address, live=IMPATIENT))
+            list(classify_frames(slow_runtime(), address, live=IMPATIENT))
         assert sender.refused == 2  # without a password, and with the wrong one
     output = "".join(capfd.readouterr()) + caplog.text + repr(error.value)
     assert "geheim" not in output
@@ -299,7 +301,7 @@ def test_a_wrong_password_is_not_tried_again(
 
 def test_losses_are_logged_by_default(chunks: list[bytes], caplog: pytest.LogCaptureFixture) -> None:
     with TcpCamera(chunks, FPS, lives=[20, 400]) as sender:
-        answers = watch(slow_runtime(), sender.address, live=IMPATIENT)
+        answers = classify_frames(slow_runtime(), sender.address, live=IMPATIENT)
         for _, result in answers:
             if result.frame_index > 40:
                 break

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mexit.camera.frame import Counters
-from mexit.camera.pipeline import watch
+from mexit.camera.pipeline import classify_frames
 from mexit.errors import BadInput, Damaged, MexitError, MissingExtra, NotFound
 from mexit.flows.camera import CameraOptions, run_camera
 from mexit.runtime import Runtime
@@ -65,7 +65,7 @@ def test_images_of_a_folder_are_answered_like_their_files(
     for i, image in enumerate(test_digits[0][:12]):
         Image.fromarray(image).resize((33, 21), Image.Resampling.BICUBIC).save(folder / f"digit{i}.png")
     runtime = Runtime.open(digits_bundle, budget="full")
-    for i, (frame, result) in enumerate(watch(runtime, str(folder))):
+    for i, (frame, result) in enumerate(classify_frames(runtime, str(folder))):
         content = (folder / f"digit{i}.png").read_bytes()
         np.testing.assert_array_equal(result.probabilities, runtime(content)[0].probabilities)
         assert (result.source, result.frame_index) == (str(folder / f"digit{i}.png"), i)
@@ -78,7 +78,7 @@ def test_images_of_a_folder_are_answered_like_their_files(
 def test_a_glob_mixes_images_and_videos(tmp_path: Path) -> None:
     write_images(tmp_path, ["a1.png", "a3.png"])
     write_video(tmp_path / "a2.mp4", grey_frames(3), [0.0, 0.1, 0.2])
-    results = [result for _, result in watch(slow_runtime(), f"{tmp_path}/a*")]
+    results = [result for _, result in classify_frames(slow_runtime(), f"{tmp_path}/a*")]
     assert [Path(result.source).name for result in results] == ["a1.png", "a2.mp4", "a2.mp4", "a2.mp4", "a3.png"]
     assert [result.frame_index for result in results] == [0, 1, 2, 3, 4]
     assert [result.time_s for result in results] == [None, 0.0, 0.1, 0.2, None]
@@ -90,7 +90,7 @@ def test_a_glob_skips_an_unreadable_file(tmp_path: Path) -> None:
     (tmp_path / "2.mp4").write_text("no video")
     events: list[str] = []
     counters = Counters()
-    answers = watch(slow_runtime(), f"{tmp_path}/*.mp4", on_event=events.append, counters=counters)
+    answers = classify_frames(slow_runtime(), f"{tmp_path}/*.mp4", on_event=events.append, counters=counters)
     assert [result.frame_index for _, result in answers] == [0, 1, 3, 4]
     assert counters.undecodable == 1
     assert "2.mp4 is no video" in events[0]
@@ -101,7 +101,7 @@ def test_a_glob_skips_a_file_that_is_removed_while_others_are_read(tmp_path: Pat
         write_video(tmp_path / name, grey_frames(2), [0.0, 0.1])
     events: list[str] = []
     counters = Counters()
-    answers = watch(slow_runtime(), f"{tmp_path}/*.mp4", on_event=events.append, counters=counters)
+    answers = classify_frames(slow_runtime(), f"{tmp_path}/*.mp4", on_event=events.append, counters=counters)
     next(answers)
     (tmp_path / "2.mp4").unlink()
     assert [result.frame_index for _, result in answers] == [1, 3, 4]
@@ -126,14 +126,14 @@ def test_images_of_other_modes_are_shown_as_rgb(tmp_path: Path, mode: str, colou
         Image.fromarray(np.full((2, 3), colour, np.uint16)).save(tmp_path / "a.png")
     else:
         Image.new(mode, (3, 2), colour).save(tmp_path / "a.png")
-    [(frame, _)] = watch(slow_runtime(), str(tmp_path / "a.png"))
+    [(frame, _)] = classify_frames(slow_runtime(), str(tmp_path / "a.png"))
     assert frame.shape == (2, 3, 3)
     assert frame[0, 0].tolist() == ([0, 0, 0] if mode == "RGBA" else [200, 200, 200])
 
 
 def test_an_odd_sized_video(tmp_path: Path) -> None:
     video = write_video(tmp_path / "odd.mkv", grey_frames(4, (33, 47)), [0, 0.1, 0.2, 0.3], pix_fmt="yuv444p")
-    frames = [frame for frame, _ in watch(slow_runtime(), str(video))]
+    frames = [frame for frame, _ in classify_frames(slow_runtime(), str(video))]
     assert [frame.shape for frame in frames] == [(33, 47, 3)] * 4
     assert [round(float(frame.mean())) for frame in frames] == pytest.approx([0, 85, 170, 255], abs=3)
 
@@ -142,7 +142,7 @@ def test_audio_is_ignored(tmp_path: Path) -> None:
     video = write_video(tmp_path / "loud.mp4", grey_frames(10), [i / 10 for i in range(10)], audio=True)
     with av.open(str(video)) as container:
         assert container.streams.audio
-    assert [result.frame_index for _, result in watch(slow_runtime(), str(video))] == list(range(10))
+    assert [result.frame_index for _, result in classify_frames(slow_runtime(), str(video))] == list(range(10))
 
 
 @pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="needs PyAV 18 to write one")
@@ -150,7 +150,7 @@ def test_a_rotated_video_is_upright(tmp_path: Path) -> None:
     frame = np.zeros((64, 96, 3), np.uint8)
     frame[:16, -16:] = 255  # top right; a quarter turn counterclockwise brings it to the top left
     video = write_video(tmp_path / "phone.mp4", [frame] * 2, [0, 0.1], rotation=90)
-    upright = next(iter(watch(slow_runtime(), str(video))))[0]
+    upright = next(iter(classify_frames(slow_runtime(), str(video))))[0]
     assert upright.shape == (96, 64, 3)
     assert upright[4, 4].min() > 200
     assert upright[4, -4].max() < 50
@@ -167,7 +167,7 @@ def test_a_truncated_video(tmp_path: Path) -> None:
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
     events: list[str] = []
     counters = Counters()
-    answers = watch(slow_runtime(), str(video), on_event=events.append, counters=counters)
+    answers = classify_frames(slow_runtime(), str(video), on_event=events.append, counters=counters)
     results = [result for _, result in answers]
     assert 15 <= len(results) < 25
     assert [result.time_s for result in results] == pytest.approx(times[: len(results)])
@@ -209,7 +209,7 @@ def test_unreadable_files(tmp_path: Path, name: str) -> None:
         write_video(path, grey_frames(10), [i / 10 for i in range(10)])
         path.write_bytes(path.read_bytes()[:-400])  # the index of an mp4 is at its end
     with pytest.raises(Damaged, match=name):
-        list(watch(slow_runtime() if name != "text.png" else refuse, str(path)))
+        list(classify_frames(slow_runtime() if name != "text.png" else refuse, str(path)))
 
 
 def refuse(images: object, **_: object) -> list[object]:
@@ -225,7 +225,7 @@ def test_audio_alone_is_no_video(tmp_path: Path) -> None:
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with pytest.raises(BadInput, match=r"song.mp4 holds no video stream \(it holds audio\)"):
-        list(watch(slow_runtime(), str(path)))
+        list(classify_frames(slow_runtime(), str(path)))
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.m3u8"])
@@ -236,7 +236,7 @@ def test_a_playlist_does_not_reach_the_network(tmp_path: Path, name: str) -> Non
             f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1.0,\n{address}\n#EXT-X-ENDLIST\n"
         )
         with pytest.raises(MexitError):
-            list(watch(slow_runtime(), str(tmp_path / name)))
+            list(classify_frames(slow_runtime(), str(tmp_path / name)))
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -244,15 +244,15 @@ def test_a_playlist_does_not_reach_the_network(tmp_path: Path, name: str) -> Non
 
 def test_a_missing_source_is_refused_by_the_call() -> None:
     with pytest.raises(NotFound, match=r"nothing-here\.mp4 does not exist"):
-        watch(slow_runtime(), "nothing-here.mp4")
+        classify_frames(slow_runtime(), "nothing-here.mp4")
 
 
 def test_without_pyav(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     write_images(tmp_path, ["a.png"])
-    assert len(list(watch(slow_runtime(), str(tmp_path / "a.png")))) == 1  # images do not need it
+    assert len(list(classify_frames(slow_runtime(), str(tmp_path / "a.png")))) == 1  # images do not need it
     with pytest.raises(MissingExtra, match=r"package 'av': pip install 'mexit\[camera\]'"):
-        watch(slow_runtime(), "rtsp://camera/stream")
+        classify_frames(slow_runtime(), "rtsp://camera/stream")
 
 
 def test_a_file_in_real_time(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_file_in_real_time(tmp_path: Path) -> None:
     times = [i / 50 for i in range(50)]
     video = write_video(tmp_path / "a.mp4", grey_frames(50), times)
     counters = Counters()
-    answers = watch(slow_runtime(0.1), str(video), every_frame=False, counters=counters)
+    answers = classify_frames(slow_runtime(0.1), str(video), every_frame=False, counters=counters)
     results = [result for _, result in answers]
     assert [result.frame_index for result in results] == sorted({result.frame_index for result in results})
     assert len(results) + counters.dropped == 50
@@ -273,6 +273,6 @@ def test_a_file_in_real_time(tmp_path: Path) -> None:
 def test_stopped_ends_the_iteration(tmp_path: Path) -> None:
     write_images(tmp_path, [f"{i}.png" for i in range(5)])
     seen: list[int] = []
-    for _, result in watch(slow_runtime(), str(tmp_path), stopped=lambda: len(seen) == 2):
+    for _, result in classify_frames(slow_runtime(), str(tmp_path), stopped=lambda: len(seen) == 2):
         seen.append(result.frame_index)
     assert seen == [0, 1]

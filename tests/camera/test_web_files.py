@@ -14,7 +14,7 @@ import pytest
 from camera_media import grey_frames, slow_runtime, write_images, write_video
 
 from mexit.camera.live_stream import LiveSettings
-from mexit.camera.pipeline import watch
+from mexit.camera.pipeline import classify_frames
 from mexit.errors import Damaged, MexitError, NotFound
 
 AUTHORIZATION = "Basic " + base64.b64encode(b"me:ge heim").decode()
@@ -66,7 +66,7 @@ def test_an_image(web: str, tmp_path: Path) -> None:
         inputs.append(image)
         return slow_runtime()(image, **options)
 
-    [(frame, result)] = watch(runtime, f"{web}/a.png?size=full")  # type: ignore[arg-type]
+    [(frame, result)] = classify_frames(runtime, f"{web}/a.png?size=full")  # type: ignore[arg-type]
     assert inputs == [path.read_bytes()]
     assert frame.shape == (20, 30, 3)
     assert result.source == f"http://{web.partition('@')[2]}/a.png"
@@ -74,7 +74,7 @@ def test_an_image(web: str, tmp_path: Path) -> None:
 
 def test_a_video(web: str, tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", grey_frames(12), [0.1 + i / 10 for i in range(12)])
-    results = [result for _, result in watch(slow_runtime(0.01), f"{web}/a.mp4")]
+    results = [result for _, result in classify_frames(slow_runtime(0.01), f"{web}/a.mp4")]
     assert [result.frame_index for result in results] == list(range(12))
     np.testing.assert_allclose([result.time_s for result in results], [0.1 + i / 10 for i in range(12)], atol=1e-5)
 
@@ -82,7 +82,7 @@ def test_a_video(web: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gone.png", "gone.mp4"])
 def test_a_missing_file(web: str, name: str) -> None:
     with pytest.raises(NotFound, match=f"{name} does not exist") as error:
-        list(watch(slow_runtime(), f"{web}/{name}"))
+        list(classify_frames(slow_runtime(), f"{web}/{name}"))
     assert "ge%20heim" not in repr(error.value)
 
 
@@ -90,7 +90,7 @@ def test_a_missing_file(web: str, name: str) -> None:
 def test_a_wrong_password(web: str, name: str) -> None:
     address = f"{web.replace('ge%20heim', 'falsch')}/{name}"
     with pytest.raises(MexitError, match=r"Unauthorized") as error:
-        list(watch(slow_runtime(), address))
+        list(classify_frames(slow_runtime(), address))
     assert "falsch" not in repr(error.value)
 
 
@@ -98,14 +98,14 @@ def test_a_wrong_password(web: str, name: str) -> None:
 def test_a_server_that_is_off(name: str) -> None:
     quick = LiveSettings(read_timeout_s=1)
     with pytest.raises(MexitError, match=r"http://127\.0\.0\.1:9/.*: Connection refused") as error:
-        list(watch(slow_runtime(), f"http://me:geheim@127.0.0.1:9/{name}", live=quick))
+        list(classify_frames(slow_runtime(), f"http://me:geheim@127.0.0.1:9/{name}", live=quick))
     assert "geheim" not in repr(error.value)
 
 
 def test_a_text_is_no_video(web: str, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("a shopping list\n" * 100)
     with pytest.raises(Damaged, match="is no video"):
-        list(watch(slow_runtime(), f"{web}/a.mp4"))
+        list(classify_frames(slow_runtime(), f"{web}/a.mp4"))
 
 
 def test_a_server_that_does_not_speak_http() -> None:
@@ -121,5 +121,5 @@ def test_a_server_that_does_not_speak_http() -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(MexitError, match=f"http://{address}/a.png cannot be fetched: BadStatusLine"):
-            list(watch(slow_runtime(), f"http://{address}/a.png"))
+            list(classify_frames(slow_runtime(), f"http://{address}/a.png"))
         thread.join()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mexit.errors import UsageError
 from mexit.models.exit_costs import exit_costs
-from mexit.models.msdnet import MSDNetConfig, layer_shapes
+from mexit.models.msdnet import Growth, MSDNetConfig, layer_shapes, make_gradients_contiguous, unit
 from mexit.models.msdnet import build as build_msdnet
 from mexit.models.multi_exit import Normalise
 from mexit.models.registry import MSDNET_CIFAR10, MSDNET_CIFAR100, MSDNET_IMAGENET, build_model
@@ -25,14 +25,6 @@ TABLE = {
         MSDNetConfig(blocks=7, base=4, step=2), 100,
         [15.14, 25.51, 37.10, 46.33, 57.34, 66.96, 75.94], [0.434, 0.877, 1.275, 1.696, 2.178, 2.603, 3.068],
     ),
-    "cifar-100, 7 exits, lin_grow": (
-        MSDNetConfig(blocks=7, base=1, step=1, step_mode="lin_grow"), 100,
-        [6.86, 14.35, 27.29, 48.45, 76.43, 108.85, 137.28], [0.300, ..., 3.967],
-    ),
-    "cifar-100, 5 exits, lin_grow": (
-        MSDNetConfig(blocks=5, base=1, step=1, step_mode="lin_grow"), 100,
-        [6.86, 14.35, 27.54, 41.71, 58.48], [0.300, ..., 2.079],
-    ),
     "cifar-100, 11 exits, base 4 step 2": (
         MSDNetConfig(blocks=11, base=4, step=2), 100,
         [15.14, 25.51, 37.79, 52.06, 62.18, 74.07, 87.73, 100.04, 110.12, 121.68, 134.71], [..., 5.598],
@@ -45,19 +37,6 @@ TABLE = {
     ),
     "cifar-10, 3 exits, base 4 step 4": (
         MSDNetConfig(blocks=3, base=4, step=4), 10, [15.13, 29.93, 42.23], [0.422, 0.859, 1.327],
-    ),
-    "cifar-10, 3 exits, lin_grow": (
-        MSDNetConfig(blocks=3, base=1, step=1, step_mode="lin_grow"), 10,
-        [6.85, 13.75, 20.10], [0.288, 0.559, 0.852],
-    ),
-    "cifar-10, 3 exits, lin_grow, prune min": (
-        MSDNetConfig(blocks=3, base=1, step=1, step_mode="lin_grow", prune="min"), 10, [6.85, 13.92, 21.62], [...],
-    ),
-    "cifar-10, 3 exits, lin_grow, base 2": (
-        MSDNetConfig(blocks=3, base=2, step=1, step_mode="lin_grow"), 10, [9.35, 17.41, 25.51], [...],
-    ),
-    "cifar-10, 3 exits, lin_grow, step 2": (
-        MSDNetConfig(blocks=3, base=1, step=2, step_mode="lin_grow"), 10, [6.85, 16.97, 29.32], [...],
     ),
     "imagenet, base 4 step 4": (
         MSDNetConfig(blocks=5, base=4, step=4, **IMAGENET), 1000,
@@ -139,12 +118,9 @@ def test_registered_networks_are_rows_of_the_table() -> None:
         assert (config.stem, config.head_width) == (TABLE[row][0].stem, TABLE[row][0].head_width)
 
 
-def test_blocks_and_scales_of_the_two_prunings() -> None:
+def test_the_fine_scales_end_evenly_over_the_depth() -> None:
     widest = [[layer.scales_out for layer in block] for block in layer_shapes(MSDNET_CIFAR10)]
     assert widest == [[3, 3], [2, 2], [1, 1]]
-    late = MSDNetConfig(blocks=3, base=2, step=2, prune="min")
-    assert [[layer.scales_out for layer in block] for block in layer_shapes(late)] == [[3, 3], [3, 3], [2, 1]]
-    assert MSDNetConfig(blocks=4, base=1, step=2, step_mode="lin_grow").block_layers == (1, 3, 5, 7)
 
 
 def test_carried_features_are_the_remaining_scales() -> None:
@@ -164,11 +140,7 @@ def test_carried_features_are_the_remaining_scales() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"prune": "min"}, {"reduction": 0.0}, {"bottleneck_factors": None}, {"step_mode": "lin_grow"}],
-    ids=str,
-)
+@pytest.mark.parametrize("change", [{"reduction": 0.0}, {"bottleneck_factors": None}], ids=str)
 def test_every_switch_gives_a_network_that_trains(change) -> None:
     torch.set_num_threads(1)
     network = build_msdnet(MSDNetConfig(**{"blocks": 3, "base": 2, "step": 2} | change), 5)
@@ -203,18 +175,40 @@ def test_the_network_normalises_pixels() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"step_mode": "odd"}, "even, lin_grow"),
-        ({"prune": "mean"}, "max, min"),
         ({"stem": 3}, "1, 2, 4"),
         ({"base": 0}, "at least 1"),
         ({"bottleneck_factors": (1, 2)}, "3 scales"),
         ({"growth": 5, "growth_factors": (1, 1, 2)}, "make it even"),
         ({"input_shape": (3, 64, 64)}, "64 pixels leave 16"),
         ({"stem": 4}, "32 pixels leave 2"),
-        ({"blocks": 1, "base": 2, "prune": "min"}, "2 layers cannot end 3 scales"),
     ],
     ids=str,
 )
 def test_impossible_architectures_are_refused(change, message) -> None:
     with pytest.raises(UsageError, match=message):
         MSDNetConfig(**{"blocks": 3, "base": 2, "step": 2} | change)
+
+
+def test_contiguous_gradients_change_neither_values_nor_gradients() -> None:
+    torch.manual_seed(0)
+    growth = Growth(unit(16, 6), unit(8, 6, stride=2))
+    is_contiguous: list[bool] = []
+    growth.normal.register_full_backward_hook(
+        lambda _, __, upstream: is_contiguous.append(upstream[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    coarse, finer = torch.rand(4, 16, 8, 8), torch.rand(4, 8, 16, 16)
+    inputs = [part.contiguous(memory_format=torch.channels_last).requires_grad_() for part in (coarse, finer)]
+    results: list[tuple[Tensor, ...]] = []
+    for contiguous in (False, True):
+        growth.contiguous_gradients = contiguous
+        out = growth(*inputs)
+        results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
+    assert is_contiguous == [False, True]
+
+
+def test_every_layer_of_a_network_gets_contiguous_gradients() -> None:
+    network = build_model("msdnet-cifar10", 10)
+    make_gradients_contiguous(network)
+    assert {layer.contiguous_gradients for layer in network.modules() if isinstance(layer, Growth)} == {True}

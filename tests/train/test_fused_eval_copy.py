@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mexit.attacks.losses import exit_cross_entropy
-from mexit.attacks.multi_exit_attack import Attack, craft
-from mexit.attacks.pgd import PGDConfig
+from mexit.attacks.pgd import Attack, PGDConfig, craft
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits
 from mexit.models import MultiExit, build_model, model_spec

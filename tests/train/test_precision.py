@@ -9,6 +9,8 @@ import torch
 
 from mexit.core.resource_limits import read_limits
 from mexit.errors import UsageError
+from mexit.models import build_model
+from mexit.models.msdnet import Growth
 from mexit.train.precision import Precision, select_precision, set_threads
 
 
@@ -49,3 +51,9 @@ def test_processes_on_one_machine_share_its_cores() -> None:
     ):
         set_threads(count, processes)
         assert torch.get_num_threads() == expected
+
+
+def test_only_bfloat16_training_on_the_cpu_makes_gradients_contiguous() -> None:
+    for bf16 in (False, True):
+        network = Precision("cpu", bf16, channels_last=bf16).prepare(build_model("msdnet-cifar10", 10))
+        assert {layer.contiguous_gradients for layer in network.modules() if isinstance(layer, Growth)} == {bf16}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mexit.errors import UsageError
-from mexit.train.methods.base import Outputs, Setup, TrainingMethod
+from mexit.train.methods.base import Outputs, TrainingMethod
 from mexit.train.methods.distillation import kl_divergence, teacher_probabilities
 
 
@@ -44,24 +44,15 @@ class ARD(TrainingMethod):
                 f"share must lie in [0, 1] and temperature above 0, found {self.share} and {self.temperature}"
             )
 
-    def setup(self, setup: Setup) -> None:
-        """Keep the teachers."""
-        self.teachers, self.autocast = setup.teachers, setup.autocast
-
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         """Cross-entropy and distillation."""
         logits = outputs.require_attacked()
         clean, attacked = outputs.cross_entropy(outputs.clean), outputs.cross_entropy(logits)
-        students = len(clean) if self.teachers else len(clean) - 1
-        soft = kl_divergence(logits[:students] / self.temperature, self._targets(outputs))
+        students = len(clean) if self.run.teachers else len(clean) - 1
+        targets = teacher_probabilities(self.run, outputs.batch.images, outputs.clean, self.temperature)
+        soft = kl_divergence(logits[:students] / self.temperature, targets)
         return {
             "clean": (1 - self.share) * clean[:students].sum() + clean[students:].sum(),
             "attacked": self.attacked_weight * attacked[:students].sum() + attacked[students:].sum(),
             "kd": self.share * self.temperature**2 * soft.sum(),
         }
-
-    def _targets(self, outputs: Outputs) -> Tensor:
-        """The teacher's probabilities, (B, C), detached."""
-        if self.teachers:
-            return teacher_probabilities(self.teachers, outputs.batch.images, self.temperature, self.autocast)
-        return (outputs.clean[-1].detach() / self.temperature).softmax(dim=-1)

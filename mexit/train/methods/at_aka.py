@@ -2,13 +2,20 @@
 
     loss = sum_i [ (1 - alpha) CE(f_i(x'), y) + alpha T^2 KL( softmax(z / T) || softmax(f_i(x') / T) ) ]
 
-`at-aka`          z merges the logits of M robust teachers at x' (see `teacher_merging`); every exit learns it
+`at-aka`          z merges the logits of M robust teachers at x'; every exit learns it
 `at-aka-teacher`  one of the teachers: cross-entropy on particle m of M. Without `--teacher`, `mexit train` first
                   trains M of these, with the backbone of the run and one exit
 `cat-aka`         no teachers: z merges the last k exits of the network itself, detached, and particle m maximises
                   the loss of the m-th of them
 
-x' is one of M particles of SVGD, which repel each other (see `attacks.svgd`).
+x' is one of M particles of SVGD, which repel each other (see `attacks.svgd`). The merge of M logits z_m:
+
+softmin       weighted mean, weights softmax_m( -CE(z_m, y) / tau ): teachers that know the sample count more
+correct-mean  mean of the teachers that classify the sample correctly; if none does, the one with the smallest
+              cross-entropy, and the student then learns from the label alone
+min-logit     at class j the minimum over teachers of z_m[j] - z_m[y], so that the target is correct wherever one
+              teacher is (as in KDCL, Q. Guo et al., CVPR 2020)
+mean          mean of all, for comparison
 
 Published, in the abstract and in pages about the paper: SVGD particles from uniform starts; every teacher trains on
 other particles; one merged vector per sample, adapted to the teachers' performance, as the target of a smaller
@@ -21,19 +28,20 @@ attack instead of M; the exits of one network are CAT-AKA's students.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mexit.attacks.losses import exit_cross_entropy
-from mexit.attacks.multi_exit_attack import frozen
-from mexit.attacks.pgd import pgd, random_start
+from mexit.attacks.pgd import frozen, pgd, random_start
 from mexit.attacks.svgd import ParticleConfig, craft_particles, stein_direction
 from mexit.errors import UsageError
 from mexit.train.methods.adversarial import Adversarial
 from mexit.train.methods.base import Batch, Outputs, Setup, TrainingMethod
-from mexit.train.methods.teacher_merging import MERGES, merge_logits
+
+MergeRule = Literal["softmin", "correct-mean", "min-logit", "mean"]
 
 
 @dataclass
@@ -72,15 +80,13 @@ class MergedTeachers(TrainingMethod):
     inputs = "attacked"
     default_attack = "average"
 
-    merge: str = "softmin"
+    merge: MergeRule = "softmin"
     tau: float = 1.0
     alpha: float = 0.9
     temperature: float = 4.0
     repulsion_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.merge not in MERGES:
-            raise UsageError(f"merge must be one of {', '.join(MERGES)}, found '{self.merge}'")
         if not (self.tau > 0 and self.temperature > 0 and 0 <= self.alpha <= 1):
             raise UsageError(
                 f"tau and temperature must be above 0 and alpha in [0, 1]; found {self.tau}, {self.temperature}, "
@@ -111,8 +117,7 @@ class AtAka(MergedTeachers):
     """AT-AKA's student, with one particle for every teacher.
 
     Attributes:
-        merge: how the teachers' logits are merged, see `teacher_merging`: "softmin", "correct-mean", "min-logit" or
-            "mean".
+        merge: how the teachers' logits are merged: "softmin", "correct-mean", "min-logit" or "mean".
         tau: temperature of the merge "softmin".
         alpha: share of distillation in the loss, in [0, 1]; the rest is cross-entropy.
         temperature: T.
@@ -123,23 +128,21 @@ class AtAka(MergedTeachers):
     uses_teachers = True
 
     own_teachers: int = 2
-    known: Setup = field(init=False, repr=False)
 
-    def setup(self, setup: Setup) -> None:
-        """Keep the teachers."""
-        if not setup.teachers:
+    def setup(self, run: Setup) -> None:
+        super().setup(run)
+        if not run.teachers:
             raise UsageError("at-aka needs robust teachers: name runs with --teacher RUN")
-        self.known = setup
 
     def craft(self, batch: Batch) -> Tensor | None:
         """One particle per sample, (1, B, C, H, W)."""
-        return _craft_one_of(batch, _particle_config(batch, len(self.known.teachers), self.repulsion_weight))
+        return _craft_one_of(batch, _particle_config(batch, len(self.run.teachers), self.repulsion_weight))
 
     def teacher_logits(self, outputs: Outputs) -> Tensor:
         """The teachers' logits on the attacked images."""
         assert outputs.attacked_images is not None
-        images, teachers = outputs.attacked_images[0], self.known.teachers
-        with torch.no_grad(), self.known.autocast():
+        images, teachers = outputs.attacked_images[0], self.run.teachers
+        with torch.no_grad(), self.run.autocast():
             return torch.stack([teacher.forward_exit(images, teacher.exits) for teacher in teachers])
 
 
@@ -148,8 +151,7 @@ class CatAka(MergedTeachers):
     """The collaborative form: the merged logits of the last exits are the target of all exits.
 
     Attributes:
-        merge: how the exits' logits are merged, see `teacher_merging`: "softmin", "correct-mean", "min-logit" or
-            "mean".
+        merge: how the exits' logits are merged: "softmin", "correct-mean", "min-logit" or "mean".
         tau: temperature of the merge "softmin".
         alpha: share of distillation in the loss, in [0, 1]; smaller than at-aka's, because only the label adds
             knowledge from outside the network.
@@ -161,10 +163,10 @@ class CatAka(MergedTeachers):
     alpha: float = 0.5
     last: int = 2
 
-    def setup(self, setup: Setup) -> None:
-        """Check the number of merged exits."""
-        if not 2 <= self.last <= setup.exits:
-            raise UsageError(f"last must be 2 to the number of exits, here {setup.exits}; found {self.last}")
+    def setup(self, run: Setup) -> None:
+        super().setup(run)
+        if not 2 <= self.last <= run.exits:
+            raise UsageError(f"last must be 2 to the number of exits, here {run.exits}; found {self.last}")
 
     def craft(self, batch: Batch) -> Tensor | None:
         """One particle per sample, (1, B, C, H, W)."""
@@ -183,13 +185,9 @@ def _particle_config(
     if batch.attack is None:
         return None
     return ParticleConfig(
-        count,
-        batch.attack.pgd,
-        exits=exits,
-        mix_gradients=not exits,
-        repulsion_weight=repulsion_weight,
+        count, batch.attack.pgd, exits=exits, mix_gradients=not exits, repulsion_weight=repulsion_weight,
         train_mode=batch.attack.train_mode,
-    )
+    )  # fmt: skip
 
 
 def _craft_one_of(batch: Batch, config: ParticleConfig | None) -> Tensor | None:
@@ -197,13 +195,7 @@ def _craft_one_of(batch: Batch, config: ParticleConfig | None) -> Tensor | None:
     if config is None:
         return None
     particles = craft_particles(
-        batch.model,
-        batch.images,
-        batch.labels,
-        config,
-        rng=batch.rng,
-        index=batch.index,
-        autocast=batch.autocast,
+        batch.model, batch.images, batch.labels, config, rng=batch.rng, index=batch.index, autocast=batch.autocast
     )
     chosen = (batch.rng.uniform("one particle", batch.index, ()) * len(particles)).long()
     return particles[chosen, torch.arange(len(chosen), device=chosen.device)][None]
@@ -240,3 +232,43 @@ def craft_one_particle(batch: Batch, config: ParticleConfig, particle: int) -> T
     with frozen(batch.model, config.train_mode):
         turn = direction if config.count > 1 else None
         return pgd(batch.images, config.pgd, loss, noise[particle], turn)
+
+
+@dataclass(frozen=True)
+class MergedLogits:
+    """The target of a student.
+
+    Attributes:
+        logits: (B, C) float32.
+        trusted: (B,) bool; where False the student learns from the label alone.
+    """
+
+    logits: Tensor
+    trusted: Tensor
+
+
+def merge_logits(logits: Tensor, labels: Tensor, merge: MergeRule = "softmin", tau: float = 1.0) -> MergedLogits:
+    """Merge the teachers' logits.
+
+    Args:
+        logits: of M teachers, (M, B, C).
+        labels: (B,) int64.
+        merge: how; see the module.
+        tau: temperature of softmin, above 0; near 0 it takes the best teacher, for large values the mean.
+    """
+    logits = logits.float()
+    trusted = torch.ones_like(labels, dtype=torch.bool)
+    if merge == "mean":
+        return MergedLogits(logits.mean(dim=0), trusted)
+    if merge == "softmin":
+        weights = (-exit_cross_entropy(logits, labels) / tau).softmax(dim=0)
+        return MergedLogits((weights[..., None] * logits).sum(dim=0), trusted)
+    if merge == "min-logit":
+        label_column = labels.expand(len(logits), -1).unsqueeze(-1)
+        return MergedLogits((logits - logits.gather(-1, label_column)).amin(dim=0), trusted)
+    losses = exit_cross_entropy(logits, labels)
+    correct = logits.argmax(dim=-1) == labels
+    trusted = correct.any(dim=0)
+    best = torch.zeros_like(correct).scatter(0, losses.argmin(dim=0, keepdim=True), True)
+    selected = torch.where(trusted, correct, best).float()[..., None]
+    return MergedLogits((selected * logits).sum(dim=0) / selected.sum(dim=0), trusted)

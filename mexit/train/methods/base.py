@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
 from mexit.attacks.losses import exit_cross_entropy
-from mexit.attacks.multi_exit_attack import Attack, Autocast, craft
+from mexit.attacks.pgd import Attack, Autocast, craft
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
@@ -177,19 +177,22 @@ class TrainingMethod:
 
     Attributes:
         inputs: the images it trains on, for the table of methods.
-        default_attack: the attack where none is named: "none", or one of `multi_exit_attack.OBJECTIVES`.
+        default_attack: the attack where none is named: "none", or one of `attacks.pgd.TARGET_EXITS`.
         attack_use: "required"; "preferred" (attacked by default, `--attack none` is allowed); "optional" (clean by
             default); or "never".
-        uses_teachers: whether `--teacher` is allowed; the networks are then in `Setup.teachers`.
+        uses_teachers: whether `--teacher` is allowed; the networks are then in `run.teachers`.
+        run: what `setup` was called with.
     """
 
     inputs: ClassVar[str] = "clean and attacked"
     default_attack: ClassVar[str] = "max-average"
     attack_use: ClassVar[str] = "required"
     uses_teachers: ClassVar[bool] = False
+    run: Setup = field(init=False, repr=False, compare=False)
 
-    def setup(self, setup: Setup) -> None:
+    def setup(self, run: Setup) -> None:
         """Prepare for a run; called once, before the first step and before `load_state_dict`."""
+        self.run = run
 
     def begin_epoch(self, epoch: int, epochs: int, train_logits: TrainLogits) -> None:
         """Prepare for an epoch.
@@ -205,16 +208,10 @@ class TrainingMethod:
         """Attacked versions of the images, (V, B, C, H, W), detached; None without an attack."""
         if batch.attack is None:
             return None
-        attacked = craft(
-            batch.model,
-            batch.images,
-            batch.labels,
-            batch.attack,
-            rng=batch.rng,
-            index=batch.index,
-            autocast=batch.autocast,
-        )
-        return attacked[None]
+        return craft(
+            batch.model, batch.images, batch.labels, batch.attack,
+            rng=batch.rng, index=batch.index, autocast=batch.autocast,
+        )[None]  # fmt: skip
 
     def adapt(self, outputs: Outputs, adaptation: Adaptation) -> None:
         """Update weights of the method's own terms; called before `terms`."""

@@ -17,16 +17,13 @@ corner of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor
 
 from mexit.attacks.svgd import ParticleConfig, craft_particles
 from mexit.errors import UsageError
 from mexit.train.methods.base import Batch, Outputs, TrainingMethod
-
-SPACES = ("probs", "logits")
-CENTRES = ("mean", "clean")
-CLIMBS = ("each", "mean")
 
 
 @dataclass
@@ -51,23 +48,18 @@ class CAP(TrainingMethod):
 
     particles: int = 4
     steps: int = 5
-    move: str = "svgd"
-    climbs: str = "each"
+    move: Literal["svgd", "spread", "facet"] = "svgd"
+    climbs: Literal["each", "mean"] = "each"
     mix: bool = True
     repulsion_weight: float = 0.1
     spread_weight: float = 0.01
     weight: float = 0.5
     warm_up: float = 0.1
-    on: str = "probs"
-    centre: str = "mean"
+    on: Literal["probs", "logits"] = "probs"
+    centre: Literal["mean", "clean"] = "mean"
     clean_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.on not in SPACES or self.centre not in CENTRES or self.climbs not in CLIMBS:
-            raise UsageError(
-                f"on must be one of {', '.join(SPACES)}, centre one of {', '.join(CENTRES)}, climbs one of "
-                f"{', '.join(CLIMBS)}; found {self.on}, {self.centre}, {self.climbs}"
-            )
         if not (self.weight >= 0 and self.clean_weight >= 0 and 0 <= self.warm_up <= 1):
             raise UsageError(
                 "weight and clean_weight must be at least 0, and warm_up, a fraction of the run, in [0, 1]; found "
@@ -89,14 +81,9 @@ class CAP(TrainingMethod):
             train_mode=batch.attack.train_mode,
         )
         return craft_particles(
-            batch.model,
-            batch.images,
-            batch.labels,
-            config,
-            rng=batch.rng,
-            index=batch.index,
-            autocast=batch.autocast,
-        )
+            batch.model, batch.images, batch.labels, config,
+            rng=batch.rng, index=batch.index, autocast=batch.autocast,
+        )  # fmt: skip
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         """Cross-entropy on the corners and on clean images, and the distance of the corners from their centre."""

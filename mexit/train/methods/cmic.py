@@ -26,17 +26,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mexit.attacks.multi_exit_attack import Attack, frozen, start_noise
-from mexit.attacks.pgd import pgd
+from mexit.attacks.pgd import Attack, frozen, pgd, start_noise
 from mexit.errors import UsageError
 from mexit.train.methods.base import Batch, Outputs, Setup, TrainingMethod, TrainLogits
 from mexit.train.methods.cmi import ClassStatistics, cross_entropy_to_other_classes, kl_to_centroids
-
-TIES = ("own", "last")
 
 
 @dataclass
@@ -60,31 +58,25 @@ class CMIC(TrainingMethod):
     weight: float = 0.3
     beta: float = 0.02
     omega: float = 0.999
-    attacks: int = 1
-    tie: str = "own"
+    attacks: Literal[1, 2] = 1
+    tie: Literal["own", "last"] = "own"
     exit_weights: tuple[float, ...] = ()
     clean_weight: float = 1.0
     centroids: Tensor | None = field(init=False, default=None)
     steps: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        if self.attacks not in (1, 2) or self.tie not in TIES:
-            raise UsageError(
-                f"attacks must be 1 or 2 and tie one of {', '.join(TIES)}; found {self.attacks} and {self.tie}"
-            )
         if self.weight < 0 or self.beta < 0 or not 0 <= self.omega < 1:
             raise UsageError(
                 "weight and beta must be at least 0, omega in [0, 1); "
                 f"found {self.weight}, {self.beta}, {self.omega}"
             )
 
-    def setup(self, setup: Setup) -> None:
-        """Keep network, shape and weights of the exits."""
-        self.shape, self.device = (setup.exits, setup.classes), setup.device
-        self.model, self.autocast, self.process_group = setup.model, setup.autocast, setup.process_group
-        if self.exit_weights and len(self.exit_weights) != setup.exits:
-            raise UsageError(f"exit_weights needs one weight for each of {setup.exits} exits: {self.exit_weights}")
-        self.exit_weight = torch.tensor(self.exit_weights or (1.0,) * setup.exits, device=setup.device)
+    def setup(self, run: Setup) -> None:
+        super().setup(run)
+        if self.exit_weights and len(self.exit_weights) != run.exits:
+            raise UsageError(f"exit_weights needs one weight for each of {run.exits} exits: {self.exit_weights}")
+        self.exit_weight = torch.tensor(self.exit_weights or (1.0,) * run.exits, device=run.device)
         self.epoch_statistics = self._statistics()
 
     def begin_epoch(self, epoch: int, epochs: int, train_logits: TrainLogits) -> None:  # noqa: ARG002
@@ -94,7 +86,7 @@ class CMIC(TrainingMethod):
             first = self._statistics()
             for logits, labels in train_logits(True):
                 first.add(logits, labels)
-            self.centroids = first.summed_over(self.process_group).centroids()
+            self.centroids = first.summed_over(self.run.process_group).centroids()
 
     def craft(self, batch: Batch) -> Tensor | None:
         """The attack on cross-entropy; with `attacks=2`, once there are centroids, the second attack too."""
@@ -112,7 +104,7 @@ class CMIC(TrainingMethod):
         }
         logits, labels = _concentrated(outputs), outputs.labels
         kl = kl_to_centroids(logits, self._targets(), labels).mean(dim=1)
-        gamma = cross_entropy_to_other_classes(logits, labels, self.process_group).mean(dim=1)
+        gamma = cross_entropy_to_other_classes(logits, labels, self.run.process_group).mean(dim=1)
         terms["cmi"] = self.weight * (self.exit_weight * kl).sum()
         terms["gamma"] = -self.beta * (self.exit_weight * gamma).sum()
         return terms
@@ -121,7 +113,7 @@ class CMIC(TrainingMethod):
         """Move the centroids of the classes in the batch towards their mean outputs."""
         batch = self._statistics()
         batch.add(_concentrated(outputs), outputs.labels)
-        batch = batch.summed_over(self.process_group)
+        batch = batch.summed_over(self.run.process_group)
         self.epoch_statistics.merge(batch)
         omega = min(self.omega, (1 + self.steps) / (10 + self.steps))
         kept = torch.where(batch.counts > 0, omega, 1.0)[:, None]
@@ -129,13 +121,11 @@ class CMIC(TrainingMethod):
         self.centroids = kept * self._centroids() + (1 - kept) * batch.centroids()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Centroids, number of steps, and the measures of the epoch."""
         steps = torch.tensor(self.steps)
         return {"centroids": self._centroids(), "steps": steps, **self.epoch_statistics.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
-        self.centroids, self.steps = state["centroids"].to(self.device), int(state["steps"])
+        self.centroids, self.steps = state["centroids"].to(self.run.device), int(state["steps"])
         self.epoch_statistics.load_state_dict(state)
 
     def report(self) -> dict[str, list[float]]:
@@ -145,7 +135,7 @@ class CMIC(TrainingMethod):
         return {name: [round(float(value), 6) for value in values] for name, values in measures.items()}
 
     def _statistics(self) -> ClassStatistics:
-        return ClassStatistics(*self.shape, self.device)
+        return ClassStatistics(self.run.exits, self.run.classes, self.run.device)
 
     def _centroids(self) -> Tensor:
         """The centroids, (E, C, C) float64; uniform before the first pass."""
@@ -157,14 +147,15 @@ class CMIC(TrainingMethod):
 
     def _craft_on_cmi(self, batch: Batch, attack: Attack) -> Tensor:
         """Images that maximise KL - (beta / weight) Gamma over all exits, (B, C, H, W)."""
-        model, autocast = (batch.model, batch.autocast) if self.model is None else (self.model, self.autocast)
+        run = self.run
+        model, autocast = (batch.model, batch.autocast) if run.model is None else (run.model, run.autocast)
         factor = self.beta / max(self.weight, 1e-6)
 
         def loss(attacked: Tensor) -> Tensor:
             with autocast():
                 logits = model(attacked)
             kl = kl_to_centroids(logits, self._targets(), batch.labels)
-            gamma = cross_entropy_to_other_classes(logits, batch.labels, self.process_group)
+            gamma = cross_entropy_to_other_classes(logits, batch.labels, self.run.process_group)
             return self.exit_weight @ (kl - factor * gamma)
 
         noise = start_noise(batch.rng, "start cmi", batch.index, batch.images, attack.pgd)

@@ -6,13 +6,10 @@ by the same temperature T. The caller multiplies the loss by T^2, so that its gr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import Autocast
-from mexit.models.multi_exit import MultiExit
+from mexit.train.methods.base import Setup
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -33,10 +30,20 @@ def kl_divergence(logits: Tensor, targets: Tensor) -> Tensor:
     return soft_cross_entropy(logits, targets) + torch.xlogy(targets, targets).sum(dim=-1).mean(dim=-1)
 
 
-def teacher_probabilities(
-    teachers: Sequence[MultiExit], images: Tensor, temperature: float, autocast: Autocast
-) -> Tensor:
-    """The mean over teachers of the softmax at T of their last exits: images (B, C, H, W) to (B, C), detached."""
-    with torch.no_grad(), autocast():
-        logits = torch.stack([teacher.forward_exit(images, teacher.exits) for teacher in teachers])
-    return (logits.float() / temperature).softmax(dim=-1).mean(dim=0)
+def teacher_probabilities(run: Setup, images: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """The teacher's probabilities at T, detached.
+
+    Args:
+        run: its teachers are those of `--teacher`: then the mean over their last exits' softmax.
+        images: (B, C, H, W), the input of these teachers.
+        logits: of the student, (E, B, C); without other teachers its last exit is the teacher.
+        temperature: T.
+
+    Returns:
+        (B, C) float32.
+    """
+    if not run.teachers:
+        return (logits[-1].detach() / temperature).softmax(dim=-1)
+    with torch.no_grad(), run.autocast():
+        teachers = torch.stack([teacher.forward_exit(images, teacher.exits) for teacher in run.teachers])
+    return (teachers.float() / temperature).softmax(dim=-1).mean(dim=0)

@@ -2,7 +2,7 @@
 
     L_train = sum_i gamma_i CE_i + sum_{i<j} gamma_ij KD_ij        exit i learns from every later exit j
     L_val   = alpha sum_i CE_i + (1 - alpha) sum_i softplus( CE_i / EMA_i - 1 )        on the selection split
-    gamma  <- max( 0, gamma - gamma_lr d L_val(theta') / d gamma ),  theta' one step ahead, see `hypergradient`
+    gamma  <- max( 0, gamma - gamma_lr d L_val(theta') / d gamma ),  theta' one step ahead
 
 Published, in descriptions of the paper: learned weights on every cross-entropy and on every pair, updated
 alternately with the network by the gradient of a held-out loss one step ahead; the second part of that loss is a
@@ -16,24 +16,24 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from mexit.attacks.losses import exit_cross_entropy
+from mexit.attacks.pgd import Autocast
 from mexit.errors import UsageError
+from mexit.models.multi_exit import MultiExit
 from mexit.train.methods.base import Adaptation, Outputs, Setup, TrainingMethod
 from mexit.train.methods.distillation import soft_cross_entropy
-from mexit.train.methods.hypergradient import hypergradient
 
-VARIANTS = ("hdkd", "naive", "hmsdnet", "hdbt")
-STARTS = ("dbt", "ce", "uniform")
-POSITIVE = ("clamp", "softplus")
 SMALLEST = 1e-3  # the start of a softplus weight that should be 0, which softplus never reaches
 
 
@@ -60,13 +60,13 @@ class HDKD(TrainingMethod):
     default_attack = "none"
     attack_use = "optional"
 
-    variant: str = "hdkd"
-    start: str = "dbt"
+    variant: Literal["hdkd", "naive", "hmsdnet", "hdbt"] = "hdkd"
+    start: Literal["dbt", "ce", "uniform"] = "dbt"
     frozen: tuple[float, ...] = ()
     temperature: float = 1.0
     gamma_lr: float = 0.1
     every: int = 1
-    positive: str = "clamp"
+    positive: Literal["clamp", "softplus"] = "clamp"
     alpha: float = 0.5
     ema: float = 0.9
     exits: int = field(init=False)
@@ -76,24 +76,18 @@ class HDKD(TrainingMethod):
     steps: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS or self.start not in STARTS or self.positive not in POSITIVE:
-            raise UsageError(
-                f"variant must be one of {', '.join(VARIANTS)}, start one of {', '.join(STARTS)}, positive one of "
-                f"{', '.join(POSITIVE)}; found {self.variant}, {self.start}, {self.positive}"
-            )
         if not (0 <= self.alpha <= 1 and 0 <= self.ema < 1 and self.temperature > 0 and self.every >= 1):
             raise UsageError(
                 "alpha must lie in [0, 1], ema in [0, 1), temperature above 0, every at 1 or above; found "
                 f"{self.alpha}, {self.ema}, {self.temperature}, {self.every}"
             )
 
-    def setup(self, setup: Setup) -> None:
-        """Initialise the weights."""
-        self.process_group = setup.process_group
-        self.exits, self.pairs = setup.exits, teacher_pairs(setup.exits, self.variant)
-        gamma = self._initial_gamma().to(setup.device)
+    def setup(self, run: Setup) -> None:
+        super().setup(run)
+        self.exits, self.pairs = run.exits, teacher_pairs(run.exits, self.variant)
+        gamma = self._initial_gamma().to(run.device)
         self.raw = gamma.clamp_min(SMALLEST).expm1().log() if self._soft() else gamma
-        self.expected = torch.zeros(setup.exits, device=setup.device)
+        self.expected = torch.zeros(run.exits, device=run.device)
 
     def gamma(self) -> Tensor:
         """The weights of the cross-entropy of every exit, then of every pair in `pairs`."""
@@ -114,7 +108,7 @@ class HDKD(TrainingMethod):
             images,
             lambda logits: self._validation_loss(logits, labels),
             adaptation.autocast,
-            partial(self.process_group.sum, weight=outputs.step.share),
+            partial(self.run.process_group.sum, weight=outputs.step.share),
         )
         raw = self.raw - self.gamma_lr * gradient
         self.raw = raw if self._soft() else raw.clamp_min(0)
@@ -130,11 +124,9 @@ class HDKD(TrainingMethod):
         return torch.stack([self._losses_of(outputs, view.logits) for view in outputs.views()]).sum(dim=0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights, the expected validation losses, and the number of steps."""
         return {"gamma": self.raw, "expected": self.expected, "steps": torch.tensor(self.steps)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
         self.raw = state["gamma"].to(self.raw.device)
         self.expected, self.steps = state["expected"].to(self.raw.device), int(state["steps"])
 
@@ -196,3 +188,54 @@ def teacher_pairs(exits: int, variant: str = "hdkd") -> list[tuple[int, int]]:
 def balanced_loss(losses: Tensor, expected: Tensor, alpha: float) -> Tensor:
     """L_val from the cross-entropies of the exits and their moving averages, (E,) each: a scalar."""
     return alpha * losses.sum() + (1 - alpha) * F.softplus(losses / expected - 1).sum()
+
+
+def hypergradient(
+    model: MultiExit,
+    loss: Tensor,
+    gamma: Tensor,
+    lr: float,
+    images: Tensor,
+    validation_loss: Callable[[Tensor], Tensor],
+    autocast: Autocast,
+    sum_over_processes: Callable[[Sequence[Tensor]], Sequence[Tensor]] = list,
+) -> Tensor:
+    """The gradient of a validation loss with respect to the weights of training terms, one gradient step ahead.
+
+    With theta the parameters, gamma the weights and lr the size of the coming step:
+
+        theta' = theta - lr grad_theta L_train(theta, gamma)
+        d L_val(theta') / d gamma_k = - lr < grad L_val(theta'), d/d gamma_k grad_theta L_train(theta, gamma) >
+
+    For L_train = sum_k gamma_k L_k the last factor is grad L_k(theta). The result is exact. It costs one
+    differentiable backward pass, one pass over validation images, and one backward pass through the first one, for
+    any number of weights. The step is plain gradient descent, without momentum and weight decay. Every backward pass
+    has the precision of its forward pass, bfloat16 under autocast.
+
+    Args:
+        model: not changed, statistics of BatchNorm included; the graph of `loss` stays usable.
+        loss: L_train, a scalar with a graph to the model's parameters and to `gamma`.
+        gamma: any shape, requires grad.
+        lr: the size of the step ahead.
+        images: validation images, (B, C, H, W); the network runs in its present mode.
+        validation_loss: validation logits (E, B, C) to L_val, a scalar.
+        autocast: the context for the pass over them.
+        sum_over_processes: gradients of this process to their weighted sums over all processes that share the
+            batch of `loss`; see `ProcessGroup.sum`.
+
+    Returns:
+        The gradient, shaped as `gamma`, detached.
+    """
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+    ahead = {
+        name: (value - lr * gradient).detach().requires_grad_()
+        for (name, value), gradient in zip(parameters.items(), sum_over_processes(gradients), strict=True)
+    }
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    with autocast():
+        logits = functional_call(model, ahead | buffers, (images,))
+    validation_gradients = torch.autograd.grad(validation_loss(logits), list(ahead.values()))
+    product = torch.stack([(a * b).sum() for a, b in zip(gradients, validation_gradients, strict=True)]).sum()
+    (gradient,) = sum_over_processes(torch.autograd.grad(product, gamma))
+    return -lr * gradient

@@ -2,8 +2,8 @@
 
     loss = sum_k [ clean_weight CE(f_k(x), y) + attacked_weight CE(f_k(x_adv), y) + weight ||W_k||_F^2 ]
 
-W_k are the weights of the last linear layer of exit k. Published: the weights of the exit classifiers are penalised,
-because those of late exits grow above those of early ones. Our readings: the squared Frobenius norm, the same factor
+W_k are the weights of the last linear layer of exit k. Published: a penalty on the weights of the exit classifiers,
+which otherwise grow larger at late exits than at early ones. Our readings: the squared Frobenius norm, the same factor
 for all exits, no penalty on biases, and the size of `weight`. The log shows the norms.
 """
 
@@ -37,11 +37,11 @@ class LW(TrainingMethod):
         if self.weight < 0:
             raise UsageError(f"weight must be at least 0, found {self.weight}")
 
-    def setup(self, setup: Setup) -> None:
-        """Find the classifiers of the network."""
-        if setup.model is None:
+    def setup(self, run: Setup) -> None:
+        super().setup(run)
+        if run.model is None:
             raise MexitError("method lw needs the trained network in its setup")
-        self.classifiers = classifiers(setup.model)
+        self.classifiers = classifiers(run.model)
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         """The adversarial baseline and the penalty."""

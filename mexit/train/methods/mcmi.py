@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
 from mexit.errors import UsageError
-from mexit.train.methods.base import Outputs, Setup, TrainingMethod, TrainLogits
+from mexit.train.methods.base import Outputs, TrainingMethod, TrainLogits
 from mexit.train.methods.cmi import ClassStatistics, kl_to_centroids
-
-EXITS, SPREADS = ("all", "last"), ("cmi", "entropy")
 
 
 @dataclass
@@ -48,37 +47,27 @@ class MCMI(TrainingMethod):
     tune_epochs: int = 20
     refresh: bool = False
     cap: float = 2.0
-    exits: str = "all"
-    spread: str = "cmi"
+    exits: Literal["all", "last"] = "all"
+    spread: Literal["cmi", "entropy"] = "cmi"
     clean_weight: float = 1.0
     attacked_weight: float = 1.0
     centroids: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        if self.exits not in EXITS or self.spread not in SPREADS:
-            raise UsageError(
-                f"exits must be one of {', '.join(EXITS)}, spread one of {', '.join(SPREADS)}; "
-                f"found {self.exits}, {self.spread}"
-            )
         if self.weight < 0 or self.tune_epochs < 0 or self.cap <= 0:
             raise UsageError(
                 "weight and tune_epochs must be at least 0, cap above 0; "
                 f"found {self.weight}, {self.tune_epochs}, {self.cap}"
             )
 
-    def setup(self, setup: Setup) -> None:
-        """Keep the shape of the centroids."""
-        self.shape, self.device = (setup.exits, setup.classes), setup.device
-        self.process_group = setup.process_group
-
     def begin_epoch(self, epoch: int, epochs: int, train_logits: TrainLogits) -> None:
         """Compute the centroids when fine-tuning begins."""
         first = epochs - min(self.tune_epochs, epochs // 2)
         if epoch == first or (self.refresh and epoch > first):
-            statistics = ClassStatistics(*self.shape, self.device)
+            statistics = ClassStatistics(self.run.exits, self.run.classes, self.run.device)
             for logits, labels in train_logits(True):
                 statistics.add(logits, labels)
-            self.centroids = statistics.summed_over(self.process_group).centroids().float()
+            self.centroids = statistics.summed_over(self.run.process_group).centroids().float()
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         """Cross-entropy, and minus the spread while fine-tuning."""
@@ -92,12 +81,10 @@ class MCMI(TrainingMethod):
         return terms
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The centroids while fine-tuning."""
         return {} if self.centroids is None else {"centroids": self.centroids}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the centroids."""
-        self.centroids = state["centroids"].to(self.device)
+        self.centroids = state["centroids"].to(self.run.device)
 
     def _spread(self, logits: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
         """The quantity that fine-tuning raises, (E, B)."""

@@ -19,14 +19,13 @@ minimiser.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from mexit.errors import UsageError
 from mexit.train.methods.base import Outputs, TrainingMethod
-
-ON = ("probs", "logits")
 
 
 @dataclass
@@ -49,13 +48,11 @@ class MSE(TrainingMethod):
     attacked_mu: float = 0.5
     warm_up: float = 0.1
     ramp: float = 1.0
-    on: str = "probs"
+    on: Literal["probs", "logits"] = "probs"
     clean_weight: float = 1.0
     attacked_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.on not in ON:
-            raise UsageError(f"on must be one of {', '.join(ON)}, found {self.on}")
         if not (
             0 <= self.mu <= 1 and 0 <= self.attacked_mu <= 1 and 0 <= self.warm_up < 1 and 0 <= self.ramp <= 1
         ):

@@ -18,6 +18,7 @@ gamma = 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,8 +28,6 @@ from mexit.train.methods.adversarial import Adversarial
 from mexit.train.methods.base import Outputs, Setup, TrainingMethod
 from mexit.train.methods.distillation import soft_cross_entropy
 
-ENSEMBLES = ("neighbours", "none", "all")
-REDRAWS = ("sample", "batch", "fixed")
 LATE_EXIT_GAMMA = {"cifar100": 1.5, "tiny-imagenet": 1.5, "imagenet": 1.5}  # from exit 4 on
 
 
@@ -51,23 +50,16 @@ class NeoKD(TrainingMethod):
     beta: float = 1.0
     clean_weight: float = 1.0
     attacked_weight: float = 1.0
-    ensemble: str = "neighbours"
+    ensemble: Literal["neighbours", "none", "all"] = "neighbours"
     include_self: bool = True
-    redraw: str = "sample"
+    redraw: Literal["sample", "batch", "fixed"] = "sample"
     renormalise: bool = True
 
-    def __post_init__(self) -> None:
-        if self.ensemble not in ENSEMBLES or self.redraw not in REDRAWS:
-            raise UsageError(
-                f"ensemble must be one of {', '.join(ENSEMBLES)} and redraw one of {', '.join(REDRAWS)}; "
-                f"found {self.ensemble}, {self.redraw}"
-            )
-
-    def setup(self, setup: Setup) -> None:
-        """Take the published gamma of the data set where none is given."""
-        self.gamma = self.gamma or published_gamma(setup.data_set, setup.exits)
-        if len(self.gamma) != setup.exits:
-            raise UsageError(f"gamma needs one weight for each of {setup.exits} exits, found {self.gamma}")
+    def setup(self, run: Setup) -> None:
+        super().setup(run)
+        self.gamma = self.gamma or published_gamma(run.data_set, run.exits)
+        if len(self.gamma) != run.exits:
+            raise UsageError(f"gamma needs one weight for each of {run.exits} exits, found {self.gamma}")
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         """The adversarial baseline, NKD and EOKD."""

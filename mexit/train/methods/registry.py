@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mexit.errors import UsageError
 from mexit.train.methods.adversarial import Adversarial
@@ -57,7 +57,7 @@ def build_method(name: str, options: Mapping[str, Any]) -> TrainingMethod:
         options: fields of its class, as typed after `--set` or as stored.
 
     Raises:
-        UsageError: an unknown method or option, or a value of the wrong type.
+        UsageError: an unknown method or option, or a value of the wrong type or outside its range.
     """
     method = method_class(name)
     names = [field.name for field in dataclasses.fields(method) if field.init]
@@ -72,6 +72,11 @@ def build_method(name: str, options: Mapping[str, Any]) -> TrainingMethod:
 
 def _convert(option: str, value: Any, hint: Any) -> Any:
     """The value in the type of the option."""
+    if get_origin(hint) is Literal:
+        for choice in get_args(hint):
+            if value == choice and not isinstance(value, bool):
+                return choice
+        raise UsageError(f"{option} must be one of {', '.join(map(str, get_args(hint)))}, found {value!r}")
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     for kind in kinds:
         if get_origin(kind) is tuple:

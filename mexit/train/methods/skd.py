@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mexit.errors import UsageError
-from mexit.train.methods.base import Outputs, Setup, TrainingMethod, View
+from mexit.train.methods.base import Outputs, TrainingMethod, View
 from mexit.train.methods.distillation import soft_cross_entropy, teacher_probabilities
 
 GROWTH = 1.05
@@ -60,10 +60,6 @@ class SKD(TrainingMethod):
                 raise UsageError(f"temperature must be adaptive or a number above 0, found {self.temperature}")
             self.current_temperature = float(self.temperature)
 
-    def setup(self, setup: Setup) -> None:
-        """Keep the teachers."""
-        self.teachers, self.autocast, self.process_group = setup.teachers, setup.autocast, setup.process_group
-
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         """Cross-entropy and distillation, on clean and on attacked images."""
         weights = {"clean": self.clean_weight, "attacked": self.attacked_weight}
@@ -73,7 +69,7 @@ class SKD(TrainingMethod):
         for view in views:
             weight = scale * weights[view.name]
             terms[view.name] = weight * (1 - self.share) * outputs.cross_entropy(view.logits).sum()
-            students = view.logits if self.teachers else view.logits[:-1]
+            students = view.logits if self.run.teachers else view.logits[:-1]
             soft = soft_cross_entropy(students / temperature, self._targets(view))
             terms[f"{view.name} kd"] = weight * self.share * temperature**2 * soft.sum()
         return terms
@@ -83,16 +79,14 @@ class SKD(TrainingMethod):
         if self.temperature != "adaptive":
             return
         confidence = torch.stack([self._targets(view).amax(dim=-1).mean() for view in outputs.views()]).mean()
-        mean = self.process_group.average({"confidence": float(confidence)}, outputs.step.share)["confidence"]
+        mean = self.run.process_group.average({"confidence": float(confidence)}, outputs.step.share)["confidence"]
         if mean > self.max_confidence:
             self.current_temperature *= GROWTH
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The current T."""
         return {"temperature": torch.tensor(self.current_temperature, dtype=torch.float64)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the current T."""
         self.current_temperature = float(state["temperature"])
 
     def report(self) -> dict[str, list[float]]:
@@ -101,6 +95,4 @@ class SKD(TrainingMethod):
 
     def _targets(self, view: View) -> Tensor:
         """The teacher's probabilities at the current T, (B, C), detached."""
-        if self.teachers:
-            return teacher_probabilities(self.teachers, view.images, self.current_temperature, self.autocast)
-        return (view.logits[-1].detach() / self.current_temperature).softmax(dim=-1)
+        return teacher_probabilities(self.run, view.images, view.logits, self.current_temperature)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,8 +13,7 @@ from method_outputs import make_outputs
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import Attack
-from mexit.attacks.pgd import PGDConfig, random_start
+from mexit.attacks.pgd import Attack, PGDConfig, random_start
 from mexit.attacks.rng import CounterRNG
 from mexit.attacks.svgd import ParticleConfig, craft_particles
 from mexit.data import digits, splits
@@ -22,9 +22,10 @@ from mexit.flows.train import TrainOptions, train_model
 from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.methods import Outputs, build_method
+from mexit.train.methods.at_aka import MergeRule, merge_logits
 from mexit.train.methods.base import Batch, Setup
 
-E, B, C = 3, 40, 10
+E, M, B, C = 3, 3, 40, 10
 EPS = 0.1
 TEACHERS = ("teacher-1", "teacher-2")
 QUICK = {"method": "at-aka", "epochs": 1, "steps": 1, "fraction": 0.2, "precision": "fp32"}
@@ -253,3 +254,69 @@ def test_impossible_settings_are_refused_before_a_teacher_is_trained(tmp_path) -
             settings=QUICK | {"options": {"sharp": 1}}, out=tmp_path / "z", options=TrainOptions(threads=1)
         )
     assert not (tmp_path / "z").exists()
+
+
+@pytest.fixture(scope="module")
+def logits() -> Tensor:
+    """Of M teachers, (M, B, C)."""
+    torch.manual_seed(0)
+    return 2 * torch.randn(M, B, C)
+
+
+@pytest.fixture(scope="module")
+def labels() -> Tensor:
+    return torch.arange(B) % C
+
+
+@pytest.mark.parametrize("merge", get_args(MergeRule))
+def test_equal_teachers_merge_to_their_own_prediction(merge, labels) -> None:
+    torch.manual_seed(3)
+    one = torch.randn(B, C)
+    merged = merge_logits(one.expand(M, -1, -1), labels, merge)
+    torch.testing.assert_close(merged.logits.log_softmax(dim=-1), one.log_softmax(dim=-1))
+
+
+def test_softmin_weighs_by_likelihood_by_hand() -> None:
+    """At tau 1 the weight exp(-CE) is the probability that a teacher gives to the label."""
+    logits = torch.tensor([[[2.0, 0.0]], [[-1.0, 0.0]]])
+    likelihood = logits.softmax(dim=-1)[:, 0, 0]
+    expected = (likelihood[:, None] * logits[:, 0]).sum(dim=0) / likelihood.sum()
+    torch.testing.assert_close(merge_logits(logits, torch.tensor([0])).logits[0], expected)
+
+
+def test_softmin_lies_between_the_best_teacher_and_the_mean(logits, labels) -> None:
+    likelihood = logits.log_softmax(dim=-1)[:, torch.arange(B), labels]
+    best = logits[likelihood.argmax(dim=0), torch.arange(B)]
+    torch.testing.assert_close(merge_logits(logits, labels, tau=1e-6).logits, best)
+    mean = merge_logits(logits, labels, "mean").logits
+    torch.testing.assert_close(mean, logits.mean(dim=0))
+    torch.testing.assert_close(merge_logits(logits, labels, tau=1e6).logits, mean, atol=1e-4, rtol=0)
+
+
+def test_correct_mean_takes_the_teachers_that_are_correct(logits, labels) -> None:
+    known = logits.clone()
+    known[1, :10, :], known[2, :10, :] = 0.0, 0.0
+    for m, rows in ((1, slice(0, 10)), (2, slice(5, 10))):
+        known[m, rows] += 9 * torch.eye(C)[labels[rows]]
+    merged = merge_logits(known, labels, "correct-mean")
+    assert merged.trusted[:10].all()
+    for b in range(B):
+        selected = [known[m, b] for m in range(M) if correct(known[m, b], labels[b])]
+        assert bool(merged.trusted[b]) == bool(selected)
+        if selected:
+            torch.testing.assert_close(merged.logits[b], torch.stack(selected).mean(dim=0))
+        else:
+            least = known[:, b].log_softmax(dim=-1)[:, labels[b]].argmax()
+            torch.testing.assert_close(merged.logits[b], known[least, b])
+    assert not merged.trusted.all(), "no sample that all teachers get wrong"
+
+
+def test_min_logit_is_correct_wherever_one_teacher_is(logits, labels) -> None:
+    merged = merge_logits(logits, labels, "min-logit").logits
+    any_correct = correct(logits, labels).any(dim=0)
+    assert 0 < any_correct.float().mean() < 1
+    assert correct(merged, labels)[any_correct].all()
+    assert not correct(merge_logits(logits, labels, "mean").logits, labels)[any_correct].all()
+    for m in range(M):
+        gaps = logits[m] - logits[m].gather(-1, labels[:, None])
+        assert (merged <= gaps + 1e-6).all(), "a margin is larger than that of one of the teachers"

@@ -10,8 +10,7 @@ import torch
 from method_outputs import make_outputs
 from torch import Tensor
 
-from mexit.attacks.multi_exit_attack import Attack
-from mexit.attacks.pgd import PGDConfig
+from mexit.attacks.pgd import Attack, PGDConfig
 from mexit.attacks.rng import CounterRNG
 from mexit.attacks.svgd import ParticleConfig, craft_particles
 from mexit.data import digits, splits

@@ -15,8 +15,7 @@ from method_outputs import make_outputs
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from mexit.attacks.multi_exit_attack import Attack
-from mexit.attacks.pgd import PGDConfig
+from mexit.attacks.pgd import Attack, PGDConfig
 from mexit.attacks.rng import CounterRNG
 from mexit.data import digits, splits
 from mexit.errors import UsageError
@@ -344,7 +343,7 @@ def test_training_concentrates_and_separates_the_classes(batch) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attacks": 3}, "1 or 2"),
+        ({"attacks": 3}, "one of 1, 2"),
         ({"tie": "first"}, "own, last"),
         ({"omega": 1.0}, "omega"),
         ({"beta": -1.0}, "at least 0"),

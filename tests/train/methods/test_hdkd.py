@@ -19,8 +19,7 @@ from mexit.models import MultiExit, Stage, build_model, model_spec
 from mexit.train.config import resolve
 from mexit.train.methods import Outputs, build_method
 from mexit.train.methods.base import Adaptation, Setup
-from mexit.train.methods.hdkd import HDKD, balanced_loss, teacher_pairs
-from mexit.train.methods.hypergradient import hypergradient
+from mexit.train.methods.hdkd import HDKD, balanced_loss, hypergradient, teacher_pairs
 from mexit.train.precision import Precision
 
 E, B, LR = 3, 24, 0.5

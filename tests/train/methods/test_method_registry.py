@@ -55,7 +55,7 @@ def test_values_are_converted() -> None:
         ("neo-kd", {"alpha": True}, "alpha takes a number, found True"),
         ("neo-kd", {"renormalise": 1.0}, "true or false"),
         ("neo-kd", {"gamma": "x"}, "gamma takes a number"),
-        ("neo-kd", {"redraw": 3.0}, "redraw takes a word"),
+        ("neo-kd", {"redraw": 3.0}, "redraw must be one of sample, batch, fixed"),
         ("neo-kd", {"delta": 3.0}, "has no option delta"),
     ],
 )

@@ -166,7 +166,9 @@ def test_teachers_get_no_gradient(images) -> None:
     sum(method((teacher,)).terms(outputs).values()).backward()
     assert outputs.clean.grad is not None
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert not teacher_probabilities((teacher,), outputs.batch.images, 4.0, Setup(E, C).autocast).requires_grad
+    assert not teacher_probabilities(
+        Setup(E, C, teachers=(teacher,)), outputs.batch.images, outputs.clean, 4.0
+    ).requires_grad
 
 
 def test_kl_is_cross_entropy_minus_the_entropy_of_the_target(images) -> None:
