@@ -29,7 +29,7 @@ VIDEO_SUFFIXES = (
 SOURCE_HELP = (
     "give a camera number (0), a stream (rtsp://...), a video or image file, a folder of images or a glob"
 )
-_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:/?#@]+)(:\d+)?(?=[/?#]|$)")
+_DOTTED_HOST = re.compile(r"(\[[^\]]*\]|[^:/?#@]*\.[^:/?#@]*)(:\d+)?(?=[/?#]|$)")
 _SECRET_START = re.compile(r"[?#]|[^/?#]*=")  # some cameras take user=...&password=... in the path
 
 
@@ -86,10 +86,10 @@ def redact(url: str) -> str:
     """A URL without user, password, query and fragment, and without path segments from the first `key=value` on.
 
     A password may hold unescaped slashes and at signs, so everything up to the last `@` is dropped unless the URL
-    begins with a plain host.
+    begins with an address or a host name with a dot.
     """
     scheme, _, rest = url.partition("://")
-    if not _HOST_AND_PORT.match(rest):
+    if not _DOTTED_HOST.match(rest):
         rest = rest.rpartition("@")[2]
     return f"{scheme}://{_SECRET_START.split(rest, maxsplit=1)[0]}"
 

@@ -97,6 +97,8 @@ def test_missing_files(tmp_path: Path, name: str, message: str) -> None:
         ("rtsp://admin:ge@heim@10.0.0.5/a", "rtsp://10.0.0.5/a"),
         ("rtsp://admin:ge/heim@10.0.0.5/a", "rtsp://10.0.0.5/a"),
         ("rtsp://admin:ge?heim@10.0.0.5/a", "rtsp://10.0.0.5/a"),
+        ("rtsp://admin:12/34@10.0.0.5/a", "rtsp://10.0.0.5/a"),
+        ("rtsp://ge/heim@10.0.0.5/a", "rtsp://10.0.0.5/a"),
         ("rtsp://admin:geheim@[fe80::1]:554/a", "rtsp://[fe80::1]:554/a"),
         ("http://10.0.0.5/a@2x/cam", "http://10.0.0.5/a@2x/cam"),
         ("http://[fe80::1]:80/a@2x", "http://[fe80::1]:80/a@2x"),
