@@ -24,8 +24,8 @@ from mexit.core.resource_limits import read_limits
 from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 from mexit.data import registry
+from mexit.data.dataset import evenly_spaced
 from mexit.data.splits import split
-from mexit.flows.sample_sources import evenly_spaced
 from mexit.models import model_spec
 from mexit.train.config import resolve
 from mexit.train.precision import select_precision

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mexit.calibrate.hypothesis_tests import METHODS, certified_prefix, p_value, samples_needed
+from mexit.calibrate.hypothesis_tests import MAX_SAMPLES, METHODS, certified_prefix, p_value, samples_needed
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import format_macs
@@ -238,7 +238,10 @@ def _explain_failure(
         float(policy_losses(evaluator, thresholds, request.loss).mean()) for evaluator in evaluators.values()
     )
     samples = samples_needed(request.max_risk, request.delta, max(worst, 0.0))
-    remedy = f"would take {samples} samples" if samples else "no number of samples can certify"
+    remedy = f"would take {samples} samples"
+    if samples is None:
+        below = worst < request.max_risk
+        remedy = f"would take more than {MAX_SAMPLES} samples" if below else "no number of samples can certify"
     lowest = format_macs(frontier[min(first, len(frontier) - 1)].budget_macs)
     return (
         f"{guarantee} cannot be certified below {lowest}; the next point, "

@@ -21,6 +21,7 @@ from mexit.core.scores import Floats
 from mexit.errors import BadInput, UsageError
 
 METHODS = ("binomial", "betting")
+MAX_SAMPLES = 100_000  # of `samples_needed`, whose time rises with the number
 _SHUFFLE_SEED = 0
 
 
@@ -84,10 +85,7 @@ def betting(losses: Floats, epsilon: float) -> float:
 
 def certified_prefix(rejected: Sequence[bool]) -> int:
     """The number of hypotheses before the first that is not rejected."""
-    for count, one in enumerate(rejected):
-        if not one:
-            return count
-    return len(rejected)
+    return next((count for count, one in enumerate(rejected) if not one), len(rejected))
 
 
 def upper_rate(losses: int, n: int, delta: float) -> float:
@@ -102,14 +100,14 @@ def upper_rate(losses: int, n: int, delta: float) -> float:
 def samples_needed(epsilon: float, delta: float, rate: float) -> int | None:
     """The number of samples that the binomial test needs to certify epsilon at level delta for a true rate.
 
-    None where no number is enough, because the rate is not below epsilon.
+    None if `MAX_SAMPLES` are not enough, because the rate is not far enough below epsilon.
     """
-    if rate >= epsilon:
-        return None
     n = 1
-    while binomial_tail(n, round(n * rate), epsilon) > delta:
+    while rate < epsilon and n <= MAX_SAMPLES:
+        if binomial_tail(n, round(n * rate), epsilon) <= delta:
+            return n
         n = n + 1 if n < 100 else int(n * 1.02)
-    return n
+    return None
 
 
 def _log_factorial(counts: NDArray[np.int64]) -> Floats:

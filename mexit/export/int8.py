@@ -9,13 +9,14 @@ are float32.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from mexit.data.dataset import split_batches
 from mexit.errors import requires_extra
 from mexit.export.onnx_export import OnnxSegment, finalize
 
@@ -24,8 +25,6 @@ with requires_extra("cpu", "Exporting a network"):
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 BATCH = 32
-
-Feed = dict[str, NDArray[np.float32]]
 
 
 def quantize_int8(segment: OnnxSegment, inputs: Sequence[NDArray[np.float32]]) -> OnnxSegment:
@@ -45,7 +44,7 @@ def quantize_int8(segment: OnnxSegment, inputs: Sequence[NDArray[np.float32]]) -
         quantization.quantize_static(
             model,
             quantised,
-            _Reader(_feeds(segment, inputs)),
+            _Reader(segment, inputs),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
@@ -56,15 +55,12 @@ def quantize_int8(segment: OnnxSegment, inputs: Sequence[NDArray[np.float32]]) -
 
 
 class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Calibration images as ONNX Runtime reads them, in batches."""
+    """A segment's inputs on the calibration images, in batches."""
 
-    def __init__(self, feeds: Iterator[Feed]) -> None:
-        self._feeds = feeds
+    def __init__(self, segment: OnnxSegment, inputs: Sequence[NDArray[np.float32]]) -> None:
+        names = [spec.name for spec in segment.inputs]
+        batches = zip(*(split_batches(array, BATCH) for array in inputs), strict=True)
+        self._feeds = (dict(zip(names, arrays, strict=True)) for arrays in batches)
 
-    def get_next(self) -> Feed | None:
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         return next(self._feeds, None)
-
-
-def _feeds(segment: OnnxSegment, inputs: Sequence[NDArray[np.float32]]) -> Iterator[Feed]:
-    for start in range(0, len(inputs[0]), BATCH):
-        yield {spec.name: array[start : start + BATCH] for spec, array in zip(segment.inputs, inputs, strict=True)}

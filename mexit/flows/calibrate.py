@@ -30,7 +30,14 @@ from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits, split
 from mexit.errors import MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
 from mexit.evaluate import plots
-from mexit.flows.sample_sources import Attack, BundleSource, DatasetSource, Samples, SampleSource, UnlabelledSource
+from mexit.flows.sample_sources import (
+    Attack,
+    BundleSource,
+    DatasetSource,
+    SampleBatches,
+    SampleSource,
+    UnlabelledSource,
+)
 from mexit.runtime.runtime import Runtime
 from mexit.runtime.trace_recorder import record_trace
 
@@ -171,13 +178,13 @@ def _check_name(name: str) -> str:
 def _check_labels(source: SampleSource, request: CertificateRequest | None) -> None:
     if isinstance(source, UnlabelledSource) and request is not None and request.loss != "disagreement":
         raise UsageError(
-            f"{source.pictures.name} has no labels, which the loss {request.loss} needs: add --loss disagreement, "
+            f"{source.images.name} has no labels, which the loss {request.loss} needs: add --loss disagreement, "
             "or put the pictures into one folder per class"
         )
 
 
 def _record_traces(runtime: Runtime, source: SampleSource, attack: str, progress: Progress) -> CalibrationTraces:
-    def trace(samples: Samples) -> Trace:
+    def trace(samples: SampleBatches) -> Trace:
         with progress.track(f"recording {samples.split}, {samples.condition[:24]}", samples.n) as advance:
             return record_trace(
                 runtime.backend,

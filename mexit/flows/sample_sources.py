@@ -15,6 +15,7 @@ from mexit.core.progress import Progress
 from mexit.data.calibration_images import CalibrationImages
 from mexit.data.dataset import DataSet, UnlabelledImages, evenly_spaced, split_batches
 from mexit.data.splits import Splits
+from mexit.errors import Damaged
 from mexit.runtime.trace_recorder import Batch
 
 BATCH = 64
@@ -24,17 +25,18 @@ _SEED = 20231106
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampleBatches:
     """Samples of one split under one condition.
 
     Attributes:
         split: "calibration" or "certification".
         condition: "clean", or the description of the attack.
         n: number of samples.
-        batches: images (B, C, H, W), labels (B,) or None, and positions in the data set (B,).
+        batches: images (B, C, H, W), labels (B,) or None, and indices in the data set (B,).
     """
 
     split: str
@@ -50,10 +52,10 @@ class SampleSource(Protocol):
     def data_sha256(self) -> str:
         """The sha256 of the data set."""
 
-    def clean(self, split: str) -> Samples:
-        """The clean samples of a split."""
+    def clean(self, split: str) -> SampleBatches:
+        """The clean samples of a split. Raises `Damaged`."""
 
-    def attacked(self, split: str) -> Samples | None:
+    def attacked(self, split: str) -> SampleBatches | None:
         """Attacked samples of a split, at most `MAX_ATTACKED`; None if the source has none."""
 
 
@@ -63,11 +65,11 @@ class Attack:
 
     Attributes:
         description: the whole attack in words.
-        craft: images (B, C, H, W), labels (B,) and positions (B,) to attacked images.
+        craft: images (B, C, H, W), labels (B,) and indices (B,) to attacked images.
     """
 
     description: str
-    craft: Callable[[Images, Labels, Labels], Images]
+    craft: Callable[[Images, Labels, Index], Images]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class DatasetSource:
     Attributes:
         data, splits: the samples.
         spec: the input of the bundle.
-        attack: None = no attacked samples.
+        attack: None = no attacked samples; they are crafted while they are iterated.
     """
 
     data: DataSet
@@ -87,55 +89,52 @@ class DatasetSource:
 
     @property
     def data_sha256(self) -> str:
-        """The sha256 of the data set."""
         return self.data.sha256
 
-    def clean(self, split: str) -> Samples:
-        """The clean samples of a split."""
+    def clean(self, split: str) -> SampleBatches:
         index = self.splits.part(split)
-        return Samples(split, "clean", len(index), self._batches(index))
+        return SampleBatches(split, "clean", len(index), self._batches(index))
 
-    def attacked(self, split: str) -> Samples | None:
-        """Evenly spaced samples of a split, attacked while they are iterated; None without an attack."""
+    def attacked(self, split: str) -> SampleBatches | None:
         if self.attack is None:
             return None
         craft = self.attack.craft
         index = evenly_spaced(self.splits.part(split), MAX_ATTACKED[split])
         batches = ((craft(images, labels, rows), labels, rows) for images, labels, rows in self._batches(index))
-        return Samples(split, self.attack.description, len(index), batches)
+        return SampleBatches(split, self.attack.description, len(index), batches)
 
-    def _batches(self, index: Labels) -> Iterator[tuple[Images, Labels, Labels]]:
+    def _batches(self, index: Index) -> Iterator[tuple[Images, Labels, Index]]:
         for rows in split_batches(index, BATCH):
             yield self.data.batch(rows, self.spec), self.data.labels[rows], rows
 
 
 @dataclass(frozen=True)
 class UnlabelledSource:
-    """Pictures without labels, divided at random into a calibration and a certification half; no attacks.
+    """Images without labels, divided at random into a calibration and a certification half.
+
+    None are attacked: an attack maximises the loss of the correct label, which is unknown.
 
     Attributes:
-        pictures: the samples.
+        images: the samples.
         spec: the input of the bundle.
     """
 
-    pictures: UnlabelledImages
+    images: UnlabelledImages
     spec: InputSpec
 
     @property
     def data_sha256(self) -> str:
-        """The sha256 of the pictures."""
-        return self.pictures.sha256
+        return self.images.sha256
 
-    def clean(self, split: str) -> Samples:
-        """The pictures of one half."""
-        order = np.random.default_rng(_SEED).permutation(len(self.pictures)).astype(np.int64)
+    def clean(self, split: str) -> SampleBatches:
+        order = np.random.default_rng(_SEED).permutation(len(self.images)).astype(np.int64)
         halves = dict(zip(MAX_ATTACKED, np.array_split(order, len(MAX_ATTACKED)), strict=True))
         index = np.sort(halves[split])
-        batches = ((self.pictures.batch(rows, self.spec), None, rows) for rows in split_batches(index, BATCH))
-        return Samples(split, "clean", len(index), batches)
+        batches = ((self.images.batch(rows, self.spec), None, rows) for rows in split_batches(index, BATCH))
+        return SampleBatches(split, "clean", len(index), batches)
 
-    def attacked(self, split: str) -> Samples | None:
-        """None: an attack maximises the loss of the correct label, which is unknown."""
+    def attacked(self, split: str) -> SampleBatches | None:  # noqa: ARG002
+        return None
 
 
 @dataclass(frozen=True)
@@ -162,14 +161,21 @@ class BundleSource:
         }
         return BundleSource(images, next(iter(images.values())).data_sha256) if images else None
 
-    def clean(self, split: str) -> Samples:
-        """The clean images of a split."""
-        return _in_batches(self.images[f"calibration/{split}-clean.npz"])
+    def clean(self, split: str) -> SampleBatches:
+        samples = self._batches(split, "clean")
+        if samples is None:
+            raise Damaged(f"the bundle has calibration images, but no clean ones of the split '{split}'")
+        return samples
 
-    def attacked(self, split: str) -> Samples | None:
-        """The attacked images of a split, or None if the bundle has none."""
-        images = self.images.get(f"calibration/{split}-attacked.npz")
-        return _in_batches(images) if images else None
+    def attacked(self, split: str) -> SampleBatches | None:
+        return self._batches(split, "attacked")
+
+    def _batches(self, split: str, condition: str) -> SampleBatches | None:
+        images = self.images.get(f"calibration/{split}-{condition}.npz")
+        if images is None:
+            return None
+        arrays = (split_batches(array, BATCH) for array in (images.images, images.labels, images.index))
+        return SampleBatches(images.split, images.condition, len(images.index), zip(*arrays, strict=True))
 
 
 def gather(source: SampleSource, progress: Progress) -> list[CalibrationImages]:
@@ -183,27 +189,17 @@ def gather(source: SampleSource, progress: Progress) -> list[CalibrationImages]:
         For each split at most `MAX_ATTACKED` images, attacked and clean versions of the same samples.
     """
     collected = []
-    for split in MAX_ATTACKED:
-        attacked = source.attacked(split)
+    for split, most in MAX_ATTACKED.items():
         kept_index = None
-        for samples in (attacked, source.clean(split)):
-            if samples is not None:
-                with progress.track(f"gathering {split} images", samples.n) as advance:
-                    parts = []
-                    for batch in samples.batches:
-                        parts.append(batch)
-                        advance(len(batch[0]), "")
-                images, labels, index = (np.concatenate([part[axis] for part in parts]) for axis in range(3))
-                kept_index = evenly_spaced(index, MAX_ATTACKED[split]) if kept_index is None else kept_index
-                rows = np.flatnonzero(np.isin(index, kept_index))
-                collected.append(
-                    CalibrationImages(
-                        split, samples.condition, source.data_sha256, images[rows], labels[rows], index[rows]
-                    )
-                )
+        for samples in filter(None, (source.attacked(split), source.clean(split))):
+            parts = []
+            with progress.track(f"gathering {split} images", samples.n) as advance:
+                for batch in samples.batches:
+                    parts.append(batch)
+                    advance(len(batch[0]), "")
+            arrays = [np.concatenate([part[axis] for part in parts]) for axis in range(3)]
+            kept_index = evenly_spaced(arrays[2], most) if kept_index is None else kept_index
+            rows = np.flatnonzero(np.isin(arrays[2], kept_index))
+            kept = (array[rows] for array in arrays)
+            collected.append(CalibrationImages(split, samples.condition, source.data_sha256, *kept))
     return collected
-
-
-def _in_batches(images: CalibrationImages) -> Samples:
-    arrays = (split_batches(array, BATCH) for array in (images.images, images.labels, images.index))
-    return Samples(images.split, images.condition, len(images.index), zip(*arrays, strict=True))

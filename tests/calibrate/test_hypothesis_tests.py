@@ -84,6 +84,7 @@ def test_upper_bounds_of_rates() -> None:
 def test_sample_sizes() -> None:
     assert samples_needed(0.02, 0.1, 0.0) == 114  # ln 0.1 / ln 0.98
     assert samples_needed(0.02, 0.1, 0.02) is None
+    assert samples_needed(0.02001, 0.05, 0.02) is None  # hundreds of millions, which must not be counted out
     needed = samples_needed(0.02, 0.05, 0.01)
     assert needed is not None
     assert binomial_tail(needed, round(needed * 0.01), 0.02) <= 0.05

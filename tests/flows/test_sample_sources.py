@@ -1,0 +1,48 @@
+"""Images stored in a bundle are checked before calibration uses them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mexit.core.manifest import InputSpec, PrepareSpec
+from mexit.data.calibration_images import CalibrationImages
+from mexit.errors import Damaged
+from mexit.flows.sample_sources import BundleSource
+
+SPEC = InputSpec("input", "float32", "NCHW", 1, (2, 2), (0.0, 1.0), PrepareSpec())
+IMAGES = CalibrationImages(
+    "calibration", "clean", "5" * 64, np.zeros((3, 1, 2, 2), np.float32), np.arange(3), np.arange(3)
+)
+
+
+def test_a_bundle_without_the_clean_images_of_a_split_is_damaged() -> None:
+    source = BundleSource({IMAGES.file: IMAGES}, IMAGES.data_sha256)
+    assert source.clean("calibration").n == 3
+    assert source.attacked("calibration") is None
+    with pytest.raises(Damaged, match="no clean ones of the split 'certification'"):
+        source.clean("certification")
+
+
+def test_stored_images_keep_their_content() -> None:
+    copy = CalibrationImages.from_bytes(IMAGES.to_bytes(), "x.npz", SPEC, classes=3)
+    assert (copy.split, copy.condition, copy.data_sha256) == ("calibration", "clean", "5" * 64)
+    np.testing.assert_array_equal(copy.images, IMAGES.images)
+    np.testing.assert_array_equal(copy.index, IMAGES.index)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"condition": 5}, "expected str, found 5"),
+        ({"labels": np.array([0, 1, 3])}, "labels are 0 to 3, expected 0 to 2"),
+        ({"index": np.arange(2)}, r"indices \(2,\)"),
+        ({"images": np.full((3, 1, 2, 2), 2, np.float32)}, "values from 2 to 2"),
+    ],
+    ids=["condition is a number", "label out of range", "index too short", "pixels out of range"],
+)
+def test_damaged_images_are_named(fields: dict, words: str) -> None:
+    with pytest.raises(Damaged, match=f"calibration images x.npz are not readable: .*{words}"):
+        CalibrationImages.from_bytes(replace(IMAGES, **fields).to_bytes(), "x.npz", SPEC, classes=3)
