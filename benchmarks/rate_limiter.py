@@ -214,14 +214,14 @@ def slowdown_images(runtime: Runtime, images: np.ndarray, labels: np.ndarray) ->
     from mexit.attacks.policy_attacks import AttackTarget
     from mexit.attacks.slowdown import slowdown_attack
     from mexit.attacks.soft_policy import SoftPolicy
-    from mexit.evaluate.gradient_source import GradientSource
+    from mexit.evaluate.target import GradientSource
 
     source = GradientSource.of_bundle(runtime.bundle)
     source.model.eval()
     pixels = torch.from_numpy(images)
     with torch.no_grad():
         policy = SoftPolicy.fit(runtime.policy(), source.model(pixels))
-    config = source.attack("average").pgd
+    config = source.settings.test_attack("average").pgd
     target = AttackTarget(
         source.model, policy, pixels, torch.from_numpy(labels), torch.arange(len(labels)), config
     )

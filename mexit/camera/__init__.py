@@ -1,8 +1,9 @@
 """Video and images to predictions: files frame by frame, live cameras by the newest frame.
 
-    parse_source          parses a source string; names it without credentials
+    frame           a frame that has arrived, and counters of frames
+    parse_source    parses a source string; names it without credentials
     readers         reads images and video files, frame by frame
-    live_stream            reads cameras and streams, and reconnects
+    live_stream     reads cameras and streams, and reconnects
     latest_frame    reader thread with a one-slot buffer that keeps the newest frame
     pipeline        `classify_frames`: classifies the frames of a source with a runtime
     sinks, video_writer, overlay    JSON lines and annotated video

@@ -16,7 +16,7 @@ from mexit.train.config import TrainSettings, resolve
 
 # Settings whose flag has another name, or that have no flag.
 _NO_FLAG = {"data", "preset", "options", "teachers", "test_steps", "momentum", "weight_decay", "decay_at",
-            "decay_factor", "craft_train_mode"}  # fmt: skip
+            "decay_factor", "craft_train_mode", "selection_steps"}  # fmt: skip
 
 
 def model_card(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
@@ -121,9 +121,12 @@ def _flags(report: Mapping[str, Any]) -> str:
 
 def _limitations(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
     settings = report["settings"]
+    size = f"at most {settings['eps']:.4g} of the pixel range in every pixel"
+    if target.source.settings.norm == "l2":
+        size = f"an L2 norm of at most {settings['eps']:.4g} in units of the pixel range"
     lines = [
         "Accuracy under attack is measured, not proved: other attacks may succeed more often. It holds for changes of "
-        f"at most {settings['eps']:.4g} of the pixel range in every pixel, and for no other kind of change.",
+        f"{size}, and for no other kind of change.",
         "On data unlike the calibration data neither accuracy nor mean cost is known.",
         "A budget bounds the mean cost on data like the calibration data. Under attack the mean rises; the hard bound "
         "is the rate limiter's, at the price of accuracy.",
@@ -172,7 +175,7 @@ def _train_command(settings: TrainSettings) -> str:
         if name not in _NO_FLAG and value != preset[name]
     ]
     if settings.craft_train_mode != preset["craft_train_mode"]:
-        words.append("--craft-train-mode")
+        words.append("--craft-train-mode" if settings.craft_train_mode else "--craft-eval-mode")
     words += [f"--set {name}={_flag_value(value)}" for name, value in values["options"].items()]
     words += [f"--teacher {run}" for run in settings.teachers]
     return " ".join(words)

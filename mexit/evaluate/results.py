@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from mexit.attacks.slowdown import efficacy
 from mexit.attacks.soft_policy import decide
 from mexit.core.cost import exit_counts, mean_macs
-from mexit.evaluate.gradient_source import Index, Labels
-from mexit.evaluate.target import BudgetPolicy, EvaluationTarget, Logits
+from mexit.evaluate.target import BudgetPolicy, EvaluationTarget, Index, Labels, Logits
 from mexit.train.validation import correct_predictions
 
 SHOWN = ("clean", "average", "max-average")

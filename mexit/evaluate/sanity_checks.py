@@ -20,10 +20,9 @@ from torch import Tensor
 
 from mexit.attacks.losses import exit_cross_entropy
 from mexit.attacks.pgd import frozen
-from mexit.evaluate.gradient_source import Labels
 from mexit.evaluate.results import NOISE, AttackResults, correct_at, robust_under, worst_per_exit
-from mexit.evaluate.suites import LARGE_EPS, AttackContext, single_attacks
-from mexit.evaluate.target import Logits
+from mexit.evaluate.suites import AttackContext, single_attacks
+from mexit.evaluate.target import Labels, Logits
 from mexit.models.multi_exit import MultiExit
 from mexit.train.validation import correct_predictions
 
@@ -183,10 +182,7 @@ def autoattack_is_stronger(autoattack: float, pgd: float, name: str) -> Check:
 
 def basic_checks(context: AttackContext, results: AttackResults) -> list[Check]:
     """The checks that need only a few forward passes."""
-    images, labels = (
-        torch.from_numpy(context.images[:CHECK_IMAGES]),
-        torch.from_numpy(context.labels[:CHECK_IMAGES]),
-    )
+    images, labels = (tensor[:CHECK_IMAGES] for tensor in context.tensors()[:2])
     by_noise, by_attack = (correct_predictions(results.pgd[name], results.labels) for name in (NOISE, "average"))
     return [
         deterministic(context.model, images),
@@ -204,9 +200,9 @@ def curve_checks(context: AttackContext, curve: Mapping[float, Mapping[str, Logi
         accuracy_falls_with_eps(accuracies),
         converged(accuracies[context.pgd.eps], _self_accuracy(doubled, context.labels)),
     ]
-    if context.pgd.eps <= LARGE_EPS:
-        n, classes = len(context.labels), len(context.target.data.classes)
-        checks.append(large_eps_breaks_everything(accuracies[LARGE_EPS], LARGE_EPS, n, classes))
+    if context.pgd.eps <= context.large_eps:
+        n, classes, eps = len(context.labels), len(context.target.data.classes), context.large_eps
+        checks.append(large_eps_breaks_everything(accuracies[eps], eps, n, classes))
     return checks
 
 

@@ -6,6 +6,7 @@ bundle is the engine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,15 +26,13 @@ from mexit.core.progress import Progress
 from mexit.data.dataset import split_batches
 from mexit.errors import UsageError
 from mexit.evaluate.config import EvaluateOptions
-from mexit.evaluate.gradient_source import Images, Index, Labels
 from mexit.evaluate.results import NOISE, AttackResults
-from mexit.evaluate.target import BATCH, BudgetPolicy, EvaluationTarget, Logits
+from mexit.evaluate.target import BATCH, BudgetPolicy, EvaluationTarget, Images, Index, Labels, Logits
 from mexit.models.multi_exit import MultiExit
 from mexit.train import checkpoint
 
-# The radii of the curve, as multiples of the radius in question, and a radius at which every attack must succeed.
+# The radii of the curve, as multiples of the radius in question.
 CURVE = (0.25, 0.5, 1.0, 1.5, 2.0)
-LARGE_EPS = 0.5
 LEVELS = 255
 
 
@@ -63,6 +62,11 @@ class AttackContext:
     def model(self) -> MultiExit:
         """The network that gives gradients."""
         return self.target.source.model
+
+    @property
+    def large_eps(self) -> float:
+        """The radius that turns every image into a uniform grey one: 0.5 per pixel. Every attack must succeed there."""
+        return 0.5 if self.pgd.norm == "linf" else 0.5 * math.sqrt(self.images[0].size)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and positions of all samples."""
@@ -216,10 +220,11 @@ def accuracy_curve(context: AttackContext) -> dict[float, dict[str, Logits]]:
     """
     clean = context.target.exit_logits(context.images)
     curve = {0.0: {f"exit {k}": clean for k in range(1, len(clean) + 1)}}
-    radii = sorted({share * context.pgd.eps for share in CURVE} | {LARGE_EPS})
+    largest = 1.0 if context.pgd.norm == "linf" else math.inf
+    radii = sorted({share * context.pgd.eps for share in CURVE} | {context.large_eps})
     with context.progress.track("accuracy against the radius", len(radii)) as advance:
-        for eps in [eps for eps in radii if eps <= 1]:
-            step_size = min(1.0, context.pgd.step_size * eps / context.pgd.eps)
+        for eps in [eps for eps in radii if eps <= largest]:
+            step_size = min(largest, context.pgd.step_size * eps / context.pgd.eps)
             curve[eps] = single_attacks(context, replace(context.pgd, eps=eps, step_size=step_size))
             advance(1, f"eps {eps:.3g}")
     return curve
@@ -291,13 +296,7 @@ def _run_square(
 ) -> Images:
     options = context.options
     attacked = square(
-        classifier,
-        images,
-        labels,
-        eps,
-        norm=context.pgd.norm,
-        queries=options.queries,
-        restarts=options.restarts,
+        classifier, images, labels, eps, norm=context.pgd.norm, queries=options.queries, restarts=options.restarts
     )
     return np.asarray(attacked.numpy())
 

@@ -1,4 +1,4 @@
-"""What is evaluated: a run in torch, or a bundle as it is deployed. The attacks treat both alike."""
+"""What is evaluated: a run in torch, or a bundle as it is deployed; and the network that gives gradients for both."""
 
 from __future__ import annotations
 
@@ -11,23 +11,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.artifact_paths import is_bundle
+from mexit.core.atomic_io import sha256_file
+from mexit.core.bundle import Bundle
 from mexit.core.exit_policy import Policy
 from mexit.core.manifest import InputSpec
 from mexit.data import registry
 from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
-from mexit.errors import UsageError
-from mexit.evaluate.gradient_source import GradientSource, Images, Index, Labels
-from mexit.models import model_spec
+from mexit.errors import NotFound, StalePolicy, UsageError
+from mexit.models import MultiExit, model_spec
 from mexit.models.exit_costs import exit_costs
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.runtime import Runtime
 from mexit.train import checkpoint
+from mexit.train.config import TrainSettings
 from mexit.train.validation import run_exits
 
 BATCH = 128
 
+Images = NDArray[np.float32]
+Labels = NDArray[np.int64]
+Index = NDArray[np.int64]
 Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class GradientSource:
+    """The network that gives the gradients for attacks on a run or its bundle, and the settings of the run.
+
+    Attributes:
+        model: the network, in eval mode.
+        settings: they hold the radius and steps of the test attack.
+    """
+
+    model: MultiExit
+    settings: TrainSettings
+
+    @staticmethod
+    def of_bundle(bundle: Bundle) -> GradientSource:
+        """The run that a bundle was exported from.
+
+        Raises:
+            NotFound: the run does not exist here.
+            StalePolicy: the run has other weights than the bundle.
+        """
+        provenance = bundle.manifest.provenance
+        run, expected = provenance.get("run"), provenance.get("weights_sha256")
+        if not isinstance(run, str) or not (Path(run) / checkpoint.WEIGHTS).exists():
+            raise NotFound(f"the run {run} that {bundle.path} was exported from does not exist here")
+        if sha256_file(Path(run) / checkpoint.WEIGHTS) != expected:
+            raise StalePolicy(f"run {run} was trained again since {bundle.path} was exported: export it again")
+        model, settings, _ = checkpoint.load_model(Path(run))
+        return GradientSource(model, settings)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from mexit.runtime.runtime import Runtime
 from mexit.runtime.trace_recorder import record_trace
 
 if TYPE_CHECKING:
-    from mexit.evaluate.gradient_source import GradientSource
+    from mexit.evaluate.target import GradientSource
 
 IN_BUNDLE = "bundle"
 REPORTS = Path("reports")
@@ -237,7 +237,7 @@ def _attack(bundle: Bundle, objective: str) -> tuple[Attack | None, str]:
     """The test attack of the run behind a bundle, or None and the reason."""
     try:
         with requires_extra("train", "Attacking a network"):
-            from mexit.evaluate.gradient_source import GradientSource  # torch is optional for calibration
+            from mexit.evaluate.target import GradientSource  # torch is optional for calibration
         source = GradientSource.of_bundle(bundle)
     except (MissingExtra, NotFound, StalePolicy) as error:
         return None, str(error)
@@ -248,8 +248,10 @@ def _attack(bundle: Bundle, objective: str) -> tuple[Attack | None, str]:
 
 def network_attack(source: GradientSource, objective: str) -> Attack:
     """The test attack of a run with the gradients of its network."""
-    attack = source.attack(objective)
-    return Attack(attack.describe(), partial(source.craft, attack=attack))
+    from mexit.train.validation import attack_images  # torch is optional for calibration
+
+    attack = source.settings.test_attack(objective)
+    return Attack(attack.describe(), partial(attack_images, source.model, attack=attack))
 
 
 def _data_is_readable(bundle: Bundle, data_dir: str | Path | None) -> bool:

@@ -88,7 +88,7 @@ def evaluate_model(
     _check(options, target)
     index = target.test_index(samples)
     strong = evenly_spaced(np.arange(len(index)), options.strong_samples)
-    attack = target.source.attack("average", eps, steps)
+    attack = target.source.settings.test_attack("average", eps, steps)
     attack = replace(attack, pgd=replace(attack.pgd, restarts=options.restarts))
     logits = suites.run_pgd_group(target, index, attack.pgd, progress)
     results = AttackResults(target.data.labels[index], strong, logits)

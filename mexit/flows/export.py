@@ -25,7 +25,7 @@ from mexit.runtime.backends.ort import OrtBackend, open_session
 from mexit.runtime.reference import run_all_exits
 
 with requires_extra("train", "Exporting a network"):
-    from mexit.evaluate.gradient_source import GradientSource
+    from mexit.evaluate.target import GradientSource
     from mexit.export.bundle_writer import BundleContents, build_bundle
     from mexit.export.nested_if import OUTPUTS, build_single_file
     from mexit.export.onnx_export import OnnxSegment, export_segment

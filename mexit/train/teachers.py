@@ -69,11 +69,7 @@ def own_teachers(run: Path, settings: TrainSettings) -> dict[Path, TrainSettings
             settings,
             model=model,
             method="at-aka-teacher",
-            options={
-                "particle": m,
-                "particles": method.own_teachers,
-                "repulsion_weight": method.repulsion_weight,
-            },
+            options={"particle": m, "particles": method.own_teachers, "repulsion_weight": method.repulsion_weight},
             seed=settings.seed + m,
         )
         for m in range(1, method.own_teachers + 1)

@@ -46,16 +46,23 @@ def attacked_batches(
     for part in split_batches(index, batch):
         images, labels = data.batch(part, spec), data.labels[part]
         if attack is not None:
-            attacked = craft(
-                model,
-                torch.from_numpy(images),
-                torch.from_numpy(labels),
-                attack,
-                rng=CounterRNG(seed, 0),
-                index=torch.from_numpy(part),
-            )
-            images = attacked.numpy()
+            images = attack_images(model, images, labels, part, attack, seed=seed)
         yield images, labels, part
+
+
+def attack_images(
+    model: MultiExit,
+    images: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    index: NDArray[np.int64],
+    attack: Attack,
+    *,
+    seed: int = 0,
+) -> NDArray[np.float32]:
+    """`craft` on numpy arrays: images (B, C, H, W), labels (B,) and positions in the data set (B,) to (B, C, H, W)."""
+    pixels, truth, positions = (torch.from_numpy(array) for array in (images, labels, index))
+    attacked = craft(model, pixels, truth, attack, rng=CounterRNG(seed, 0), index=positions)
+    return np.asarray(attacked.numpy())
 
 
 def exit_logits(model: MultiExit, batches: AttackedBatches) -> NDArray[np.float32]:

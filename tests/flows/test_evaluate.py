@@ -6,13 +6,16 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from command_line import program
+from typer.main import get_command
 
+from mexit.cli import app
 from mexit.commands.evaluate import show_evaluation
 from mexit.core.bundle import Bundle
 from mexit.core.exit_policy import first_exit
@@ -110,6 +113,17 @@ def test_a_failed_check_is_shown_on_the_terminal_and_in_the_model_card(report, f
     assert "1 of 1 checks of the evaluation itself failed" in card
 
 
+def test_the_training_command_of_the_card_has_only_flags_of_mexit_train(report, folder) -> None:
+    given = {"craft_train_mode": False, "selection_steps": 2, "seed": 3, "norm": "l2"}
+    target = open_target(folder / "runs/digits", None, "auto")
+    source = replace(target.source, settings=resolve("mnist", "rdi", given))
+    card = model_card(replace(target, source=source), report)
+    flags = re.findall(r" (--[\w-]+)", next(line for line in card.splitlines() if line.startswith("mexit train")))
+    known = get_command(app).commands["train"].params
+    assert set(flags) <= {name for parameter in known for name in (*parameter.opts, *parameter.secondary_opts)}
+    assert set(flags) >= {"--craft-eval-mode", "--seed", "--norm"}
+
+
 def test_the_curve_and_the_checks_are_there(report) -> None:
     eps = report["settings"]["eps"]
     radii = [row["eps"] for row in report["curve"]]
@@ -153,6 +167,19 @@ def test_a_run_is_evaluated_without_budgets(folder, monkeypatch) -> None:
                for row in report["exits"])  # fmt: skip
     card = (folder / "runs/digits/reports/model_card.md").read_text()
     assert "Not run: policy, autoattack, slowdown, sanity" in card
+
+
+def test_the_radii_and_the_card_of_an_l2_run(folder, monkeypatch) -> None:
+    """An L2 radius may exceed 1, and an image turns grey only at 0.5 times the root of its number of pixels."""
+    monkeypatch.chdir(folder)
+    settings = resolve("digits", None, {"norm": "l2", "eps": 1.5, "step": 0.4})
+    network = build_model("digits-cnn", 10)
+    checkpoint.create_run(Path("runs/l2"), settings, Splits.load(Path("runs/digits/splits.npz")))
+    checkpoint.save_weights(Path("runs/l2"), network.state_dict(), settings, 10)
+    report = evaluate_model(Path("runs/l2"), samples=8, steps=1, options=reduced(("pgd", "sanity"))).report
+    assert [row["eps"] for row in report["curve"]] == [0, 0.375, 0.75, 1.5, 2.25, 3, 4]
+    assert "a radius of 4 breaks everything" in {check["name"] for check in report["checks"]}
+    assert "changes of an L2 norm of at most 1.5" in Path("runs/l2/reports/model_card.md").read_text()
 
 
 def test_the_report_agrees_with_the_answers_of_the_deployed_bundle(folder, monkeypatch) -> None:
