@@ -1,4 +1,4 @@
-"""Splits are disjoint, reproducible and stored without loss; damaged files are refused. `thinned` removes training images only."""
+"""Splits are disjoint and stored without loss; thinned splits lose training images only; damaged files are refused."""
 
 from __future__ import annotations
 
