@@ -1,12 +1,12 @@
-"""What each fast path saves: the same work with it and without it, in turns.
+"""Measure what each fast path saves: the same work with the path and without it, alternating.
 
     python benchmarks/fast_paths.py BUNDLE... [--networks small-cnn resnet38 msdnet-cifar10] [--rounds 8]
 
-One image: `Runtime.answer_tensor` on one test image at a time, by the path for one image (bound buffers, scores in
+One image: `Runtime.answer_tensor` answers one test image per call, by the path for one image (bound buffers, scores in
 plain floats) and by the path for batches. Training: one step of `adversarial` (PGD-7 average, 128 images, bfloat16
-on the CPU, one thread) with all fast paths, without the fused copy that the attack runs on, and without contiguous
-gradients behind concatenations. A path stays in mexit only where it saves at least 10 % somewhere. Times are
-processor time of the thread or process.
+on the CPU, one thread) with all fast paths, without the fused copy for attacks, and without contiguous gradients
+behind concatenations. mexit keeps a path only if it saves at least 10 % in some row. Times are processor times of
+the thread or process.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from mexit import Runtime
 
 NETWORKS = ("small-cnn", "resnet38", "msdnet-cifar10")
 KINDS = ("all fast paths", "without the fused copy", "without contiguous gradients")
@@ -27,16 +31,15 @@ IMAGES = 60
 
 
 def one_image_rows(path: str, rounds: int) -> list[list[object]]:
-    """Rows of the table of one bundle: microseconds of both paths at each budget."""
+    """Return one row per budget, with the microseconds of both paths."""
     from mexit import Runtime
     from mexit.data import registry
     from mexit.data.splits import Splits
     from mexit.runtime import engine
 
     runtime = Runtime.open(path, "full", backend="ort", threads=1)
-    data = registry.load(runtime.bundle.manifest.splits.data_set)
-    index = Splits.from_bytes(runtime.bundle.splits(), runtime.bundle.path).part("test")[:IMAGES]
-    images = data.batch(index, runtime.bundle.manifest.input)
+    splits = Splits.of_bundle(runtime.bundle)
+    images = registry.load(splits.data_set).batch(splits.part("test")[:IMAGES], runtime.bundle.manifest.input)
     paths = {"one": engine._answer_one, "rows": engine._answer_rows}
     rows = []
     for budget in BUDGETS:
@@ -57,7 +60,8 @@ def one_image_rows(path: str, rounds: int) -> list[list[object]]:
     return rows
 
 
-def _times(runtime: object, images: np.ndarray, budget: str) -> list[int]:
+def _times(runtime: Runtime, images: np.ndarray, budget: str) -> list[int]:
+    """Nanoseconds of the call for each image."""
     times = []
     for row in range(len(images)):
         begin = time.thread_time_ns()
@@ -67,17 +71,17 @@ def _times(runtime: object, images: np.ndarray, budget: str) -> list[int]:
 
 
 def serve_training(kind: str, network: str) -> None:
-    """In a process of its own: answer each line on standard input with the seconds of one training step."""
+    """Run one training step per line of standard input, and print its processor seconds. Runs in its own process."""
     import torch
     from training_speed import mexit_step
 
-    from mexit.train import precision
+    from mexit.train import fused_eval_copy, precision
 
     torch.set_num_threads(1)
     if kind == "without the fused copy":
         precision.Precision.attack_copy = lambda *_: None
     if kind == "without contiguous gradients":
-        precision.make_gradients_contiguous = lambda *_: None
+        precision.make_gradients_contiguous = fused_eval_copy.make_gradients_contiguous = lambda *_: None
     step = mexit_step(network, "average")
     for _ in sys.stdin:
         begin = time.process_time()
@@ -86,7 +90,7 @@ def serve_training(kind: str, network: str) -> None:
 
 
 def training_rows(network: str, rounds: int) -> list[list[object]]:
-    """Rows of the table of one network."""
+    """Return one row per kind of step."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     kinds = KINDS if network.startswith("msdnet") else KINDS[:2]
     workers = [
@@ -122,20 +126,20 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--serve", nargs=2, metavar=("KIND", "NETWORK"), help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.serve:
-        serve_training(*chosen.serve)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve_training(*arguments.serve)
         return
     from page import table, write_page
 
-    one = [row for path in chosen.bundles for row in one_image_rows(path, chosen.rounds)]
-    training = [row for network in chosen.networks for row in training_rows(network, chosen.rounds)]
+    one = [row for path in arguments.bundles for row in one_image_rows(path, arguments.rounds)]
+    training = [row for network in arguments.networks for row in training_rows(network, arguments.rounds)]
     write_page(
         "fast_paths",
         f"{len(os.sched_getaffinity(0))}-core-cpu",
         "What the fast paths save",
         [
-            f"Median of {chosen.rounds} rounds; a ratio is that of one round, with the extremes.",
+            f"Median of {arguments.rounds} rounds; a ratio is that of one round, with the extremes.",
             table(["bundle", "budget", "one-image path", "batch path", "batch path / one-image path"], one),
             table(["network", "training step", "time", "time / all fast paths"], training),
         ],

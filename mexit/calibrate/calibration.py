@@ -56,12 +56,7 @@ class CalibrationTraces:
     @property
     def all(self) -> tuple[Trace, ...]:
         """The traces that exist."""
-        traces = (
-            self.calibration,
-            self.calibration_attacked,
-            self.certification,
-            self.certification_attacked,
-        )
+        traces = (self.calibration, self.calibration_attacked, self.certification, self.certification_attacked)
         return tuple(trace for trace in traces if trace is not None)
 
 
@@ -127,24 +122,17 @@ def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig
     )
     measure, ensemble, scores = _select_score(traces, temperatures, config)
     scorer = Scorer(measure, ensemble, temperatures, clean.logits.shape[2])
-    evaluators = {"clean": TraceEvaluator.of(traces.certification, scorer, costs)}
-    attacked = traces.certification_attacked
-    if attacked is not None:
-        evaluators[attacked.origin.condition] = TraceEvaluator.of(attacked, scorer, costs)
-    points, named = frontier(
-        TraceEvaluator.of(clean, scorer, costs),
-        evaluators["clean"],
-        evaluators[attacked.origin.condition] if attacked else None,
-        config.budgets,
-        config.policy,
-    )
+    calibration, held_out = (TraceEvaluator.of(one, scorer, costs) for one in (clean, traces.certification))
+    evaluators, attacked = {"clean": held_out}, None
+    if traces.certification_attacked is not None:
+        attacked = TraceEvaluator.of(traces.certification_attacked, scorer, costs)
+        evaluators[traces.certification_attacked.origin.condition] = attacked
+    points, named = frontier(calibration, held_out, attacked, config.budgets, config.policy)
     certificate = None
     if config.certify is not None:
-        fields = ("model", "engine", "precision", "data_sha256")
-        origin = {name: getattr(clean.origin, name) for name in fields}
-        certificate = make_certificate(points, evaluators, config.certify, origin)
+        certificate = make_certificate(points, evaluators, config.certify, clean.origin)
         named = {**named, "certified": certificate.first}
-    rates = [_disagreement_bound(evaluators["clean"], point) for point in points]
+    rates = [_disagreement_bound(held_out, point) for point in points]
     drift = {"alpha": DRIFT_ALPHA, "confidence": DRIFT_CONFIDENCE, "rates": rates}
     return CalibrationResult(scorer, scores, points, named, certificate, drift)
 

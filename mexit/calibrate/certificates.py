@@ -27,6 +27,7 @@ from mexit.core.budget import format_macs
 from mexit.core.exit_policy import Thresholds
 from mexit.core.policies_file import FrontierPoint
 from mexit.core.scores import Floats
+from mexit.core.trace import Origin
 from mexit.errors import RiskInfeasible, UsageError
 
 LOSSES = ("early-error", "disagreement", "accuracy-gap")
@@ -171,13 +172,13 @@ def make_certificate(
     frontier: Sequence[FrontierPoint],
     evaluators: Mapping[str, TraceEvaluator],
     request: CertificateRequest,
-    origin: Mapping[str, str],
+    origin: Origin,
 ) -> Certificate:
     """Certify a frontier and describe the result.
 
     Args:
         frontier, evaluators, request: see `certify`.
-        origin: `model`, `engine`, `precision` and `data_sha256` of the certificate.
+        origin: of the calibration trace; the certificate names its model, engine, precision and data set.
 
     Raises:
         RiskInfeasible: see `certify`.
@@ -198,7 +199,10 @@ def make_certificate(
         "budget_macs": frontier[first].budget_macs,
         "n": {condition: evaluator.scores.shape[1] for condition, evaluator in evaluators.items()},
         "risk": risk,
-        **origin,
+        "model": origin.model,
+        "engine": origin.engine,
+        "precision": origin.precision,
+        "data_sha256": origin.data_sha256,
         "promise": _promise(request, frontier[first].budget_macs, list(evaluators)),
         "limits": _limits(list(evaluators)),
     }

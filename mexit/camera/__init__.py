@@ -1,5 +1,6 @@
 """Video and images to predictions: files frame by frame, live cameras by the newest frame.
 
+    frame           a frame that has arrived, and counters of frames
     parse_source    parses a source string; names it without credentials
     readers         reads images and video files, frame by frame
     live_stream     reads cameras and streams, and reconnects

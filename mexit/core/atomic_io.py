@@ -142,18 +142,12 @@ def read_npz(content: bytes, limit: int) -> dict[str, NDArray[Any]]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically and durably. Raises `MexitError` with the reason if a write fails."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(path)
-            _write_synced(temporary, content)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise _write_error(path, error) from error
-        _sync_parent(path)
-    finally:
-        _remove(temporary)
+    with _temporary(path) as temporary:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 @contextmanager
@@ -166,19 +160,31 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     if path.exists() and not replace:
         raise UsageError(f"{path} exists already: choose another name with --out, or add --replace")
+    with _temporary(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for folder in sorted({file.parent for file in temporary.rglob("*")} | {temporary}):
+            sync_path(folder)
+        _move_into_place(temporary, path)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`. The block writes it and renames it, which is then made durable."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(path)
-            temporary.mkdir()
             yield temporary
-            for folder in sorted({file.parent for file in temporary.rglob("*")} | {temporary}):
-                sync_path(folder)
-            _move_into_place(temporary, path)
         except OSError as error:
-            raise _write_error(path, error) from error
-        _sync_parent(path)
+            reason = error.strerror or error
+            raise MexitError(f"could not write {path}: {reason}; what was there before is untouched") from error
+        try:
+            sync_path(path.parent)
+        except OSError as error:
+            reason = error.strerror or error
+            raise MexitError(f"{path} was written, but may not survive a power failure: {reason}") from error
     finally:
         _remove(temporary)
 
@@ -203,13 +209,6 @@ def _is_other_process(process: int) -> bool:
     return process != os.getpid()
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def sync_path(path: Path) -> None:
     """Make the content of a file, or the names in a directory, durable. Raises `OSError`."""
     handle = os.open(path, os.O_RDONLY)
@@ -217,15 +216,6 @@ def sync_path(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sync_parent(path: Path) -> None:
-    """Make a finished rename durable."""
-    try:
-        sync_path(path.parent)
-    except OSError as error:
-        reason = error.strerror or error
-        raise MexitError(f"{path} was written, but may not survive a power failure: {reason}") from error
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
@@ -263,7 +253,3 @@ def _remove(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def _write_error(path: Path, error: OSError) -> MexitError:
-    return MexitError(f"could not write {path}: {error.strerror or error}; what was there before is untouched")

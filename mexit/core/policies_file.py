@@ -128,12 +128,8 @@ class PolicyEntry:
         """The policy of one frontier point."""
         return Policy(self.measure, self.ensemble, self.temperatures, point.thresholds)
 
-    def point(self, budget: Budget, cumulative_macs: Sequence[int]) -> FrontierPoint:
-        """The largest frontier point not above the budget. Raises `BudgetInfeasible`."""
-        return self.frontier[self.frontier_index(budget, cumulative_macs)]
-
     def frontier_index(self, budget: Budget, cumulative_macs: Sequence[int]) -> int:
-        """The index of `point` in the frontier. Raises `BudgetInfeasible`."""
+        """The index of the largest frontier point not above the budget. Raises `BudgetInfeasible`."""
         if budget.kind == "named" and budget.text in self.named:
             return self.named[budget.text]
         macs = budget.macs(cumulative_macs)

@@ -39,13 +39,12 @@ class ResourceLimits:
 
 def read_limits(root: Path = Path("/")) -> ResourceLimits:
     """Read the limits from the system. `root` is the folder that holds `proc` and `sys`."""
-    quotas = [*_quotas_v1(root), *_quotas_v2(root)]
-    limits = [
-        *_numbers(root, "memory", "memory.limit_in_bytes"),
-        *_numbers(root, "", "memory.max"),
-    ]
-    limits = [limit for limit in limits if limit < _UNLIMITED_BYTES]
-    return ResourceLimits(_processors(), min(quotas, default=None), int(min(limits)) if limits else None)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    times_us = [*_values(root, "cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us"), *_values(root, "", "cpu.max")]
+    quotas = [values[0] / values[1] for values in times_us if len(values) == 2 and min(values) > 0]
+    sizes = [*_values(root, "memory", "memory.limit_in_bytes"), *_values(root, "", "memory.max")]
+    limits = [values[0] for values in sizes if len(values) == 1 and values[0] < _UNLIMITED_BYTES]
+    return ResourceLimits(processors, min(quotas, default=None), min(limits, default=None))
 
 
 def processor_name() -> str:
@@ -63,34 +62,11 @@ def cpu_info(*fields: str) -> str:
     return ""
 
 
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _quotas_v1(root: Path) -> Iterator[float]:
-    for folder in _folders(root, "cpu"):
-        with suppress(OSError, ValueError):
-            quota_us, period_us = (
-                int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
-            )
-            if quota_us > 0 and period_us > 0:
-                yield quota_us / period_us
-
-
-def _quotas_v2(root: Path) -> Iterator[float]:
-    for folder in _folders(root, ""):
-        with suppress(OSError, ValueError):
-            quota_us, period_us = (folder / "cpu.max").read_text().split()  # "max 100000" is unlimited
-            if int(quota_us) > 0 and int(period_us) > 0:
-                yield int(quota_us) / int(period_us)
-
-
-def _numbers(root: Path, controller: str, name: str) -> Iterator[float]:
+def _values(root: Path, controller: str, *files: str) -> Iterator[list[int]]:
+    """The numbers in these files, per control group; a file that says "max" sets no limit."""
     for folder in _folders(root, controller):
         with suppress(OSError, ValueError):
-            yield int((folder / name).read_text())
+            yield [int(word) for file in files for word in (folder / file).read_text().split()]
 
 
 def _folders(root: Path, controller: str) -> Iterator[Path]:

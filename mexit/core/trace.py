@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.atomic_io import read_bytes, read_npz, to_npz
+from mexit.core.atomic_io import read_npz, to_npz
 from mexit.core.schema import decode
 from mexit.errors import BadInput, Damaged
 
@@ -78,11 +78,6 @@ class Trace:
         """The content of the npz file."""
         labels = {} if self.labels is None else {"labels": self.labels}
         return to_npz(origin=asdict(self.origin), logits=self.logits, index=self.index, **labels)
-
-    @staticmethod
-    def load(path: Path) -> Trace:
-        """Read a trace file. Raises `NotFound`, `Damaged`."""
-        return Trace.from_bytes(read_bytes(path, "trace", MAX_TRACE_BYTES), path)
 
     @staticmethod
     def from_bytes(content: bytes, path: Path) -> Trace:

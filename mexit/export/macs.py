@@ -45,24 +45,12 @@ def count_macs(model: onnx.ModelProto) -> tuple[int, int]:
     return trunk, sum(costs) - trunk
 
 
-def _conv(inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+# MACs from the shapes of the inputs and of the output.
+COUNTED: dict[str, Callable[[Sequence[Shape], Shape], int]] = {
     # Weights are (C_out, C_in / groups, k, k): each output value sums one product per weight of its channel.
-    return prod(outputs[0][1:]) * prod(inputs[1][1:])
-
-
-def _gemm(inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
-    features_in = prod(inputs[1]) // outputs[0][-1]
-    return outputs[0][-1] * features_in
-
-
-def _matmul(inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
-    return prod(outputs[0][1:]) * inputs[0][-1]
-
-
-COUNTED: dict[str, Callable[[Sequence[Shape], Sequence[Shape]], int]] = {
-    "Conv": _conv,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
+    "Conv": lambda inputs, output: prod(output[1:]) * prod(inputs[1][1:]),
+    "Gemm": lambda inputs, output: prod(inputs[1]) // output[-1] * output[-1],
+    "MatMul": lambda inputs, output: prod(output[1:]) * inputs[0][-1],
 }
 
 
@@ -77,8 +65,7 @@ def _node_macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
     missing = [name for name in (*node.input, *node.output) if name and name not in shapes]
     if missing:
         raise BackendError(f"cannot count the MACs of {node.op_type}: unknown shape of {', '.join(missing)}")
-    inputs, outputs = ([shapes[name] for name in names if name] for names in (node.input, node.output))
-    return COUNTED[node.op_type](inputs, outputs)
+    return COUNTED[node.op_type]([shapes[name] for name in node.input if name], shapes[node.output[0]])
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:

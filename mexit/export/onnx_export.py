@@ -65,13 +65,14 @@ def finalize(model: onnx.ModelProto, parameters: int) -> OnnxSegment:
 
 
 def _tensor_specs(values: Sequence[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
-    specs = []
-    for value in values:
-        tensor = value.type.tensor_type
-        shape = tuple(int(dim.dim_value) if dim.dim_value else -1 for dim in tensor.shape.dim)
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-        specs.append(TensorSpec(value.name, shape, dtype))
-    return tuple(specs)
+    return tuple(
+        TensorSpec(
+            value.name,
+            tuple(int(dim.dim_value) or -1 for dim in value.type.tensor_type.shape.dim),
+            onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+        )
+        for value in values
+    )
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from mexit.errors import RiskInfeasible, UsageError
 
 COSTS = Costs((100, 400, 1000))
 SCORER = Scorer("max-probability", False, (1.0,) * 3, 4)
-ORIGIN = {"model": "m", "engine": "ort", "precision": "fp32", "data_sha256": "d"}
+ORIGIN = Origin("m", "fp32", "ort", "fp32", "calibration", "clean", "d")
 
 
 def make_trace(samples: int, seed: int, worse: float = 0.0) -> Trace:

@@ -33,14 +33,13 @@ def text(value: object) -> np.ndarray:
 
 
 @pytest.mark.parametrize("labels", [LABELS, None], ids=["labels", "no labels"])
-def test_a_trace_comes_back_as_it_was_stored(tmp_path: Path, labels: np.ndarray | None) -> None:
-    (tmp_path / "trace.npz").write_bytes(Trace(LOGITS, labels, INDEX, ORIGIN).to_bytes())
-    found = Trace.load(tmp_path / "trace.npz")
-    assert found.logits.tobytes() == LOGITS.tobytes()
-    assert (found.labels is None) == (labels is None)
-    assert labels is None or found.labels.tolist() == labels.tolist()
-    assert found.index.tolist() == INDEX.tolist()
-    assert found.origin == ORIGIN
+def test_a_trace_comes_back_as_it_was_stored(labels: np.ndarray | None) -> None:
+    trace = Trace.from_bytes(Trace(LOGITS, labels, INDEX, ORIGIN).to_bytes(), Path("trace.npz"))
+    assert trace.logits.tobytes() == LOGITS.tobytes()
+    assert (trace.labels is None) == (labels is None)
+    assert labels is None or trace.labels.tolist() == labels.tolist()
+    assert trace.index.tolist() == INDEX.tolist()
+    assert trace.origin == ORIGIN
 
 
 @pytest.mark.parametrize(
@@ -69,15 +68,17 @@ def test_a_trace_comes_back_as_it_was_stored(tmp_path: Path, labels: np.ndarray 
          "fewer labels", "label too large", "label negative", "label float", "index of two axes",
          "origin incomplete", "origin a list", "split a number", "origin no text"],
 )  # fmt: skip
-def test_a_damaged_trace_file_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "bad.npz").write_bytes(content)
+def test_a_damaged_trace_file_is_named(content: bytes) -> None:
     with pytest.raises(Damaged, match=r"trace .*bad\.npz (is not readable: .|holds no .)"):
-        Trace.load(tmp_path / "bad.npz")
+        Trace.from_bytes(content, Path("traces/bad.npz"))
 
 
-def test_a_missing_trace_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"trace .*gone\.npz does not exist"):
-        Trace.load(tmp_path / "gone.npz")
+def test_a_missing_trace_file_is_named(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    ref = bundle.policies().entries[0].trace
+    (bundle_copy / ref.file).unlink()
+    with pytest.raises(NotFound, match=rf"trace {bundle_copy / ref.file} does not exist"):
+        bundle.load_trace(ref)
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 4), (3, 0, 4), (3, 8, 1)], ids=["no exit", "no sample", "one class"])
