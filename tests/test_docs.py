@@ -85,7 +85,9 @@ def test_readme_python_runs(digits_bundle, workspace, tmp_path, test_digits) -> 
     from PIL import Image
 
     shutil.copytree(digits_bundle, tmp_path / "bundles" / "demo")
-    Image.fromarray(test_digits[0][0]).save(tmp_path / "seven.png")
+    picture = tmp_path / "runs" / "demo" / "samples" / "1-shows-1.png"
+    picture.parent.mkdir(parents=True)
+    Image.fromarray(test_digits[0][0]).save(picture)
     run_python_blocks(ROOT / "README.md", tmp_path)
 
 

@@ -54,7 +54,7 @@ class Finding:
         name: what was checked.
         status: "ok", "warning" (works, but slower or less safely than it could) or "problem" (does not work).
         found: the state, in words.
-        fix: a command or setting that mends it; for "ok", one that improves it. May be empty.
+        fix: a command or setting that corrects it; for "ok", one that improves it. May be empty.
     """
 
     name: str
@@ -249,7 +249,7 @@ def check_engine(name: str, answer: Mapping[str, Any]) -> Finding:
     if "failed" in answer:
         status = PROBLEM if name == autotune.DEFAULT else WARNING
         found = f"installed, but does not open: {answer['failed']}"
-        return Finding(label, status, found, "mend the cause, or use another engine")
+        return Finding(label, status, found, "reinstall its package; --backend selects another engine")
     if not answer["right"]:
         return Finding(label, PROBLEM, "opens, but gives a wrong answer", "install another version of it")
     return Finding(label, OK, _WORKS)
