@@ -163,9 +163,7 @@ def _random(network: str, folder: Path) -> Path:
     """A calibrated bundle of a network with random weights, which mixes exits as a trained one would."""
     bundle = export(network, folder).bundle
     bundle.write()
-    calibrate_bundle(
-        bundle.path, options=CalibrateOptions(policy="geometric", attack="none"), backend="ort", threads=1
-    )
+    calibrate_bundle(bundle.path, options=CalibrateOptions(policy="geometric", attack="none"), backend="ort", threads=1)
     return bundle.path
 
 

@@ -42,9 +42,7 @@ def main() -> None:
                 delays.append(SHIFTED if alarm is None else alarm - CALM)
         detected = np.mean(np.array(delays) < SHIFTED)
         quartiles = np.quantile(delays, [0.25, 0.5, 0.75])
-        rows.append(
-            [f"{rate:.0%}", f"{detected:.1%}", *(f"{value:.0f}" for value in quartiles), SHIFT_STREAMS - early]
-        )
+        rows.append([f"{rate:.0%}", f"{detected:.1%}", *(f"{value:.0f}" for value in quartiles), SHIFT_STREAMS - early])
     write_page(
         "drift_delay",
         "2-core-cpu",

@@ -164,6 +164,4 @@ def _bundle(network: BenchmarkNetwork, cuts: Sequence[cutting.TorchSegment]) -> 
     fp32 = [export_segment(cut) for cut in cuts]
     int8, _ = convert_segments(cuts, fp32, "int8", network.data, network.parts, network.spec, Silent())
     variants = {"fp32": fp32, "int8": int8}
-    return build_bundle(
-        Path("compared"), BundleContents(network.data.classes, network.spec, network.parts, variants)
-    )
+    return build_bundle(Path("compared"), BundleContents(network.data.classes, network.spec, network.parts, variants))

@@ -126,9 +126,7 @@ def predict(policy: Policy, logits: Logits) -> NDArray[np.int64]:
     return predicted[first_exit(scores, policy.thresholds) - 1, np.arange(logits.shape[1])]
 
 
-def time_paths(
-    paths: Sequence[Route], images: NDArray[np.float32], batch: int, seconds: float
-) -> NDArray[np.float64]:
+def time_paths(paths: Sequence[Route], images: NDArray[np.float32], batch: int, seconds: float) -> NDArray[np.float64]:
     """Microseconds per image of wall time and of processor time, (rounds, 2, paths)."""
     rounds: list[list[list[float]]] = []
     begin = time.perf_counter()
@@ -150,9 +148,7 @@ def rows_of(paths: Sequence[Route], times: NDArray[np.float64]) -> list[list[str
     quarters = np.quantile(times[:, 0], [0.25, 0.75], axis=0)
     rows = []
     for i, path in enumerate(paths):
-        rivals = [
-            one for one, other in enumerate(paths) if (other.precision, other.name) == (path.precision, STATIC)
-        ]
+        rivals = [one for one, other in enumerate(paths) if (other.precision, other.name) == (path.precision, STATIC)]
         best = min(rivals, key=lambda one: middle[one])
         spread = f"{quarters[0, i]:.0f} to {quarters[1, i]:.0f}"
         speed_up, fewer_macs = middle[best] / middle[i], paths[best].macs / path.macs
