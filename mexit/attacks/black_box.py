@@ -42,8 +42,7 @@ def square(
 
     Args:
         classifier: images (B, C, H, W) to logits (B, C); any program, such as a served bundle.
-        images: (N, C, H, W) in [0, 1].
-        labels: (N,) int64.
+        images, labels: (N, C, H, W) in [0, 1], (N,) int64.
         eps: radius, a fraction of the pixel range.
         norm: "linf" or "l2".
         queries: queries per sample and restart.
@@ -77,8 +76,7 @@ def rays(classify: LabelFn, images: Tensor, labels: Tensor, eps: float, queries:
 
     Args:
         classify: images (B, C, H, W) to labels (B,); any program, such as a served bundle.
-        images: (N, C, H, W) in [0, 1].
-        labels: (N,) int64.
+        images, labels: (N, C, H, W) in [0, 1], (N,) int64.
         eps: radius, a fraction of the pixel range, in (0, 1].
         queries: largest number of queries per sample.
 

@@ -231,16 +231,9 @@ def start_noise(rng: CounterRNG, stream: str, index: Tensor, images: Tensor, con
 
 
 def random_noise(images: Tensor, index: Tensor, config: PGDConfig, *, rng: CounterRNG) -> Tensor:
-    """Images with random noise as large as an attack, the baseline that every attack has to beat.
+    """Images (B, C, H, W) with random noise of an attack's radius and norm, the baseline that every attack has to beat.
 
-    Args:
-        images: (B, C, H, W) in [0, 1].
-        index: positions of the samples in the data set, (B,) int64.
-        config: radius and norm of the attack.
-        rng: random numbers.
-
-    Returns:
-        (B, C, H, W) in [0, 1].
+    `index` holds the positions of the samples in the data set, (B,) int64.
     """
     return random_start(images, config, rng.uniform("noise", index, images.shape[1:])).clamp_(0, 1)
 
@@ -304,15 +297,9 @@ def pgd(
 
 
 def random_start(images: Tensor, config: PGDConfig, noise: Tensor) -> Tensor:
-    """The random starting point, not yet clipped to [0, 1].
+    """A uniform point in the L-infinity ball or on the L2 sphere around each image, not yet clipped to [0, 1].
 
-    Args:
-        images: (B, C, H, W).
-        config: radius and norm.
-        noise: uniform numbers in [0, 1), (B, C, H, W).
-
-    Returns:
-        A uniform point in the L-infinity ball or on the L2 sphere around each image, (B, C, H, W).
+    Images and noise, uniform numbers in [0, 1), are (B, C, H, W).
     """
     centred = 2 * noise - 1
     if config.norm == "linf":

@@ -90,12 +90,9 @@ class AttackSearch:
         return rows
 
     def run(self, stream: str, loss_fn: PolicyLossFn, rows: NDArray[np.intp]) -> None:
-        """Run PGD on some samples, and keep every image that is more damaging than the best so far.
+        """Maximise `loss_fn` on the samples at `rows`, and keep every image that is more damaging than the best so far.
 
-        Args:
-            stream: name of the random numbers of the start.
-            loss_fn: the loss to maximise.
-            rows: positions of the samples.
+        `stream` names the random numbers of the start.
         """
         target, chosen = self.target, torch.from_numpy(rows)
         images = target.images[chosen]

@@ -86,16 +86,7 @@ def craft_particles(
     index: Tensor,
     autocast: Autocast = nullcontext,
 ) -> Tensor:
-    """Attack a batch with n particles per image.
-
-    Args:
-        model: the network; its parameters and its mode are unchanged afterwards.
-        images: (B, C, H, W) in [0, 1].
-        labels: (B,) int64.
-        config: the particles.
-        rng: random numbers of the starts.
-        index: positions of the samples in the data set, (B,) int64.
-        autocast: context manager factory in which the network runs.
+    """Attack a batch with n particles per image. The arguments but `config` are those of `pgd.craft`.
 
     Returns:
         Attacked images, detached, (n, B, C, H, W).

@@ -62,10 +62,6 @@ class EvaluateOptions:
         if low:
             raise UsageError(f"found {', '.join(low)}: each must be at least 1")
 
-    def includes(self, group: str) -> bool:
-        """Whether a group runs."""
-        return group in self.groups
-
     def autoattack_exits(self, count: int) -> tuple[int, ...]:
         """The exits that AutoAttack attacks in a network with `count` exits.
 

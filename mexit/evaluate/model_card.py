@@ -20,12 +20,7 @@ _NO_FLAG = {"data", "preset", "options", "teachers", "test_steps", "momentum", "
 
 
 def model_card(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
-    """The model card in Markdown.
-
-    Args:
-        target: what was evaluated.
-        report: the report of `flows.evaluate`.
-    """
+    """The model card in Markdown, from what was evaluated and the report of `flows.evaluate`."""
     sections = [
         f"# {target.path.name}\n\n{_summary(target, report)}",
         "## Network\n\n" + _network(target),

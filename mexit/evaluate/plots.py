@@ -1,4 +1,4 @@
-"""The pictures of training, calibration and evaluation. They need matplotlib; `available` says whether it is there."""
+"""The pictures of training, calibration and evaluation, drawn with matplotlib if it is installed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,7 @@ def available() -> bool:
 
 
 def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Training loss and selection accuracy over epochs, and CMI and NCMI where a method logs them.
-
-    Args:
-        records: the log of a run, one record per epoch.
-        path: the PNG to write.
-        title: name of the run.
-    """
+    """Training loss and selection accuracy over epochs, and CMI and NCMI where a method logs them, as a PNG."""
     has_cmi = "ncmi" in records[0]
     figure, (left, right, *more) = _figure(3 if has_cmi else 2)
     _draw_losses(left, records, title)
@@ -53,8 +47,7 @@ def accuracy_against_macs(
     Args:
         lines: label to points (mean MACs, accuracy in [0, 1]); the label begins with "clean" or "attacked".
         budgets: name to MACs, drawn as vertical lines.
-        path: the PNG to write.
-        title: of the picture.
+        path, title: the PNG to write, and its title.
     """
     figure, (axes,) = _figure(1)
     _draw_accuracy(axes, lines, budgets, title)
@@ -67,8 +60,7 @@ def calibration(content: Mapping[str, Any], budgets: Mapping[str, float], path: 
     Args:
         content: the report of `calibrate.calibration.report`.
         budgets: name to MACs.
-        path: the PNG to write.
-        name: of the bundle.
+        path, name: the PNG to write, and the name of the bundle.
     """
     figure, (left, middle, right) = _figure(3)
     rows = content["promised_against_seen"]
@@ -91,8 +83,7 @@ def transfer_matrix(accuracy: Sequence[Sequence[float]], path: Path, title: str)
 
     Args:
         accuracy: (E, E) in [0, 1]; row = the attacked exit, column = the answering exit.
-        path: the PNG to write.
-        title: of the picture.
+        path, title: the PNG to write, and its title.
     """
     figure, (axes,) = _figure(1)
     exits = range(len(accuracy))
@@ -117,8 +108,7 @@ def accuracy_against_eps(rows: Sequence[Mapping[str, Any]], eps: float, path: Pa
     Args:
         rows: the `curve` of a report.
         eps: radius of the training attack, drawn as a vertical line.
-        path: the PNG to write.
-        title: of the picture.
+        path, title: the PNG to write, and its title.
     """
     budgets = rows[0]["budgets"]
     figure, panels = _figure(2 if budgets else 1)

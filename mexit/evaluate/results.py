@@ -127,14 +127,7 @@ def budget_rows(results: AttackResults, target: EvaluationTarget) -> dict[str, A
 
 
 def robust_under(results: AttackResults, name: str, budget: BudgetPolicy, conditions: Iterable[str]) -> Correct:
-    """Which common samples a budget's policy classifies correctly under all given conditions, (S,).
-
-    Args:
-        results: the logits.
-        name: of the budget.
-        budget: its policy.
-        conditions: names from `results.attacks(name)`.
-    """
+    """Which common samples the policy of budget `name` classifies correctly under all given conditions, (S,)."""
     attacks, labels = results.attacks(name), results.labels[results.common_index]
     return _all([decide(budget.policy, attacks[condition]).classes == labels for condition in conditions])
 

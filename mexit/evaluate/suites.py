@@ -84,10 +84,6 @@ class AttackContext:
             logits = torch.cat([self.model(images) for images, _, _ in self.batches()], dim=1)
         return SoftPolicy.fit(budget.policy, logits)
 
-    def autoattack_config(self) -> AutoAttackConfig:
-        """The strength of AutoAttack."""
-        return AutoAttackConfig(steps=self.options.autoattack_steps, queries=self.options.queries)
-
 
 PolicyAttack = Callable[[AttackContext, BudgetPolicy, SoftPolicy], Images]
 
@@ -101,9 +97,7 @@ def pgd_suite(
 
     Args:
         model: gives the gradients.
-        images: (B, C, H, W) float32 in [0, 1].
-        labels: (B,) int64.
-        index: positions of the samples in the data set, (B,) int64.
+        images, labels, index: (B, C, H, W) in [0, 1], (B,), and positions in the data set (B,).
         config: parameters of the attacks.
         seed: seed of the random starts.
 
@@ -189,7 +183,7 @@ def run_autoattack_group(context: AttackContext, results: AttackResults) -> dict
     }
     for name, budget in context.target.budgets.items():
         networks[name] = DeployedPolicy(context.model, context.soft_policy(budget))
-    config = context.autoattack_config()
+    config = AutoAttackConfig(steps=context.options.autoattack_steps, queries=context.options.queries)
     context.progress.note(
         f"autoattack: {len(context.labels)} images, {len(networks)} networks; "
         f"{config.describe(len(context.target.data.classes))}"

@@ -33,13 +33,8 @@ with requires_extra("train", "Evaluating a network"):
 
 SAMPLES = 1000
 REPORTS = Path("reports")
-JSON, PICTURE, TRANSFER, CURVE, CARD = (
-    "evaluation.json",
-    "evaluation.png",
-    "transfer.png",
-    "accuracy_against_eps.png",
-    "model_card.md",
-)
+JSON, CARD = "evaluation.json", "model_card.md"
+PICTURE, TRANSFER, CURVE = "evaluation.png", "transfer.png", "accuracy_against_eps.png"
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ def _newest(progress: Progress) -> Path:
 def _check(options: EvaluateOptions, target: EvaluationTarget) -> None:
     """Reject what would otherwise fail after long work."""
     options.autoattack_exits(target.source.model.exits)
-    if options.includes("policy") or options.includes("autoattack"):
+    if "policy" in options.groups or "autoattack" in options.groups:
         import_pyautoattack()
     if options.transfer is not None:
         other, model = checkpoint.load_model(options.transfer)[0], target.source.model
@@ -132,14 +127,14 @@ def _run_strong_groups(
 ) -> tuple[list[dict[str, Any]], list[sanity_checks.Check]]:
     """Run every group but pgd: adds logits to `results`, returns the rows of the curve and the checks."""
     options, rows, checks = context.options, [], []
-    if options.includes("policy"):
+    if "policy" in options.groups:
         suites.run_policy_group(context, results)
-    if options.includes("autoattack"):
+    if "autoattack" in options.groups:
         warnings = suites.run_autoattack_group(context, results)
         checks += sanity_checks.autoattack_checks(context, results, warnings)
-    if options.includes("slowdown"):
+    if "slowdown" in options.groups:
         suites.run_slowdown_group(context, results)
-    if options.includes("sanity"):
+    if "sanity" in options.groups:
         curve = suites.accuracy_curve(context)
         rows = curve_rows(curve, context.labels, context.target)
         checks += sanity_checks.curve_checks(context, curve)

@@ -49,21 +49,18 @@ class TensorBoardWriter:
         with self._write_errors():
             if time.monotonic() >= self._next_s:
                 self._next_s = time.monotonic() + INTERVAL_S
-                self._add_scalar("step/loss", report.loss, report.samples)
+                self._writer.add_scalar("step/loss", report.loss, report.samples)
                 if report.attacked_accuracy is not None:
-                    self._add_scalar("step/attacked accuracy", report.attacked_accuracy, report.samples)
+                    self._writer.add_scalar("step/attacked accuracy", report.attacked_accuracy, report.samples)
             if report.epoch_record is not None:
                 for name, value in flatten(report.epoch_record, "epoch"):
-                    self._add_scalar(name, value, report.epoch_record["epoch"])
+                    self._writer.add_scalar(name, value, report.epoch_record["epoch"])
                 self._writer.flush()
 
     def close(self) -> None:
         """Write buffered values and close the file."""
         with self._write_errors():
             self._writer.close()
-
-    def _add_scalar(self, name: str, value: float, step: int) -> None:
-        self._writer.add_scalar(name, value, step)
 
     @contextmanager
     def _write_errors(self) -> Iterator[None]:

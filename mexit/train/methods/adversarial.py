@@ -27,7 +27,6 @@ class Adversarial(TrainingMethod):
     attacked_weight: float = 1.0
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """The cross-entropies on clean and on attacked images, summed over exits."""
         attacked = outputs.require_attacked()
         return {
             "clean": self.clean_weight * outputs.cross_entropy(outputs.clean).sum(),

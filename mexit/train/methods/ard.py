@@ -45,7 +45,6 @@ class ARD(TrainingMethod):
             )
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Cross-entropy and distillation."""
         logits = outputs.require_attacked()
         clean, attacked = outputs.cross_entropy(outputs.clean), outputs.cross_entropy(logits)
         students = len(clean) if self.run.teachers else len(clean) - 1

@@ -94,7 +94,6 @@ class MergedTeachers(TrainingMethod):
             )
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Cross-entropy and distillation on the attacked images."""
         attacked = outputs.require_attacked()
         merged = merge_logits(self.teacher_logits(outputs), outputs.labels, self.merge, self.tau)
         share = self.alpha * merged.trusted.float()

@@ -106,12 +106,7 @@ class CAP(TrainingMethod):
 def centre_distance(corners: Tensor, centre: Tensor | None = None) -> Tensor:
     """Squared distance from the centre, mean over corners and samples; gradients flow through both.
 
-    Args:
-        corners: (N, E, B, C).
-        centre: (E, B, C); None = the mean of the corners.
-
-    Returns:
-        (E,).
+    Corners (N, E, B, C) and centre (E, B, C), None = their mean, to (E,).
     """
     middle = corners.mean(dim=0) if centre is None else centre
     return (corners - middle).square().sum(dim=-1).mean(dim=(0, 2))

@@ -18,5 +18,4 @@ class Clean(TrainingMethod):
     attack_use = "never"
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """The cross-entropy on clean images, summed over exits."""
         return {"clean": outputs.cross_entropy(outputs.clean).sum()}

@@ -62,7 +62,6 @@ class MSE(TrainingMethod):
             )
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Cross-entropy and squared error, on clean and on attacked images."""
         final = {"clean": self.mu, "attacked": self.attacked_mu}
         weights = {"clean": self.clean_weight, "attacked": self.attacked_weight}
         reached = self._reached(outputs.step.progress)

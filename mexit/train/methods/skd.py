@@ -61,7 +61,6 @@ class SKD(TrainingMethod):
             self.current_temperature = float(self.temperature)
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Cross-entropy and distillation, on clean and on attacked images."""
         weights = {"clean": self.clean_weight, "attacked": self.attacked_weight}
         views = outputs.views()
         scale = 10 / len(outputs.clean) / len(views) if self.scale is None else self.scale
