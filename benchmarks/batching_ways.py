@@ -1,4 +1,4 @@
-"""The ways of answering that `continuous_batching.py` compares, and how a stream of requests is played to them."""
+"""The servers that `continuous_batching.py` compares, and the load generator that sends requests to them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mexit.runtime.request import MAX_BATCH
 
 BUDGETS = ("low", "medium", "high")
 MOST_ROWS = 8
-AS_PLANNED = {"confident", "last"}
+POLICY_REASONS = {"confident", "last"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """`rows` images of the tensor from index `first`, to be sent `due_s` seconds after the start."""
+    """A request for `rows` images from index `first`, due `due_s` seconds after the start."""
 
     first: int
     rows: int
@@ -33,73 +33,73 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Seconds from the due time to the answer, None if refused; whether the policy chose the exit of every row."""
+    """Seconds from the due time to the answer (None if refused); whether the policy chose every exit."""
 
     seconds: float | None
-    as_planned: bool
+    by_policy: bool
 
 
 class OneAtATime:
-    """Each worker takes the next request and answers it in a call of its own."""
+    """Each worker answers one request per call."""
 
     def __init__(self, runtime: Runtime, tensor: np.ndarray, workers: int, deadline_s: float) -> None:
         self.runtime, self.tensor, self.deadline_s = runtime, tensor, deadline_s
-        self.waiting: queue.SimpleQueue = queue.SimpleQueue()
+        self.queue: queue.SimpleQueue = queue.SimpleQueue()
         self.outcomes: deque[Outcome] = deque()
         self.threads = [threading.Thread(target=self._work) for _ in range(workers)]
         for thread in self.threads:
             thread.start()
 
     def send(self, request: Request, due_s: float) -> None:
-        self.waiting.put((request, due_s))
+        self.queue.put((request, due_s))
 
     def finish(self) -> None:
         for _ in self.threads:
-            self.waiting.put(None)
+            self.queue.put(None)
         for thread in self.threads:
             thread.join()
 
     def _work(self) -> None:
-        while (found := self.waiting.get()) is not None:
-            self._answer([found])
+        while (item := self.queue.get()) is not None:
+            self._answer([item])
 
-    def _answer(self, together: list[tuple[Request, float]]) -> None:
-        """One call, with the deadline of the first request, which has waited longest."""
-        left_s = self.deadline_s - (time.perf_counter() - together[0][1])
+    def _answer(self, batch: list[tuple[Request, float]]) -> None:
+        """One call, with the deadline of the oldest request, which is the first."""
+        left_s = self.deadline_s - (time.perf_counter() - batch[0][1])
         if left_s <= 0:
             self.outcomes.append(Outcome(None, False))
-            if together[1:]:
-                self._answer(together[1:])
+            if batch[1:]:
+                self._answer(batch[1:])
             return
-        images = [self.tensor[one.first : one.first + one.rows] for one, _ in together]
-        images = images[0] if len(images) == 1 else np.concatenate(images)
-        answers = self.runtime.answer_tensor(images, budget=together[0][0].budget, deadline_ms=left_s * 1e3)
+        parts = [self.tensor[one.first : one.first + one.rows] for one, _ in batch]
+        images = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        answers = self.runtime.answer_tensor(images, budget=batch[0][0].budget, deadline_ms=left_s * 1e3)
         now_s, first = time.perf_counter(), 0
-        for request, due_s in together:
+        for request, due_s in batch:
             own = answers[first : first + request.rows]
-            self.outcomes.append(Outcome(now_s - due_s, all(one.reason in AS_PLANNED for one in own)))
+            self.outcomes.append(Outcome(now_s - due_s, all(one.reason in POLICY_REASONS for one in own)))
             first += request.rows
 
 
 class WholeBatches(OneAtATime):
-    """Each worker takes all requests that wait, and makes one call for each budget."""
+    """Each worker takes all waiting requests, and makes one call for each budget."""
 
     def _work(self) -> None:
-        while (found := self.waiting.get()) is not None:
-            together, rows = [found], found[0].rows
+        while (item := self.queue.get()) is not None:
+            batch, rows = [item], item[0].rows
             while rows <= MAX_BATCH - MOST_ROWS:
                 try:
-                    found = self.waiting.get_nowait()
+                    item = self.queue.get_nowait()
                 except queue.Empty:
                     break
-                if found is None:
-                    self.waiting.put(None)
+                if item is None:
+                    self.queue.put(None)
                     break
-                together.append(found)
-                rows += found[0].rows
+                batch.append(item)
+                rows += item[0].rows
             for budget in BUDGETS:
-                if alike := [one for one in together if one[0].budget == budget]:
-                    self._answer(alike)
+                if same_budget := [one for one in batch if one[0].budget == budget]:
+                    self._answer(same_budget)
 
 
 class Continuous:
@@ -135,12 +135,12 @@ class Continuous:
         if outcome.exception() is not None:
             self.outcomes.append(Outcome(None, False))
             return
-        planned = all(one.reason in AS_PLANNED for one in outcome.result())
-        self.outcomes.append(Outcome(time.perf_counter() - due_s, planned))
+        by_policy = all(one.reason in POLICY_REASONS for one in outcome.result())
+        self.outcomes.append(Outcome(time.perf_counter() - due_s, by_policy))
 
 
-class NoServer:
-    """Discards every request: what remains is the cost of the load generator."""
+class DiscardRequests:
+    """Discards every request, which measures the cost of the load generator."""
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
@@ -160,13 +160,13 @@ def _table(runtime: Runtime) -> BatchLatencyTable:
     )
 
 
-def play(way, stream: list[Request]) -> tuple[list[Outcome], float, float]:
-    """Send a stream of requests: outcomes, seconds until the last one, processor seconds."""
+def send_stream(server, stream: list[Request]) -> tuple[list[Outcome], float, float]:
+    """Send requests at their due times; returns outcomes, seconds until the last one, and processor seconds."""
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
     for request in stream:
         due_s = began_s + request.due_s
         while (early_s := due_s - time.perf_counter()) > 0:
             time.sleep(early_s)
-        way.send(request, due_s)
-    way.finish()
-    return list(way.outcomes), time.perf_counter() - began_s, time.process_time() - began_cpu_s
+        server.send(request, due_s)
+    server.finish()
+    return list(server.outcomes), time.perf_counter() - began_s, time.process_time() - began_cpu_s

@@ -1,6 +1,6 @@
-"""Duration of calibration for N = 10,000 samples and 7 exits on one core.
+"""Measure the duration of calibration for N = 10,000 samples and 7 exits on one core.
 
-    python benchmarks/calibration_speed.py
+    python benchmarks/calibration_speed.py [--repeats 15]
 
 Measures 39 geometric budgets (MSDNet's protocol) from scores, the same protocol as plain loops, and the whole search
 frontier. Targets: 50 ms and 5 s. Set OMP_NUM_THREADS=1.
@@ -8,7 +8,9 @@ frontier. Targets: 50 ms and 5 s. Set OMP_NUM_THREADS=1.
 
 from __future__ import annotations
 
+import argparse
 import time
+from collections.abc import Callable
 
 import numpy as np
 from page import table, write_page
@@ -18,7 +20,7 @@ from mexit.calibrate.threshold_search import search_thresholds
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.cost import Costs
 
-SAMPLES, EXITS, REPEATS = 10_000, 7, 15
+SAMPLES, EXITS = 10_000, 7
 BUDGETS = [p / 20 for p in range(1, 40)]
 
 
@@ -49,7 +51,7 @@ def plain_loops(scores: np.ndarray, q: float) -> None:
                 gone[row] = True
 
 
-def timed(call) -> float:
+def timed(call: Callable[[], object]) -> float:
     """The duration of a call in seconds."""
     begin = time.perf_counter()
     call()
@@ -57,9 +59,13 @@ def timed(call) -> float:
 
 
 def main() -> None:
+    """Measure and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15)
+    repeats = parser.parse_args().repeats
     costs = Costs(tuple(range(10, 10 + 10 * EXITS, 10)))
     fast, searched = [], []
-    for seed in range(REPEATS):
+    for seed in range(repeats):
         scores, correct = make(seed)
         fast.append(timed(lambda s=scores: [geometric(ranking, q) for ranking in [Ranking.of(s)] for q in BUDGETS]))
         evaluator = TraceEvaluator(scores, correct.astype(np.int64), np.ones(SAMPLES, np.int64), costs)
@@ -67,8 +73,8 @@ def main() -> None:
     slow = [timed(lambda q=q: plain_loops(scores, q)) for q in BUDGETS[::6]]
     per_budget = float(np.median(slow))
     rows = [
-        ["39 geometric budgets", *(f"{1e3 * f(fast):.1f} ms" for f in (min, np.median, max)), REPEATS, "50 ms"],
-        ["whole search frontier", *(f"{f(searched):.2f} s" for f in (min, np.median, max)), REPEATS, "5 s"],
+        ["39 geometric budgets", *(f"{1e3 * f(fast):.1f} ms" for f in (min, np.median, max)), repeats, "50 ms"],
+        ["whole search frontier", *(f"{f(searched):.2f} s" for f in (min, np.median, max)), repeats, "5 s"],
         ["39 budgets as plain loops", "", f"{39 * per_budget:.1f} s", "", len(slow), ""],
     ]
     write_page(

@@ -1,4 +1,4 @@
-"""NEO-KD and plain adversarial training on CIFAR-10 by one short schedule for a CPU.
+"""Compare NEO-KD and plain adversarial training on CIFAR-10 by one short schedule for a CPU.
 
     MEXIT_DATA=DIR python benchmarks/cifar10_methods.py adversarial neo-kd [--seed 0]
 

@@ -1,4 +1,4 @@
-"""Compare training methods on one data set: train, evaluate, compare over the same images, write the result page.
+"""Train and evaluate methods on one data set, compare them over the same images, and write the result page.
 
 `mnist_methods.py` and `cifar10_methods.py` define the data set and the schedule.
 """
@@ -66,12 +66,12 @@ class Protocol:
             return stored
         out = Path("runs") / self.name.replace("_", "-") / f"{method}-{seed}"
         if not (out / "weights.safetensors").exists():
-            given = {**self.schedule, "model": self.model, "method": method, "seed": seed}
+            settings = {**self.schedule, "model": self.model, "method": method, "seed": seed}
             resume = (out / "settings.json").exists()
             train_model(
                 data=self.data,
                 preset=self.preset,
-                settings=given,
+                settings=settings,
                 out=out,
                 resume=resume,
                 options=TrainOptions(threads=threads),
@@ -180,15 +180,15 @@ def main(protocol: Protocol) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--autoattack", action="store_true", help="also AutoAttack, which takes about an hour")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     data = registry.load(protocol.data, os.environ["MEXIT_DATA"])
-    for method in chosen.methods:
-        run = protocol.run(method, chosen.seed, chosen.threads)
+    for method in arguments.methods:
+        run = protocol.run(method, arguments.seed, arguments.threads)
         answers = Answers.of(protocol.name, run.name)
         evaluate_run(protocol, run, answers, data)
-        if chosen.autoattack:
+        if arguments.autoattack:
             autoattack(run, answers, data)
     write(protocol, Answers.all_of(protocol.name))
 

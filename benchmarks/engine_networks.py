@@ -1,4 +1,4 @@
-"""The networks of `engines.py`, their images, and their engines, static and cut at the exits."""
+"""The networks of `engines.py`, their images, and their engines, static and adaptive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mexit.data import digits, registry, splits
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import MexitError
-from mexit.export import segments as cutting
+from mexit.export import segments as export_segments
 from mexit.export.bundle_writer import BundleContents, build_bundle
 from mexit.export.onnx_export import export_segment
 from mexit.flows.precision_variants import convert_segments
@@ -53,16 +53,18 @@ class BenchmarkNetwork:
     timed: int = 64
 
     @staticmethod
-    def of(given: str) -> BenchmarkNetwork:
-        """The network of a run directory, or a network by name, with random weights and images of digits."""
-        if Path(given).is_dir():
-            _, settings, parts = checkpoint.load_model(Path(given))
+    def of(run_or_name: str) -> BenchmarkNetwork:
+        """Load the network of a run directory, or build a network by name, with random weights and digits as images."""
+        if Path(run_or_name).is_dir():
+            _, settings, parts = checkpoint.load_model(Path(run_or_name))
             data, spec = registry.load(settings.data), model_spec(settings.model).input
             name = f"{settings.model}, {settings.method} on {settings.data}"
-            return BenchmarkNetwork(name, lambda: checkpoint.load_model(Path(given))[0], spec, data, parts, True)
-        data, large = digits.load(), given == LARGE
-        spec, timed = (IMAGENET, 8) if large else (model_spec(given).input, 64)
-        return BenchmarkNetwork(given, lambda: random_weights(given), spec, data, splits.split(data), False, timed)
+            return BenchmarkNetwork(name, lambda: checkpoint.load_model(Path(run_or_name))[0], spec, data, parts, True)
+        data, large = digits.load(), run_or_name == LARGE
+        spec, timed = (IMAGENET, 8) if large else (model_spec(run_or_name).input, 64)
+        return BenchmarkNetwork(
+            run_or_name, lambda: random_weights(run_or_name), spec, data, splits.split(data), False, timed
+        )
 
     def some(self, part: str, limit: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """At most `limit` evenly spaced images of a split, (N, C, H, W), and their labels, (N,)."""
@@ -127,7 +129,7 @@ class TorchBackend:
 
 @dataclass(frozen=True)
 class Opened:
-    """A network in one engine: static, and cut at its exits (None if it is not)."""
+    """A network in one engine, static and adaptive (None if the engine runs only the static network)."""
 
     engine: str
     static: Any
@@ -138,10 +140,12 @@ Costs = tuple[int, NDArray[np.int64]]
 
 
 def engines_of(network: BenchmarkNetwork, compiled: bool) -> tuple[list[Opened], Costs, list[str]]:
-    """Every engine that opens, the MACs of the static and the cut network, and the errors of the other engines."""
+    """Return the engines that open, the MACs of the static and the adaptive network, and the errors of other engines."""
     model, name = network.make(), network.spec.name
-    whole = [cutting.TorchSegment(LastExit(model), (name,), ("logits_1",), (torch.rand(2, *model.input_shape),))]
-    bundles = [_bundle(network, cuts) for cuts in (whole, cutting.cut_segments(model, name))]
+    whole = [
+        export_segments.TorchSegment(LastExit(model), (name,), ("logits_1",), (torch.rand(2, *model.input_shape),))
+    ]
+    bundles = [_bundle(network, segments) for segments in (whole, export_segments.cut_segments(model, name))]
     opened, failed = [], []
     for engine in ENGINES:
         try:
@@ -150,18 +154,18 @@ def engines_of(network: BenchmarkNetwork, compiled: bool) -> tuple[list[Opened],
             failed.append(f"{network.name}, {engine}: {error}")
     for dtype in (torch.float32, torch.bfloat16):
         static = TorchBackend([LastExit(network.make())], dtype)
-        cut = TorchBackend([one.module for one in cutting.cut_segments(network.make())], dtype)
-        opened.append(Opened(f"torch eager {static.precision}", static, cut))
+        adaptive = TorchBackend([one.module for one in export_segments.cut_segments(network.make())], dtype)
+        opened.append(Opened(f"torch eager {static.precision}", static, adaptive))
         if compiled:
-            again = TorchBackend([LastExit(network.make())], dtype, compiled=True)
-            opened.append(Opened(f"torch compiled {again.precision}", again, None))
-    static_macs, cut_macs = (bundle.manifest.cumulative_macs for bundle in bundles)
-    return opened, (static_macs[-1], np.array(cut_macs)), failed
+            compiled_static = TorchBackend([LastExit(network.make())], dtype, compiled=True)
+            opened.append(Opened(f"torch compiled {compiled_static.precision}", compiled_static, None))
+    static_macs, adaptive_macs = (bundle.manifest.cumulative_macs for bundle in bundles)
+    return opened, (static_macs[-1], np.array(adaptive_macs)), failed
 
 
-def _bundle(network: BenchmarkNetwork, cuts: Sequence[cutting.TorchSegment]) -> Bundle:
+def _bundle(network: BenchmarkNetwork, segments: Sequence[export_segments.TorchSegment]) -> Bundle:
     """A bundle in memory with the variants fp32 and int8 of these segments."""
-    fp32 = [export_segment(cut) for cut in cuts]
-    int8, _ = convert_segments(cuts, fp32, "int8", network.data, network.parts, network.spec, Silent())
+    fp32 = [export_segment(segment) for segment in segments]
+    int8, _ = convert_segments(segments, fp32, "int8", network.data, network.parts, network.spec, Silent())
     variants = {"fp32": fp32, "int8": int8}
     return build_bundle(Path("compared"), BundleContents(network.data.classes, network.spec, network.parts, variants))

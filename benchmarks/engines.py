@@ -1,14 +1,14 @@
-"""Engines and early exit together: microseconds an image, static and adaptive, per engine and batch.
+"""Measure microseconds per image of static and adaptive networks, per engine and batch size.
 
     MEXIT_DATA=DIR python benchmarks/engines.py RUN|NETWORK... [--seconds N]
 
 A run is a trained network on its own data set. A network (`resnet38`, `resnet50`) has random weights and images of
 digits, so its accuracy has no meaning. One thread.
 
-`static` is the network without its other exits, as a user would deploy it: one graph that returns the last logits.
+`static` is the network without early exits, as a user would deploy it: one graph that returns the last logits.
 The adaptive rows run the segments with thresholds by MSDNet's geometric protocol, from that engine's own scores
 on the calibration images. `low` to `full` have the mean cost nearest to the budget there; `equal` is the cheapest
-choice that is as accurate there as the last exit. Accuracy is that on the test images, with the paired
+policy that is at least as accurate there as the last exit. Accuracy is that on the test images, with the paired
 difference to the static network of the speed-up.
 
 Every path runs the same 64 test images (8 of them on `resnet50`) in batches of that size. A pass is one sample,
@@ -45,8 +45,8 @@ Logits = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class Route:
-    """One way to run a batch.
+class Path:
+    """A way to run a batch.
 
     Attributes:
         engine, precision, name: key of the path.
@@ -63,42 +63,42 @@ class Route:
     correct: NDArray[np.bool_] | None
 
 
-def routes_of(network: BenchmarkNetwork, opened: Opened, costs: tuple[int, NDArray[np.int64]]) -> list[Route]:
-    """Every path in one engine; `costs` are those of the static network, and the cumulative ones of the exits."""
+def paths_of(network: BenchmarkNetwork, opened: Opened, costs: tuple[int, NDArray[np.int64]]) -> list[Path]:
+    """Return the paths of one engine; `costs` are the MACs of the static network and the cumulative MACs per exit."""
     images, labels = network.some("test", TEST)
 
     def correct(predicted: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         return predicted == labels if network.trained else None
 
-    static, cut = opened.static, opened.adaptive
+    static, adaptive = opened.static, opened.adaptive
     predicted = logits_of(static, images)[-1].argmax(axis=1) if network.trained else labels
-    routes = [
-        Route(opened.engine, static.precision, STATIC, lambda part: run_all_exits(static, part), costs[0],
+    paths = [
+        Path(opened.engine, static.precision, STATIC, lambda part: run_all_exits(static, part), costs[0],
               correct(predicted))
     ]  # fmt: skip
-    if cut is None:
-        return routes
-    for name, policy, macs in policies_of(network, cut, costs[1]):
+    if adaptive is None:
+        return paths
+    for name, policy, macs in policies_of(network, adaptive, costs[1]):
         if network.trained:
-            predicted = predict(policy, logits_of(cut, images))
-        routes.append(
-            Route(opened.engine, cut.precision, name,
-                  lambda part, policy=policy: answer(cut, part, policy, len(network.data.classes)), macs,
+            predicted = predict(policy, logits_of(adaptive, images))
+        paths.append(
+            Path(opened.engine, adaptive.precision, name,
+                  lambda part, policy=policy: answer(adaptive, part, policy, len(network.data.classes)), macs,
                   correct(predicted))
         )  # fmt: skip
-    return routes
+    return paths
 
 
-def policies_of(network: BenchmarkNetwork, cut: Any, costs: NDArray[np.int64]) -> list[tuple[str, Policy, float]]:
-    """Policies for the named budgets, and the cheapest that is as accurate as the last exit; with their mean MACs."""
+def policies_of(network: BenchmarkNetwork, backend: Any, costs: NDArray[np.int64]) -> list[tuple[str, Policy, float]]:
+    """Select policies for the named budgets and the `equal` policy; returns name, policy and mean MACs of each."""
     images, labels = network.some("calibration", CALIBRATION if network.trained else UNTRAINED)
-    logits = logits_of(cut, images)
-    bare = Policy("max-probability", False, (1.0,) * len(costs), (None,) * (len(costs) - 1))
-    scores, predicted = bare.scorer(logits.shape[-1]).answer(logits)
+    logits = logits_of(backend, images)
+    no_thresholds = Policy("max-probability", False, (1.0,) * len(costs), (None,) * (len(costs) - 1))
+    scores, predicted = no_thresholds.scorer(logits.shape[-1]).answer(logits)
     candidates = [geometric(Ranking.of(scores), q) for q in QS]
     exits = [first_exit(scores, one) for one in candidates]
     means = np.array([costs[one - 1].mean() for one in exits])
-    chosen = {
+    selected = {
         name: int(np.abs(means - (costs[0] + share * (costs[-1] - costs[0]))).argmin())
         for name, share in NAMED_FRACTIONS.items()
     }
@@ -107,10 +107,10 @@ def policies_of(network: BenchmarkNetwork, cut: Any, costs: NDArray[np.int64]) -
         accuracies = np.array([(predicted[one - 1, rows] == labels).mean() for one in exits])
         good = np.flatnonzero(accuracies >= (predicted[-1] == labels).mean())
         if len(good):
-            chosen[EQUAL] = int(good[means[good].argmin()])
+            selected[EQUAL] = int(good[means[good].argmin()])
     return [
-        (name, Policy("max-probability", False, bare.temperatures, candidates[i]), float(means[i]))
-        for name, i in chosen.items()
+        (name, Policy("max-probability", False, no_thresholds.temperatures, candidates[i]), float(means[i]))
+        for name, i in selected.items()
     ]
 
 
@@ -126,7 +126,7 @@ def predict(policy: Policy, logits: Logits) -> NDArray[np.int64]:
     return predicted[first_exit(scores, policy.thresholds) - 1, np.arange(logits.shape[1])]
 
 
-def time_paths(paths: Sequence[Route], images: NDArray[np.float32], batch: int, seconds: float) -> NDArray[np.float64]:
+def time_paths(paths: Sequence[Path], images: NDArray[np.float32], batch: int, seconds: float) -> NDArray[np.float64]:
     """Microseconds per image of wall time and of processor time, (rounds, 2, paths)."""
     rounds: list[list[list[float]]] = []
     begin = time.perf_counter()
@@ -142,7 +142,7 @@ def time_paths(paths: Sequence[Route], images: NDArray[np.float32], batch: int, 
     return np.array(rounds[WARM_UP:])
 
 
-def rows_of(paths: Sequence[Route], times: NDArray[np.float64]) -> list[list[str]]:
+def rows_of(paths: Sequence[Path], times: NDArray[np.float64]) -> list[list[str]]:
     """The rows of one network and batch."""
     middle, processor = np.median(times, axis=0)
     quarters = np.quantile(times[:, 0], [0.25, 0.75], axis=0)
@@ -159,7 +159,7 @@ def rows_of(paths: Sequence[Route], times: NDArray[np.float64]) -> list[list[str
     return rows
 
 
-def accuracy(path: Route, static: Route) -> list[str]:
+def accuracy(path: Path, static: Path) -> list[str]:
     """Accuracy, and its gain over the static network in points, with the standard error of the paired difference."""
     if path.correct is None or static.correct is None:
         return ["", ""]
@@ -169,24 +169,25 @@ def accuracy(path: Route, static: Route) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    """Measure and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="+", metavar="RUN|NETWORK")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="duration of each network and batch")
     parser.add_argument(
         "--compiled", action="store_true", help="also time torch.compile, which takes minutes on deep networks"
     )
     parser.add_argument("--page", default="engines", help="name of the page")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     parts, missing = [], []
-    for one in given.networks:
+    for one in arguments.networks:
         network = BenchmarkNetwork.of(one)
-        opened, costs, failed = engines_of(network, given.compiled)
+        opened, costs, failed = engines_of(network, arguments.compiled)
         missing += failed
-        paths = [route for each in opened for route in routes_of(network, each, costs)]
+        paths = [path for each in opened for path in paths_of(network, each, costs)]
         images, _ = network.some("test", network.timed)
         for batch in (one for one in BATCHES if one <= network.timed):
-            times = time_paths(paths, images, batch, given.seconds)
+            times = time_paths(paths, images, batch, arguments.seconds)
             parts.append(f"## {network.name}, batch {batch}\n\n{len(times)} rounds.")
             columns = [
                 "engine",
@@ -203,9 +204,9 @@ def main() -> None:
             parts.append(table(columns, rows_of(paths, times)))
             print(parts[-2], parts[-1], sep="\n", flush=True)
     notes = [str(__doc__).split("\n\n", 2)[2].strip()]
-    if not given.compiled:
-        notes.append("torch.compile is left out.")
-    write_page(given.page, "2-core-cpu", "Engines and early exit", [*notes, *missing, *parts])
+    if not arguments.compiled:
+        notes.append("torch.compile was not measured.")
+    write_page(arguments.page, "2-core-cpu", "Engines and early exit", [*notes, *missing, *parts])
 
 
 if __name__ == "__main__":

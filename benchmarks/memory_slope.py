@@ -1,11 +1,11 @@
-"""Does memory grow with the number of predictions? One million of them, and the same with a planted leak.
+"""Measure how resident memory grows with the number of predictions, as it is and with a planted leak.
 
     python benchmarks/memory_slope.py BUNDLE [PREDICTIONS]
 
-A process of its own answers calibration images as a program would: uint8 pictures, batches of 1 to 8 (half of the
-calls hold one image), every budget in turn, some calls with a deadline or receipts. Resident memory is read every
-1,000 predictions or so. Over the second half, the 99 % upper bound of the slope must lie under 4 bytes a
-prediction. A check that cannot fail proves nothing: a second process also keeps 16 bytes a prediction.
+A separate process answers calibration images: uint8 arrays, batches of 1 to 8 (half of the calls hold one image),
+each budget in turn, some calls with a deadline or receipts. It reads its resident memory about every 1,000 predictions.
+Over the second half, the 99 % upper bound of the slope must lie under 4 bytes per prediction. A second process leaks
+16 bytes per prediction, which the check must detect. The default is one million predictions.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ BUDGETS = ("low", "medium", "high", "full")
 
 @dataclass(frozen=True)
 class Slope:
-    """Bytes a prediction: from the first to the last sample, and its upper confidence bound."""
+    """Growth in bytes per prediction: estimate and upper confidence bound."""
 
     estimate: float
     upper: float
 
     @property
     def passed(self) -> bool:
-        """Whether the bound is under the limit."""
+        """Whether the upper bound is under the limit."""
         return self.upper < LIMIT_BYTES
 
 
 def slope(counts: NDArray[np.int64], resident: NDArray[np.int64], seed: int = 0) -> Slope:
-    """Growth over the second half, bounded by a moving-block bootstrap of the increments.
+    """Estimate the growth over the second half, with a moving-block bootstrap of the increments.
 
-    Memory grows in steps, not along a line with noise around it. So increments are drawn, which treats a step as
-    something that can happen again, and in blocks, so that what is freed soon after stays beside what took it.
+    Memory grows in steps, not along a line with noise. The bootstrap therefore draws increments, so that a step can
+    recur; and blocks of them, so that an allocation and its release stay together.
 
     Args:
-        counts: predictions so far, (N,), rising.
-        resident: bytes at that moment, (N,).
-        seed: of the draws.
+        counts: predictions before each sample, (N,) int64, increasing.
+        resident: resident memory in bytes at each sample, (N,) int64.
+        seed: seed of the bootstrap.
     """
     half = len(counts) // 2
     predictions, growth = np.diff(counts[half:]), np.diff(resident[half:])
@@ -65,19 +65,18 @@ def slope(counts: NDArray[np.int64], resident: NDArray[np.int64], seed: int = 0)
 
 
 def work(bundle: str, total: int, leak_bytes: int) -> None:
-    """Answer images and print the samples as JSON. Runs in a process of its own."""
+    """Answer images and print the samples as JSON. Runs in its own process."""
     from mexit import Runtime
     from mexit.data import registry
     from mexit.data.splits import Splits
 
     runtime = Runtime.open(bundle, backend="ort", threads=1)
-    data = registry.load(runtime.bundle.manifest.splits.data_set)
-    index = Splits.of_bundle(runtime.bundle).part("calibration")
-    images = data.images.at(index)
+    splits = Splits.of_bundle(runtime.bundle)
+    images = registry.load(splits.data_set).images.at(splits.part("calibration"))
     rng = np.random.default_rng(0)
     starts = rng.integers(0, len(images) - max(BATCHES), 4096)
     counts, resident = np.zeros(total // SAMPLE_EVERY + 2, np.int64), np.zeros(total // SAMPLE_EVERY + 2, np.int64)
-    kept, done, calls, samples = bytearray(), 0, 0, 0
+    leak, done, calls, samples = bytearray(), 0, 0, 0
     begin = time.perf_counter()
     while done < total:
         start, size = starts[calls % len(starts)], BATCHES[calls % len(BATCHES)]
@@ -87,52 +86,53 @@ def work(bundle: str, total: int, leak_bytes: int) -> None:
             deadline_ms=5.0 if calls % 7 == 0 else None,
             receipts=calls % 5 == 0,
         )
-        kept += bytes(leak_bytes * len(answers))
+        leak += bytes(leak_bytes * len(answers))
         done, calls = done + len(answers), calls + 1
         if done >= samples * SAMPLE_EVERY:
             counts[samples], resident[samples] = done, resident_bytes()
             samples += 1
     seconds = time.perf_counter() - begin
-    found = {"counts": counts[:samples].tolist(), "resident": resident[:samples].tolist()}
-    print(json.dumps({**found, "calls": calls, "seconds": seconds}))
+    series = {"counts": counts[:samples].tolist(), "resident": resident[:samples].tolist()}
+    print(json.dumps({**series, "calls": calls, "seconds": seconds}))
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process."""
+    """Resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main(bundle: str, predictions: str = "1000000") -> None:
+    """Measure and write the page; exit with 1 if a check fails."""
     from page import table, write_page
 
-    rows, verdicts = [], []
-    for name, leak in (("as it is", 0), (f"with {PLANTED_BYTES} bytes a prediction kept", PLANTED_BYTES)):
+    rows, passed = [], []
+    for name, leak in (("as it is", 0), (f"with a leak of {PLANTED_BYTES} bytes per prediction", PLANTED_BYTES)):
         command = [sys.executable, __file__, "--work", bundle, predictions, str(leak)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         run = json.loads(done.stdout)
-        found = slope(np.array(run["counts"]), np.array(run["resident"]))
-        verdicts.append(found.passed)
+        growth = slope(np.array(run["counts"]), np.array(run["resident"]))
+        passed.append(growth.passed)
         marks = [run["resident"][int(share * (len(run["resident"]) - 1))] / 1e6 for share in (0, 0.1, 0.5, 1)]
         rows.append(
             [
                 name, f"{run['counts'][-1]:,}", f"{run['calls']:,}", f"{run['seconds']:.0f}",
-                " / ".join(f"{mark:.2f}" for mark in marks), f"{found.estimate:.3f}", f"{found.upper:.3f}",
-                "under the limit" if found.passed else "FLAGGED",
+                " / ".join(f"{mark:.2f}" for mark in marks), f"{growth.estimate:.3f}", f"{growth.upper:.3f}",
+                "under the limit" if growth.passed else "FLAGGED",
             ]
         )  # fmt: skip
     columns = ["run", "predictions", "calls", "seconds", "MB at 0 / 10 / 50 / 100 %", "slope", "99 % bound", ""]
     write_page(
         "memory_slope",
         "2-core-cpu",
-        "Resident memory over a million predictions",
+        f"Resident memory over {int(predictions):,} predictions",
         [
-            f"Bundle `{Path(bundle).name}`, onnxruntime, one thread. Slope in bytes a prediction over the second "
+            f"Bundle `{Path(bundle).name}`, onnxruntime, one thread. Slope in bytes per prediction over the second "
             f"half, limit {LIMIT_BYTES:g}; bound by a moving-block bootstrap ({BLOCKS} blocks, {DRAWS} draws).",
             table(columns, rows),
-            f"Passed: {verdicts == [True, False]} (the first must be under the limit, the planted leak must not).",
+            f"Passed: {passed == [True, False]} (the first must be under the limit, the planted leak must not).",
         ],
     )
-    sys.exit(verdicts != [True, False])
+    sys.exit(passed != [True, False])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tests what each training method claims, on MNIST with 2,000 training images.
+"""Test what each training method claims, on MNIST with 2,000 training images.
 
     MEXIT_DATA=DIR python benchmarks/method_claims.py [--seeds 3] [CLAIM...]
 
@@ -176,16 +176,16 @@ def row(claim: Claim, seeds: list[int]) -> list[str]:
     sides = [np.array([value(claim, name, seed) for seed in seeds]) for name in (claim.ours, claim.baseline)]
     gain = sides[0] - sides[1]  # (seeds, exits)
     mean, error = gain.mean(axis=0), gain.std(axis=0, ddof=1) / np.sqrt(len(seeds))
-    verdicts = []
+    results = []
     for m, e in zip(mean, error, strict=True):
         low, high = m - T[len(seeds) - 1] * e, m + T[len(seeds) - 1] * e
         better, worse = (low > 0, high < 0) if claim.condition != NCMI else (high < 0, low > 0)
-        verdicts.append("confirmed" if better else "reversed" if worse else "not resolved")
+        results.append("confirmed" if better else "reversed" if worse else "not resolved")
     if claim.condition != NCMI and min(side.mean() for side in sides) < COLLAPSED:
-        verdicts = ["one side did not learn: no evidence"]
+        results = ["one side did not learn: no evidence"]
     shown = [" / ".join(f"{v:.2f}" for v in side.mean(axis=0)) for side in sides]
     gains = " / ".join(f"{m:+.2f} ({e:.2f})" for m, e in zip(mean, error, strict=True))
-    return [claim.text, CONDITIONS[claim.condition], str(len(seeds)), *shown, gains, " / ".join(verdicts)]
+    return [claim.text, CONDITIONS[claim.condition], str(len(seeds)), *shown, gains, " / ".join(results)]
 
 
 def _stored(name: str, seed: int) -> Answers:
@@ -202,12 +202,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claims", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, default=3)
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     data = registry.load("mnist", os.environ["MEXIT_DATA"])
-    for seed in range(chosen.seeds):
-        for name in chosen.claims or CLAIMS:
+    for seed in range(arguments.seeds):
+        for name in arguments.claims or CLAIMS:
             for variant in (CLAIMS[name].baseline, CLAIMS[name].ours):
                 answers = _stored(variant, seed)
                 if not answers.has(CLAIMS[name].condition):

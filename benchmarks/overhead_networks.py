@@ -1,4 +1,4 @@
-"""Networks to time: random weights, graphs as `mexit export` makes them; also a ResNet-50 with four exits."""
+"""Networks with random weights for timing, and their exported graphs; also a ResNet-50 with four exits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Network:
 
 
 def export(name: str, folder: Path = Path()) -> Network:
-    """A network with random weights, as `mexit export` makes its graphs. The bundle is not written yet."""
+    """Export a network with random weights. The bundle stays in memory until its `write`."""
     network = random_weights(name)
     spec = IMAGENET if name == LARGE else model_spec(name).input
     segments = [export_segment(segment) for segment in cut_segments(network, spec.name)]
@@ -45,13 +45,13 @@ def export(name: str, folder: Path = Path()) -> Network:
 
 
 def random_weights(name: str) -> MultiExit:
-    """A network, in eval mode."""
+    """Build a network in eval mode, with the same weights in each call."""
     torch.manual_seed(0)
     return (resnet50() if name == LARGE else build_model(name, CLASSES)).eval()
 
 
 class Bottleneck(nn.Module):
-    """ResNet's block of 1x1, 3x3 and 1x1 convolutions."""
+    """The residual block of 1x1, 3x3 and 1x1 convolutions (He et al., 2016)."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -59,8 +59,8 @@ class Bottleneck(nn.Module):
         self.body = nn.Sequential(
             *conv(width_in, width, 1), nn.ReLU(), *conv(width, width, 3, stride), nn.ReLU(), *conv(width, wide, 1)
         )
-        fits = stride == 1 and width_in == wide
-        self.shortcut = nn.Identity() if fits else nn.Sequential(*conv(width_in, wide, 1, stride))
+        same_shape = stride == 1 and width_in == wide
+        self.shortcut = nn.Identity() if same_shape else nn.Sequential(*conv(width_in, wide, 1, stride))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, width_in, H, W) to (B, 4 width, H / stride, W / stride)."""
@@ -78,8 +78,8 @@ def resnet50() -> MultiExit:
     stages, width_in = [], 64
     for group, blocks in enumerate((3, 4, 6, 3)):
         width = 64 * 2**group
-        for place in range(blocks):
-            layers.append(Bottleneck(width_in, width, 2 if group and not place else 1))
+        for block in range(blocks):
+            layers.append(Bottleneck(width_in, width, 2 if group and not block else 1))
             width_in = 4 * width
         head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width_in, CLASSES))
         stages.append(Stage(nn.Sequential(*layers), head))
@@ -88,7 +88,7 @@ def resnet50() -> MultiExit:
 
 
 def chained(segments: Sequence[OnnxSegment]) -> bytes:
-    """One graph that gives the logits of every exit: what there would be without early exits."""
+    """Join the segments to one graph that returns the logits of every exit."""
     nodes, weights, logits = [], [], []
     for k, segment in enumerate(segments, start=1):
         graph = onnx.compose.add_prefix_graph(segment.model.graph, f"{k}/", rename_inputs=False, rename_outputs=False)

@@ -1,4 +1,4 @@
-"""What `runtime_overhead.py` measured, as tables: against one graph, leaving at once, adaptive, and a profile."""
+"""The tables of `runtime_overhead.py`: against one graph, leaving at exit 1, adaptive, and a profile."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ from overhead_networks import Network
 from page import table
 
 BUDGETS = {"low": 0.25, "medium": 0.5, "high": 0.75}
-ONE, ONE_BOUND, WALK, BARE = "one graph", "one graph, bound", "segments, bound", "segments"
+ONE, ONE_BOUND, BOUND, BARE = "one graph", "one graph, bound", "segments, bound", "segments"
 ENGINE, SCORED, RUNTIME = "engine", "engine, scoring", "Runtime"
 BARE_1, ENGINE_1, RUNTIME_1, NESTED = "segment 1", "engine, exit 1", "Runtime, exit 1", "nested If"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, threads and batch, and microseconds a batch of each path, with how many rounds it took turns."""
+    """The times of one network, number of threads and batch size.
+
+    Attributes:
+        micros: microseconds per batch of each path.
+        segments: microseconds of each segment alone.
+        shares: share of the images that leaves at each exit, per budget.
+        rounds: number of rounds.
+    """
 
     network: Network
     threads: int
@@ -35,39 +42,41 @@ class Case:
 
 
 def against_one_graph(cases: Sequence[Case]) -> list[str]:
-    """(a)"""
+    """Table (a): all segments against one graph."""
     rows = [
         [*head(case), f"{us[ONE]:.0f}", *(f"{us[name] / us[ONE]:.3f}" for name in (BARE, ENGINE, SCORED, RUNTIME))]
         for case in cases
         for us in [case.micros]
     ]
-    said = (
-        "All segments for every image, as a multiple of ONE graph that gives the logits of all exits by one "
-        "`session.run`. *segments*: the bare chain of `Segment.run`. *engine*: nobody may leave, as budget "
-        "`full` says, so the heads of early exits are left out. *engine, scoring*: every exit is asked and "
-        "nobody is sure. Target at batch 1: at most 1.03."
+    text = (
+        "All segments for every image, as a multiple of one graph that returns the logits of all exits by one "
+        "`session.run`. *segments*: successive calls of `Segment.run`. *engine*: budget `full`, which runs no "
+        "heads of early exits. *engine, scoring*: every exit is scored, and no image leaves early. Target at batch "
+        "1: at most 1.03."
     )
     columns = ["network", "threads", "batch", "one graph, µs", "segments", "engine", "engine, scoring", "Runtime"]
-    return ["## (a) Segments against one graph", said, table(columns, rows)]
+    return ["## (a) Segments against one graph", text, table(columns, rows)]
 
 
-def leaving_at_once(cases: Sequence[Case]) -> list[str]:
-    """(b)"""
+def leaving_at_exit_1(cases: Sequence[Case]) -> list[str]:
+    """Table (b): leaving at exit 1 against segment 1."""
     rows = [
         [*head(case), f"{us[BARE_1]:.0f}", *(f"{us[name] / us[BARE_1]:.3f}" for name in (ENGINE_1, RUNTIME_1))]
         for case in cases
         for us in [case.micros]
     ]
-    said = "Everybody leaves at exit 1, as a multiple of segment 1 alone by `Segment.run`. Target: at most 1.05."
+    text = (
+        "Every image leaves at exit 1. Times are multiples of segment 1 alone by `Segment.run`. Target: at most 1.05."
+    )
     return [
         "## (b) Leaving at exit 1",
-        said,
+        text,
         table(["network", "threads", "batch", "segment 1, µs", "engine", "Runtime"], rows),
     ]
 
 
 def adaptive(cases: Sequence[Case]) -> list[str]:
-    """(c)"""
+    """Table (c): speed-up of the budgets."""
     rows = []
     for case in cases:
         costs = case.network.bundle.manifest.cumulative_macs
@@ -82,11 +91,11 @@ def adaptive(cases: Sequence[Case]) -> list[str]:
                 [*head(case), name, left, f"{macs:.2f}", f"{predicted:.2f}", f"{at_sizes:.2f}", f"{measured:.2f}",
                  f"{measured / at_sizes:.3f}", f"{over_full:.2f}"]
             )  # fmt: skip
-    said = (
+    text = (
         "Speed-up over running all segments with all heads. *MACs*: by the counted cost. *in proportion*: by the "
         "times of the segments alone on whole batches in the same rounds, and the shares that leave. *predicted*: "
         "by the times of the segments alone on as many rows as reach them, since a row in a small batch costs "
-        "more; at batch 1 the same. *measured*: engine against engine that asks every exit. Target: measured at "
+        "more; at batch 1 the same. *measured*: against the engine that scores every exit. Target: measured at "
         "least 0.95 of predicted. *over full*: against the engine at budget `full`, which leaves the early heads "
         "out."
     )
@@ -103,72 +112,72 @@ def adaptive(cases: Sequence[Case]) -> list[str]:
         "of predicted",
         "over full",
     ]
-    return ["## (c) Adaptive", said, table(columns, rows)]
+    return ["## (c) Adaptive", text, table(columns, rows)]
 
 
 def where_it_goes(cases: Sequence[Case], networks: Sequence[Network]) -> list[str]:
-    """The profile."""
+    """The profile of one image."""
     reorders = {network.name: layout_micros(network) for network in networks}
     rows = []
     for case in cases:
         us = case.micros
-        steps = [us[ONE_BOUND], us[WALK], us[SCORED], us[ENGINE], us[RUNTIME]]
+        steps = [us[ONE_BOUND], us[BOUND], us[SCORED], us[ENGINE], us[RUNTIME]]
         cuts, engine, heads, runtime = (f"{after - before:+.0f}" for before, after in pairwise(steps))
         left = f"{us[ENGINE_1] - case.segments[0]:+.0f}"
         rows.append(
             [case.network.name, case.threads, f"{steps[0]:.0f}", cuts,
              "{:.0f} to {:.0f}".format(*reorders[case.network.name]), engine, heads, left, runtime]
         )  # fmt: skip
-    said = (
+    text = (
         "Microseconds at batch 1. *cuts*: all segments through bound buffers against one graph through bound "
         "buffers, so a session call for each segment and the change of layout at each cut. *layout*: ONNX "
         "Runtime's own profile of the nodes that change it, in one graph and in all segments. *engine*: what it"
-        " adds to the bound segments when every exit is asked. *heads*: what leaving them out at budget `full` "
+        " adds to the bound segments when it scores every exit. *heads*: what leaving them out at budget `full` "
         "changes. *exit 1*: what the engine adds to segment 1 bound. *Runtime*: what `Runtime` adds to the engine "
-        "at `full`: checks, prediction, ledger."
+        "at `full`: checks, prediction, statistics."
     )
     columns = ["network", "threads", "one graph, bound", "cuts", "layout", "engine", "heads", "exit 1", "Runtime"]
-    return ["## Where it goes", said, table(columns, rows)]
+    return ["## Where it goes", text, table(columns, rows)]
 
 
 def nested_if(cases: Sequence[Case]) -> list[str]:
-    """Whether the single file is worth running here."""
+    """Table of the single file against the engine."""
     rows = []
     for case in cases:
         us = case.micros
         ratios = [us[f"{NESTED}, {name}"] / us[name if name in BUDGETS else SCORED] for name in ("full", *BUDGETS)]
         rows.append([case.network.name, case.threads, *(f"{ratio:.2f}" for ratio in ratios)])
-    said = (
+    text = (
         "One call of the single file (`mexit export --single-file`) as a multiple of the engine with the same "
         "policy, at batch 1. Above 1, the engine with its bound segments is faster; it is what `mexit` runs."
     )
     columns = ["network", "threads", "full", *BUDGETS]
-    return ["## The single file", said, table(columns, rows)]
+    return ["## The single file", text, table(columns, rows)]
 
 
 def layout_micros(network: Network) -> tuple[float, float]:
     """Microseconds in nodes that change the layout: in one graph, and in all segments. One image, one thread."""
     image = np.random.default_rng(0).random((1, *network.bundle.manifest.input.shape), np.float32)
     segments = [network.bundle.segment("fp32", k) for k in range(1, len(network.bundle.manifest.exits) + 1)]
-    found = []
+    micros_of = []
     for graphs in ([network.one_graph], segments):
-        total, given = 0.0, [image]
+        total, inputs = 0.0, [image]
         for graph in graphs:
-            micros, outputs = profiled(graph, given)
+            micros, outputs = profiled(graph, inputs)
             total += micros
-            given = outputs[:-1]
-        found.append(total)
-    return found[0], found[1]
+            inputs = outputs[:-1]
+        micros_of.append(total)
+    return micros_of[0], micros_of[1]
 
 
-def profiled(graph: bytes, given: Sequence[Any], runs: int = 30) -> tuple[float, list[Any]]:
-    """Microseconds a run of one graph in its layout nodes, and its outputs."""
+def profiled(graph: bytes, inputs: Sequence[Any], runs: int = 30) -> tuple[float, list[Any]]:
+    """Microseconds per run in the layout nodes of one graph, and its outputs."""
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        named = {value.name: array for value, array in zip(session.get_inputs(), given, strict=True)}
+        named = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
         for _ in range(runs):
             outputs = session.run(None, named)
         events = json.loads(Path(session.end_profiling()).read_text())

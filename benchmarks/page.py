@@ -1,6 +1,6 @@
-"""Writes a result page: what was run, on what, how often, and what came out. Every benchmark program uses it.
+"""Write a result page: command, commit, machine, versions, and the results. Every benchmark program uses it.
 
-A page is `benchmarks/results/<what>_<hardware>_<date>.md`; failures stay on it.
+A page is `benchmarks/results/<what>_<hardware>_<date>.md`. It also states what failed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def write_page(what: str, hardware: str, title: str, parts: Sequence[str]) -> Pa
     """Write the page and return its path.
 
     Args:
-        what, hardware: of the file name, such as `calibration_speed` and `2-core-cpu`.
-        title: the heading.
+        what, hardware: parts of the file name, such as `calibration_speed` and `2-core-cpu`.
+        title: heading of the page.
         parts: paragraphs and tables in Markdown.
     """
     today = datetime.date.today().isoformat()
@@ -43,7 +43,7 @@ def write_page(what: str, hardware: str, title: str, parts: Sequence[str]) -> Pa
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
 
@@ -59,5 +59,5 @@ def _commit() -> str:
 
 
 def _typed(argument: str) -> str:
-    """An argument without the folders of this machine."""
+    """Strip the directory of an absolute path, which is specific to this machine."""
     return Path(argument).name if Path(argument).is_absolute() else argument

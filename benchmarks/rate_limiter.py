@@ -1,4 +1,4 @@
-"""The rate limiter under attack: clean clients beside a slowdown attacker, with and without the rate limiter.
+"""Measure clean clients beside a slowdown attacker, with and without the rate limiter.
 
     python benchmarks/rate_limiter.py BUNDLE [SECONDS]
 
@@ -7,8 +7,8 @@ not earlier ones were answered, and latency counts from the due time. The clean 
 server. The attacker sends DeepSloth images (`attacks.slowdown`) for ten times the capacity. The rates are 80 % of the
 capacity for all clients together and 40 % for each client.
 
-A refusal is quick, and a refused client asks again at once, so a rate-limited attacker sends many times the requests of
-one that waits for its answers. On shared processors, sending and refusing these requests would reduce the capacity of
+A refusal is quick and a refused client retries at once, so a rate-limited attacker sends many more requests than an
+unlimited one. On shared processors, sending and refusing these requests would reduce the capacity of
 the server. Server and clients therefore run on different processors, clients prepare their requests in advance, and
 the capacity, in MACs per second, is measured while the attackers are active. The page shows the processor time of both.
 
@@ -126,13 +126,13 @@ def _contents(stream: Stream) -> list[tuple[bytes, int, np.ndarray]]:
     """Bodies of successive requests, the lengths of their JSON heads, and the labels."""
     contents = []
     for number in range(len(stream.images)):
-        chosen = (np.arange(stream.rows) + number * stream.rows) % len(stream.images)
-        images = np.ascontiguousarray(stream.images[chosen])
+        rows = (np.arange(stream.rows) + number * stream.rows) % len(stream.images)
+        images = np.ascontiguousarray(stream.images[rows])
         tensor = {"name": "input", "shape": list(images.shape), "datatype": "FP32"}
         tensor["parameters"] = {"binary_data_size": images.nbytes}
         parameters = {} if stream.deadline_ms is None else {"mexit_deadline_us": stream.deadline_ms * 1e3}
         head = json.dumps({"inputs": [tensor], "outputs": [{"name": "label"}], "parameters": parameters}).encode()
-        contents.append((head + images.tobytes(), len(head), stream.labels[chosen]))
+        contents.append((head + images.tobytes(), len(head), stream.labels[rows]))
     return contents
 
 
@@ -244,20 +244,22 @@ def row(name: str, result: ScenarioResult, rates: dict[str, int], burst: float) 
 
 
 def main(bundle: str, seconds: str = "20") -> None:
+    """Measure and write the page; `seconds` is the duration of a scenario."""
     runtime = Runtime.open(bundle, BUDGET)
     manifest = runtime.bundle.manifest
-    data = registry.load(manifest.splits.data_set)
-    index = Splits.of_bundle(runtime.bundle).part("test")[:IMAGES]
+    splits = Splits.of_bundle(runtime.bundle)
+    data, index = registry.load(splits.data_set), splits.part("test")[:IMAGES]
     images, labels = data.batch(index, manifest.input), data.labels[index]
     slow = slowdown_images(runtime, images, labels)
     clean_macs, slow_macs = (np.mean([one.macs for one in runtime.answer_tensor(some)]) for some in (images, slow))
-    full, able = manifest.cumulative_macs[-1], capacity(bundle, manifest.name, slow, labels)
-    rates = {"rate": int(OVERALL * able), "client_rate": int(EACH * able)}
+    full = manifest.cumulative_macs[-1]
+    capacity_macs = capacity(bundle, manifest.name, slow, labels)
+    rates = {"rate": int(OVERALL * capacity_macs), "client_rate": int(EACH * capacity_macs)}
     burst = max(rates["rate"], full)
 
-    rows = int(np.ceil(CLEAN_LOAD * able / clean_macs / MAX_REQUESTS))
-    every_s = CLEAN * rows * clean_macs / (CLEAN_LOAD * able)
-    attack_s = ATTACK_ROWS * full / (ATTACK_LOAD * able)
+    rows = int(np.ceil(CLEAN_LOAD * capacity_macs / clean_macs / MAX_REQUESTS))
+    every_s = CLEAN * rows * clean_macs / (CLEAN_LOAD * capacity_macs)
+    attack_s = ATTACK_ROWS * full / (ATTACK_LOAD * capacity_macs)
     numbers = range(1, CLEAN + 1)
     clean_stream = (images, labels, rows, every_s, THREADS_CLEAN, DEADLINE_MS)
     clean = [Stream(f"127.0.1.{i}", *clean_stream) for i in numbers]
@@ -269,16 +271,16 @@ def main(bundle: str, seconds: str = "20") -> None:
         ("one attacker", [*clean, attacker]),
         ("attackers alone", attackers),
     ):
-        for kind, chosen in (("rate limited", rates), ("unlimited", {})):
-            result = scenario(bundle, manifest.name, streams, chosen, float(seconds))
-            lines.append(row(f"{name}, {kind}", result, chosen, burst))
+        for kind, limits in (("rate limited", rates), ("unlimited", {})):
+            result = scenario(bundle, manifest.name, streams, limits, float(seconds))
+            lines.append(row(f"{name}, {kind}", result, limits, burst))
     columns = ["traffic", "clean requests", "late", "p50 ms", "p99 ms", "accuracy", "attack requests", "refused"]
     write_page(
         "rate_limiter",
         "2-core-cpu",
         f"The rate limiter under attack: `{manifest.name}` at budget {BUDGET}",
         [
-            f"Capacity {able / 1e6:.0f}M MACs/s; rate {rates['rate'] / 1e6:.0f}M MACs/s for all clients, "
+            f"Capacity {capacity_macs / 1e6:.0f}M MACs/s; rate {rates['rate'] / 1e6:.0f}M MACs/s for all clients, "
             f"{rates['client_rate'] / 1e6:.0f}M for each client; bursts of one second. {CLEAN} clean clients "
             f"send {CLEAN_LOAD:.0%} of the capacity in requests of {rows} rows with a deadline of {DEADLINE_MS:g} "
             f"ms, the attacker {ATTACK_LOAD:g} times the capacity in requests of {ATTACK_ROWS} rows, {seconds} s "

@@ -1,13 +1,12 @@
-"""What the engine costs on top of the hardware: against one graph, segment 1 alone, and the promised speed-up.
+"""Measure the overhead of the engine against one graph, segment 1 alone and the predicted speed-up.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/runtime_overhead.py
 
-Networks have random weights and answer random images; thresholds are quantiles of the scores on those images,
-so that exits are mixed as a budget at 1/4, 1/2 and 3/4 of the way from exit 1 to the last one mixes them. All
-paths take turns, each with all images of the round in a row after an uncounted call; a path's time is the mean
-over images of each one's tenth percentile over the rounds, so that a busy machine disturbs little and all paths
-alike. With one thread that is the processor time of the caller's thread, which does all the work; with two it
-is the clock, and a machine with other work on its two cores shows that work.
+Networks have random weights and answer random images. Thresholds are geometric; their mean costs on these images lie
+1/4, 1/2 and 3/4 of the way from exit 1 to the last exit. The paths alternate: in each round, a path makes one uncounted
+call and then answers all images. The time of a path is the tenth percentile over the rounds, averaged over the images,
+which reduces the effect of other programs. With one thread, times are processor times of the calling thread, which does
+all the work; with two threads they are wall-clock times, which include the effect of other programs.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from overhead_networks import CLASSES, LARGE, Network, export
 from overhead_tables import (
     BARE,
     BARE_1,
+    BOUND,
     BUDGETS,
     ENGINE,
     ENGINE_1,
@@ -36,11 +36,10 @@ from overhead_tables import (
     RUNTIME,
     RUNTIME_1,
     SCORED,
-    WALK,
     Case,
     adaptive,
     against_one_graph,
-    leaving_at_once,
+    leaving_at_exit_1,
     nested_if,
     where_it_goes,
 )
@@ -64,14 +63,14 @@ LARGE_IMAGES = 8  # of the large network, 50 ms each; and no batch of 64
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each network, threads and batch")
-    parser.add_argument("--dry", action="store_true", help="print, write no page")
-    given = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="duration of each case")
+    parser.add_argument("--dry", action="store_true", help="print the tables, and write no page")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    networks = [export(name) for name in given.networks]
+    networks = [export(name) for name in arguments.networks]
     load = os.getloadavg()[0]
     cases = [
-        measure(network, threads, batch, given.seconds)
+        measure(network, threads, batch, arguments.seconds)
         for network in networks
         for threads in THREADS
         for batch in BATCHES
@@ -79,23 +78,23 @@ def main() -> None:
     ]
     parts = [
         __doc__.split("\n\n", 2)[2].strip(),
-        f"onnxruntime {onnxruntime.__version__}; {given.seconds:g} s for each network, threads and batch, in "
+        f"onnxruntime {onnxruntime.__version__}; {arguments.seconds:g} s for each network, threads and batch, in "
         f"{min(case.rounds for case in cases)} to {max(case.rounds for case in cases)} rounds; "
         f"load average of the machine before: {load:.1f}.",
         *against_one_graph(cases),
-        *leaving_at_once(cases),
+        *leaving_at_exit_1(cases),
         *adaptive(cases),
         *where_it_goes([case for case in cases if case.batch == 1], networks),
         *nested_if([case for case in cases if case.batch == 1]),
     ]
-    if given.dry:
+    if arguments.dry:
         print("\n\n".join(parts))
     else:
-        write_page("runtime_overhead", "2-core-cpu", "What the engine adds to the hardware's time", parts)
+        write_page("runtime_overhead", "2-core-cpu", "Overhead of the engine", parts)
 
 
 def measure(network: Network, threads: int, batch: int, seconds: float) -> Case:
-    """Every path of one case, in turns."""
+    """Time every path of one case, alternating."""
     backend = OrtBackend(network.bundle, threads)
     count = LARGE_IMAGES if network.name == LARGE else IMAGES[batch]
     images = np.random.default_rng(0).random((count, *network.bundle.manifest.input.shape), np.float32)
@@ -123,33 +122,33 @@ def measure(network: Network, threads: int, batch: int, seconds: float) -> Case:
 def paths(
     network: Network, backend: OrtBackend, threads: int, batch: int, policies: dict[str, Policy]
 ) -> dict[str, Callable[[Any], object]]:
-    """What is timed, by name: each takes a batch of images."""
+    """Return the timed functions of a batch of images, by name."""
     exits, runtime = len(backend.segments), Runtime(network.bundle, backend, "full", threads=threads)
     whole = open_session(network.one_graph, "one graph", threads)
     names = [output.name for output in whole.get_outputs()]
-    never = Policy("max-probability", False, (1.0,) * exits, (None,) * (exits - 1))
-    in_vain = Policy("max-probability", False, (1.0,) * exits, (1e6,) * (exits - 1))
-    found: dict[str, Callable[[Any], object]] = {
+    full = Policy("max-probability", False, (1.0,) * exits, (None,) * (exits - 1))
+    no_exit = Policy("max-probability", False, (1.0,) * exits, (1e6,) * (exits - 1))
+    calls: dict[str, Callable[[Any], object]] = {
         ONE: lambda part: whole.run(names, {"input": part}),
         BARE: lambda part: run_all_exits(backend, part),
-        ENGINE: lambda part: answer(backend, part, never, CLASSES),
-        SCORED: lambda part: answer(backend, part, in_vain, CLASSES),
+        ENGINE: lambda part: answer(backend, part, full, CLASSES),
+        SCORED: lambda part: answer(backend, part, no_exit, CLASSES),
         RUNTIME: runtime.answer_tensor,
         BARE_1: lambda part: backend.segments[0].run(backend.carry(part)),
-        ENGINE_1: lambda part: answer(backend, part, never, CLASSES, max_exit=1),
+        ENGINE_1: lambda part: answer(backend, part, full, CLASSES, max_exit=1),
         RUNTIME_1: lambda part: runtime.answer_tensor(part, max_exit=1),
     }
     for name, policy in policies.items():
-        found[name] = lambda part, policy=policy: answer(backend, part, policy, CLASSES)
+        calls[name] = lambda part, policy=policy: answer(backend, part, policy, CLASSES)
         if batch > 1:
-            found[f"survivors, {name}"] = survivors_alone(backend, policy)
+            calls[f"survivors, {name}"] = survivors_alone(backend, policy)
     if batch == 1:
-        found[ONE_BOUND], found[WALK] = bound(whole, network), lambda part: walk(backend, part)
+        calls[ONE_BOUND], calls[BOUND] = bound(whole, network), lambda part: run_bound(backend, part)
         nested = open_session(network.nested, "single file", threads)
-        for name, policy in {"full": in_vain, **policies}.items():
-            given = policy_inputs(policy)
-            found[f"{NESTED}, {name}"] = lambda part, given=given: nested.run(None, {"input": part, **given})
-    return found
+        for name, policy in {"full": no_exit, **policies}.items():
+            inputs = policy_inputs(policy)
+            calls[f"{NESTED}, {name}"] = lambda part, inputs=inputs: nested.run(None, {"input": part, **inputs})
+    return calls
 
 
 def timed(call: Callable[[Any], object], part: Any, clock: Callable[[], float]) -> float:
@@ -165,59 +164,59 @@ def typical(rows: Sequence[Sequence[float]]) -> float:
 
 
 def segment_times(backend: OrtBackend, part: Any, clock: Callable[[], float]) -> list[float]:
-    """Microseconds of each segment alone, as the engine runs them: bound for one image, else through arrays."""
+    """Microseconds of each segment: through bound buffers for one image, through arrays for a batch."""
     if len(part) == 1:
-        with lent(backend, part) as step:
-            return [timed(step, k, clock) for k in range(1, len(backend.segments) + 1)]
-    carried, found = backend.carry(part), []
+        with runner_with(backend, part) as run_segment:
+            return [timed(run_segment, k, clock) for k in range(1, len(backend.segments) + 1)]
+    carried, micros = backend.carry(part), []
     for segment in backend.segments:
         begin = clock()
         carried, _ = segment.run(carried)
-        found.append((clock() - begin) * 1e6)
-    return found
+        micros.append((clock() - begin) * 1e6)
+    return micros
 
 
 def survivors_alone(backend: OrtBackend, policy: Policy) -> Callable[[Any], object]:
-    """Every segment on the rows that reach it, gathered beforehand: what a batch costs if deciding is free."""
+    """Return a function that runs every segment on the rows that reach it, which were selected in advance."""
 
     @cache
-    def gathered(place: int) -> list[Any]:
-        part = parts[place]
-        exits, carried, found = answer(backend, part, policy, CLASSES).exits, backend.carry(part), []
+    def inputs_of(address: int) -> list[Any]:
+        part = parts[address]
+        exits, carried, inputs = answer(backend, part, policy, CLASSES).exits, backend.carry(part), []
         for k, segment in enumerate(backend.segments, start=1):
-            found.append((segment, carried.take(np.flatnonzero(exits >= k))))
+            inputs.append((segment, carried.take(np.flatnonzero(exits >= k))))
             carried, _ = segment.run(carried)
-        return [(segment, rows) for segment, rows in found if rows.rows]
+        return [(segment, rows) for segment, rows in inputs if rows.rows]
 
     def call(part: Any) -> None:
-        place = part.ctypes.data
-        parts[place] = part
-        for segment, rows in gathered(place):
+        address = part.ctypes.data
+        parts[address] = part
+        for segment, rows in inputs_of(address):
             segment.run(rows)
 
     parts: dict[int, Any] = {}
     return call
 
 
-def walk(backend: OrtBackend, part: Any) -> None:
-    """All segments through bound buffers, nothing decided."""
-    with lent(backend, part) as step:
+def run_bound(backend: OrtBackend, part: Any) -> None:
+    """Run all segments through bound buffers, without decisions."""
+    with runner_with(backend, part) as run_segment:
         for k in range(1, len(backend.segments) + 1):
-            step(k)
+            run_segment(k)
 
 
 @contextmanager
-def lent(backend: OrtBackend, part: Any) -> Iterator[Callable[[int], Any]]:
-    """The engine's own buffers, with an image in them."""
+def runner_with(backend: OrtBackend, part: Any) -> Iterator[Callable[[int], Any]]:
+    """Take a runner of the engine, with the image in its buffers; yields its function for segment k."""
     assert backend.runners is not None
-    one = backend.runners.take()
-    one.start(part)
-    yield one.run
-    backend.runners.give_back(one)
+    runner = backend.runners.take()
+    runner.start(part)
+    yield runner.run
+    backend.runners.give_back(runner)
 
 
 def bound(session: Any, network: Network) -> Callable[[Any], None]:
-    """One graph with its image and its logits in bound buffers."""
+    """Return a function that runs one graph with image and logits in bound buffers."""
     image = np.zeros((1, *network.bundle.manifest.input.shape), np.float32)
     logits = [np.zeros((1, CLASSES), np.float32) for _ in session.get_outputs()]
     binding = session.io_binding()
@@ -225,8 +224,8 @@ def bound(session: Any, network: Network) -> Callable[[Any], None]:
     for output, array in zip(session.get_outputs(), logits, strict=True):
         binding.bind_output(output.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
 
-    def call(part: Any, held: Any = (image, logits)) -> None:
-        np.copyto(held[0], part)
+    def call(part: Any, buffers: Any = (image, logits)) -> None:  # keeps the bound arrays alive
+        np.copyto(buffers[0], part)
         session.run_with_iobinding(binding)
 
     return call
@@ -237,13 +236,13 @@ def policy_at(share: float, backend: OrtBackend, images: Any, costs: Sequence[in
     exits = len(costs)
     open_policy = Policy("max-probability", False, (1.0,) * exits, (None,) * (exits - 1))
     scores = open_policy.scorer(CLASSES).score(run_all_exits(backend, images))
-    wanted = costs[0] + share * (costs[-1] - costs[0])
+    target = costs[0] + share * (costs[-1] - costs[0])
 
-    def miss(q: float) -> float:
+    def deviation(q: float) -> float:
         taken = first_exit(scores, geometric(Ranking.of(scores), q))
-        return abs(float(np.mean([costs[k - 1] for k in taken])) - wanted)
+        return abs(float(np.mean([costs[k - 1] for k in taken])) - target)
 
-    best = min(np.geomspace(0.05, 20, 200), key=miss)
+    best = min(np.geomspace(0.05, 20, 200), key=deviation)
     return Policy("max-probability", False, (1.0,) * exits, geometric(Ranking.of(scores), float(best)))
 
 

@@ -1,6 +1,6 @@
-"""Held-out accuracy of the policy `search` minus that of `geometric` at equal budgets.
+"""Measure the held-out accuracy of the policy `search` minus that of `geometric` at equal budgets.
 
-    MEXIT_DATA=DIR python benchmarks/search_against_geometric.py
+    MEXIT_DATA=DIR python benchmarks/search_against_geometric.py [--seeds 4] [--epochs 3]
 
 For each seed a `small-cnn` is trained for 3 epochs on 4,000 MNIST images without attacks (a weak network, because on
 a fully trained one the difference is close to 0). Thresholds are selected on the calibration split and measured on
@@ -10,7 +10,10 @@ errors.
 
 from __future__ import annotations
 
+import argparse
 import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,31 +28,25 @@ from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 from mexit.data import registry
 from mexit.data.dataset import evenly_spaced
-from mexit.data.splits import split
+from mexit.data.splits import Splits, split
 from mexit.models import model_spec
 from mexit.train.config import resolve
 from mexit.train.precision import select_precision
 from mexit.train.trainer import Trainer
 from mexit.train.validation import attacked_batches, exit_logits
 
-SEEDS = 4
 TRAINING_IMAGES = 4_000
-EPOCHS = 3
 COSTS = Costs((1_015_440, 8_529_056, 11_135_152))  # of small-cnn, as `mexit models` counts them
 CONDITIONS = {"clean": None, "attacked, eps 0.1": Attack("average", PGDConfig(0.1, 0.02, 10))}
-ATTACKED_SAMPLES = 2400
 
 
-def traces(seed: int) -> dict[str, dict[str, Trace]]:
-    """The traces of one network by condition and split."""
-    import tempfile
-    from pathlib import Path
-
+def traces(seed: int, epochs: int, attacked_samples: int) -> dict[str, dict[str, Trace]]:
+    """Train a network and return its traces by condition and split."""
     data = registry.load("mnist", os.environ["MEXIT_DATA"])
     splits = split(data)
-    settings = resolve("mnist", None, {"method": "clean", "epochs": EPOCHS, "seed": seed, "lr": 0.02, "batch": 64})
+    settings = resolve("mnist", None, {"method": "clean", "epochs": epochs, "seed": seed, "lr": 0.02, "batch": 64})
     with tempfile.TemporaryDirectory() as folder:
-        small = type(splits)(
+        small = Splits(
             splits.data_set, splits.data_sha256, {**splits.parts, "train": splits.part("train")[:TRAINING_IMAGES]}
         )
         trainer = Trainer(Path(folder), settings, data, small, select_precision("auto", "cpu", settings.model))
@@ -58,7 +55,7 @@ def traces(seed: int) -> dict[str, dict[str, Trace]]:
     by_condition: dict[str, dict[str, Trace]] = {}
     for condition, attack in CONDITIONS.items():
         for name in ("calibration", "certification"):
-            index = splits.part(name) if attack is None else evenly_spaced(splits.part(name), ATTACKED_SAMPLES)
+            index = splits.part(name) if attack is None else evenly_spaced(splits.part(name), attacked_samples)
             logits = exit_logits(model, attacked_batches(model, data, index, spec, attack))
             origin = Origin(f"seed {seed}", "fp32", "torch", "fp32", name, condition, data.sha256)
             by_condition.setdefault(condition, {})[name] = Trace(logits, data.labels[index], index, origin)
@@ -90,12 +87,18 @@ def differences(splits: dict[str, Trace]) -> tuple[dict[str, list[float]], list[
 
 
 def main() -> None:
+    """Measure and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--attacked-samples", type=int, default=2400, help="of each split")
+    arguments = parser.parse_args()
     torch.set_num_threads(read_limits().threads)
     samples: dict[str, dict[str, list[float]]] = {}
     over_budgets: dict[str, list[float]] = {}
     accuracy: dict[str, list[float]] = {}
-    for seed in range(SEEDS):
-        for condition, splits in traces(seed).items():
+    for seed in range(arguments.seeds):
+        for condition, splits in traces(seed, arguments.epochs, arguments.attacked_samples).items():
             per_name, budgets, full = differences(splits)
             for name, values in per_name.items():
                 samples.setdefault(condition, {}).setdefault(name, []).extend(values)
@@ -109,7 +112,7 @@ def main() -> None:
             rows.append([name, f"{mean:+.3f}", f"{error:.3f}", f"{mean - 1.645 * error:+.3f}", len(values), "-0.2"])
         mean = np.mean(over_budgets[condition])
         spread = f"{min(over_budgets[condition]):+.3f} to {max(over_budgets[condition]):+.3f}"
-        rows.append(["mean over 39 budgets", f"{mean:+.3f}", spread, "", f"{SEEDS} seeds", "0 (mean)"])
+        rows.append(["mean over 39 budgets", f"{mean:+.3f}", spread, "", f"{arguments.seeds} seeds", "0 (mean)"])
         parts += [
             f"**{condition}**; full network {np.mean(accuracy[condition]):.2f} % correct on held-out data. In points:",
             table(["budget", "search - geometric", "standard error", "lower 95 %", "n", "at least"], rows),

@@ -1,6 +1,6 @@
-"""From starting a process to its first answer: `small-cnn`, the packages of the `cpu` extra, one image.
+"""Measure the time from starting a process to its first answer: `small-cnn`, the `cpu` extra, one image.
 
-    python benchmarks/start_time.py [PYTHON]
+    python benchmarks/start_time.py [PYTHON] [--repeats 30]
 
 PYTHON is the interpreter of an environment with mexit[cpu] only; default this one, where torch is installed but not
 imported. The network has random weights, which do not change the time to load it. Target: 0.5 s. Starts of the
@@ -9,6 +9,7 @@ different kinds alternate. Processor time shows the share of the program when ot
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from page import table, write_page
 
-WARM_UP, REPEATS = 3, 30
+WARM_UP = 3
 TARGET_S = 0.5
 # The clock is the same for all processes of the machine.
 _STAGES = """
@@ -78,8 +79,8 @@ def spread(values: list[float]) -> str:
     return f"{p50:.0f} / {p95:.0f}"
 
 
-def measured(python: str) -> dict[str, list[dict[str, Any]]]:
-    """Runs of each kind, alternating, without the warm-up."""
+def measure(python: str, repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """Start each kind `repeats` times, alternating, after the warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         bundle, tuned, empty = (str(Path(folder) / name) for name in ("start", "tuned", "empty"))
         make_bundle(Path(bundle))
@@ -90,7 +91,7 @@ def measured(python: str) -> dict[str, list[dict[str, Any]]]:
             "numpy and onnxruntime imported, no mexit": (_ENGINE.format(), empty),
         }
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
-        for _ in range(WARM_UP + REPEATS):
+        for _ in range(WARM_UP + repeats):
             for name, (code, cache) in kinds.items():
                 runs[name].append(start(python, code, cache))
     return {name: starts[WARM_UP:] for name, starts in runs.items()}
@@ -114,8 +115,14 @@ def stage_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def main(python: str = sys.executable) -> None:
-    runs = measured(python)
+def main() -> None:
+    """Measure and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("python", nargs="?", default=sys.executable)
+    parser.add_argument("--repeats", type=int, default=30, help="starts of each kind")
+    arguments = parser.parse_args()
+    python = arguments.python
+    runs = measure(python, arguments.repeats)
     versions = subprocess.run(
         [python, "-c", "import numpy, onnxruntime; print(numpy.__version__, onnxruntime.__version__)"],
         capture_output=True, text=True, check=True,
@@ -127,9 +134,10 @@ def main(python: str = sys.executable) -> None:
         "From process start to first answer",
         [
             f"`small-cnn` with random weights, one uint8 image, budget full; {where}: numpy {versions[0]}, "
-            f"onnxruntime {versions[1]}. {REPEATS} starts of each kind, alternating, after {WARM_UP} warm-up starts; "
-            f"{os.getloadavg()[0]:.1f} busy threads on the machine at the end. Milliseconds, median / 95th "
-            "percentile.",
+            f"onnxruntime {versions[1]}. {arguments.repeats} starts of each kind, alternating, after "
+            f"{WARM_UP} warm-up starts; "
+            f"{os.getloadavg()[0]:.1f} busy threads on the machine at "
+            "the end. Milliseconds, median / 95th percentile.",
             table(
                 ["", "wall", "fastest wall", "processor time", f"within {TARGET_S} s"],
                 [kind_row(name, starts) for name, starts in runs.items()],
@@ -141,4 +149,4 @@ def main(python: str = sys.executable) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,4 +1,4 @@
-"""Stores which samples a run classified correctly, and measures of the run, beside the result pages."""
+"""Store which samples a run classified correctly, and measures of the run, beside the result pages."""
 
 from __future__ import annotations
 

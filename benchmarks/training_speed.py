@@ -1,4 +1,4 @@
-"""Compares the duration of a training step of mexit with that of plain float32 code.
+"""Compare the duration of a training step of mexit with that of plain float32 code.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/training_speed.py
 
@@ -153,23 +153,24 @@ def row(name: str, attack: str, threads: int, repeats: int) -> list[object]:
 
 
 def main() -> None:
+    """Measure and write the page, or run the steps of one worker."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", nargs=4, metavar=("KIND", "NETWORK", "ATTACK", "THREADS"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--networks", nargs="+", default=list(TARGETS))
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS))
-    chosen = parser.parse_args()
-    if chosen.serve:
-        kind, name, attack, threads = chosen.serve
+    arguments = parser.parse_args()
+    if arguments.serve:
+        kind, name, attack, threads = arguments.serve
         serve(kind, name, attack, int(threads))
         return
     before = os.getloadavg()[0]
     rows = [
-        row(name, attack, threads, chosen.repeats)
-        for threads in chosen.threads
-        for name in chosen.networks
-        for attack in chosen.attacks
+        row(name, attack, threads, arguments.repeats)
+        for threads in arguments.threads
+        for name in arguments.networks
+        for attack in arguments.attacks
     ]
     columns = [
         "network", "attack", "threads", "plain", "mexit", "ratio (spread)", "ratio by the clock (spread)", "n",
