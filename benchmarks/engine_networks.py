@@ -140,7 +140,7 @@ Costs = tuple[int, NDArray[np.int64]]
 
 
 def engines_of(network: BenchmarkNetwork, compiled: bool) -> tuple[list[Opened], Costs, list[str]]:
-    """Return the engines that open, the MACs of the static and the adaptive network, and the errors of other engines."""
+    """Return the engines that open, the MACs of the static and the adaptive network, and the errors of the others."""
     model, name = network.make(), network.spec.name
     whole = [
         export_segments.TorchSegment(LastExit(model), (name,), ("logits_1",), (torch.rand(2, *model.input_shape),))
