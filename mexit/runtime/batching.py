@@ -328,7 +328,7 @@ class ContinuousBatcher:
         """Run the next segment of requests; those with rows under way wait for the segment after it."""
         try:
             self._step(requests)
-        except Exception as error:  # every caller of the batch gets the error
+        except BaseException as error:  # every caller of the batch gets the error
             for pending in requests:
                 self._end(pending, error)
             return
@@ -376,7 +376,7 @@ class ContinuousBatcher:
             staying = pending.leave(np.arange(rows) >= admitted, "rate-limit", self._clock())
             pending.carried, pending.state = pending.carried.take(staying), pending.state.take(staying)
 
-    def _end(self, pending: PendingRequest, error: Exception | None) -> None:
+    def _end(self, pending: PendingRequest, error: BaseException | None) -> None:
         """Run no more segments of a request; what ran is counted. Its caller gets the error, if any."""
         if error is not None:
             pending.resolve(error)

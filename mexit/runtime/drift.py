@@ -16,6 +16,7 @@ of the earlier bets.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -119,9 +120,8 @@ class DriftWatch:
         self._random = random.Random(seed)
         self._tests: dict[int, DriftTest] = {}
         self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(max_pending)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="mexit-drift")  # its thread starts with a check
-        self._dropped = 0
+        self._max_pending, self._dropped = max_pending, 0
+        self._start_thread()
 
     @property
     def dropped(self) -> int:
@@ -129,8 +129,15 @@ class DriftWatch:
         with self._lock:
             return self._dropped
 
+    def _start_thread(self) -> None:
+        self._process = os.getpid()
+        self._slots = threading.BoundedSemaphore(self._max_pending)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="mexit-drift")  # its thread starts with a check
+
     def submit(self, check: Callable[[], None]) -> None:
         """Run a check in the background thread; drop and count it if too many wait. Errors are logged."""
+        if self._process != os.getpid():  # the thread does not survive a fork
+            self._start_thread()
         if not self._slots.acquire(blocking=False):
             with self._lock:
                 self._dropped += 1

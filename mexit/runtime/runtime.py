@@ -144,8 +144,9 @@ class Runtime:
         """Start to compare a share of the early answers with the full network's; see `drift`."""
         if self._selector.entry is None:
             raise NotCalibrated("there are no early answers to watch: run mexit calibrate")
+        watch = DriftWatch(self._selector.entry, share, on_drift, seed)
         self.close()
-        self.drift_watch = DriftWatch(self._selector.entry, share, on_drift, seed)
+        self.drift_watch = watch
 
     def close(self) -> None:
         """End the background thread of the drift watch, if there is one. The runtime still answers."""

@@ -24,6 +24,8 @@ _ADDED: dict[str, Any] = {
 }  # fmt: skip
 # Fields of mexit 0.1 that have another name now.
 _RENAMED = {"recipe": "precision"}
+# Defaults of methods in mexit 0.1 that have changed: its runs store only the options that differ from them.
+_OLD_OPTIONS: dict[str, dict[str, Any]] = {"cap": {"clean_weight": 0.0, "mix": False}, "mse": {"ramp": 0.0}}
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,10 @@ class TrainSettings:
             Damaged: a field is missing, unknown or of a wrong type.
         """
         if isinstance(value, Mapping):
-            value = _ADDED | {_RENAMED.get(name, name): field_value for name, field_value in value.items()}
+            stored = _ADDED | {_RENAMED.get(name, name): field_value for name, field_value in value.items()}
+            if "recipe" in value and isinstance(stored.get("options"), Mapping):
+                stored["options"] = _OLD_OPTIONS.get(str(stored.get("method")), {}) | stored["options"]
+            value = stored
         settings = decode(value, TrainSettings, where)
         assert isinstance(settings, TrainSettings)
         return settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import Any
 
@@ -180,6 +181,31 @@ def test_the_given_share_of_early_answers_is_watched(digits_bundle, test_digits)
     early = sum(one.reason == "confident" for _ in range(5) for one in answer_and_check(runtime, list(test_digits[0])))
     watched = runtime.stats.snapshot().watch_macs / runtime.bundle.manifest.cumulative_macs[-1]
     assert abs(watched - 0.1 * early) < 5 * np.sqrt(0.09 * early)
+
+
+def test_a_refused_watch_leaves_the_present_one_at_work(mixed_bundle, test_digits) -> None:
+    runtime = Runtime.open(mixed_bundle, "40%", backend="ort", watch_drift=1.0)
+    with pytest.raises(UsageError):
+        runtime.watch_drift(2.0)
+    runtime(list(test_digits[0][:20]))
+    assert runtime.drift_watch is not None
+    runtime.drift_watch.join()
+    assert runtime.stats.snapshot().watch_macs > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_checks_in_a_thread_of_its_own(mixed_bundle) -> None:
+    watch = DriftWatch(Bundle.open(mixed_bundle).policies().entries[0], 1.0, max_pending=1)
+    watch.submit(lambda: None)
+    watch.join()
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        watch.submit(lambda: os.write(writer, b"checked") and None)
+        watch.join()
+        os._exit(0)
+    os.close(writer)
+    assert os.read(reader, 7) == b"checked"
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_invalid_options_are_refused(digits_bundle, bundle_copy) -> None:

@@ -46,6 +46,16 @@ def test_settings_of_0_1_0_are_read() -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "options"), [("cap", {"clean_weight": 0.0, "mix": False}), ("mse", {"ramp": 0.0}), ("skd", {})]
+)
+def test_a_run_of_0_1_0_keeps_the_defaults_that_its_method_had(method, options) -> None:
+    stored = json.loads(STORED_BY_0_1) | {"method": method}
+    assert TrainSettings.from_json(stored, "settings.json").options == options
+    stored["options"] = dict.fromkeys(list(options)[:1], 0.5)
+    assert TrainSettings.from_json(stored, "settings.json").options == options | stored["options"]
+
+
+@pytest.mark.parametrize(
     "given",
     [
         {"epochs": 0},
