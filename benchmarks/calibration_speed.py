@@ -67,9 +67,7 @@ def main() -> None:
     fast, searched = [], []
     for seed in range(repeats):
         scores, correct = make(seed)
-        fast.append(
-            timed(lambda s=scores: [geometric(ranking, q) for ranking in [Ranking.of(s)] for q in BUDGETS])
-        )
+        fast.append(timed(lambda s=scores: [geometric(ranking, q) for ranking in [Ranking.of(s)] for q in BUDGETS]))
         evaluator = TraceEvaluator(scores, correct.astype(np.int64), np.ones(SAMPLES, np.int64), costs)
         searched.append(timed(lambda e=evaluator: search_thresholds(e)))
     slow = [timed(lambda q=q: plain_loops(scores, q)) for q in BUDGETS[::6]]

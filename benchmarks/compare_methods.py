@@ -148,9 +148,7 @@ def under_autoattack(runs: dict[str, Answers]) -> str:
                 correct = answers.get(condition)[0]
                 other = method != "adversarial" and baseline is not None and baseline.has(condition)
                 gain = paired_difference(correct, baseline.get(condition)[0]) if other else "-"
-                rows.append(
-                    [name, condition.removeprefix("autoattack "), percent_correct(correct), gain, len(correct)]
-                )
+                rows.append([name, condition.removeprefix("autoattack "), percent_correct(correct), gain, len(correct)])
     columns = ["run", "attacked", "correct, % (standard error)", "minus adversarial, points", "n"]
     return table(columns, rows) if rows else "Not run yet."
 

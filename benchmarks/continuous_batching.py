@@ -162,9 +162,7 @@ def _random_bundle(network: str, folder: Path) -> Path:
     """Write a calibrated bundle of a network with random weights."""
     bundle = export(network, folder).bundle
     bundle.write()
-    calibrate_bundle(
-        bundle.path, options=CalibrateOptions(policy="geometric", attack="none"), backend="ort", threads=1
-    )
+    calibrate_bundle(bundle.path, options=CalibrateOptions(policy="geometric", attack="none"), backend="ort", threads=1)
     return bundle.path
 
 
@@ -298,9 +296,7 @@ def _summary(bundle: str, results: Results) -> str:
         return ours / max(others)
 
     ratios = {load: ratio(load) for load, _ in results}
-    missed = [
-        one.missed for (load, name), rounds in results.items() for one in rounds if (load, name) == NO_MISSES
-    ]
+    missed = [one.missed for (load, name), rounds in results.items() for one in rounds if (load, name) == NO_MISSES]
     met = "met" if min(ratios.values()) >= 0.95 and not sum(missed) else "not met"
     text = ", ".join(f"{load:.0%}: {one:.2f}" for load, one in ratios.items())
     return f"`{bundle}`: {text}; {np.mean(missed):.2%} missed at 80 %: {met}."

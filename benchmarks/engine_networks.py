@@ -59,9 +59,7 @@ class BenchmarkNetwork:
             _, settings, parts = checkpoint.load_model(Path(run_or_name))
             data, spec = registry.load(settings.data), model_spec(settings.model).input
             name = f"{settings.model}, {settings.method} on {settings.data}"
-            return BenchmarkNetwork(
-                name, lambda: checkpoint.load_model(Path(run_or_name))[0], spec, data, parts, True
-            )
+            return BenchmarkNetwork(name, lambda: checkpoint.load_model(Path(run_or_name))[0], spec, data, parts, True)
         data, large = digits.load(), run_or_name == LARGE
         spec, timed = (IMAGENET, 8) if large else (model_spec(run_or_name).input, 64)
         return BenchmarkNetwork(
@@ -142,7 +140,7 @@ Costs = tuple[int, NDArray[np.int64]]
 
 
 def engines_of(network: BenchmarkNetwork, compiled: bool) -> tuple[list[Opened], Costs, list[str]]:
-    """Return the engines that open, the MACs of the static and the adaptive network, and the errors of other engines."""
+    """Return the engines that open, the MACs of the static and the adaptive network, and the errors of the others."""
     model, name = network.make(), network.spec.name
     whole = [
         export_segments.TorchSegment(LastExit(model), (name,), ("logits_1",), (torch.rand(2, *model.input_shape),))
@@ -170,6 +168,4 @@ def _bundle(network: BenchmarkNetwork, segments: Sequence[export_segments.TorchS
     fp32 = [export_segment(segment) for segment in segments]
     int8, _ = convert_segments(segments, fp32, "int8", network.data, network.parts, network.spec, Silent())
     variants = {"fp32": fp32, "int8": int8}
-    return build_bundle(
-        Path("compared"), BundleContents(network.data.classes, network.spec, network.parts, variants)
-    )
+    return build_bundle(Path("compared"), BundleContents(network.data.classes, network.spec, network.parts, variants))

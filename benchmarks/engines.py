@@ -89,9 +89,7 @@ def paths_of(network: BenchmarkNetwork, opened: Opened, costs: tuple[int, NDArra
     return paths
 
 
-def policies_of(
-    network: BenchmarkNetwork, backend: Any, costs: NDArray[np.int64]
-) -> list[tuple[str, Policy, float]]:
+def policies_of(network: BenchmarkNetwork, backend: Any, costs: NDArray[np.int64]) -> list[tuple[str, Policy, float]]:
     """Select policies for the named budgets and the `equal` policy; returns name, policy and mean MACs of each."""
     images, labels = network.some("calibration", CALIBRATION if network.trained else UNTRAINED)
     logits = logits_of(backend, images)
@@ -128,9 +126,7 @@ def predict(policy: Policy, logits: Logits) -> NDArray[np.int64]:
     return predicted[first_exit(scores, policy.thresholds) - 1, np.arange(logits.shape[1])]
 
 
-def time_paths(
-    paths: Sequence[Path], images: NDArray[np.float32], batch: int, seconds: float
-) -> NDArray[np.float64]:
+def time_paths(paths: Sequence[Path], images: NDArray[np.float32], batch: int, seconds: float) -> NDArray[np.float64]:
     """Microseconds per image of wall time and of processor time, (rounds, 2, paths)."""
     rounds: list[list[list[float]]] = []
     begin = time.perf_counter()
@@ -152,9 +148,7 @@ def rows_of(paths: Sequence[Path], times: NDArray[np.float64]) -> list[list[str]
     quarters = np.quantile(times[:, 0], [0.25, 0.75], axis=0)
     rows = []
     for i, path in enumerate(paths):
-        rivals = [
-            one for one, other in enumerate(paths) if (other.precision, other.name) == (path.precision, STATIC)
-        ]
+        rivals = [one for one, other in enumerate(paths) if (other.precision, other.name) == (path.precision, STATIC)]
         best = min(rivals, key=lambda one: middle[one])
         spread = f"{quarters[0, i]:.0f} to {quarters[1, i]:.0f}"
         speed_up, fewer_macs = middle[best] / middle[i], paths[best].macs / path.macs

@@ -89,9 +89,7 @@ VARIANTS = {
 for _teacher in ("ce", "mse", "mcmi"):
     _student = CLEAN | {"lr": 0.003, "options": {"share": 0.9, "temperature": 4.0, "scale": 1.0}}
     VARIANTS[f"student-{_teacher}"] = Variant("skd", _student, f"teacher-{_teacher}")
-    VARIANTS[f"few-{_teacher}"] = Variant(
-        "skd", _student | {"fraction": FEW, "epochs": 200}, f"teacher-{_teacher}"
-    )
+    VARIANTS[f"few-{_teacher}"] = Variant("skd", _student | {"fraction": FEW, "epochs": 200}, f"teacher-{_teacher}")
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,7 @@ CLAIMS = {
     "mse": Claim(_STUDENTS.format("MSE teacher"), "student-mse", "student-ce"),
     "mse-few": Claim("the same with 200 images for the student", "few-mse", "few-ce"),
     "mcmi": Claim(_STUDENTS.format("MCMI teacher"), "student-mcmi", "student-ce"),
-    "mcmi-few": Claim(
-        "the same with 200 images for the student, where the paper claims most", "few-mcmi", "few-ce"
-    ),
+    "mcmi-few": Claim("the same with 200 images for the student, where the paper claims most", "few-mcmi", "few-ce"),
     "cmic": Claim("CMIC-DL (2023): more robust", "cmic", "adversarial", "average"),
     "cmic-ncmi": Claim("CMIC-DL: outputs of a class more concentrated, NCMI lower", "cmic", "adversarial", NCMI),
     "cap": Claim("CAP (ICASSP 2024): more robust", "cap", "adversarial", "average"),

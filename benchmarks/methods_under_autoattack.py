@@ -31,9 +31,7 @@ def autoattack(run: Path, answers: Answers, data: DataSet) -> None:
     labels = torch.from_numpy(data.labels[index])
     for target in TARGETS:
         if not answers.has(f"autoattack {target}"):
-            result = auto_attack(
-                _network(target, model, run, images), images, labels, settings.eps, on_message=print
-            )
+            result = auto_attack(_network(target, model, run, images), images, labels, settings.eps, on_message=print)
             answers.add({f"autoattack {target}": result.robust.numpy()[None]})
 
 

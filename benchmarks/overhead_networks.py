@@ -91,9 +91,7 @@ def chained(segments: Sequence[OnnxSegment]) -> bytes:
     """Join the segments to one graph that returns the logits of every exit."""
     nodes, weights, logits = [], [], []
     for k, segment in enumerate(segments, start=1):
-        graph = onnx.compose.add_prefix_graph(
-            segment.model.graph, f"{k}/", rename_inputs=False, rename_outputs=False
-        )
+        graph = onnx.compose.add_prefix_graph(segment.model.graph, f"{k}/", rename_inputs=False, rename_outputs=False)
         nodes, weights = [*nodes, *graph.node], [*weights, *graph.initializer]
         logits.append(graph.output[-1])
     first = segments[0].model

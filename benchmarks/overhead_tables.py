@@ -65,7 +65,9 @@ def leaving_at_exit_1(cases: Sequence[Case]) -> list[str]:
         for case in cases
         for us in [case.micros]
     ]
-    text = "Every image leaves at exit 1. Times are multiples of segment 1 alone by `Segment.run`. Target: at most 1.05."
+    text = (
+        "Every image leaves at exit 1. Times are multiples of segment 1 alone by `Segment.run`. Target: at most 1.05."
+    )
     return [
         "## (b) Leaving at exit 1",
         text,

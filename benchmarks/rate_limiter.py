@@ -174,9 +174,7 @@ def series(port: int, name: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
 
 
-def scenario(
-    bundle: str, model: str, streams: list[Stream], rates: dict[str, int], seconds: float
-) -> ScenarioResult:
+def scenario(bundle: str, model: str, streams: list[Stream], rates: dict[str, int], seconds: float) -> ScenarioResult:
     """Run a server and its clients at the same time."""
     context = mp.get_context("spawn")
     with served(bundle, rates) as port:
@@ -195,9 +193,7 @@ def scenario(
             process.join()
         server_s = series(port, "process_cpu_seconds_total") - before_s
         sent = {address: one for address, one, _ in outputs}
-        return ScenarioResult(
-            sent, series(port, "mexit_macs_total"), took_s, server_s, sum(one for *_, one in outputs)
-        )
+        return ScenarioResult(sent, series(port, "mexit_macs_total"), took_s, server_s, sum(one for *_, one in outputs))
 
 
 def capacity(bundle: str, model: str, images: np.ndarray, labels: np.ndarray) -> float:
@@ -222,9 +218,7 @@ def slowdown_images(runtime: Runtime, images: np.ndarray, labels: np.ndarray) ->
     with torch.no_grad():
         policy = SoftPolicy.fit(runtime.policy(), source.model(pixels))
     config = source.settings.test_attack("average").pgd
-    target = AttackTarget(
-        source.model, policy, pixels, torch.from_numpy(labels), torch.arange(len(labels)), config
-    )
+    target = AttackTarget(source.model, policy, pixels, torch.from_numpy(labels), torch.arange(len(labels)), config)
     return np.asarray(slowdown_attack(target, "sloth").images.numpy())
 
 

@@ -74,8 +74,7 @@ def differences(splits: dict[str, Trace]) -> tuple[dict[str, list[float]], list[
 
     def gain(index: int) -> np.ndarray:
         ours, theirs = (
-            (held_out.answers(points[index].thresholds) == labels).astype(float)
-            for points in (searched, geometric)
+            (held_out.answers(points[index].thresholds) == labels).astype(float) for points in (searched, geometric)
         )
         return ours - theirs
 
@@ -110,9 +109,7 @@ def main() -> None:
         rows = []
         for name, values in names.items():
             mean, error = 100 * np.mean(values), 100 * np.std(values) / np.sqrt(len(values))
-            rows.append(
-                [name, f"{mean:+.3f}", f"{error:.3f}", f"{mean - 1.645 * error:+.3f}", len(values), "-0.2"]
-            )
+            rows.append([name, f"{mean:+.3f}", f"{error:.3f}", f"{mean - 1.645 * error:+.3f}", len(values), "-0.2"])
         mean = np.mean(over_budgets[condition])
         spread = f"{min(over_budgets[condition]):+.3f} to {max(over_budgets[condition]):+.3f}"
         rows.append(["mean over 39 budgets", f"{mean:+.3f}", spread, "", f"{arguments.seeds} seeds", "0 (mean)"])

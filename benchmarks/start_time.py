@@ -52,9 +52,7 @@ def make_bundle(path: Path) -> None:
 
     torch.manual_seed(0)
     spec, data = model_spec("small-cnn").input, digits.load()
-    segments = [
-        export_segment(segment) for segment in cut_segments(build_model("small-cnn", 10).eval(), spec.name)
-    ]
+    segments = [export_segment(segment) for segment in cut_segments(build_model("small-cnn", 10).eval(), spec.name)]
     build_bundle(path, BundleContents(data.classes, spec, splits.split(data), {"fp32": segments})).write()
 
 

@@ -62,9 +62,7 @@ def hold(backend: Backend, reference: Backend, images: NDArray[np.float32]) -> E
     return Equality(tolerance, difference, neighbours, moved, len(images))
 
 
-def _largest_change_by_neighbours(
-    backend: Backend, images: NDArray[np.float32], whole: NDArray[np.float32]
-) -> float:
+def _largest_change_by_neighbours(backend: Backend, images: NDArray[np.float32], whole: NDArray[np.float32]) -> float:
     order = np.random.default_rng(0).permutation(len(images))
     found = [np.abs(run_all_exits(backend, images[order]) - whole[:, order]).max()]
     for batch in BATCHES:

@@ -12,9 +12,7 @@ TEMPERATURES = (1.0, 0.5, 2.5)
 THRESHOLDS = {"max-probability": 4.0, "margin": 4.0, "entropy": -0.1, "agreement": 1.96}
 
 
-def example_policy(
-    measure: str = "max-probability", ensemble: bool = False, *, closed: tuple[int, ...] = ()
-) -> Policy:
+def example_policy(measure: str = "max-probability", ensemble: bool = False, *, closed: tuple[int, ...] = ()) -> Policy:
     """A policy with the same threshold at every exit but those in `closed`, which have none."""
     thresholds = tuple(None if k in closed else THRESHOLDS[measure] for k in range(1, EXITS))
     return Policy(measure, ensemble, TEMPERATURES, thresholds)

@@ -52,9 +52,7 @@ def run(name: str) -> dict[str, object]:
 
 def commit() -> str:
     """The commit of the working tree, or "uncommitted"."""
-    head = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     status = subprocess.run(
         ["git", "status", "--porcelain", "mexit", "tests"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -67,9 +65,7 @@ def write_report(results: dict[str, dict[str, object]]) -> None:
     from page import table, write_page
 
     rows = [[f"`{name}`", one["result"], f"{one['seconds']:g} s"] for name, one in results.items()]
-    counts = {
-        word: sum(one["result"] == word for one in results.values()) for word in ("passed", "failed", "skipped")
-    }
+    counts = {word: sum(one["result"] == word for one in results.values()) for word in ("passed", "failed", "skipped")}
     summary = ", ".join(f"{count} {word}" for word, count in counts.items())
     cores = len(os.sched_getaffinity(0))
     write_page(

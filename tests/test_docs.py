@@ -45,9 +45,7 @@ def shell_lines(page: Path) -> list[str]:
     """Return the lines of shell blocks that call mexit."""
     blocks = re.findall(r"```(?:sh|bash|)\n(.*?)```", page.read_text(), re.S)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [
-        line.removeprefix(".venv/bin/") for line in lines if line.removeprefix(".venv/bin/").startswith("mexit ")
-    ]
+    return [line.removeprefix(".venv/bin/") for line in lines if line.removeprefix(".venv/bin/").startswith("mexit ")]
 
 
 def test_generated_pages_are_current() -> None:
@@ -68,9 +66,7 @@ def test_commands_and_options_in_the_docs_exist(page) -> None:
         words = line.split()
         assert words[1].startswith("-") or words[1] in group.commands, line
         if words[1] in group.commands:
-            known = {option for parameter in group.commands[words[1]].params for option in parameter.opts} | {
-                "--help"
-            }
+            known = {option for parameter in group.commands[words[1]].params for option in parameter.opts} | {"--help"}
             for word in words[2:]:
                 assert not word.startswith("--") or word.partition("=")[0] in known, line
 
@@ -85,7 +81,9 @@ def test_readme_python_runs(digits_bundle, workspace, tmp_path, test_digits) -> 
     from PIL import Image
 
     shutil.copytree(digits_bundle, tmp_path / "bundles" / "demo")
-    Image.fromarray(test_digits[0][0]).save(tmp_path / "seven.png")
+    picture = tmp_path / "runs" / "demo" / "samples" / "1-shows-1.png"
+    picture.parent.mkdir(parents=True)
+    Image.fromarray(test_digits[0][0]).save(picture)
     run_python_blocks(ROOT / "README.md", tmp_path)
 
 
@@ -94,9 +92,7 @@ def run_python_blocks(page: Path, folder: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
     assert blocks
     for block in blocks:
-        done = subprocess.run(
-            [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 
@@ -108,9 +104,7 @@ def test_python_api_page_runs(tmp_path) -> None:
 def test_python_api_page_names_every_public_name() -> None:
     page = (ROOT / "docs" / "python-api.md").read_text()
     error_classes = {name for name in mexit.__all__ if hasattr(errors, name)}
-    assert [
-        name for name in mexit.__all__ if name not in error_classes and not re.search(rf"\b{name}\b", page)
-    ] == []
+    assert [name for name in mexit.__all__ if name not in error_classes and not re.search(rf"\b{name}\b", page)] == []
 
 
 def test_error_page_shows_every_class() -> None:

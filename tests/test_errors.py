@@ -33,9 +33,7 @@ TABLE = {
 
 
 def test_the_tree_has_these_classes_and_no_others() -> None:
-    classes = {
-        name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)
-    }
+    classes = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
     assert classes == set(TABLE)
 
 

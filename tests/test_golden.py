@@ -71,9 +71,7 @@ def test_the_runtime_gives_the_same_answers_at_every_budget(answers, images) -> 
 def test_the_server_gives_the_same_answers(answers, images) -> None:
     expected = answers["answers"]["medium"]
     command = [*MEXIT, "serve", "bundles/demo", "--budget", "medium", "--port", "0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quiet()
-    ) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quiet()) as server:
         try:
             assert server.stdout is not None
             url = next(found[0] for line in server.stdout if (found := re.search(r"http://127.0.0.1:\d+", line)))

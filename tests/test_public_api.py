@@ -13,9 +13,7 @@ from mexit import errors
 pytestmark = pytest.mark.slow
 
 ERRORS = {
-    name
-    for name, value in vars(errors).items()
-    if isinstance(value, type) and issubclass(value, errors.MexitError)
+    name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.MexitError)
 }
 CLASSES = {"Budget", "Bundle", "Prediction", "Runtime"}
 FUNCTIONS = {"calibrate_bundle", "evaluate_model", "export_bundle", "train_model"}

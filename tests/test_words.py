@@ -47,9 +47,7 @@ def test_texts_avoid_words_that_hide_what_is_meant() -> None:
 
 
 def test_no_module_class_or_function_has_a_replaced_name() -> None:
-    taken = [
-        str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*") if path.stem in REPLACED | REPLACED_MODULES
-    ]
+    taken = [str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*") if path.stem in REPLACED | REPLACED_MODULES]
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name in REPLACED:

@@ -88,9 +88,7 @@ def test_policies_and_their_traces_are_the_old_or_the_new_ones(
     bundle = Bundle.open(bundle_copy)
     old = bundle.policies()
     trace = bundle.load_trace(old.entries[0].trace)
-    kept = {
-        ref.file: (bundle_copy / ref.file).read_bytes() for ref in (old.entries[0].trace, *old.entries[0].evidence)
-    }
+    kept = {ref.file: (bundle_copy / ref.file).read_bytes() for ref in (old.entries[0].trace, *old.entries[0].evidence)}
 
     def write() -> None:
         newer = bundle.save_trace(Trace(trace.logits + 1, trace.labels, trace.index, trace.origin))

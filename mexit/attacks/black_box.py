@@ -127,9 +127,7 @@ class _RaySearch:
         rows, signs = rows[kept], signs[kept]
         self.signs[rows] = signs
         low, high = torch.zeros_like(self.radius[rows]), self.radius[rows]
-        while len(
-            active := ((high - low > TOLERANCE * self.eps) & (self.queries_left[rows] > 0)).nonzero().flatten()
-        ):
+        while len(active := ((high - low > TOLERANCE * self.eps) & (self.queries_left[rows] > 0)).nonzero().flatten()):
             middle = (low[active] + high[active]) / 2
             wrong = self._misclassified(rows[active], signs[active], middle)
             high[active] = torch.where(wrong, middle, high[active])

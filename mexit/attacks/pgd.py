@@ -188,9 +188,7 @@ def craft_each_exit(
     Max-average selects from these images, and they give the transfer matrix between exits.
     """
     singles = [replace(attack, target_exits="single", exit=k) for k in range(1, model.exits + 1)]
-    attacked = [
-        craft(model, images, labels, attack, rng=rng, index=index, autocast=autocast) for attack in singles
-    ]
+    attacked = [craft(model, images, labels, attack, rng=rng, index=index, autocast=autocast) for attack in singles]
     return torch.stack(attacked)
 
 

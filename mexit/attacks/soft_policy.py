@@ -70,9 +70,7 @@ class SoftPolicy:
         rows = []
         for row, threshold, spread in zip(scores, self.policy.thresholds, self.spread, strict=False):
             never = torch.full_like(row, -math.inf)
-            rows.append(
-                never if threshold is None else torch.where(row.isnan(), never, (row - threshold) / spread)
-            )
+            rows.append(never if threshold is None else torch.where(row.isnan(), never, (row - threshold) / spread))
         return torch.stack(rows) if rows else scores[:0]
 
     def log_weights(self, scores: Tensor, temperature: float) -> Tensor:
@@ -106,9 +104,7 @@ class DeployedPolicy(nn.Module):
     def __init__(self, model: MultiExit, policy: SoftPolicy, temperature: float = 1.0) -> None:
         super().__init__()
         if not 0 < temperature < math.inf:
-            raise UsageError(
-                f"the temperature of a softened policy must be above 0 and finite, found {temperature}"
-            )
+            raise UsageError(f"the temperature of a softened policy must be above 0 and finite, found {temperature}")
         self.model, self.policy, self.temperature = model, policy, temperature
 
     def forward(self, images: Tensor) -> Tensor:

@@ -64,9 +64,7 @@ class ParticleConfig:
 
     def __post_init__(self) -> None:
         if self.diversity not in DIVERSITIES:
-            raise UsageError(
-                f"particles are kept apart by one of {', '.join(DIVERSITIES)}, found '{self.diversity}'"
-            )
+            raise UsageError(f"particles are kept apart by one of {', '.join(DIVERSITIES)}, found '{self.diversity}'")
         if self.count < 1 or self.repulsion_weight < 0 or self.spread_weight < 0:
             raise UsageError(
                 "there must be at least one particle, and the weights of repulsion and spread must be at least 0; "
@@ -140,9 +138,7 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / length.clamp_min(1e-20)
 
 
-def _loss_fn(
-    model: MultiExit, images: Tensor, labels: Tensor, config: ParticleConfig, autocast: Autocast
-) -> LossFn:
+def _loss_fn(model: MultiExit, images: Tensor, labels: Tensor, config: ParticleConfig, autocast: Autocast) -> LossFn:
     """The loss of all particles: (n * B, C, H, W) to (n * B,)."""
     exits = [config.exits[m % len(config.exits)] for m in range(config.count)] if config.exits else []
     single = bool(exits) and config.diversity != "spread"  # then a particle needs the logits of its own exit only
@@ -179,9 +175,7 @@ def _losses(logits: Tensor, labels: Tensor, rivals: Tensor | None, config: Parti
     return losses
 
 
-def _rival_classes(
-    model: MultiExit, images: Tensor, labels: Tensor, exits: list[int], autocast: Autocast
-) -> Tensor:
+def _rival_classes(model: MultiExit, images: Tensor, labels: Tensor, exits: list[int], autocast: Autocast) -> Tensor:
     """For particle m the m-th most likely wrong class of each clean image, (n, B).
 
     `exits` names the exit that ranks the classes for each particle, 0 = the mean over exits. With more particles than
@@ -192,6 +186,4 @@ def _rival_classes(
     wrong = logits.scatter(-1, labels.expand(len(logits), -1).unsqueeze(-1), -math.inf)
     ranked_by = [wrong[k - 1] if k else wrong.mean(dim=0) for k in exits]
     count = logits.shape[-1] - 1
-    return torch.stack(
-        [scores.argsort(dim=-1, descending=True)[:, m % count] for m, scores in enumerate(ranked_by)]
-    )
+    return torch.stack([scores.argsort(dim=-1, descending=True)[:, m % count] for m, scores in enumerate(ranked_by)])

@@ -54,8 +54,7 @@ class CertificateRequest:
     def __post_init__(self) -> None:
         if not 0 < self.max_risk < 1 or not 0 < self.confidence < 1:
             raise UsageError(
-                "--max-risk and --confidence must lie between 0 and 1, "
-                f"found {self.max_risk} and {self.confidence}"
+                f"--max-risk and --confidence must lie between 0 and 1, found {self.max_risk} and {self.confidence}"
             )
         if self.loss not in LOSSES:
             raise UsageError(f"unknown loss '{self.loss}': choose from {', '.join(LOSSES)}")
@@ -238,9 +237,7 @@ def _explain_failure(
     index = last if request.max_macs is not None and first < len(frontier) else first - 1
     index = min(max(index, 0), len(frontier) - 1)
     thresholds = frontier[index].thresholds
-    worst = max(
-        float(policy_losses(evaluator, thresholds, request.loss).mean()) for evaluator in evaluators.values()
-    )
+    worst = max(float(policy_losses(evaluator, thresholds, request.loss).mean()) for evaluator in evaluators.values())
     samples = samples_needed(request.max_risk, request.delta, max(worst, 0.0))
     remedy = f"would take {samples} samples"
     if samples is None:

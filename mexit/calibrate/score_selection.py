@@ -41,9 +41,7 @@ class ScoreQuality:
 def rank_scores(traces: Sequence[Trace], temperatures: tuple[float, ...]) -> list[ScoreQuality]:
     """The quality of every measure with and without ensemble, the simplest first."""
     return [
-        ScoreQuality(
-            measure, ensemble, tuple(_mean_auroc(trace, measure, ensemble, temperatures) for trace in traces)
-        )
+        ScoreQuality(measure, ensemble, tuple(_mean_auroc(trace, measure, ensemble, temperatures) for trace in traces))
         for ensemble in (False, True)
         for measure in MEASURES
     ]

@@ -77,8 +77,7 @@ def _search_grid(evaluator: TraceEvaluator) -> list[ThresholdResult]:
     cuts = [_cut_points(evaluator.ranking, k, GRID[exits]) for k in range(exits - 1)]
     # A sample in bin b of exit k leaves there under the thresholds b, b + 1, ...; cut points fall.
     bins = [
-        np.searchsorted(-np.array(points), -evaluator.ranking.scores[k], side="left")
-        for k, points in enumerate(cuts)
+        np.searchsorted(-np.array(points), -evaluator.ranking.scores[k], side="left") for k, points in enumerate(cuts)
     ]
     sizes = [len(points) for points in cuts]
     heads = evaluator.costs.heads or (0,) * exits

@@ -89,9 +89,7 @@ def read_in_thread(
         every_frame: yield every frame, not only the newest.
     """
     buffer: LatestFrame[Frame] = LatestFrame()
-    thread = threading.Thread(
-        target=_fill, args=(buffer, frames, stop, every_frame), name="mexit-camera", daemon=True
-    )
+    thread = threading.Thread(target=_fill, args=(buffer, frames, stop, every_frame), name="mexit-camera", daemon=True)
     thread.start()
     try:
         while not should_stop():

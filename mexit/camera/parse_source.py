@@ -26,9 +26,7 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
     *(".wmv", ".flv", ".3gp", ".ogv", ".h264", ".264", ".h265", ".265"),
 )
-SOURCE_HELP = (
-    "give a camera number (0), a stream (rtsp://...), a video or image file, a folder of images or a glob"
-)
+SOURCE_HELP = "give a camera number (0), a stream (rtsp://...), a video or image file, a folder of images or a glob"
 _DOTTED_HOST = re.compile(r"(\[[^\]]*\]|[^:/?#@]*\.[^:/?#@]*)(:\d+)?(?=[/?#]|$)")
 _SECRET_START = re.compile(r"[?#]|[^/?#]*=")  # some cameras take user=...&password=... in the path
 

@@ -84,9 +84,7 @@ def show_tuning(explanation: Explanation) -> None:
         ]
         for row in explanation.rows
     ]
-    output.table(
-        "engines: microseconds per image", ["engine", "threads", "segments", "all", "state"], rows, chosen
-    )
+    output.table("engines: microseconds per image", ["engine", "threads", "segments", "all", "state"], rows, chosen)
     for name, reason in explanation.skipped.items():
         output.say(f"not measured: {name}: {reason}")
     for command in dict.fromkeys(row.command for row in explanation.rows if row.command):

@@ -31,9 +31,7 @@ def build(
 
     printed = dict(fields or {})
     try:
-        result = build_engines(
-            bundle, replace=replace, trust_engines=trust_engines, progress=output.RichProgress()
-        )
+        result = build_engines(bundle, replace=replace, trust_engines=trust_engines, progress=output.RichProgress())
         printed = {"bundle": str(result.bundle), "model": result.model, **printed, "engines": result.to_json()}
         if not json:
             _show(result)
@@ -63,9 +61,7 @@ def _supported_gpus(result: EnginesResult) -> str:
     text = f"for NVIDIA GPUs of compute capability {', '.join(map(_gpu_name, supported))}"
     missing = [one for one in result.targets if one not in supported]
     if missing:
-        text += (
-            f"\nnot for {', '.join(map(_gpu_name, missing))}: TensorRT cannot build all of these graphs for that"
-        )
+        text += f"\nnot for {', '.join(map(_gpu_name, missing))}: TensorRT cannot build all of these graphs for that"
     return text
 
 

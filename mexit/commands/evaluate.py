@@ -21,9 +21,7 @@ def evaluate(
     *,
     data_dir: DataDir = None,
     samples: Annotated[int, typer.Option(help="Test images, evenly spaced; 0 for all.")] = 1000,
-    eps: Annotated[
-        str | None, typer.Option(help="Radius of the attacks, such as 8/255. Default: the run's.")
-    ] = None,
+    eps: Annotated[str | None, typer.Option(help="Radius of the attacks, such as 8/255. Default: the run's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the attacks. Default: the run's (50).")] = None,
     attacks: Annotated[
         str, typer.Option(help="Groups: pgd, policy, autoattack, slowdown, sanity, separated by commas; or all.")
@@ -139,8 +137,7 @@ def _show_slowdown(budgets: Mapping[str, Any], settings: Mapping[str, Any]) -> N
 def _show_curve(curve: list[dict[str, Any]]) -> None:
     names = [f"exit {k}" for k in range(1, len(curve[0]["exits"]) + 1)] + list(curve[0]["budgets"])
     rows = [
-        [f"{row['eps']:.4g}"]
-        + [output.percent(entry["value"]) for entry in (*row["exits"], *row["budgets"].values())]
+        [f"{row['eps']:.4g}"] + [output.percent(entry["value"]) for entry in (*row["exits"], *row["budgets"].values())]
         for row in curve
     ]
     output.table("accuracy against the radius of the attack", ["eps", *names], rows)

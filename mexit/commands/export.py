@@ -37,9 +37,7 @@ def export(
     ] = False,
     with_images: Annotated[
         bool,
-        typer.Option(
-            "--with-calibration-images", help="Store images in the bundle, for devices without the data set."
-        ),
+        typer.Option("--with-calibration-images", help="Store images in the bundle, for devices without the data set."),
     ] = False,
     no_calibrate: Annotated[bool, typer.Option("--no-calibrate", help="Select no thresholds.")] = False,
     precision: Annotated[

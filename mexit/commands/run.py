@@ -12,7 +12,7 @@ from mexit.commands import output
 from mexit.commands.options import Backend, BudgetOption, Burst, Deadline, Json, Rate, Threads
 from mexit.core.artifact_paths import is_bundle
 from mexit.core.budget import short_macs
-from mexit.errors import UsageError
+from mexit.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from mexit.flows.run import Answer
@@ -35,6 +35,8 @@ def run(
     """Classify image files."""
     from mexit.flows.run import classify_files
 
+    if len(paths) > 1 and not paths[0].exists() and not paths[0].suffix:
+        raise NotFound(f"bundle {paths[0]} does not exist")
     bundle, images = (paths[0], paths[1:]) if is_bundle(paths[0]) else (None, paths)
     if not images:
         raise UsageError("no image named: mexit run [BUNDLE] IMAGE...")
@@ -87,4 +89,6 @@ def show_answers(answers: Sequence[Answer]) -> None:
         output.table("", ["image", "label", "confidence", "exit", "reason", "MACs", "saved", "time"], rows)
     for answer in answers:
         if answer.error is not None:
-            output.error(f"{answer.image}: {answer.error}")
+            output.error(
+                str(answer.error) if str(answer.image) in str(answer.error) else f"{answer.image}: {answer.error}"
+            )

@@ -18,9 +18,7 @@ def serve(
     host: Annotated[
         str, typer.Option(envvar="MEXIT_HOST", help="Address to listen on; all but loopback require --token.")
     ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(envvar="MEXIT_PORT", help="Port to listen on; 0 selects a free port.")
-    ] = 8000,
+    port: Annotated[int, typer.Option(envvar="MEXIT_PORT", help="Port to listen on; 0 selects a free port.")] = 8000,
     token: Annotated[
         str | None,
         typer.Option(
@@ -70,9 +68,7 @@ def serve(
     def announce(url: str) -> None:
         output.say(f"serving {path} at {url} within budget {budget}; Ctrl-C stops it")
         header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None else ""
-        output.next_commands(
-            f"curl {header}--data-binary @IMAGE.png {url}/v1/classify", f"curl {header}{url}/metrics"
-        )
+        output.next_commands(f"curl {header}--data-binary @IMAGE.png {url}/v1/classify", f"curl {header}{url}/metrics")
 
     options = ServeOptions(
         budget=budget,

@@ -64,9 +64,7 @@ def train(
     ] = None,
     craft_train_mode: Annotated[
         bool | None,
-        typer.Option(
-            "--craft-train-mode/--craft-eval-mode", help="Mode of BatchNorm and dropout while attacking."
-        ),
+        typer.Option("--craft-train-mode/--craft-eval-mode", help="Mode of BatchNorm and dropout while attacking."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images per optimisation step.")] = None,
@@ -91,12 +89,8 @@ def train(
     train_fraction: Annotated[
         float | None, typer.Option("--fraction", help="Share of the training images to use, such as 0.05.")
     ] = None,
-    omit_class: Annotated[
-        str | None, typer.Option(help="Name of a class whose training images are left out.")
-    ] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="Weights to keep: last, or best on the selection split.")
-    ] = None,
+    omit_class: Annotated[str | None, typer.Option(help="Name of a class whose training images are left out.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Weights to keep: last, or best on the selection split.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of weights, sample order, augmentation and attack starts.")
     ] = None,

@@ -128,7 +128,7 @@ def to_npz(**entries: NDArray[Any] | Mapping[str, str]) -> bytes:
 
 
 def read_npz(content: bytes, limit: int) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an npz file. Raises `ValueError` if it is damaged, pickled or unpacks to over `limit` bytes."""
+    """Read the arrays of an npz file. Raises `ValueError` if damaged, pickled or unpacking to over `limit` bytes."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())

@@ -31,7 +31,7 @@ class Budget:
     Attributes:
         text: as the user wrote it; predictions and reports show it.
         kind: "named", "macs", "share" or "ms".
-        value: MACs, a share of the full cost in (0, 1], milliseconds, or for a named budget the fraction of the way from
+        value: MACs, a share of the full cost in (0, 1], milliseconds, or for a named budget the share of the way from
             the cost of exit 1 to that of the last exit, in [0, 1].
     """
 

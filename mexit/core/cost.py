@@ -1,6 +1,6 @@
 """The cost of leaving at an exit, in MACs.
 
-One MAC is one multiply-add; the "MFLOPs" of papers about these networks are 10^6 MACs. The cost of exit k is the cost of
+One MAC is one multiply-add; the "MFLOPs" of papers on these networks are 10^6 MACs. The cost of exit k is the cost of
 everything that ran: the trunk up to exit k and the heads on the way. A head that the policy does not need does not run.
 """
 

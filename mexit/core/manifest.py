@@ -234,17 +234,13 @@ def _check_chain(name: str, variant: Variant, image: tuple[int, ...], classes: i
             raise Damaged(f"bundle.json: segment {k} of variant {name} has inputs {inputs}, expected {expected}")
         *carried, logits = [tensor.shape for tensor in segment.outputs] or [()]
         if not _match(logits, (-1, classes)):
-            raise Damaged(
-                f"bundle.json: segment {k} of variant {name} has logits {logits}, expected {(-1, classes)}"
-            )
+            raise Damaged(f"bundle.json: segment {k} of variant {name} has logits {logits}, expected {(-1, classes)}")
         expected = carried
 
 
 def _match(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether two shapes are equal, with -1 as any size."""
-    return len(one) == len(other) and all(
-        -1 in pair or pair[0] == pair[1] for pair in zip(one, other, strict=True)
-    )
+    return len(one) == len(other) and all(-1 in pair or pair[0] == pair[1] for pair in zip(one, other, strict=True))
 
 
 def is_class_name(name: str) -> bool:

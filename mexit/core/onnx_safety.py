@@ -77,9 +77,7 @@ def _check(view: memoryview, message: str, name: str, depth: int) -> None:
     for field, value in fields(view, name):
         if message == "tensor":
             if field == _EXTERNAL_DATA or (field == _DATA_LOCATION and value):
-                raise Untrusted(
-                    f"{name} keeps weights in another file (ONNX external data): export it in one file"
-                )
+                raise Untrusted(f"{name} keeps weights in another file (ONNX external data): export it in one file")
         elif field in children and isinstance(value, memoryview):
             _check(value, children[field], name, depth + 1)
 

@@ -111,9 +111,7 @@ class PolicyEntry:
             raise Damaged("policies.json: the frontier must rise in budget")
         exits = len(self.temperatures)
         if any(len(point.thresholds) != exits - 1 for point in self.frontier):
-            raise Damaged(
-                f"policies.json: {exits} temperatures need {exits - 1} thresholds at every frontier point"
-            )
+            raise Damaged(f"policies.json: {exits} temperatures need {exits - 1} thresholds at every frontier point")
         if not all(value > 0 for value in self.temperatures):
             raise Damaged(f"policies.json: temperatures must be positive, found {self.temperatures}")
         if any(not 0 <= index < len(self.frontier) for index in self.named.values()):
@@ -186,9 +184,7 @@ class Policies:
             )
         entries = value.get("entries")
         if value.get("checksum") != _checksum(model, entries):
-            raise Damaged(
-                f"{path}: the checksum does not match the content; run mexit calibrate to write it again"
-            )
+            raise Damaged(f"{path}: the checksum does not match the content; run mexit calibrate to write it again")
         return Policies(model, decode(entries, tuple[PolicyEntry, ...], str(path)))
 
 

@@ -67,9 +67,7 @@ def decode(value: Any, kind: Any, where: str) -> Any:
     if kind is Any:
         return value
     # A JSON integer is a valid float, but true and false are not integers.
-    if not isinstance(value, (int, float) if kind is float else kind) or (
-        type(value) is bool and kind is not bool
-    ):
+    if not isinstance(value, (int, float) if kind is float else kind) or (type(value) is bool and kind is not bool):
         raise Damaged(f"{where}: expected {kind.__name__}, found {value!r}")
     return float(value) if kind is float else value
 
@@ -91,9 +89,7 @@ def _decode_tuple(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, 
         kinds = (kinds[0],) * len(value)
     if len(value) != len(kinds):
         raise Damaged(f"{where}: expected {len(kinds)} entries, found {len(value)}")
-    return tuple(
-        decode(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
-    )
+    return tuple(decode(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(zip(value, kinds, strict=True)))
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

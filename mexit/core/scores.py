@@ -206,9 +206,7 @@ class ScalarScorer:
         """
         expected = (1, self._scorer.classes)
         if logits.shape != expected:
-            raise BadInput(
-                f"exit {len(self._logits) + 1} gave logits of shape {logits.shape}, expected {expected}"
-            )
+            raise BadInput(f"exit {len(self._logits) + 1} gave logits of shape {logits.shape}, expected {expected}")
         self._logits.append(logits)
 
     def skip(self) -> None:

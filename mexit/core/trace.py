@@ -60,9 +60,7 @@ class Trace:
 
     def __post_init__(self) -> None:
         if self.logits.ndim != 3 or self.logits.dtype != np.float32:
-            raise BadInput(
-                f"a trace needs logits (E, N, C) float32, found {self.logits.shape} {self.logits.dtype}"
-            )
+            raise BadInput(f"a trace needs logits (E, N, C) float32, found {self.logits.shape} {self.logits.dtype}")
         exits, samples, classes = self.logits.shape
         if not exits or not samples or classes < 2:
             raise BadInput(f"a trace needs an exit, a sample and two classes, found {self.logits.shape}")

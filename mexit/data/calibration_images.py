@@ -64,8 +64,6 @@ class CalibrationImages:
                 raise BadInput(f"it has {len(images)} images, labels {labels.shape}, indices {index.shape}")
             if labels.min() < 0 or labels.max() >= classes:
                 raise BadInput(f"its labels are {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
-            return CalibrationImages(
-                about["split"], about["condition"], about["data_sha256"], images, labels, index
-            )
+            return CalibrationImages(about["split"], about["condition"], about["data_sha256"], images, labels, index)
         except (ValueError, KeyError, TypeError, BadInput, Damaged) as error:
             raise Damaged(f"calibration images {file} are not readable: {error}") from None

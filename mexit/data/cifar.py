@@ -59,9 +59,7 @@ def load(name: str, data_dir: Path) -> DataSet:
     layout = LAYOUTS[name]
     files = ", ".join((*layout.train, layout.test, layout.meta))
     candidates = [data_dir / layout.folder, data_dir]
-    folder = find_folder(
-        name, candidates, lambda path: (path / layout.meta).is_file(), f"its python batches ({files})"
-    )
+    folder = find_folder(name, candidates, lambda path: (path / layout.meta).is_file(), f"its python batches ({files})")
     classes = _read_class_names(folder / layout.meta, layout.names)
     batches = [_read_batch(folder / file, layout.labels, len(classes)) for file in (*layout.train, layout.test)]
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))

@@ -100,9 +100,7 @@ def _class_files(root: Path, part: str) -> dict[str, list[ImageFile]]:
     return files
 
 
-def _check_same_classes(
-    root: Path, train: str, train_classes: list[str], test: str, test_classes: list[str]
-) -> None:
+def _check_same_classes(root: Path, train: str, train_classes: list[str], test: str, test_classes: list[str]) -> None:
     if train_classes == test_classes:
         return
     differences = "; ".join(

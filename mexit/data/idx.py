@@ -72,9 +72,7 @@ def read_idx(path: Path, max_bytes: int = MAX_BYTES) -> NDArray[np.uint8]:
     """
     content = _read(path, max_bytes)
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 3:
-        raise Damaged(
-            f"data file {path} is not an IDX file of unsigned bytes (it begins with {content[:4].hex()})"
-        )
+        raise Damaged(f"data file {path} is not an IDX file of unsigned bytes (it begins with {content[:4].hex()})")
     dimensions = content[3]
     header = 4 + 4 * dimensions
     if len(content) < header:

@@ -64,9 +64,7 @@ def class_names(wnids: Sequence[str], words: Path) -> tuple[str, ...]:
     for number, line in read_lines(words):
         wnid, tab, text = line.partition("\t")
         if not tab or not WNID.fullmatch(wnid):
-            raise Damaged(
-                f"data file {words}, line {number}: expected n12345678, a tab and words, found {line!r:.60}"
-            )
+            raise Damaged(f"data file {words}, line {number}: expected n12345678, a tab and words, found {line!r:.60}")
         if wnid in first:
             first[wnid] = text.partition(",")[0].strip()
     counts = Counter(first.values())

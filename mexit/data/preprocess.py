@@ -113,9 +113,7 @@ def _open(image: Any) -> io.BytesIO | Image.Image:
     if isinstance(image, np.ndarray):
         good = image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4)))
         if not good or not image.size:
-            raise BadInput(
-                f"expected a uint8 image (H, W), (H, W, 3) or (H, W, 4), found {image.dtype} {image.shape}"
-            )
+            raise BadInput(f"expected a uint8 image (H, W), (H, W, 3) or (H, W, 4), found {image.dtype} {image.shape}")
         _check_pixels(image.shape[1], image.shape[0])
         return cast("Image.Image", pillow.fromarray(image))
     if isinstance(image, pillow.Image):

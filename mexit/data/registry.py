@@ -36,9 +36,7 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
         raise UsageError(f"unknown data set '{name}': choose from {', '.join(NAMES)} or folder:PATH")
     given = data_dir or os.environ.get("MEXIT_DATA")
     if not given:
-        raise UsageError(
-            f"--data {name} needs the folder of the downloaded sets: add --data-dir, or set MEXIT_DATA"
-        )
+        raise UsageError(f"--data {name} needs the folder of the downloaded sets: add --data-dir, or set MEXIT_DATA")
     path = Path(given).expanduser()
     if name in _IMAGENETS:
         return _IMAGENETS[name](path)

@@ -80,9 +80,7 @@ class Splits:
         train = self.parts["train"]
         if omit_class is not None:
             if omit_class not in data.classes:
-                raise UsageError(
-                    f"no class '{omit_class}' in {data.name}: choose from {', '.join(data.classes[:20])}"
-                )
+                raise UsageError(f"no class '{omit_class}' in {data.name}: choose from {', '.join(data.classes[:20])}")
             train = train[data.labels[train] != data.classes.index(omit_class)]
         if fraction < 1:
             shuffled = _stratified_shuffle(train, data.labels, np.random.default_rng(_SEED))

@@ -116,9 +116,7 @@ def _val_images(root: Path, annotations: dict[str, int]) -> list[ImageFile]:
             f"if they were sorted into class folders, read the set with --data folder:{root}"
         )
     if unlabelled:
-        raise Damaged(
-            f"{len(unlabelled)} images in {folder} have no line in {ANNOTATIONS}, such as {unlabelled[0]}"
-        )
+        raise Damaged(f"{len(unlabelled)} images in {folder} have no line in {ANNOTATIONS}, such as {unlabelled[0]}")
     return images
 
 

@@ -171,9 +171,7 @@ def _draw_accuracy(
         )
     for name, macs in budgets.items():
         axes.axvline(macs / 1e6, color="grey", linewidth=0.8, linestyle="--")
-        axes.text(
-            macs / 1e6, 1.01, name, transform=axes.get_xaxis_transform(), fontsize=8, ha="center", color="grey"
-        )
+        axes.text(macs / 1e6, 1.01, name, transform=axes.get_xaxis_transform(), fontsize=8, ha="center", color="grey")
     axes.set_ylim(top=min(axes.get_ylim()[1], 100.3))
     axes.set(xlabel="mean cost, million MACs", ylabel="accuracy, %")
     axes.set_title(title, pad=18)

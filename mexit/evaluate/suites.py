@@ -117,9 +117,7 @@ def pgd_suite(
     return {name: attacked.numpy() for name, attacked in suite.items()}
 
 
-def run_pgd_group(
-    target: EvaluationTarget, index: Index, config: PGDConfig, progress: Progress
-) -> dict[str, Logits]:
+def run_pgd_group(target: EvaluationTarget, index: Index, config: PGDConfig, progress: Progress) -> dict[str, Logits]:
     """The group pgd: logits (E, N, C) of the target under each condition of `pgd_suite`."""
     logits: dict[str, list[Logits]] = {}
     with progress.track(f"attacking {len(index)} test images", len(index)) as advance:
@@ -140,9 +138,7 @@ def run_policy_group(context: AttackContext, results: AttackResults) -> None:
     if options.transfer is not None:
         for name, images in _crafted_on(checkpoint.load_model(options.transfer)[0], context).items():
             results.transfer[f"transfer {name}"] = context.target.exit_logits(images)
-    attacks = {
-        name: attack for name, attack in POLICY_ATTACKS.items() if name != "rays" or context.pgd.norm == "linf"
-    }
+    attacks = {name: attack for name, attack in POLICY_ATTACKS.items() if name != "rays" or context.pgd.norm == "linf"}
     black_boxes = len(attacks) - 2
     context.progress.note(
         f"policy: {len(context.labels)} images, {len(budgets)} budgets, each at most {context.model.exits} exits x "
@@ -240,9 +236,7 @@ def to_levels(images: Images) -> Images:
     return (np.round(images * LEVELS) / LEVELS).astype(np.float32)
 
 
-def _search(
-    context: AttackContext, soft_policy: SoftPolicy, attack: Callable[[AttackTarget], AttackSearch]
-) -> Images:
+def _search(context: AttackContext, soft_policy: SoftPolicy, attack: Callable[[AttackTarget], AttackSearch]) -> Images:
     """The images of a search for damage, batch by batch."""
     searches = [
         attack(AttackTarget(context.model, soft_policy, images, labels, index, context.pgd))
@@ -285,9 +279,7 @@ POLICY_ATTACKS: dict[str, PolicyAttack] = {
 }
 
 
-def _run_square(
-    context: AttackContext, classifier: Classifier, images: Tensor, labels: Tensor, eps: float
-) -> Images:
+def _run_square(context: AttackContext, classifier: Classifier, images: Tensor, labels: Tensor, eps: float) -> Images:
     options = context.options
     attacked = square(
         classifier, images, labels, eps, norm=context.pgd.norm, queries=options.queries, restarts=options.restarts

@@ -33,9 +33,7 @@ def convert_fp16(segment: OnnxSegment) -> OnnxSegment:
         BackendError: a weight lies outside float16's range; the converter would clip it.
     """
     model = ir.from_proto(segment.model)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(
-        model
-    )  # the converter skips scalar ones
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)  # the converter skips scalar ones
     proto = ir.to_proto(model)
     for tensor in proto.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)

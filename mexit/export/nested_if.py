@@ -132,9 +132,7 @@ class _NestedNetwork:
 
         def branch(add_nodes: Callable[[OpBuilder], Sequence[ir.Value]]) -> ir.Graph:
             name = f"exit_{k}_{add_nodes.__name__}"
-            return op.builder.subgraph(
-                add_nodes, [], [ir.val(f"{name}.{output}") for output in OUTPUTS], name=name
-            )
+            return op.builder.subgraph(add_nodes, [], [ir.val(f"{name}.{output}") for output in OUTPUTS], name=name)
 
         if k == len(self.segments):
             return answer(op)

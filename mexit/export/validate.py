@@ -75,9 +75,7 @@ def check_against_torch(model: MultiExit, run: Callable[[Floats], Floats], image
     return [float(difference) for difference in differences]
 
 
-def compare_precisions(
-    logits_fp32: Floats, logits: Floats, labels: NDArray[np.int64]
-) -> tuple[ExitComparison, ...]:
+def compare_precisions(logits_fp32: Floats, logits: Floats, labels: NDArray[np.int64]) -> tuple[ExitComparison, ...]:
     """Compare the logits of another precision with those of float32.
 
     Args:

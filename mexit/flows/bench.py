@@ -154,9 +154,7 @@ def _time_paths(runtime: Runtime, images: NDArray[np.float32]) -> dict[str, floa
 def _row(runtime: Runtime, batch: int, path: str, times_us: Sequence[float]) -> Row:
     p50, p95 = np.quantile(times_us, [0.5, 0.95])
     mean = np.mean(times_us)
-    return Row(
-        runtime.backend.engine, runtime.threads, batch, path, float(p50), float(p95), float(mean), len(times_us)
-    )
+    return Row(runtime.backend.engine, runtime.threads, batch, path, float(p50), float(p95), float(mean), len(times_us))
 
 
 def _images(runtime: Runtime, data_dir: str | Path | None) -> tuple[NDArray[np.float32], str]:

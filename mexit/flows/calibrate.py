@@ -213,9 +213,7 @@ def _sample_source(
     in_bundle = BundleSource.of(bundle)
     if data == IN_BUNDLE or (data is None and in_bundle is not None and not _data_is_readable(bundle, data_dir)):
         if in_bundle is None:
-            raise UsageError(
-                f"{bundle.path} carries no images: mexit export --with-calibration-images puts them in"
-            )
+            raise UsageError(f"{bundle.path} carries no images: mexit export --with-calibration-images puts them in")
         progress.note(f"using the images in {bundle.path}")
         why_not = "" if in_bundle.attacked("certification") else "the bundle carries no attacked images"
         return in_bundle, NO_ATTACK if attack == "none" else why_not

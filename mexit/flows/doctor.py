@@ -54,7 +54,7 @@ class Finding:
         name: what was checked.
         status: "ok", "warning" (works, but slower or less safely than it could) or "problem" (does not work).
         found: the state, in words.
-        fix: a command or setting that mends it; for "ok", one that improves it. May be empty.
+        fix: a command or setting that corrects it; for "ok", one that improves it. May be empty.
     """
 
     name: str
@@ -138,9 +138,7 @@ def _open(path: Path | None) -> tuple[Bundle | None, list[Finding]]:
     try:
         return Bundle.open(path or newest(BUNDLES, Silent())), []
     except NotFound as error:
-        finding = (
-            Finding("bundle", PROBLEM, str(error)) if path else Finding("bundle", OK, str(error), "mexit demo")
-        )
+        finding = Finding("bundle", PROBLEM, str(error)) if path else Finding("bundle", OK, str(error), "mexit demo")
         return None, [finding]
     except MexitError as error:
         fix = "export it again, or name another bundle: mexit doctor BUNDLE"
@@ -209,9 +207,7 @@ def check_providers(probe: Probe = run_probe) -> Iterator[Finding]:
         return
     answer = probe("providers")
     if "failed" in answer:
-        yield Finding(
-            name, PROBLEM, f"onnxruntime is installed but does not work: {answer['failed']}", REINSTALL_ORT
-        )
+        yield Finding(name, PROBLEM, f"onnxruntime is installed but does not work: {answer['failed']}", REINSTALL_ORT)
         return
     missing = ", ".join(provider for provider in answer["listed"] if provider not in answer["loaded"])
     loaded = ", ".join(answer["loaded"]) or "none"
@@ -249,7 +245,7 @@ def check_engine(name: str, answer: Mapping[str, Any]) -> Finding:
     if "failed" in answer:
         status = PROBLEM if name == autotune.DEFAULT else WARNING
         found = f"installed, but does not open: {answer['failed']}"
-        return Finding(label, status, found, "mend the cause, or use another engine")
+        return Finding(label, status, found, "reinstall its package; --backend selects another engine")
     if not answer["right"]:
         return Finding(label, PROBLEM, "opens, but gives a wrong answer", "install another version of it")
     return Finding(label, OK, _WORKS)
@@ -271,9 +267,7 @@ def check_threads(
         requests[f"auto for {bundle.path}"] = str(autotune.choose(bundle).threads)
     for source, text in requests.items():
         if not text.isdecimal() or int(text) < 1:
-            yield Finding(
-                "threads", WARNING, f"{source} is not a number of threads", f"unset {source.split('=')[0]}"
-            )
+            yield Finding("threads", WARNING, f"{source} is not a number of threads", f"unset {source.split('=')[0]}")
         elif int(text) > limits.threads:
             found = f"{source} asks for {text} threads, which wait for each other; processors: {granted}"
             fix = f"at most {limits.threads} threads, or a larger --cpus of the container"
@@ -311,9 +305,7 @@ def check_cache(root: Path | None = None) -> Iterator[Finding]:
     if root.is_dir() and _mode(root) & 0o022:
         exposed.append(root)
     for path in exposed:
-        yield Finding(
-            name, WARNING, f"{path} is open to other users (mode {_mode(path):04o})", f"chmod 700 {path}"
-        )
+        yield Finding(name, WARNING, f"{path} is open to other users (mode {_mode(path):04o})", f"chmod 700 {path}")
     if not exposed:
         yield Finding(name, OK, f"{root}, {'writable by its owner only' if root.is_dir() else 'not created yet'}")
 

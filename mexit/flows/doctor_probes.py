@@ -34,9 +34,7 @@ def run_probe(*arguments: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         The JSON object that the probe printed, or {"failed": reason} when it raised, crashed or hung.
     """
     command = [sys.executable, "-c", f"from {__name__} import main; main()", *arguments]
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # the cache of the engines; as working directory it hides no module
+    with tempfile.TemporaryDirectory() as folder:  # the cache of the engines; as working directory it hides no module
         environment = {**os.environ, "MEXIT_CACHE": folder}
         try:
             done = subprocess.run(

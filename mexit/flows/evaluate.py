@@ -87,9 +87,7 @@ def evaluate_model(
     attack = replace(attack, pgd=replace(attack.pgd, restarts=options.restarts))
     logits = suites.run_pgd_group(target, index, attack.pgd, progress)
     results = AttackResults(target.data.labels[index], strong, logits)
-    context = suites.AttackContext(
-        target, options, progress, *target.load(index[strong]), index[strong], attack.pgd
-    )
+    context = suites.AttackContext(target, options, progress, *target.load(index[strong]), index[strong], attack.pgd)
     curve, checks = _run_strong_groups(context, results)
     settings = _settings(target, options, attack, len(index), len(strong))
     report = {
@@ -199,7 +197,5 @@ def _lines(target: EvaluationTarget, report: Mapping[str, Any]) -> dict[str, lis
             lines[f"{name}, per budget"] = [
                 (row[condition]["mean_macs"], row[condition]["value"]) for row in report["budgets"].values()
             ]
-        lines[f"{name}, single exits"] = [
-            (costs[row["exit"] - 1], row[condition]["value"]) for row in report["exits"]
-        ]
+        lines[f"{name}, single exits"] = [(costs[row["exit"] - 1], row[condition]["value"]) for row in report["exits"]]
     return lines

@@ -219,9 +219,7 @@ def _new_run(out: Path | None, name: str) -> Path:
     if out is None:
         return free_name(RUNS, name)
     if (out / checkpoint.SETTINGS).exists():
-        raise UsageError(
-            f"run {out} exists already: continue it with --resume --out {out}, or choose another --out"
-        )
+        raise UsageError(f"run {out} exists already: continue it with --resume --out {out}, or choose another --out")
     return out
 
 

@@ -52,12 +52,8 @@ class ModelSpec:
 # NEO-KD states the backbone and the number of exits only. For CIFAR-10 this is the configuration whose costs fit
 # the two costs that the paper reports; for CIFAR-100 and ImageNet that of the authors' earlier code. Tiny-ImageNet
 # is our choice: four scales, because the classifier needs a coarsest scale of 5 to 12 pixels.
-MSDNET_CIFAR10 = MSDNetConfig(
-    blocks=3, base=2, step=2, mean=(0.4914, 0.4824, 0.4467), std=(0.2471, 0.2435, 0.2616)
-)
-MSDNET_CIFAR100 = MSDNetConfig(
-    blocks=7, base=4, step=2, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)
-)
+MSDNET_CIFAR10 = MSDNetConfig(blocks=3, base=2, step=2, mean=(0.4914, 0.4824, 0.4467), std=(0.2471, 0.2435, 0.2616))
+MSDNET_CIFAR100 = MSDNetConfig(blocks=7, base=4, step=2, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MSDNET_TINY_IMAGENET = MSDNetConfig(
     blocks=5, base=4, step=2, growth_factors=(1, 2, 4, 4), bottleneck_factors=(1, 2, 4, 4),

@@ -216,9 +216,7 @@ def save(bundle: Bundle, tuning: Tuning) -> Path:
     return path
 
 
-def measure(
-    bundle: Bundle, seconds: float = SECONDS, *, builds: bool = True, max_threads: int | None = None
-) -> Tuning:
+def measure(bundle: Bundle, seconds: float = SECONDS, *, builds: bool = True, max_threads: int | None = None) -> Tuning:
     """Time every engine that opens here.
 
     Args:

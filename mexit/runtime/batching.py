@@ -10,7 +10,7 @@ A measured table of batch latencies decides the rest:
   request can afford until the last exit.
 - A segment that would end after a deadline does not run. The rows answer with the exit that they have reached; a
   request that cannot reach exit 1 in time is refused.
-- If more rows wait than one batch takes, a new request that could not finish in a full batch is refused at once. Without
+- If more rows wait than one batch takes, a new request that could not finish in a full batch is refused. Without
   this rule every batch would shrink to the slack of its most urgent request, and throughput would collapse (early drop,
   Nexus, Shen et al., SOSP 2019).
 """
@@ -58,7 +58,7 @@ class BatchLatencyTable:
 
     @staticmethod
     def from_times(sizes: Sequence[int], times_s: Sequence[Sequence[float]]) -> BatchLatencyTable:
-        """Interpolate times (S, E) that were measured at sizes (S,), ascending; beyond the last a row costs the same."""
+        """Interpolate times (S, E) that were measured at sizes (S,), ascending; beyond them a row costs the same."""
         times = np.maximum.accumulate(times_s)  # a larger batch never counts as faster
         beyond = 2 * MAX_BATCH
         known, rows = (0, *sizes, beyond), range(MAX_BATCH + 1)

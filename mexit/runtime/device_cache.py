@@ -43,9 +43,7 @@ def make_private(folder: Path) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     parents = [root / part for part in folder.relative_to(root).parents][::-1]
     for missing in (*parents, folder):
-        missing.mkdir(
-            exist_ok=True, mode=0o700
-        )  # with `parents=True` the mode would be that of the last folder only
+        missing.mkdir(exist_ok=True, mode=0o700)  # with `parents=True` the mode would be that of the last folder only
 
 
 def write_fact(path: Path, value: Any) -> None:

@@ -56,9 +56,7 @@ def time_exits(run_to_exit: RunToExit, exits: int) -> tuple[float, ...]:
 
     Each round times every exit once, so that noise affects all exits alike.
     """
-    times_ms = np.array(
-        [[time_exit(run_to_exit, k) for k in range(1, exits + 1)] for _ in range(WARM_UP + ROUNDS)]
-    )
+    times_ms = np.array([[time_exit(run_to_exit, k) for k in range(1, exits + 1)] for _ in range(WARM_UP + ROUNDS)])
     means = MARGIN * times_ms[WARM_UP:].mean(axis=0)
     return tuple(float(value) for value in np.maximum.accumulate(means))
 

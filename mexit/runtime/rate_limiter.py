@@ -163,9 +163,7 @@ class RateLimiter:
             if self._overall is not None:
                 self._overall.refill(self._clock_ns())
                 tokens = self._overall.level // _NANO
-            return RateLimiterState(
-                tuple(self._refused), self._waits, self._overloaded, tokens, len(self._clients)
-            )
+            return RateLimiterState(tuple(self._refused), self._waits, self._overloaded, tokens, len(self._clients))
 
     def _take_affordable(self, client: str, macs: int, rows: int) -> int:
         """Take the tokens of as many rows as possible, at most `rows`, at `macs` each; returns that number."""

@@ -91,9 +91,7 @@ def parse_header_length(values: Sequence[str], body_bytes: int) -> int | None:
     text = values[0]
     is_number = len(values) == 1 and text.isascii() and text.isdigit() and len(text) < 20
     if not is_number or int(text) > body_bytes:
-        raise BadInput(
-            f"{HEADER_LENGTH} must lie within the {body_bytes} bytes of the body, found {short_repr(text)}"
-        )
+        raise BadInput(f"{HEADER_LENGTH} must lie within the {body_bytes} bytes of the body, found {short_repr(text)}")
     return int(text)
 
 
@@ -226,9 +224,7 @@ def _check_shape(shape: Any, spec: InputSpec, max_rows: int) -> tuple[int, int, 
         received = shape[:6] if is_shape else short_repr(shape)
         raise BadInput(f"input '{spec.name}': expected shape {expected} with at least 1 row, found {received}")
     if shape[0] > max_rows:
-        raise BadInput(
-            f"input '{spec.name}': at most {max_rows} rows in one request, found {short_repr(shape[0])}"
-        )
+        raise BadInput(f"input '{spec.name}': at most {max_rows} rows in one request, found {short_repr(shape[0])}")
     return (shape[0], *spec.shape)
 
 

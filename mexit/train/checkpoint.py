@@ -201,7 +201,5 @@ def _load_weights(model: MultiExit, weights: Mapping[str, Tensor], path: Path) -
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != shapes:
         wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
-        raise Damaged(
-            f"{path} holds another network: {', '.join(wrong[:6])} missing, unexpected or of another shape"
-        )
+        raise Damaged(f"{path} holds another network: {', '.join(wrong[:6])} missing, unexpected or of another shape")
     model.load_state_dict(dict(weights))

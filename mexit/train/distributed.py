@@ -171,6 +171,4 @@ def _lost_contact_is_an_error() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise MexitError(
-            f"lost contact with the other processes ({reason}); the last checkpoint is intact"
-        ) from None
+        raise MexitError(f"lost contact with the other processes ({reason}); the last checkpoint is intact") from None

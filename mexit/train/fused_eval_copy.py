@@ -105,9 +105,7 @@ def _fuse(network: MultiExit, fused: MultiExit) -> list[_FusedPair]:
     return pairs
 
 
-def _unfused_tensors(
-    network: MultiExit, fused: MultiExit, convolutions: set[nn.Conv2d]
-) -> list[tuple[Tensor, Tensor]]:
+def _unfused_tensors(network: MultiExit, fused: MultiExit, convolutions: set[nn.Conv2d]) -> list[tuple[Tensor, Tensor]]:
     """Pairs of the network's and the copy's tensors that are copied unchanged."""
     done = {id(tensor) for layer in convolutions for tensor in layer.parameters()}
     sources = dict(network.named_parameters()) | dict(network.named_buffers())

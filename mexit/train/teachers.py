@@ -14,9 +14,7 @@ from mexit.train.methods.at_aka import AtAka
 from mexit.train.precision import Precision
 
 
-def load_teachers(
-    settings: TrainSettings, classes: tuple[str, ...], precision: Precision
-) -> tuple[MultiExit, ...]:
+def load_teachers(settings: TrainSettings, classes: tuple[str, ...], precision: Precision) -> tuple[MultiExit, ...]:
     """Load the networks of `settings.teachers`, frozen and in eval mode.
 
     Args:

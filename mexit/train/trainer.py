@@ -198,9 +198,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         batch.rng.seed_layers(step * self.process_group.size + self.process_group.rank)
-        adaptation = Adaptation(
-            self.model, lr, lambda: self._selection_batch(batch.rng, step), self.precision.autocast
-        )
+        adaptation = Adaptation(self.model, lr, lambda: self._selection_batch(batch.rng, step), self.precision.autocast)
         number = self.position.epoch * self.steps_per_epoch + step
         progress = number / (self.steps_per_epoch * self.settings.epochs)
         info = StepInfo(number, progress, share, self.settings.label_smoothing)
@@ -258,9 +256,7 @@ class Trainer:
         """Validate, update the weights to keep, write the log record and the checkpoint."""
         position = self.position
         record: dict[str, Any] = {"epoch": position.epoch + 1}
-        record |= {
-            name: round(value / position.sums["n"], 6) for name, value in position.sums.items() if name != "n"
-        }
+        record |= {name: round(value / position.sums["n"], 6) for name, value in position.sums.items() if name != "n"}
         record["lr"] = self._lr(self.steps_per_epoch - 1)
         record |= self.method.report()
         record["selection"] = self._validate()

@@ -153,13 +153,9 @@ def test_by_default_particles_are_nearly_as_strong_as_a_single_attack_and_far_ap
     by_fgsm = craft(model, images, labels, Attack("average", FGSM), rng=CounterRNG(0, 0), index=index)
     default = particles(model, batch, ParticleConfig(2, PGD))
     assert loss(model, default[0], labels) > 0.9 * loss(model, alone, labels)
-    assert distance(default) > 1.5 * distance(
-        particles(model, batch, ParticleConfig(2, PGD, repulsion_weight=0.0))
-    )
+    assert distance(default) > 1.5 * distance(particles(model, batch, ParticleConfig(2, PGD, repulsion_weight=0.0)))
     repelled = particles(model, batch, ParticleConfig(2, PGD, repulsion_weight=1.0))
-    assert loss(model, repelled[0], labels) < loss(model, by_fgsm, labels), (
-        "the docstring of ParticleConfig says so"
-    )
+    assert loss(model, repelled[0], labels) < loss(model, by_fgsm, labels), "the docstring of ParticleConfig says so"
 
 
 @pytest.mark.parametrize("diversity", ["svgd", "spread"])

@@ -87,9 +87,7 @@ def test_a_stricter_risk_or_more_confidence_certifies_less(points) -> None:
     firsts = [certify(points, evaluators, CertificateRequest(risk, 0.9))[0] for risk in (0.04, 0.08, 0.2)]
     assert firsts == sorted(firsts, reverse=True)
     assert firsts[0] > firsts[2]
-    confident = [
-        certify(points, evaluators, CertificateRequest(0.08, confidence))[0] for confidence in (0.8, 0.999)
-    ]
+    confident = [certify(points, evaluators, CertificateRequest(0.08, confidence))[0] for confidence in (0.8, 0.999)]
     assert confident[0] <= confident[1]
 
 

@@ -54,9 +54,7 @@ def test_the_p_value_grows_with_the_losses(method) -> None:
 def test_p_values_are_valid_at_the_boundary_of_the_hypothesis(method, epsilon) -> None:
     rng = np.random.default_rng(3)
     delta, draws = 0.1, 2000
-    rejected = sum(
-        p_value(method, (rng.random(500) < epsilon).astype(float), epsilon) <= delta for _ in range(draws)
-    )
+    rejected = sum(p_value(method, (rng.random(500) < epsilon).astype(float), epsilon) <= delta for _ in range(draws))
     assert rejected / draws <= delta + 3 * np.sqrt(delta * (1 - delta) / draws)
 
 

@@ -118,9 +118,7 @@ class TcpCamera(Sender):
         stall: keep the connection open and silent instead of ending it.
     """
 
-    def __init__(
-        self, chunks: Sequence[bytes], fps: float, lives: Sequence[int] = (), stall: bool = False
-    ) -> None:
+    def __init__(self, chunks: Sequence[bytes], fps: float, lives: Sequence[int] = (), stall: bool = False) -> None:
         super().__init__()
         self._chunks, self._fps = chunks, fps
         self._lives, self._stall = lives or [len(chunks)], stall

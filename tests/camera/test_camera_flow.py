@@ -75,9 +75,7 @@ def test_a_signal_finishes_the_outputs(running: subprocess.Popen[str], tmp_path:
 
 
 @pytest.mark.slow
-def test_a_kill_leaves_the_earlier_video_and_the_recorded_part(
-    running: subprocess.Popen[str], tmp_path: Path
-) -> None:
+def test_a_kill_leaves_the_earlier_video_and_the_recorded_part(running: subprocess.Popen[str], tmp_path: Path) -> None:
     running.kill()
     running.communicate(timeout=20)
     assert len(lines_of(tmp_path / "out.jsonl")) >= 130

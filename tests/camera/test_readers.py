@@ -29,17 +29,13 @@ def times_with_gaps(count: int, fps: float = 12.5) -> list[float]:
     return [0.24 + i / fps + float(gap) for i, gap in enumerate(gaps)]
 
 
-def test_frames_of_a_video_are_answered_like_images(
-    digits_bundle: Path, test_digits: Digits, tmp_path: Path
-) -> None:
+def test_frames_of_a_video_are_answered_like_images(digits_bundle: Path, test_digits: Digits, tmp_path: Path) -> None:
     images = test_digits[0][:300]
     large = [np.repeat(np.kron(image, np.ones((16, 16), np.uint8))[..., None], 3, axis=2) for image in images]
     times = times_with_gaps(300)
     video = write_video(tmp_path / "digits.mp4", large, times)
     results = []
-    report = run_camera(
-        digits_bundle, str(video), CameraOptions(jsonl=tmp_path / "a.jsonl"), on_result=results.append
-    )
+    report = run_camera(digits_bundle, str(video), CameraOptions(jsonl=tmp_path / "a.jsonl"), on_result=results.append)
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     predictions = Runtime.open(digits_bundle, budget="low")(list(images))
     same = [line["label"] == prediction.label for line, prediction in zip(lines, predictions, strict=True)]
@@ -118,9 +114,7 @@ def test_one_pixel(digits_bundle: Path, tmp_path: Path) -> None:
     assert frames[0].shape == (320, 320, 3)
 
 
-@pytest.mark.parametrize(
-    ("mode", "colour"), [("L", 200), ("LA", (200, 255)), ("RGBA", (9, 8, 7, 0)), ("I;16", 51400)]
-)
+@pytest.mark.parametrize(("mode", "colour"), [("L", 200), ("LA", (200, 255)), ("RGBA", (9, 8, 7, 0)), ("I;16", 51400)])
 def test_images_of_other_modes_are_shown_as_rgb(tmp_path: Path, mode: str, colour: object) -> None:
     if mode == "I;16":
         Image.fromarray(np.full((2, 3), colour, np.uint16)).save(tmp_path / "a.png")
@@ -232,9 +226,7 @@ def test_audio_alone_is_no_video(tmp_path: Path) -> None:
 def test_a_playlist_does_not_reach_the_network(tmp_path: Path, name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/part.ts"
-        (tmp_path / name).write_text(
-            f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1.0,\n{address}\n#EXT-X-ENDLIST\n"
-        )
+        (tmp_path / name).write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1.0,\n{address}\n#EXT-X-ENDLIST\n")
         with pytest.raises(MexitError):
             list(classify_frames(slow_runtime(), str(tmp_path / name)))
         server.setblocking(False)

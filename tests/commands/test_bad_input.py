@@ -144,12 +144,8 @@ def test_a_bundle_without_splits_needs_data(
     with_value(bundle_copy / "bundle.json", "splits", None)
     (bundle_copy / "policies.json").unlink()
     monkeypatch.chdir(workspace)  # where the run behind the bundle is
-    assert "stores no splits, so it is not known which images calibrate" in refused(
-        "calibrate", bundle_copy, code=2
-    )
-    assert "stores no splits, so it is not known which images calibrate" in refused(
-        "evaluate", bundle_copy, code=2
-    )
+    assert "stores no splits, so it is not known which images calibrate" in refused("calibrate", bundle_copy, code=2)
+    assert "stores no splits, so it is not known which images calibrate" in refused("evaluate", bundle_copy, code=2)
     assert typed("bench", bundle_copy, "--repeats", "20", "--batch", "1").exit_code == 0
 
 
@@ -164,18 +160,14 @@ def test_other_classes_and_broken_images_are_named(digits_bundle: Path, picture:
     assert "folder:pets has the classes ('cat', 'dog')" in said
     for image in Path("pets/cat").iterdir():
         image.write_bytes(b"no image")
-    said = refused(
-        "train", "--data", "folder:pets", "--method", "clean", "--epochs", "1", "--threads", "1", code=1
-    )
+    said = refused("train", "--data", "folder:pets", "--method", "clean", "--epochs", "1", "--threads", "1", code=1)
     assert "error: image pets/cat/" in said
     assert "8 bytes that are not an image: supported are PNG, JPEG" in said
 
 
 def test_an_uncalibrated_bundle_answers_only_with_the_full_budget(bundle_copy: Path, picture: Path) -> None:
     (bundle_copy / "policies.json").unlink()
-    assert f"has no policies.json: run mexit calibrate {bundle_copy}" in refused(
-        "run", bundle_copy, picture, code=3
-    )
+    assert f"has no policies.json: run mexit calibrate {bundle_copy}" in refused("run", bundle_copy, picture, code=3)
     assert typed("run", bundle_copy, picture, "--budget", "full").exit_code == 0
     assert typed("inspect", bundle_copy).exit_code == 0
 
@@ -342,9 +334,7 @@ def test_a_file_name_that_is_not_utf8_is_shown_escaped(digits_bundle: Path, pict
 def test_a_closed_standard_output_is_no_error(digits_bundle: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [*MEXIT, "inspect", str(digits_bundle)], stdout=writing, stderr=subprocess.PIPE, env=quiet()
-    )
+    done = subprocess.run([*MEXIT, "inspect", str(digits_bundle)], stdout=writing, stderr=subprocess.PIPE, env=quiet())
     os.close(writing)
     assert b"Traceback" not in done.stderr
     assert b"Exception" not in done.stderr

@@ -105,10 +105,7 @@ def test_both_builds_of_onnxruntime_together_are_refused(digits_bundle: Path, tm
     paths = os.pathsep.join([str(tmp_path / "installed"), *filter(None, sys.path)])
     done = program("run", digits_bundle, "x.png", env={**quiet(), "PYTHONPATH": paths})
     assert done.returncode == 1
-    assert (
-        "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'mexit[cpu]' or 'mexit[gpu]'"
-        in done.stderr
-    )
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'mexit[cpu]' or 'mexit[gpu]'" in done.stderr
 
 
 def test_the_gpu_build_of_onnxruntime_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

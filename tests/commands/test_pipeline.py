@@ -102,9 +102,7 @@ def test_5_other_commands_print_json(home) -> None:
     bench = json.loads(mexit(home, "bench", "--repeats", "20", "--batch", "1", "--json").stdout)
     assert {row["path"] for row in bench["rows"]} == {"full", "exit 1", "low", "medium", "high"}
     assert all(0 < row["p50_us"] <= row["p95_us"] and row["mean_us"] > 0 for row in bench["rows"])
-    run = json.loads(
-        mexit(home, "evaluate", "runs/digits-neo-kd", "--samples", "60", "--steps", "5", "--json").stdout
-    )
+    run = json.loads(mexit(home, "evaluate", "runs/digits-neo-kd", "--samples", "60", "--steps", "5", "--json").stdout)
     assert run["budgets"] == {}
     for deployed, trained in zip(evaluation["exits"], run["exits"], strict=True):
         assert deployed == trained, "the bundle answers as the network it was exported from"

@@ -187,9 +187,7 @@ def test_all_missing_fields_are_named() -> None:
 
 
 def test_a_newer_version_is_refused() -> None:
-    with pytest.raises(
-        SchemaTooNew, match=r"version 2 is newer than this mexit reads \(1\): upgrade mexit, or export"
-    ):
+    with pytest.raises(SchemaTooNew, match=r"version 2 is newer than this mexit reads \(1\): upgrade mexit, or export"):
         Manifest.from_json(changed(("version",), 2))
 
 

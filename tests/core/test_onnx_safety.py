@@ -170,9 +170,7 @@ def test_deep_nesting_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["segments/fp32/1.onnx", "segments/fp32/1.bin", "1"])
-def test_a_bundle_with_external_data_does_not_open_whatever_the_file_is_called(
-    bundle_copy: Path, name: str
-) -> None:
+def test_a_bundle_with_external_data_does_not_open_whatever_the_file_is_called(bundle_copy: Path, name: str) -> None:
     content = MODELS["if branch"](external_tensor()).SerializeToString()
     (bundle_copy / name).write_bytes(content)
     manifest = json.loads((bundle_copy / "bundle.json").read_bytes())

@@ -47,9 +47,7 @@ def test_without_the_file_the_bundle_is_not_calibrated(bundle_copy: Path) -> Non
 def test_policies_of_another_model_are_refused(bundle_copy: Path) -> None:
     own = Bundle.open(bundle_copy).id
     edit(bundle_copy, lambda value: value.update(model="f" * 64))
-    with pytest.raises(
-        StalePolicy, match=f"belongs to model {'f' * 12}, this bundle is {own[:12]}: run mexit calib"
-    ):
+    with pytest.raises(StalePolicy, match=f"belongs to model {'f' * 12}, this bundle is {own[:12]}: run mexit calib"):
         Bundle.open(bundle_copy).policies()
 
 
@@ -58,9 +56,7 @@ def test_one_changed_threshold_breaks_the_checksum(bundle_copy: Path) -> None:
         value["entries"][0]["frontier"][5]["thresholds"][0] = -1.0
 
     edit(bundle_copy, change, sign=False)
-    with pytest.raises(
-        Damaged, match="the checksum does not match the content; run mexit calibrate to write it again"
-    ):
+    with pytest.raises(Damaged, match="the checksum does not match the content; run mexit calibrate to write it again"):
         Bundle.open(bundle_copy).policies()
 
 

@@ -15,9 +15,7 @@ EXITS = 4
 each_measure = pytest.mark.parametrize("measure", MEASURES)
 own_or_ensemble = pytest.mark.parametrize("ensemble", [False, True], ids=["own", "ensemble"])
 
-TEMPERATURES = st.lists(
-    st.sampled_from([1.0, 0.05, 1.7, 30.0, 1e10, 1e-300, 1e300]), min_size=EXITS, max_size=EXITS
-)
+TEMPERATURES = st.lists(st.sampled_from([1.0, 0.05, 1.7, 30.0, 1e10, 1e-300, 1e300]), min_size=EXITS, max_size=EXITS)
 CLASS_COUNTS = st.sampled_from([2, 3, 10, 17])
 ORDINARY = st.floats(-30, 30, width=32)
 ANY = st.one_of(ORDINARY, st.floats(width=32), st.sampled_from([0.0, 1.0, np.nan, np.inf, -np.inf, 3e38, -3e38]))

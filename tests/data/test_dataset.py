@@ -8,9 +8,7 @@ import pytest
 from mexit.data.dataset import evenly_spaced, split_batches
 
 
-@pytest.mark.parametrize(
-    ("count", "sizes"), [(0, [0]), (1, [1]), (4, [4]), (5, [4, 1]), (8, [4, 4]), (9, [4, 4, 1])]
-)
+@pytest.mark.parametrize(("count", "sizes"), [(0, [0]), (1, [1]), (4, [4]), (5, [4, 1]), (8, [4, 4]), (9, [4, 4, 1])])
 def test_batches_cover_the_array_in_order(count: int, sizes: list[int]) -> None:
     parts = split_batches(np.arange(count), 4)
     assert [len(part) for part in parts] == sizes

@@ -70,9 +70,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
             folder.load(path)
 
 
-@pytest.mark.parametrize(
-    ("classes", "count"), [((), 0), (("a",), 1), (("a", "b"), 0)], ids=["none", "one", "empty"]
-)
+@pytest.mark.parametrize(("classes", "count"), [((), 0), (("a",), 1), (("a", "b"), 0)], ids=["none", "one", "empty"])
 def test_fewer_than_two_classes_are_refused(tmp_path: Path, classes: tuple[str, ...], count: int) -> None:
     fill(tmp_path, classes, 3 * count)
     with pytest.raises(BadInput, match=rf"{tmp_path} has {count} class folder\(s\) with images; at least 2 are"):
@@ -86,9 +84,7 @@ def test_training_and_test_classes_must_be_the_same(tmp_path: Path) -> None:
         folder.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", ["a\nb", "a\x1b[2J", os.fsdecode(b"a\xff")], ids=["line break", "escape", "no utf-8"]
-)
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", os.fsdecode(b"a\xff")], ids=["line break", "escape", "no utf-8"])
 def test_a_class_name_with_control_characters_is_refused(tmp_path: Path, name: str) -> None:
     fill(tmp_path, (name, "b"))
     with pytest.raises(BadInput, match="has control characters: rename it"):

@@ -153,9 +153,7 @@ MISMATCHES = {
 
 
 @pytest.mark.parametrize(("name", "content", "words"), MISMATCHES.values(), ids=MISMATCHES.keys())
-def test_images_and_labels_that_do_not_match_are_refused(
-    mnist: Path, name: str, content: bytes, words: str
-) -> None:
+def test_images_and_labels_that_do_not_match_are_refused(mnist: Path, name: str, content: bytes, words: str) -> None:
     replace(mnist, name, content)
     with pytest.raises(Damaged, match=words):
         load("mnist", mnist)

@@ -129,18 +129,14 @@ def test_the_orientation_tag_is_applied(orientation: int) -> None:
         assert (np.moveaxis(unturned * 255, 0, -1).round() == flips[orientation]).all()
 
 
-@pytest.mark.parametrize(
-    "size", [(9000, 9000), (20_000, 20_000), (2**31 - 1, 2**31 - 1), (MAX_PIXELS + 1, 1)], ids=str
-)
+@pytest.mark.parametrize("size", [(9000, 9000), (20_000, 20_000), (2**31 - 1, 2**31 - 1), (MAX_PIXELS + 1, 1)], ids=str)
 def test_a_header_that_announces_too_many_pixels_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(TooLarge, match=f"at most {MAX_PIXELS} are allowed"):
         prepare(png_with_header(*size), spec())
 
 
 def test_too_many_bytes_and_too_large_arrays_are_refused() -> None:
-    with pytest.raises(
-        TooLarge, match=f"has {MAX_ENCODED_BYTES + 1} bytes; at most {MAX_ENCODED_BYTES} are allowed"
-    ):
+    with pytest.raises(TooLarge, match=f"has {MAX_ENCODED_BYTES + 1} bytes; at most {MAX_ENCODED_BYTES} are allowed"):
         prepare(bytes(MAX_ENCODED_BYTES + 1), spec())
     large = np.zeros((1, MAX_PIXELS + 1), np.uint8)
     for image in (large, Image.fromarray(large)):

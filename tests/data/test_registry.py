@@ -56,9 +56,7 @@ def test_the_test_split_of_mnist_is_its_official_test_part(data_dir: Path) -> No
     assert splits.part("train").max() < 60_000
 
 
-def test_the_data_folder_defaults_to_the_environment_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_data_folder_defaults_to_the_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEXIT_DATA", str(tmp_path / "from-the-environment"))
     with pytest.raises(NotFound, match="from-the-environment"):
         registry.load("mnist")

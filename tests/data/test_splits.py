@@ -124,9 +124,7 @@ def test_an_unknown_split_is_refused_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("n", [4, 12], ids=["one of each class", "three of each class"])
 def test_too_few_images_of_a_class_are_refused(n: int) -> None:
-    with pytest.raises(
-        BadInput, match=r"x: the split '\w+' \(\d images\) would have no image of \w.*: add images"
-    ):
+    with pytest.raises(BadInput, match=r"x: the split '\w+' \(\d images\) would have no image of \w.*: add images"):
         split(data_set(n))
 
 

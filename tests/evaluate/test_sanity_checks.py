@@ -24,9 +24,7 @@ def model() -> MultiExit:
 def batch() -> tuple[Tensor, Tensor]:
     data = digits.load()
     index = splits.split(data).part("selection")[:24]
-    return torch.from_numpy(data.batch(index, model_spec("digits-cnn").input)), torch.from_numpy(
-        data.labels[index]
-    )
+    return torch.from_numpy(data.batch(index, model_spec("digits-cnn").input)), torch.from_numpy(data.labels[index])
 
 
 class AddNoise(nn.Module):
@@ -77,9 +75,7 @@ def test_noise_stronger_than_the_attack_at_one_exit_fails() -> None:
 
 def test_accuracy_that_rises_with_the_radius_fails() -> None:
     assert sanity_checks.accuracy_falls_with_eps({0.2: (0.5, 0.4), 0.1: (0.9, 0.8)}).passed
-    assert sanity_checks.accuracy_falls_with_eps({0.1: (0.9, 0.8), 0.2: (0.905, 0.8)}).passed, (
-        "noise of half a point"
-    )
+    assert sanity_checks.accuracy_falls_with_eps({0.1: (0.9, 0.8), 0.2: (0.905, 0.8)}).passed, "noise of half a point"
     assert not sanity_checks.accuracy_falls_with_eps({0.1: (0.9, 0.4), 0.2: (0.5, 0.5)}).passed
 
 

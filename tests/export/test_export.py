@@ -44,9 +44,7 @@ def test_a_segment_that_differs_from_torch_is_refused(workspace, test_digits) ->
 
 def test_the_manifest_records_run_weights_settings_and_splits(workspace, digits_bundle) -> None:
     manifest = Bundle.open(digits_bundle).manifest
-    assert manifest.provenance["weights_sha256"] == sha256_file(
-        workspace / "runs" / "digits" / "weights.safetensors"
-    )
+    assert manifest.provenance["weights_sha256"] == sha256_file(workspace / "runs" / "digits" / "weights.safetensors")
     assert manifest.provenance["run"] == "runs/digits"
     assert manifest.provenance["settings"]["method"] == "adversarial"
     assert manifest.splits is not None
@@ -61,9 +59,7 @@ def test_an_existing_bundle_is_replaced_only_on_request(workspace, monkeypatch) 
         export_bundle(Path("runs/digits"))
 
 
-def test_without_tensorrt_the_bundle_is_complete_and_the_error_names_the_command(
-    digits_bundle, monkeypatch
-) -> None:
+def test_without_tensorrt_the_bundle_is_complete_and_the_error_names_the_command(digits_bundle, monkeypatch) -> None:
     for package in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=rf"mexit export {digits_bundle} --trt"):

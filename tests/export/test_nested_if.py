@@ -37,9 +37,7 @@ def backend(digits_bundle) -> OrtBackend:
 
 @pytest.fixture(scope="module")
 def graph(digits_bundle) -> bytes:
-    return build_single_file(
-        [onnx.load_from_string(Bundle.open(digits_bundle).segment("fp32", k)) for k in (1, 2, 3)]
-    )
+    return build_single_file([onnx.load_from_string(Bundle.open(digits_bundle).segment("fp32", k)) for k in (1, 2, 3)])
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +213,7 @@ def test_export_single_file_by_the_command_and_the_example_of_the_docs(
         app, ["export", "runs/digits", "--out", "bundles/whole", "--single-file", "--no-calibrate", "--json"]
     )
     assert done.exit_code == 0, done.output
-    done = CliRunner().invoke(
-        app, ["calibrate", "bundles/whole", "--measure", "margin", "--attack", "none", "--json"]
-    )
+    done = CliRunner().invoke(app, ["calibrate", "bundles/whole", "--measure", "margin", "--attack", "none", "--json"])
     assert done.exit_code == 0, done.output
     page = (Path(__file__).parents[2] / "docs" / "bundle-format.md").read_text()
     (example,) = [part for part in page.split("```python\n")[1:] if "segments/fp32/all.onnx" in part]

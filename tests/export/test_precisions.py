@@ -67,12 +67,9 @@ def test_activations_are_u8_weights_s8_per_channel_and_the_last_layer_float(int8
 def test_inputs_outputs_and_macs_are_those_of_fp32(variant, int8_bundle, segments) -> None:
     if variant == "int8":
         manifest = Bundle.open(int8_bundle).manifest
-        chains = [
-            [(one.inputs, one.outputs) for one in manifest.variants[name].segments] for name in ("int8", "fp32")
-        ]
+        chains = [[(one.inputs, one.outputs) for one in manifest.variants[name].segments] for name in ("int8", "fp32")]
         costs = [
-            [count_macs(graph_of(Bundle.open(int8_bundle), name, k)) for k in (1, 2, 3)]
-            for name in ("int8", "fp32")
+            [count_macs(graph_of(Bundle.open(int8_bundle), name, k)) for k in (1, 2, 3)] for name in ("int8", "fp32")
         ]
     else:
         both = ([convert_fp16(one) for one in segments], segments)
@@ -146,8 +143,7 @@ def test_constants_casts_and_outputs_with_consumers_become_float16() -> None:
         make("Mul", ["cast", "two"], ["logits"]),
     ]
     sides = [
-        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ("N", 3))
-        for name in ("x", "features", "logits")
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ("N", 3)) for name in ("x", "features", "logits")
     ]
     graph = onnx.helper.make_graph(nodes, "g", sides[:1], sides[1:])
     segment = finalize(
@@ -213,9 +209,7 @@ def test_int8_has_a_calibration_of_its_own(int8_bundle: Path, tmp_path: Path) ->
     opened = Bundle.open(bundle)
     trace = opened.load_trace(opened.policies().entries[0].trace)
     images = digits.load().batch(trace.index[:50], opened.manifest.input)
-    np.testing.assert_array_equal(
-        trace.logits[:, :50], run_all_exits(OrtBackend(opened, precision="int8"), images)
-    )
+    np.testing.assert_array_equal(trace.logits[:, :50], run_all_exits(OrtBackend(opened, precision="int8"), images))
 
 
 def test_unknown_precisions_and_bundles_are_refused(workspace: Path, int8_bundle: Path) -> None:

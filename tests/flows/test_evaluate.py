@@ -40,9 +40,7 @@ SAMPLES, STRONG = 24, 8
 
 
 def reduced(groups: tuple[str, ...], **more: object) -> EvaluateOptions:
-    return EvaluateOptions(
-        groups, exits=(1,), strong_samples=STRONG, targets=1, queries=10, autoattack_steps=2, **more
-    )
+    return EvaluateOptions(groups, exits=(1,), strong_samples=STRONG, targets=1, queries=10, autoattack_steps=2, **more)
 
 
 @pytest.fixture(scope="module")
@@ -189,13 +187,9 @@ def test_the_report_agrees_with_the_answers_of_the_deployed_bundle(folder, monke
     target = open_target(Path("bundles/digits"), None, "auto")
     images, labels = target.load(target.test_index(SAMPLES))
     for budget in ("low", "full"):
-        answers = [
-            Runtime.open(Path("bundles/digits"), budget)(images[row : row + 1])[0] for row in range(SAMPLES)
-        ]
+        answers = [Runtime.open(Path("bundles/digits"), budget)(images[row : row + 1])[0] for row in range(SAMPLES)]
         row = report["budgets"][budget]["clean"]
-        assert row["value"] == np.mean(
-            [int(one.label) == label for one, label in zip(answers, labels, strict=True)]
-        )
+        assert row["value"] == np.mean([int(one.label) == label for one, label in zip(answers, labels, strict=True)])
         assert row["mean_macs"] == pytest.approx(np.mean([one.macs for one in answers]))
         assert row["exits"] == [sum(one.exit == k for one in answers) for k in (1, 2, 3)]
 

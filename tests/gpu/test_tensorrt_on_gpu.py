@@ -71,9 +71,7 @@ def test_answers_equal_those_of_onnx_runtime(
     assert differing <= len(answers[0]) // 100, f"{differing} of {len(answers[0])} leave at another exit"
 
 
-def test_a_changed_plan_is_not_opened(
-    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_plan_is_not_opened(digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEXIT_CACHE", str(tmp_path / "cache"))
     plan = build_engines(digits_bundle).rows[0].file
     plan.write_bytes(plan.read_bytes()[:-1] + b"\0\0")

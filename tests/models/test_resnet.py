@@ -38,9 +38,7 @@ def test_exits_follow_a_quarter_and_three_quarters_of_each_group() -> None:
     network = build_model("resnet38", 10)
     blocks = [sum(isinstance(layer, resnet.BasicBlock) for layer in stage.trunk) for stage in network.stages]
     assert blocks == [2, 3, 3, 3, 3, 3, 1]
-    weighted = [
-        layer for stage in network.stages for layer in stage.trunk.modules() if isinstance(layer, nn.Conv2d)
-    ]
+    weighted = [layer for stage in network.stages for layer in stage.trunk.modules() if isinstance(layer, nn.Conv2d)]
     three = [layer for layer in weighted if layer.kernel_size == (3, 3)]
     assert len(three) + 1 == 38, "6n + 2 layers: 37 convolutions and the last linear layer"
     assert len(weighted) - len(three) == 2, "shortcuts are convolutions where the size changes, and only there"

@@ -159,9 +159,7 @@ def test_without_usable_policies_only_the_reference_precision_is_taken(bundle_co
         assert chosen(bundle) == ("other", 1)
 
 
-@pytest.mark.parametrize(
-    "damage", ["{", "[]", '{"versions": {}, "timings": 3, "skipped": {}}', "exits", "nan", "name"]
-)
+@pytest.mark.parametrize("damage", ["{", "[]", '{"versions": {}, "timings": 3, "skipped": {}}', "exits", "nan", "name"])
 def test_a_damaged_measurement_is_not_relied_on_and_is_replaced(bundle: Bundle, damage: str) -> None:
     timing = {"exits": ("ort", 2, (1.0,)), "nan": ("ort", 2, (-1.0,) * 3), "name": ("tpu", 2, (1.0,) * 3)}
     path = autotune.save(bundle, Tuning(autotune.versions(), (Timing(*timing.get(damage, ("ort", 2, ()))),), {}))

@@ -21,9 +21,7 @@ def test_every_new_folder_of_the_cache_is_private(tmp_path: Path, monkeypatch: p
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700] * 3  # device, model, root
 
 
-def test_a_cache_that_cannot_be_written_names_the_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MEXIT_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(MexitError, match="set MEXIT_CACHE to a folder that can be written"):

@@ -177,9 +177,7 @@ def test_the_macs_of_the_watch_are_in_the_statistics(digits_bundle, test_digits)
 def test_the_given_share_of_early_answers_is_watched(digits_bundle, test_digits) -> None:
     runtime = Runtime.open(digits_bundle, "low")
     runtime.watch_drift(0.1, seed=1)
-    early = sum(
-        one.reason == "confident" for _ in range(5) for one in answer_and_check(runtime, list(test_digits[0]))
-    )
+    early = sum(one.reason == "confident" for _ in range(5) for one in answer_and_check(runtime, list(test_digits[0])))
     watched = runtime.stats.snapshot().watch_macs / runtime.bundle.manifest.cumulative_macs[-1]
     assert abs(watched - 0.1 * early) < 5 * np.sqrt(0.09 * early)
 

@@ -34,9 +34,7 @@ def images(rows) -> np.ndarray:
 def test_engine_equals_reference_for_every_measure(measure, ensemble) -> None:
     fake = backend()
     scores = (
-        Policy(measure, ensemble, (1.0, 2.0, 0.5), (None, None))
-        .scorer(5)
-        .score(run_all_exits(fake, images(range(40))))
+        Policy(measure, ensemble, (1.0, 2.0, 0.5), (None, None)).scorer(5).score(run_all_exits(fake, images(range(40))))
     )
     thresholds = tuple(float(np.median(row)) for row in scores[:2])
     policy = Policy(measure, ensemble, (1.0, 2.0, 0.5), thresholds)

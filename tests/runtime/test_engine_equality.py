@@ -57,9 +57,7 @@ def test_features_without_the_head_are_those_with_it(name: str, int8_bundle: Pat
 def test_a_dropped_head_is_not_in_the_session(digits_bundle: Path) -> None:
     backend = OrtBackend(Bundle.open(digits_bundle))
     for segment in backend.segments[:-1]:
-        names = [
-            [output.name for output in session.get_outputs()] for session in (segment.session, segment.headless)
-        ]
+        names = [[output.name for output in session.get_outputs()] for session in (segment.session, segment.headless)]
         assert names[1] == names[0][:-1]
 
 

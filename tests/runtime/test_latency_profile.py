@@ -62,9 +62,7 @@ def test_a_measured_profile_is_stored_and_measured_again_if_it_is_damaged(digits
     path.write_text("{")
     Runtime.open(digits_bundle, "1000ms")
     assert len(json.loads(path.read_text())["mean_ms"]) == 3
-    assert not [name for name in os.listdir(digits_bundle) if "time" in name], (
-        "facts of a device stay out of bundles"
-    )
+    assert not [name for name in os.listdir(digits_bundle) if "time" in name], "facts of a device stay out of bundles"
 
 
 def test_an_infeasible_time_names_the_nearest_feasible_one(digits_bundle) -> None:

@@ -72,9 +72,7 @@ def test_each_test_image_alone_equals_the_reference_and_the_batch_to_the_last_bi
     st.sampled_from([None, 0.0, 1e9]),
     st.one_of(st.none(), st.lists(st.booleans(), min_size=3, max_size=3)),
 )
-def test_caps_deadlines_and_tokens_do_what_they_do_to_batches(
-    thresholds, row, max_exit, deadline_s, tokens
-) -> None:
+def test_caps_deadlines_and_tokens_do_what_they_do_to_batches(thresholds, row, max_exit, deadline_s, tokens) -> None:
     rng = np.random.default_rng(0)
     fake = FakeBackend((3 * rng.normal(size=(3, 40, 5))).astype(np.float32))
     policy = Policy("margin", False, (1.0,) * 3, tuple(thresholds))

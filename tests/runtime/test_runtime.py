@@ -59,8 +59,7 @@ def test_prediction_says_what_was_spent(runtime, test_digits) -> None:
 
 def test_lower_budgets_cost_less_on_average(runtime, test_digits) -> None:
     means = [
-        np.mean([p.macs for p in runtime(list(test_digits[0]), budget=b)])
-        for b in ("low", "medium", "high", "full")
+        np.mean([p.macs for p in runtime(list(test_digits[0]), budget=b)]) for b in ("low", "medium", "high", "full")
     ]
     assert means == sorted(means)
     assert means[0] < means[-1] / 2

@@ -264,9 +264,7 @@ def test_bad_images(server: Server, query: str, body: bytes, headers: dict[str, 
     assert_refused(server.ask("POST", f"/v1/classify{query}", body, headers), 400, text)
 
 
-@pytest.mark.parametrize(
-    "body", [b"[]", b'{"ready": 1}', b"[" * 250_000, b"{"], ids=["list", "number", "deep", "cut"]
-)
+@pytest.mark.parametrize("body", [b"[]", b'{"ready": 1}', b"[" * 250_000, b"{"], ids=["list", "number", "deep", "cut"])
 def test_bad_index_requests(server: Server, body: bytes) -> None:
     assert_refused(server.ask("POST", "/v2/repository/index", body), 400, "ready|nested deeper|not valid JSON")
 

@@ -147,9 +147,7 @@ def test_plain_json(server: Server, runtime: Runtime, images: Images, nested: bo
 
 
 def test_raw_binary_request(server: Server, runtime: Runtime, images: Images) -> None:
-    status, headers, body = server.ask(
-        "POST", INFER, images[:1].tobytes(), {"Inference-Header-Content-Length": "0"}
-    )
+    status, headers, body = server.ask("POST", INFER, images[:1].tobytes(), {"Inference-Header-Content-Length": "0"})
     assert status == 200
     result = triton.InferenceServerClient.parse_response_body(
         body, header_length=int(headers["inference-header-content-length"])

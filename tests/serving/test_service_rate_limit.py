@@ -96,9 +96,7 @@ def test_a_flood_does_not_affect_another_client(
 
 
 @pytest.fixture(scope="module")
-def frugal(
-    mixed_bundle: Path, tmp_path_factory: pytest.TempPathFactory, costs: tuple[int, ...]
-) -> Iterator[Server]:
+def frugal(mixed_bundle: Path, tmp_path_factory: pytest.TempPathFactory, costs: tuple[int, ...]) -> Iterator[Server]:
     """A server where each client has tokens for four full images, and practically no refill."""
     rates = {"client_rate": costs[-1] // 1000, "client_burst": 4 * costs[-1]}
     with start(mixed_bundle, tmp_path_factory.mktemp("frugal"), budget=BUDGET, **rates) as running:
@@ -126,9 +124,7 @@ def test_forwarded_headers_are_ignored(frugal: Server, images: Images) -> None:
 
 def test_rows_stopped_by_the_rate_limiter(frugal: Server, images: Images, costs: tuple[int, ...]) -> None:
     """Ten rows begin, and some of them go on until the tokens are spent."""
-    status, _, answer = ask(
-        frugal, infer_body(images[:10], mexit_budget="full", mexit_receipts=True), "127.0.0.31"
-    )
+    status, _, answer = ask(frugal, infer_body(images[:10], mexit_budget="full", mexit_receipts=True), "127.0.0.31")
     assert status == 200
     receipts = json.loads(answer["parameters"]["mexit_receipts"])
     limited = [receipt for receipt in receipts if receipt["reason"] == "rate-limit"]
@@ -136,9 +132,7 @@ def test_rows_stopped_by_the_rate_limiter(frugal: Server, images: Images, costs:
     assert sum(receipt["macs"] for receipt in receipts) == sum(outputs_of(answer)["macs"]) <= 4 * costs[-1]
 
 
-def test_each_token_is_a_client(
-    mixed_bundle: Path, tmp_path: Path, images: Images, costs: tuple[int, ...]
-) -> None:
+def test_each_token_is_a_client(mixed_bundle: Path, tmp_path: Path, images: Images, costs: tuple[int, ...]) -> None:
     options = {"client_rate": costs[-1] // 1000, "client_burst": 4 * costs[-1], "token": "one, two"}
     with start(mixed_bundle, tmp_path, budget=BUDGET, **options) as server:
 

@@ -102,9 +102,7 @@ def test_an_unfinished_request_does_not_keep_the_server(digits_bundle: Path, tmp
 
 
 @pytest.mark.parametrize("batching", ["off", "continuous"])
-def test_a_signal_under_load(
-    mixed_bundle: Path, tmp_path: Path, images: NDArray[np.float32], batching: str
-) -> None:
+def test_a_signal_under_load(mixed_bundle: Path, tmp_path: Path, images: NDArray[np.float32], batching: str) -> None:
     """Large requests in flight are answered; later ones get 503 or no connection."""
     with start(mixed_bundle, tmp_path, batching=batching) as server, ThreadPoolExecutor(4) as clients:
         content = infer_body(np.concatenate([images] * 17))
@@ -180,9 +178,7 @@ def test_health_needs_no_token(failing: Client) -> None:
     assert failing.json("GET", "/v2/health/ready") == (200, {"ready": True})
 
 
-@pytest.mark.parametrize(
-    ("pixel", "message"), [(1.0, "secret of"), (0.5, "onnxruntime failed")], ids=["bug", "engine"]
-)
+@pytest.mark.parametrize(("pixel", "message"), [(1.0, "secret of"), (0.5, "onnxruntime failed")], ids=["bug", "engine"])
 def test_internal_errors_are_logged_and_not_sent(
     failing: Client, caplog: pytest.LogCaptureFixture, pixel: float, message: str
 ) -> None:
@@ -250,9 +246,7 @@ def test_invalid_options(digits_bundle: Path, options: dict[str, Any], message: 
     ("module", "package"),
     [("starlette", "starlette"), ("uvicorn", "uvicorn"), ("prometheus_client", "prometheus-client")],
 )
-def test_a_missing_package(
-    digits_bundle: Path, monkeypatch: pytest.MonkeyPatch, module: str, package: str
-) -> None:
+def test_a_missing_package(digits_bundle: Path, monkeypatch: pytest.MonkeyPatch, module: str, package: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=rf"'{package}': pip install 'mexit\[serve\]'"):
         serve_bundle(digits_bundle, ServeOptions(port=0), ready=fail_if_started)

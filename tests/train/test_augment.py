@@ -74,9 +74,7 @@ def test_a_resized_crop_is_its_box_cut_out_and_scaled_back() -> None:
     assert results.min() >= 0
     assert results.max() <= 1
     mirrored = 0
-    for image, result, box in zip(
-        images, results, crop_boxes(CounterRNG(0, 0), index, 17, 23).tolist(), strict=True
-    ):
+    for image, result, box in zip(images, results, crop_boxes(CounterRNG(0, 0), index, 17, 23).tolist(), strict=True):
         top, left, rows, columns = box
         cut = image[None, :, top : top + rows, left : left + columns]
         expected = F.interpolate(cut, (17, 23), mode="bilinear", align_corners=False)[0]

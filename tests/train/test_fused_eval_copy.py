@@ -82,9 +82,7 @@ def test_attacking_the_copy_does_not_change_the_network() -> None:
     images, labels = real_images("msdnet-cifar10")
     before = {key: value.clone() for key, value in network.state_dict().items()}
     attack = Attack("average", PGDConfig(0.1, 0.05, 2))
-    craft(
-        FusedEvalCopy(network).refreshed(), images, labels, attack, rng=CounterRNG(0, 0), index=torch.arange(FEW)
-    )
+    craft(FusedEvalCopy(network).refreshed(), images, labels, attack, rng=CounterRNG(0, 0), index=torch.arange(FEW))
     after = network.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)

@@ -45,9 +45,7 @@ class Stop:
 
 def started(folder: Path, *flags: str) -> subprocess.Popen[str]:
     command = [*MEXIT, "train", "--out", "runs/x", *flags]
-    return subprocess.Popen(
-        command, cwd=folder, env=quiet(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, cwd=folder, env=quiet(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -168,17 +166,13 @@ def stopped(uninterrupted: Path, tmp_path: Path) -> Path:
     return run
 
 
-def test_a_run_killed_before_its_result_was_written_only_writes_the_result(
-    stopped: Path, uninterrupted: Path
-) -> None:
+def test_a_run_killed_before_its_result_was_written_only_writes_the_result(stopped: Path, uninterrupted: Path) -> None:
     options = TrainOptions(threads=1, should_stop=lambda: pytest.fail("trained another step"))
     assert train_model(out=stopped, resume=True, options=options).finished
     assert same_bits(stopped, uninterrupted)
 
 
-def test_a_log_line_written_after_the_checkpoint_is_dropped_on_resuming(
-    stopped: Path, uninterrupted: Path
-) -> None:
+def test_a_log_line_written_after_the_checkpoint_is_dropped_on_resuming(stopped: Path, uninterrupted: Path) -> None:
     with (stopped / checkpoint.LOG).open("ab") as file:
         file.write(b'{"epoch": 5, "half a li')
     train_model(out=stopped, resume=True, options=TrainOptions(threads=1))
@@ -225,9 +219,7 @@ def test_a_run_is_not_resumed_on_other_data(stopped: Path) -> None:
     with np.load(stopped / checkpoint.SPLITS) as file:
         arrays = dict(file)
     about = json.loads(arrays["about"].tobytes()) | {"data_sha256": "0" * 64}
-    np.savez(
-        stopped / checkpoint.SPLITS, **arrays | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
-    )
+    np.savez(stopped / checkpoint.SPLITS, **arrays | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)})
     assert "it was changed, or is another" in refused("train", "--resume", "--out", stopped, code=5)
 
 

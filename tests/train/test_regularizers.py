@@ -61,9 +61,7 @@ def outputs(seed: int = 0) -> Outputs:
     return make_outputs(clean.requires_grad_(), attacked[None].requires_grad_())
 
 
-def take_step(
-    model: MultiExit, images: tuple[Tensor, Tensor, Tensor], settings: TrainSettings
-) -> dict[str, float]:
+def take_step(model: MultiExit, images: tuple[Tensor, Tensor, Tensor], settings: TrainSettings) -> dict[str, float]:
     """Run one step of plain gradient descent with the regularizers of the settings; its metrics."""
     method = build_method(settings.method, settings.options)
     method.setup(Setup(model.exits, C, model=model))

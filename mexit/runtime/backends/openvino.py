@@ -85,9 +85,7 @@ class _Compiler:
         features = getattr(self.openvino.Type, self.precision.features)
         outputs = {name for port in model.outputs for name in port.get_names()}
         for tensor in spec.inputs:
-            changed.input(tensor.name).tensor().set_element_type(
-                self.openvino.Type.f32 if takes_images else features
-            )
+            changed.input(tensor.name).tensor().set_element_type(self.openvino.Type.f32 if takes_images else features)
         for tensor in spec.outputs[:-1]:
             if tensor.name in outputs:
                 changed.output(tensor.name).tensor().set_element_type(features)

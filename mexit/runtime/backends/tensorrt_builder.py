@@ -270,14 +270,11 @@ def load(slot: EngineSlot, key: bytes | None) -> tuple[Record, bytes]:
     stored = (record.model, record.variant, record.segment)
     expected = (slot.bundle.id, slot.variant, slot.segment)
     if stored != expected:
-        raise Untrusted(
-            f"{path} is {_segment_name(*stored)}, expected is {_segment_name(*expected)}: {slot.remedy}"
-        )
+        raise Untrusted(f"{path} is {_segment_name(*stored)}, expected is {_segment_name(*expected)}: {slot.remedy}")
     plan = read_bytes(slot.folder / PLAN, "engine", MAX_FILE_BYTES)
     if len(plan) != record.plan_bytes or sha256_bytes(plan) != record.plan_sha256:
         raise Damaged(
-            f"{slot.folder / PLAN} was changed: its sha256 is not the recorded one, so it is not opened: "
-            f"{slot.remedy}"
+            f"{slot.folder / PLAN} was changed: its sha256 is not the recorded one, so it is not opened: {slot.remedy}"
         )
     return record, plan
 
@@ -359,9 +356,7 @@ def parse_network(tensorrt: TensorRT, builder: Any, content: bytes, spec: Segmen
     return network
 
 
-def _build(
-    tensorrt: TensorRT, content: bytes, spec: SegmentSpec, config: EngineConfig, stop: threading.Event
-) -> bytes:
+def _build(tensorrt: TensorRT, content: bytes, spec: SegmentSpec, config: EngineConfig, stop: threading.Event) -> bytes:
     log = logger(tensorrt.module)
     with _BUILDING:
         log.last_error = "it gives no reason"

@@ -218,9 +218,7 @@ def craft_one_particle(batch: Batch, config: ParticleConfig, particle: int) -> T
         return exit_cross_entropy(logits, batch.labels).mean(dim=0)
 
     def direction(attacked: Tensor, gradient: Tensor) -> Tensor:
-        particles = torch.stack([attacked if m == particle else other for m, other in enumerate(others)]).flatten(
-            2
-        )
+        particles = torch.stack([attacked if m == particle else other for m, other in enumerate(others)]).flatten(2)
         gradients = torch.zeros_like(particles)
         gradients[particle] = gradient.float().flatten(1)
         return stein_direction(particles, gradients, config)[particle].reshape(attacked.shape)

@@ -68,8 +68,7 @@ class CMIC(TrainingMethod):
     def __post_init__(self) -> None:
         if self.weight < 0 or self.beta < 0 or not 0 <= self.omega < 1:
             raise UsageError(
-                "weight and beta must be at least 0, omega in [0, 1); "
-                f"found {self.weight}, {self.beta}, {self.omega}"
+                f"weight and beta must be at least 0, omega in [0, 1); found {self.weight}, {self.beta}, {self.omega}"
             )
 
     def setup(self, run: Setup) -> None:

@@ -53,9 +53,7 @@ class MSE(TrainingMethod):
     attacked_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (
-            0 <= self.mu <= 1 and 0 <= self.attacked_mu <= 1 and 0 <= self.warm_up < 1 and 0 <= self.ramp <= 1
-        ):
+        if not (0 <= self.mu <= 1 and 0 <= self.attacked_mu <= 1 and 0 <= self.warm_up < 1 and 0 <= self.ramp <= 1):
             raise UsageError(
                 "mu, attacked_mu and ramp must lie in [0, 1], warm_up in [0, 1); found "
                 f"{self.mu}, {self.attacked_mu}, {self.ramp}, {self.warm_up}"

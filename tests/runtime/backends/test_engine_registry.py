@@ -21,9 +21,7 @@ def test_an_unknown_name_is_answered_with_all_names(digits_bundle: Path) -> None
 def test_a_missing_variant_is_named(digits_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half = dataclasses.replace(registry.ENGINES["ort"], precision="half", variant="half")
     monkeypatch.setitem(registry.ENGINES, "ort:half", half)
-    with pytest.raises(
-        UsageError, match="has no half segments, which backend ort:half runs: export the run again"
-    ):
+    with pytest.raises(UsageError, match="has no half segments, which backend ort:half runs: export the run again"):
         registry.open_backend(Bundle.open(digits_bundle), "ort:half")
 
 

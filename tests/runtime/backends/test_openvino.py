@@ -145,9 +145,7 @@ def test_a_tensor_that_the_file_lacks_is_named(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("backend", ["openvino", "openvino:bf16"])
-def test_the_command_refuses_a_budget_of_an_engine_that_was_not_calibrated(
-    digits_bundle, tmp_path, backend
-) -> None:
+def test_the_command_refuses_a_budget_of_an_engine_that_was_not_calibrated(digits_bundle, tmp_path, backend) -> None:
     """Exit code 3, and the message names the command to type; the budget `full` works."""
     if backend != "openvino":
         needs_bf16()

@@ -45,9 +45,7 @@ class HostMemory:
         ctypes.memmove(target, source, nbytes)
 
     def _holds(self, address: int, nbytes: int) -> bool:
-        return any(
-            start <= address and address + nbytes <= start + len(block) for start, block in self.blocks.items()
-        )
+        return any(start <= address and address + nbytes <= start + len(block) for start, block in self.blocks.items())
 
 
 def on_device(memory: HostMemory, arrays: list[np.ndarray]) -> DeviceCarried:

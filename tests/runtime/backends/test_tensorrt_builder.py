@@ -66,8 +66,7 @@ def graph_of(operator: str, dtype: str = "FLOAT", domain: str = "") -> bytes:
     weights = np.ones((16, 10), helper.tensor_dtype_to_np_dtype(kind))
     node = helper.make_node(operator, ["input", "weights"], ["logits"], name="odd_one", domain=domain)
     sides = [
-        [helper.make_tensor_value_info(name, kind, ["batch", size])]
-        for name, size in (("input", 16), ("logits", 10))
+        [helper.make_tensor_value_info(name, kind, ["batch", size])] for name, size in (("input", 16), ("logits", 10))
     ]
     graph = helper.make_graph([node], "odd", *sides, [numpy_helper.from_array(weights, "weights")])
     opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
@@ -78,9 +77,7 @@ def graph_of(operator: str, dtype: str = "FLOAT", domain: str = "") -> bytes:
 def test_every_segment_of_a_bundle_becomes_an_engine(digits_bundle: Path, tmp_path: Path) -> None:
     before = sorted(path for path in digits_bundle.rglob("*"))
     result = build_engines(digits_bundle)
-    assert [(row.variant, row.segment, row.state) for row in result.rows] == [
-        ("fp32", k, "built") for k in (1, 2, 3)
-    ]
+    assert [(row.variant, row.segment, row.state) for row in result.rows] == [("fp32", k, "built") for k in (1, 2, 3)]
     bundle = Bundle.open(digits_bundle)
     for k, row in enumerate(result.rows, start=1):
         plan = row.file.read_bytes()

@@ -67,9 +67,7 @@ def same_bits(one: Path, other: Path) -> bool:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_lowers_the_loss_and_resumes_to_the_same_weights(method: str, tmp_path: Path) -> None:
-    whole = train_model(
-        settings=TINY | {"method": method}, out=tmp_path / "whole", options=TrainOptions(threads=1)
-    ).run
+    whole = train_model(settings=TINY | {"method": method}, out=tmp_path / "whole", options=TrainOptions(threads=1)).run
     torch.manual_seed(0)
     fresh = build_model("digits-cnn", 10)
     assert loss(checkpoint.load_model(whole)[0], whole) < 0.97 * loss(fresh, whole)

@@ -61,9 +61,7 @@ def test_with_teachers_every_exit_learns_their_predictions_on_the_clean_image(ou
     teachers = [build_model("digits-cnn", C).eval() for _ in range(2)]
     terms = method(*teachers).terms(outputs)
     with torch.no_grad():
-        target = torch.stack([(teacher(outputs.batch.images)[-1] / 4).softmax(-1) for teacher in teachers]).mean(
-            dim=0
-        )
+        target = torch.stack([(teacher(outputs.batch.images)[-1] / 4).softmax(-1) for teacher in teachers]).mean(dim=0)
     torch.testing.assert_close(terms["clean"], 0.1 * ce(outputs.clean, outputs.labels))
     torch.testing.assert_close(terms["kd"], 0.9 * 16 * kl(target, outputs.attacked, 4.0), atol=1e-4, rtol=0)
     assert not terms["attacked"].any()

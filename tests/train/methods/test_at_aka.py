@@ -56,9 +56,7 @@ def batch(model: MultiExit) -> Batch:
 def outputs_of(batch: Batch, attacked_images: Tensor | None = None) -> Outputs:
     torch.manual_seed(2)
     clean, attacked = torch.randn(2, E, B, C)
-    return make_outputs(
-        clean, attacked[None].requires_grad_(), labels=batch.labels, attacked_images=attacked_images
-    )
+    return make_outputs(clean, attacked[None].requires_grad_(), labels=batch.labels, attacked_images=attacked_images)
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -250,9 +248,7 @@ def test_with_named_teachers_a_run_trains_none(whole, tmp_path, monkeypatch) -> 
 
 def test_impossible_settings_are_refused_before_a_teacher_is_trained(tmp_path) -> None:
     with pytest.raises(UsageError, match="no option sharp"):
-        train_model(
-            settings=QUICK | {"options": {"sharp": 1}}, out=tmp_path / "z", options=TrainOptions(threads=1)
-        )
+        train_model(settings=QUICK | {"options": {"sharp": 1}}, out=tmp_path / "z", options=TrainOptions(threads=1))
     assert not (tmp_path / "z").exists()
 
 

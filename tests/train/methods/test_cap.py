@@ -89,9 +89,7 @@ def test_terms_by_hand(corners, on, centre) -> None:
     terms = build_method("cap", {"on": on, "centre": centre, "weight": 2.0, "clean_weight": 0.5}).terms(outputs)
     entropy = -corners.log_softmax(dim=-1)[..., torch.arange(B), outputs.labels]
     torch.testing.assert_close(terms["attacked"], entropy.mean(dim=(0, 2)).sum())
-    points, clean = (
-        (corners, outputs.clean) if on == "logits" else (corners.softmax(-1), outputs.clean.softmax(-1))
-    )
+    points, clean = (corners, outputs.clean) if on == "logits" else (corners.softmax(-1), outputs.clean.softmax(-1))
     middle = clean if centre == "clean" else points.mean(dim=0)
     torch.testing.assert_close(terms["cap"], 2 * (points - middle).square().sum(dim=-1).mean(dim=(0, 2)).sum())
     torch.testing.assert_close(terms["clean"], 0.5 * outputs.cross_entropy(outputs.clean).sum())

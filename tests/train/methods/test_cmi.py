@@ -65,9 +65,7 @@ def test_streamed_gamma_is_the_mean_over_pairs_of_images_with_zero_inside_a_clas
     torch.testing.assert_close(streamed.ncmi(), streamed.cmi() / streamed.gamma())
 
 
-def test_divergence_from_any_reference_is_cmi_and_the_divergence_of_the_centroids_from_it(
-    outputs, streamed
-) -> None:
+def test_divergence_from_any_reference_is_cmi_and_the_divergence_of_the_centroids_from_it(outputs, streamed) -> None:
     """The class means are the minimiser, and an old centroid overestimates CMI by exactly the last term."""
     logits, labels = outputs
     reference = torch.rand(E, C, C, dtype=torch.float64).softmax(dim=-1)

@@ -128,9 +128,7 @@ def test_the_last_exit_alone_and_the_entropy_control() -> None:
     assert batch.clean.grad is not None
     assert not batch.clean.grad[:-1].any()
     assert batch.clean.grad[-1].any()
-    entropy = torch.stack(
-        [torch.distributions.Categorical(logits=one).entropy().mean() for one in logits(1)]
-    ).sum()
+    entropy = torch.stack([torch.distributions.Categorical(logits=one).entropy().mean() for one in logits(1)]).sum()
     terms = method(spread="entropy", weight=0.5).terms(outputs())
     torch.testing.assert_close(terms["entropy"], -0.5 * entropy)
     assert "cmi" not in terms
@@ -157,9 +155,7 @@ def test_a_resumed_method_has_the_centroids() -> None:
     assert torch.equal(resumed.terms(outputs())["cmi"], tuned.terms(outputs())["cmi"])
 
 
-@pytest.mark.parametrize(
-    "options", [{"weight": -1.0}, {"cap": 0.0}, {"exits": "first"}, {"spread": "kl"}], ids=str
-)
+@pytest.mark.parametrize("options", [{"weight": -1.0}, {"cap": 0.0}, {"exits": "first"}, {"spread": "kl"}], ids=str)
 def test_impossible_options_are_refused(options) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         build_method("mcmi", options)

@@ -26,9 +26,7 @@ def images() -> tuple[Tensor, Tensor]:
     torch.set_num_threads(1)
     data = digits.load()
     index = splits.split(data).part("selection")[:B]
-    return torch.from_numpy(data.batch(index, model_spec("digits-cnn").input)), torch.from_numpy(
-        data.labels[index]
-    )
+    return torch.from_numpy(data.batch(index, model_spec("digits-cnn").input)), torch.from_numpy(data.labels[index])
 
 
 def network(seed: int) -> MultiExit:
@@ -176,9 +174,7 @@ def test_kl_is_cross_entropy_minus_the_entropy_of_the_target(images) -> None:
     target = outputs.clean.detach().softmax(dim=-1)
     assert kl_divergence(target.log(), target).abs().max() < 1e-6
     kl = kl_divergence(outputs.clean, target.flip(0))
-    by_torch = [
-        F.kl_div(outputs.clean[k].log_softmax(-1), target[E - 1 - k], reduction="batchmean") for k in range(E)
-    ]
+    by_torch = [F.kl_div(outputs.clean[k].log_softmax(-1), target[E - 1 - k], reduction="batchmean") for k in range(E)]
     torch.testing.assert_close(kl, torch.stack(by_torch))
     assert kl_divergence(outputs.clean, torch.eye(C)[outputs.labels].expand(E, B, C)).isfinite().all()
     assert (soft_cross_entropy(outputs.clean, target.flip(0)) > kl).all()

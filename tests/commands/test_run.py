@@ -1,0 +1,20 @@
+"""`mexit run`: which of its arguments is the bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from command_line import refused, typed
+from PIL import Image
+
+
+def test_an_absent_bundle_is_named_and_no_other_one_answers(digits_bundle: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "digit.png"
+    Image.new("L", (8, 8)).save(picture)
+    assert "bundle bundles/absent does not exist" in refused("run", "bundles/absent", picture, code=2)
+    assert typed("run", digits_bundle, picture).exit_code == 0
+
+
+def test_an_absent_image_is_named_once(digits_bundle: Path) -> None:
+    said = refused("run", digits_bundle, "absent.png", code=2)
+    assert said.count("absent.png") == 1
