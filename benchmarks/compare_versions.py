@@ -1,10 +1,10 @@
-"""Latency, start-up and training speed of this checkout against another one of mexit.
+"""Compare latency, start-up and training speed of this checkout with those of another checkout of mexit.
 
     git worktree add /tmp/old v0.1.0
     python benchmarks/compare_versions.py /tmp/old BUNDLE... [--rounds 15]
 
-Both checkouts run in processes of their own that take turns, so that a busy machine slows both. Latency: the median
-of a round of calls of `Runtime.answer_tensor` on prepared tensors and of `Runtime(...)` on uint8 pictures, at the
+Each checkout runs in its own process. The processes alternate, so that other programs slow both. Latency: the median
+of a round of calls of `Runtime.answer_tensor` on prepared tensors and of `Runtime(...)` on uint8 images, at the
 budgets `low` and `full`. Start-up: from starting Python to the first answer. Training: processor time of one epoch
 of `digits-cnn` on digits, data preparation included. A figure is the ratio this/other of one round; the table gives
 the median ratio and a 95 % interval of the median (order statistics).
@@ -82,7 +82,7 @@ def training_case() -> float:
 
 
 def work(bundles: list[str]) -> None:
-    """In a process of its own: answer each line, the name of a case, with its seconds."""
+    """Run the case named by each line of standard input, and print its seconds. Runs in its own process."""
     cases = latency_cases(bundles)
     print(json.dumps(list(cases)), flush=True)
     for line in sys.stdin:
@@ -130,7 +130,7 @@ class Checkout:
 
 
 def interval(ratios: np.ndarray) -> tuple[float, float, float]:
-    """The median and a distribution-free 95 % interval of it."""
+    """Return the median and its distribution-free 95 % interval (order statistics)."""
     ordered = np.sort(ratios)
     half = 0.98 * np.sqrt(len(ordered))
     low = max(0, int(np.floor(len(ordered) / 2 - half)))
@@ -139,12 +139,12 @@ def interval(ratios: np.ndarray) -> tuple[float, float, float]:
 
 
 def row(name: str, pairs: list[tuple[float, float]]) -> list[object]:
-    """A row of the table; `pairs` are seconds of this checkout and of the other."""
+    """Return a row of the table; `pairs` are seconds of this checkout and of the other one."""
     seconds = np.array(pairs)
     ratio, low, high = interval(seconds[:, 0] / seconds[:, 1])
-    mine, other = np.median(seconds, axis=0) * 1e3
-    verdict = "yes" if ratio <= LIMIT else "within noise" if low <= LIMIT else "no"
-    return [name, f"{other:.3f}", f"{mine:.3f}", f"{ratio:.3f} ({low:.3f} to {high:.3f})", len(pairs), verdict]
+    this, other = np.median(seconds, axis=0) * 1e3
+    met = "yes" if ratio <= LIMIT else "within noise" if low <= LIMIT else "no"
+    return [name, f"{other:.3f}", f"{this:.3f}", f"{ratio:.3f} ({low:.3f} to {high:.3f})", len(pairs), met]
 
 
 def main() -> None:
@@ -153,23 +153,23 @@ def main() -> None:
     parser.add_argument("other", type=Path)
     parser.add_argument("bundles", nargs="+")
     parser.add_argument("--rounds", type=int, default=15)
-    chosen = parser.parse_args()
-    bundles = [str(Path(bundle).resolve()) for bundle in chosen.bundles]
-    here, other = Checkout(HERE, bundles), Checkout(chosen.other.resolve(), bundles)
+    arguments = parser.parse_args()
+    bundles = [str(Path(bundle).resolve()) for bundle in arguments.bundles]
+    here, other = Checkout(HERE, bundles), Checkout(arguments.other.resolve(), bundles)
     rows = []
     for name in here.names:
         here.measure(name), other.measure(name)
-        rows.append(row(name, [(here.measure(name), other.measure(name)) for _ in range(chosen.rounds)]))
+        rows.append(row(name, [(here.measure(name), other.measure(name)) for _ in range(arguments.rounds)]))
     here.start_up(bundles[0]), other.start_up(bundles[0])
     rows.append(
-        row("start-up", [(here.start_up(bundles[0]), other.start_up(bundles[0])) for _ in range(chosen.rounds)])
+        row("start-up", [(here.start_up(bundles[0]), other.start_up(bundles[0])) for _ in range(arguments.rounds)])
     )
-    pairs = [(here.training(), other.training()) for _ in range(max(5, chosen.rounds // 3))]
+    pairs = [(here.training(), other.training()) for _ in range(max(5, arguments.rounds // 3))]
     rows.append(row("training, one epoch", pairs))
     from page import table, write_page
 
     commit = subprocess.run(
-        ["git", "-C", str(chosen.other), "rev-parse", "--short", "HEAD"],
+        ["git", "-C", str(arguments.other), "rev-parse", "--short", "HEAD"],
         capture_output=True,
         text=True,
         check=True,

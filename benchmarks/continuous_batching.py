@@ -132,9 +132,12 @@ class BenchmarkNetwork:
         return DEADLINE * self.service_s
 
     @staticmethod
-    def open(given: str) -> BenchmarkNetwork:
+    def open(bundle_or_network: str) -> BenchmarkNetwork:
+        """Open a bundle directory, or export a network by name."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(given) if Path(given).is_dir() else _random_bundle(given, Path(folder))
+            path = Path(bundle_or_network)
+            if not path.is_dir():
+                path = _random_bundle(bundle_or_network, Path(folder))
             runtime = Runtime.open(path, "medium", threads=1)
             return BenchmarkNetwork.of(runtime, path.name)
 
@@ -198,6 +201,7 @@ def other_processes_s() -> float:
 
 
 def main() -> None:
+    """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE|NETWORK")
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of a round")
