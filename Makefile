@@ -8,8 +8,8 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed-from-constraints
-# One process per core; tests of one xdist_group share a process.
-PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup
+# One process per core; the tests of a file share a process, and its expensive fixtures.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
 
 .PHONY: demo quick test long lint clean
 .DEFAULT_GOAL := demo

@@ -17,8 +17,7 @@ from PIL import Image
 
 from mexit.core.bundle import Bundle
 
-# The tests build on each other, so one process runs them all.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]
+pytestmark = pytest.mark.slow
 
 MEXIT = [sys.executable, "-m", "mexit"]
 

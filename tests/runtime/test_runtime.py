@@ -98,7 +98,7 @@ def test_infeasible_budget_names_the_nearest(runtime) -> None:
         (np.zeros((1, 1, 8, 8), np.float64), "float64"),
         (np.zeros((8, 8), np.int64), "int64"),
         (np.zeros((2, 2, 8, 8, 3), np.uint8), r"\(2, 2, 8, 8, 3\)"),
-        (b"no image at all", "no image"),
+        (b"not an image at all", "not an image"),
         ([None], "NoneType"),
     ],
     ids=["0..255", "negative", "nan", "channels", "float64", "int64", "five axes", "bytes", "None"],
