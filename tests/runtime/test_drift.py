@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -193,19 +195,26 @@ def test_a_refused_watch_leaves_the_present_one_at_work(mixed_bundle, test_digit
     assert runtime.stats.snapshot().watch_macs > 0
 
 
+FORKED_CHECK = """
+import os, sys
+from mexit import Bundle
+from mexit.runtime.drift import DriftWatch
+watch = DriftWatch(Bundle.open(sys.argv[1]).policies().entries[0], 1.0, max_pending=1)
+watch.submit(lambda: None)
+watch.join()
+if (child := os.fork()) == 0:
+    watch.submit(lambda: print("checked", flush=True))
+    watch.join()
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_checks_in_a_thread_of_its_own(mixed_bundle) -> None:
-    watch = DriftWatch(Bundle.open(mixed_bundle).policies().entries[0], 1.0, max_pending=1)
-    watch.submit(lambda: None)
-    watch.join()
-    reader, writer = os.pipe()
-    if (child := os.fork()) == 0:
-        watch.submit(lambda: os.write(writer, b"checked") and None)
-        watch.join()
-        os._exit(0)
-    os.close(writer)
-    assert os.read(reader, 7) == b"checked"
-    assert os.waitpid(child, 0)[1] == 0
+    command = [sys.executable, "-c", FORKED_CHECK, str(mixed_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "checked\n"
 
 
 def test_invalid_options_are_refused(digits_bundle, bundle_copy) -> None:
