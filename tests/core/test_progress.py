@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from mexit.core.progress import StopSignal
 
+SIGNALS = """
+import signal, sys
+from mexit.core.progress import StopSignal
+number, received = int(sys.argv[1]), []
+signal.signal(number, lambda got, _: received.append(got))
+with StopSignal(lambda: received.append(0)) as stop:
+    assert (stop.requested, stop.exit_code) == (False, 0)
+    signal.raise_signal(number)
+    assert (stop.requested, stop.number, stop.exit_code) == (True, number, int(sys.argv[2]))
+    signal.raise_signal(number)
+signal.raise_signal(number)
+assert received == [0, number, number], received
+"""
+
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_first_signal_is_recorded_and_the_second_has_its_previous_effect(number: int, code: int) -> None:
-    received: list[int] = []
-    previous = signal.signal(number, lambda got, _: received.append(got))
-    try:
-        with StopSignal(lambda: received.append(0)) as stop:
-            assert (stop.requested, stop.exit_code) == (False, 0)
-            signal.raise_signal(number)
-            assert (stop.requested, stop.number, stop.exit_code) == (True, number, code)
-            signal.raise_signal(number)
-        signal.raise_signal(number)
-    finally:
-        signal.signal(number, previous)
-    assert received == [0, number, number]
+    """In a process of its own: the one that runs the tests reacts to signals too."""
+    arguments = [sys.executable, "-c", SIGNALS, str(int(number)), str(code)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_handlers_are_restored_without_a_signal() -> None:
