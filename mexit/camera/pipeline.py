@@ -79,7 +79,7 @@ def classify_frames(
 
     Args:
         runtime: an opened `Runtime`.
-        source: camera number, URL, file, folder or glob; see `source`.
+        source: camera number, URL, file, folder or glob; see `camera.parse_source`.
         every_frame: True answers all frames, however old they get, and frames wait for tokens of the rate limiter.
             False answers the newest frame (a file is then played in real time), and a frame without tokens is
             dropped. Default: True for files, False for live sources.
