@@ -129,6 +129,12 @@ def run_pgd_group(target: EvaluationTarget, index: Index, config: PGDConfig, pro
     return {name: np.concatenate(parts, axis=1) for name, parts in logits.items()}
 
 
+def run_clean(target: EvaluationTarget, index: Index) -> dict[str, Logits]:
+    """Logits (E, N, C) of the target on the clean images, for an evaluation without attacks."""
+    parts = [target.run_batch(target.load(part)[0]) for part in split_batches(index, BATCH)]
+    return {"clean": np.concatenate(parts, axis=1)}
+
+
 def run_policy_group(context: AttackContext, results: AttackResults) -> None:
     """The group policy: transfer from another run, and every attack of `POLICY_ATTACKS` on every budget.
 
