@@ -139,7 +139,7 @@ def directional_blur(image: Image, rng: Generator, radius: int, sigma: float) ->
 
 
 def zoom_blur(image: Image, _: Generator, stop: float, step: float) -> Image:
-    """Average the image with its zooms by 1, 1 + step, ... below `stop`."""
+    """Average the image with its zooms by 1, 1 + step, ... up to `stop`, as `np.arange` counts them in the programs."""
     factors = np.arange(1, stop, step).tolist()
     total = image + sum(zoom(image, factor) for factor in factors)
     return np.asarray(total / (len(factors) + 1))

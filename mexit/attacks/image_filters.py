@@ -76,7 +76,7 @@ def zoom(image: Image, factor: float) -> Image:
 
 
 def sample(image: Image, y: NDArray[np.float64], x: NDArray[np.float64], border: str) -> Image:
-    """Read an image (C, H, W) at positions y and x, each (H, W), pixels, with linear interpolation.
+    """Read an image (C, H, W) at positions y and x, each (h, w), pixels, with linear interpolation.
 
     Args:
         image: (C, H, W).
@@ -85,7 +85,7 @@ def sample(image: Image, y: NDArray[np.float64], x: NDArray[np.float64], border:
     """
     top, left = np.floor(y), np.floor(x)
     down, right = y - top, x - left
-    sampled = np.zeros_like(image)
+    sampled = np.zeros((len(image), *y.shape))
     for dy, row_weight in ((0, 1 - down), (1, down)):
         for dx, column_weight in ((0, 1 - right), (1, right)):
             rows = _mirror(top.astype(np.int64) + dy, image.shape[1], border)

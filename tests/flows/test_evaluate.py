@@ -141,7 +141,7 @@ def test_the_curve_and_the_checks_are_there(report) -> None:
 
 def test_card_and_pictures_are_written_into_the_bundle(report, folder) -> None:
     reports = folder / "bundles/digits/reports"
-    for picture in ("evaluation.png", "transfer.png", "accuracy_against_eps.png"):
+    for picture in ("evaluation.png", "transfer.png", "accuracy_against_eps.png", "corruptions.png"):
         assert (reports / picture).read_bytes().startswith(b"\x89PNG")
     assert json.loads((reports / "evaluation.json").read_text()) == report
     card = (reports / "model_card.md").read_text()
@@ -164,7 +164,7 @@ def test_a_run_is_evaluated_without_budgets(folder, monkeypatch) -> None:
     assert all(row["worst"]["value"] <= min(row["average"]["value"], row["clean"]["value"])
                for row in report["exits"])  # fmt: skip
     card = (folder / "runs/digits/reports/model_card.md").read_text()
-    assert "Not run: policy, autoattack, slowdown, sanity" in card
+    assert "Not run: policy, autoattack, slowdown, sanity, corruptions (" in card
 
 
 def test_the_radii_and_the_card_of_an_l2_run(folder, monkeypatch) -> None:
@@ -204,6 +204,8 @@ def test_images_sent_to_a_served_bundle_have_eight_bits() -> None:
 def test_groups_and_exits_as_typed() -> None:
     assert read_groups("pgd") == ("pgd",)
     assert read_groups("slowdown, policy") == ("pgd", "policy", "slowdown")
+    assert read_groups("corruptions") == ("corruptions",)
+    assert read_groups("corruptions,slowdown") == ("pgd", "slowdown", "corruptions")
     assert read_groups("all") == GROUPS
     assert read_exits("3,1") == (1, 3)
     assert read_exits("all") is None
@@ -240,4 +242,4 @@ def test_unknown_attacks_end_with_a_usage_error(folder) -> None:
     done = program("evaluate", "runs/digits", "--attacks", "magic", cwd=folder)
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
-    assert "unknown attacks 'magic': choose from pgd, policy, autoattack, slowdown, sanity, or all" in said
+    assert "unknown attacks 'magic': choose from pgd, policy, autoattack, slowdown, sanity, corruptions, or all" in said
