@@ -49,6 +49,8 @@ class Position:
         sums: sums over the samples of the epoch of each logged value; "n" is the number of samples.
         best: best mean attacked accuracy on the selection split; None before the end of the first epoch.
         log: size in bytes of the log up to this position.
+        elapsed_s: seconds that the run has taken up to this position, in all calls together.
+        steps: optimisation steps of the run up to this position.
     """
 
     epoch: int
@@ -56,6 +58,8 @@ class Position:
     sums: dict[str, float]
     best: float | None
     log: int
+    elapsed_s: float = 0.0
+    steps: int = 0
 
 
 START = Position(0, 0, {}, None, 0)
@@ -105,7 +109,8 @@ def restore(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer) -> Tr
     path = run / CHECKPOINT
     tensors, metadata = _read(path, "checkpoint")
     try:
-        position = decode(json.loads(metadata["progress"]), Position, "progress")
+        stored = {"elapsed_s": 0.0, "steps": 0} | json.loads(metadata["progress"])  # mexit 0.1 has neither
+        position = decode(stored, Position, "progress")
     except (KeyError, ValueError, Damaged) as error:
         raise Damaged(f"checkpoint {path} has no valid position in the run ({error})") from None
     _load_weights(model, _with_prefix(tensors, "model."), path)
