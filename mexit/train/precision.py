@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mexit.core.resource_limits import cpu_info, read_limits
-from mexit.errors import UsageError
+from mexit.models.device import resolve_device
 from mexit.models.msdnet import make_gradients_contiguous
 from mexit.models.multi_exit import MultiExit
 from mexit.train.fused_eval_copy import FusedEvalCopy
@@ -70,14 +70,9 @@ def select_precision(setting: str, device: str) -> Precision:
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        UsageError: the device does not exist.
+        UsageError: the device is unknown or does not exist.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device '{device}': choose auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no CUDA device here; choose cpu, or install a CUDA build")
+    device = resolve_device(device)
     native = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_has_bf16()
     bf16 = native if setting == "auto" else setting == "bf16"
     return Precision(device, bf16, channels_last=bf16)

@@ -275,7 +275,7 @@ class Trainer:
         """Accuracy of every exit on the selection split, clean and under a short average attack, in float32."""
         index = self.splits.part("selection")
         labels = self.data.labels[index]
-        model = build_model(self.settings.model, len(self.data.classes))
+        model = build_model(self.settings.model, len(self.data.classes)).to(self.precision.device)
         model.load_state_dict(self._result_weights())
         conditions: dict[str, Attack | None] = {"clean": None}
         if self.attack is not None:

@@ -1,4 +1,7 @@
-"""Accuracy of every exit of a network, on clean images and under attack, in float32."""
+"""Accuracy of every exit of a network, on clean images and under attack, in float32.
+
+Arrays are numpy; the network computes on its own device.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from mexit.attacks.pgd import Attack, craft
 from mexit.attacks.rng import CounterRNG
 from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet, split_batches
+from mexit.models.device import device_of, exact_float32
 from mexit.models.multi_exit import MultiExit
 
 BATCH = 256
@@ -50,6 +54,7 @@ def attacked_batches(
         yield images, labels, part
 
 
+@exact_float32()
 def attack_images(
     model: MultiExit,
     images: NDArray[np.float32],
@@ -60,9 +65,10 @@ def attack_images(
     seed: int = 0,
 ) -> NDArray[np.float32]:
     """`craft` on numpy arrays: images (B, C, H, W), labels (B,) and positions in the data set (B,) to (B, C, H, W)."""
-    pixels, truth, positions = (torch.from_numpy(array) for array in (images, labels, index))
+    device = device_of(model)
+    pixels, truth, positions = (torch.from_numpy(array).to(device) for array in (images, labels, index))
     attacked = craft(model, pixels, truth, attack, rng=CounterRNG(seed, 0), index=positions)
-    return np.asarray(attacked.numpy())
+    return np.asarray(attacked.cpu().numpy())
 
 
 def exit_logits(model: MultiExit, batches: AttackedBatches) -> NDArray[np.float32]:
@@ -70,10 +76,11 @@ def exit_logits(model: MultiExit, batches: AttackedBatches) -> NDArray[np.float3
     return np.concatenate([run_exits(model, images) for images, _, _ in batches], axis=1)
 
 
+@exact_float32()
 def run_exits(model: MultiExit, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits of every exit on one batch, in eval mode: (B, C, H, W) to (E, B, C)."""
     with torch.no_grad():
-        logits: NDArray[np.float32] = model.eval()(torch.from_numpy(images)).numpy()
+        logits: NDArray[np.float32] = model.eval()(torch.from_numpy(images).to(device_of(model))).cpu().numpy()
     return logits
 
 
