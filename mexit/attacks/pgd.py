@@ -167,11 +167,7 @@ def craft(
 def attack_noise(exits: int, images: Tensor, attack: Attack, *, rng: CounterRNG, index: Tensor) -> Tensor | None:
     """The uniform numbers that `run_attack` expects for its random starts; None without a random start.
 
-    Args:
-        exits: E of the attacked network.
-        images: (B, C, H, W); only the shape is used.
-        attack: the attack.
-        rng, index: random numbers and the positions of the samples in the data set, (B,) int64.
+    `exits` is E of the attacked network. The others are the arguments of `craft`; of the images only the shape is used.
 
     Returns:
         (B, C, H, W), with several restarts (restarts, B, C, H, W); for max-average with a first dimension E.
@@ -188,25 +184,17 @@ def attack_noise(exits: int, images: Tensor, attack: Attack, *, rng: CounterRNG,
 def run_attack(
     model: MultiExit, images: Tensor, labels: Tensor, attack: Attack, noise: Tensor | None, autocast: Autocast
 ) -> Tensor:
-    """Attack a batch from given random starts: `craft` without its random numbers.
+    """Attack a batch from the random starts of `attack_noise`; the other arguments and the result are those of `craft`.
 
-    The arguments are those of `craft` and the result of `attack_noise`. The function reads nothing but its arguments
-    and the network, so a CUDA graph can hold all of it.
+    The function reads nothing but its arguments and the network, so a CUDA graph can hold all of it.
     """
     with frozen(model, attack.train_mode):
         if attack.target_exits != "max-average":
             return _attack_target(model, images, labels, attack, noise, autocast)
-        candidates = [
-            _attack_target(
-                model,
-                images,
-                labels,
-                replace(attack, target_exits="single", exit=k),
-                None if noise is None else noise[k - 1],
-                autocast,
-            )
-            for k in range(1, model.exits + 1)
-        ]
+        candidates = []
+        for k in range(1, model.exits + 1):
+            single, start = replace(attack, target_exits="single", exit=k), None if noise is None else noise[k - 1]
+            candidates.append(_attack_target(model, images, labels, single, start, autocast))
         return keep_worst(model, torch.stack(candidates), labels, autocast, loss=attack.loss)
 
 

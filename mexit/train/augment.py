@@ -2,8 +2,8 @@
 
 crop-flip           pad by 4 black pixels on each side, crop the original size, mirror half of the images: the
                     augmentation of MSDNet and RDI-Nets on CIFAR
-reflect-crop-flip   the same crop with reflected borders; an image is mirrored in every second epoch instead of at random,
-                    half of the images in even epochs (K. Jordan, arXiv 2404.00498)
+reflect-crop-flip   the same crop with reflected borders; each image is mirrored in every second epoch, half of them in
+                    the even ones (K. Jordan, arXiv 2404.00498)
 resized-crop-flip   crop 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3, resize to the original size, mirror
                     half of the images: the augmentation of MSDNet on ImageNet (C. Szegedy et al., CVPR 2015)
 

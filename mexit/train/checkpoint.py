@@ -50,7 +50,6 @@ class Position:
         best: best mean attacked accuracy on the selection split; None before the end of the first epoch.
         log: size in bytes of the log up to this position.
         elapsed_s: seconds that the run has taken up to this position, in all calls together.
-        steps: optimisation steps of the run up to this position.
     """
 
     epoch: int
@@ -59,7 +58,6 @@ class Position:
     best: float | None
     log: int
     elapsed_s: float = 0.0
-    steps: int = 0
 
 
 START = Position(0, 0, {}, None, 0)
@@ -109,7 +107,7 @@ def restore(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer) -> Tr
     path = run / CHECKPOINT
     tensors, metadata = _read(path, "checkpoint")
     try:
-        stored = {"elapsed_s": 0.0, "steps": 0} | json.loads(metadata["progress"])  # mexit 0.1 has neither
+        stored = {"elapsed_s": 0.0} | json.loads(metadata["progress"])  # a checkpoint of mexit 0.1 lacks it
         position = decode(stored, Position, "progress")
     except (KeyError, ValueError, Damaged) as error:
         raise Damaged(f"checkpoint {path} has no valid position in the run ({error})") from None
@@ -177,6 +175,11 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def create_run(run: Path, settings: TrainSettings, splits: Splits) -> None:
     """Create the directory of a run. The settings are written last: a run with settings is complete."""
     write_bytes(run / SPLITS, splits.to_bytes())
+    save_settings(run, settings)
+
+
+def save_settings(run: Path, settings: TrainSettings) -> None:
+    """Write the settings of a run."""
     write_bytes(run / SETTINGS, to_json(settings.to_json()))
 
 

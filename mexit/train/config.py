@@ -144,8 +144,8 @@ class TrainSettings:
         self._check(self.epochs >= 1 and self.batch >= 1, "epochs and batch must be at least 1", "epochs", "batch")
         self._check(self.minutes >= 0, "minutes must be at least 0", "minutes")
         self._check(self.lr > 0, "lr must be above 0", "lr")
-        self._check(self.lr_schedule in LR_SCHEDULES, f"lr schedule must be one of {', '.join(LR_SCHEDULES)}",
-                    "lr_schedule")  # fmt: skip
+        schedules = ", ".join(LR_SCHEDULES)
+        self._check(self.lr_schedule in LR_SCHEDULES, f"lr_schedule must be one of {schedules}", "lr_schedule")
         self._check(0 <= self.warmup < 1, "warmup, a fraction of the run, must be in [0, 1)", "warmup")
         self._check(0 <= self.momentum < 1, "momentum must be in [0, 1)", "momentum")
         self._check(self.momentum > 0 or not self.nesterov, "Nesterov momentum needs a momentum above 0", "momentum")
@@ -159,10 +159,10 @@ class TrainSettings:
         self._check(0 <= self.label_smoothing < 1, "label smoothing must be in [0, 1)", "label_smoothing")
         self._check(self.validate_every >= 1, "validate_every must be at least 1", "validate_every")
         self._check(self.recompute_norms >= 0, "recompute_norms must be at least 0", "recompute_norms")
-        self._check(all(weight >= 0 for weight in self.exit_weights) and (any(self.exit_weights) or not
-                    self.exit_weights), "exit weights must be at least 0, one of them above 0", "exit_weights")  # fmt: skip
-        self._check(0 <= self.short_attack_until <= 1 and 0 <= self.average_attack_until <= 1,
-                    "shares of the run must be in [0, 1]", "short_attack_until", "average_attack_until")  # fmt: skip
+        self._check(min(self.exit_weights, default=0) >= 0, "exit weights must be at least 0", "exit_weights")
+        self._check(not self.exit_weights or any(self.exit_weights), "one exit weight must be above 0", "exit_weights")
+        shares = ("short_attack_until", "average_attack_until")
+        self._check(all(0 <= getattr(self, name) <= 1 for name in shares), "shares must be in [0, 1]", *shares)
         self._check(0 < self.fraction <= 1, "fraction must be above 0 and at most 1", "fraction")
         if self.trades and self.attack == "none":
             raise UsageError("the TRADES term needs attacked images: choose --attack average or max-average")

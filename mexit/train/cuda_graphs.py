@@ -9,6 +9,7 @@ unchanged. `tests/gpu` holds a step with graphs equal to one without.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class CapturedFunction:
 
     def __init__(self, function: Callable[..., Tensor | None], inputs: Sequence[Tensor] = ()) -> None:
         self._inputs = [value.clone() for value in inputs]
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP_CALLS):
@@ -125,7 +126,8 @@ class StepGraphs:
             Logits (E, N, C) float32.
         """
         if len(images) % self._batch:
-            return self._plain(images)
+            logits: Tensor = self._plain(images)
+            return logits
         key = (purpose, images.shape)
         if key not in self._forwards:
             self._forwards[key] = self._captured_forward(images)
@@ -133,10 +135,10 @@ class StepGraphs:
 
     def _captured_forward(self, images: Tensor) -> Callable[[Tensor], Tensor]:
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        forward: Callable[[Tensor], Tensor] = torch.cuda.make_graphed_callables(
+        forward = torch.cuda.make_graphed_callables(
             TrainForward(self._model, self._autocast), (images.detach().clone(),), allow_unused_input=True
         )
         with torch.no_grad():  # the warm-up calls have changed BatchNorm's running statistics
             for name, buffer in self._model.named_buffers():
                 buffer.copy_(buffers[name])
-        return forward
+        return cast("Callable[[Tensor], Tensor]", forward)

@@ -28,11 +28,6 @@ class _FusedPair:
     norm: nn.BatchNorm2d
     target: nn.Conv2d
 
-    def refreshed(self) -> MultiExit:
-        """The copy, updated to the network's current weights and statistics."""
-        self.refresh()
-        return self.network
-
     def refresh(self) -> None:
         norm = self.norm
         assert norm.running_mean is not None

@@ -77,6 +77,7 @@ class EMA:
         decay = min(self.decay, (1 + step) / (10 + step))
         names = [name for name, value in weights.items() if value.is_floating_point()]
         averages, values = [self.weights[name] for name in names], [weights[name].detach() for name in names]
-        get_ema_multi_avg_fn(decay)(averages, values, step)  # a few kernels instead of one per tensor
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average(averages, values, step)  # a few kernels instead of one per tensor
         for name in weights.keys() - set(names):
             self.weights[name].copy_(weights[name])
