@@ -27,7 +27,7 @@ from mexit.runtime.reference import run_all_exits
 
 pytestmark = pytest.mark.slow
 
-EXPORTED = ["msdnet-cifar10", "msdnet-cifar10-single", "resnet38", "mobilenetv2"]
+EXPORTED = ["msdnet-cifar10", "msdnet-cifar10-single", "resnet38", "mobilenetv2", "wide-cnn", "wide-cnn-single"]
 
 
 @dataclass

@@ -20,7 +20,7 @@ from mexit.train.methods.base import Batch
 from mexit.train.precision import Precision
 from mexit.train.train_step import TrainStep
 
-NETWORKS = ("digits-cnn", "small-cnn", "msdnet-cifar10", "resnet38", "mobilenetv2")
+NETWORKS = ("digits-cnn", "small-cnn", "msdnet-cifar10", "resnet38", "mobilenetv2", "wide-cnn")
 FEW = 8
 
 
@@ -69,7 +69,7 @@ def test_the_refreshed_copy_has_the_logits_of_the_network(name: str) -> None:
         torch.testing.assert_close(copy.refreshed()(images), second, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["msdnet-cifar10", "resnet38", "mobilenetv2"])
+@pytest.mark.parametrize("name", ["msdnet-cifar10", "resnet38", "mobilenetv2", "wide-cnn", "wide-cnn-40m-single"])
 def test_no_batchnorm_after_a_convolution_remains(name: str) -> None:
     network = with_statistics(name)
     norms = [layer for layer in FusedEvalCopy(network).refreshed().modules() if isinstance(layer, nn.BatchNorm2d)]

@@ -1,0 +1,48 @@
+"""WideCNN: a shallow residual network for CIFAR with three exits at about a third, two thirds and all of its cost.
+
+Few wide layers use a GPU better than the many narrow ones of MSDNet and ResNet-38. One tensor is carried from stage to
+stage. The layers of a stage are those of K. He et al. (CVPR 2016): a strided 3x3 convolution, then one basic block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from mexit.models.multi_exit import MultiExit, Normalise, Stage
+from mexit.models.resnet import BasicBlock
+
+INPUT_SHAPE = (3, 32, 32)
+STEM = 32
+
+
+def build(classes: int, widths: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> MultiExit:
+    """A freshly initialised network.
+
+    Args:
+        classes: C.
+        widths: channels of each stage, one exit each; stage k has 32 / 2^k pixels a side.
+        mean, std: normalisation of the pixels, one number per channel, for pixels in [0, 1].
+    """
+    layers = _unit(INPUT_SHAPE[0], STEM, stride=1)
+    stages, width_in, side = [], STEM, INPUT_SHAPE[1]
+    for width in widths:
+        side //= 2
+        layers += [*_unit(width_in, width, stride=2), BasicBlock(width, width)]
+        head = nn.Sequential(nn.AvgPool2d(side), nn.Flatten(), nn.Linear(width, classes))
+        stages.append(Stage(nn.Sequential(*layers), head))
+        layers, width_in = [], width
+    network = MultiExit(stages, INPUT_SHAPE, classes, Normalise(mean, std))
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+def _unit(width_in: int, width: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    ]
