@@ -231,8 +231,9 @@ def _new_run(out: Path | None, name: str) -> Path:
 def _headline(trainer: Trainer) -> str:
     settings, precision, processes = trainer.settings, trainer.precision, trainer.process_group.size
     attack = trainer.attack.describe() if trainer.attack else "no attack"
+    length = f"{settings.minutes:g} minutes" if settings.minutes else f"{settings.epochs} epochs"
     return (
         f"training {settings.model} on {settings.data} with {settings.method}: {len(trainer.train_index)} images, "
-        f"{f'{settings.minutes:g} minutes' if settings.minutes else f'{settings.epochs} epochs'}, {attack}, {'bf16' if precision.bf16 else 'fp32'} on {precision.device}, "
+        f"{length}, {attack}, {'bf16' if precision.bf16 else 'fp32'} on {precision.device}, "
         f"{f'{processes} processes, ' if processes > 1 else ''}into {trainer.run}"
     )
