@@ -19,7 +19,7 @@ from mexit.core.cost import exit_counts, mean_macs
 from mexit.core.progress import Progress
 from mexit.data.dataset import split_batches
 from mexit.evaluate.results import accuracy, accuracy_and_cost
-from mexit.evaluate.target import BATCH, EvaluationTarget, Index, Labels, Logits
+from mexit.evaluate.target import EvaluationTarget, Index, Labels, Logits
 from mexit.train.validation import correct_predictions
 
 Condition = tuple[str, int]
@@ -63,7 +63,7 @@ def run_corruptions_group(target: EvaluationTarget, index: Index, progress: Prog
     parts: dict[Condition, list[Outcome]] = {condition: [] for condition in conditions}
     progress.note(f"corruptions: {len(index)} images, {len(CORRUPTIONS)} corruptions x {len(SEVERITIES)} severities")
     with progress.track("corrupting images", len(index) * len(conditions)) as advance:
-        for batch in split_batches(index, BATCH):
+        for batch in split_batches(index, target.batch):
             images, labels = target.load(batch)
             for name, severity in conditions:
                 logits = target.run_batch(corrupt(images, batch, name, severity))

@@ -97,6 +97,7 @@ def exit_rows(results: AttackResults) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"exit": k}
         shown = [name for name in SHOWN if name in results.pgd]
         row |= {name: accuracy(correct_at(results.pgd[name], results.labels, k)) for name in shown}
+        row |= {name: accuracy(correct_at(logits, strong_labels, k)) for name, logits in results.transfer.items()}
         if k in results.autoattack:
             row["autoattack"] = accuracy(correct_at(results.autoattack[k], strong_labels, k))
         if results.attacked:
@@ -127,9 +128,8 @@ def budget_rows(results: AttackResults, target: EvaluationTarget) -> dict[str, A
     strong_labels = results.labels[results.strong_index]
     for name, budget in target.budgets.items():
         conditions = {shown: (results.pgd[shown], results.labels) for shown in SHOWN if shown in results.pgd}
-        conditions |= {
-            condition: (logits, strong_labels) for condition, logits in results.budgets.get(name, {}).items()
-        }
+        on_strong = results.transfer | results.budgets.get(name, {})
+        conditions |= {condition: (logits, strong_labels) for condition, logits in on_strong.items()}
         row: dict[str, Any] = {"budget_macs": budget.budget_macs}
         for condition, (logits, labels) in conditions.items():
             row[condition] = accuracy_and_cost(budget, decide(budget.policy, logits), labels, target.cumulative_macs)
