@@ -31,10 +31,10 @@ from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 from mexit.flows.export import ExportOptions, export_bundle
 
 ABOUT = """Corruptions, severities and parameters of D. Hendrycks and T. Dietterich (ICLR 2019), those of CIFAR-10-C for
-both data sets; our own implementation (`mexit/attacks/corruptions.py` states the differences; `frost` is the largest: its
-ice is generated). Accuracies in percent. *corrupted* is the mean over all 15 corruptions and 5 severities, *drop* is
-clean minus corrupted. Standard errors in brackets are over images, after averaging the 75 conditions of each image, and
-drops are paired. Costs are mean MACs. Thresholds were selected on clean images of the calibration split."""
+both data sets; our own implementation (`mexit/attacks/corruptions.py` states the differences; `frost` is the largest:
+its ice is generated). Accuracies in percent. *corrupted* is the mean over all 15 corruptions and 5 severities, *drop*
+is clean minus corrupted. Standard errors in brackets are over images, after averaging the 75 conditions of each image,
+and drops are paired. Costs are mean MACs. Thresholds were selected on clean images of the calibration split."""
 NOTES = (
     """Not measured: more than one training seed, and networks trained without attacks, of which the zoo has none."""
 )
@@ -48,10 +48,12 @@ class Measured:
         report: as `corruption_report` returns it.
         per_image: share of the 75 conditions under which each exit, and then each budget, classifies an image
             correctly, (E + budgets, N).
+        limits: largest mean cost that each budget promises on clean images, MACs.
     """
 
     report: Mapping[str, Any]
     per_image: NDArray[np.float64]
+    limits: Mapping[str, float]
 
     @property
     def names(self) -> list[str]:
@@ -78,7 +80,8 @@ def measure(run: Path, samples: int) -> Measured:
         for name in target.budgets
     ]
     report = corruption_report(outcomes, target.exit_logits(images), labels, target)
-    return Measured(report, np.concatenate([exits, budgets]))
+    limits = {name: budget.budget_macs for name, budget in target.budgets.items()}
+    return Measured(report, np.concatenate([exits, budgets]), limits)
 
 
 def summary(networks: Mapping[str, Measured]) -> str:
@@ -90,7 +93,8 @@ def summary(networks: Mapping[str, Measured]) -> str:
         for name, (before, after) in zip(measured.names, pairs, strict=True):
             cost, taken = "", ""
             if "mean_macs" in after:
-                cost = f"{short_macs(before['mean_macs'])} to {short_macs(after['mean_macs'])}"
+                limit = short_macs(measured.limits[name])
+                cost = f"{short_macs(before['mean_macs'])} to {short_macs(after['mean_macs'])}, budget {limit}"
                 shares = np.array(before["exits"]) / before["n"]
                 taken = f"{percents(shares)} to {percents(after['exit_shares'])}"
             corrupted = f"{100 * after['value']:.2f} ({100 * after['stderr']:.2f})"
