@@ -253,13 +253,15 @@ def test_brightness_raises_the_value_of_hsv(colour) -> None:
             np.testing.assert_allclose(brighter[:, y, x], expected, atol=1e-12)
 
 
-def test_contrast_scales_around_the_mean_of_each_channel(colour) -> None:
+def test_contrast_scales_around_the_mean_of_each_channel(colour, index) -> None:
     image = image_of(colour)
     flat = corruptions.contrast(image, generator(), 0.15)
     for before, after in zip(image, flat, strict=True):
         assert after.mean() == pytest.approx(before.mean())
         assert after.std() == pytest.approx(0.15 * before.std())
         assert np.corrcoef(before.ravel(), after.ravel())[0, 1] == pytest.approx(1)
+    rounded = corrupt(colour[:1], index[:1], "contrast", 5)[0].astype(np.float64) * 255
+    assert np.abs(rounded - 255 * flat).max() < 0.501, "rounded to the nearest of 256 levels"
 
 
 def test_elastic_transform_moves_pixels_by_less_than_its_bounds() -> None:

@@ -12,11 +12,6 @@ def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def roughness(texture: np.ndarray) -> float:
-    """Difference of neighbours, share of the standard deviation."""
-    return float(np.abs(np.diff(texture, axis=-1)).mean() / texture.std())
-
-
 def test_plasma_fills_the_range_and_wraps_around() -> None:
     for decay in (3, 1.75):
         cloud = plasma((64, 64), decay, rng(0))
@@ -25,10 +20,18 @@ def test_plasma_fills_the_range_and_wraps_around() -> None:
         assert seam < 3 * np.abs(np.diff(cloud, axis=1)).mean()
 
 
-def test_plasma_is_smoother_the_faster_its_noise_decays() -> None:
-    rough = [np.mean([roughness(plasma((64, 64), decay, rng(seed))) for seed in range(20)]) for decay in (1.4, 2, 3)]
-    assert rough[0] > 1.5 * rough[1]
-    assert rough[1] > rough[2]
+@pytest.mark.parametrize("decay", [1.4, 1.75, 3])
+def test_the_noise_of_plasma_shrinks_by_decay_squared(decay) -> None:
+    """A centre differs from the mean of its four corners by the noise of its scale alone."""
+    cloud = plasma((128, 128), decay, rng(0))
+    deviations = []
+    for step in (2, 4, 8):
+        corners = cloud[::step, ::step]
+        below = np.roll(corners, -1, axis=0)
+        mean = (corners + below + np.roll(corners, -1, axis=1) + np.roll(below, -1, axis=1)) / 4
+        deviations.append((cloud[step // 2 :: step, step // 2 :: step] - mean).std())
+    assert deviations[1] / deviations[0] == pytest.approx(decay**2, rel=0.05)
+    assert deviations[2] / deviations[1] == pytest.approx(decay**2, rel=0.1)
 
 
 def test_plasma_is_cropped_to_any_shape() -> None:
