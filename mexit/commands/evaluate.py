@@ -170,7 +170,8 @@ def _show_curve(curve: list[dict[str, Any]]) -> None:
 def _show_corruptions(corruptions: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Accuracy under each corruption, mean over severities: per exit; per budget with its cost; exits taken."""
     clean, mean = corruptions["clean"], corruptions["mean"]
-    named = [("clean", clean), *((row["corruption"], row) for row in corruptions["per_corruption"]), ("mean", mean)]
+    spaced = [(row["corruption"].replace("_", " "), row) for row in corruptions["per_corruption"]]  # to wrap at words
+    named = [("clean", clean), *spaced, ("mean", mean)]
     exits = [f"exit {k}" for k in range(1, len(clean["exits"]) + 1)]
     rows = [[name, *(output.percent(entry["value"]) for entry in row["exits"])] for name, row in named]
     rows.append(["drop, points", *(f"{100 * entry['drop']:.1f}" for entry in mean["exits"])])
