@@ -1,6 +1,6 @@
 """Compare the training methods on MNIST: per exit, under PGD-50 and AutoAttack, and as deployed policies.
 
-    MEXIT_DATA=DIR python benchmarks/mnist_methods.py adversarial neo-kd [--seed 0] [--autoattack]
+    MEXIT_DATA=DIR python benchmarks/mnist_methods.py adversarial neo-kd mnist-cnn --seeds 0 1 --autoattack [--minutes 8]
 
 Trains the runs that are not finished (runs/mnist-methods/METHOD-SEED; an interrupted run resumes), evaluates them, and
 writes the page from all evaluated runs. Which test images each exit classified correctly is stored in
