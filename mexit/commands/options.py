@@ -37,6 +37,7 @@ Backend = Annotated[
         envvar="MEXIT_BACKEND", help="Engine: auto, ort, openvino, trt, or one with a variant such as ort:int8."
     ),
 ]
+Device = Annotated[str, typer.Option(envvar="MEXIT_DEVICE", help="Device that torch computes on: auto, cpu or cuda.")]
 Threads = Annotated[
     int | None,
     typer.Option(
@@ -73,6 +74,14 @@ def fraction(text: str | None) -> float | None:
         return float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"'{text}' is not a number or a fraction: write 0.3 or 8/255") from None
+
+
+def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
+    """Parse numbers separated by commas. Raises `UsageError`."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{flag} expects numbers separated by commas, such as 2,1,1, not '{text}'") from None
 
 
 def pairs(texts: list[str], flag: str) -> dict[str, str]:

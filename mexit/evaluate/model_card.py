@@ -15,8 +15,8 @@ from mexit.evaluate.target import EvaluationTarget
 from mexit.train.config import TrainSettings, resolve
 
 # Settings whose flag has another name, or that have no flag.
-_NO_FLAG = {"data", "preset", "options", "teachers", "test_steps", "momentum", "weight_decay", "decay_at",
-            "decay_factor", "craft_train_mode", "selection_steps"}  # fmt: skip
+_NO_FLAG = {"data", "preset", "options", "teachers", "test_steps", "momentum", "decay_at", "decay_factor",
+            "craft_train_mode", "selection_steps", "steps_done"}  # fmt: skip
 
 
 def model_card(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
@@ -77,7 +77,8 @@ def _results(report: Mapping[str, Any]) -> str:
     strong = f"; the stronger attacks ran on {settings['strong_n']} images." if settings["strong_n"] else "."
     lines = [
         f"{settings['n']} of {settings['of']} test images, accuracy in percent ± standard error. Attack: "
-        f"{settings['attack']}. In the worst case an image counts as correct only if every attack failed on it{strong}"
+        f"{settings['attack']}, crafted on {settings['device']}. In the worst case an image counts as correct only if "
+        f"every attack failed on it{strong}"
     ]
     names = [name for name in exits[0] if name != "exit"]
     names += [name for row in exits for name in row if name not in (*names, "exit")]
@@ -142,16 +143,20 @@ def _commands(target: EvaluationTarget, report_settings: Mapping[str, Any]) -> s
         provenance = target.runtime.bundle.manifest.provenance
         lines.append(f"mexit export {provenance.get('run')}")
         commit = f" at commit {str(provenance.get('commit'))[:12]}"
-    lines.append(f"mexit evaluate {target.path} " + " ".join(_evaluate_flags(report_settings)))
+    lines.append(f"mexit evaluate {target.path} " + " ".join(_evaluate_flags(target, report_settings)))
     return "```\n" + "\n".join(lines) + f"\n```\n\nmexit {VERSION}{commit}."
 
 
-def _evaluate_flags(settings: Mapping[str, Any]) -> list[str]:
+def _evaluate_flags(target: EvaluationTarget, settings: Mapping[str, Any]) -> list[str]:
     flags = [f"--samples {settings['n']}", f"--eps {settings['eps']:.6g}", f"--steps {settings['steps']}"]
     flags.append(f"--attacks {','.join(settings['attacks'])}")
     if settings["strong_n"]:
         flags += [f"--strong-samples {settings['strong_n']}", f"--targets {settings['targets']}"]
         flags += [f"--queries {settings['queries']}", f"--exits {settings['exits']}"]
+    if target.runtime is None and settings["budgets"]:
+        flags.append(f"--budgets {','.join(settings['budgets'])}")
+    if settings["device"] != "cpu":
+        flags.append("--device cuda")
     if settings["restarts"] > 1:
         flags.append(f"--restarts {settings['restarts']}")
     if settings["transfer_from"]:
@@ -164,11 +169,7 @@ def _train_command(settings: TrainSettings) -> str:
     given = {"method": settings.method, "model": settings.model}
     preset, values = resolve(settings.data, settings.preset, given).to_json(), settings.to_json()
     words = [f"mexit train --data {settings.data} --preset {settings.preset} --method {settings.method}"]
-    words += [
-        f"--{name.replace('_', '-')} {_flag_value(value)}"
-        for name, value in values.items()
-        if name not in _NO_FLAG and value != preset[name]
-    ]
+    words += [_flag(name, value) for name, value in values.items() if name not in _NO_FLAG and value != preset[name]]
     if settings.craft_train_mode != preset["craft_train_mode"]:
         words.append("--craft-train-mode" if settings.craft_train_mode else "--craft-eval-mode")
     words += [f"--set {name}={_flag_value(value)}" for name, value in values["options"].items()]
@@ -187,6 +188,14 @@ def _percent(entry: Mapping[str, Any]) -> str:
 
 def _cell(entry: Mapping[str, Any] | None) -> str:
     return "" if entry is None else f"{100 * entry['value']:.1f} ± {100 * entry['stderr']:.1f}"
+
+
+def _flag(name: str, value: Any) -> str:
+    """A setting as a flag of `mexit train`."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {_flag_value(value)}"
 
 
 def _flag_value(value: Any) -> str:
