@@ -112,6 +112,9 @@ def _declared() -> dict[str, Trial]:
 TRIALS = _declared()
 
 
+TINY = {"epochs": 1, "fraction": 0.01, "steps": 1, "batch": 64}  # for a rehearsal
+
+
 @dataclass(frozen=True)
 class Places:
     """Directories of one call.
@@ -120,15 +123,18 @@ class Places:
         data: folder of the data sets.
         out: results of trials, TRIAL-SEED.json.
         runs: run directories.
+        miniature: a rehearsal: every trial is tiny, and stored results of real trials do not count.
     """
 
     data: str
     out: Path
     runs: Path
+    miniature: bool
 
     def result(self, name: str, seed: int) -> Path | None:
         """The stored result of a trial, or None."""
-        found = [folder / f"{name}-{seed}.json" for folder in (self.out, RESULTS / NAME)]
+        folders = (self.out,) if self.miniature else (self.out, RESULTS / NAME)
+        found = [folder / f"{name}-{seed}.json" for folder in folders]
         return next((path for path in found if path.exists()), None)
 
 
@@ -142,16 +148,17 @@ def run_trial(name: str, seed: int, places: Places, device: str, threads: int, d
     torch.set_num_threads(threads)
     keep_freed_memory()
     run = places.runs / f"{name}-{seed}"
-    settings = {**TRIALS[name].settings, "seed": seed}
+    settings = {**TRIALS[name].settings, **(TINY if places.miniature else {}), "seed": seed}
     options = TrainOptions(device=device, threads=threads, should_stop=should_stop)
     if train_or_resume(run, "mnist", "neo_kd", settings, options, places.data) and not should_stop():
-        judged = judge(run, places.data, resolve_device(device))
+        judged = judge(run, places.data, resolve_device(device), places.miniature)
         about = {"trial": name, "seed": seed, "settings": TRIALS[name].settings, "machine": machine_name(device)}
-        write_bytes(places.out / f"{name}-{seed}.json", (json.dumps(about | judged, indent=1) + "\n").encode())
+        write_bytes(places.out / f"{name}-{seed}.json", (json.dumps(about | judged) + "\n").encode())
 
 
-def judge(run: Path, data_dir: str, device: str) -> dict[str, Any]:
+def judge(run: Path, data_dir: str, device: str, miniature: bool) -> dict[str, Any]:
     """Accuracy of every exit on selection images, clean and under the worst attack of `JUDGE`, in percent."""
+    attacks = [replace(one, pgd=replace(one.pgd, steps=1)) for one in JUDGE] if miniature else JUDGE
     model, settings, splits = checkpoint.load_model(run)
     model.to(device)
     data = registry.load("mnist", data_dir)
@@ -159,7 +166,7 @@ def judge(run: Path, data_dir: str, device: str) -> dict[str, Any]:
     images, labels = data.batch(index, model_spec(settings.model).input), data.labels[index]
     clean = correct_predictions(run_exits(model, images), labels)
     robust = clean.copy()
-    for k, attack in itertools.product(range(model.exits), JUDGE):
+    for k, attack in itertools.product(range(model.exits), attacks):
         attacked = attack_images(model, images, labels, index, replace(attack, exit=k + 1))
         robust[k] &= correct_predictions(run_exits(model, attacked), labels)[k]
     return {
@@ -234,10 +241,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / NAME, help="folder of the results")
     parser.add_argument("--runs", type=Path, default=Path("runs/mnist-recipes"), help="folder of the run directories")
     parser.add_argument("--page", action="store_true", help="write the page and run nothing")
+    parser.add_argument("--miniature", action="store_true", help="rehearse with tiny trials; name --out and --runs too")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, default=math.inf, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    places = Places(arguments.data, arguments.out, arguments.runs)
+    places = Places(arguments.data, arguments.out, arguments.runs, arguments.miniature)
     if arguments.page:
         write(places)
     elif arguments.worker:
