@@ -4,8 +4,8 @@
 
 Trains the runs that are not finished (runs/mnist-methods/METHOD-SEED; an interrupted run resumes), evaluates them, and
 writes the page from all evaluated runs. `--minutes N` stops in time, and the same command goes on. Which test images
-each exit classified correctly is stored in results/mnist_methods/, so differences are paired over the same images, also with
-later runs. `mnist-cnn` is the network and recipe that `mnist_recipes.py` found on the selection split.
+each exit classified correctly is stored in results/mnist_methods/, so differences are paired over the same images.
+`mnist-cnn` is the network and recipe that `mnist_recipes.py` found on the selection split.
 """
 
 from __future__ import annotations
