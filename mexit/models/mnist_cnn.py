@@ -27,19 +27,24 @@ def build(classes: int) -> MultiExit:
         nn.Sequential(*_classifier(64 * 49, 128, classes)),
     )
     third = Stage(nn.Sequential(_conv(64, 96), nn.ReLU()), nn.Sequential(*_classifier(96 * 49, 200, classes)))
-    network = MultiExit([first, second, third], INPUT_SHAPE, classes)
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-    for stage in network.stages:
-        nn.init.zeros_(stage.head[-1].weight)  # equal probabilities at the start, as in SmallCNN
-    return network
+    return MultiExit([first, second, third], INPUT_SHAPE, classes)
 
 
 def _conv(width_in: int, width: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(width_in, width, 3, stride=stride, padding=1)
+    layer = nn.Conv2d(width_in, width, 3, stride=stride, padding=1)
+    _initialise(layer)
+    return layer
 
 
 def _classifier(width: int, hidden: int, classes: int) -> list[nn.Module]:
-    return [nn.Flatten(), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
+    first, last = nn.Linear(width, hidden), nn.Linear(hidden, classes)
+    _initialise(first)
+    _initialise(last)
+    nn.init.zeros_(last.weight)  # equal probabilities at the start, as in SmallCNN
+    return [nn.Flatten(), first, nn.ReLU(), last]
+
+
+def _initialise(layer: nn.Conv2d | nn.Linear) -> None:
+    assert layer.bias is not None
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.bias)
