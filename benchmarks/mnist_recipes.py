@@ -90,7 +90,10 @@ def _declared() -> dict[str, Trial]:
     attacked = one_cycle | {"model": "mnist-cnn"}
     clean_only = {"options": {"clean_weight": 1.0, "attacked_weight": 0.0}}
     trades = attacked | clean_only | {"trades": 6.0}
+    ten_steps = {"steps": 10, "step": 0.06, "epochs": 30}
     return {
+        "attacked-10": Trial("cross-entropy of clean and of attacked images, ten steps", attacked | ten_steps),
+        "trades-10": Trial("TRADES 6, ten steps", trades | ten_steps),
         "trades-6": Trial("TRADES 6: cross-entropy of clean images, and KL to attacked ones", trades),
         "attacked": Trial("cross-entropy of clean and of attacked images", attacked),
         "small-trades-6": Trial("the network of RDI-Nets", trades | {"model": "small-cnn"}),
