@@ -56,7 +56,7 @@ PGD = tuple(
 )
 AUTOATTACK = AutoAttackConfig(steps=100, queries=1000, targets=3, batch=IMAGES)
 
-ABOUT = """Every trial was declared before any of them ran. It trains on the training split (48,000 images) and is judged
+ABOUT = """Every trial was declared before it ran. It trains on the training split (48,000 images) and is judged
 on 500 images of the selection split, which no training step sees, in float32 at eps 0.3. "PGD": the image withstands
 PGD-100 on the exit, with cross-entropy and margin loss, steps of 0.01 and 0.04, two random starts each. "AutoAttack": a
 reduced AutoAttack on the exit, with 3 target classes instead of 9 and 1,000 queries instead of 5,000; unlike PGD it
