@@ -49,7 +49,7 @@ def traces(seed: int, epochs: int, attacked_samples: int) -> dict[str, dict[str,
         small = Splits(
             splits.data_set, splits.data_sha256, {**splits.parts, "train": splits.part("train")[:TRAINING_IMAGES]}
         )
-        trainer = Trainer(Path(folder), settings, data, small, select_precision("auto", "cpu", settings.model))
+        trainer = Trainer(Path(folder), settings, data, small, select_precision("auto", "cpu"))
         trainer.train()
     model, spec = trainer.model.to(memory_format=torch.contiguous_format), model_spec(settings.model).input
     by_condition: dict[str, dict[str, Trace]] = {}

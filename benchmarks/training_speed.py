@@ -84,7 +84,7 @@ def mexit_step(name: str, attack: str) -> Callable[[], None]:
     settings = TrainSettings(
         model=name, method="adversarial", attack=attack, eps=EPS, step=SIZE, steps=STEPS, batch=BATCH
     )
-    selected = precision.select_precision("auto", "cpu", name)
+    selected = precision.select_precision("auto", "cpu")
     model = selected.prepare(build_model(name, CLASSES))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     method = build_method("adversarial", {})

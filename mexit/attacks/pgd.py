@@ -44,6 +44,7 @@ TARGET_EXITS = ("single", "average", "max-average")
 Autocast = Callable[[], AbstractContextManager[object]]
 LossFn = Callable[[Tensor], Tensor]  # images (B, C, H, W) to losses (B,)
 GradientTransform = Callable[[Tensor, Tensor], Tensor]  # images and gradients to directions, all (B, C, H, W)
+RunAttack = Callable[[MultiExit, Tensor, Tensor, "Attack", Tensor | None, Autocast], Tensor]
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def craft(
     rng: CounterRNG,
     index: Tensor,
     autocast: Autocast = nullcontext,
+    run: RunAttack | None = None,
 ) -> Tensor:
     """Attack a batch.
 
@@ -153,14 +155,53 @@ def craft(
         rng: random numbers of the starts.
         index: positions of the samples in the data set, (B,) int64; they select the random numbers.
         autocast: context manager factory in which the network runs.
+        run: runs the attack from its random starts; None = `run_attack`.
 
     Returns:
         Attacked images, (B, C, H, W).
     """
-    if attack.target_exits == "max-average":
-        candidates = craft_each_exit(model, images, labels, attack, rng=rng, index=index, autocast=autocast)
-        with frozen(model, attack.train_mode):
-            return keep_worst(model, candidates, labels, autocast, loss=attack.loss)
+    noise = attack_noise(model.exits, images, attack, rng=rng, index=index)
+    return (run or run_attack)(model, images, labels, attack, noise, autocast)
+
+
+def attack_noise(exits: int, images: Tensor, attack: Attack, *, rng: CounterRNG, index: Tensor) -> Tensor | None:
+    """The uniform numbers that `run_attack` expects for its random starts; None without a random start.
+
+    `exits` is E of the attacked network. The others are the arguments of `craft`; of the images only the shape is used.
+
+    Returns:
+        (B, C, H, W), with several restarts (restarts, B, C, H, W); for max-average with a first dimension E.
+    """
+    if attack.target_exits != "max-average":
+        return start_noise(rng, f"start {attack.target_exits} {attack.exit or 0}", index, images, attack.pgd)
+    if not attack.pgd.random_start:
+        return None
+    singles = [replace(attack, target_exits="single", exit=k) for k in range(1, exits + 1)]
+    parts = [attack_noise(exits, images, single, rng=rng, index=index) for single in singles]
+    return torch.stack([part for part in parts if part is not None])
+
+
+def run_attack(
+    model: MultiExit, images: Tensor, labels: Tensor, attack: Attack, noise: Tensor | None, autocast: Autocast
+) -> Tensor:
+    """Attack a batch from the random starts of `attack_noise`; the other arguments and the result are those of `craft`.
+
+    The function reads nothing but its arguments and the network, so a CUDA graph can hold all of it.
+    """
+    with frozen(model, attack.train_mode):
+        if attack.target_exits != "max-average":
+            return _attack_target(model, images, labels, attack, noise, autocast)
+        candidates = []
+        for k in range(1, model.exits + 1):
+            single, start = replace(attack, target_exits="single", exit=k), None if noise is None else noise[k - 1]
+            candidates.append(_attack_target(model, images, labels, single, start, autocast))
+        return keep_worst(model, torch.stack(candidates), labels, autocast, loss=attack.loss)
+
+
+def _attack_target(
+    model: MultiExit, images: Tensor, labels: Tensor, attack: Attack, noise: Tensor | None, autocast: Autocast
+) -> Tensor:
+    """PGD on the loss of one exit, or on the mean loss of all exits."""
     single, k = attack.target_exits == "single", attack.exit or model.exits
 
     def loss_fn(attacked: Tensor) -> Tensor:
@@ -168,9 +209,7 @@ def craft(
             logits = model.forward_exit(attacked, k)[None] if single else model(attacked)
         return sample_loss(attack.loss, logits, labels)
 
-    noise = start_noise(rng, f"start {attack.target_exits} {attack.exit or 0}", index, images, attack.pgd)
-    with frozen(model, attack.train_mode):
-        return pgd(images, attack.pgd, loss_fn, noise)
+    return pgd(images, attack.pgd, loss_fn, noise)
 
 
 def craft_each_exit(

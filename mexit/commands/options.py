@@ -75,6 +75,14 @@ def fraction(text: str | None) -> float | None:
         raise UsageError(f"'{text}' is not a number or a fraction: write 0.3 or 8/255") from None
 
 
+def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
+    """Parse numbers separated by commas. Raises `UsageError`."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{flag} expects numbers separated by commas, such as 2,1,1, not '{text}'") from None
+
+
 def pairs(texts: list[str], flag: str) -> dict[str, str]:
     """Parse `NAME=VALUE` texts of a repeatable flag into a dictionary. Raises `UsageError`."""
     values = {}

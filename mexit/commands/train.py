@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mexit.commands import output
-from mexit.commands.options import DataDir, Json, fraction, pairs
+from mexit.commands.options import DataDir, Json, fraction, numbers, pairs
 from mexit.core.progress import StopSignal
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Published schedule, method included: neo_kd, rdi, rdi_mobilenetv2, hdkd or demo. Other flags win "
-            "over it. Default: demo for digits, else neo_kd.",
+            help="Schedule, method included: neo_kd, rdi, rdi_mobilenetv2 or hdkd as published, fast (ours, for a GPU) "
+            "or demo. Other flags win over it. Default: demo for digits, else neo_kd.",
             show_default=False,
         ),
     ] = None,
@@ -66,12 +66,43 @@ def train(
         bool | None,
         typer.Option("--craft-train-mode/--craft-eval-mode", help="Mode of BatchNorm and dropout while attacking."),
     ] = None,
+    short_attack_until: Annotated[
+        float | None,
+        typer.Option(help="Share of the run, from its beginning, with an average attack of 3 steps of eps/2."),
+    ] = None,
+    average_attack_until: Annotated[
+        float | None,
+        typer.Option(help="Share of the run, from its beginning, with the average attack instead of --attack."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Length of the run in minutes, instead of --epochs. Learning rate and attack follow the elapsed share "
+            "of that time; it adds up over --resume."
+        ),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Images per optimisation step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Initial learning rate.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Largest learning rate.")] = None,
+    lr_schedule: Annotated[
+        str | None, typer.Option(help="Course of the learning rate: steps, or one-cycle (falls linearly to 0).")
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of the run in which the learning rate rises from 0, such as 0.15.")
+    ] = None,
+    nesterov: Annotated[
+        bool | None, typer.Option("--nesterov/--no-nesterov", help="Nesterov's momentum.", show_default=False)
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay, such as 5e-4.")] = None,
+    decay_norms: Annotated[
+        bool | None,
+        typer.Option(
+            "--decay-norms/--no-decay-norms", help="Weight decay on BatchNorm and biases too.", show_default=False
+        ),
+    ] = None,
     augment: Annotated[
         str | None,
-        typer.Option(help="Augmentation: none, crop-flip or resized-crop-flip. Default: by preset."),
+        typer.Option(help="Augmentation: none, crop-flip, reflect-crop-flip or resized-crop-flip. Default: by preset."),
     ] = None,
     trades: Annotated[float | None, typer.Option(help="Weight of a TRADES term, such as 6.")] = None,
     awp: Annotated[
@@ -79,6 +110,13 @@ def train(
     ] = None,
     ema: Annotated[
         float | None, typer.Option(help="Decay of the moving average of the weights, such as 0.995.")
+    ] = None,
+    recompute_norms: Annotated[
+        int | None,
+        typer.Option(help="Training images on which BatchNorm's statistics are measured again at the end."),
+    ] = None,
+    exit_weights: Annotated[
+        str | None, typer.Option(help="Weight of each exit in cross-entropies and TRADES, such as 2,1,1.")
     ] = None,
     label_smoothing: Annotated[
         float | None, typer.Option(help="Share of the label spread over all classes, such as 0.1.")
@@ -91,6 +129,9 @@ def train(
     ] = None,
     omit_class: Annotated[str | None, typer.Option(help="Name of a class whose training images are left out.")] = None,
     keep: Annotated[str | None, typer.Option(help="Weights to keep: last, or best on the selection split.")] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Epochs from one measurement on the selection split to the next.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of weights, sample order, augmentation and attack starts.")
     ] = None,
@@ -105,6 +146,7 @@ def train(
             help="Threads that load images ahead. Default: one per core for image files, 0 for data in memory."
         ),
     ] = None,
+    graphs: Annotated[bool, typer.Option("--graphs/--no-graphs", help="CUDA graphs on a CUDA device.")] = True,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write scalars for TensorBoard into the run.")
     ] = False,
@@ -130,18 +172,29 @@ def train(
         "loss": loss,
         "restarts": restarts,
         "craft_train_mode": craft_train_mode,
+        "short_attack_until": short_attack_until,
+        "average_attack_until": average_attack_until,
         "epochs": epochs,
+        "minutes": minutes,
         "batch": batch,
         "lr": lr,
+        "lr_schedule": lr_schedule,
+        "warmup": warmup,
+        "nesterov": nesterov,
+        "weight_decay": weight_decay,
+        "decay_norms": decay_norms,
         "augment": augment,
         "trades": trades,
         "awp": awp,
         "ema": ema,
+        "recompute_norms": recompute_norms,
+        "exit_weights": numbers(exit_weights, "--exit-weights"),
         "label_smoothing": label_smoothing,
         "teachers": tuple(str(run) for run in teacher or ()) or None,
         "fraction": train_fraction,
         "omit_class": omit_class,
         "keep": keep,
+        "validate_every": validate_every,
         "seed": seed,
         "precision": precision,
     }
@@ -158,6 +211,7 @@ def train(
                 threads=threads,
                 workers=workers,
                 tensorboard=tensorboard,
+                graphs=graphs,
                 should_stop=lambda: stop.requested,
             ),
             progress=output.RichProgress(),
@@ -199,7 +253,7 @@ def _value(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
     try:
-        numbers = tuple(float(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
         return text
-    return numbers if "," in text else numbers[0]
+    return values if "," in text else values[0]

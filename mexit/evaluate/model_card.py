@@ -15,8 +15,8 @@ from mexit.evaluate.target import EvaluationTarget
 from mexit.train.config import TrainSettings, resolve
 
 # Settings whose flag has another name, or that have no flag.
-_NO_FLAG = {"data", "preset", "options", "teachers", "test_steps", "momentum", "weight_decay", "decay_at",
-            "decay_factor", "craft_train_mode", "selection_steps"}  # fmt: skip
+_NO_FLAG = {"data", "preset", "options", "teachers", "test_steps", "momentum", "decay_at", "decay_factor",
+            "craft_train_mode", "selection_steps", "steps_done"}  # fmt: skip
 
 
 def model_card(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
@@ -164,11 +164,7 @@ def _train_command(settings: TrainSettings) -> str:
     given = {"method": settings.method, "model": settings.model}
     preset, values = resolve(settings.data, settings.preset, given).to_json(), settings.to_json()
     words = [f"mexit train --data {settings.data} --preset {settings.preset} --method {settings.method}"]
-    words += [
-        f"--{name.replace('_', '-')} {_flag_value(value)}"
-        for name, value in values.items()
-        if name not in _NO_FLAG and value != preset[name]
-    ]
+    words += [_flag(name, value) for name, value in values.items() if name not in _NO_FLAG and value != preset[name]]
     if settings.craft_train_mode != preset["craft_train_mode"]:
         words.append("--craft-train-mode" if settings.craft_train_mode else "--craft-eval-mode")
     words += [f"--set {name}={_flag_value(value)}" for name, value in values["options"].items()]
@@ -187,6 +183,14 @@ def _percent(entry: Mapping[str, Any]) -> str:
 
 def _cell(entry: Mapping[str, Any] | None) -> str:
     return "" if entry is None else f"{100 * entry['value']:.1f} ± {100 * entry['stderr']:.1f}"
+
+
+def _flag(name: str, value: Any) -> str:
+    """A setting as a flag of `mexit train`."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {_flag_value(value)}"
 
 
 def _flag_value(value: Any) -> str:

@@ -27,7 +27,7 @@ def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
     figure, (left, right, *more) = _figure(3 if has_cmi else 2)
     _draw_losses(left, records, title)
     colours = {"clean": CLEAN, "attacked": ATTACKED}
-    selection = [record["selection"] for record in records]
+    selection = [{"epoch": record["epoch"], **record["selection"]} for record in records if "selection" in record]
     _draw_exits(right, selection, {name: {"color": colour} for name, colour in colours.items()}, 100)
     right.set(xlabel="epoch", ylabel="accuracy, %", title="selection split")
     right.legend(fontsize=8, loc="best")
@@ -151,7 +151,7 @@ def _draw_exits(
         for k, values in enumerate(per_exit, start=1):
             alpha = 0.35 + 0.65 * k / len(per_exit)
             scaled = [factor * value for value in values]
-            axes.plot(range(1, len(scaled) + 1), scaled, alpha=alpha, label=f"exit {k}, {name}", **style)
+            axes.plot([record["epoch"] for record in records], scaled, alpha=alpha, label=f"exit {k}, {name}", **style)
 
 
 def _draw_accuracy(

@@ -37,6 +37,7 @@ class TrainOptions:
         threads: threads of torch on the CPU; None = all cores.
         workers: threads that load images ahead; None = one per core for image files, 0 for data in memory.
         tensorboard: whether to write TensorBoard scalars into the run as well.
+        graphs: whether to use CUDA graphs on a CUDA device.
         should_stop: called after every step; True writes a checkpoint and ends training.
     """
 
@@ -44,6 +45,7 @@ class TrainOptions:
     threads: int | None = None
     workers: int | None = None
     tensorboard: bool = False
+    graphs: bool = True
     should_stop: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
@@ -152,27 +154,29 @@ class _Session:
         """Train the run, after the teachers that its method trains for itself.
 
         Returns:
-            Whether the run is finished, and its settings with those teachers.
+            Whether the run is finished, and its settings with those teachers and, by the clock, the steps done.
         """
         teachers = own_teachers(self.run, settings)
         if teachers:
             self._create(self.run, settings)
             for teacher, teacher_settings in teachers.items():
-                if not (teacher / checkpoint.WEIGHTS).exists() and not self._train(teacher, teacher_settings):
+                if not (teacher / checkpoint.WEIGHTS).exists() and not self._train(teacher, teacher_settings)[0]:
                     return False, settings
             settings = replace(settings, teachers=tuple(str(teacher) for teacher in teachers))
             self._create(self.run, settings)
-        return self._train(self.run, settings), settings
+        return self._train(self.run, settings)
 
     def _create(self, run: Path, settings: TrainSettings) -> None:
         if self.processes.is_main:
             checkpoint.create_run(run, settings, self.splits)
 
-    def _train(self, run: Path, settings: TrainSettings) -> bool:
-        """Train a run, from its checkpoint if it has one. Returns whether it is finished."""
-        precision = select_precision(settings.precision, self.options.device, settings.model)
+    def _train(self, run: Path, settings: TrainSettings) -> tuple[bool, TrainSettings]:
+        """Train a run, from its checkpoint if it has one. Returns whether it is finished, and its settings."""
+        precision = select_precision(settings.precision, self.options.device)
         workers = worker_count(self.data_set, self.options.workers)
-        trainer = Trainer(run, settings, self.data_set, self.splits, precision, workers, self.processes)
+        trainer = Trainer(
+            run, settings, self.data_set, self.splits, precision, workers, self.processes, self.options.graphs
+        )
         if self.processes.broadcast((run / checkpoint.SETTINGS).exists()):
             self._resume(trainer)
         else:
@@ -180,7 +184,7 @@ class _Session:
         if self.processes.is_main:
             remember(RUNS, self.run)
         self.progress.note(_headline(trainer))
-        return self._run(trainer)
+        return self._run(trainer), trainer.settings
 
     def _resume(self, trainer: Trainer) -> None:
         if not (trainer.run / checkpoint.CHECKPOINT).exists():
@@ -192,10 +196,11 @@ class _Session:
 
     def _run(self, trainer: Trainer) -> bool:
         """Run the training loop with a progress bar and TensorBoard."""
-        total = trainer.settings.epochs * len(trainer.train_index)
+        by_clock = trainer.settings.minutes > 0
+        total = int(60 * trainer.settings.minutes) or trainer.settings.epochs * len(trainer.train_index)
         write = self.options.tensorboard and self.processes.is_main
         scalars = closing(TensorBoardWriter(trainer.run / FOLDER)) if write else nullcontext()
-        with self.progress.track("training", total) as advance, scalars as writer:
+        with self.progress.track("training, seconds" if by_clock else "training", total) as advance, scalars as writer:
             done = 0
 
             def on_step(report: StepReport) -> None:
@@ -203,8 +208,8 @@ class _Session:
                 accuracy = report.attacked_accuracy
                 detail = f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}"
                 detail += "" if accuracy is None else f"  attacked {100 * accuracy:.1f}%"
-                advance(report.samples - done, detail)
-                done = report.samples
+                advance(report.done - done, detail)
+                done = report.done
                 if writer is not None:
                     writer.add(report)
 
@@ -226,8 +231,9 @@ def _new_run(out: Path | None, name: str) -> Path:
 def _headline(trainer: Trainer) -> str:
     settings, precision, processes = trainer.settings, trainer.precision, trainer.process_group.size
     attack = trainer.attack.describe() if trainer.attack else "no attack"
+    length = f"{settings.minutes:g} minutes" if settings.minutes else f"{settings.epochs} epochs"
     return (
         f"training {settings.model} on {settings.data} with {settings.method}: {len(trainer.train_index)} images, "
-        f"{settings.epochs} epochs, {attack}, {'bf16' if precision.bf16 else 'fp32'} on {precision.device}, "
+        f"{length}, {attack}, {'bf16' if precision.bf16 else 'fp32'} on {precision.device}, "
         f"{f'{processes} processes, ' if processes > 1 else ''}into {trainer.run}"
     )

@@ -2,6 +2,8 @@
 
 crop-flip           pad by 4 black pixels on each side, crop the original size, mirror half of the images: the
                     augmentation of MSDNet and RDI-Nets on CIFAR
+reflect-crop-flip   the same crop with reflected borders; each image is mirrored in every second epoch, half of them in
+                    the even ones (K. Jordan, arXiv 2404.00498)
 resized-crop-flip   crop 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3, resize to the original size, mirror
                     half of the images: the augmentation of MSDNet on ImageNet (C. Szegedy et al., CVPR 2015)
 
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from mexit.attacks.rng import CounterRNG
 
-AUGMENTS = ("none", "crop-flip", "resized-crop-flip")
+AUGMENTS = ("none", "crop-flip", "reflect-crop-flip", "resized-crop-flip")
 PAD = 4
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10
@@ -39,18 +41,41 @@ def augment(images: Tensor, kind: str, rng: CounterRNG, index: Tensor) -> Tensor
     """
     if kind == "none":
         return images
-    return _crop_flip(images, rng, index) if kind == "crop-flip" else _resized_crop_flip(images, rng, index)
-
-
-def _crop_flip(images: Tensor, rng: CounterRNG, index: Tensor) -> Tensor:
+    if kind == "resized-crop-flip":
+        return _resized_crop_flip(images, rng, index)
     numbers = rng.uniform("augment", index, (3,))
-    corner = (numbers[:, :2] * (2 * PAD + 1)).long().clamp_(max=2 * PAD)
-    mirrored = numbers[:, 2] < 0.5
-    rows = corner[:, :1] + torch.arange(images.shape[2], device=images.device)
-    columns = corner[:, 1:] + torch.arange(images.shape[3], device=images.device)
+    if kind == "crop-flip":
+        return _crop(F.pad(images, (PAD, PAD, PAD, PAD)), numbers[:, :2], numbers[:, 2] < 0.5)
+    always = CounterRNG(rng.seed, 0).uniform("mirror", index, ()) < 0.5
+    return _crop(_reflected(images), numbers[:, :2], always ^ bool(rng.epoch % 2))
+
+
+def _reflected(images: Tensor) -> Tensor:
+    """Images with reflected borders of `PAD` pixels, of any dtype."""
+    for axis in (2, 3):
+        size = images.shape[axis]
+        positions = torch.arange(-PAD, size + PAD, device=images.device).abs()
+        images = images.index_select(axis, torch.where(positions < size, positions, 2 * (size - 1) - positions))
+    return images
+
+
+def _crop(padded: Tensor, numbers: Tensor, mirrored: Tensor) -> Tensor:
+    """Crop images that were padded by `PAD` pixels at random corners, and mirror some.
+
+    Args:
+        padded: (B, C, H + 2 PAD, W + 2 PAD).
+        numbers: uniform numbers in [0, 1), (B, 2).
+        mirrored: (B,) bool.
+
+    Returns:
+        (B, C, H, W).
+    """
+    height, width = padded.shape[2] - 2 * PAD, padded.shape[3] - 2 * PAD
+    corner = (numbers * (2 * PAD + 1)).long().clamp_(max=2 * PAD)
+    rows = corner[:, :1] + torch.arange(height, device=padded.device)
+    columns = corner[:, 1:] + torch.arange(width, device=padded.device)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    batch, channels = (torch.arange(size, device=images.device) for size in images.shape[:2])
-    padded = F.pad(images, (PAD, PAD, PAD, PAD))
+    batch, channels = (torch.arange(size, device=padded.device) for size in padded.shape[:2])
     return padded[batch[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None],
                   columns[:, None, None, :]]  # fmt: skip
 

@@ -49,6 +49,7 @@ class Position:
         sums: sums over the samples of the epoch of each logged value; "n" is the number of samples.
         best: best mean attacked accuracy on the selection split; None before the end of the first epoch.
         log: size in bytes of the log up to this position.
+        elapsed_s: seconds that the run has taken up to this position, in all calls together.
     """
 
     epoch: int
@@ -56,6 +57,7 @@ class Position:
     sums: dict[str, float]
     best: float | None
     log: int
+    elapsed_s: float = 0.0
 
 
 START = Position(0, 0, {}, None, 0)
@@ -105,7 +107,8 @@ def restore(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer) -> Tr
     path = run / CHECKPOINT
     tensors, metadata = _read(path, "checkpoint")
     try:
-        position = decode(json.loads(metadata["progress"]), Position, "progress")
+        stored = {"elapsed_s": 0.0} | json.loads(metadata["progress"])  # a checkpoint of mexit 0.1 lacks it
+        position = decode(stored, Position, "progress")
     except (KeyError, ValueError, Damaged) as error:
         raise Damaged(f"checkpoint {path} has no valid position in the run ({error})") from None
     _load_weights(model, _with_prefix(tensors, "model."), path)
@@ -172,6 +175,11 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def create_run(run: Path, settings: TrainSettings, splits: Splits) -> None:
     """Create the directory of a run. The settings are written last: a run with settings is complete."""
     write_bytes(run / SPLITS, splits.to_bytes())
+    save_settings(run, settings)
+
+
+def save_settings(run: Path, settings: TrainSettings) -> None:
+    """Write the settings of a run."""
     write_bytes(run / SETTINGS, to_json(settings.to_json()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mexit.attacks.pgd import Attack, PGDConfig
@@ -15,12 +15,17 @@ from mexit.train.methods import method_class
 from mexit.train.presets import DEFAULT_MODELS, PRESETS
 
 KEEP = ("last", "best")
+LR_SCHEDULES = ("steps", "one-cycle")
 PRECISIONS = ("auto", "bf16", "fp32")
+SHORT_ATTACK_STEPS = 3
 # Fields that some runs of mexit 0.1 lack, with the values that those runs used.
 _ADDED: dict[str, Any] = {
     "norm": "linf", "rule": "sign", "loss": "ce", "restarts": 1,
     "trades": 0.0, "awp": 0.0, "ema": 0.0, "label_smoothing": 0.0,
     "teachers": [], "fraction": 1.0, "omit_class": None, "selection_steps": 10,
+    "minutes": 0.0, "steps_done": 0, "lr_schedule": "steps", "warmup": 0.0, "nesterov": False, "decay_norms": True,
+    "recompute_norms": 0, "short_attack_until": 0.0, "average_attack_until": 0.0, "exit_weights": [],
+    "validate_every": 1,
 }  # fmt: skip
 # Fields of mexit 0.1 that have another name now.
 _RENAMED = {"recipe": "precision"}
@@ -49,23 +54,38 @@ class TrainSettings:
         rule: update rule of the training attack, see `PGDConfig`; evaluation always uses "sign".
         restarts: random starts of the attacks; the strongest result is kept.
         loss: loss that the training attack maximises, one of `attacks.losses.LOSSES`; evaluation uses "ce".
+        short_attack_until: fraction of the run in which the training attack is an average attack of at most 3 steps of
+            eps / 2.
+        average_attack_until: fraction of the run in which it is an average attack of all steps; afterwards it is
+            `attack`.
         craft_train_mode: attack with the network in train mode, as RDI-Nets' code does.
-        epochs: passes over the training split.
+        epochs: passes over the training split; unused in a run by the clock.
+        minutes: length of the run in minutes; every schedule is then a function of the elapsed share of that time. 0 =
+            the run ends after `epochs`.
+        steps_done: optimisation steps of a finished run by the clock; 0 otherwise.
         batch: images per optimisation step, of all processes together.
-        lr: initial learning rate of SGD.
-        momentum: momentum of SGD, in [0, 1).
-        weight_decay: weight decay of SGD.
-        decay_at: fractions of the run after which the learning rate is multiplied by `decay_factor`.
+        lr: largest learning rate of SGD.
+        lr_schedule: "steps" (decays at `decay_at`) or "one-cycle" (a linear fall to 0 at the end).
+        warmup: fraction of the run in which the learning rate rises linearly from 0, in [0, 1).
+        decay_at: fractions of the run after which "steps" multiplies the learning rate by `decay_factor`.
         decay_factor: factor of each learning rate decay.
+        momentum: momentum of SGD, in [0, 1).
+        nesterov: whether the momentum is Nesterov's.
+        weight_decay: weight decay of SGD.
+        decay_norms: whether it applies to BatchNorm and biases too.
         augment: augmentation of training images, one of `augment.AUGMENTS`.
         seed: seed of weights, sample order, augmentation, attack starts and dropout.
         precision: "bf16" (autocast), "fp32", or "auto" (bf16 where the device supports it).
         keep: weights to keep: "last", or "best" by mean attacked accuracy on the selection split.
-        selection_steps: steps of the attack on the selection split after each epoch.
+        selection_steps: steps of the attack on the selection split.
+        validate_every: epochs from one measurement on the selection split to the next; the last epoch always has one.
         trades: weight of the TRADES term; 0 = off.
         awp: relative size of the adversarial weight perturbation; 0 = off.
         ema: decay of the exponential moving average of the weights, which is then the result; 0 = off.
+        recompute_norms: number of training images on which BatchNorm's statistics of the result are measured again at
+            the end, clean and attacked; 0 = off.
         label_smoothing: share of the label spread over all classes, in [0, 1).
+        exit_weights: weight of each exit in every cross-entropy and in TRADES, (E,); () = 1 each.
         teachers: directories of the teacher runs.
         fraction: share of each class's training images to use, in (0, 1].
         omit_class: name of a class whose training images are left out.
@@ -89,30 +109,46 @@ class TrainSettings:
     restarts: int = 1
     loss: str = "ce"
     craft_train_mode: bool = False
+    short_attack_until: float = 0.0
+    average_attack_until: float = 0.0
     epochs: int = 20
+    minutes: float = 0.0
+    steps_done: int = 0
     batch: int = 64
     lr: float = 0.03
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    lr_schedule: str = "steps"
+    warmup: float = 0.0
     decay_at: tuple[float, ...] = ()
     decay_factor: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    decay_norms: bool = True
     augment: str = "none"
     seed: int = 0
     precision: str = "auto"
     keep: str = "last"
     selection_steps: int = 10
+    validate_every: int = 1
     trades: float = 0.0
     awp: float = 0.0
     ema: float = 0.0
+    recompute_norms: int = 0
     label_smoothing: float = 0.0
+    exit_weights: tuple[float, ...] = ()
     teachers: tuple[str, ...] = ()
     fraction: float = 1.0
     omit_class: str | None = None
 
     def __post_init__(self) -> None:
         self._check(self.epochs >= 1 and self.batch >= 1, "epochs and batch must be at least 1", "epochs", "batch")
+        self._check(self.minutes >= 0, "minutes must be at least 0", "minutes")
         self._check(self.lr > 0, "lr must be above 0", "lr")
+        schedules = ", ".join(LR_SCHEDULES)
+        self._check(self.lr_schedule in LR_SCHEDULES, f"lr_schedule must be one of {schedules}", "lr_schedule")
+        self._check(0 <= self.warmup < 1, "warmup, a fraction of the run, must be in [0, 1)", "warmup")
         self._check(0 <= self.momentum < 1, "momentum must be in [0, 1)", "momentum")
+        self._check(self.momentum > 0 or not self.nesterov, "Nesterov momentum needs a momentum above 0", "momentum")
         self._check(self.weight_decay >= 0, "weight decay must be at least 0", "weight_decay")
         self._check(self.seed >= 0, "seed must be at least 0", "seed")
         self._check(self.keep in KEEP, f"keep must be one of {', '.join(KEEP)}", "keep")
@@ -121,6 +157,12 @@ class TrainSettings:
         self._check(self.trades >= 0 and self.awp >= 0, "trades and awp must be at least 0", "trades", "awp")
         self._check(0 <= self.ema < 1, "ema must be in [0, 1)", "ema")
         self._check(0 <= self.label_smoothing < 1, "label smoothing must be in [0, 1)", "label_smoothing")
+        self._check(self.validate_every >= 1, "validate_every must be at least 1", "validate_every")
+        self._check(self.recompute_norms >= 0, "recompute_norms must be at least 0", "recompute_norms")
+        self._check(min(self.exit_weights, default=0) >= 0, "exit weights must be at least 0", "exit_weights")
+        self._check(not self.exit_weights or any(self.exit_weights), "one exit weight must be above 0", "exit_weights")
+        shares = ("short_attack_until", "average_attack_until")
+        self._check(all(0 <= getattr(self, name) <= 1 for name in shares), "shares must be in [0, 1]", *shares)
         self._check(0 < self.fraction <= 1, "fraction must be above 0 and at most 1", "fraction")
         if self.trades and self.attack == "none":
             raise UsageError("the TRADES term needs attacked images: choose --attack average or max-average")
@@ -131,13 +173,21 @@ class TrainSettings:
             values = " and ".join(repr(getattr(self, name)) for name in names)
             raise UsageError(f"{requirement}, found {values}")
 
-    def training_attack(self) -> Attack | None:
-        """The training attack, or None for a run on clean images."""
+    def training_attack(self, progress: float = 1.0) -> Attack | None:
+        """The training attack, or None for a run on clean images.
+
+        Args:
+            progress: fraction of the run that is done, in [0, 1].
+        """
         if self.attack == "none":
             return None
         random_start = self.rule != "penalty"  # the penalty rule has no ball to start in
         config = PGDConfig(self.eps, self.step, self.steps, random_start, self.norm, self.rule, self.restarts)
-        return Attack(self.attack, config, train_mode=self.craft_train_mode, loss=self.loss)
+        attack = Attack(self.attack, config, train_mode=self.craft_train_mode, loss=self.loss)
+        if progress < self.short_attack_until:
+            short = replace(config, steps=min(config.steps, SHORT_ATTACK_STEPS), step_size=config.eps / 2)
+            return replace(attack, target_exits="average", pgd=short)
+        return replace(attack, target_exits="average") if progress < self.average_attack_until else attack
 
     def test_attack(self, target_exits: str, eps: float | None = None, steps: int | None = None) -> Attack:
         """An attack for evaluation.
@@ -151,8 +201,11 @@ class TrainSettings:
         return Attack(target_exits, PGDConfig(radius, self.step, count, norm=self.norm, restarts=self.restarts))
 
     def lr_at(self, progress: float) -> float:
-        """The learning rate at `progress`, the fraction of the run that is done, in [0, 1]."""
-        return self.lr * self.decay_factor ** sum(progress >= point for point in self.decay_at)
+        """The learning rate at `progress`, the fraction of the run that is done, in [0, 1)."""
+        rise = min(1.0, progress / self.warmup) if self.warmup else 1.0
+        if self.lr_schedule == "one-cycle":
+            return self.lr * min(rise, (1 - progress) / (1 - self.warmup))
+        return self.lr * rise * self.decay_factor ** sum(progress >= point for point in self.decay_at)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as `settings.json` stores them."""
@@ -204,6 +257,8 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     for name, expected in (("data", data), ("preset", preset)):
         if given.get(name, expected) != expected:
             raise UsageError(f"two values for {name}: {given[name]} in the settings and {expected} beside them")
+    if given.get("minutes") and "epochs" in given:
+        raise UsageError("a run ends after --minutes or after --epochs: give one of them")
     values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
     values |= presets[preset] | given
     if values["method"] == presets[preset]["method"]:

@@ -62,29 +62,36 @@ class FusedEvalCopy:
     """A fused copy of a network, for attacks in eval mode only: it has no batch statistics.
 
     Args:
-        network: network to copy; `refreshed` copies its current weights.
+        network: network to copy; `refresh` copies its current weights.
         dtype: dtype of the copy's weights and activations.
+
+    Attributes:
+        network: the copy.
     """
 
     def __init__(self, network: MultiExit, dtype: torch.dtype = torch.bfloat16) -> None:
-        self._copy = copy.deepcopy(network).eval().requires_grad_(False)
-        self._fused = _fuse(network, self._copy)
-        make_gradients_contiguous(self._copy)
-        for layer in self._copy.modules():
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._fused = _fuse(network, self.network)
+        make_gradients_contiguous(self.network)
+        for layer in self.network.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 layer.to(dtype)
-        self._copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._copied = _unfused_tensors(network, self._copy, {pair.target for pair in self._fused})
-        self._copy.normalise = _NormaliseAndCast(self._copy.normalise, dtype)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._copied = _unfused_tensors(network, self.network, {pair.target for pair in self._fused})
+        self.network.normalise = _NormaliseAndCast(self.network.normalise, dtype)
 
     def refreshed(self) -> MultiExit:
         """The copy, updated to the network's current weights and statistics."""
+        self.refresh()
+        return self.network
+
+    def refresh(self) -> None:
+        """Update the copy, in place, to the network's current weights and statistics."""
         with torch.no_grad():
             for pair in self._fused:
                 pair.refresh()
             for source, target in self._copied:
                 target.copy_(source)
-        return self._copy
 
 
 def _fuse(network: MultiExit, fused: MultiExit) -> list[_FusedPair]:

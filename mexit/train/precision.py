@@ -1,6 +1,6 @@
 """The device, dtype and memory format of training.
 
-On a processor with native bfloat16, training runs under autocast in channels_last, and attacks in eval mode run on a
+On a device with native bfloat16, training runs under autocast in channels_last, and attacks in eval mode run on a
 fused bfloat16 copy of the network (`fused_eval_copy`). The setting "fp32" selects the plain path. Training attacks in
 bfloat16 give the same robustness as in float32; every reported robustness is computed in float32.
 `benchmarks/training_speed.py` measures a step against plain float32.
@@ -41,22 +41,20 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context for forward passes in training."""
-        return torch.autocast(self.device, torch.bfloat16) if self.bf16 else nullcontext()
+        # A CUDA graph that holds a cached conversion of the weights would use those of the first step for ever.
+        cache = self.device == "cpu"
+        return torch.autocast(self.device, torch.bfloat16, cache_enabled=cache) if self.bf16 else nullcontext()
 
     def prepare(self, model: MultiExit) -> MultiExit:
         """Move the model to the device and memory format."""
         model = model.to(self.device)
-        if self._bf16_on_cpu:
+        if self.bf16:
             make_gradients_contiguous(model)
         return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
 
     def attack_copy(self, model: MultiExit) -> FusedEvalCopy | None:
         """A copy of `model` for attacks in eval mode, or None where the copy is not faster."""
-        return FusedEvalCopy(model) if self._bf16_on_cpu else None
-
-    @property
-    def _bf16_on_cpu(self) -> bool:
-        return self.bf16 and self.device == "cpu"
+        return FusedEvalCopy(model) if self.bf16 else None
 
     def to_device(self, images: Tensor) -> Tensor:
         """Move images (B, C, H, W) to the device and memory format."""
@@ -64,13 +62,12 @@ class Precision:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
 
-def select_precision(setting: str, device: str, model: str) -> Precision:
+def select_precision(setting: str, device: str) -> Precision:
     """Select the arithmetic of a run.
 
     Args:
         setting: "auto", "bf16" or "fp32".
         device: "auto", "cpu" or "cuda".
-        model: name of the network.
 
     Raises:
         UsageError: the device is unknown or does not exist.
@@ -78,9 +75,7 @@ def select_precision(setting: str, device: str, model: str) -> Precision:
     device = resolve_device(device)
     native = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_has_bf16()
     bf16 = native if setting == "auto" else setting == "bf16"
-    # In channels_last the gradients of MSDNet's concatenations are strided views, which slows later kernels down.
-    strided = model.startswith("msdnet") and device != "cpu"
-    return Precision(device, bf16, channels_last=bf16 and not strided)
+    return Precision(device, bf16, channels_last=bf16)
 
 
 def set_threads(count: int | None, processes: int = 1) -> None:

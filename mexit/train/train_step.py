@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mexit.models.multi_exit import MultiExit
 from mexit.train.config import TrainSettings
+from mexit.train.cuda_graphs import StepGraphs
 from mexit.train.distributed import SINGLE_PROCESS, ProcessGroup
 from mexit.train.fused_eval_copy import FusedEvalCopy
 from mexit.train.methods.base import Adaptation, Batch, Outputs, StepInfo, TrainingMethod
@@ -30,6 +31,7 @@ class TrainStep:
         ema: moving average of the weights, or None.
         attack_copy: copy of the network for attacks in eval mode; None = attack the network itself.
         process_group: processes that share the batch.
+        graphs: CUDA graphs of the network's passes, or None.
     """
 
     model: MultiExit
@@ -39,11 +41,15 @@ class TrainStep:
     ema: EMA | None = None
     attack_copy: FusedEvalCopy | None = None
     process_group: ProcessGroup = SINGLE_PROCESS
+    graphs: StepGraphs | None = None
 
     def craft(self, batch: Batch) -> Tensor | None:
         """The method's attacked images, (V, B, C, H, W), or None without an attack."""
         if self.attack_copy is not None and batch.attack is not None and not batch.attack.train_mode:
-            batch = replace(batch, model=self.attack_copy.refreshed(), autocast=nullcontext)
+            refreshed = self.attack_copy.refreshed if self.graphs is None else self.graphs.refreshed
+            batch = replace(batch, model=refreshed(), autocast=nullcontext)
+        if self.graphs is not None:
+            batch = replace(batch, run_attack=self.graphs.run_attack)
         return self.method.craft(batch)
 
     def run(self, batch: Batch, adaptation: Adaptation, step: StepInfo) -> dict[str, float]:
@@ -78,13 +84,17 @@ class TrainStep:
         return metrics
 
     def _forward(self, batch: Batch, attacked: Tensor | None, step: StepInfo) -> Outputs:
-        with batch.autocast():
-            clean = self.model(batch.images).float()
-            variants = None if attacked is None else self.model(attacked.flatten(0, 1)).float()
+        with batch.autocast() if self.graphs is None else nullcontext():
+            clean = self._logits("clean", batch.images)
+            variants = None if attacked is None else self._logits("attacked", attacked.flatten(0, 1))
         if attacked is not None and variants is not None:
             exits, _, classes = variants.shape
             variants = variants.reshape(exits, len(attacked), -1, classes).transpose(0, 1)
         return Outputs(batch, clean, variants, attacked, step)
+
+    def _logits(self, purpose: str, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images).float() if self.graphs is None else self.graphs.forward(purpose, images)
+        return logits
 
     def _terms(self, outputs: Outputs) -> dict[str, Tensor]:
         terms = self.method.terms(outputs)
@@ -104,12 +114,14 @@ class TrainStep:
 
 
 def _metrics(outputs: Outputs, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
-    metrics = {"loss": float(loss.detach()), "clean accuracy": _accuracy(outputs.clean, outputs.labels)}
+    metrics = {"loss": loss, "clean accuracy": _accuracy(outputs.clean, outputs.labels)}
     if outputs.attacked is not None:
         metrics["attacked accuracy"] = _accuracy(outputs.attacked, outputs.labels)
-    return metrics | {f"loss {name}": float(term.detach()) for name, term in terms.items()}
+    metrics |= {f"loss {name}": term for name, term in terms.items()}
+    values = torch.stack([value.detach().float() for value in metrics.values()])  # one transfer from the device
+    return dict(zip(metrics, values.tolist(), strict=True))
 
 
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
+def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Accuracy in [0, 1], mean over exits and samples."""
-    return float((logits.detach().argmax(dim=-1) == labels).float().mean())
+    return (logits.detach().argmax(dim=-1) == labels).float().mean()

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,23 +18,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mexit.attacks.pgd import Attack
 from mexit.attacks.rng import CounterRNG
 from mexit.data.dataset import DataSet, split_batches
 from mexit.data.splits import Splits
-from mexit.errors import MexitError
-from mexit.models import build_model, model_spec
+from mexit.errors import MexitError, UsageError
+from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
-from mexit.train.augment import augment
+from mexit.train.batch_norm import recompute_statistics
+from mexit.train.batches import INFERENCE_BATCH, TrainBatches
 from mexit.train.checkpoint import START, Position, TrainState
 from mexit.train.config import TrainSettings
-from mexit.train.dataloader import load_batches
+from mexit.train.cuda_graphs import StepGraphs
 from mexit.train.distributed import SINGLE_PROCESS, ProcessGroup
 from mexit.train.methods import build_method
 from mexit.train.methods.base import Adaptation, Batch, Setup, StepInfo
+from mexit.train.optimiser import build_optimiser
 from mexit.train.precision import Precision
 from mexit.train.regularizers import EMA
 from mexit.train.teachers import load_teachers
@@ -42,7 +43,7 @@ from mexit.train.train_step import TrainStep
 from mexit.train.validation import attacked_batches, correct_predictions, exit_logits
 
 CHECKPOINT_INTERVAL_S = 60.0
-INFERENCE_BATCH = 256
+UNKNOWN_EPOCHS = 1_000_000  # of a run by the clock before its first step
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ class StepReport:
 
     Attributes:
         epoch: current epoch, from 1.
-        epochs: epochs of the run.
+        epochs: epochs of the run; in a run by the clock their expected number.
         samples: samples processed in all epochs.
-        total_samples: samples of the whole run.
+        done, total: the part of the run that is done, and the whole run: in samples, or in seconds in a run by the
+            clock.
         loss: mean loss of the epoch so far.
         attacked_accuracy: accuracy on the attacked training batches of the epoch so far, mean over exits; None
             without an attack.
@@ -63,7 +65,8 @@ class StepReport:
     epoch: int
     epochs: int
     samples: int
-    total_samples: int
+    done: int
+    total: int
     loss: float
     attacked_accuracy: float | None
     epoch_record: dict[str, Any] | None = None
@@ -81,7 +84,9 @@ class Trainer:
         precision: device and arithmetic.
         workers: loader threads, see `dataloader.load_batches`.
         process_group: processes that train together; the main one validates, writes and reports.
+        graphs: whether a step on a CUDA device runs the network by CUDA graphs; several processes train without.
         position: position in the schedule.
+        progress: fraction of the run that is done, in [0, 1].
         kept: the weights that would be the result if training ended at `position`.
     """
 
@@ -92,7 +97,9 @@ class Trainer:
     precision: Precision
     workers: int = 0
     process_group: ProcessGroup = SINGLE_PROCESS
+    graphs: bool = True
     position: Position = field(default=START, init=False)
+    progress: float = field(default=0.0, init=False)
     kept: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -101,9 +108,7 @@ class Trainer:
         self.model = precision.prepare(build_model(settings.model, len(self.data.classes)))
         self.input = model_spec(settings.model).input
         self.attack = settings.training_attack()
-        self.optimiser = torch.optim.SGD(
-            self.model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
-        )
+        self.optimiser = build_optimiser(self.model, settings)
         self.ema = EMA(settings.ema) if settings.ema else None
         self.method = build_method(settings.method, settings.options)
         teachers = load_teachers(settings, self.data.classes, precision)
@@ -119,13 +124,23 @@ class Trainer:
                 settings.data,
             )
         )
+        if settings.exit_weights and len(settings.exit_weights) != self.model.exits:
+            raise UsageError(
+                f"{settings.model} has {self.model.exits} exits: give one exit weight for each, "
+                f"found {len(settings.exit_weights)}"
+            )
         copy = precision.attack_copy(self.model)
+        graphs = None
+        if self.graphs and precision.device == "cuda" and self.process_group.size == 1:
+            graphs = StepGraphs(self.model, precision.autocast, settings.batch, copy)
         self.train_step = TrainStep(
-            self.model, self.method, self.optimiser, settings, self.ema, copy, self.process_group
+            self.model, self.method, self.optimiser, settings, self.ema, copy, self.process_group, graphs
         )
         self.train_index = self.splits.part("train")
         self.process_group.check_batch(settings.batch, len(self.train_index))
         self.steps_per_epoch = -(-len(self.train_index) // settings.batch)
+        self.batches = TrainBatches(self.data, self.splits, self.input, settings, self.model, precision, self.workers)
+        self._start_s = time.monotonic()
 
     def resume(self) -> None:
         """Restore the state of the checkpoint. Raises `NotFound` or `Damaged`, see `checkpoint.restore`."""
@@ -134,7 +149,7 @@ class Trainer:
         if state.method:
             self.method.load_state_dict(state.method)
         if self.ema is not None:
-            self.ema.weights = dict(state.average)
+            self.ema.weights = {name: value.to(self.precision.device) for name, value in state.average.items()}
 
     def train(
         self,
@@ -155,10 +170,12 @@ class Trainer:
         """
         if self.process_group.is_main:
             _truncate_log(self.run / checkpoint.LOG, self.position.log)
+        self._start_s = time.monotonic() - self.position.elapsed_s
         saved_s = time.monotonic()
-        while self.position.epoch < self.settings.epochs:
+        while not self._finished:
             for sums in self._remaining_steps():
                 self.position = replace(self.position, step=self.position.step + 1, sums=sums)
+                self.progress = self._measure_progress()
                 on_step(self._report())
                 stop = self.process_group.any(should_stop())
                 if stop or time.monotonic() - saved_s > CHECKPOINT_INTERVAL_S:
@@ -166,42 +183,81 @@ class Trainer:
                     saved_s = time.monotonic()
                 if stop:
                     return False
+                if self.progress >= 1:
+                    break
+            last = self.progress >= 1
+            if last and self.settings.minutes:
+                self.settings = replace(self.settings, steps_done=self._step_number)
             if self.process_group.is_main:
-                on_step(self._end_epoch())
+                on_step(self._end_epoch(last))
             else:
                 self.position = replace(START, epoch=self.position.epoch + 1)
             saved_s = time.monotonic()
         if self.process_group.is_main:
+            if self.settings.minutes:
+                checkpoint.save_settings(self.run, self.settings)
             checkpoint.save_weights(self.run, self.kept, self.settings, len(self.data.classes))
         return self.process_group.broadcast(True)  # the other processes wait until the weights are written
 
+    @property
+    def _finished(self) -> bool:
+        if self.settings.minutes:
+            return self.settings.steps_done > 0
+        return self.position.epoch >= self.settings.epochs
+
+    @property
+    def _step_number(self) -> int:
+        """Number of the next step in the run, from 0."""
+        return self.position.epoch * self.steps_per_epoch + self.position.step
+
+    @property
+    def _expected_epochs(self) -> int:
+        """Epochs of the run; in a run by the clock an extrapolation of the time per epoch so far."""
+        if not self.settings.minutes:
+            return self.settings.epochs
+        done = self._step_number / self.steps_per_epoch
+        return max(self.position.epoch + 1, round(done / self.progress)) if self.progress > 0 else UNKNOWN_EPOCHS
+
+    def _measure_progress(self) -> float:
+        """The fraction of the run that is done, the same in every process."""
+        if not self.settings.minutes:
+            return self._step_number / (self.steps_per_epoch * self.settings.epochs)
+        return self.process_group.broadcast(min(1.0, self._elapsed_s() / (60 * self.settings.minutes)))
+
+    def _elapsed_s(self) -> float:
+        """Seconds that the run has taken, in all calls together."""
+        return time.monotonic() - self._start_s
+
     def _remaining_steps(self) -> Iterator[dict[str, float]]:
         """Run the remaining steps of the epoch; yield the sums of `Position` after each."""
+        self.progress = self._measure_progress()
         rng = CounterRNG(self.settings.seed, self.position.epoch)
         order = self.train_index[rng.permutation(len(self.train_index))]
         sums = dict(self.position.sums)
         if self.position.step == 0:
-            self.method.begin_epoch(self.position.epoch, self.settings.epochs, self._iterate_train_logits)
+            self.method.begin_epoch(self.position.epoch, self._expected_epochs, self._iterate_train_logits)
         first, size = self.position.step, self.settings.batch
         batches = [order[step * size : (step + 1) * size] for step in range(first, self.steps_per_epoch)]
         shards = [batch[self.process_group.shard(len(batch))] for batch in batches]
-        with closing(self._load(shards, rng)) as loaded:
+        with closing(self.batches.load(shards, rng)) as loaded:
             for step, batch in enumerate(loaded, start=first):
                 count = len(batches[step - first])
+                batch = replace(batch, attack=self.settings.training_attack(self.progress))
                 for name, value in self._run_step(batch, step, len(batch.labels) / count).items():
                     sums[name] = sums.get(name, 0.0) + value * count
                 sums["n"] = sums.get("n", 0.0) + count
                 yield dict(sums)
 
     def _run_step(self, batch: Batch, step: int, share: float) -> dict[str, float]:
-        lr = self._lr(step)
+        lr = self.settings.lr_at(self.progress)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         batch.rng.seed_layers(step * self.process_group.size + self.process_group.rank)
-        adaptation = Adaptation(self.model, lr, lambda: self._selection_batch(batch.rng, step), self.precision.autocast)
+        adaptation = Adaptation(
+            self.model, lr, lambda: self.batches.selection(batch.rng, step), self.precision.autocast
+        )
         number = self.position.epoch * self.steps_per_epoch + step
-        progress = number / (self.steps_per_epoch * self.settings.epochs)
-        info = StepInfo(number, progress, share, self.settings.label_smoothing)
+        info = StepInfo(number, self.progress, share, self.settings.label_smoothing, self.settings.exit_weights)
         metrics = self.train_step.run(batch, adaptation, info)
         if not math.isfinite(metrics["loss"]):
             raise MexitError(
@@ -210,73 +266,45 @@ class Trainer:
             )
         return metrics
 
-    def _load(self, shards: Sequence[NDArray[np.int64]], rng: CounterRNG) -> Generator[Batch, None, None]:
-        """Load, augment and move batches to the device."""
-        device = self.precision.device
-        with closing(load_batches(self.data, shards, self.input, self.workers)) as loaded:
-            for shard, pixels in zip(shards, loaded, strict=True):
-                index = torch.from_numpy(shard)
-                images = augment(torch.from_numpy(pixels), self.settings.augment, rng, index)
-                labels = torch.from_numpy(self.data.labels[shard]).to(device)
-                yield Batch(
-                    self.model,
-                    self.precision.to_device(images),
-                    labels,
-                    index.to(device),
-                    self.attack,
-                    rng,
-                    self.precision.autocast,
-                )
-
-    def _selection_batch(self, rng: CounterRNG, step: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of a random batch of the selection split, a different one at every step."""
-        index = self.splits.part("selection")
-        chosen = index[rng.choice(len(index), self.settings.batch, step)]
-        images = self.precision.to_device(torch.from_numpy(self.data.batch(chosen, self.input)))
-        return images, torch.from_numpy(self.data.labels[chosen]).to(self.precision.device)
-
     def _iterate_train_logits(self, attacked: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits (E, B, C) and labels (B,) of this process's training images, in train mode, without gradients."""
         rng = CounterRNG(self.settings.seed, self.position.epoch)
         rng.seed_layers(-1)  # torch's generator is in another state in a resumed run
         shard = self.train_index[self.process_group.shard(len(self.train_index))]
         batches = split_batches(shard, INFERENCE_BATCH)
-        with closing(self._load(batches, rng)) as loaded:
+        with closing(self.batches.load(batches, rng)) as loaded:
             for batch in loaded:
                 variants = self.train_step.craft(batch) if attacked else None
                 self.model.train()
                 with torch.no_grad(), self.precision.autocast():
                     yield self.model(batch.images if variants is None else variants[0]).float(), batch.labels
 
-    def _lr(self, step: int) -> float:
-        """The learning rate of a step of the current epoch."""
-        return self.settings.lr_at((self.position.epoch + step / self.steps_per_epoch) / self.settings.epochs)
-
-    def _end_epoch(self) -> StepReport:
+    def _end_epoch(self, last: bool) -> StepReport:
         """Validate, update the weights to keep, write the log record and the checkpoint."""
-        position = self.position
+        position, settings = self.position, self.settings
         record: dict[str, Any] = {"epoch": position.epoch + 1}
         record |= {name: round(value / position.sums["n"], 6) for name, value in position.sums.items() if name != "n"}
-        record["lr"] = self._lr(self.steps_per_epoch - 1)
+        record["lr"] = self.optimiser.param_groups[0]["lr"]
         record |= self.method.report()
-        record["selection"] = self._validate()
-        score = float(np.mean(record["selection"]["attacked" if self.attack else "clean"]))
         best = position.best
-        if self.settings.keep == "last" or best is None or score > best:
-            best = score
-            self.kept = {name: value.detach().clone() for name, value in self._result_weights().items()}
+        if last or (position.epoch + 1) % settings.validate_every == 0:
+            weights = self._result_weights(last)
+            record["selection"] = self._validate(weights)
+            score = float(np.mean(record["selection"]["attacked" if self.attack else "clean"]))
+            if settings.keep == "last" or best is None or score > best:
+                best = score
+                self.kept = {name: value.detach().clone() for name, value in weights.items()}
         report = self._report(record)
         log_bytes = _append_log(self.run / checkpoint.LOG, record)
         self.position = Position(position.epoch + 1, 0, {}, best, log_bytes)
         self._save_checkpoint()
         return report
 
-    def _validate(self) -> dict[str, list[float]]:
+    def _validate(self, weights: Mapping[str, Tensor]) -> dict[str, list[float]]:
         """Accuracy of every exit on the selection split, clean and under a short average attack, in float32."""
         index = self.splits.part("selection")
         labels = self.data.labels[index]
-        model = build_model(self.settings.model, len(self.data.classes)).to(self.precision.device)
-        model.load_state_dict(self._result_weights())
+        model = self._network(weights)
         conditions: dict[str, Attack | None] = {"clean": None}
         if self.attack is not None:
             conditions["attacked"] = self.settings.test_attack("average", steps=self.settings.selection_steps)
@@ -287,26 +315,43 @@ class Trainer:
             accuracy[name] = correct.mean(axis=1).round(6).tolist()
         return accuracy
 
-    def _result_weights(self) -> Mapping[str, Tensor]:
-        """The averaged weights where there is an average, else the weights of the network."""
-        weights: Mapping[str, Tensor] = self.model.state_dict()
-        return weights if self.ema is None else self.ema.weights
+    def _network(self, weights: Mapping[str, Tensor]) -> MultiExit:
+        """A float32 network with these weights, on the device."""
+        model = build_model(self.settings.model, len(self.data.classes)).to(self.precision.device)
+        model.load_state_dict(weights)
+        return model
+
+    def _result_weights(self, last: bool) -> Mapping[str, Tensor]:
+        """The averaged weights where there is an average, else the weights of the network.
+
+        At the end of a run with `recompute_norms`, BatchNorm's statistics are measured again.
+        """
+        weights: Mapping[str, Tensor] = self.model.state_dict() if self.ema is None else self.ema.weights
+        if not (last and self.settings.recompute_norms):
+            return weights
+        model, rng = self._network(weights), CounterRNG(self.settings.seed, self.position.epoch)
+        recompute_statistics(model, self.batches.clean_and_attacked(model, self.settings.recompute_norms, rng))
+        return model.state_dict()
 
     def _save_checkpoint(self) -> None:
         if not self.process_group.is_main:
             return
         average = {} if self.ema is None else self.ema.weights
-        state = TrainState(self.position, self.kept, self.method.state_dict(), average)
+        position = replace(self.position, elapsed_s=self._elapsed_s())
+        state = TrainState(position, self.kept, self.method.state_dict(), average)
         checkpoint.save(self.run, self.model, self.optimiser, state)
 
     def _report(self, record: dict[str, Any] | None = None) -> StepReport:
         sums, n = self.position.sums, self.position.sums["n"]
         attacked = sums.get("attacked accuracy")
+        samples = self.position.epoch * len(self.train_index) + int(n)
+        total_s = int(60 * self.settings.minutes)
         return StepReport(
             epoch=self.position.epoch + 1,
-            epochs=self.settings.epochs,
-            samples=self.position.epoch * len(self.train_index) + int(n),
-            total_samples=self.settings.epochs * len(self.train_index),
+            epochs=self._expected_epochs,
+            samples=samples,
+            done=round(self.progress * total_s) if total_s else samples,
+            total=total_s or self.settings.epochs * len(self.train_index),
             loss=sums["loss"] / n,
             attacked_accuracy=None if attacked is None else attacked / n,
             epoch_record=record,

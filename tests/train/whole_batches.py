@@ -33,9 +33,7 @@ def run(name: str, processes: ProcessGroup = SINGLE_PROCESS) -> tuple[dict[str, 
     parts = splits.split(data).thinned(data, settings.fraction, None)
     out = Path("runs") / name
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(
-        out, settings, data, parts, select_precision("fp32", "cpu", settings.model), process_group=processes
-    )
+    trainer = Trainer(out, settings, data, parts, select_precision("fp32", "cpu"), process_group=processes)
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     assert trainer.train()
     learned = {f"learned {key}": value for key, value in trainer.method.state_dict().items()}

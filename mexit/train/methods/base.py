@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mexit.attacks.losses import exit_cross_entropy
-from mexit.attacks.pgd import Attack, Autocast, craft
+from mexit.attacks.pgd import Attack, Autocast, RunAttack, craft, run_attack
 from mexit.attacks.rng import CounterRNG
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
@@ -60,6 +60,7 @@ class Batch:
         attack: the training attack; None = clean images only.
         rng: random numbers of the epoch.
         autocast: the context for forward passes.
+        run_attack: runs an attack from its random starts, see `attacks.pgd.run_attack`.
     """
 
     model: MultiExit
@@ -69,6 +70,7 @@ class Batch:
     attack: Attack | None
     rng: CounterRNG
     autocast: Autocast = nullcontext
+    run_attack: RunAttack = run_attack
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,14 @@ class StepInfo:
         progress: fraction of the run that is done, in [0, 1).
         share: fraction of the whole batch that this process has, in (0, 1].
         label_smoothing: in [0, 1).
+        exit_weights: weight of each exit in the cross-entropies, (E,); () = 1 each.
     """
 
     number: int = 0
     progress: float = 0.0
     share: float = 1.0
     label_smoothing: float = 0.0
+    exit_weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,14 @@ class Outputs:
         return views
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
-        """Mean over samples of the cross-entropy with the (smoothed) labels: (E, B, C) to (E,)."""
-        return exit_cross_entropy(logits, self.labels, self.step.label_smoothing).mean(dim=1)
+        """Mean over samples of the weighted cross-entropy with the (smoothed) labels: (E, B, C) to (E,)."""
+        losses = exit_cross_entropy(logits, self.labels, self.step.label_smoothing).mean(dim=1)
+        return self.weight_exits(losses)
+
+    def weight_exits(self, losses: Tensor) -> Tensor:
+        """Losses of the exits, (E,), times the run's weights of the exits."""
+        weights = self.step.exit_weights
+        return losses * losses.new_tensor(weights) if weights else losses
 
 
 @dataclass(frozen=True)
@@ -210,7 +220,7 @@ class TrainingMethod:
             return None
         return craft(
             batch.model, batch.images, batch.labels, batch.attack,
-            rng=batch.rng, index=batch.index, autocast=batch.autocast,
+            rng=batch.rng, index=batch.index, autocast=batch.autocast, run=batch.run_attack,
         )[None]  # fmt: skip
 
     def adapt(self, outputs: Outputs, adaptation: Adaptation) -> None:
