@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mexit.commands import output
-from mexit.commands.options import Backend, BundleArg, DataDir, Json, Threads, pairs
+from mexit.commands.options import Backend, BundleArg, DataDir, Device, Json, Threads, pairs
 from mexit.core.budget import short_macs
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def calibrate(
     attack: Annotated[
         str, typer.Option(help="Attack under which policies are measured too: average, max-average or none.")
     ] = "average",
+    device: Device = "auto",
     backend: Backend = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -68,6 +69,7 @@ def calibrate(
         loss=loss,
         risk_method=risk_method,
         max_cost=max_cost,
+        device=device,
     )
     result = calibrate_bundle(
         bundle,

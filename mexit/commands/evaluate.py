@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mexit.commands import output
-from mexit.commands.options import Backend, DataDir, Json, SourceArg, fraction
+from mexit.commands.options import Backend, DataDir, Device, Json, SourceArg, fraction
 from mexit.core.budget import short_macs
 
 if TYPE_CHECKING:
@@ -34,13 +34,29 @@ def evaluate(
     targets: Annotated[int, typer.Option(help="Wrong classes that policy targets at each exit.")] = 3,
     queries: Annotated[int, typer.Option(help="Queries of Square and RayS per image.")] = 5000,
     transfer: Annotated[
-        Path | None, typer.Option(help="Another run, from which policy transfers attacks.", show_default=False)
+        Path | None,
+        typer.Option(help="Another run: images attacked on it are tried on this one.", show_default=False),
+    ] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            help="Budgets to evaluate, separated by commas. [dim]Default: all of a bundle; a run has none, and named "
+            "ones are calibrated for it.[/]",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Images per pass of the torch network. [dim]Default: 128, on CUDA 512.[/]", show_default=False
+        ),
     ] = None,
     backend: Backend = "auto",
     json: Json = False,
 ) -> None:
     """Measure accuracy on the test split, per exit and budget, clean and under attack; write a model card."""
-    from mexit.evaluate.config import EvaluateOptions, read_exits, read_groups
+    from mexit.evaluate.config import EvaluateOptions, read_budgets, read_exits, read_groups
     from mexit.flows.evaluate import evaluate_model
 
     result = evaluate_model(
@@ -58,6 +74,9 @@ def evaluate(
             targets,
             queries,
             transfer=transfer,
+            budgets=read_budgets(budgets),
+            device=device,
+            batch=batch,
         ),
         progress=output.RichProgress(),
     )
@@ -86,14 +105,12 @@ def show_evaluation(result: EvaluateResult) -> None:
 
 def _show_exits(report: Mapping[str, Any]) -> None:
     settings = report["settings"]
-    caption = f"{settings['n']} of {settings['of']} test images, {settings['precision']}; {settings['attack']}"
+    where = f"{settings['precision']} on {settings['device']}"
+    caption = f"{settings['n']} of {settings['of']} test images, {where}; {settings['attack']}"
     if settings["strong_n"]:
         caption += f"\n{settings['strong_n']} of them under every attack: {', '.join(settings['attacks'])}"
-    conditions = [
-        name
-        for name in ("clean", "average", "max-average", "autoattack", "worst")
-        if any(name in row for row in report["exits"])
-    ]
+    names = dict.fromkeys(name for row in report["exits"] for name in row if name not in ("exit", "worst"))
+    conditions = [*names, "worst"]
     rows = [
         [str(row["exit"]), *(output.with_error(row[name]) if name in row else "-" for name in conditions)]
         for row in report["exits"]

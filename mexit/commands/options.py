@@ -37,6 +37,7 @@ Backend = Annotated[
         envvar="MEXIT_BACKEND", help="Engine: auto, ort, openvino, trt, or one with a variant such as ort:int8."
     ),
 ]
+Device = Annotated[str, typer.Option(envvar="MEXIT_DEVICE", help="Device that torch computes on: auto, cpu or cuda.")]
 Threads = Annotated[
     int | None,
     typer.Option(

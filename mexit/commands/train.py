@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mexit.commands import output
-from mexit.commands.options import DataDir, Json, fraction, numbers, pairs
+from mexit.commands.options import DataDir, Device, Json, fraction, numbers, pairs
 from mexit.core.progress import StopSignal
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="Arithmetic: bf16, fp32, or auto (bf16 where the device has it).")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU. Default: all cores.")] = None,
     workers: Annotated[
         int | None,

@@ -4,7 +4,7 @@ The groups of attacks, as typed after `--attacks`:
 
 pgd         the attacks of RDI-Nets and NEO-KD on every image
 policy      attacks on the thresholds of each budget: routes, the softened policy, Square on the network, Square and
-            RayS on the served bundle, and images crafted on another run
+            RayS on the served bundle
 autoattack  the standard version of AutoAttack, on single exits and on each budget
 slowdown    images on which a budget exits late
 sanity      accuracy against the radius, and whether the attacks can be trusted
@@ -34,7 +34,13 @@ class EvaluateOptions:
         targets: wrong classes that the route attack tries at each exit.
         queries: queries of Square per image and restart, and of RayS per image.
         autoattack_steps: steps of APGD and FAB. 5,000 queries and 100 steps make the standard version.
-        transfer: another run; images crafted on it are tried on this one.
+        transfer: another run; images crafted on it are tried on this one, whatever the groups.
+        budgets: names of the budgets to evaluate. None = all of a bundle, none of a run. The thresholds of a run are
+            selected from the logits of its torch network on the calibration split, and are not stored.
+        device: device of the torch network, which crafts the attacks: "cpu", "cuda", or "auto" = "cuda" where torch
+            finds a CUDA device, else "cpu".
+        batch: images per pass of the torch network; None = 128 on the CPU, 512 on CUDA, and at least 250 in
+            AutoAttack, whose random numbers depend on it. Other results change by rounding alone.
 
     Raises:
         UsageError: unknown groups, or a number below 1.
@@ -48,6 +54,9 @@ class EvaluateOptions:
     queries: int = 5000
     autoattack_steps: int = 100
     transfer: Path | None = None
+    budgets: tuple[str, ...] | None = None
+    device: str = "auto"
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.groups if name not in GROUPS]
@@ -57,7 +66,8 @@ class EvaluateOptions:
                 "by commas"
             )
         counts = {"--restarts": self.restarts, "--targets": self.targets, "--queries": self.queries}
-        counts["--strong-samples"] = 1 if self.strong_samples is None else self.strong_samples
+        optional = {"--strong-samples": self.strong_samples, "--batch": self.batch}
+        counts |= {flag: value for flag, value in optional.items() if value is not None}
         low = [f"{flag} {value}" for flag, value in counts.items() if value < 1]
         if low:
             raise UsageError(f"found {', '.join(low)}: each must be at least 1")
@@ -81,6 +91,11 @@ def read_groups(text: str) -> tuple[str, ...]:
         return GROUPS
     known = tuple(name for name in GROUPS if name in words or name == "pgd")
     return known + tuple(word for word in words if word not in GROUPS)
+
+
+def read_budgets(text: str | None) -> tuple[str, ...] | None:
+    """Parse `low,medium`; None gives None."""
+    return None if text is None else tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
 def read_exits(text: str | None) -> tuple[int, ...] | None:

@@ -77,7 +77,8 @@ def _results(report: Mapping[str, Any]) -> str:
     strong = f"; the stronger attacks ran on {settings['strong_n']} images." if settings["strong_n"] else "."
     lines = [
         f"{settings['n']} of {settings['of']} test images, accuracy in percent ± standard error. Attack: "
-        f"{settings['attack']}. In the worst case an image counts as correct only if every attack failed on it{strong}"
+        f"{settings['attack']}, crafted on {settings['device']}. In the worst case an image counts as correct only if "
+        f"every attack failed on it{strong}"
     ]
     names = [name for name in exits[0] if name != "exit"]
     names += [name for row in exits for name in row if name not in (*names, "exit")]
@@ -142,16 +143,20 @@ def _commands(target: EvaluationTarget, report_settings: Mapping[str, Any]) -> s
         provenance = target.runtime.bundle.manifest.provenance
         lines.append(f"mexit export {provenance.get('run')}")
         commit = f" at commit {str(provenance.get('commit'))[:12]}"
-    lines.append(f"mexit evaluate {target.path} " + " ".join(_evaluate_flags(report_settings)))
+    lines.append(f"mexit evaluate {target.path} " + " ".join(_evaluate_flags(target, report_settings)))
     return "```\n" + "\n".join(lines) + f"\n```\n\nmexit {VERSION}{commit}."
 
 
-def _evaluate_flags(settings: Mapping[str, Any]) -> list[str]:
+def _evaluate_flags(target: EvaluationTarget, settings: Mapping[str, Any]) -> list[str]:
     flags = [f"--samples {settings['n']}", f"--eps {settings['eps']:.6g}", f"--steps {settings['steps']}"]
     flags.append(f"--attacks {','.join(settings['attacks'])}")
     if settings["strong_n"]:
         flags += [f"--strong-samples {settings['strong_n']}", f"--targets {settings['targets']}"]
         flags += [f"--queries {settings['queries']}", f"--exits {settings['exits']}"]
+    if target.runtime is None and settings["budgets"]:
+        flags.append(f"--budgets {','.join(settings['budgets'])}")
+    if settings["device"] != "cpu":
+        flags.append("--device cuda")
     if settings["restarts"] > 1:
         flags.append(f"--restarts {settings['restarts']}")
     if settings["transfer_from"]:

@@ -90,6 +90,7 @@ def exit_rows(results: AttackResults) -> list[dict[str, Any]]:
     for k in range(1, results.exits + 1):
         row: dict[str, Any] = {"exit": k}
         row |= {name: accuracy(correct_at(results.pgd[name], results.labels, k)) for name in SHOWN}
+        row |= {name: accuracy(correct_at(logits, strong_labels, k)) for name, logits in results.transfer.items()}
         if k in results.autoattack:
             row["autoattack"] = accuracy(correct_at(results.autoattack[k], strong_labels, k))
         rows.append(row | {"worst": accuracy(worst[k - 1])})
@@ -116,9 +117,8 @@ def budget_rows(results: AttackResults, target: EvaluationTarget) -> dict[str, A
     strong_labels = results.labels[results.strong_index]
     for name, budget in target.budgets.items():
         conditions = {condition: (results.pgd[condition], results.labels) for condition in SHOWN}
-        conditions |= {
-            condition: (logits, strong_labels) for condition, logits in results.budgets.get(name, {}).items()
-        }
+        on_strong = results.transfer | results.budgets.get(name, {})
+        conditions |= {condition: (logits, strong_labels) for condition, logits in on_strong.items()}
         row: dict[str, Any] = {"budget_macs": budget.budget_macs}
         for condition, (logits, labels) in conditions.items():
             row[condition] = _accuracy_and_cost(budget, logits, labels, target.cumulative_macs)

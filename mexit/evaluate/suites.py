@@ -1,7 +1,7 @@
 """The groups of attacks of `mexit evaluate`. Each group adds logits to `AttackResults`.
 
-The gradients come from the torch network. Every attacked image is then evaluated by the target itself, which for a
-bundle is the engine.
+The gradients come from the torch network, on its own device. Every attacked image is then evaluated by the target
+itself, which for a bundle is the engine. Images and logits are numpy between the two.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from mexit.data.dataset import split_batches
 from mexit.errors import UsageError
 from mexit.evaluate.config import EvaluateOptions
 from mexit.evaluate.results import NOISE, AttackResults
-from mexit.evaluate.target import BATCH, BudgetPolicy, EvaluationTarget, Images, Index, Labels, Logits
+from mexit.evaluate.target import BudgetPolicy, EvaluationTarget, Images, Index, Labels, Logits
+from mexit.models.device import device_of, exact_float32, tensors_for
 from mexit.models.multi_exit import MultiExit
 from mexit.train import checkpoint
 
@@ -69,14 +71,14 @@ class AttackContext:
         return 0.5 if self.pgd.norm == "linf" else 0.5 * math.sqrt(self.images[0].size)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, labels and positions of all samples."""
-        return torch.from_numpy(self.images), torch.from_numpy(self.labels), torch.from_numpy(self.index)
+        """Images, labels and positions of all samples, on the device of the network."""
+        images, labels, index = tensors_for(self.model, self.images, self.labels, self.index)
+        return images, labels, index
 
     def batches(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Images, labels and positions of at most `BATCH` samples each."""
-        images, labels, index = self.tensors()
-        parts = [torch.from_numpy(rows) for rows in split_batches(np.arange(len(labels)), BATCH)]
-        return [(images[rows], labels[rows], index[rows]) for rows in parts]
+        """Images, labels and positions of at most `EvaluationTarget.batch` samples each, on the network's device."""
+        images, labels, index = (torch.split(tensor, self.target.batch) for tensor in self.tensors())
+        return list(zip(images, labels, index, strict=True))
 
     def soft_policy(self, budget: BudgetPolicy) -> SoftPolicy:
         """The softened policy of a budget, its spreads measured on the clean images."""
@@ -88,6 +90,7 @@ class AttackContext:
 PolicyAttack = Callable[[AttackContext, BudgetPolicy, SoftPolicy], Images]
 
 
+@exact_float32()
 def pgd_suite(
     model: MultiExit, images: Images, labels: Labels, index: Index, config: PGDConfig, *, seed: int = 0
 ) -> dict[str, Images]:
@@ -96,7 +99,7 @@ def pgd_suite(
     Max-average selects from the single attacks. The single attacks evaluated at every exit are the transfer matrix.
 
     Args:
-        model: gives the gradients.
+        model: gives the gradients, on its own device.
         images, labels, index: (B, C, H, W) in [0, 1], (B,), and positions in the data set (B,).
         config: parameters of the attacks.
         seed: seed of the random starts.
@@ -104,7 +107,7 @@ def pgd_suite(
     Returns:
         Images (B, C, H, W) by condition: `clean`, `noise`, `average`, `max-average`, `exit 1`, ..., `exit E`.
     """
-    pixels, truth, positions = torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(index)
+    pixels, truth, positions = tensors_for(model, images, labels, index)
     rng = CounterRNG(seed, 0)
     singles = craft_each_exit(model, pixels, truth, Attack("single", config), rng=rng, index=positions)
     suite = {
@@ -114,14 +117,14 @@ def pgd_suite(
         "max-average": keep_worst(model, singles, truth),
     }
     suite |= {f"exit {k}": attacked for k, attacked in enumerate(singles, start=1)}
-    return {name: attacked.numpy() for name, attacked in suite.items()}
+    return {name: attacked.cpu().numpy() for name, attacked in suite.items()}
 
 
 def run_pgd_group(target: EvaluationTarget, index: Index, config: PGDConfig, progress: Progress) -> dict[str, Logits]:
     """The group pgd: logits (E, N, C) of the target under each condition of `pgd_suite`."""
     logits: dict[str, list[Logits]] = {}
     with progress.track(f"attacking {len(index)} test images", len(index)) as advance:
-        for part in split_batches(index, BATCH):
+        for part in split_batches(index, target.batch):
             images, labels = target.load(part)
             for name, attacked in pgd_suite(target.source.model, images, labels, part, config).items():
                 logits.setdefault(name, []).append(target.run_batch(attacked))
@@ -129,15 +132,25 @@ def run_pgd_group(target: EvaluationTarget, index: Index, config: PGDConfig, pro
     return {name: np.concatenate(parts, axis=1) for name, parts in logits.items()}
 
 
+def run_transfer(context: AttackContext, results: AttackResults, run: Path) -> None:
+    """Try images that were attacked on another run: average and max-average."""
+    context.progress.note(f"transfer: {len(context.labels)} images attacked on {run}")
+    model = checkpoint.load_model(run)[0].to(device_of(context.model))
+    suites = [
+        pgd_suite(model, context.images[rows], context.labels[rows], context.index[rows], context.pgd)
+        for rows in split_batches(np.arange(len(context.labels)), context.target.batch)
+    ]
+    for name in ("average", "max-average"):
+        images = np.concatenate([suite[name] for suite in suites])
+        results.transfer[f"transfer {name}"] = context.target.exit_logits(images)
+
+
 def run_policy_group(context: AttackContext, results: AttackResults) -> None:
-    """The group policy: transfer from another run, and every attack of `POLICY_ATTACKS` on every budget.
+    """The group policy: every attack of `POLICY_ATTACKS` on every budget.
 
     RayS is left out under an L2 attack, because it is made for the L-infinity ball.
     """
     options, budgets = context.options, context.target.budgets
-    if options.transfer is not None:
-        for name, images in _crafted_on(checkpoint.load_model(options.transfer)[0], context).items():
-            results.transfer[f"transfer {name}"] = context.target.exit_logits(images)
     attacks = {name: attack for name, attack in POLICY_ATTACKS.items() if name != "rays" or context.pgd.norm == "linf"}
     black_boxes = len(attacks) - 2
     context.progress.note(
@@ -179,7 +192,8 @@ def run_autoattack_group(context: AttackContext, results: AttackResults) -> dict
     }
     for name, budget in context.target.budgets.items():
         networks[name] = DeployedPolicy(context.model, context.soft_policy(budget))
-    config = AutoAttackConfig(steps=context.options.autoattack_steps, queries=context.options.queries)
+    batch = context.options.batch or max(AutoAttackConfig.batch, context.target.batch)
+    config = AutoAttackConfig(context.options.autoattack_steps, context.options.queries, batch=batch)
     context.progress.note(
         f"autoattack: {len(context.labels)} images, {len(networks)} networks; "
         f"{config.describe(len(context.target.data.classes))}"
@@ -195,7 +209,7 @@ def run_autoattack_group(context: AttackContext, results: AttackResults) -> dict
             network, images, labels, context.pgd.eps, norm=context.pgd.norm, config=config, on_message=note
         )
         warnings[name] = result.warnings
-        logits = context.target.exit_logits(result.images.numpy())
+        logits = context.target.exit_logits(result.images.cpu().numpy())
         if isinstance(network, ExitClassifier):
             results.autoattack[network.k] = logits
         else:
@@ -227,7 +241,7 @@ def single_attacks(context: AttackContext, config: PGDConfig) -> dict[str, Logit
         craft_each_exit(context.model, images, labels, attack, rng=CounterRNG(0, 0), index=index)
         for images, labels, index in context.batches()
     ]
-    attacked = torch.cat(parts, dim=1).numpy()
+    attacked = torch.cat(parts, dim=1).cpu().numpy()
     return {f"exit {k}": context.target.exit_logits(images) for k, images in enumerate(attacked, start=1)}
 
 
@@ -242,7 +256,7 @@ def _search(context: AttackContext, soft_policy: SoftPolicy, attack: Callable[[A
         attack(AttackTarget(context.model, soft_policy, images, labels, index, context.pgd))
         for images, labels, index in context.batches()
     ]
-    return np.concatenate([search.images.numpy() for search in searches])
+    return np.concatenate([search.images.cpu().numpy() for search in searches])
 
 
 def _route(context: AttackContext, _: BudgetPolicy, soft_policy: SoftPolicy) -> Images:
@@ -284,16 +298,15 @@ def _run_square(context: AttackContext, classifier: Classifier, images: Tensor, 
     attacked = square(
         classifier, images, labels, eps, norm=context.pgd.norm, queries=options.queries, restarts=options.restarts
     )
-    return np.asarray(attacked.numpy())
+    return np.asarray(attacked.cpu().numpy())
 
 
 def _eight_bits(context: AttackContext) -> tuple[Tensor, Tensor, float]:
-    """Images rounded to 8 bits, their labels, and the radius rounded down to whole levels."""
+    """Images rounded to 8 bits and their labels, on the CPU, and the radius rounded down to whole levels."""
     levels = int(context.pgd.eps * LEVELS + 1e-9)
     if levels < 1:
         raise UsageError(f"eps {context.pgd.eps:g} is below one level of an 8-bit image: no change can be sent")
-    images, labels, _ = context.tensors()
-    return torch.from_numpy(to_levels(images.numpy())), labels, levels / LEVELS
+    return torch.from_numpy(to_levels(context.images)), torch.from_numpy(context.labels), levels / LEVELS
 
 
 def _served(context: AttackContext, budget: BudgetPolicy) -> Classifier:
@@ -304,13 +317,3 @@ def _served(context: AttackContext, budget: BudgetPolicy) -> Classifier:
         return policy_log_probabilities(budget.policy, logits).float()
 
     return classifier
-
-
-def _crafted_on(model: MultiExit, context: AttackContext) -> dict[str, Images]:
-    """The images of the context attacked on another network."""
-    context.progress.note(f"transfer: {len(context.labels)} images attacked on {context.options.transfer}")
-    suites = [
-        pgd_suite(model, images.numpy(), labels.numpy(), index.numpy(), context.pgd)
-        for images, labels, index in context.batches()
-    ]
-    return {name: np.concatenate([suite[name] for suite in suites]) for name in ("average", "max-average")}

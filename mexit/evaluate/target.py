@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mexit.core.artifact_paths import is_bundle
 from mexit.core.atomic_io import sha256_file
 from mexit.core.bundle import Bundle
+from mexit.core.cost import Costs
 from mexit.core.exit_policy import Policy
 from mexit.core.manifest import InputSpec
 from mexit.data import registry
@@ -20,6 +22,7 @@ from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
 from mexit.errors import NotFound, StalePolicy, UsageError
 from mexit.models import MultiExit, model_spec
+from mexit.models.device import device_of, resolve_device
 from mexit.models.exit_costs import exit_costs
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.runtime import Runtime
@@ -27,7 +30,7 @@ from mexit.train import checkpoint
 from mexit.train.config import TrainSettings
 from mexit.train.validation import run_exits
 
-BATCH = 128
+BATCH = {"cpu": 128, "cuda": 512}  # images per pass of the torch network, by the type of its device
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -40,12 +43,29 @@ class GradientSource:
     """The network that gives the gradients for attacks on a run or its bundle, and the settings of the run.
 
     Attributes:
-        model: the network, in eval mode.
+        model: the network, in eval mode, on any device.
         settings: they hold the radius and steps of the test attack.
     """
 
     model: MultiExit
     settings: TrainSettings
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return device_of(self.model)
+
+    def to(self, device: str) -> GradientSource:
+        """Move the network to a device, which changes `model` in place; returns the source itself.
+
+        Args:
+            device: "auto", "cpu" or "cuda".
+
+        Raises:
+            UsageError: the device is unknown or does not exist.
+        """
+        self.model.to(resolve_device(device))
+        return self
 
     @staticmethod
     def of_bundle(bundle: Bundle) -> GradientSource:
@@ -87,27 +107,34 @@ class EvaluationTarget:
     Attributes:
         path: of the run or the bundle.
         source: the torch network that gives gradients.
+        batch: images per pass of the torch network.
         run_batch: images (B, C, H, W) to the logits of every exit (E, B, C): torch for a run, the engine for a
             bundle.
         runtime: of a bundle; None for a run.
-        budgets: policies by budget name; empty for a run and for a bundle without thresholds.
+        budgets: policies by budget name; `open_target` gives those of a bundle with thresholds.
         data: the data set.
         splits: its parts.
         input: the input tensor and the preparation of images.
-        cumulative_macs: cost of each exit, E numbers.
+        costs: MACs of leaving at each exit.
         parameters: of the layers up to each exit, E numbers.
     """
 
     path: Path
     source: GradientSource
+    batch: int
     run_batch: Callable[[Images], Logits]
     runtime: Runtime | None
     budgets: Mapping[str, BudgetPolicy]
     data: DataSet
     splits: Splits
     input: InputSpec
-    cumulative_macs: tuple[int, ...]
+    costs: Costs
     parameters: tuple[int, ...]
+
+    @property
+    def cumulative_macs(self) -> tuple[int, ...]:
+        """Cost of each exit if every head on the way runs, E numbers."""
+        return self.costs.cumulative
 
     def test_index(self, samples: int | None) -> Index:
         """Positions of at most `samples` test images, evenly spaced; None = all.
@@ -125,21 +152,26 @@ class EvaluationTarget:
 
     def exit_logits(self, images: Images) -> Logits:
         """Logits of every exit for any number of images: (N, C, H, W) to (E, N, C)."""
-        return np.concatenate([self.run_batch(part) for part in split_batches(images, BATCH)], axis=1)
+        return np.concatenate([self.run_batch(part) for part in split_batches(images, self.batch)], axis=1)
 
 
-def open_target(path: Path, data_dir: str | Path | None, backend: str) -> EvaluationTarget:
+def open_target(
+    path: Path, data_dir: str | Path | None, backend: str, device: str = "auto", batch: int | None = None
+) -> EvaluationTarget:
     """Open a run or a bundle with its test images.
 
     Args:
         path: of the run or the bundle.
         data_dir: directory of the data sets; None = `MEXIT_DATA`.
         backend: engine of a bundle.
+        device: device of the torch network: "auto", "cpu" or "cuda".
+        batch: images per pass of the torch network; None = `BATCH`.
 
     Raises:
         NotFound, StalePolicy: the run behind a bundle does not exist here or has other weights.
-        UsageError: the bundle does not record which images are for testing.
+        UsageError: the device does not exist, or the bundle does not record which images are for testing.
     """
+    device = resolve_device(device)
     runtime = None
     if is_bundle(path):
         runtime = Runtime.open(path, "full", backend=backend)
@@ -150,17 +182,18 @@ def open_target(path: Path, data_dir: str | Path | None, backend: str) -> Evalua
         source = GradientSource(model, settings)
     data = registry.load(source.settings.data, data_dir)
     splits.check(data)
-    costs = exit_costs(source.model)
+    costs = exit_costs(source.to(device).model)
     return EvaluationTarget(
         path,
         source,
+        batch or BATCH[device],
         partial(run_exits, source.model) if runtime is None else partial(run_all_exits, runtime.backend),
         runtime,
         {} if runtime is None else _budgets(runtime),
         data,
         splits,
         model_spec(source.settings.model).input,
-        tuple(cost.macs for cost in costs),
+        Costs(tuple(cost.macs for cost in costs), tuple(cost.head_macs for cost in costs)),
         tuple(cost.parameters for cost in costs),
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
 from mexit.core.policies_file import PolicyEntry
 from mexit.core.progress import Progress, Silent
-from mexit.core.trace import Trace
+from mexit.core.trace import Origin, Trace
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits, split
@@ -34,10 +34,13 @@ from mexit.flows.sample_sources import (
     Attack,
     BundleSource,
     DatasetSource,
+    Images,
+    Logits,
     SampleBatches,
     SampleSource,
     UnlabelledSource,
 )
+from mexit.runtime.reference import run_all_exits
 from mexit.runtime.runtime import Runtime
 from mexit.runtime.trace_recorder import record_trace
 
@@ -65,6 +68,7 @@ class CalibrateOptions:
         loss: certified loss: "early-error", "disagreement" or "accuracy-gap".
         risk_method: test: "binomial", "betting", or "auto".
         max_cost: certify this bound on the mean cost too, written as a budget, such as "50%".
+        device: device of the torch network that crafts the attack: "auto", "cpu" or "cuda".
     """
 
     budgets: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +81,7 @@ class CalibrateOptions:
     loss: str = "early-error"
     risk_method: str = AUTO
     max_cost: str | None = None
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.attack not in ATTACKS:
@@ -155,7 +160,7 @@ def calibrate_bundle(
     runtime = Runtime.open(path, "full", backend=backend, threads=threads, use_policies=False)
     cumulative_macs = runtime.bundle.manifest.cumulative_macs
     config = options.config(cumulative_macs)
-    source, why_not = _sample_source(runtime.bundle, data, data_dir, options.attack, progress)
+    source, why_not = _sample_source(runtime.bundle, data, data_dir, options, progress)
     _check_labels(source, config.certify)
     traces = _record_traces(runtime, source, options.attack, progress)
     result = calibrate(traces, runtime.costs, config)
@@ -183,18 +188,28 @@ def _check_labels(source: SampleSource, request: CertificateRequest | None) -> N
         )
 
 
+def record_samples(
+    run_batch: Callable[[Images], Logits], samples: SampleBatches, origin: Origin, progress: Progress
+) -> Trace:
+    """Record the trace of some samples.
+
+    Args:
+        run_batch: images (B, C, H, W) to the logits of every exit (E, B, C).
+        samples: of one split under one condition.
+        origin: its split and condition are replaced by those of the samples.
+        progress: shows the number of samples.
+    """
+    origin = replace(origin, split=samples.split, condition=samples.condition)
+    with progress.track(f"recording {samples.split}, {samples.condition[:24]}", samples.n) as advance:
+        return record_trace(run_batch, samples.batches, origin, lambda count: advance(count, ""))
+
+
 def _record_traces(runtime: Runtime, source: SampleSource, attack: str, progress: Progress) -> CalibrationTraces:
+    backend = runtime.backend
+    origin = Origin(runtime.bundle.id, backend.variant, backend.engine, backend.precision, "", "", source.data_sha256)
+
     def trace(samples: SampleBatches) -> Trace:
-        with progress.track(f"recording {samples.split}, {samples.condition[:24]}", samples.n) as advance:
-            return record_trace(
-                runtime.backend,
-                samples.batches,
-                model=runtime.bundle.id,
-                split=samples.split,
-                condition=samples.condition,
-                data_sha256=source.data_sha256,
-                progress=lambda count: advance(count, ""),
-            )
+        return record_samples(partial(run_all_exits, backend), samples, origin, progress)
 
     def both(split_name: str) -> tuple[Trace, Trace | None]:
         attacked = source.attacked(split_name) if attack != "none" else None
@@ -204,13 +219,13 @@ def _record_traces(runtime: Runtime, source: SampleSource, attack: str, progress
 
 
 def _sample_source(
-    bundle: Bundle, data: str | None, data_dir: str | Path | None, attack: str, progress: Progress
+    bundle: Bundle, data: str | None, data_dir: str | Path | None, options: CalibrateOptions, progress: Progress
 ) -> tuple[SampleSource, str]:
     """The samples, and the reason why none are attacked (empty if some are).
 
     The source is the named data; by default the bundle's own data set, else the images in the bundle.
     """
-    in_bundle = BundleSource.of(bundle)
+    attack, in_bundle = options.attack, BundleSource.of(bundle)
     if data == IN_BUNDLE or (data is None and in_bundle is not None and not _data_is_readable(bundle, data_dir)):
         if in_bundle is None:
             raise UsageError(f"{bundle.path} carries no images: mexit export --with-calibration-images puts them in")
@@ -225,14 +240,14 @@ def _sample_source(
     data_set, splits = _load_data(bundle, data, data_dir)
     crafted, why_not = None, NO_ATTACK
     if attack != "none" and data is None:
-        crafted, why_not = _attack(bundle, attack)
+        crafted, why_not = _attack(bundle, attack, options.device)
     elif attack != "none":
         why_not = f"{data} is not the data that the run was trained on"
     return DatasetSource(data_set, splits, bundle.manifest.input, crafted), why_not
 
 
-def _attack(bundle: Bundle, objective: str) -> tuple[Attack | None, str]:
-    """The test attack of the run behind a bundle, or None and the reason."""
+def _attack(bundle: Bundle, objective: str, device: str) -> tuple[Attack | None, str]:
+    """The test attack of the run behind a bundle, or None and the reason. Raises `UsageError` for a missing device."""
     try:
         with requires_extra("train", "Attacking a network"):
             from mexit.evaluate.target import GradientSource  # torch is optional for calibration
@@ -241,7 +256,7 @@ def _attack(bundle: Bundle, objective: str) -> tuple[Attack | None, str]:
         return None, str(error)
     except MexitError as error:
         return None, f"the run behind {bundle.path} cannot be used: {error}"
-    return network_attack(source, objective), ""
+    return network_attack(source.to(device), objective), ""
 
 
 def network_attack(source: GradientSource, objective: str) -> Attack:

@@ -1,7 +1,8 @@
 """Evaluate a run or a bundle: accuracy on the test split, per exit and per budget, clean and under attack.
 
-A run is evaluated in torch. A bundle is evaluated as deployed: the images are attacked with the gradients of the run
-behind it, evaluated by the exported segments, and decided by the calibrated policies.
+A run is evaluated in torch, where budgets are named with policies selected for it. A bundle is evaluated as deployed:
+the images are attacked with the gradients of the run behind it, evaluated by the exported segments, and decided by the
+calibrated policies.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ with requires_extra("train", "Evaluating a network"):
     from mexit.evaluate.model_card import model_card
     from mexit.evaluate.results import AttackResults, budget_rows, curve_rows, exit_rows, transfer_matrix
     from mexit.evaluate.target import EvaluationTarget, open_target
+    from mexit.flows.run_policies import run_policies
+    from mexit.models.device import describe_device, exact_float32
     from mexit.train import checkpoint
 
 SAMPLES = 1000
@@ -50,6 +53,7 @@ class EvaluateResult:
     written: tuple[Path, ...]
 
 
+@exact_float32()
 def evaluate_model(
     source: Path | None = None,
     *,
@@ -70,17 +74,18 @@ def evaluate_model(
         eps: radius of the attacks, a fraction of the pixel range; None = the run's test setting.
         steps: steps of the attacks; None = the run's test setting.
         backend: engine of a bundle.
-        options: which attacks, and how strong; None = the group pgd.
+        options: which attacks, how strong, and on which device; None = the group pgd.
         progress: receives progress; None = nothing is shown.
 
     Raises:
-        UsageError: a number is out of range.
+        UsageError: a number is out of range, the device does not exist, or a budget has no policy.
         NotFound, StalePolicy: the run behind a bundle does not exist here or has other weights.
         MissingExtra: torch, or for some attacks `pyautoattack`, is not installed.
     """
     progress, options, start = progress or Silent(), options or EvaluateOptions(), time.monotonic()
-    target = open_target(source or _newest(progress), data_dir, backend)
+    target = open_target(source or _newest(progress), data_dir, backend, options.device, options.batch)
     _check(options, target)
+    target = _with_budgets(target, options, progress)
     index = target.test_index(samples)
     strong = evenly_spaced(np.arange(len(index)), options.strong_samples)
     attack = target.source.settings.test_attack("average", eps, steps)
@@ -120,11 +125,29 @@ def _check(options: EvaluateOptions, target: EvaluationTarget) -> None:
             )
 
 
+def _with_budgets(target: EvaluationTarget, options: EvaluateOptions, progress: Progress) -> EvaluationTarget:
+    """The target with the policies of the named budgets alone; without names the target itself."""
+    names = options.budgets
+    if names is None:
+        return target
+    if target.runtime is None:
+        return replace(target, budgets=run_policies(target, names, progress))
+    missing = [name for name in names if name not in target.budgets]
+    if missing:
+        raise UsageError(
+            f"--budgets {','.join(missing)}: {target.path} has policies for {', '.join(target.budgets) or 'none'}; "
+            "mexit calibrate --budget NAME=VALUE adds one"
+        )
+    return replace(target, budgets={name: target.budgets[name] for name in names})
+
+
 def _run_strong_groups(
     context: suites.AttackContext, results: AttackResults
 ) -> tuple[list[dict[str, Any]], list[sanity_checks.Check]]:
     """Run every group but pgd: adds logits to `results`, returns the rows of the curve and the checks."""
     options, rows, checks = context.options, [], []
+    if options.transfer is not None:
+        suites.run_transfer(context, results, options.transfer)
     if "policy" in options.groups:
         suites.run_policy_group(context, results)
     if "autoattack" in options.groups:
@@ -150,7 +173,7 @@ def _settings(
         "data_sha256": target.data.sha256,
         "split": "test",
         "n": n,
-        "strong_n": strong_n if set(options.groups) - {"pgd"} else 0,
+        "strong_n": strong_n if set(options.groups) - {"pgd"} or options.transfer else 0,
         "of": len(target.splits.part("test")),
         "attack": attack.describe(),
         "eps": attack.pgd.eps,
@@ -163,8 +186,10 @@ def _settings(
         "queries": options.queries,
         "autoattack_steps": options.autoattack_steps,
         "transfer_from": None if options.transfer is None else str(options.transfer),
+        "budgets": list(target.budgets),
         "seed": 0,
         "precision": "fp32",
+        "device": describe_device(target.source.device),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from mexit.core.progress import Progress, Silent
 from mexit.core.versions import VERSION, installed_versions
 from mexit.data import registry
 from mexit.errors import MexitError, UsageError, requires_extra
-from mexit.flows.calibrate import CalibrateResult, calibrate_bundle, network_attack
+from mexit.flows.calibrate import CalibrateOptions, CalibrateResult, calibrate_bundle, network_attack
 from mexit.flows.sample_sources import DatasetSource, gather
 from mexit.runtime import autotune
 from mexit.runtime.backends.ort import OrtBackend, open_session
@@ -33,6 +34,7 @@ with requires_extra("train", "Exporting a network"):
     from mexit.export.validate import PrecisionReport, check_against_torch, check_single_file
     from mexit.flows.precision_variants import PRECISIONS, convert_segments
     from mexit.models import model_spec
+    from mexit.models.device import resolve_device
     from mexit.train import checkpoint
     from mexit.train.config import TrainSettings
 
@@ -51,12 +53,14 @@ class ExportOptions:
         single_file: also write all float32 segments as one ONNX graph.
         calibrate: set thresholds on the run's calibration split.
         calibration_images: put images, clean and attacked, into the bundle, for devices without the data set.
+        device: device of the torch network that crafts attacked images: "auto", "cpu" or "cuda".
     """
 
     precision: str = PARITY
     single_file: bool = False
     calibrate: bool = True
     calibration_images: bool = False
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -104,12 +108,14 @@ def export_bundle(
     Raises:
         NotFound: the run or its data set does not exist.
         Damaged: a file of the run is not what was written.
-        UsageError: `out` exists and is not to be replaced, or its name cannot be a bundle's.
+        UsageError: the device does not exist, `out` exists and is not to be replaced, or its name cannot be a
+            bundle's.
         BackendError: an exit differs from torch, an operator's MACs are unknown, or a value leaves the range of the
             precision.
         MissingExtra: torch, onnx, onnxscript or onnxruntime is not installed.
     """
     progress, options = progress or Silent(), options or ExportOptions()
+    resolve_device(options.device)  # before any work
     run = run or newest(RUNS, progress)
     out = out or BUNDLES / run.name
     _check_target(out, replace)
@@ -117,7 +123,10 @@ def export_bundle(
     bundle.write(replace=replace)
     remember(BUNDLES, out)
     progress.note(f"wrote {out}: {len(differences)} segments, logits within {max(differences):.1e} of torch")
-    calibration = calibrate_bundle(out, data_dir=data_dir, progress=progress) if options.calibrate else None
+    calibration = None
+    if options.calibrate:
+        calibrate_options = CalibrateOptions(device=options.device)
+        calibration = calibrate_bundle(out, options=calibrate_options, data_dir=data_dir, progress=progress)
     try:
         choice = autotune.tune(Bundle.open(out), TUNING_S, builds=False).choice
         progress.note(f"on this device {choice.backend} with {choice.threads} thread(s) serves {out}")
@@ -155,7 +164,8 @@ def _build(
         provenance["parity"] = asdict(report)
     calibration = {}
     if options.calibration_images:
-        source = DatasetSource(data, splits, spec, network_attack(GradientSource(model, settings), "average"))
+        attacked = GradientSource(copy.deepcopy(model), settings).to(options.device)
+        source = DatasetSource(data, splits, spec, network_attack(attacked, "average"))
         calibration = {images.file: images.to_bytes() for images in gather(source, progress)}
     single_file = build_single_file([segment.model for segment in segments]) if options.single_file else None
     contents = BundleContents(data.classes, spec, splits, variants, provenance, calibration, single_file)

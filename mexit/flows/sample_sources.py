@@ -24,6 +24,7 @@ MAX_ATTACKED = {"calibration": 500, "certification": 1000}
 _SEED = 20231106
 
 Images = NDArray[np.float32]
+Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Index = NDArray[np.int64]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from mexit.errors import UsageError
 
@@ -34,6 +36,17 @@ def resolve_device(device: str) -> str:
 def device_of(model: nn.Module) -> torch.device:
     """The device of a network's parameters."""
     return next(model.parameters()).device
+
+
+def tensors_for(model: nn.Module, *arrays: NDArray[Any]) -> tuple[Tensor, ...]:
+    """Numpy arrays as tensors on the device of a network."""
+    device = device_of(model)
+    return tuple(torch.from_numpy(array).to(device) for array in arrays)
+
+
+def describe_device(device: torch.device) -> str:
+    """The device as reports print it: "cpu", or "cuda" with the name of the card."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
 @contextmanager

@@ -7,12 +7,13 @@ biases, normalisation, activations and pooling are free. The heads of earlier ex
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mexit.errors import MexitError
-from mexit.models.multi_exit import Features, MultiExit
+from mexit.models.multi_exit import Features, MultiExit, Stage
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,12 @@ class ExitCost:
 
     Attributes:
         macs: everything that runs up to this exit, earlier heads included.
-        parameters: of the same layers.
+        head_macs: the head of this exit alone.
+        parameters: of the layers up to this exit, earlier heads included.
     """
 
     macs: int
+    head_macs: int
     parameters: int
 
 
@@ -52,9 +55,11 @@ def exit_costs(network: MultiExit) -> list[ExitCost]:
     try:
         with torch.no_grad():
             for stage in network.stages:
-                features, _ = stage(*features)
+                features = cast("Stage", stage).forward_trunk(features)
+                trunk_macs = macs
+                cast("Stage", stage).head(*features)
                 parameters += sum(parameter.numel() for parameter in stage.parameters())
-                costs.append(ExitCost(macs, parameters))
+                costs.append(ExitCost(macs, macs - trunk_macs, parameters))
     finally:
         network.train(was_training)
         for handle in handles:

@@ -15,7 +15,7 @@ from mexit.attacks.pgd import Attack, craft
 from mexit.attacks.rng import CounterRNG
 from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet, split_batches
-from mexit.models.device import device_of, exact_float32
+from mexit.models.device import exact_float32, tensors_for
 from mexit.models.multi_exit import MultiExit
 
 BATCH = 256
@@ -65,8 +65,7 @@ def attack_images(
     seed: int = 0,
 ) -> NDArray[np.float32]:
     """`craft` on numpy arrays: images (B, C, H, W), labels (B,) and positions in the data set (B,) to (B, C, H, W)."""
-    device = device_of(model)
-    pixels, truth, positions = (torch.from_numpy(array).to(device) for array in (images, labels, index))
+    pixels, truth, positions = tensors_for(model, images, labels, index)
     attacked = craft(model, pixels, truth, attack, rng=CounterRNG(seed, 0), index=positions)
     return np.asarray(attacked.cpu().numpy())
 
@@ -80,7 +79,7 @@ def exit_logits(model: MultiExit, batches: AttackedBatches) -> NDArray[np.float3
 def run_exits(model: MultiExit, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits of every exit on one batch, in eval mode: (B, C, H, W) to (E, B, C)."""
     with torch.no_grad():
-        logits: NDArray[np.float32] = model.eval()(torch.from_numpy(images).to(device_of(model))).cpu().numpy()
+        logits: NDArray[np.float32] = model.eval()(*tensors_for(model, images)).cpu().numpy()
     return logits
 
 

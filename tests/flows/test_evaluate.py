@@ -22,12 +22,13 @@ from mexit.core.exit_policy import first_exit
 from mexit.core.progress import Silent
 from mexit.data.dataset import evenly_spaced
 from mexit.data.splits import Splits
-from mexit.errors import UsageError
-from mexit.evaluate.config import GROUPS, EvaluateOptions, read_exits, read_groups
+from mexit.errors import BudgetInfeasible, UsageError
+from mexit.evaluate.config import GROUPS, EvaluateOptions, read_budgets, read_exits, read_groups
 from mexit.evaluate.model_card import model_card
 from mexit.evaluate.suites import to_levels
 from mexit.evaluate.target import open_target
 from mexit.flows.evaluate import EvaluateResult, evaluate_model
+from mexit.flows.run_policies import run_policies
 from mexit.models import build_model
 from mexit.runtime.runtime import Runtime
 from mexit.train import checkpoint
@@ -66,8 +67,8 @@ def conditions(row: dict[str, object]) -> dict[str, dict[str, float]]:
 
 
 def test_every_attack_is_reported_with_its_error_and_none_is_worse_than_the_worst_case(report, folder) -> None:
-    names = {"clean", "average", "max-average", "route", "soft", "square", "square served", "rays", "autoattack",
-             "sloth", "hinge", "worst"}  # fmt: skip
+    names = {"clean", "average", "max-average", "transfer average", "transfer max-average", "route", "soft", "square",
+             "square served", "rays", "autoattack", "sloth", "hinge", "worst"}  # fmt: skip
     assert set(report["budgets"]) == {"low", "medium", "high", "full"}
     full = Bundle.open(folder / "bundles/digits").manifest.cumulative_macs[-1]
     for row in report["budgets"].values():
@@ -167,6 +168,79 @@ def test_a_run_is_evaluated_without_budgets(folder, monkeypatch) -> None:
     assert "Not run: policy, autoattack, slowdown, sanity" in card
 
 
+def test_the_policies_of_a_run_are_those_of_its_bundle(folder, monkeypatch) -> None:
+    """Selected from the logits of torch and of ONNX Runtime, which differ by rounding."""
+    monkeypatch.chdir(folder)
+    target, bundle = (open_target(Path(path), None, "auto") for path in ("runs/digits", "bundles/digits"))
+    for active in ((True, True, True), (False, True, True), (False, False, True)):
+        assert target.costs.under(active) == bundle.runtime.costs.under(active)
+    policies = run_policies(target, ["medium", "low", "35%"], Silent())
+    for name in ("medium", "low"):
+        policy, expected = policies[name].policy, bundle.budgets[name].policy
+        assert (policy.measure, policy.ensemble) == (expected.measure, expected.ensemble)
+        assert policy.temperatures == pytest.approx(expected.temperatures, rel=1e-3)
+        assert policy.thresholds == pytest.approx(expected.thresholds, rel=1e-3, abs=1e-3)
+        assert policies[name].budget_macs == bundle.budgets[name].budget_macs
+        assert policies[name].exit_macs == bundle.budgets[name].exit_macs
+    assert policies["35%"].budget_macs == pytest.approx(0.35 * target.cumulative_macs[-1])
+    with pytest.raises(BudgetInfeasible):
+        run_policies(target, ["1k"], Silent())
+
+
+def test_a_run_is_attacked_with_the_policy_of_a_named_budget(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    options = reduced(("pgd", "autoattack"), budgets=("medium",), transfer=Path("runs/digits"))
+    report = evaluate_model(Path("runs/digits"), samples=SAMPLES, steps=2, options=options).report
+    assert set(report["budgets"]) == {"medium"}
+    medium = report["budgets"]["medium"]
+    transferred = {"transfer average", "transfer max-average"}
+    assert set(conditions(medium)) == {"clean", "average", "max-average", "autoattack", "worst"} | transferred
+    assert all(medium[name]["n"] == STRONG for name in transferred | {"autoattack", "worst"})
+    assert report["settings"]["budgets"] == ["medium"]
+    assert "--budgets medium" in Path("runs/digits/reports/model_card.md").read_text()
+
+
+def test_images_crafted_on_the_run_itself_transfer_as_direct_attacks(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    options = EvaluateOptions(strong_samples=None, transfer=Path("runs/digits"))
+    report = evaluate_model(Path("runs/digits"), samples=SAMPLES, steps=3, options=options).report
+    assert report["settings"]["strong_n"] == SAMPLES
+    for row in report["exits"]:
+        assert row["transfer average"] == row["average"]
+        assert row["transfer max-average"] == row["max-average"]
+
+
+def test_only_named_budgets_of_a_bundle_are_evaluated(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    options = EvaluateOptions(budgets=("high", "low"))
+    report = evaluate_model(Path("bundles/digits"), samples=8, steps=1, options=options).report
+    assert list(report["budgets"]) == ["high", "low"]
+    with pytest.raises(UsageError, match="--budgets night: bundles/digits has policies for low, medium, high, full"):
+        evaluate_model(Path("bundles/digits"), options=replace(options, budgets=("low", "night")))
+
+
+def test_the_report_names_the_device_and_does_not_depend_on_the_batch(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    options = EvaluateOptions(device="cpu", batch=5)
+    small = evaluate_model(Path("runs/digits"), samples=SAMPLES, steps=2, options=options).report
+    assert small["settings"]["device"] == "cpu"
+    assert "crafted on cpu" in Path("runs/digits/reports/model_card.md").read_text()
+    whole = evaluate_model(Path("runs/digits"), samples=SAMPLES, steps=2, options=replace(options, batch=None)).report
+    assert small["exits"] == whole["exits"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+@pytest.mark.parametrize(
+    "command", ["evaluate runs/digits", "calibrate bundles/digits", "export runs/digits --out bundles/x"]
+)
+def test_a_missing_cuda_device_is_a_usage_error(folder, command) -> None:
+    done = program(*command.split(), "--device", "cuda", cwd=folder)
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "--device cuda: torch finds no CUDA device here; choose cpu, or install a CUDA build" in said
+    assert not (folder / "bundles/x").exists()
+
+
 def test_the_radii_and_the_card_of_an_l2_run(folder, monkeypatch) -> None:
     """An L2 radius may exceed 1, and an image turns grey only at 0.5 times the root of its number of pixels."""
     monkeypatch.chdir(folder)
@@ -207,6 +281,8 @@ def test_groups_and_exits_as_typed() -> None:
     assert read_groups("all") == GROUPS
     assert read_exits("3,1") == (1, 3)
     assert read_exits("all") is None
+    assert read_budgets("low, 30%,low") == ("low", "30%")
+    assert read_budgets(None) is None
     with pytest.raises(UsageError, match="numbers such as 1,3"):
         read_exits("first")
 
@@ -217,9 +293,11 @@ def test_groups_and_exits_as_typed() -> None:
         ({"groups": ("pgd", "autoattack"), "exits": (7,)}, "--exits 7: this network has exits 1 to 3"),
         ({"groups": ("pgd", "policy"), "transfer": Path("runs/other")}, "takes (1, 28, 28) images of 10 classes"),
         ({"targets": 0}, "--targets 0"),
+        ({"batch": 0}, "--batch 0"),
+        ({"device": "tpu"}, "unknown device 'tpu': choose auto, cpu or cuda"),
         ({"strong_samples": -3}, "--strong-samples -3"),
     ],
-    ids=["exit", "transfer", "targets", "samples"],
+    ids=["exit", "transfer", "targets", "batch", "device", "samples"],
 )
 def test_a_mistake_is_reported_before_any_work(folder, monkeypatch, values, message) -> None:
     monkeypatch.chdir(folder)
