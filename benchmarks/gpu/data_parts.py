@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ class Present:
         return len(self.parts) == self.of
 
 
-def pack(name: str, data_dir: Path, out: Path, parts: int, counts: dict[str, int | None] = COUNTS) -> list[Path]:
+def pack(
+    name: str, data_dir: Path, out: Path, parts: int, counts: Mapping[str, int | None] = COUNTS, effort: int = 6
+) -> list[Path]:
     """Write a data set for the journey.
 
     Args:
@@ -73,6 +76,7 @@ def pack(name: str, data_dir: Path, out: Path, parts: int, counts: dict[str, int
         out: folder of the parts.
         parts: number of files to write for CIFAR.
         counts: pictures of each split, evenly spaced within each class; None = all.
+        effort: of the compression, 0 to 6.
 
     Returns:
         The written files.
@@ -91,13 +95,13 @@ def pack(name: str, data_dir: Path, out: Path, parts: int, counts: dict[str, int
     written = []
     for number in range(1, parts + 1):
         # Every part holds an equal share of each split, so one part alone can be trained on.
-        content = _part_bytes(data, data.images.array, index[number - 1 :: parts], number, parts)
+        content = _part_bytes(data, data.images.array, index[number - 1 :: parts], number, parts, effort)
         written.append(out / f"{name}-{number}of{parts}{SUFFIX}")
         write_bytes(written[-1], content)
     return written
 
 
-def travelling(data: DataSet, counts: dict[str, int | None]) -> Index:
+def travelling(data: DataSet, counts: Mapping[str, int | None]) -> Index:
     """Sorted positions of the pictures that travel. Test pictures are evenly spaced, others so within each class."""
     chosen = []
     for name, part in split(data).parts.items():
@@ -185,7 +189,7 @@ def _copy_mnist(data_dir: Path, out: Path) -> list[Path]:
     return written
 
 
-def _part_bytes(data: DataSet, images: Pictures, index: Index, number: int, of: int) -> bytes:
+def _part_bytes(data: DataSet, images: Pictures, index: Index, number: int, of: int, effort: int) -> bytes:
     pictures = images[index]
     about = {
         "data": data.name, "full_sha256": data.sha256, "sha256": sha256_bytes(pictures.tobytes()),
@@ -193,14 +197,14 @@ def _part_bytes(data: DataSet, images: Pictures, index: Index, number: int, of: 
     }  # fmt: skip
     groups = [pictures[start : start + TILES] for start in range(0, len(pictures), TILES)]
     with ThreadPoolExecutor() as pool:
-        mosaics = list(pool.map(_encode, groups))
+        mosaics = list(pool.map(partial(_encode, effort=effort), groups))
     labels = data.labels.astype(np.uint8)
     arrays = {f"mosaic{k}": np.frombuffer(content, np.uint8) for k, content in enumerate(mosaics)}
     about_bytes = np.frombuffer(to_json(about), np.uint8)
     return to_npz(about=about_bytes, index=index, labels=labels, **arrays)
 
 
-def _encode(pictures: Pictures) -> bytes:
+def _encode(pictures: Pictures, effort: int) -> bytes:
     """Pictures (n, 32, 32, 3) as one lossless WebP; missing tiles of the last row are black."""
     rows = -(-len(pictures) // COLUMNS)
     tiles = np.zeros((rows * COLUMNS, SIDE, SIDE, 3), np.uint8)
@@ -208,7 +212,7 @@ def _encode(pictures: Pictures) -> bytes:
     mosaic = tiles.reshape(rows, COLUMNS, SIDE, SIDE, 3).transpose(0, 2, 1, 3, 4)
     buffer = io.BytesIO()
     image = Image.fromarray(mosaic.reshape(rows * SIDE, COLUMNS * SIDE, 3))
-    image.save(buffer, "WEBP", lossless=True, quality=100, method=6)
+    image.save(buffer, "WEBP", lossless=True, quality=100, method=effort)
     return buffer.getvalue()
 
 

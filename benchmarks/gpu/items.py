@@ -90,11 +90,11 @@ def _queue() -> Iterator[Item]:
     yield Item("timing", "a", "timing", "20 timed steps of every network, with and without CUDA graphs", 2.5)
     yield _train(
         "wide-cnn-adversarial", "b", "4 minutes by the clock, preset fast", 5.5, "cifar10", "fast",
-        {"model": "wide-cnn", "minutes": 4.0, **_HALF_CLEAN},
+        {"model": "wide-cnn", "minutes": 4.0, **_HALF_CLEAN}, cut=True,
     )  # fmt: skip
     yield _train(
         "wide-cnn-neo-kd", "b", "the same with NEO-KD", 5.5, "cifar10", "fast",
-        {"model": "wide-cnn", "minutes": 4.0, "method": "neo-kd"}, transfer="wide-cnn-adversarial",
+        {"model": "wide-cnn", "minutes": 4.0, "method": "neo-kd"}, cut=True, transfer="wide-cnn-adversarial",
     )  # fmt: skip
     for method in ("adversarial", "neo-kd"):
         yield _train(
@@ -121,7 +121,7 @@ def _queue() -> Iterator[Item]:
             "model": "wide-cnn", "minutes": 4.0, "method": "ard", "attack": "max-average",
             "options": {"share": 0.9, "temperature": 1.0}, "teachers": ("runs/resnet18-teacher",),
         },
-        needs=("resnet18-teacher",), transfer="wide-cnn-adversarial",
+        needs=("resnet18-teacher",), cut=True, transfer="wide-cnn-adversarial",
     )  # fmt: skip
     for seed in range(3):
         for method in ("adversarial", "neo-kd", "skd", "ard", "lw"):
@@ -138,7 +138,7 @@ def _queue() -> Iterator[Item]:
 
 
 # Minutes of AutoAttack on all exits and on `medium`, 1,000 images, by the beginning of the name.
-_ATTACK_MINUTES = {"wide-cnn": 2.0, "resnet18": 2.0, "msdnet-cifar10": 3.0, "resnet38": 6.0, "msdnet-cifar100": 8.0}
+_ATTACK_MINUTES = {"wide-cnn": 2.0, "resnet18": 2.0, "msdnet-cifar100": 8.0, "msdnet-cifar10": 3.0, "resnet38": 6.0}
 
 
 def with_autoattack(items: Iterator[Item]) -> Iterator[Item]:

@@ -31,7 +31,7 @@ def write_data(data_dir: Path) -> Path:
     _write_mnist(data_dir / "mnist")
     for name in LAYOUTS:
         _write_cifar(name, original)
-        for part in pack(name, original, data_dir / "parts", 2, COUNTS):
+        for part in pack(name, original, data_dir / "parts", 2, COUNTS, effort=0):
             unpack(part, data_dir)
     (data_dir / "complete").touch()
     return data_dir

@@ -74,7 +74,7 @@ def _where() -> dict[str, str]:
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(1):
+    while os.read(0, 1):  # not sys.stdin, whose lock would stop the interpreter from ending
         pass
     os._exit(1)
 
