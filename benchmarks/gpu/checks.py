@@ -138,7 +138,7 @@ def _steps(
         on_step()
         return taken >= count
 
-    common = {"model": model, "method": "adversarial", "batch": _batch(context), "steps": 7, "epochs": 10}
+    common = {"model": model, "method": "adversarial", "batch": _batch(context), "steps": 1 if context.miniature else 7, "epochs": 10}
     common |= {"eps": 8 / 255, "step": 2 / 255, "augment": "none"}
     resolved = resolve(data.name, "neo_kd", common | settings)
     precision = select_precision(resolved.precision, resolve_device("auto"))

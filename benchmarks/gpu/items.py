@@ -163,7 +163,7 @@ def find(name: str) -> Item:
 
 # Settings of a rehearsal: a few steps on tiny data.
 _TINY: dict[str, Any] = {"batch": 16, "epochs": 1, "steps": 1, "test_steps": 2, "selection_steps": 1}
-_TINY_FRACTION = {"cifar10": 0.08, "cifar100": 0.05, "mnist": 0.2}
+_TINY_FRACTION = {"cifar10": 0.02, "cifar100": 0.02, "mnist": 0.1}
 
 
 def miniature(item: Item) -> Item:

@@ -17,10 +17,10 @@ from mexit.data.cifar import LAYOUTS
 from mexit.data.dataset import ArrayImages
 
 TRAIN, TEST = 2500, 500  # pictures of each CIFAR
-MNIST_TRAIN, MNIST_TEST = 1400, 300
+MNIST_TRAIN, MNIST_TEST = 600, 100
 TINTS = 10
-# Half of some splits, as on the real journey.
-COUNTS = {"train": None, "selection": None, "calibration": 300, "certification": 120, "test": 200}
+# Parts of some splits, as on the real journey.
+COUNTS = {"train": None, "selection": 40, "calibration": 60, "certification": 40, "test": 40}
 
 
 def write_data(data_dir: Path) -> Path:

@@ -61,7 +61,7 @@ def _create(run: Path, item: Item, context: Context) -> None:
 
 
 def _evaluate(run: Path, context: Context, groups: tuple[str, ...], transfer: Path | None) -> EvaluateResult:
-    strong, samples = (4, 20) if context.miniature else (STRONG_IMAGES, TEST_IMAGES)
+    strong, samples = (4, 8) if context.miniature else (STRONG_IMAGES, TEST_IMAGES)
     strength: dict[str, Any] = {"autoattack_steps": 2, "queries": 5} if context.miniature else {}
     options = EvaluateOptions(groups, strong_samples=strong, transfer=transfer, budgets=(BUDGET,), **strength)
     samples = strong if "autoattack" in groups else samples
