@@ -10,6 +10,8 @@ and the next call continues the one that was interrupted.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -186,13 +188,11 @@ def commit(data_dir: Path) -> str:
 
 
 def prepare(source: Path, folder: Path) -> Path:
-    """Unpack the parts in `source` into the state folder, and find packages that travel there.
+    """Unpack the parts in `source` into the state folder.
 
     Returns:
         The folder of the data sets: that below the state folder if parts are or were unpacked, else `source`.
     """
-    for archive in sorted(source.glob("*.zip")):  # for this process and, by PYTHONPATH, for those of the items
-        sys.path.append(str(archive.resolve()))
     unpacked = folder / "data"
     for part in sorted(source.glob(f"*{data_parts.SUFFIX}")):
         stamp = unpacked / f"{part.name}.done"
@@ -205,6 +205,16 @@ def prepare(source: Path, folder: Path) -> Path:
         if (source / name).exists() and not (unpacked / name).exists():
             (unpacked / name).symlink_to((source / name).resolve())
     return unpacked
+
+
+def add_packages(source: Path, folder: Path) -> None:
+    """Let this process and those of the items import from the zip archives that travel with the data."""
+    for archive in source.glob("*.zip"):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(archive, folder / archive.name)  # a later session on this machine may bring other data
+    archives = [str(path) for path in sorted(folder.glob("*.zip"))]
+    sys.path += archives
+    os.environ["PYTHONPATH"] = os.pathsep.join([os.environ.get("PYTHONPATH", str(ROOT)), *archives])
 
 
 def restore(folder: Path) -> State:
@@ -248,6 +258,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no item {', '.join(unknown)}: --list prints the queue")
     chosen = [known[name] for name in arguments.items] if arguments.items else list(QUEUE)
+    add_packages(arguments.data, folder)
     try:
         if arguments.miniature:
             chosen = [miniature(item) for item in chosen]
@@ -272,8 +283,6 @@ def main() -> None:
 
 
 def _has_autoattack() -> bool:
-    import importlib.util
-
     return importlib.util.find_spec("pyautoattack") is not None
 
 
