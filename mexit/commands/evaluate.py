@@ -24,11 +24,11 @@ def evaluate(
     eps: Annotated[str | None, typer.Option(help="Radius of the attacks, such as 8/255. Default: the run's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the attacks. Default: the run's (50).")] = None,
     attacks: Annotated[
-        str, typer.Option(help="Groups: pgd, policy, autoattack, slowdown, sanity, separated by commas; or all.")
+        str, typer.Option(help="Groups: pgd, policy, autoattack, slowdown, sanity, corruptions, by commas; or all.")
     ] = "pgd",
     exits: Annotated[str, typer.Option(help="Exits that autoattack attacks, such as 1,3.")] = "all",
     strong_samples: Annotated[
-        int, typer.Option(help="Test images for the groups other than pgd; 0 for as many as --samples.")
+        int, typer.Option(help="Test images for the groups other than pgd and corruptions; 0 for --samples.")
     ] = 200,
     restarts: Annotated[int, typer.Option(help="Random starts of PGD and restarts of Square.")] = 1,
     targets: Annotated[int, typer.Option(help="Wrong classes that policy targets at each exit.")] = 3,
@@ -87,35 +87,41 @@ def show_evaluation(result: EvaluateResult) -> None:
     """Print accuracy per exit and per budget, the transfer between exits, and failed checks."""
     report = result.report
     _show_exits(report)
-    exits = [f"exit {row['exit']}" for row in report["exits"]]
-    transfer = [
-        [name, *(output.percent(cell["value"]) for cell in row)]
-        for name, row in zip(exits, report["transfer"], strict=True)
-    ]
-    title = "accuracy when one exit is attacked (row) and another answers (column)"
-    output.table(title, ["attacked", *exits], transfer)
+    if report["transfer"]:
+        _show_transfer(report["transfer"])
     if report["budgets"]:
         _show_budgets(report["budgets"])
         _show_slowdown(report["budgets"], report["settings"])
     if report["curve"]:
         _show_curve(report["curve"])
-    _show_flags(report)
+    if report["corruptions"]:
+        _show_corruptions(report["corruptions"], report["settings"])
+    if report["checks"]:
+        _show_flags(report)
     output.say("wrote " + ", ".join(str(path) for path in result.written))
 
 
 def _show_exits(report: Mapping[str, Any]) -> None:
     settings = report["settings"]
-    where = f"{settings['precision']} on {settings['device']}"
-    caption = f"{settings['n']} of {settings['of']} test images, {where}; {settings['attack']}"
+    caption = f"{settings['n']} of {settings['of']} test images, {settings['precision']} on {settings['device']}"
+    if report["transfer"]:
+        caption += f"; {settings['attack']}"
     if settings["strong_n"]:
         caption += f"\n{settings['strong_n']} of them under every attack: {', '.join(settings['attacks'])}"
     names = dict.fromkeys(name for row in report["exits"] for name in row if name not in ("exit", "worst"))
-    conditions = [*names, "worst"]
+    conditions = [*names, "worst"] if "worst" in report["exits"][0] else list(names)
     rows = [
         [str(row["exit"]), *(output.with_error(row[name]) if name in row else "-" for name in conditions)]
         for row in report["exits"]
     ]
     output.table(f"{settings['source']}: accuracy per exit", ["exit", *conditions], rows, caption)
+
+
+def _show_transfer(transfer: list[list[dict[str, Any]]]) -> None:
+    exits = [f"exit {k}" for k in range(1, len(transfer) + 1)]
+    rows = [[name, *(output.percent(cell["value"]) for cell in row)] for name, row in zip(exits, transfer, strict=True)]
+    title = "accuracy when one exit is attacked (row) and another answers (column)"
+    output.table(title, ["attacked", *exits], rows)
 
 
 def _show_budgets(budgets: Mapping[str, Any]) -> None:
@@ -132,7 +138,8 @@ def _show_budgets(budgets: Mapping[str, Any]) -> None:
             rows.append([first, condition, output.with_error(entry), *cost])
             first = ""
     columns = ["budget", "images", "accuracy", "mean MACs", "exits taken"]
-    caption = "worst: correct under every attack, the slowdown attacks included"
+    attacked = any("worst" in conditions for conditions in budgets.values())
+    caption = "worst: correct under every attack, the slowdown attacks included" if attacked else ""
     output.table("accuracy and cost of the deployed policy", columns, rows, caption)
 
 
@@ -158,6 +165,39 @@ def _show_curve(curve: list[dict[str, Any]]) -> None:
         for row in curve
     ]
     output.table("accuracy against the radius of the attack", ["eps", *names], rows)
+
+
+def _show_corruptions(corruptions: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Accuracy under each corruption, mean over severities: per exit; per budget with its cost; exits taken."""
+    clean, mean = corruptions["clean"], corruptions["mean"]
+    named = [("clean", clean), *((row["corruption"], row) for row in corruptions["per_corruption"]), ("mean", mean)]
+    exits = [f"exit {k}" for k in range(1, len(clean["exits"]) + 1)]
+    rows = [[name, *(output.percent(entry["value"]) for entry in row["exits"])] for name, row in named]
+    rows.append(["drop, points", *(f"{100 * entry['drop']:.1f}" for entry in mean["exits"])])
+    caption = f"{settings['n']} images at each of 5 severities; the report has every severity and standard errors"
+    output.table("common corruptions: accuracy per exit, mean over severities", ["corruption", *exits], rows, caption)
+    if not clean["budgets"]:
+        return
+    rows = [
+        [name, *(f"{output.percent(one['value'])} {short_macs(one['mean_macs'])}" for one in row["budgets"].values())]
+        for name, row in named
+    ]
+    output.table("common corruptions: accuracy and mean MACs per budget", ["corruption", *clean["budgets"]], rows)
+    _show_corrupted_budgets(clean["budgets"], mean["budgets"])
+
+
+def _show_corrupted_budgets(clean: Mapping[str, Any], mean: Mapping[str, Any]) -> None:
+    """The exits that each budget takes, clean and in the mean of all corruptions."""
+    rows = []
+    for name, corrupted in mean.items():
+        taken = [count / clean[name]["n"] for count in clean[name]["exits"]]
+        lines = (("clean", clean[name], taken), ("corrupted", corrupted, corrupted["exit_shares"]))
+        for condition, entry, shares in lines:
+            first = name if condition == "clean" else f"drop {100 * corrupted['drop']:.1f} points"
+            percents = " / ".join(f"{100 * share:.0f}" for share in shares)
+            rows.append([first, condition, output.with_error(entry), short_macs(entry["mean_macs"]), percents])
+    columns = ["budget", "images", "accuracy", "mean MACs", "exits taken, %"]
+    output.table("common corruptions: each budget, mean over corruptions and severities", columns, rows)
 
 
 def _show_flags(report: Mapping[str, Any]) -> None:

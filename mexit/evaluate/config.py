@@ -8,6 +8,7 @@ policy      attacks on the thresholds of each budget: routes, the softened polic
 autoattack  the standard version of AutoAttack, on single exits and on each budget
 slowdown    images on which a budget exits late
 sanity      accuracy against the radius, and whether the attacks can be trusted
+corruptions the 15 common corruptions at 5 severities, on every image; not an attack, and not part of the worst case
 
 This module imports no torch, so wrong flags are rejected before anything is loaded.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from mexit.errors import UsageError
 
-GROUPS = ("pgd", "policy", "autoattack", "slowdown", "sanity")
+GROUPS = ("pgd", "policy", "autoattack", "slowdown", "sanity", "corruptions")
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class EvaluateOptions:
     """The attacks of an evaluation.
 
     Attributes:
-        groups: which of `GROUPS` to run; "pgd" always runs.
+        groups: which of `GROUPS` to run; "pgd" always runs, unless "corruptions" is the only one.
         exits: exits that AutoAttack attacks, from 1; None = all.
-        strong_samples: number of images for every group but "pgd"; None = as many as for "pgd".
+        strong_samples: number of images for every group but "pgd" and "corruptions"; None = as many as for these.
         restarts: random starts of PGD, and restarts of Square.
         targets: wrong classes that the route attack tries at each exit.
         queries: queries of Square per image and restart, and of RayS per image.
@@ -72,6 +73,16 @@ class EvaluateOptions:
         if low:
             raise UsageError(f"found {', '.join(low)}: each must be at least 1")
 
+    @property
+    def attacked(self) -> bool:
+        """Whether the images are attacked, which every group but corruptions does, and `transfer`."""
+        return set(self.groups) != {"corruptions"} or self.transfer is not None
+
+    @property
+    def strong_groups(self) -> bool:
+        """Whether an attack runs that sees the strong subset of the images alone."""
+        return bool(set(self.groups) - {"pgd", "corruptions"}) or self.transfer is not None
+
     def autoattack_exits(self, count: int) -> tuple[int, ...]:
         """The exits that AutoAttack attacks in a network with `count` exits.
 
@@ -85,11 +96,16 @@ class EvaluateOptions:
 
 
 def read_groups(text: str) -> tuple[str, ...]:
-    """Parse `policy,slowdown` or `all`, in the order of `GROUPS`; `EvaluateOptions` rejects unknown names."""
+    """Parse `policy,slowdown` or `all`, in the order of `GROUPS`, and add `pgd` unless `corruptions` stands alone.
+
+    `EvaluateOptions` rejects unknown names.
+    """
     words = [word.strip() for word in text.split(",") if word.strip()]
     if "all" in words:
         return GROUPS
-    known = tuple(name for name in GROUPS if name in words or name == "pgd")
+    if set(words) != {"corruptions"}:
+        words.append("pgd")
+    known = tuple(name for name in GROUPS if name in words)
     return known + tuple(word for word in words if word not in GROUPS)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mexit.core.budget import format_macs
 from mexit.core.versions import VERSION
+from mexit.evaluate.config import GROUPS
 from mexit.evaluate.target import EvaluationTarget
 from mexit.train.config import TrainSettings, resolve
 
@@ -36,11 +37,11 @@ def model_card(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
 
 def _summary(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
     settings, last = target.source.settings, report["exits"][-1]
+    worst = f", and {_percent(last['worst'])} in the worst case of all attacks below" if "worst" in last else ""
     return (
         f"A `{settings.model}` network with {len(report['exits'])} exits for the {len(target.data.classes)} classes "
         f"of `{target.data.name}`, trained with `{settings.method}`. The last exit classifies "
-        f"{_percent(last['clean'])} of the clean test images correctly, and {_percent(last['worst'])} in the worst "
-        "case of all attacks below."
+        f"{_percent(last['clean'])} of the clean test images correctly{worst}."
     )
 
 
@@ -74,18 +75,22 @@ def _training(target: EvaluationTarget) -> str:
 
 def _results(report: Mapping[str, Any]) -> str:
     settings, exits = report["settings"], report["exits"]
-    strong = f"; the stronger attacks ran on {settings['strong_n']} images." if settings["strong_n"] else "."
-    lines = [
-        f"{settings['n']} of {settings['of']} test images, accuracy in percent ± standard error. Attack: "
-        f"{settings['attack']}, crafted on {settings['device']}. In the worst case an image counts as correct only if "
-        f"every attack failed on it{strong}"
-    ]
+    text = f"{settings['n']} of {settings['of']} test images, accuracy in percent ± standard error."
+    if "worst" in exits[0]:
+        strong = f"; the stronger attacks ran on {settings['strong_n']} images." if settings["strong_n"] else "."
+        text += (
+            f" Attack: {settings['attack']}, crafted on {settings['device']}. In the worst case an image counts as "
+            f"correct only if every attack failed on it{strong}"
+        )
+    lines = [text]
     names = [name for name in exits[0] if name != "exit"]
     names += [name for row in exits for name in row if name not in (*names, "exit")]
     rows = [[str(row["exit"]), *(_cell(row.get(name)) for name in names)] for row in exits]
     lines.append(_table(["exit", *names], rows))
     if report["budgets"]:
         lines.append(_budgets(report["budgets"]))
+    if report["corruptions"]:
+        lines.append(_corruptions(report["corruptions"]))
     return "\n\n".join(lines)
 
 
@@ -106,8 +111,24 @@ def _budgets(budgets: Mapping[str, Any]) -> str:
     return _table(columns, rows) + "\n\n" + text
 
 
+def _corruptions(corruptions: Mapping[str, Any]) -> str:
+    """Accuracy of every exit and budget under each corruption, mean over severities."""
+    first = corruptions["clean"]
+    columns = ["corruption", *(f"exit {k}" for k in range(1, len(first["exits"]) + 1)), *first["budgets"]]
+    named = [("clean", first), *((row["corruption"], row) for row in corruptions["per_corruption"])]
+    named.append(("mean of corruptions", corruptions["mean"]))
+    rows = [[name, *map(_cell, (*row["exits"], *row["budgets"].values()))] for name, row in named]
+    text = (
+        "Common corruptions of D. Hendrycks and T. Dietterich (2019) on the same images, mean over 5 severities. They "
+        "are no attack and do not count in the worst case."
+    )
+    return text + "\n\n" + _table(columns, rows)
+
+
 def _flags(report: Mapping[str, Any]) -> str:
     checks = report["checks"]
+    if not checks:
+        return "None: without attacks there is nothing to check."
     if not report["flags"]:
         return f"None: {len(checks)} checks of the evaluation itself passed."
     failed = "\n".join(f"- {flag}" for flag in report["flags"])
@@ -128,7 +149,7 @@ def _limitations(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
         "is the rate limiter's, at the price of accuracy.",
         "One training run, one seed.",
     ]
-    missing = [name for name in ("policy", "autoattack", "slowdown", "sanity") if name not in settings["attacks"]]
+    missing = [name for name in GROUPS if name not in settings["attacks"]]
     if missing:
         lines.append(f"Not run: {', '.join(missing)} (mexit evaluate {target.path} --attacks all).")
     if not target.budgets:

@@ -128,6 +128,46 @@ def accuracy_against_eps(rows: Sequence[Mapping[str, Any]], eps: float, path: Pa
     _save(figure, path)
 
 
+def corruptions(content: Mapping[str, Any], budgets: Mapping[str, float], path: Path, title: str) -> None:
+    """Accuracy under each corruption; accuracy, and the cost of budgets, against the severity.
+
+    Args:
+        content: the `corruptions` of a report.
+        budgets: name to MACs; empty for a run, whose exits are drawn instead.
+        path, title: the PNG to write, and its title.
+    """
+    clean, rows = content["clean"], content["per_corruption"]
+    names = list(budgets) or [f"exit {k}" for k in range(1, len(clean["exits"]) + 1)]
+    kind = "budgets" if budgets else "exits"
+
+    def entries(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [row[kind][name] for name in names] if budgets else list(row[kind])
+
+    figure, (left, middle, *right) = _figure(3 if budgets else 2)
+    severities = sorted({row["severity"] for row in content["conditions"]})
+    for k, name in enumerate(names):
+        style = {"color": ATTACKED, "alpha": 0.3 + 0.7 * (k + 1) / len(names), "marker": ".", "label": name}
+        labels = ["clean", *(row["corruption"].replace("_", " ") for row in rows)]
+        left.plot(labels, [100 * entries(row)[k]["value"] for row in (clean, *rows)], linestyle=":", **style)
+        by_severity = [[entries(clean)[k]]]
+        by_severity += [[entries(row)[k] for row in content["conditions"] if row["severity"] == s] for s in severities]
+        middle.plot([0, *severities], [100 * _mean(group, "value") for group in by_severity], **style)
+        if budgets:
+            right[0].plot([0, *severities], [_mean(group, "mean_macs") / 1e6 for group in by_severity], **style)
+            right[0].axhline(budgets[name] / 1e6, color="grey", linewidth=0.8, linestyle="--")
+    left.tick_params(axis="x", rotation=90, labelsize=8)
+    left.set(ylabel="accuracy, %", title=f"{title}\nmean over severities")
+    middle.set(xlabel="severity (0: clean)", ylabel="accuracy, %", title="mean over corruptions")
+    middle.legend(fontsize=8)
+    if budgets:
+        right[0].set(xlabel="severity (0: clean)", ylabel="mean cost, million MACs", title="cost; dashed: budgets")
+    _save(figure, path)
+
+
+def _mean(entries: Sequence[Mapping[str, Any]], key: str) -> float:
+    return sum(float(entry[key]) for entry in entries) / len(entries)
+
+
 def _draw_losses(axes: Axes, records: Sequence[dict[str, Any]], title: str) -> None:
     """The loss and its terms. A term may begin at a later epoch, and may be negative."""
     names = dict.fromkeys(name for record in records for name in record if name.partition(" ")[0] == "loss")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.attacks.slowdown import efficacy
-from mexit.attacks.soft_policy import decide
+from mexit.attacks.soft_policy import Decision, decide
 from mexit.core.cost import exit_counts, mean_macs
 from mexit.evaluate.target import BudgetPolicy, EvaluationTarget, Index, Labels, Logits
 from mexit.train.validation import correct_predictions
@@ -29,12 +29,13 @@ Correct = NDArray[np.bool_]
 class AttackResults:
     """Logits of every exit under every condition.
 
-    N samples saw the group pgd; S of them, the strong subset, saw the other groups.
+    N samples saw the group pgd; S of them, the strong subset, saw the other groups of attacks.
 
     Attributes:
         labels: of all N samples, (N,).
         strong_index: positions of the strong subset among the N samples, (S,).
-        pgd: condition to logits (E, N, C): clean, noise, average, max-average, exit 1, ..., exit E.
+        pgd: condition to logits (E, N, C): clean, noise, average, max-average, exit 1, ..., exit E; without attacks
+            clean alone.
         transfer: condition to logits (E, S, C): images crafted on another run.
         budgets: budget and condition to logits (E, S, C): attacks on the policy of one budget.
         autoattack: exit (from 1) to logits (E, S, C): AutoAttack on this exit.
@@ -51,6 +52,11 @@ class AttackResults:
     def exits(self) -> int:
         """Number of exits, E."""
         return len(self.pgd["clean"])
+
+    @property
+    def attacked(self) -> bool:
+        """Whether the images were attacked."""
+        return len(self.pgd) > 1
 
     @property
     def common_index(self) -> Index:
@@ -89,11 +95,14 @@ def exit_rows(results: AttackResults) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for k in range(1, results.exits + 1):
         row: dict[str, Any] = {"exit": k}
-        row |= {name: accuracy(correct_at(results.pgd[name], results.labels, k)) for name in SHOWN}
+        shown = [name for name in SHOWN if name in results.pgd]
+        row |= {name: accuracy(correct_at(results.pgd[name], results.labels, k)) for name in shown}
         row |= {name: accuracy(correct_at(logits, strong_labels, k)) for name, logits in results.transfer.items()}
         if k in results.autoattack:
             row["autoattack"] = accuracy(correct_at(results.autoattack[k], strong_labels, k))
-        rows.append(row | {"worst": accuracy(worst[k - 1])})
+        if results.attacked:
+            row["worst"] = accuracy(worst[k - 1])
+        rows.append(row)
     return rows
 
 
@@ -106,7 +115,9 @@ def worst_per_exit(results: AttackResults) -> Correct:
 
 
 def transfer_matrix(results: AttackResults) -> list[list[dict[str, Any]]]:
-    """The report's `transfer`: row = the exit that was attacked, column = the exit that answers."""
+    """The report's `transfer`: row = the attacked exit, column = the exit that answers; empty without attacks."""
+    if not results.attacked:
+        return []
     attacked = [results.pgd[f"exit {k}"] for k in range(1, results.exits + 1)]
     return [[accuracy(correct) for correct in correct_predictions(logits, results.labels)] for logits in attacked]
 
@@ -116,14 +127,29 @@ def budget_rows(results: AttackResults, target: EvaluationTarget) -> dict[str, A
     rows: dict[str, Any] = {}
     strong_labels = results.labels[results.strong_index]
     for name, budget in target.budgets.items():
-        conditions = {condition: (results.pgd[condition], results.labels) for condition in SHOWN}
+        conditions = {shown: (results.pgd[shown], results.labels) for shown in SHOWN if shown in results.pgd}
         on_strong = results.transfer | results.budgets.get(name, {})
         conditions |= {condition: (logits, strong_labels) for condition, logits in on_strong.items()}
         row: dict[str, Any] = {"budget_macs": budget.budget_macs}
         for condition, (logits, labels) in conditions.items():
-            row[condition] = _accuracy_and_cost(budget, logits, labels, target.cumulative_macs)
-        rows[name] = row | {"worst": accuracy(robust_under(results, name, budget, results.attacks(name)))}
+            row[condition] = accuracy_and_cost(budget, decide(budget.policy, logits), labels, target.cumulative_macs)
+        if results.attacked:
+            row["worst"] = accuracy(robust_under(results, name, budget, results.attacks(name)))
+        rows[name] = row
     return rows
+
+
+def accuracy_and_cost(
+    budget: BudgetPolicy, decision: Decision, labels: Labels, cumulative_macs: tuple[int, ...]
+) -> dict[str, Any]:
+    """Accuracy, mean cost, exits and efficacy of a policy, from its decisions on N samples with labels (N,)."""
+    cost = mean_macs(decision.exits, budget.exit_macs)
+    return accuracy(decision.classes == labels) | {
+        "mean_macs": cost,
+        "saved": 1 - cost / cumulative_macs[-1],
+        "exits": exit_counts(decision.exits, len(cumulative_macs)).tolist(),
+        "efficacy": efficacy(decision.exits, cumulative_macs),
+    }
 
 
 def robust_under(results: AttackResults, name: str, budget: BudgetPolicy, conditions: Iterable[str]) -> Correct:
@@ -154,20 +180,6 @@ def curve_rows(
             budgets[name] = accuracy(_all(correct))
         rows.append({"eps": eps, "exits": exits, "budgets": budgets})
     return rows
-
-
-def _accuracy_and_cost(
-    budget: BudgetPolicy, logits: Logits, labels: Labels, cumulative_macs: tuple[int, ...]
-) -> dict[str, Any]:
-    """Accuracy, mean cost, exits and efficacy of a policy on logits (E, N, C) with labels (N,)."""
-    decision = decide(budget.policy, logits)
-    cost = mean_macs(decision.exits, budget.exit_macs)
-    return accuracy(decision.classes == labels) | {
-        "mean_macs": cost,
-        "saved": 1 - cost / cumulative_macs[-1],
-        "exits": exit_counts(decision.exits, len(cumulative_macs)).tolist(),
-        "efficacy": efficacy(decision.exits, cumulative_macs),
-    }
 
 
 def _all(conditions: Sequence[Correct]) -> Correct:

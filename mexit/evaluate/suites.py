@@ -132,6 +132,12 @@ def run_pgd_group(target: EvaluationTarget, index: Index, config: PGDConfig, pro
     return {name: np.concatenate(parts, axis=1) for name, parts in logits.items()}
 
 
+def run_clean(target: EvaluationTarget, index: Index) -> dict[str, Logits]:
+    """Logits (E, N, C) of the target on the clean images, for an evaluation without attacks."""
+    parts = [target.run_batch(target.load(part)[0]) for part in split_batches(index, target.batch)]
+    return {"clean": np.concatenate(parts, axis=1)}
+
+
 def run_transfer(context: AttackContext, results: AttackResults, run: Path) -> None:
     """Try images that were attacked on another run: average and max-average."""
     context.progress.note(f"transfer: {len(context.labels)} images attacked on {run}")

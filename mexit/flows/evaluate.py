@@ -27,9 +27,10 @@ with requires_extra("train", "Evaluating a network"):
     from mexit.attacks.autoattack import import_pyautoattack
     from mexit.attacks.pgd import Attack
     from mexit.evaluate import sanity_checks, suites
+    from mexit.evaluate.corruptions import corruption_report, run_corruptions_group
     from mexit.evaluate.model_card import model_card
     from mexit.evaluate.results import AttackResults, budget_rows, curve_rows, exit_rows, transfer_matrix
-    from mexit.evaluate.target import EvaluationTarget, open_target
+    from mexit.evaluate.target import EvaluationTarget, Index, open_target
     from mexit.flows.run_policies import run_policies
     from mexit.models.device import describe_device, exact_float32
     from mexit.train import checkpoint
@@ -38,6 +39,7 @@ SAMPLES = 1000
 REPORTS = Path("reports")
 JSON, CARD = "evaluation.json", "model_card.md"
 PICTURE, TRANSFER, CURVE = "evaluation.png", "transfer.png", "accuracy_against_eps.png"
+CORRUPTIONS = "corruptions.png"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class EvaluateResult:
     """The result of an evaluation.
 
     Attributes:
-        report: what `--json` prints: exits, budgets, transfer, curve, checks, flags, settings.
+        report: what `--json` prints: exits, budgets, transfer, curve, corruptions, checks,
+            flags, settings.
         written: paths of the JSON file, the pictures and the model card.
     """
 
@@ -90,7 +93,10 @@ def evaluate_model(
     strong = evenly_spaced(np.arange(len(index)), options.strong_samples)
     attack = target.source.settings.test_attack("average", eps, steps)
     attack = replace(attack, pgd=replace(attack.pgd, restarts=options.restarts))
-    logits = suites.run_pgd_group(target, index, attack.pgd, progress)
+    if options.attacked:
+        logits = suites.run_pgd_group(target, index, attack.pgd, progress)
+    else:
+        logits = suites.run_clean(target, index)
     results = AttackResults(target.data.labels[index], strong, logits)
     context = suites.AttackContext(target, options, progress, *target.load(index[strong]), index[strong], attack.pgd)
     curve, checks = _run_strong_groups(context, results)
@@ -100,6 +106,7 @@ def evaluate_model(
         "budgets": budget_rows(results, target),
         "transfer": transfer_matrix(results),
         "curve": curve,
+        "corruptions": _corruptions(context, index, results),
         "checks": [check.to_json() for check in checks],
         "flags": [check.flag() for check in checks if not check.passed],
         "settings": settings | {"seconds": round(time.monotonic() - start, 1)},
@@ -145,6 +152,8 @@ def _run_strong_groups(
     context: suites.AttackContext, results: AttackResults
 ) -> tuple[list[dict[str, Any]], list[sanity_checks.Check]]:
     """Run every group but pgd: adds logits to `results`, returns the rows of the curve and the checks."""
+    if not context.options.attacked:
+        return [], []
     options, rows, checks = context.options, [], []
     if options.transfer is not None:
         suites.run_transfer(context, results, options.transfer)
@@ -163,6 +172,14 @@ def _run_strong_groups(
     return rows, [*basic, *sanity_checks.black_box_checks(context, results), *checks]
 
 
+def _corruptions(context: suites.AttackContext, index: Index, results: AttackResults) -> dict[str, Any]:
+    """The report's `corruptions` on the images at `index`, (N,); empty if the group does not run."""
+    if "corruptions" not in context.options.groups:
+        return {}
+    outcomes = run_corruptions_group(context.target, index, context.progress)
+    return corruption_report(outcomes, results.pgd["clean"], results.labels, context.target)
+
+
 def _settings(
     target: EvaluationTarget, options: EvaluateOptions, attack: Attack, n: int, strong_n: int
 ) -> dict[str, Any]:
@@ -173,14 +190,14 @@ def _settings(
         "data_sha256": target.data.sha256,
         "split": "test",
         "n": n,
-        "strong_n": strong_n if set(options.groups) - {"pgd"} or options.transfer else 0,
+        "strong_n": strong_n if options.strong_groups else 0,
         "of": len(target.splits.part("test")),
-        "attack": attack.describe(),
+        "attack": attack.describe() if options.attacked else "none",
         "eps": attack.pgd.eps,
         "step": attack.pgd.step_size,
         "steps": attack.pgd.steps,
         "restarts": attack.pgd.restarts,
-        "attacks": list(options.groups),
+        "attacks": list(dict.fromkeys((*(("pgd",) if options.attacked else ()), *options.groups))),
         "exits": ",".join(map(str, options.exits)) if options.exits else "all",
         "targets": options.targets,
         "queries": options.queries,
@@ -203,11 +220,15 @@ def _write(target: EvaluationTarget, report: Mapping[str, Any]) -> tuple[Path, .
         budgets = {name: row["budget_macs"] for name, row in report["budgets"].items()}
         written.append(folder / PICTURE)
         plots.accuracy_against_macs(_lines(target, report), budgets, written[-1], title)
-        written.append(folder / TRANSFER)
-        plots.transfer_matrix([[cell["value"] for cell in row] for row in report["transfer"]], written[-1], title)
+        if report["transfer"]:
+            written.append(folder / TRANSFER)
+            plots.transfer_matrix([[cell["value"] for cell in row] for row in report["transfer"]], written[-1], title)
         if report["curve"]:
             written.append(folder / CURVE)
             plots.accuracy_against_eps(report["curve"], report["settings"]["eps"], written[-1], title)
+        if report["corruptions"]:
+            written.append(folder / CORRUPTIONS)
+            plots.corruptions(report["corruptions"], budgets, written[-1], title)
     written.append(folder / CARD)
     write_bytes(written[-1], model_card(target, report).encode())
     return tuple(written)
@@ -218,6 +239,8 @@ def _lines(target: EvaluationTarget, report: Mapping[str, Any]) -> dict[str, lis
     costs = target.cumulative_macs
     lines: dict[str, list[tuple[float, float]]] = {}
     for name, condition in (("clean", "clean"), ("attacked", "average")):
+        if condition not in report["exits"][0]:
+            continue
         if report["budgets"]:
             lines[f"{name}, per budget"] = [
                 (row[condition]["mean_macs"], row[condition]["value"]) for row in report["budgets"].values()

@@ -77,13 +77,19 @@ class StepGraphs:
             step.
         batch: number of images of a full batch; other batches run without graphs.
         attack_copy: copy of the network for attacks, or None.
+        forward_graphs: whether the forward passes of training are graphs too. Their gradients cannot be differentiated.
     """
 
     def __init__(
-        self, model: MultiExit, autocast: Autocast, batch: int, attack_copy: FusedEvalCopy | None = None
+        self,
+        model: MultiExit,
+        autocast: Autocast,
+        batch: int,
+        attack_copy: FusedEvalCopy | None = None,
+        forward_graphs: bool = True,
     ) -> None:
         self._model, self._autocast, self._batch = model, autocast, batch
-        self._attack_copy = attack_copy
+        self._attack_copy, self._forward_graphs = attack_copy, forward_graphs
         self._attacks: dict[tuple[object, ...], CapturedFunction] = {}
         self._plain = TrainForward(model, autocast)
         self._forwards: dict[tuple[str, torch.Size], Callable[[Tensor], Tensor]] = {}
@@ -125,7 +131,7 @@ class StepGraphs:
         Returns:
             Logits (E, N, C) float32.
         """
-        if len(images) % self._batch:
+        if len(images) % self._batch or not self._forward_graphs:
             logits: Tensor = self._plain(images)
             return logits
         key = (purpose, images.shape)

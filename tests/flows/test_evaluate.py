@@ -142,7 +142,7 @@ def test_the_curve_and_the_checks_are_there(report) -> None:
 
 def test_card_and_pictures_are_written_into_the_bundle(report, folder) -> None:
     reports = folder / "bundles/digits/reports"
-    for picture in ("evaluation.png", "transfer.png", "accuracy_against_eps.png"):
+    for picture in ("evaluation.png", "transfer.png", "accuracy_against_eps.png", "corruptions.png"):
         assert (reports / picture).read_bytes().startswith(b"\x89PNG")
     assert json.loads((reports / "evaluation.json").read_text()) == report
     card = (reports / "model_card.md").read_text()
@@ -165,7 +165,7 @@ def test_a_run_is_evaluated_without_budgets(folder, monkeypatch) -> None:
     assert all(row["worst"]["value"] <= min(row["average"]["value"], row["clean"]["value"])
                for row in report["exits"])  # fmt: skip
     card = (folder / "runs/digits/reports/model_card.md").read_text()
-    assert "Not run: policy, autoattack, slowdown, sanity" in card
+    assert "Not run: policy, autoattack, slowdown, sanity, corruptions (" in card
 
 
 def test_the_policies_of_a_run_are_those_of_its_bundle(folder, monkeypatch) -> None:
@@ -278,6 +278,8 @@ def test_images_sent_to_a_served_bundle_have_eight_bits() -> None:
 def test_groups_and_exits_as_typed() -> None:
     assert read_groups("pgd") == ("pgd",)
     assert read_groups("slowdown, policy") == ("pgd", "policy", "slowdown")
+    assert read_groups("corruptions") == ("corruptions",)
+    assert read_groups("corruptions,slowdown") == ("pgd", "slowdown", "corruptions")
     assert read_groups("all") == GROUPS
     assert read_exits("3,1") == (1, 3)
     assert read_exits("all") is None
@@ -318,4 +320,4 @@ def test_unknown_attacks_end_with_a_usage_error(folder) -> None:
     done = program("evaluate", "runs/digits", "--attacks", "magic", cwd=folder)
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
-    assert "unknown attacks 'magic': choose from pgd, policy, autoattack, slowdown, sanity, or all" in said
+    assert "unknown attacks 'magic': choose from pgd, policy, autoattack, slowdown, sanity, corruptions, or all" in said
