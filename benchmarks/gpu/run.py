@@ -37,6 +37,8 @@ COLLECT_S = 20.0  # reserve at the end of a session, for the results
 GRACE_S = 25.0  # an item that has not stopped by then is killed
 POLL_S = 0.05
 ERROR_LINES = 15
+SHOWN = 10  # items that did not run, with the reason
+NOTED_COMMIT = "commit.txt"
 STORED_STATE = ROOT / "benchmarks" / "results" / "gpu" / FILE
 UNFINISHED_RUNS = ROOT / "runs" / "gpu"
 
@@ -106,6 +108,14 @@ class Session:
             if item.fits(left) and self._missing(item) is None:
                 return item
         return None
+
+    def reason(self, item: Item) -> str:
+        """Why an item did not run."""
+        missing = self._missing(item)
+        if missing is not None:
+            return f"needs {missing}"
+        record = self.state.records.get(item.name)
+        return "failed twice, --items runs it" if record is not None and record.gave_up else "did not fit into the time"
 
     def _missing(self, item: Item) -> str | None:
         """What the item needs and is not here; None if it can run."""
@@ -183,7 +193,7 @@ def commit(data_dir: Path) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        noted = data_dir / "commit.txt"
+        noted = data_dir / NOTED_COMMIT
         return noted.read_text().strip() if noted.exists() else "unknown"
 
 
@@ -201,9 +211,10 @@ def prepare(source: Path, folder: Path) -> Path:
             stamp.touch()
     if not unpacked.exists():
         return source.resolve()
-    for name in ("mnist", "commit.txt"):
-        if (source / name).exists() and not (unpacked / name).exists():
-            (unpacked / name).symlink_to((source / name).resolve())
+    if (source / "mnist").exists():
+        shutil.copytree(source / "mnist", unpacked / "mnist", dirs_exist_ok=True)
+    if (source / NOTED_COMMIT).exists():
+        shutil.copyfile(source / NOTED_COMMIT, unpacked / NOTED_COMMIT)
     return unpacked
 
 
@@ -275,7 +286,9 @@ def main() -> None:
     except MexitError as error:
         sys.exit(f"error: {error}")
     failed = [name for name in session.tried if state.records[name].attempts[-1].result == FAILED]
-    undone = [item.name for item in chosen if not state.is_done(item.name)]
+    undone = [item for item in chosen if not state.is_done(item.name)]
+    for item in [item for item in undone if item.name not in session.tried][:SHOWN]:
+        print(f"{item.name}: {session.reason(item)}")
     print(
         f"{len(chosen) - len(undone)} of {len(chosen)} items done" + (f"; failed: {', '.join(failed)}" * bool(failed))
     )
