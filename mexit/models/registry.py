@@ -11,7 +11,7 @@ from functools import partial
 
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.errors import UsageError
-from mexit.models import digits_cnn, mobilenetv2, msdnet, resnet, resnet18, small_cnn, wide_cnn
+from mexit.models import digits_cnn, mnist_cnn, mobilenetv2, msdnet, resnet, resnet18, small_cnn, wide_cnn
 from mexit.models.msdnet import MSDNetConfig
 from mexit.models.multi_exit import MultiExit, single_exit
 
@@ -82,6 +82,7 @@ def _build_single(build: Callable[[int], MultiExit], classes: int) -> MultiExit:
 _MULTI_EXIT = {
     "digits-cnn": ModelSpec(digits_cnn.build, digits_cnn.INPUT_SHAPE, 3, PrepareSpec(resize="box")),
     "small-cnn": ModelSpec(small_cnn.build, small_cnn.INPUT_SHAPE, 3, PrepareSpec()),
+    "mnist-cnn": ModelSpec(mnist_cnn.build, mnist_cnn.INPUT_SHAPE, 3, PrepareSpec()),
     "msdnet-cifar10": _msdnet(MSDNET_CIFAR10, 10, PrepareSpec()),
     "msdnet-cifar100": _msdnet(MSDNET_CIFAR100, 100, PrepareSpec()),
     "msdnet-tiny-imagenet": _msdnet(MSDNET_TINY_IMAGENET, 200, PrepareSpec(fit="cover")),
