@@ -49,9 +49,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _commit() -> str:
-    done = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if done.returncode:
+        return "unknown (not in a git checkout)"
     changed = subprocess.run(
         ["git", "-C", str(ROOT), "status", "--porcelain", "mexit"], capture_output=True, text=True, check=True
     )

@@ -21,7 +21,8 @@ from mexit.train.trainer import Trainer
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
 # 188 images in batches of 60: three full batches, and one of 8 that runs without graphs.
-COMMON: dict[str, Any] = {"epochs": 2, "steps": 3, "batch": 60, "fraction": 0.2, "lr": 0.01}
+# The attack follows the gradient, not its sign: a sign turns a difference of one rounding into one of a whole step.
+COMMON: dict[str, Any] = {"epochs": 2, "steps": 3, "batch": 60, "fraction": 0.2, "lr": 0.01, "rule": "raw", "step": 0.5}
 # at-aka needs teacher runs; it crafts its images as cat-aka does.
 TRAINED = sorted(METHODS.keys() - {"at-aka"})
 
@@ -43,14 +44,11 @@ def _largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> flo
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_graphs_do_not_change_a_method(tmp_path: Path, method: str) -> None:
-    attack = METHODS[method].default_attack
-    settings = {"method": method, "attack": attack, "precision": "fp32", "model": "digits-cnn"}
+    settings = {"method": method, "attack": METHODS[method].default_attack, "precision": "fp32", "model": "digits-cnn"}
     with exact_float32():
         plain = _train(tmp_path / "plain", graphs=False, **settings)
-        again = _train(tmp_path / "again", graphs=False, **settings)
         graphed = _train(tmp_path / "graphs", graphs=True, **settings)
-    # Atomic additions make two plain runs differ a little, and sign() in the attack enlarges that.
-    assert _largest_difference(plain, graphed) <= 1e-3 + 5 * _largest_difference(plain, again)
+    assert _largest_difference(plain, graphed) <= 1e-4
 
 
 @pytest.mark.parametrize(
@@ -61,7 +59,7 @@ def test_graphs_do_not_change_a_method(tmp_path: Path, method: str) -> None:
         {"craft_train_mode": True},
         {"awp": 0.01, "trades": 2.0},
         {"ema": 0.99, "recompute_norms": 60, "decay_norms": False, "nesterov": True, "exit_weights": (2.0, 1.0, 1.0)},
-        {"norm": "l2", "eps": 0.5, "step": 0.2},
+        {"norm": "l2", "eps": 0.5, "step": 0.2, "rule": "sign"},
     ],
     ids=["growing attack", "single", "train mode", "awp and trades", "averages", "l2"],
 )
@@ -69,9 +67,17 @@ def test_graphs_do_not_change_a_schedule(tmp_path: Path, settings: dict[str, Any
     settings = {"method": "adversarial", "precision": "fp32", "model": "digits-cnn", **settings}
     with exact_float32():
         plain = _train(tmp_path / "plain", graphs=False, **settings)
-        again = _train(tmp_path / "again", graphs=False, **settings)
         graphed = _train(tmp_path / "graphs", graphs=True, **settings)
-    assert _largest_difference(plain, graphed) <= 1e-3 + 5 * _largest_difference(plain, again)
+    assert _largest_difference(plain, graphed) <= 1e-4
+
+
+@pytest.mark.parametrize("model", ["wide-cnn", "resnet38", "msdnet-cifar10", "small-cnn"])
+def test_graphs_do_not_change_batch_norm_or_dropout(tmp_path: Path, model: str) -> None:
+    settings = {"method": "neo-kd", "attack": "average", "precision": "fp32", "model": model, "epochs": 1}
+    with exact_float32():
+        plain = _train(tmp_path / "plain", graphs=False, **settings)
+        graphed = _train(tmp_path / "graphs", graphs=True, **settings)
+    assert _largest_difference(plain, graphed) <= 1e-3
 
 
 def test_training_in_bfloat16_with_graphs_learns(tmp_path: Path) -> None:

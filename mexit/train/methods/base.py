@@ -190,6 +190,7 @@ class TrainingMethod:
         default_attack: the attack where none is named: "none", or one of `attacks.pgd.TARGET_EXITS`.
         attack_use: "required"; "preferred" (attacked by default, `--attack none` is allowed); "optional" (clean by
             default); or "never".
+        differentiates_gradients: whether it differentiates gradients of the network, which CUDA graphs cannot do.
         uses_teachers: whether `--teacher` is allowed; the networks are then in `run.teachers`.
         run: what `setup` was called with.
     """
@@ -198,6 +199,7 @@ class TrainingMethod:
     default_attack: ClassVar[str] = "max-average"
     attack_use: ClassVar[str] = "required"
     uses_teachers: ClassVar[bool] = False
+    differentiates_gradients: ClassVar[bool] = False
     run: Setup = field(init=False, repr=False, compare=False)
 
     def setup(self, run: Setup) -> None:
