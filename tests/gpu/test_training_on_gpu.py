@@ -23,8 +23,8 @@ from mexit.train.trainer import Trainer
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
 # 188 images in batches of 60: three full batches, and one of 8 that runs without graphs.
-# Training enlarges differences of one rounding: the attack steps by the sign of the gradient, and a unit of ReLU is on or
-# off. So the attack follows the gradient itself, the learning rate hardly changes the weights, and the momentum is
+# Training enlarges differences of one rounding: the attack steps by the sign of the gradient, and a unit of ReLU is on
+# or off. So the attack follows the gradient itself, the learning rate hardly changes the weights, and the momentum is
 # compared. Weights that differ by one rounding then change it by up to 0.4 %.
 TOLERANCE = 0.01
 COMMON: dict[str, Any] = {"epochs": 2, "steps": 3, "batch": 60, "fraction": 0.2, "lr": 1e-7, "rule": "raw", "step": 0.5}
