@@ -66,7 +66,7 @@ class TrainBatches:
             return
         # One transfer for all batches: each transfer waits until the device has finished all its work.
         order = torch.from_numpy(np.concatenate(shards)).to(self.precision.device)
-        indices = order.split([len(shard) for shard in shards])
+        indices = torch.split(order, [len(shard) for shard in shards])
         with closing(self._images(shards, indices)) as loaded:
             for shard, index, pixels in zip(shards, indices, loaded, strict=True):
                 positions = index if pixels.device == index.device else torch.from_numpy(shard)
