@@ -36,6 +36,7 @@ from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.flows.train import TrainOptions, train_model
 from mexit.models import model_spec
+from mexit.models.device import resolve_device
 from mexit.train import checkpoint
 from mexit.train.methods.cmi import ClassStatistics
 from mexit.train.precision import keep_freed_memory
@@ -148,6 +149,7 @@ def run_of(name: str, seed: int) -> Path:
 def evaluate(run: Path, answers: Answers, data: DataSet) -> None:
     """Store the correct predictions of every exit, clean and attacked, and NCMI on clean images."""
     model, settings, splits = checkpoint.load_model(run)
+    model.to(resolve_device("auto"))
     spec, test = model_spec(settings.model).input, splits.part("test")
     for condition, attack, index in (("clean", None, test), ("average", TEST_ATTACK, test[::10])):
         if attack is None or (not answers.has(condition) and settings.attack != "none"):
