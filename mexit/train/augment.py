@@ -1,7 +1,6 @@
 """Random augmentation of training images, with counter-based random numbers.
 
-shift               move by up to 2 pixels in each direction, black pixels enter; for digits and signs, which have no mirror
-                    images
+shift               move by up to 2 pixels in each direction; for digits and signs, which have no mirror images
 crop-flip           pad by 4 black pixels on each side, crop the original size, mirror half of the images: the
                     augmentation of MSDNet and RDI-Nets on CIFAR
 reflect-crop-flip   the same crop with reflected borders; each image is mirrored in every second epoch, half of them in
