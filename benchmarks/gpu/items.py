@@ -89,12 +89,12 @@ def _queue() -> Iterator[Item]:
     yield Item("graphs-equal", "a", "equality", "20 steps with and without CUDA graphs end with equal weights", 0.7)
     yield Item("timing", "a", "timing", "20 timed steps of every network, with and without CUDA graphs", 2.5)
     yield _train(
-        "wide-cnn-adversarial", "b", "4 minutes by the clock, preset fast", 5.5, "cifar10", "fast",
-        {"model": "wide-cnn", "minutes": 4.0, **_HALF_CLEAN}, cut=True,
+        "wide-cnn-adversarial", "b", "2 minutes by the clock, preset fast", 2.8, "cifar10", "fast",
+        {"model": "wide-cnn", "minutes": 2.0, **_HALF_CLEAN}, cut=True,
     )  # fmt: skip
     yield _train(
-        "wide-cnn-neo-kd", "b", "the same with NEO-KD", 5.5, "cifar10", "fast",
-        {"model": "wide-cnn", "minutes": 4.0, "method": "neo-kd"}, cut=True, transfer="wide-cnn-adversarial",
+        "wide-cnn-neo-kd", "b", "the same with NEO-KD", 2.8, "cifar10", "fast",
+        {"model": "wide-cnn", "minutes": 2.0, "method": "neo-kd"}, cut=True, transfer="wide-cnn-adversarial",
     )  # fmt: skip
     for method in ("adversarial", "neo-kd"):
         yield _train(
