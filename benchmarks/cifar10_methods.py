@@ -44,6 +44,7 @@ CIFAR10 = Protocol(
     },
     attack=PGDConfig(8 / 255, 2 / 255, 50),
     every=10,
+    images=1_000,
     notes=NOTES,
 )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from methods_under_autoattack import autoattack, targets
+from methods_under_autoattack import SAMPLES, autoattack, targets
 from numpy.typing import NDArray
 from page import ROOT, table, write_page
 from stored_answers import RESULTS, Answers
@@ -52,6 +52,7 @@ class Protocol:
         recipes: further rows by name, with settings that replace the schedule's, network and method included.
         attack: PGD of the test, from one random start in float32.
         every: evaluate every n-th test image.
+        images: number of test images that this makes.
         notes: last paragraph of the page: published results.
     """
 
@@ -64,6 +65,7 @@ class Protocol:
     schedule: dict[str, Any]
     attack: PGDConfig
     every: int
+    images: int
     notes: str
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -186,9 +188,9 @@ def under_autoattack(runs: dict[str, Answers]) -> str:
         method, _, seed = name.rpartition("-")
         baseline = runs.get(f"adversarial-{seed}")
         for condition in (f"autoattack {target}" for target in targets(len(answers.get("clean")))):
-            if answers.has(condition):
+            if answers.count(condition) == SAMPLES:
                 correct = answers.get(condition)[0]
-                other = method != "adversarial" and baseline is not None and baseline.count(condition) == len(correct)
+                other = method != "adversarial" and baseline is not None and baseline.count(condition) == SAMPLES
                 gain = paired_difference(correct, baseline.get(condition)[0]) if other else "-"
                 rows.append([name, condition.removeprefix("autoattack "), percent_correct(correct), gain, len(correct)])
     columns = ["run", "attacked", "correct, % (standard error)", "minus adversarial, points", "n"]
@@ -205,10 +207,10 @@ def recipes(protocol: Protocol) -> list[str]:
 
 def write(protocol: Protocol, stored: dict[str, Answers]) -> None:
     """Write the result page from the runs whose evaluation is complete; the others are named."""
-    n = max((answers.count("clean") for answers in stored.values()), default=0)
-    runs = {name: answers for name, answers in stored.items() if n and answers.count("clean") == n}
+    n = protocol.images
+    runs = {name: answers for name, answers in stored.items() if answers.count("clean") == n}
     if not runs:
-        print("no run is evaluated yet: there is no page to write")
+        print("no run is evaluated on all images yet: there is no page to write")
         return
     pgd, unfinished = protocol.attack, sorted(stored.keys() - runs.keys())
     machines = {answers.note(TRAINED_ON) for answers in runs.values()} - {""}

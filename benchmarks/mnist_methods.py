@@ -40,6 +40,7 @@ MNIST = Protocol(
     schedule={"epochs": 20, "decay_at": (0.75,), "attack": "max-average", "keep": "last"},
     attack=PGDConfig(0.3, 20 / 255, 50),
     every=1,
+    images=10_000,
     notes=NOTES,
     recipes={"mnist-cnn": TRIALS["trades-6"].settings},
 )

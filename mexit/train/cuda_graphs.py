@@ -8,6 +8,7 @@ unchanged. `tests/gpu` holds a step with graphs equal to one without.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import cast
@@ -97,6 +98,8 @@ class StepGraphs:
     ) -> None:
         self._model, self._autocast, self._batch = model, autocast, batch
         self._attack_copy, self._forward_graphs = attack_copy, forward_graphs
+        # Capturing creates the gradient accumulators on a stream of its own; torch waits for it where it must.
+        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         self._attacks: dict[tuple[object, ...], CapturedFunction] = {}
         self._plain = TrainForward(model, autocast)
         self._forwards: dict[tuple[str, torch.Size], Callable[[Tensor], Tensor]] = {}

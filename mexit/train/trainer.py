@@ -130,6 +130,8 @@ class Trainer:
                 f"{settings.model} has {self.model.exits} exits: give one exit weight for each, "
                 f"found {len(settings.exit_weights)}"
             )
+        weights = settings.exit_weights
+        self.exit_weights = torch.tensor(weights, device=precision.device) if weights else None
         copy = precision.attack_copy(self.model)
         graphs = None
         if self.graphs and precision.device == "cuda" and self.process_group.size == 1:
@@ -275,7 +277,7 @@ class Trainer:
             self.model, lr, lambda: self.batches.selection(batch.rng, step), self.precision.autocast
         )
         number = self.position.epoch * self.steps_per_epoch + step
-        info = StepInfo(number, self.progress, share, self.settings.label_smoothing, self.settings.exit_weights)
+        info = StepInfo(number, self.progress, share, self.settings.label_smoothing, self.exit_weights)
         return self.train_step.run(batch, adaptation, info)
 
     def _iterate_train_logits(self, attacked: bool) -> Iterator[tuple[Tensor, Tensor]]:
