@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mexit.core.atomic_io import sha256_file
 from mexit.data import registry
 from mexit.data.splits import NAMES, Splits, split
 from mexit.errors import Damaged
@@ -292,7 +291,7 @@ def test_kills_lose_no_finished_item_and_change_no_result(tmp_path: Path, kills:
     assert set(done_items(state)) == set(REPEATABLE)
     assert {name: done_items(state)[name] for name in finished} == finished
     for name in REPEATABLE:
-        weights = [sha256_file(folder / "runs" / name / "weights.safetensors") for folder in (undisturbed, state)]
+        weights = [tensors(folder / "runs" / name / "weights.safetensors") for folder in (undisturbed, state)]
         assert weights[0] == weights[1]
         assert report_of(undisturbed, name) == report_of(state, name)
 

@@ -34,6 +34,7 @@ HEADER_BYTES = 200_000  # of a safetensors file
 LOG_BYTES = 20_000
 JSON_FILE, WEIGHTS = "results.json", "weights-{}.safetensors"
 STORED = ROOT / "benchmarks" / "results" / "gpu"
+CLAIMS = ROOT / "benchmarks" / "results" / "method_claims_gpu"  # a folder of `stored_answers.py`
 ZOO, UNFINISHED = ROOT / "zoo" / "gpu", ROOT / "runs" / "gpu"
 SMALL_FILES = ("settings.json", "splits.npz", "log.jsonl")
 
@@ -124,7 +125,9 @@ def _place(staged: Path, state: State, root: Path) -> list[Path]:
     for folder in sorted((staged / "items").glob("*")):
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                write_bytes(stored / folder.name / path.relative_to(folder), path.read_bytes())
+                claims = path.suffix == ".npz"
+                target = root / CLAIMS.relative_to(ROOT) if claims else stored / folder.name
+                write_bytes(target / path.relative_to(folder).name, path.read_bytes())
     for run in sorted((staged / "runs").glob("*")):
         done = state.is_done(run.name)
         if done:

@@ -10,6 +10,7 @@ and the next call continues the one that was interrupted.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -19,6 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import data_parts
 import results
@@ -269,6 +271,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no item {', '.join(unknown)}: --list prints the queue")
     chosen = [known[name] for name in arguments.items] if arguments.items else list(QUEUE)
+    lock = _lock(folder)
     add_packages(arguments.data, folder)
     try:
         if arguments.miniature:
@@ -292,7 +295,19 @@ def main() -> None:
     print(
         f"{len(chosen) - len(undone)} of {len(chosen)} items done" + (f"; failed: {', '.join(failed)}" * bool(failed))
     )
+    lock.close()
     sys.exit(bool(failed))
+
+
+def _lock(folder: Path) -> TextIO:
+    """Lock the state folder as long as the returned file is open: two programs would overwrite each other's state."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"error: another run.py uses {folder}: wait for it, or choose another --state")
+    return lock
 
 
 def _has_autoattack() -> bool:
