@@ -1,6 +1,6 @@
 """Compare NEO-KD and plain adversarial training on CIFAR-10 by one short schedule for a CPU.
 
-    MEXIT_DATA=DIR python benchmarks/cifar10_methods.py adversarial neo-kd [--seed 0]
+    MEXIT_DATA=DIR python benchmarks/cifar10_methods.py adversarial neo-kd [--seeds 0 1] [--device cuda] [--minutes 8]
 
 `mnist_methods.py` describes how runs resume and what is stored.
 """
@@ -44,6 +44,7 @@ CIFAR10 = Protocol(
     },
     attack=PGDConfig(8 / 255, 2 / 255, 50),
     every=10,
+    images=1_000,
     notes=NOTES,
 )
 

@@ -7,30 +7,36 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from methods_under_autoattack import TARGETS, autoattack
+from methods_under_autoattack import SAMPLES, autoattack, targets
 from numpy.typing import NDArray
 from page import ROOT, table, write_page
-from stored_answers import Answers
+from stored_answers import RESULTS, Answers
+from training_runs import hardware_name, machine_name, train_or_resume
 
 from mexit.attacks.pgd import PGDConfig
 from mexit.data import registry
-from mexit.data.dataset import DataSet, split_batches
+from mexit.data.dataset import DataSet
 from mexit.evaluate.suites import pgd_suite
-from mexit.flows.train import TrainOptions, train_model
+from mexit.flows.train import TrainOptions
 from mexit.models import model_spec
+from mexit.models.device import resolve_device
 from mexit.train import checkpoint
 from mexit.train.precision import keep_freed_memory
 from mexit.train.validation import correct_predictions, run_exits
 
 BATCH = 250
 ATTACKS = ("clean", "average", "max-average")
+TRAINED_ON = "trained on"
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,10 @@ class Protocol:
         about: first paragraph of the page: the schedule, declared before any run.
         data, model, preset: options of `mexit train`.
         schedule: settings that differ from the preset, the same for every method.
+        recipes: further rows by name, with settings that replace the schedule's, network and method included.
         attack: PGD of the test, from one random start in float32.
         every: evaluate every n-th test image.
+        images: number of test images that this makes.
         notes: last paragraph of the page: published results.
     """
 
@@ -57,42 +65,78 @@ class Protocol:
     schedule: dict[str, Any]
     attack: PGDConfig
     every: int
+    images: int
     notes: str
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def run(self, method: str, seed: int, threads: int) -> Path:
-        """The finished run of a method and a seed: from the zoo, or trained or resumed here."""
-        stored = ROOT / "zoo" / self.name / f"{method}-{seed}"
-        if stored.exists():
-            return stored
-        out = Path("runs") / self.name.replace("_", "-") / f"{method}-{seed}"
-        if not (out / "weights.safetensors").exists():
-            settings = {**self.schedule, "model": self.model, "method": method, "seed": seed}
-            resume = (out / "settings.json").exists()
-            train_model(
-                data=self.data,
-                preset=self.preset,
-                settings=settings,
-                out=out,
-                resume=resume,
-                options=TrainOptions(threads=threads),
-            )
-        return out
+    def settings(self, name: str, seed: int) -> dict[str, Any]:
+        """Settings of a row: a method under the common schedule, or a recipe."""
+        common = {**self.schedule, "model": self.model, "method": name}
+        return {**common, **self.recipes.get(name, {}), "seed": seed}
 
 
-def evaluate_run(protocol: Protocol, run: Path, answers: Answers, data: DataSet) -> None:
-    """Store which test images each exit classifies correctly: clean, average, max-average, one attack per exit."""
-    if answers.has("clean"):
-        return
+@dataclass(frozen=True)
+class Session:
+    """Where and how one call of the program works.
+
+    Attributes:
+        protocol: the comparison.
+        data: data set.
+        device: "auto", "cpu" or "cuda".
+        threads: CPU threads.
+        runs: folder of the run directories.
+        out: folder of the answers of each run.
+        deadline_s: time, as of `time.time`, at which work stops; the next call continues it.
+    """
+
+    protocol: Protocol
+    data: DataSet
+    device: str
+    threads: int
+    runs: Path
+    out: Path
+    deadline_s: float
+
+    def should_stop(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.time() > self.deadline_s
+
+    def complete(self, name: str, seed: int, with_autoattack: bool) -> None:
+        """Train and evaluate a row, from where it was left, until it is complete or the deadline passes."""
+        answers = Answers(self.out / f"{name}-{seed}.npz")
+        run = ROOT / "zoo" / self.protocol.name / f"{name}-{seed}"
+        if not run.exists():
+            run = self.runs / f"{name}-{seed}"
+            options = TrainOptions(device=self.device, threads=self.threads, should_stop=self.should_stop)
+            settings = self.protocol.settings(name, seed)
+            if not train_or_resume(run, self.protocol.data, self.protocol.preset, settings, options):
+                return
+            if not answers.note(TRAINED_ON):
+                answers.add_note(TRAINED_ON, machine_name(self.device))
+        if evaluate_run(self, run, answers) and with_autoattack:
+            autoattack(run, answers, self.data, self.device, self.should_stop)
+
+
+def evaluate_run(session: Session, run: Path, answers: Answers) -> bool:
+    """Store which test images each exit classifies correctly: clean, average, max-average, one attack per exit.
+
+    Every batch is stored when it is done. Returns whether all images are.
+    """
+    protocol, data = session.protocol, session.data
     model, settings, splits = checkpoint.load_model(run)
+    model.to(resolve_device(session.device))
     index, spec = splits.part("test")[:: protocol.every], model_spec(settings.model).input
-    correct: dict[str, list[NDArray[np.bool_]]] = {}
-    for part in split_batches(index, BATCH):
+    while (done := answers.count("clean")) < len(index):
+        if session.should_stop():
+            return False
+        part = index[done : done + BATCH]
         images, labels = data.batch(part, spec), data.labels[part]
         suite = pgd_suite(model, images, labels, part, protocol.attack)
         del suite["noise"]
-        for name, attacked in suite.items():
-            correct.setdefault(name, []).append(correct_predictions(run_exits(model, attacked), labels))
-    answers.add({name: np.concatenate(parts, axis=1) for name, parts in correct.items()})
+        answers.extend(
+            {name: correct_predictions(run_exits(model, attacked), labels) for name, attacked in suite.items()}
+        )
+    return True
 
 
 def percent_correct(correct: NDArray[np.bool_]) -> str:
@@ -143,24 +187,40 @@ def under_autoattack(runs: dict[str, Answers]) -> str:
     for name, answers in runs.items():
         method, _, seed = name.rpartition("-")
         baseline = runs.get(f"adversarial-{seed}")
-        for condition in (f"autoattack {target}" for target in TARGETS):
-            if answers.has(condition):
+        for condition in (f"autoattack {target}" for target in targets(len(answers.get("clean")))):
+            if answers.count(condition) == SAMPLES:
                 correct = answers.get(condition)[0]
-                other = method != "adversarial" and baseline is not None and baseline.has(condition)
+                other = method != "adversarial" and baseline is not None and baseline.count(condition) == SAMPLES
                 gain = paired_difference(correct, baseline.get(condition)[0]) if other else "-"
                 rows.append([name, condition.removeprefix("autoattack "), percent_correct(correct), gain, len(correct)])
     columns = ["run", "attacked", "correct, % (standard error)", "minus adversarial, points", "n"]
     return table(columns, rows) if rows else "Not run yet."
 
 
-def write(protocol: Protocol, runs: dict[str, Answers]) -> None:
-    """Write the result page."""
-    pgd, n = protocol.attack, len(next(iter(runs.values())).get("clean")[0])
+def recipes(protocol: Protocol) -> list[str]:
+    """The settings of the recipes, as paragraphs."""
+    return [
+        f"`{name}`: " + ", ".join(f"{setting} {value}" for setting, value in settings.items()) + "."
+        for name, settings in protocol.recipes.items()
+    ]
+
+
+def write(protocol: Protocol, stored: dict[str, Answers]) -> None:
+    """Write the result page from the runs whose evaluation is complete; the others are named."""
+    n = protocol.images
+    runs = {name: answers for name, answers in stored.items() if answers.count("clean") == n}
+    if not runs:
+        print("no run is evaluated on all images yet: there is no page to write")
+        return
+    pgd, unfinished = protocol.attack, sorted(stored.keys() - runs.keys())
+    machines = {answers.note(TRAINED_ON) for answers in runs.values()} - {""}
     parts = [
         protocol.about,
+        *recipes(protocol),
         f"Test: {n:,} images, PGD-{pgd.steps} in float32, eps {pgd.eps:.4g}, step {pgd.step_size:.4g}, one "
         "random start. Percent correct, standard error in brackets.",
         per_exit(runs),
+        *([f"Not finished: {', '.join(unfinished)}."] if unfinished else []),
         "**Against the adversarial baseline**, in points, paired over the same images:",
         differences(runs),
         "**Transfer**: accuracy in percent of every exit under the attack on one exit.",
@@ -168,29 +228,36 @@ def write(protocol: Protocol, runs: dict[str, Answers]) -> None:
         "**AutoAttack**, standard version. `policy medium` attacks the deployed policy: the hard choice of exits "
         "forward, the softened policy backward.",
         under_autoattack(runs),
+        *([f"Trained on: {'; '.join(sorted(machines))}."] if machines else []),
         protocol.notes,
     ]
-    write_page(protocol.name, "2-core-cpu", protocol.title, parts)
+    write_page(protocol.name, hardware_name(machines), protocol.title, parts)
 
 
 def main(protocol: Protocol) -> None:
     """Command line of a comparison."""
     parser = argparse.ArgumentParser(description=protocol.about)
-    parser.add_argument("methods", nargs="*", help="methods to train and evaluate; none = only write the page")
-    parser.add_argument("--seed", type=int, default=0)
+    rows = f"methods or recipes ({', '.join(protocol.recipes)})" if protocol.recipes else "methods"
+    parser.add_argument("rows", nargs="*", help=f"{rows} to train and evaluate; none = only write the page")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--autoattack", action="store_true", help="also AutoAttack, which takes about an hour")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after these minutes; call again to go on")
+    parser.add_argument("--autoattack", action="store_true", help="also AutoAttack, which takes about an hour on a CPU")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / protocol.name.replace("_", "-"))
+    parser.add_argument("--out", type=Path, default=RESULTS / protocol.name, help="folder of the stored answers")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
-    data = registry.load(protocol.data, os.environ["MEXIT_DATA"])
-    for method in arguments.methods:
-        run = protocol.run(method, arguments.seed, arguments.threads)
-        answers = Answers.of(protocol.name, run.name)
-        evaluate_run(protocol, run, answers, data)
-        if arguments.autoattack:
-            autoattack(run, answers, data)
-    write(protocol, Answers.all_of(protocol.name))
+    if arguments.rows:
+        data = registry.load(protocol.data, os.environ["MEXIT_DATA"])
+        deadline_s = time.time() + 60 * arguments.minutes
+        session = Session(
+            protocol, data, arguments.device, arguments.threads, arguments.runs, arguments.out, deadline_s
+        )
+        for seed, name in itertools.product(arguments.seeds, arguments.rows):
+            session.complete(name, seed, arguments.autoattack)
+    write(protocol, {path.stem: Answers(path) for path in sorted(arguments.out.glob("*.npz"))})
 
 
 def _exit_names(runs: dict[str, Answers]) -> list[str]:

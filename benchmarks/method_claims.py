@@ -3,7 +3,8 @@
     MEXIT_DATA=DIR python benchmarks/method_claims.py [--seeds 3] [CLAIM...]
 
 Trains missing runs (runs/method-claims/, resumed where they stopped), evaluates them on the test split, stores which
-images were classified correctly (results/method_claims/), and writes the page from all stored results.
+images were classified correctly (results/method_claims/), and writes the page from all stored results. Results of a GPU
+come from benchmarks/gpu: `--seeds 0 --stored method_claims_gpu --hardware NAME` writes their page.
 
 Network `small-cnn`, SGD with momentum 0.9, weight decay 5e-4, batch 32, lr 0.01 divided by 10 after three
 quarters; 40 epochs on clean images, 20 on attacked ones (PGD-7, eps 0.2, step 0.05), the last weights.
@@ -36,6 +37,7 @@ from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.flows.train import TrainOptions, train_model
 from mexit.models import model_spec
+from mexit.models.device import resolve_device
 from mexit.train import checkpoint
 from mexit.train.methods.cmi import ClassStatistics
 from mexit.train.precision import keep_freed_memory
@@ -148,6 +150,7 @@ def run_of(name: str, seed: int) -> Path:
 def evaluate(run: Path, answers: Answers, data: DataSet) -> None:
     """Store the correct predictions of every exit, clean and attacked, and NCMI on clean images."""
     model, settings, splits = checkpoint.load_model(run)
+    model.to(resolve_device("auto"))
     spec, test = model_spec(settings.model).input, splits.part("test")
     for condition, attack, index in (("clean", None, test), ("average", TEST_ATTACK, test[::10])):
         if attack is None or (not answers.has(condition) and settings.attack != "none"):
@@ -164,16 +167,16 @@ def ncmi(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.f
     return statistics.ncmi().numpy()
 
 
-def value(claim: Claim, name: str, seed: int) -> NDArray[np.float64]:
+def value(claim: Claim, answers: Answers) -> NDArray[np.float64]:
     """The compared value of every exit, (E,): accuracy in percent, or NCMI times 100."""
-    answers = _stored(name, seed)
     values = answers.numbers(NCMI) if claim.condition == NCMI else answers.get(claim.condition).mean(axis=1)
     return 100 * values
 
 
-def row(claim: Claim, seeds: list[int]) -> list[str]:
+def row(claim: Claim, stored: str, seeds: list[int]) -> list[str]:
     """A row of the table: both sides and the paired difference of each exit."""
-    sides = [np.array([value(claim, name, seed) for seed in seeds]) for name in (claim.ours, claim.baseline)]
+    names = (claim.ours, claim.baseline)
+    sides = [np.array([value(claim, Answers.of(stored, f"{name}-{seed}")) for seed in seeds]) for name in names]
     gain = sides[0] - sides[1]  # (seeds, exits)
     mean, error = gain.mean(axis=0), gain.std(axis=0, ddof=1) / np.sqrt(len(seeds))
     results = []
@@ -188,20 +191,20 @@ def row(claim: Claim, seeds: list[int]) -> list[str]:
     return [claim.text, CONDITIONS[claim.condition], str(len(seeds)), *shown, gains, " / ".join(results)]
 
 
-def _stored(name: str, seed: int) -> Answers:
-    return Answers.of("method_claims", f"{name}-{seed}")
-
-
-def _evaluated_seeds(claim: Claim) -> list[int]:
+def _evaluated_seeds(claim: Claim, stored: str) -> list[int]:
     """Seeds for which both sides are evaluated."""
-    names = (claim.ours, claim.baseline)
-    return [seed for seed in range(len(T) + 1) if all(_stored(one, seed).has(claim.condition) for one in names)]
+    sides = [
+        [Answers.of(stored, f"{name}-{seed}") for name in (claim.ours, claim.baseline)] for seed in range(len(T) + 1)
+    ]
+    return [seed for seed, pair in enumerate(sides) if all(answers.has(claim.condition) for answers in pair)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claims", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--stored", default="method_claims", help="folder of the results below benchmarks/results")
+    parser.add_argument("--hardware", default="2-core-cpu", help="for the name of the page")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -209,10 +212,11 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for name in arguments.claims or CLAIMS:
             for variant in (CLAIMS[name].baseline, CLAIMS[name].ours):
-                answers = _stored(variant, seed)
+                answers = Answers.of(arguments.stored, f"{variant}-{seed}")
                 if not answers.has(CLAIMS[name].condition):
                     evaluate(run_of(variant, seed), answers, data)
-    compared = [(claim, seeds) for claim in CLAIMS.values() if len(seeds := _evaluated_seeds(claim)) > 1]
+    stored = arguments.stored
+    compared = [(claim, seeds) for claim in CLAIMS.values() if len(seeds := _evaluated_seeds(claim, stored)) > 1]
     columns = [
         "claim",
         "compared",
@@ -225,10 +229,10 @@ def main() -> None:
     parts = [
         __doc__.split("\n\n", 3)[3],
         "Exits 1 / 2 / 3.",
-        table(columns, [row(claim, seeds) for claim, seeds in compared]),
-        NOTES,
+        table(columns, [row(claim, stored, seeds) for claim, seeds in compared]),
+        *([NOTES] if stored == "method_claims" else []),
     ]
-    write_page("method_claims", "2-core-cpu", "What the other methods claim", parts)
+    write_page("method_claims", arguments.hardware, "What the other methods claim", parts)
 
 
 if __name__ == "__main__":

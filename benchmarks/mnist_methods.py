@@ -1,15 +1,17 @@
 """Compare the training methods on MNIST: per exit, under PGD-50 and AutoAttack, and as deployed policies.
 
-    MEXIT_DATA=DIR python benchmarks/mnist_methods.py adversarial neo-kd [--seed 0] [--autoattack]
+    MEXIT_DATA=DIR python benchmarks/mnist_methods.py adversarial neo-kd mnist-cnn --seeds 0 1 --autoattack
 
 Trains the runs that are not finished (runs/mnist-methods/METHOD-SEED; an interrupted run resumes), evaluates them, and
-writes the page from all evaluated runs. Which test images each exit classified correctly is stored in
-results/mnist_methods/, so differences are paired over the same images, also with later runs.
+writes the page from all evaluated runs. `--minutes N` stops in time, and the same command goes on. Which test images
+each exit classified correctly is stored in results/mnist_methods/, so differences are paired over the same images.
+`mnist-cnn` is the network and recipe that `mnist_recipes.py` found on the selection split.
 """
 
 from __future__ import annotations
 
 from compare_methods import Protocol, main
+from mnist_recipes import TRIALS
 
 from mexit.attacks.pgd import PGDConfig
 
@@ -38,7 +40,9 @@ MNIST = Protocol(
     schedule={"epochs": 20, "decay_at": (0.75,), "attack": "max-average", "keep": "last"},
     attack=PGDConfig(0.3, 20 / 255, 50),
     every=1,
+    images=10_000,
     notes=NOTES,
+    recipes={"mnist-cnn": TRIALS["attacked-10"].settings},
 )
 
 if __name__ == "__main__":

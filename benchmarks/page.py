@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _commit() -> str:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():  # a copy on a lent machine
+        return "unknown"
     done = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
     )

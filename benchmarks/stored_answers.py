@@ -30,11 +30,6 @@ class Answers:
         """The stored answers of a run in a benchmark; there may be none yet."""
         return Answers(RESULTS / benchmark / f"{run}.npz")
 
-    @staticmethod
-    def all_of(benchmark: str) -> dict[str, Answers]:
-        """Every run of a benchmark with stored answers, by name."""
-        return {path.stem: Answers(path) for path in sorted((RESULTS / benchmark).glob("*.npz"))}
-
     def has(self, condition: str) -> bool:
         """Whether a condition or a measure is stored."""
         return condition in self._read()
@@ -46,6 +41,11 @@ class Answers:
         correct: NDArray[np.bool_] = bits[:, : int(arrays[f"{condition} n"])]
         return correct
 
+    def count(self, condition: str) -> int:
+        """Number of samples for which a condition is stored."""
+        arrays = self._read()
+        return int(arrays[f"{condition} n"]) if condition in arrays else 0
+
     def add(self, answers: dict[str, NDArray[np.bool_]]) -> None:
         """Store conditions, each (E, N)."""
         arrays = dict(self._read())
@@ -53,6 +53,23 @@ class Answers:
             arrays[condition] = np.packbits(correct, axis=1)
             arrays[f"{condition} n"] = np.array(correct.shape[1])
         self._write(arrays)
+
+    def extend(self, answers: dict[str, NDArray[np.bool_]]) -> None:
+        """Append further samples to conditions, each (E, N), in one write."""
+        self.add(
+            {
+                condition: np.concatenate([self.get(condition), correct], axis=1) if self.has(condition) else correct
+                for condition, correct in answers.items()
+            }
+        )
+
+    def note(self, name: str) -> str:
+        """A stored text, such as the processor that a run was trained on; "" if there is none."""
+        return str(self._read().get(name, ""))
+
+    def add_note(self, name: str, text: str) -> None:
+        """Store a text."""
+        self._write({**self._read(), name: np.array(text)})
 
     def numbers(self, measure: str) -> NDArray[np.float64]:
         """A measure of every exit, (E,)."""

@@ -102,7 +102,9 @@ def train(
     ] = None,
     augment: Annotated[
         str | None,
-        typer.Option(help="Augmentation: none, crop-flip, reflect-crop-flip or resized-crop-flip. Default: by preset."),
+        typer.Option(
+            help="Augmentation: none, shift, crop-flip, reflect-crop-flip or resized-crop-flip. Default: by preset."
+        ),
     ] = None,
     trades: Annotated[float | None, typer.Option(help="Weight of a TRADES term, such as 6.")] = None,
     awp: Annotated[

@@ -38,6 +38,7 @@ VARIABLES = (
     "MEXIT_BUDGET",
     "MEXIT_CACHE",
     "MEXIT_DATA",
+    "MEXIT_DEVICE",
     "MEXIT_HOST",
     "MEXIT_PORT",
     "MEXIT_THREADS",

@@ -11,7 +11,7 @@ from functools import partial
 
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.errors import UsageError
-from mexit.models import digits_cnn, mobilenetv2, msdnet, resnet, small_cnn, wide_cnn
+from mexit.models import digits_cnn, mnist_cnn, mobilenetv2, msdnet, resnet, resnet18, small_cnn, wide_cnn
 from mexit.models.msdnet import MSDNetConfig
 from mexit.models.multi_exit import MultiExit, single_exit
 
@@ -82,6 +82,7 @@ def _build_single(build: Callable[[int], MultiExit], classes: int) -> MultiExit:
 _MULTI_EXIT = {
     "digits-cnn": ModelSpec(digits_cnn.build, digits_cnn.INPUT_SHAPE, 3, PrepareSpec(resize="box")),
     "small-cnn": ModelSpec(small_cnn.build, small_cnn.INPUT_SHAPE, 3, PrepareSpec()),
+    "mnist-cnn": ModelSpec(mnist_cnn.build, mnist_cnn.INPUT_SHAPE, 3, PrepareSpec()),
     "msdnet-cifar10": _msdnet(MSDNET_CIFAR10, 10, PrepareSpec()),
     "msdnet-cifar100": _msdnet(MSDNET_CIFAR100, 100, PrepareSpec()),
     "msdnet-tiny-imagenet": _msdnet(MSDNET_TINY_IMAGENET, 200, PrepareSpec(fit="cover")),
@@ -90,6 +91,9 @@ _MULTI_EXIT = {
     "resnet38": ModelSpec(resnet.build, resnet.INPUT_SHAPE, resnet.EXITS, PrepareSpec()),
     "wide-cnn": _wide_cnn((64, 128, 256)),
     "wide-cnn-40m": _wide_cnn((48, 96, 192)),
+    "resnet18": ModelSpec(
+        partial(resnet18.build, mean=_CIFAR10_MEAN, std=_CIFAR10_STD), resnet18.INPUT_SHAPE, 4, PrepareSpec()
+    ),
     "mobilenetv2": ModelSpec(mobilenetv2.build, mobilenetv2.INPUT_SHAPE, mobilenetv2.EXITS, PrepareSpec()),
 }
 MODELS: dict[str, ModelSpec] = {}

@@ -26,11 +26,10 @@ def build(classes: int, widths: Sequence[int], mean: Sequence[float], std: Seque
         mean, std: normalisation of the pixels, one number per channel, for pixels in [0, 1].
     """
     layers = _unit(INPUT_SHAPE[0], STEM, stride=1)
-    stages, width_in, side = [], STEM, INPUT_SHAPE[1]
+    stages, width_in = [], STEM
     for width in widths:
-        side //= 2
         layers += [*_unit(width_in, width, stride=2), BasicBlock(width, width)]
-        head = nn.Sequential(nn.AvgPool2d(side), nn.Flatten(), nn.Linear(width, classes))
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
         stages.append(Stage(nn.Sequential(*layers), head))
         layers, width_in = [], width
     network = MultiExit(stages, INPUT_SHAPE, classes, Normalise(mean, std))

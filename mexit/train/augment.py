@@ -1,5 +1,6 @@
 """Random augmentation of training images, with counter-based random numbers.
 
+shift               move by up to 2 pixels in each direction; for digits and signs, which have no mirror images
 crop-flip           pad by 4 black pixels on each side, crop the original size, mirror half of the images: the
                     augmentation of MSDNet and RDI-Nets on CIFAR
 reflect-crop-flip   the same crop with reflected borders; each image is mirrored in every second epoch, half of them in
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from mexit.attacks.rng import CounterRNG
 
-AUGMENTS = ("none", "crop-flip", "reflect-crop-flip", "resized-crop-flip")
-PAD = 4
+AUGMENTS = ("none", "shift", "crop-flip", "reflect-crop-flip", "resized-crop-flip")
+PAD, SHIFT = 4, 2
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10
 
@@ -44,10 +45,12 @@ def augment(images: Tensor, kind: str, rng: CounterRNG, index: Tensor) -> Tensor
     if kind == "resized-crop-flip":
         return _resized_crop_flip(images, rng, index)
     numbers = rng.uniform("augment", index, (3,))
+    if kind == "shift":
+        return _crop(F.pad(images, (SHIFT,) * 4), SHIFT, numbers[:, :2], torch.zeros_like(index, dtype=torch.bool))
     if kind == "crop-flip":
-        return _crop(F.pad(images, (PAD, PAD, PAD, PAD)), numbers[:, :2], numbers[:, 2] < 0.5)
+        return _crop(F.pad(images, (PAD,) * 4), PAD, numbers[:, :2], numbers[:, 2] < 0.5)
     always = CounterRNG(rng.seed, 0).uniform("mirror", index, ()) < 0.5
-    return _crop(_reflected(images), numbers[:, :2], always ^ bool(rng.epoch % 2))
+    return _crop(_reflected(images), PAD, numbers[:, :2], always ^ bool(rng.epoch % 2))
 
 
 def _reflected(images: Tensor) -> Tensor:
@@ -59,19 +62,20 @@ def _reflected(images: Tensor) -> Tensor:
     return images
 
 
-def _crop(padded: Tensor, numbers: Tensor, mirrored: Tensor) -> Tensor:
-    """Crop images that were padded by `PAD` pixels at random corners, and mirror some.
+def _crop(padded: Tensor, pad: int, numbers: Tensor, mirrored: Tensor) -> Tensor:
+    """Crop padded images at random corners, and mirror some.
 
     Args:
-        padded: (B, C, H + 2 PAD, W + 2 PAD).
+        padded: (B, C, H + 2 pad, W + 2 pad).
+        pad: pixels on each side.
         numbers: uniform numbers in [0, 1), (B, 2).
         mirrored: (B,) bool.
 
     Returns:
         (B, C, H, W).
     """
-    height, width = padded.shape[2] - 2 * PAD, padded.shape[3] - 2 * PAD
-    corner = (numbers * (2 * PAD + 1)).long().clamp_(max=2 * PAD)
+    height, width = padded.shape[2] - 2 * pad, padded.shape[3] - 2 * pad
+    corner = (numbers * (2 * pad + 1)).long().clamp_(max=2 * pad)
     rows = corner[:, :1] + torch.arange(height, device=padded.device)
     columns = corner[:, 1:] + torch.arange(width, device=padded.device)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)

@@ -51,6 +51,7 @@ class TrainBatches:
 
     def __post_init__(self) -> None:
         index, device = self.splits.part("train"), self.precision.device
+        self._labels = torch.from_numpy(self.data.labels).to(device)
         if DeviceImages.fit(self.data, len(index), self.input, device):
             self._resident = DeviceImages(self.data, index, self.input, device)
 
@@ -61,16 +62,20 @@ class TrainBatches:
             shards: positions of training images in the data set, one array (B,) per batch.
             rng: random numbers of the epoch.
         """
-        device = self.precision.device
-        with closing(self._images(shards)) as loaded:
-            for shard, pixels in zip(shards, loaded, strict=True):
-                index = torch.from_numpy(shard)
-                images = augment(pixels, self.settings.augment, rng, index.to(pixels.device))
+        if not shards:
+            return
+        # One transfer for all batches: each transfer waits until the device has finished all its work.
+        order = torch.from_numpy(np.concatenate(shards)).to(self.precision.device)
+        indices = torch.split(order, [len(shard) for shard in shards])
+        with closing(self._images(shards, indices)) as loaded:
+            for shard, index, pixels in zip(shards, indices, loaded, strict=True):
+                positions = index if pixels.device == index.device else torch.from_numpy(shard)
+                images = augment(pixels, self.settings.augment, rng, positions)
                 yield Batch(
                     self.model,
                     self.precision.to_device(images),
-                    torch.from_numpy(self.data.labels[shard]).to(device),
-                    index.to(device),
+                    self._labels[index],
+                    index,
                     self.settings.training_attack(),
                     rng,
                     self.precision.autocast,
@@ -81,7 +86,7 @@ class TrainBatches:
         index = self.splits.part("selection")
         chosen = index[rng.choice(len(index), self.settings.batch, step)]
         images = self.precision.to_device(torch.from_numpy(self.data.batch(chosen, self.input)))
-        return images, torch.from_numpy(self.data.labels[chosen]).to(self.precision.device)
+        return images, self._labels[torch.from_numpy(chosen).to(self.precision.device)]
 
     def clean_and_attacked(self, model: MultiExit, count: int, rng: CounterRNG) -> Iterator[Tensor]:
         """Batches of at most `count` training images, evenly spaced: clean ones and, after each, attacks on `model`."""
@@ -93,11 +98,13 @@ class TrainBatches:
                 if batch.attack is not None:
                     yield craft(model, batch.images, batch.labels, batch.attack, rng=rng, index=batch.index)
 
-    def _images(self, shards: Sequence[NDArray[np.int64]]) -> Generator[Tensor, None, None]:
-        """Prepared images of each shard, (B, C, H, W) float32, on the device if the training split is there."""
+    def _images(self, shards: Sequence[NDArray[np.int64]], indices: Sequence[Tensor]) -> Generator[Tensor, None, None]:
+        """Prepared images of each shard, (B, C, H, W) float32, on the device if the training split is there.
+
+        `indices` holds the same positions as `shards`, on the device.
+        """
         if self._resident is not None:
-            for shard in shards:
-                yield self._resident.batch(torch.from_numpy(shard).to(self.precision.device))
+            yield from map(self._resident.batch, indices)
             return
         with closing(load_batches(self.data, shards, self.input, self.workers)) as loaded:
             for pixels in loaded:

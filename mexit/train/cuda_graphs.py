@@ -8,7 +8,9 @@ unchanged. `tests/gpu` holds a step with graphs equal to one without.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import cast
 
 import torch
@@ -31,15 +33,16 @@ class CapturedFunction:
 
     def __init__(self, function: Callable[..., Tensor | None], inputs: Sequence[Tensor] = ()) -> None:
         self._inputs = [value.clone() for value in inputs]
+        self._graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP_CALLS):
-                function(*self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._output = function(*self._inputs)
+        with _random_state_kept():
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP_CALLS):
+                    function(*self._inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self._graph):
+                self._output = function(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor | None:
         """Run the graph; returns a copy of its output."""
@@ -47,6 +50,11 @@ class CapturedFunction:
             stored.copy_(value)
         self._graph.replay()
         return None if self._output is None else self._output.clone()
+
+
+def _random_state_kept() -> AbstractContextManager[None]:
+    """A context that restores torch's generators, which dropout advances in warm-up calls."""
+    return torch.random.fork_rng(devices=[torch.cuda.current_device()])
 
 
 class TrainForward(nn.Module):
@@ -77,13 +85,21 @@ class StepGraphs:
             step.
         batch: number of images of a full batch; other batches run without graphs.
         attack_copy: copy of the network for attacks, or None.
+        forward_graphs: whether the forward passes of training are graphs too. Their gradients cannot be differentiated.
     """
 
     def __init__(
-        self, model: MultiExit, autocast: Autocast, batch: int, attack_copy: FusedEvalCopy | None = None
+        self,
+        model: MultiExit,
+        autocast: Autocast,
+        batch: int,
+        attack_copy: FusedEvalCopy | None = None,
+        forward_graphs: bool = True,
     ) -> None:
         self._model, self._autocast, self._batch = model, autocast, batch
-        self._attack_copy = attack_copy
+        self._attack_copy, self._forward_graphs = attack_copy, forward_graphs
+        # Capturing creates the gradient accumulators on a stream of its own; torch waits for it where it must.
+        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         self._attacks: dict[tuple[object, ...], CapturedFunction] = {}
         self._plain = TrainForward(model, autocast)
         self._forwards: dict[tuple[str, torch.Size], Callable[[Tensor], Tensor]] = {}
@@ -125,7 +141,7 @@ class StepGraphs:
         Returns:
             Logits (E, N, C) float32.
         """
-        if len(images) % self._batch:
+        if len(images) % self._batch or not self._forward_graphs:
             logits: Tensor = self._plain(images)
             return logits
         key = (purpose, images.shape)
@@ -135,9 +151,10 @@ class StepGraphs:
 
     def _captured_forward(self, images: Tensor) -> Callable[[Tensor], Tensor]:
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        forward = torch.cuda.make_graphed_callables(
-            TrainForward(self._model, self._autocast), (images.detach().clone(),), allow_unused_input=True
-        )
+        with _random_state_kept():
+            forward = torch.cuda.make_graphed_callables(
+                TrainForward(self._model, self._autocast), (images.detach().clone(),), allow_unused_input=True
+            )
         with torch.no_grad():  # the warm-up calls have changed BatchNorm's running statistics
             for name, buffer in self._model.named_buffers():
                 buffer.copy_(buffers[name])

@@ -20,6 +20,29 @@ from mexit.train.regularizers import EMA, perturbed_weights, trades_term
 
 
 @dataclass(frozen=True)
+class StepMetrics:
+    """The metrics of a step, which stay on the device until they are read.
+
+    Attributes:
+        names: name of each metric.
+        values: (len(names),) float32.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+
+    def read(self) -> dict[str, float]:
+        """The metrics by name. Waits until the device has computed them."""
+        return dict(zip(self.names, self.values.tolist(), strict=True))
+
+    def average(self, processes: ProcessGroup, share: float) -> StepMetrics:
+        """The metrics of the whole batch, of which this process has the fraction `share`."""
+        if processes.size == 1:
+            return self
+        return replace(self, values=torch.tensor(list(processes.average(self.read(), share).values())))
+
+
+@dataclass(frozen=True)
 class TrainStep:
     """Runs optimisation steps.
 
@@ -52,7 +75,7 @@ class TrainStep:
             batch = replace(batch, run_attack=self.graphs.run_attack)
         return self.method.craft(batch)
 
-    def run(self, batch: Batch, adaptation: Adaptation, step: StepInfo) -> dict[str, float]:
+    def run(self, batch: Batch, adaptation: Adaptation, step: StepInfo) -> StepMetrics:
         """Run one step.
 
         Args:
@@ -62,7 +85,7 @@ class TrainStep:
 
         Returns:
             Means over the whole batch: "loss", each term as "loss NAME", "clean accuracy" and "attacked accuracy". If
-            the loss is not finite, the weights are not updated.
+            the loss is not finite, the weights are not updated, except with graphs, which do not wait for the loss.
         """
         attacked = self.craft(batch)
         self.model.train()
@@ -71,8 +94,8 @@ class TrainStep:
             self.method.adapt(outputs, adaptation)
             terms = self._terms(outputs)
             loss = torch.stack(list(terms.values())).sum()
-            metrics = self.process_group.average(_metrics(outputs, loss, terms), step.share)
-            if not math.isfinite(metrics["loss"]):
+            metrics = _metrics(outputs, loss, terms).average(self.process_group, step.share)
+            if self.graphs is None and not math.isfinite(metrics.read()["loss"]):
                 return metrics
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -93,7 +116,9 @@ class TrainStep:
         return Outputs(batch, clean, variants, attacked, step)
 
     def _logits(self, purpose: str, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images).float() if self.graphs is None else self.graphs.forward(purpose, images)
+        if self.graphs is not None:
+            return self.graphs.forward(purpose, images)
+        logits: Tensor = self.model(images).float()
         return logits
 
     def _terms(self, outputs: Outputs) -> dict[str, Tensor]:
@@ -113,13 +138,12 @@ class TrainStep:
         return perturbed_weights(self.model, self.settings.awp, loss, reduce)
 
 
-def _metrics(outputs: Outputs, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
+def _metrics(outputs: Outputs, loss: Tensor, terms: dict[str, Tensor]) -> StepMetrics:
     metrics = {"loss": loss, "clean accuracy": _accuracy(outputs.clean, outputs.labels)}
     if outputs.attacked is not None:
         metrics["attacked accuracy"] = _accuracy(outputs.attacked, outputs.labels)
     metrics |= {f"loss {name}": term for name, term in terms.items()}
-    values = torch.stack([value.detach().float() for value in metrics.values()])  # one transfer from the device
-    return dict(zip(metrics, values.tolist(), strict=True))
+    return StepMetrics(tuple(metrics), torch.stack([value.detach().float() for value in metrics.values()]))
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -39,7 +40,7 @@ from mexit.train.optimiser import build_optimiser
 from mexit.train.precision import Precision
 from mexit.train.regularizers import EMA
 from mexit.train.teachers import load_teachers
-from mexit.train.train_step import TrainStep
+from mexit.train.train_step import StepMetrics, TrainStep
 from mexit.train.validation import attacked_batches, correct_predictions, exit_logits
 
 CHECKPOINT_INTERVAL_S = 60.0
@@ -129,10 +130,13 @@ class Trainer:
                 f"{settings.model} has {self.model.exits} exits: give one exit weight for each, "
                 f"found {len(settings.exit_weights)}"
             )
+        weights = settings.exit_weights
+        self.exit_weights = torch.tensor(weights, device=precision.device) if weights else None
         copy = precision.attack_copy(self.model)
         graphs = None
         if self.graphs and precision.device == "cuda" and self.process_group.size == 1:
-            graphs = StepGraphs(self.model, precision.autocast, settings.batch, copy)
+            plain = self.method.differentiates_gradients
+            graphs = StepGraphs(self.model, precision.autocast, settings.batch, copy, forward_graphs=not plain)
         self.train_step = TrainStep(
             self.model, self.method, self.optimiser, settings, self.ema, copy, self.process_group, graphs
         )
@@ -141,6 +145,8 @@ class Trainer:
         self.steps_per_epoch = -(-len(self.train_index) // settings.batch)
         self.batches = TrainBatches(self.data, self.splits, self.input, settings, self.model, precision, self.workers)
         self._start_s = time.monotonic()
+        # Number, metrics and samples of the newest steps: with graphs, reading the metrics would wait for the step.
+        self._unread: deque[tuple[int, StepMetrics, int]] = deque()
 
     def resume(self) -> None:
         """Restore the state of the checkpoint. Raises `NotFound` or `Damaged`, see `checkpoint.restore`."""
@@ -173,8 +179,8 @@ class Trainer:
         self._start_s = time.monotonic() - self.position.elapsed_s
         saved_s = time.monotonic()
         while not self._finished:
-            for sums in self._remaining_steps():
-                self.position = replace(self.position, step=self.position.step + 1, sums=sums)
+            for _ in self._remaining_steps():
+                self.position = replace(self.position, step=self.position.step + 1)
                 self.progress = self._measure_progress()
                 on_step(self._report())
                 stop = self.process_group.any(should_stop())
@@ -228,12 +234,11 @@ class Trainer:
         """Seconds that the run has taken, in all calls together."""
         return time.monotonic() - self._start_s
 
-    def _remaining_steps(self) -> Iterator[dict[str, float]]:
-        """Run the remaining steps of the epoch; yield the sums of `Position` after each."""
+    def _remaining_steps(self) -> Iterator[None]:
+        """Run the remaining steps of the epoch; yield after each."""
         self.progress = self._measure_progress()
         rng = CounterRNG(self.settings.seed, self.position.epoch)
         order = self.train_index[rng.permutation(len(self.train_index))]
-        sums = dict(self.position.sums)
         if self.position.step == 0:
             self.method.begin_epoch(self.position.epoch, self._expected_epochs, self._iterate_train_logits)
         first, size = self.position.step, self.settings.batch
@@ -243,12 +248,27 @@ class Trainer:
             for step, batch in enumerate(loaded, start=first):
                 count = len(batches[step - first])
                 batch = replace(batch, attack=self.settings.training_attack(self.progress))
-                for name, value in self._run_step(batch, step, len(batch.labels) / count).items():
-                    sums[name] = sums.get(name, 0.0) + value * count
-                sums["n"] = sums.get("n", 0.0) + count
-                yield dict(sums)
+                self._unread.append((step, self._run_step(batch, step, len(batch.labels) / count), count))
+                self._read_metrics(0 if self.train_step.graphs is None else 1)
+                yield
 
-    def _run_step(self, batch: Batch, step: int, share: float) -> dict[str, float]:
+    def _read_metrics(self, unread: int = 0) -> None:
+        """Add the metrics of all but the newest `unread` steps to the sums of the epoch."""
+        sums = dict(self.position.sums)
+        while len(self._unread) > unread or (self._unread and "n" not in sums):
+            step, metrics, count = self._unread.popleft()
+            values = metrics.read()
+            if not math.isfinite(values["loss"]):
+                raise MexitError(
+                    f"the loss became {values['loss']} in epoch {self.position.epoch + 1}, step {step + 1}: "
+                    f"lower --lr (it was {self.settings.lr}); the last checkpoint in {self.run} is intact"
+                )
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value * count
+            sums["n"] = sums.get("n", 0.0) + count
+        self.position = replace(self.position, sums=sums)
+
+    def _run_step(self, batch: Batch, step: int, share: float) -> StepMetrics:
         lr = self.settings.lr_at(self.progress)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
@@ -257,14 +277,8 @@ class Trainer:
             self.model, lr, lambda: self.batches.selection(batch.rng, step), self.precision.autocast
         )
         number = self.position.epoch * self.steps_per_epoch + step
-        info = StepInfo(number, self.progress, share, self.settings.label_smoothing, self.settings.exit_weights)
-        metrics = self.train_step.run(batch, adaptation, info)
-        if not math.isfinite(metrics["loss"]):
-            raise MexitError(
-                f"the loss became {metrics['loss']} in epoch {self.position.epoch + 1}, step {step + 1}: "
-                f"lower --lr (it was {self.settings.lr}); the last checkpoint in {self.run} is intact"
-            )
-        return metrics
+        info = StepInfo(number, self.progress, share, self.settings.label_smoothing, self.exit_weights)
+        return self.train_step.run(batch, adaptation, info)
 
     def _iterate_train_logits(self, attacked: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits (E, B, C) and labels (B,) of this process's training images, in train mode, without gradients."""
@@ -281,6 +295,7 @@ class Trainer:
 
     def _end_epoch(self, last: bool) -> StepReport:
         """Validate, update the weights to keep, write the log record and the checkpoint."""
+        self._read_metrics()
         position, settings = self.position, self.settings
         record: dict[str, Any] = {"epoch": position.epoch + 1}
         record |= {name: round(value / position.sums["n"], 6) for name, value in position.sums.items() if name != "n"}
@@ -337,6 +352,7 @@ class Trainer:
         if not self.process_group.is_main:
             return
         average = {} if self.ema is None else self.ema.weights
+        self._read_metrics()
         position = replace(self.position, elapsed_s=self._elapsed_s())
         state = TrainState(position, self.kept, self.method.state_dict(), average)
         checkpoint.save(self.run, self.model, self.optimiser, state)
@@ -344,7 +360,8 @@ class Trainer:
     def _report(self, record: dict[str, Any] | None = None) -> StepReport:
         sums, n = self.position.sums, self.position.sums["n"]
         attacked = sums.get("attacked accuracy")
-        samples = self.position.epoch * len(self.train_index) + int(n)
+        in_epoch = min(self.position.step * self.settings.batch, len(self.train_index))
+        samples = self.position.epoch * len(self.train_index) + in_epoch
         total_s = int(60 * self.settings.minutes)
         return StepReport(
             epoch=self.position.epoch + 1,

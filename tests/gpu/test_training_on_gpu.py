@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from mexit.data import digits, splits
 from mexit.models import model_spec
 from mexit.models.device import exact_float32
+from mexit.train import checkpoint
 from mexit.train.config import TrainSettings
 from mexit.train.device_images import DeviceImages
 from mexit.train.methods import METHODS
@@ -21,7 +23,11 @@ from mexit.train.trainer import Trainer
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
 # 188 images in batches of 60: three full batches, and one of 8 that runs without graphs.
-COMMON: dict[str, Any] = {"epochs": 2, "steps": 3, "batch": 60, "fraction": 0.2, "lr": 0.01}
+# Training enlarges differences of one rounding: the attack steps by the sign of the gradient, and a unit of ReLU is on
+# or off. So the attack follows the gradient itself, the learning rate hardly changes the weights, and the momentum is
+# compared. Weights that differ by one rounding then change it by up to 0.4 %.
+TOLERANCE = 0.01
+COMMON: dict[str, Any] = {"epochs": 2, "steps": 3, "batch": 60, "fraction": 0.2, "lr": 1e-7, "rule": "raw", "step": 0.5}
 # at-aka needs teacher runs; it crafts its images as cat-aka does.
 TRAINED = sorted(METHODS.keys() - {"at-aka"})
 
@@ -33,24 +39,24 @@ def _train(folder: Path, graphs: bool, **settings: Any) -> dict[str, Tensor]:
     folder.mkdir(parents=True)
     trainer = Trainer(folder, resolved, data, parts, select_precision(resolved.precision, "cuda"), graphs=graphs)
     assert trainer.train()
-    return {name: value.float().cpu() for name, value in trainer.kept.items()}
+    tensors = {f"statistics {name}": value.float().cpu() for name, value in trainer.model.named_buffers()}
+    momenta = ((name, trainer.optimiser.state[parameter]) for name, parameter in trainer.model.named_parameters())
+    return tensors | {name: state["momentum_buffer"].cpu() for name, state in momenta}
 
 
 def _largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """The largest difference of a tensor, relative to its norm."""
-    return max(float((one[name] - other[name]).norm() / (1e-3 + one[name].norm())) for name in one)
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).norm() / (1e-6 + one[name].norm())) for name in one)
 
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_graphs_do_not_change_a_method(tmp_path: Path, method: str) -> None:
-    attack = METHODS[method].default_attack
-    settings = {"method": method, "attack": attack, "precision": "fp32", "model": "digits-cnn"}
+    settings = {"method": method, "attack": METHODS[method].default_attack, "precision": "fp32", "model": "digits-cnn"}
     with exact_float32():
         plain = _train(tmp_path / "plain", graphs=False, **settings)
-        again = _train(tmp_path / "again", graphs=False, **settings)
         graphed = _train(tmp_path / "graphs", graphs=True, **settings)
-    # Atomic additions make two plain runs differ a little, and sign() in the attack enlarges that.
-    assert _largest_difference(plain, graphed) <= 1e-3 + 5 * _largest_difference(plain, again)
+    assert _largest_difference(plain, graphed) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,7 @@ def test_graphs_do_not_change_a_method(tmp_path: Path, method: str) -> None:
         {"craft_train_mode": True},
         {"awp": 0.01, "trades": 2.0},
         {"ema": 0.99, "recompute_norms": 60, "decay_norms": False, "nesterov": True, "exit_weights": (2.0, 1.0, 1.0)},
-        {"norm": "l2", "eps": 0.5, "step": 0.2},
+        {"norm": "l2", "eps": 0.5, "step": 0.2, "rule": "sign"},
     ],
     ids=["growing attack", "single", "train mode", "awp and trades", "averages", "l2"],
 )
@@ -69,15 +75,25 @@ def test_graphs_do_not_change_a_schedule(tmp_path: Path, settings: dict[str, Any
     settings = {"method": "adversarial", "precision": "fp32", "model": "digits-cnn", **settings}
     with exact_float32():
         plain = _train(tmp_path / "plain", graphs=False, **settings)
-        again = _train(tmp_path / "again", graphs=False, **settings)
         graphed = _train(tmp_path / "graphs", graphs=True, **settings)
-    assert _largest_difference(plain, graphed) <= 1e-3 + 5 * _largest_difference(plain, again)
+    assert _largest_difference(plain, graphed) <= TOLERANCE
+
+
+@pytest.mark.parametrize("model", ["wide-cnn", "resnet38", "msdnet-cifar10", "small-cnn"])
+def test_graphs_do_not_change_batch_norm_or_dropout(tmp_path: Path, model: str) -> None:
+    settings = {"method": "neo-kd", "attack": "average", "precision": "fp32", "model": model, "epochs": 1}
+    with exact_float32():
+        plain = _train(tmp_path / "plain", graphs=False, **settings)
+        graphed = _train(tmp_path / "graphs", graphs=True, **settings)
+    assert _largest_difference(plain, graphed) <= TOLERANCE
 
 
 def test_training_in_bfloat16_with_graphs_learns(tmp_path: Path) -> None:
     settings = {"method": "neo-kd", "attack": "max-average", "model": "digits-cnn", "precision": "bf16"}
-    weights = _train(tmp_path / "run", graphs=True, **settings, **{"epochs": 6, "fraction": 1.0})
-    assert all(torch.isfinite(value).all() for value in weights.values())
+    tensors = _train(tmp_path / "run", True, **settings, **{"epochs": 6, "fraction": 1.0, "lr": 0.03, "rule": "sign"})
+    assert all(torch.isfinite(value).all() for value in tensors.values())
+    accuracy = json.loads((tmp_path / "run" / checkpoint.LOG).read_text().splitlines()[-1])["selection"]
+    assert min(accuracy["clean"]) > 0.8
 
 
 def test_images_on_the_device_equal_loaded_ones() -> None:

@@ -69,7 +69,7 @@ def take_step(model: MultiExit, images: tuple[Tensor, Tensor, Tensor], settings:
     batch = Batch(model, *images, settings.training_attack(), CounterRNG(0, 0))
     adaptation = Adaptation(model, settings.lr, lambda: images[:2], nullcontext)
     step = StepInfo(label_smoothing=settings.label_smoothing)
-    return TrainStep(model, method, optimiser, settings).run(batch, adaptation, step)
+    return TrainStep(model, method, optimiser, settings).run(batch, adaptation, step).read()
 
 
 def test_trades_by_hand() -> None:

@@ -181,6 +181,16 @@ def test_mirrored_images_alternate_between_epochs() -> None:
     assert 16 < int(first.sum()) < 48
 
 
+def test_a_shift_moves_an_image_by_at_most_two_pixels() -> None:
+    images = torch.rand(128, 1, 12, 12)
+    shifted = augment(images, "shift", CounterRNG(0, 0), torch.arange(128))
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    windows = [padded[:, :, y : y + 12, x : x + 12] for y in range(5) for x in range(5)]
+    matches = torch.stack([(window == shifted).flatten(1).all(1) for window in windows])
+    assert bool((matches.sum(0) == 1).all())
+    assert bool(matches.any(1).all())  # all 25 shifts occur
+
+
 def test_norms_and_biases_have_no_weight_decay() -> None:
     model = build_model("resnet38", 10)
     settings = TrainSettings(decay_norms=False, nesterov=True)

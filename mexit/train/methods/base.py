@@ -82,14 +82,14 @@ class StepInfo:
         progress: fraction of the run that is done, in [0, 1).
         share: fraction of the whole batch that this process has, in (0, 1].
         label_smoothing: in [0, 1).
-        exit_weights: weight of each exit in the cross-entropies, (E,); () = 1 each.
+        exit_weights: weight of each exit in the cross-entropies, (E,) float32 on the device; None = 1 each.
     """
 
     number: int = 0
     progress: float = 0.0
     share: float = 1.0
     label_smoothing: float = 0.0
-    exit_weights: tuple[float, ...] = ()
+    exit_weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,7 @@ class Outputs:
 
     def weight_exits(self, losses: Tensor) -> Tensor:
         """Losses of the exits, (E,), times the run's weights of the exits."""
-        weights = self.step.exit_weights
-        return losses * losses.new_tensor(weights) if weights else losses
+        return losses if self.step.exit_weights is None else losses * self.step.exit_weights
 
 
 @dataclass(frozen=True)
@@ -190,6 +189,7 @@ class TrainingMethod:
         default_attack: the attack where none is named: "none", or one of `attacks.pgd.TARGET_EXITS`.
         attack_use: "required"; "preferred" (attacked by default, `--attack none` is allowed); "optional" (clean by
             default); or "never".
+        differentiates_gradients: whether it differentiates gradients of the network, which CUDA graphs cannot do.
         uses_teachers: whether `--teacher` is allowed; the networks are then in `run.teachers`.
         run: what `setup` was called with.
     """
@@ -198,6 +198,7 @@ class TrainingMethod:
     default_attack: ClassVar[str] = "max-average"
     attack_use: ClassVar[str] = "required"
     uses_teachers: ClassVar[bool] = False
+    differentiates_gradients: ClassVar[bool] = False
     run: Setup = field(init=False, repr=False, compare=False)
 
     def setup(self, run: Setup) -> None:

@@ -59,6 +59,7 @@ class HDKD(TrainingMethod):
     inputs = "clean, or clean and attacked"
     default_attack = "none"
     attack_use = "optional"
+    differentiates_gradients = True
 
     variant: Literal["hdkd", "naive", "hmsdnet", "hdbt"] = "hdkd"
     start: Literal["dbt", "ce", "uniform"] = "dbt"

@@ -60,13 +60,14 @@ class NeoKD(TrainingMethod):
         self.gamma = self.gamma or published_gamma(run.data_set, run.exits)
         if len(self.gamma) != run.exits:
             raise UsageError(f"gamma needs one weight for each of {run.exits} exits, found {self.gamma}")
+        self.exit_gamma = torch.tensor(self.gamma, device=run.device)
 
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         """The adversarial baseline, NKD and EOKD."""
         attacked = outputs.require_attacked()
         terms = Adversarial(self.clean_weight, self.attacked_weight).terms(outputs)
         teacher = outputs.clean.detach().softmax(dim=-1)
-        gamma = torch.tensor(self.gamma, device=teacher.device)
+        gamma = self.exit_gamma
         if self.alpha:
             targets = neighbour_targets(teacher, self.ensemble, self.include_self)
             terms["nkd"] = self.alpha * (gamma * soft_cross_entropy(attacked, targets)).sum()
