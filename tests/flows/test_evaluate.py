@@ -281,6 +281,8 @@ def test_groups_and_exits_as_typed() -> None:
     assert read_groups("corruptions") == ("corruptions",)
     assert read_groups("corruptions,slowdown") == ("pgd", "slowdown", "corruptions")
     assert read_groups("all") == GROUPS
+    assert not EvaluateOptions(("corruptions",)).attacked
+    assert EvaluateOptions(("corruptions",), transfer=Path("runs/other")).attacked
     assert read_exits("3,1") == (1, 3)
     assert read_exits("all") is None
     assert read_budgets("low, 30%,low") == ("low", "30%")
