@@ -138,7 +138,7 @@ def _queue() -> Iterator[Item]:
 
 
 # Minutes of AutoAttack on all exits and on `medium`, 1,000 images, by the beginning of the name.
-_ATTACK_MINUTES = {"wide-cnn": 2.0, "resnet18": 2.0, "msdnet-cifar100": 8.0, "msdnet-cifar10": 3.0, "resnet38": 6.0}
+_ATTACK_MINUTES = {"wide-cnn": 5.0, "resnet18": 3.0, "msdnet-cifar100": 20.0, "msdnet-cifar10": 8.0, "resnet38": 15.0}
 
 
 def with_autoattack(items: Iterator[Item]) -> Iterator[Item]:
@@ -146,10 +146,10 @@ def with_autoattack(items: Iterator[Item]) -> Iterator[Item]:
     for item in items:
         yield item
         if item.kind == "train":
-            minutes = next((value for name, value in _ATTACK_MINUTES.items() if item.name.startswith(name)), 1.0)
+            minutes = next((value for name, value in _ATTACK_MINUTES.items() if item.name.startswith(name)), 4.0)
             yield Item(
                 AUTOATTACK + item.name, item.group, "autoattack", "every exit and the policy medium", minutes,
-                item.data, needs=(item.name,),
+                item.data, needs=(item.name,), cut=True,
             )  # fmt: skip
 
 

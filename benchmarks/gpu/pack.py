@@ -2,12 +2,14 @@
 
     python benchmarks/gpu/pack.py data cifar10 OUT [--data-dir DIR] [--parts 2]
     python benchmarks/gpu/pack.py autoattack OUT
+    python benchmarks/gpu/pack.py commit OUT
     python benchmarks/gpu/pack.py results STATE OUT
     python benchmarks/gpu/pack.py import DIR
 
 `data` writes a data set in few files, `autoattack` the sources of the installed package `pyautoattack` without its
-example network. `results` writes the result files of a state folder, which `run.py --results` does too. `import`
-brings them into benchmarks/results/gpu, zoo/gpu and runs/gpu.
+example network. `commit` notes the present commit for parts that were packed before. `results` writes the result
+files of a state folder, which `run.py --results` does too. `import` brings them into benchmarks/results/gpu, zoo/gpu
+and runs/gpu.
 """
 
 from __future__ import annotations
@@ -21,9 +23,8 @@ from pathlib import Path
 
 import data_parts
 import results
-from run import commit
+from run import note_commit
 
-from mexit.core.atomic_io import write_bytes
 from mexit.errors import MexitError, NotFound
 
 
@@ -56,6 +57,8 @@ def main() -> None:
     data.add_argument("--parts", type=int, default=2)
     autoattack = commands.add_parser("autoattack", help="write the sources of pyautoattack")
     autoattack.add_argument("out", type=Path)
+    noted = commands.add_parser("commit", help="note the commit beside data that was packed before")
+    noted.add_argument("out", type=Path)
     collect = commands.add_parser("results", help="write the result files of a state folder")
     collect.add_argument("state", type=Path)
     collect.add_argument("out", type=Path)
@@ -67,9 +70,11 @@ def main() -> None:
             if arguments.data_dir is None:
                 parser.error("data needs --data-dir, or MEXIT_DATA")
             written = data_parts.pack(arguments.name, Path(arguments.data_dir), arguments.out, arguments.parts)
-            write_bytes(arguments.out / "commit.txt", f"{commit(arguments.out)}\n".encode())
+            written.append(note_commit(arguments.out))
         elif arguments.command == "autoattack":
             written = [pack_autoattack(arguments.out)]
+        elif arguments.command == "commit":
+            written = [note_commit(arguments.out)]
         elif arguments.command == "results":
             written = results.collect(arguments.state, arguments.state / "data", arguments.out)
         else:

@@ -123,6 +123,7 @@ def _place(staged: Path, state: State, root: Path) -> list[Path]:
     """Move runs and reports to their places; returns the folders of the runs."""
     stored, written = root / STORED.relative_to(ROOT), []
     for folder in sorted((staged / "items").glob("*")):
+        shutil.rmtree(stored / folder.name, ignore_errors=True)
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 claims = path.suffix == ".npz"

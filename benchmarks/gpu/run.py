@@ -29,7 +29,7 @@ from items import QUEUE, Item, miniature
 from miniature import write_data
 from state import FAILED, FILE, UNFINISHED, Record, State
 
-from mexit.core.atomic_io import read_json
+from mexit.core.atomic_io import new_directory, read_json, sha256_bytes, sha256_file, write_bytes
 from mexit.data.cifar import LAYOUTS
 from mexit.errors import MexitError
 
@@ -41,8 +41,7 @@ POLL_S = 0.05
 ERROR_LINES = 15
 SHOWN = 10  # items that did not run, with the reason
 NOTED_COMMIT = "commit.txt"
-STORED_STATE = ROOT / "benchmarks" / "results" / "gpu" / FILE
-UNFINISHED_RUNS = ROOT / "runs" / "gpu"
+STORED_STATE = results.STORED / FILE
 
 
 @dataclass
@@ -139,9 +138,8 @@ class Session:
 
     def _start(self, item: Item) -> None:
         for name in item.needs:
-            here = self.folder / "runs" / name
-            if not here.exists():
-                shutil.copytree(ZOO / name, here)
+            if not (self.folder / "runs" / name).exists():
+                _copy(ZOO / name, self.folder / "runs" / name)
         seconds = max(1.0, self.deadline_s - time.monotonic())
         command = ["benchmarks/gpu/work.py", item.name, *(["--miniature"] if self.miniature else [])]
         self.state.begin(item.name, Record(f"python {' '.join(command)}", item.minutes, item.inputs, item.outputs))
@@ -191,12 +189,31 @@ class Session:
 
 def commit(data_dir: Path) -> str:
     """The commit of the project: of its repository, or as `pack.py` noted it beside the data."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        head, changes = (
+            subprocess.run(
+                ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "mexit", "benchmarks/gpu"])
+        )
+        return head + (" with changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
         noted = data_dir / NOTED_COMMIT
-        return noted.read_text().strip() if noted.exists() else "unknown"
+        name, _, sources = noted.read_text().strip().rpartition(" ") if noted.exists() else ("unknown", "", "")
+        return name if sources == source_sha256() else f"{name} with changes"
+
+
+def note_commit(folder: Path) -> Path:
+    """Note the commit and the sources for a machine without git."""
+    path = folder / NOTED_COMMIT
+    write_bytes(path, f"{commit(folder)} {source_sha256()}\n".encode())
+    return path
+
+
+def source_sha256() -> str:
+    """The sha256 of all Python files that a result depends on."""
+    files = sorted(path for folder in ("mexit", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+    return sha256_bytes("".join(f"{path.relative_to(ROOT)} {sha256_file(path)}\n" for path in files).encode())
 
 
 def prepare(source: Path, folder: Path) -> Path:
@@ -231,13 +248,29 @@ def add_packages(source: Path, folder: Path) -> None:
 
 
 def restore(folder: Path) -> State:
-    """The state: of an earlier session on this machine, else of the repository with its unfinished runs."""
+    """The state: of an earlier session here, else that of the repository, with what it holds of unfinished items."""
     state = State.read(folder / FILE)
-    if STORED_STATE.exists() and not state.records:
-        state.merge(State.read(STORED_STATE))
-        for run in sorted(UNFINISHED_RUNS.glob("*/settings.json")):
-            shutil.copytree(run.parent, folder / "runs" / run.parent.name, dirs_exist_ok=True)
+    if state.records or not STORED_STATE.exists():
+        return state
+    stored = State.read(STORED_STATE)
+    for name in (name for name in stored.records if not stored.is_done(name)):
+        for source, target in (
+            (results.UNFINISHED / name, folder / "runs" / name),
+            (results.STORED / name, folder / "items" / name),
+        ):
+            if source.is_dir() and not target.exists():
+                _copy(source, target)
+        for answers in results.CLAIMS.glob(f"*-{name.rpartition('-')[2]}.npz") if name.startswith("claims-") else ():
+            write_bytes(folder / "items" / name / "answers" / answers.name, answers.read_bytes())
+    state.merge(stored)  # last: a state without records is restored again
     return state
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder; the copy is complete or absent."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with new_directory(target) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
 
 
 def list_queue(state: State) -> None:
