@@ -109,6 +109,7 @@ def test_validation_on_the_gpu_gives_the_accuracy_of_the_network_on_the_cpu(run:
 
 
 def test_a_report_of_the_gpu_equals_one_of_the_cpu(run: Path) -> None:
+    pytest.importorskip("pyautoattack")
     """Every group of attacks, on the exits of a run and on the policy of a budget; the run itself is the transfer's."""
     reports: list[dict[str, Any]] = []
     for device in ("cpu", "cuda"):

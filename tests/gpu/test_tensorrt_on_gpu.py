@@ -2,7 +2,7 @@
 
     python -m pytest tests/gpu -rs
 
-The project has had no GPU: these tests have never been run.
+They have never been run: the machines with a GPU so far had no TensorRT.
 """
 
 from __future__ import annotations

