@@ -114,7 +114,7 @@ class Session:
             if not answers.note(TRAINED_ON):
                 answers.add_note(TRAINED_ON, machine_name(self.device))
         if evaluate_run(self, run, answers) and with_autoattack:
-            autoattack(run, answers, self.data, self.device, self.should_stop)
+            autoattack(run, answers, None, self.device, self.should_stop)
 
 
 def evaluate_run(session: Session, run: Path, answers: Answers) -> bool:
