@@ -95,6 +95,10 @@ def _declared() -> dict[str, Trial]:
     return {
         "attacked-10": Trial("cross-entropy of clean and of attacked images, ten steps", attacked | ten_steps),
         "trades-10": Trial("TRADES 6, ten steps", trades | ten_steps),
+        "max-10": Trial(
+            "max-average attack, ten steps, moved images",
+            attacked | ten_steps | {"attack": "max-average", "augment": "shift"},
+        ),
         "trades-10-slow": Trial("the same at learning rate 0.01", trades | ten_steps | {"lr": 0.01}),
         "shift-10": Trial("images moved by up to 2 pixels", attacked | ten_steps | {"augment": "shift"}),
         "awp-10": Trial("adversarial weight perturbation", attacked | ten_steps | {"awp": 0.005}),

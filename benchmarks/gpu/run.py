@@ -106,7 +106,8 @@ class Session:
             skip = self.state.is_done(item.name) or item.name in self.tried
             if skip or (record is not None and record.gave_up and not self.named):
                 continue
-            if item.fits(left) and self._missing(item) is None:
+            beside = self.running and (item.alone or any(running.item.alone for running in self.running))
+            if not beside and item.fits(left) and self._missing(item) is None:
                 return item
         return None
 
