@@ -30,7 +30,8 @@ def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
     selection = [{"epoch": record["epoch"], **record["selection"]} for record in records if "selection" in record]
     _draw_exits(right, selection, {name: {"color": colour} for name, colour in colours.items()}, 100)
     right.set(xlabel="epoch", ylabel="accuracy, %", title="selection split")
-    right.legend(fontsize=8, loc="best")
+    if selection:  # a stopped run may have none yet
+        right.legend(fontsize=8, loc="best")
     if has_cmi:
         styles = {"cmi": {"color": CLEAN}, "ncmi": {"color": CLEAN, "linestyle": ":"}}
         _draw_exits(more[0], records, styles)
@@ -185,7 +186,7 @@ def _draw_exits(
 ) -> None:
     """One line per exit for every measure in the records; later exits are darker."""
     for name, style in styles.items():
-        if name not in records[0]:
+        if not records or name not in records[0]:
             continue
         per_exit = list(zip(*(record[name] for record in records), strict=True))
         for k, values in enumerate(per_exit, start=1):

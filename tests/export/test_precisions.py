@@ -220,6 +220,7 @@ def test_unknown_precisions_and_bundles_are_refused(workspace: Path, int8_bundle
     )
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_report(workspace: Path) -> None:
     run = workspace / "runs" / "digits"
     said = typed("export", run, "--out", "bundles/int8", "--precision", "int8", "--no-calibrate").stdout

@@ -26,7 +26,7 @@ from mexit.train.optimiser import build_optimiser
 from mexit.train.precision import select_precision
 from mexit.train.trainer import StepReport, Trainer
 
-SMALL: dict[str, Any] = {"method": "adversarial", "attack": "average", "steps": 1, "batch": 64, "fraction": 0.2}
+SMALL: dict[str, Any] = {"method": "adversarial", "attack": "average", "steps": 1, "batch": 32, "fraction": 0.1}
 
 
 def test_the_one_cycle_rate_rises_linearly_and_falls_to_zero() -> None:
@@ -115,11 +115,12 @@ class _Clock:
 
 def test_a_run_by_the_clock_ends_with_its_schedule_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", _Clock())
-    settings = SMALL | {"minutes": 1.0, "lr_schedule": "one-cycle", "warmup": 0.2, "validate_every": 100}
+    settings = SMALL | {"minutes": 0.7, "lr_schedule": "one-cycle", "warmup": 0.2, "validate_every": 100}
     result = train_model(settings=settings, out=tmp_path / "run")
     assert result.finished
+    assert result.curves is None or result.curves.exists()
     steps = result.settings["steps_done"]
-    assert 5 < steps < 60
+    assert 3 < steps < 42
     assert checkpoint.load_settings(tmp_path / "run").steps_done == steps
     assert [("selection" in record) for record in result.records] == [False] * (len(result.records) - 1) + [True]
     assert result.records[-1]["lr"] < 0.1 * 0.03
@@ -130,21 +131,21 @@ def test_a_run_by_the_clock_ends_with_its_schedule_complete(tmp_path: Path, monk
 def test_minutes_add_up_over_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock()
     monkeypatch.setattr("time.monotonic", clock)
-    settings, begin = SMALL | {"minutes": 2.0}, clock.now
+    settings, begin = SMALL | {"minutes": 1.0, "validate_every": 100}, clock.now
     stopped = train_model(
-        settings=settings, out=tmp_path / "run", options=TrainOptions(should_stop=lambda: clock.now > begin + 60)
+        settings=settings, out=tmp_path / "run", options=TrainOptions(should_stop=lambda: clock.now > begin + 30)
     )
     assert not stopped.finished
     clock.now += 10_000  # the time between the calls does not count
     begin = clock.now
     finished = train_model(out=tmp_path / "run", resume=True)
     assert finished.finished
-    assert 40 < clock.now - begin < 90
+    assert 20 < clock.now - begin < 45
 
 
 def test_a_finished_run_by_the_clock_does_not_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", _Clock())
-    first = train_model(settings=SMALL | {"minutes": 0.5}, out=tmp_path / "run")
+    first = train_model(settings=SMALL | {"minutes": 0.3, "validate_every": 9}, out=tmp_path / "run")
     again = train_model(out=tmp_path / "run", resume=True)
     assert again.settings == first.settings
     assert again.records == first.records
