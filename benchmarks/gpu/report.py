@@ -72,7 +72,9 @@ def main() -> None:
     folders = sorted(path.parent for path in arguments.results.glob("*/evaluation.json"))
     if not folders:
         sys.exit(f"{arguments.results} has no */evaluation.json: bring results with pack.py import")
-    cards = sorted({_read(folder / "where.json")["card"].split()[1].lower() for folder in folders})
+    cards = sorted(
+        {_read(folder / "where.json")["card"].removeprefix("NVIDIA ").split()[0].lower() for folder in folders}
+    )
     columns = ["network", "answer of", *(f"{name}, %" for name in CONDITIONS), "mean MACs, clean"]
     parts = [
         ABOUT,

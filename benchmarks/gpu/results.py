@@ -24,7 +24,7 @@ from safetensors.torch import save
 from state import FILE, State
 from torch import Tensor
 
-from mexit.core.atomic_io import read_json, to_json, write_bytes
+from mexit.core.atomic_io import read_json, sha256_file, to_json, write_bytes
 from mexit.data.splits import Splits
 from mexit.errors import Damaged
 
@@ -53,7 +53,7 @@ def collect(folder: Path, data_dir: Path, out: Path) -> list[Path]:
     state = State.read(folder / FILE)
     files: dict[str, dict[str, str]] = {}
     for path in sorted((folder / "items").rglob("*")):
-        if path.is_file() and path.name not in ("lock", "splits.npz"):
+        if path.is_file() and path.name not in ("lock", "splits.npz") and not path.name.startswith("."):
             files[str(path.relative_to(folder))] = _encode(path)
     tensors: dict[str, Path] = {}
     for item in QUEUE:
@@ -79,11 +79,13 @@ def collect(folder: Path, data_dir: Path, out: Path) -> list[Path]:
     if left_out:
         content["left_out"] = f"{len(left_out)} files of weights: more than {MAX_FILES} files in all"
         groups = groups[: MAX_FILES - 1]
-    written = [out / JSON_FILE]
-    write_bytes(written[0], to_json(content))
+    written = []
     for number, group in enumerate(groups, start=1):
         written.append(out / WEIGHTS.format(number))
         write_bytes(written[-1], group)
+    content["weights"] = {path.name: sha256_file(path) for path in written}
+    written.append(out / JSON_FILE)
+    write_bytes(written[-1], to_json(content))  # last: an interrupted collection does not match the files it names
     for stale in set(out.glob(WEIGHTS.format("*"))) - set(written):
         stale.unlink()
     return written
@@ -103,20 +105,26 @@ def bring_in(source: Path, root: Path = ROOT) -> list[Path]:
     content = read_json(source / JSON_FILE, "results")
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise Damaged(f"{source / JSON_FILE}: expected {FORMAT} {VERSION}, found {content.get('format')}")
-    later = State(None, {})
+    stale = [name for name, digest in content["weights"].items() if _digest(source / name) != digest]
+    if stale:
+        raise Damaged(f"{source}: {', '.join(stale)} and {JSON_FILE} are not of one collection: bring all files again")
     staged = root / "runs" / ".gpu-import"
     shutil.rmtree(staged, ignore_errors=True)
     write_bytes(staged / FILE, to_json(content["state"]))
     later = State.read(staged / FILE)
     for name, file in content["files"].items():
         write_bytes(_inside(staged, name), _decode(file))
-    _unpack_tensors(sorted(source.glob(WEIGHTS.format("*"))), staged)
+    _unpack_tensors([source / name for name in sorted(content["weights"])], staged)
     stored = root / STORED.relative_to(ROOT)
     written = _place(staged, later, root)
     state = State.read(stored / FILE)
     state.merge(later)
     shutil.rmtree(staged)
     return [stored, *written]
+
+
+def _digest(path: Path) -> str:
+    return sha256_file(path) if path.exists() else ""
 
 
 def _place(staged: Path, state: State, root: Path) -> list[Path]:

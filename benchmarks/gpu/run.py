@@ -36,7 +36,7 @@ from mexit.errors import MexitError
 WORK = Path(__file__).with_name("work.py")
 CONTINUE = 75
 COLLECT_S = 20.0  # reserve at the end of a session, for the results
-GRACE_S = 25.0  # an item that has not stopped by then is killed
+GRACE_S = 12.0  # an item that has not stopped by then is killed
 POLL_S = 0.05
 ERROR_LINES = 15
 SHOWN = 10  # items that did not run, with the reason
@@ -130,6 +130,8 @@ class Session:
             return f"all of {item.data}"
         if item.kind == "autoattack" and not _has_autoattack():
             return "pyautoattack"
+        if item.kind == "tests" and importlib.util.find_spec("pytest") is None:
+            return "pytest"
         return None
 
     def _has(self, name: str) -> bool:
@@ -296,7 +298,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="only print the queue")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes - COLLECT_S * (arguments.results is not None)
-    folder = arguments.state.resolve()
+    folder = arguments.state.resolve() / ("miniature" if arguments.miniature else "")
     if arguments.list:
         list_queue(State.read(folder / FILE))
         return

@@ -158,7 +158,7 @@ def train(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Train a multi-exit network. After Ctrl-C, --resume continues it and gives the same weights."""
+    """Train a multi-exit network. After Ctrl-C, --resume continues it; without --minutes it gives the same weights."""
     from mexit.flows.train import TrainOptions, train_model
 
     settings = {

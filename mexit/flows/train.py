@@ -30,7 +30,7 @@ with requires_extra("train", "Training a network"):
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a run is executed. None of these options changes the resulting weights, except through rounding.
+    """How a run is executed. Rounding and, by the clock, the number of steps aside, no option changes the weights.
 
     Attributes:
         device: "auto", "cpu" or "cuda".

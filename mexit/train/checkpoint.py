@@ -50,6 +50,7 @@ class Position:
         best: best mean attacked accuracy on the selection split; None before the end of the first epoch.
         log: size in bytes of the log up to this position.
         elapsed_s: seconds that the run has taken up to this position, in all calls together.
+        steps_done: optimisation steps of a run by the clock that is at its end; 0 otherwise.
     """
 
     epoch: int
@@ -58,6 +59,7 @@ class Position:
     best: float | None
     log: int
     elapsed_s: float = 0.0
+    steps_done: int = 0
 
 
 START = Position(0, 0, {}, None, 0)
@@ -107,7 +109,7 @@ def restore(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer) -> Tr
     path = run / CHECKPOINT
     tensors, metadata = _read(path, "checkpoint")
     try:
-        stored = {"elapsed_s": 0.0} | json.loads(metadata["progress"])  # a checkpoint of mexit 0.1 lacks it
+        stored = {"elapsed_s": 0.0, "steps_done": 0} | json.loads(metadata["progress"])  # mexit 0.1 has neither
         position = decode(stored, Position, "progress")
     except (KeyError, ValueError, Damaged) as error:
         raise Damaged(f"checkpoint {path} has no valid position in the run ({error})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -142,7 +143,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         self._check(self.epochs >= 1 and self.batch >= 1, "epochs and batch must be at least 1", "epochs", "batch")
-        self._check(self.minutes >= 0, "minutes must be at least 0", "minutes")
+        self._check(0 <= self.minutes < math.inf, "minutes must be at least 0 and finite", "minutes")
         self._check(self.lr > 0, "lr must be above 0", "lr")
         schedules = ", ".join(LR_SCHEDULES)
         self._check(self.lr_schedule in LR_SCHEDULES, f"lr_schedule must be one of {schedules}", "lr_schedule")
@@ -164,6 +165,8 @@ class TrainSettings:
         shares = ("short_attack_until", "average_attack_until")
         self._check(all(0 <= getattr(self, name) <= 1 for name in shares), "shares must be in [0, 1]", *shares)
         self._check(0 < self.fraction <= 1, "fraction must be above 0 and at most 1", "fraction")
+        if self.recompute_norms and self.keep == "best":
+            raise UsageError("recompute_norms changes the last weights, and keep best may keep others: use --keep last")
         if self.trades and self.attack == "none":
             raise UsageError("the TRADES term needs attacked images: choose --attack average or max-average")
         self.training_attack()  # checks the fields of the attack

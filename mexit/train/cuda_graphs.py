@@ -9,8 +9,8 @@ unchanged. `tests/gpu` holds a step with graphs equal to one without.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
 import torch
@@ -55,6 +55,16 @@ class CapturedFunction:
 def _random_state_kept() -> AbstractContextManager[None]:
     """A context that restores torch's generators, which dropout advances in warm-up calls."""
     return torch.random.fork_rng(devices=[torch.cuda.current_device()])
+
+
+@contextmanager
+def _buffers_kept(model: MultiExit) -> Iterator[None]:
+    """A context that restores BatchNorm's running statistics, which warm-up calls in train mode change."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)
 
 
 class TrainForward(nn.Module):
@@ -126,7 +136,8 @@ class StepGraphs:
         inputs = [images, labels] if noise is None else [images, labels, noise]
         key = (id(model), attack, *(value.shape for value in inputs))
         if key not in self._attacks:
-            self._attacks[key] = CapturedFunction(function, inputs)
+            with _buffers_kept(model):
+                self._attacks[key] = CapturedFunction(function, inputs)
         attacked = self._attacks[key](*inputs)
         assert attacked is not None
         return attacked
@@ -150,12 +161,8 @@ class StepGraphs:
         return self._forwards[key](images)
 
     def _captured_forward(self, images: Tensor) -> Callable[[Tensor], Tensor]:
-        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        with _random_state_kept():
+        with _random_state_kept(), _buffers_kept(self._model):
             forward = torch.cuda.make_graphed_callables(
                 TrainForward(self._model, self._autocast), (images.detach().clone(),), allow_unused_input=True
             )
-        with torch.no_grad():  # the warm-up calls have changed BatchNorm's running statistics
-            for name, buffer in self._model.named_buffers():
-                buffer.copy_(buffers[name])
         return cast("Callable[[Tensor], Tensor]", forward)

@@ -69,6 +69,7 @@ def own_teachers(run: Path, settings: TrainSettings) -> dict[Path, TrainSettings
             method="at-aka-teacher",
             options={"particle": m, "particles": method.own_teachers, "repulsion_weight": method.repulsion_weight},
             seed=settings.seed + m,
+            exit_weights=(),
         )
         for m in range(1, method.own_teachers + 1)
     }

@@ -1,7 +1,7 @@
 """The training loop: batches, steps, checkpoints, validation and the log; the same for every training method.
 
 Every random number is a function of (seed, epoch, sample), so a resumed run ends with the same weights as an
-uninterrupted one.
+uninterrupted one, except a run by the clock, whose number of steps depends on the machine.
 """
 
 from __future__ import annotations
@@ -115,16 +115,10 @@ class Trainer:
         teachers = load_teachers(settings, self.data.classes, precision)
         self.method.setup(
             Setup(
-                self.model.exits,
-                self.model.classes,
-                precision.device,
-                teachers,
-                precision.autocast,
-                self.model,
-                self.process_group,
-                settings.data,
+                self.model.exits, self.model.classes, precision.device, teachers, precision.autocast, self.model,
+                self.process_group, settings.data,
             )
-        )
+        )  # fmt: skip
         if settings.exit_weights and len(settings.exit_weights) != self.model.exits:
             raise UsageError(
                 f"{settings.model} has {self.model.exits} exits: give one exit weight for each, "
@@ -144,7 +138,7 @@ class Trainer:
         self.process_group.check_batch(settings.batch, len(self.train_index))
         self.steps_per_epoch = -(-len(self.train_index) // settings.batch)
         self.batches = TrainBatches(self.data, self.splits, self.input, settings, self.model, precision, self.workers)
-        self._start_s = time.monotonic()
+        self._start_s, self.lr = time.monotonic(), settings.lr_at(0.0)
         # Number, metrics and samples of the newest steps: with graphs, reading the metrics would wait for the step.
         self._unread: deque[tuple[int, StepMetrics, int]] = deque()
 
@@ -152,6 +146,9 @@ class Trainer:
         """Restore the state of the checkpoint. Raises `NotFound` or `Damaged`, see `checkpoint.restore`."""
         state = checkpoint.restore(self.run, self.model, self.optimiser)
         self.position, self.kept = state.position, dict(state.kept)
+        if self._step_number and not self.settings.minutes:
+            last_step = self._step_number - 1
+            self.lr = self.settings.lr_at(last_step / (self.steps_per_epoch * self.settings.epochs))
         if state.method:
             self.method.load_state_dict(state.method)
         if self.ema is not None:
@@ -192,13 +189,13 @@ class Trainer:
                 if self.progress >= 1:
                     break
             last = self.progress >= 1
-            if last and self.settings.minutes:
-                self.settings = replace(self.settings, steps_done=self._step_number)
+            steps_done = self._step_number if last and self.settings.minutes else 0
             if self.process_group.is_main:
-                on_step(self._end_epoch(last))
+                on_step(self._end_epoch(last, steps_done))
             else:
-                self.position = replace(START, epoch=self.position.epoch + 1)
+                self.position = replace(START, epoch=self.position.epoch + 1, steps_done=steps_done)
             saved_s = time.monotonic()
+        self.settings = replace(self.settings, steps_done=self.position.steps_done)
         if self.process_group.is_main:
             if self.settings.minutes:
                 checkpoint.save_settings(self.run, self.settings)
@@ -208,7 +205,7 @@ class Trainer:
     @property
     def _finished(self) -> bool:
         if self.settings.minutes:
-            return self.settings.steps_done > 0
+            return self.position.steps_done > 0
         return self.position.epoch >= self.settings.epochs
 
     @property
@@ -269,7 +266,7 @@ class Trainer:
         self.position = replace(self.position, sums=sums)
 
     def _run_step(self, batch: Batch, step: int, share: float) -> StepMetrics:
-        lr = self.settings.lr_at(self.progress)
+        lr = self.lr = self.settings.lr_at(self.progress)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         batch.rng.seed_layers(step * self.process_group.size + self.process_group.rank)
@@ -293,13 +290,16 @@ class Trainer:
                 with torch.no_grad(), self.precision.autocast():
                     yield self.model(batch.images if variants is None else variants[0]).float(), batch.labels
 
-    def _end_epoch(self, last: bool) -> StepReport:
-        """Validate, update the weights to keep, write the log record and the checkpoint."""
+    def _end_epoch(self, last: bool, steps_done: int) -> StepReport:
+        """Validate, update the weights to keep, write the log record and the checkpoint.
+
+        `last` says whether the run ends here, and `steps_done` after how many steps if it is one by the clock.
+        """
         self._read_metrics()
         position, settings = self.position, self.settings
         record: dict[str, Any] = {"epoch": position.epoch + 1}
         record |= {name: round(value / position.sums["n"], 6) for name, value in position.sums.items() if name != "n"}
-        record["lr"] = self.optimiser.param_groups[0]["lr"]
+        record["lr"] = self.lr
         record |= self.method.report()
         best = position.best
         if last or (position.epoch + 1) % settings.validate_every == 0:
@@ -311,7 +311,7 @@ class Trainer:
                 self.kept = {name: value.detach().clone() for name, value in weights.items()}
         report = self._report(record)
         log_bytes = _append_log(self.run / checkpoint.LOG, record)
-        self.position = Position(position.epoch + 1, 0, {}, best, log_bytes)
+        self.position = Position(position.epoch + 1, 0, {}, best, log_bytes, steps_done=steps_done)
         self._save_checkpoint()
         return report
 

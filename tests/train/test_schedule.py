@@ -61,6 +61,8 @@ def test_the_attack_grows_with_the_progress_of_the_run() -> None:
         ({"average_attack_until": 1.5}, "shares must be in"),
         ({"nesterov": True, "momentum": 0.0}, "Nesterov"),
         ({"validate_every": 0}, "validate_every"),
+        ({"minutes": float("inf")}, "finite"),
+        ({"recompute_norms": 100, "keep": "best"}, "--keep last"),
     ],
 )
 def test_settings_outside_their_range_are_refused(given: dict[str, Any], message: str) -> None:
@@ -149,6 +151,38 @@ def test_a_finished_run_by_the_clock_does_not_train_again(tmp_path: Path, monkey
     again = train_model(out=tmp_path / "run", resume=True)
     assert again.settings == first.settings
     assert again.records == first.records
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_finished_without_further_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.monotonic", _Clock())
+    run = tmp_path / "run"
+    first = train_model(settings=SMALL | {"minutes": 0.3, "validate_every": 9}, out=run)
+    (run / checkpoint.WEIGHTS).unlink()
+    settings = checkpoint.load_settings(run)
+    checkpoint.save_settings(run, dataclasses.replace(settings, steps_done=0))
+    again = train_model(out=run, resume=True)
+    assert again.settings == first.settings
+    assert again.records == first.records
+    assert (run / checkpoint.WEIGHTS).exists()
+
+
+def test_mcmi_tunes_in_a_run_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", _Clock())
+    settings = {"method": "mcmi", "fraction": 0.1, "batch": 64, "minutes": 1.0, "validate_every": 99}
+    result = train_model(settings=settings, out=tmp_path / "run")
+    tuned = ["loss cmi" in record for record in result.records]
+    assert len(tuned) > 3
+    assert any(tuned)
+    assert tuned == sorted(tuned)
+
+
+def test_own_teachers_have_no_exit_weights(tmp_path: Path) -> None:
+    settings = SMALL | {"method": "at-aka", "exit_weights": (2.0, 1.0, 0.0), "epochs": 1}
+    result = train_model(settings=settings, out=tmp_path / "run")
+    assert result.finished
+    assert checkpoint.load_settings(tmp_path / "run" / "teacher-1").exit_weights == ()
 
 
 def test_mirrored_images_alternate_between_epochs() -> None:

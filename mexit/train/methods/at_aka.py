@@ -101,7 +101,8 @@ class MergedTeachers(TrainingMethod):
         targets = (merged.logits / self.temperature).log_softmax(dim=-1)
         students = (attacked / self.temperature).log_softmax(dim=-1)
         soft = self.temperature**2 * (targets.exp() * (targets - students)).sum(dim=-1)
-        return {"attacked": ((1 - share) * hard).mean(dim=1).sum(), "kd": (share * soft).mean(dim=1).sum()}
+        attacked_term = outputs.weight_exits(((1 - share) * hard).mean(dim=1)).sum()
+        return {"attacked": attacked_term, "kd": (share * soft).mean(dim=1).sum()}
 
     def teacher_logits(self, outputs: Outputs) -> Tensor:
         """The logits to merge, detached, (M, B, C)."""

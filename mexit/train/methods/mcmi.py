@@ -63,7 +63,8 @@ class MCMI(TrainingMethod):
     def begin_epoch(self, epoch: int, epochs: int, train_logits: TrainLogits) -> None:
         """Compute the centroids when fine-tuning begins."""
         first = epochs - min(self.tune_epochs, epochs // 2)
-        if epoch == first or (self.refresh and epoch > first):
+        # In a run by the clock `epochs` is an estimate, so `first` may move back over `epoch`.
+        if epoch >= first and (self.centroids is None or self.refresh):
             statistics = ClassStatistics(self.run.exits, self.run.classes, self.run.device)
             for logits, labels in train_logits(True):
                 statistics.add(logits, labels)
