@@ -118,6 +118,7 @@ def train_model(
         if resume:
             run = out or newest(RUNS, progress)
             resolved = checkpoint.load_settings(run)
+            _check_unchanged(run, resolved, settings or {})
             data_set = registry.load(resolved.data, data_dir)
             splits = Splits.load(run / checkpoint.SPLITS)
             splits.check(data_set)
@@ -226,6 +227,20 @@ def _new_run(out: Path | None, name: str) -> Path:
     if (out / checkpoint.SETTINGS).exists():
         raise UsageError(f"run {out} exists already: continue it with --resume --out {out}, or choose another --out")
     return out
+
+
+def _check_unchanged(run: Path, stored: TrainSettings, given: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with other settings than its own."""
+    for name, value in given.items():
+        own = getattr(stored, name, None)
+        value = tuple(value) if isinstance(value, list) else value
+        if isinstance(value, Mapping):
+            value = {**stored.options, **value}  # options of the preset stay
+        if value is not None and value != own:
+            raise UsageError(
+                f"--resume continues {run} with its own settings, and {name} is {own}, not {value}: leave "
+                f"--{name.replace('_', '-')} out, or begin another run with --out"
+            )
 
 
 def _headline(trainer: Trainer) -> str:

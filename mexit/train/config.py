@@ -252,7 +252,9 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     presets = PRESETS[data.partition(":")[0]]
     preset = preset or next(iter(presets))
     if preset not in presets:
-        raise UsageError(f"no preset '{preset}' for {data}: choose from {', '.join(presets)}")
+        others = ", ".join(name for name, named in PRESETS.items() if preset in named)
+        hint = f"; {preset} is for {others}" if others else ""
+        raise UsageError(f"no preset '{preset}' for {data}: choose from {', '.join(presets)}{hint}")
     given = {name: value for name, value in given.items() if value is not None}
     unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(TrainSettings)})
     if unknown:
@@ -260,6 +262,8 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     for name, expected in (("data", data), ("preset", preset)):
         if given.get(name, expected) != expected:
             raise UsageError(f"two values for {name}: {given[name]} in the settings and {expected} beside them")
+    if given.get("minutes") == 0:
+        raise UsageError("--minutes must be above 0")
     if given.get("minutes") and "epochs" in given:
         raise UsageError("a run ends after --minutes or after --epochs: give one of them")
     values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}

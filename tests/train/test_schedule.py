@@ -74,6 +74,22 @@ def test_minutes_and_epochs_exclude_each_other() -> None:
     with pytest.raises(UsageError, match="--minutes or after --epochs"):
         resolve("digits", None, {"minutes": 1.0, "epochs": 3})
     assert resolve("digits", None, {"minutes": 1.0}).minutes == 1.0
+    with pytest.raises(UsageError, match="--minutes must be above 0"):
+        resolve("digits", None, {"minutes": 0.0})
+
+
+def test_a_preset_of_another_data_set_is_named() -> None:
+    with pytest.raises(UsageError, match="choose from demo; fast is for cifar10, cifar100"):
+        resolve("digits", "fast", {})
+
+
+def test_a_resumed_run_keeps_its_settings(tmp_path: Path) -> None:
+    settings = SMALL | {"epochs": 2}
+    train_model(settings=settings, out=tmp_path / "run", options=TrainOptions(should_stop=lambda: True))
+    for changed in ({"epochs": 3}, {"minutes": 1.0}, {"lr": 5.0}):
+        with pytest.raises(UsageError, match="with its own settings"):
+            train_model(settings=changed, out=tmp_path / "run", resume=True)
+    assert train_model(settings=settings, out=tmp_path / "run", resume=True).finished
 
 
 def test_exit_weights_need_one_number_per_exit(tmp_path: Path) -> None:
