@@ -220,6 +220,9 @@ def test_results_of_a_session_come_back_as_runs_of_the_complete_data_set(book: A
     assert splits.hashes() == expected.hashes()
     there = checkpoint.load_model(state / "runs" / name)[0].state_dict()
     assert all((value == there[key]).all() for key, value in model.state_dict().items())
+    files[1].write_bytes(b"weights of another collection")
+    with pytest.raises(Damaged, match="not of one collection"):
+        book.results.bring_in(out, tmp_path / "again")
 
 
 @pytest.mark.slow

@@ -290,7 +290,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="time of this session, all included")
     parser.add_argument("--data", type=Path, default=Path("gpu-data"), help="parts, or complete data sets")
-    parser.add_argument("--state", type=Path, default=Path("gpu-state"), help="state file, runs and logs")
+    parser.add_argument(
+        "--state", type=Path, help="state file, runs and logs; default gpu-state, in a rehearsal gpu-miniature"
+    )
     parser.add_argument("--results", type=Path, help="write the results there after every item")
     parser.add_argument("--items", nargs="+", metavar="NAME", help="only these items, in this order")
     parser.add_argument("--jobs", type=int, default=1, help="items to run at once")
@@ -298,7 +300,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="only print the queue")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes - COLLECT_S * (arguments.results is not None)
-    folder = arguments.state.resolve() / ("miniature" if arguments.miniature else "")
+    folder = (arguments.state or Path("gpu-miniature" if arguments.miniature else "gpu-state")).resolve()
     if arguments.list:
         list_queue(State.read(folder / FILE))
         return
