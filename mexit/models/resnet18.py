@@ -24,7 +24,7 @@ def build(classes: int, mean: Sequence[float], std: Sequence[float]) -> MultiExi
         classes: C.
         mean, std: normalisation of the pixels, one number per channel, for pixels in [0, 1].
     """
-    width, side = WIDTHS[0], INPUT_SHAPE[1]
+    width = WIDTHS[0]
     layers: list[nn.Module] = [
         nn.Conv2d(INPUT_SHAPE[0], width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -33,9 +33,8 @@ def build(classes: int, mean: Sequence[float], std: Sequence[float]) -> MultiExi
     stages = []
     for group, group_width in enumerate(WIDTHS):
         stride = 2 if group else 1
-        side //= stride
         layers += [BasicBlock(width, group_width, stride), BasicBlock(group_width, group_width)]
-        head = nn.Sequential(nn.AvgPool2d(side), nn.Flatten(), nn.Linear(group_width, classes))
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(group_width, classes))
         stages.append(Stage(nn.Sequential(*layers), head))
         layers, width = [], group_width
     network = MultiExit(stages, INPUT_SHAPE, classes, Normalise(mean, std))
