@@ -28,8 +28,7 @@ from mexit.data.splits import Splits
 from mexit.errors import MexitError, UsageError
 from mexit.models import MultiExit, build_model, model_spec
 from mexit.train import checkpoint
-from mexit.train.batch_norm import recompute_statistics
-from mexit.train.batches import INFERENCE_BATCH, TrainBatches
+from mexit.train.batches import INFERENCE_BATCH, TrainBatches, recompute_norms
 from mexit.train.checkpoint import START, Position, TrainState
 from mexit.train.config import TrainSettings
 from mexit.train.cuda_graphs import StepGraphs
@@ -146,6 +145,8 @@ class Trainer:
         """Restore the state of the checkpoint. Raises `NotFound` or `Damaged`, see `checkpoint.restore`."""
         state = checkpoint.restore(self.run, self.model, self.optimiser)
         self.position, self.kept = state.position, dict(state.kept)
+        if not checkpoint.is_finished(state.position, self.settings):
+            self.position = replace(state.position, steps_done=0)  # the run ended by the clock before it was extended
         if self._step_number and not self.settings.minutes:
             last_step = self._step_number - 1
             self.lr = self.settings.lr_at(last_step / (self.steps_per_epoch * self.settings.epochs))
@@ -258,7 +259,7 @@ class Trainer:
             if not math.isfinite(values["loss"]):
                 raise MexitError(
                     f"the loss became {values['loss']} in epoch {self.position.epoch + 1}, step {step + 1}: "
-                    f"lower --lr (it was {self.settings.lr}); the last checkpoint in {self.run} is intact"
+                    f"lower --lr (it was {self.settings.lr:g}){_last_checkpoint(self.run)}"
                 )
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value * count
@@ -344,9 +345,7 @@ class Trainer:
         weights: Mapping[str, Tensor] = self.model.state_dict() if self.ema is None else self.ema.weights
         if not (last and self.settings.recompute_norms):
             return weights
-        model, rng = self._network(weights), CounterRNG(self.settings.seed, self.position.epoch)
-        recompute_statistics(model, self.batches.clean_and_attacked(model, self.settings.recompute_norms, rng))
-        return model.state_dict()
+        return recompute_norms(self._network(weights), self.batches, self.position.epoch)
 
     def _save_checkpoint(self) -> None:
         if not self.process_group.is_main:
@@ -375,6 +374,11 @@ class Trainer:
         )
 
 
+def _last_checkpoint(run: Path) -> str:
+    """The end of a message about a run that fails; empty before its first checkpoint."""
+    return f"; the last checkpoint in {run} is intact" if (run / checkpoint.CHECKPOINT).exists() else ""
+
+
 def _truncate_log(path: Path, size: int) -> None:
     """Drop records that were written after the checkpoint; training writes them again."""
     try:
@@ -382,7 +386,7 @@ def _truncate_log(path: Path, size: int) -> None:
             with path.open("r+b") as file:
                 file.truncate(size)
     except OSError as error:
-        raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error
+        raise MexitError(f"could not write {path}: {error.strerror}{_last_checkpoint(path.parent)}") from error
 
 
 def _append_log(path: Path, record: dict[str, Any]) -> int:
@@ -394,4 +398,4 @@ def _append_log(path: Path, record: dict[str, Any]) -> int:
             os.fsync(file.fileno())  # the checkpoint that follows refers to this size
             return file.tell()
     except OSError as error:
-        raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error
+        raise MexitError(f"could not write {path}: {error.strerror}{_last_checkpoint(path.parent)}") from error
