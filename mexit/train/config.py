@@ -10,6 +10,7 @@ from typing import Any
 
 from mexit.attacks.pgd import Attack, PGDConfig
 from mexit.core.schema import decode
+from mexit.data.groups import default_group
 from mexit.errors import UsageError
 from mexit.train.augment import AUGMENTS
 from mexit.train.methods import method_class
@@ -26,7 +27,7 @@ _ADDED: dict[str, Any] = {
     "teachers": [], "fraction": 1.0, "omit_class": None, "selection_steps": 10,
     "minutes": 0.0, "steps_done": 0, "lr_schedule": "steps", "warmup": 0.0, "nesterov": False, "decay_norms": True,
     "recompute_norms": 0, "short_attack_until": 0.0, "average_attack_until": 0.0, "exit_weights": [],
-    "validate_every": 1,
+    "validate_every": 1, "group": "none", "split_seed": 0,
 }  # fmt: skip
 # Fields of mexit 0.1 that have another name now.
 _RENAMED = {"recipe": "precision"}
@@ -90,6 +91,8 @@ class TrainSettings:
         teachers: directories of the teacher runs.
         fraction: share of each class's training images to use, in (0, 1].
         omit_class: name of a class whose training images are left out.
+        group: how pictures that stay in one split are found, see `data.groups.find_groups`; "auto" for folders.
+        split_seed: seed of the splits.
 
     Raises:
         UsageError: a value is outside its range.
@@ -140,6 +143,8 @@ class TrainSettings:
     teachers: tuple[str, ...] = ()
     fraction: float = 1.0
     omit_class: str | None = None
+    group: str = "none"
+    split_seed: int = 0
 
     def __post_init__(self) -> None:
         self._check(self.epochs >= 1 and self.batch >= 1, "epochs and batch must be at least 1", "epochs", "batch")
@@ -152,6 +157,7 @@ class TrainSettings:
         self._check(self.momentum > 0 or not self.nesterov, "Nesterov momentum needs a momentum above 0", "momentum")
         self._check(self.weight_decay >= 0, "weight decay must be at least 0", "weight_decay")
         self._check(self.seed >= 0, "seed must be at least 0", "seed")
+        self._check(self.split_seed >= 0, "split_seed must be at least 0", "split_seed")
         self._check(self.keep in KEEP, f"keep must be one of {', '.join(KEEP)}", "keep")
         self._check(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}", "precision")
         self._check(self.augment in AUGMENTS, f"augment must be one of {', '.join(AUGMENTS)}", "augment")
@@ -267,6 +273,7 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     if given.get("minutes") and "epochs" in given:
         raise UsageError("a run ends after --minutes or after --epochs: give one of them")
     values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
+    values["group"] = default_group(data)
     values |= presets[preset] | given
     if values["method"] == presets[preset]["method"]:
         values["options"] = {**presets[preset].get("options", {}), **given.get("options", {})}
