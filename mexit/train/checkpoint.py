@@ -25,7 +25,7 @@ from mexit.core.atomic_io import parse_json, read_bytes, read_json, to_json, wri
 from mexit.core.schema import decode
 from mexit.data.splits import Splits
 from mexit.errors import Damaged, NotFound, UsageError
-from mexit.models import MultiExit, build_model
+from mexit.models import MultiExit
 from mexit.train.config import TrainSettings
 
 SETTINGS = "settings.json"
@@ -140,7 +140,7 @@ def load_model(run: Path) -> tuple[MultiExit, TrainSettings, Splits]:
     tensors, metadata = _read(run / WEIGHTS, "weights")
     if not metadata.get("classes", "").isdigit():
         raise Damaged(f"weights {run / WEIGHTS} do not name their number of classes")
-    model = build_model(settings.model, int(metadata["classes"]))
+    model = settings.model_spec().build(int(metadata["classes"]))
     _load_weights(model, tensors, run / WEIGHTS)
     return model.eval(), settings, Splits.load(run / SPLITS)
 

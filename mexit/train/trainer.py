@@ -26,7 +26,7 @@ from mexit.attacks.rng import CounterRNG
 from mexit.data.dataset import DataSet, split_batches
 from mexit.data.splits import Splits
 from mexit.errors import MexitError, UsageError
-from mexit.models import MultiExit, build_model, model_spec
+from mexit.models import MultiExit
 from mexit.train import checkpoint
 from mexit.train.batch_norm import recompute_statistics
 from mexit.train.batches import INFERENCE_BATCH, TrainBatches
@@ -106,8 +106,8 @@ class Trainer:
     def __post_init__(self) -> None:
         settings, precision = self.settings, self.precision
         torch.manual_seed(settings.seed)
-        self.model = precision.prepare(build_model(settings.model, len(self.data.classes)))
-        self.input = model_spec(settings.model).input
+        self.model = precision.prepare(self._build())
+        self.input = settings.model_spec().input
         self.attack = settings.training_attack()
         self.optimiser = build_optimiser(self.model, settings)
         self.ema = EMA(settings.ema) if settings.ema else None
@@ -330,9 +330,13 @@ class Trainer:
             accuracy[name] = correct.mean(axis=1).round(6).tolist()
         return accuracy
 
+    def _build(self) -> MultiExit:
+        """A freshly initialised network of the run."""
+        return self.settings.model_spec().build(len(self.data.classes))
+
     def _network(self, weights: Mapping[str, Tensor]) -> MultiExit:
         """A float32 network with these weights, on the device."""
-        model = build_model(self.settings.model, len(self.data.classes)).to(self.precision.device)
+        model = self._build().to(self.precision.device)
         model.load_state_dict(weights)
         return model
 
