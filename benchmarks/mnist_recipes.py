@@ -99,6 +99,18 @@ def _declared() -> dict[str, Trial]:
             "max-average attack, ten steps, moved images",
             attacked | ten_steps | {"attack": "max-average", "augment": "shift"},
         ),
+        "grow-10": Trial(
+            "an attack that grows: 3 steps, then average, then max-average; moved images",
+            attacked
+            | ten_steps
+            | {
+                "attack": "max-average",
+                "augment": "shift",
+                "epochs": 20,
+                "short_attack_until": 0.2,
+                "average_attack_until": 0.5,
+            },
+        ),
         "trades-10-slow": Trial("the same at learning rate 0.01", trades | ten_steps | {"lr": 0.01}),
         "shift-10": Trial("images moved by up to 2 pixels", attacked | ten_steps | {"augment": "shift"}),
         "awp-10": Trial("adversarial weight perturbation", attacked | ten_steps | {"awp": 0.005}),
