@@ -44,10 +44,6 @@ class TrainSettings:
     Attributes:
         data: data set, as given to `--data`.
         model: name of a network, one of `mexit.models.MODELS`.
-        size: (H, W) of the images that the network takes; None = those of the architecture.
-        channels: 1 (grey) or 3 (RGB); None = those of the architecture.
-        mean, std: normalisation of the pixels, one number per channel, for pixels in [0, 1]; () = that of the
-            architecture.
         method: name of a training method, one of `methods.METHODS`.
         options: options of the method that differ from its defaults.
         preset: published schedule that the settings started from.
@@ -96,6 +92,10 @@ class TrainSettings:
         teachers: directories of the teacher runs.
         fraction: share of each class's training images to use, in (0, 1].
         omit_class: name of a class whose training images are left out.
+        size: (H, W) of the images that the network takes; None = those of the architecture.
+        channels: 1 (grey) or 3 (RGB); None = those of the architecture.
+        mean, std: normalisation of the pixels, one number per channel, for pixels in [0, 1]; () = that of the
+            architecture.
 
     Raises:
         UsageError: a value is outside its range.
@@ -103,10 +103,6 @@ class TrainSettings:
 
     data: str = "digits"
     model: str = "digits-cnn"
-    size: tuple[int, int] | None = None
-    channels: int | None = None
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
     method: str = "neo-kd"
     options: Mapping[str, Any] = field(default_factory=dict)
     preset: str = "demo"
@@ -151,6 +147,10 @@ class TrainSettings:
     teachers: tuple[str, ...] = ()
     fraction: float = 1.0
     omit_class: str | None = None
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self._check(self.epochs >= 1 and self.batch >= 1, "epochs and batch must be at least 1", "epochs", "batch")

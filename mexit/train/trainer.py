@@ -6,9 +6,7 @@ uninterrupted one, except a run by the clock, whose number of steps depends on t
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -172,7 +170,7 @@ class Trainer:
             MexitError: the loss is not finite, or a write failed; the last checkpoint is intact.
         """
         if self.process_group.is_main:
-            _truncate_log(self.run / checkpoint.LOG, self.position.log)
+            checkpoint.truncate_log(self.run, self.position.log)
         self._start_s = time.monotonic() - self.position.elapsed_s
         saved_s = time.monotonic()
         while not self._finished:
@@ -310,7 +308,7 @@ class Trainer:
                 best = score
                 self.kept = {name: value.detach().clone() for name, value in weights.items()}
         report = self._report(record)
-        log_bytes = _append_log(self.run / checkpoint.LOG, record)
+        log_bytes = checkpoint.append_log(self.run, record)
         self.position = Position(position.epoch + 1, 0, {}, best, log_bytes, steps_done=steps_done)
         self._save_checkpoint()
         return report
@@ -377,25 +375,3 @@ class Trainer:
             attacked_accuracy=None if attacked is None else attacked / n,
             epoch_record=record,
         )
-
-
-def _truncate_log(path: Path, size: int) -> None:
-    """Drop records that were written after the checkpoint; training writes them again."""
-    try:
-        if path.exists() and path.stat().st_size > size:
-            with path.open("r+b") as file:
-                file.truncate(size)
-    except OSError as error:
-        raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error
-
-
-def _append_log(path: Path, record: dict[str, Any]) -> int:
-    """Append a record and return the size of the log in bytes."""
-    try:
-        with path.open("ab") as file:
-            file.write((json.dumps(record) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())  # the checkpoint that follows refers to this size
-            return file.tell()
-    except OSError as error:
-        raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error
