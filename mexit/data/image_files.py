@@ -25,9 +25,9 @@ from mexit.errors import Damaged
 
 HASHED_BYTES = 1 << 30
 # What file managers, archives and network drives leave in folders, in lower case; names with a leading dot are hidden.
-SYSTEM_NAMES = frozenset(
-    ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
-    + ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
+SYSTEM_NAMES = (
+    *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
 )
 # Keys of the counts of skipped entries, beside suffixes such as ".txt".
 HIDDEN, NO_SUFFIX, BROKEN_LINK, SPECIAL = "hidden or system entry", "no suffix", "broken link", "not a regular file"
@@ -129,7 +129,7 @@ def has_images(root: Path, below: str = "", *, recursive: bool = True) -> bool:
 
 
 def list_folders(root: Path) -> list[str]:
-    """Names of the subfolders, sorted, without hidden and system ones and links to `root` or above. Raises `Damaged`."""
+    """Names of the subfolders, sorted, without hidden ones and links to `root` or above. Raises `Damaged`."""
     real = root.resolve()
     above = {_key(folder) for folder in (real, *real.parents)}
     with _scan(root) as entries:

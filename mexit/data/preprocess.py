@@ -150,7 +150,9 @@ def _decode(opened: io.BytesIO | Image.Image, how: PrepareSpec, channels: int) -
         content = opened.getbuffer() if isinstance(opened, io.BytesIO) else memoryview(b"")
         if is_heic(bytes(content[:HEAD_BYTES])):
             require_heif("Reading a HEIC image")
-        raise BadInput(f"{len(content)} bytes that are not an image: supported are {', '.join(FORMATS)}, HEIC") from None
+        raise BadInput(
+            f"{len(content)} bytes that are not an image: supported are {', '.join(FORMATS)}, HEIC"
+        ) from None
     except pillow.DecompressionBombError:
         raise TooLarge(f"the image announces too many pixels; at most {MAX_PIXELS} are allowed") from None
     except Exception as error:  # Pillow's decoders raise many exceptions on damaged files

@@ -100,7 +100,14 @@ def test_class_folders_and_other_sets_are_not_unlabelled(tmp_path: Path) -> None
 
 LITTER = (
     *("cat/._0.jpg", "cat/.DS_Store", "__MACOSX/cat/._1.jpg", "cat/.ipynb_checkpoints/1.png", "cat/@eaDir/1.jpg/x.jpg"),
-    *("cat/Thumbs.db", "dog/desktop.ini", "dog/#recycle/3.jpg", ".git/x.png", "lost+found/x.png", "dog/$RECYCLE.BIN/y.gif"),
+    *(
+        "cat/Thumbs.db",
+        "dog/desktop.ini",
+        "dog/#recycle/3.jpg",
+        ".git/x.png",
+        "lost+found/x.png",
+        "dog/$RECYCLE.BIN/y.gif",
+    ),
 )
 
 
@@ -128,7 +135,9 @@ def test_other_files_are_counted_by_suffix(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["x.jfif", "x.JPE", "x.Avif", "x.tif", "x.heic", "picture", "x.glasses", "x.txt", "1.5"])
+@pytest.mark.parametrize(
+    "name", ["x.jfif", "x.JPE", "x.Avif", "x.tif", "x.heic", "picture", "x.glasses", "x.txt", "1.5"]
+)
 def test_a_picture_is_listed_by_suffix_or_content(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(encode(noise(9, 7, 3), "JPEG"))
     assert [file.name for file in list_images(tmp_path)] == [name]
@@ -140,7 +149,9 @@ def test_a_picture_without_suffix_is_known_by_its_content(kind: str, tmp_path: P
     assert len(list_images(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"BM", b"BMW is a maker of cars and motorcycles.", b"P5 is a station", b"RIFFxxxxWAVE"])
+@pytest.mark.parametrize(
+    "content", [b"", b"BM", b"BMW is a maker of cars and motorcycles.", b"P5 is a station", b"RIFFxxxxWAVE"]
+)
 def test_other_content_without_suffix_is_no_picture(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
     skipped: Counter[str] = Counter()

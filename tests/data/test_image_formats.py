@@ -98,7 +98,9 @@ def test_a_heic_file_without_its_package_names_the_extra(monkeypatch: pytest.Mon
     for name, suffix in (("cat", "png"), ("dog", "HEIC")):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"0.{suffix}").write_bytes(encode(IMAGE) if suffix == "png" else HEIC_HEAD)
-    with pytest.raises(MissingExtra, match=r"Reading 1 of 2 images of .* such as dog/0.HEIC, needs the package 'pillow-h"):
+    with pytest.raises(
+        MissingExtra, match=r"Reading 1 of 2 images of .* such as dog/0\.HEIC, needs the package 'pillow-h"
+    ):
         folder.load(tmp_path)
     (tmp_path / "dog/0.HEIC").rename(tmp_path / "dog/0.jpg")
     with pytest.raises(MissingExtra, match=r"image .*dog/0\.jpg: Reading a HEIC image"):
@@ -112,7 +114,7 @@ def test_a_heic_file_is_read() -> None:
     assert "HEIF" in formats()
     content = encode(np.full((48, 64, 3), 200, np.uint8), "HEIF")
     assert np.abs(levels(content).astype(int) - 200).max() <= 3
-    with pytest.raises(BadInput, match="the image is damaged|not an image"):
+    with pytest.raises(BadInput, match=r"the image is damaged|not an image"):
         prepare(content[: len(content) // 2], spec())
 
 

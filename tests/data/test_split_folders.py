@@ -1,4 +1,4 @@
-"""Split folders by their usual names in any case; what looks like splits and is not understood is refused with a list."""
+"""Split folders by their usual names in any case; what looks like splits and is not understood is refused."""
 
 from __future__ import annotations
 
