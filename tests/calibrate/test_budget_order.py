@@ -42,7 +42,9 @@ def select(evaluator: TraceEvaluator, policy: str) -> tuple[tuple[FrontierPoint,
     full = evaluator.costs.cumulative[-1]
     first = evaluator.costs.cumulative[0]
     budgets = {name: Budget.parse(text) for name, text in USER_BUDGETS.items()}
-    feasible = {name: budget for name, budget in budgets.items() if budget.kind == "macs" or budget.value * full > first}
+    feasible = {
+        name: budget for name, budget in budgets.items() if budget.kind == "macs" or budget.value * full > first
+    }
     return frontier(evaluator, None, None, feasible, policy)
 
 

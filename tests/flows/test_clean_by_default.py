@@ -15,7 +15,6 @@ from mexit.evaluate.config import EvaluateOptions
 from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle, default_attack
 from mexit.flows.evaluate import evaluate_model
 from mexit.flows.export import ExportOptions, export_bundle
-from mexit.flows.run_policies import run_policies
 from mexit.flows.train import TrainOptions, train_model
 
 pytestmark = pytest.mark.slow

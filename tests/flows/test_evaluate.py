@@ -328,4 +328,6 @@ def test_unknown_attacks_end_with_a_usage_error(folder) -> None:
     done = program("evaluate", "runs/digits", "--attacks", "magic", cwd=folder)
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
-    assert "unknown attacks 'magic': choose from pgd, policy, autoattack, slowdown, sanity, corruptions, all, or" in said
+    assert (
+        "unknown attacks 'magic': choose from pgd, policy, autoattack, slowdown, sanity, corruptions, all, or" in said
+    )
