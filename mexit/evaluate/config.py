@@ -10,7 +10,7 @@ slowdown    images on which a budget exits late
 sanity      accuracy against the radius, and whether the attacks can be trusted
 corruptions the 15 common corruptions at 5 severities, on every image; not an attack, and not part of the worst case
 
-No group at all (`--attacks none` or `clean`) evaluates clean images alone, the default for a run trained on clean images.
+No group (`--attacks none` or `clean`) evaluates clean images alone, the default for a run trained on clean images.
 
 This module imports no torch, so wrong flags are rejected before anything is loaded.
 """
