@@ -10,7 +10,9 @@ from typing import Any
 
 from mexit.attacks.pgd import Attack, PGDConfig
 from mexit.core.schema import decode
+from mexit.data.groups import default_group
 from mexit.errors import UsageError
+from mexit.models import ModelSpec, model_spec
 from mexit.train.augment import AUGMENTS
 from mexit.train.methods import method_class
 from mexit.train.presets import DEFAULT_MODELS, PRESETS
@@ -26,7 +28,8 @@ _ADDED: dict[str, Any] = {
     "teachers": [], "fraction": 1.0, "omit_class": None, "selection_steps": 10,
     "minutes": 0.0, "steps_done": 0, "lr_schedule": "steps", "warmup": 0.0, "nesterov": False, "decay_norms": True,
     "recompute_norms": 0, "short_attack_until": 0.0, "average_attack_until": 0.0, "exit_weights": [],
-    "validate_every": 1, "changes": [],
+    "validate_every": 1, "size": None, "channels": None, "mean": [], "std": [], "flip": None,
+    "group": "none", "split_seed": 0, "changes": [],
 }  # fmt: skip
 # Fields of mexit 0.1 that have another name now.
 _RENAMED = {"recipe": "precision"}
@@ -36,7 +39,8 @@ _OLD_OPTIONS: dict[str, dict[str, Any]] = {"cap": {"clean_weight": 0.0, "mix": F
 
 # Settings whose option of `mexit train` has another name, and those that have no option.
 _OPTION_NAMES = {"options": "--set", "teachers": "--teacher"} | {
-    name: name for name in ("decay_at", "decay_factor", "momentum", "selection_steps", "test_steps", "steps_done")
+    name: name
+    for name in ("decay_at", "decay_factor", "momentum", "selection_steps", "test_steps", "steps_done", "mean", "std")
 }
 
 
@@ -86,6 +90,7 @@ class TrainSettings:
         weight_decay: weight decay of SGD.
         decay_norms: whether it applies to BatchNorm and biases too.
         augment: augmentation of training images, one of `augment.AUGMENTS`.
+        flip: whether half of the training images are mirrored; None = as `augment` names it.
         seed: seed of weights, sample order, augmentation, attack starts and dropout.
         precision: "bf16" (autocast), "fp32", or "auto" (bf16 where the device supports it).
         keep: weights to keep: "last", or "best" by mean attacked accuracy on the selection split.
@@ -101,6 +106,12 @@ class TrainSettings:
         teachers: directories of the teacher runs.
         fraction: share of each class's training images to use, in (0, 1].
         omit_class: name of a class whose training images are left out.
+        size: (H, W) of the images that the network takes; None = those of the architecture.
+        channels: 1 (grey) or 3 (RGB); None = those of the architecture.
+        mean, std: normalisation of the pixels, one number per channel, for pixels in [0, 1]; () = that of the
+            architecture.
+        group: how pictures that stay in one split are found, see `data.groups.find_groups`; "auto" for folders.
+        split_seed: seed of the splits.
         changes: what `--resume` changed, in order: the `epoch` and `step` of the checkpoint, from 0, and the values
             `before`.
 
@@ -139,6 +150,7 @@ class TrainSettings:
     weight_decay: float = 5e-4
     decay_norms: bool = True
     augment: str = "none"
+    flip: bool | None = None
     seed: int = 0
     precision: str = "auto"
     keep: str = "last"
@@ -153,6 +165,12 @@ class TrainSettings:
     teachers: tuple[str, ...] = ()
     fraction: float = 1.0
     omit_class: str | None = None
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    group: str = "none"
+    split_seed: int = 0
     changes: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -166,9 +184,14 @@ class TrainSettings:
         self._check(self.momentum > 0 or not self.nesterov, "momentum", "must be above 0 for --nesterov")
         self._check(self.weight_decay >= 0, "weight_decay", "must be at least 0")
         self._check(self.seed >= 0, "seed", "must be at least 0")
+        self._check(self.split_seed >= 0, "split_seed", "must be at least 0")
         self._check_choice("keep", KEEP)
         self._check_choice("precision", PRECISIONS)
         self._check_choice("augment", AUGMENTS)
+        self._check(self.size is None or min(self.size) >= 1, "size", "must have sides of at least 1 pixel")
+        self._check(self.channels in (None, 1, 3), "channels", "must be 1 or 3")
+        self._check(len(self.mean) == len(self.std), "mean", "must have as many numbers as std, one per channel")
+        self._check(min(self.std, default=1) > 0, "std", "must be above 0")
         self._check(self.trades >= 0, "trades", "must be at least 0")
         self._check(self.awp >= 0, "awp", "must be at least 0")
         self._check(0 <= self.ema < 1, "ema", "must be in [0, 1)")
@@ -194,6 +217,17 @@ class TrainSettings:
 
     def _check_choice(self, name: str, choices: Sequence[str]) -> None:
         self._check(getattr(self, name) in choices, name, f"must be one of {', '.join(choices)}")
+
+    def model_spec(self) -> ModelSpec:
+        """The architecture of the run, for its size, channels and normalisation.
+
+        Raises:
+            UsageError: the network is unknown, or takes images of one shape only.
+        """
+        spec = model_spec(self.model)
+        channels, *sides = spec.input_shape
+        height, width = self.size or sides
+        return spec.with_input((self.channels or channels, height, width), self.mean, self.std)
 
     def training_attack(self, progress: float = 1.0) -> Attack | None:
         """The training attack, or None for a run on clean images.
@@ -286,6 +320,7 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     if given.get("minutes") and "epochs" in given:
         raise UsageError("a run ends after --minutes or after --epochs: give one of them")
     values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
+    values["group"] = default_group(data)
     values |= presets[preset] | given
     if values["method"] == presets[preset]["method"]:
         values["options"] = {**presets[preset].get("options", {}), **given.get("options", {})}

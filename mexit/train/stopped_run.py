@@ -7,7 +7,6 @@ from pathlib import Path
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import NotFound
-from mexit.models import build_model, model_spec
 from mexit.train import checkpoint
 from mexit.train.batches import TrainBatches, recompute_norms
 from mexit.train.checkpoint import Position
@@ -40,7 +39,7 @@ def write_weights(
     if not (run / checkpoint.CHECKPOINT).exists():
         raise NotFound(f"run {run} has no checkpoint yet: mexit train --resume --out {run} continues it")
     classes = len(data.classes)
-    model = build_model(settings.model, classes)
+    model = settings.model_spec().build(classes)
     state = checkpoint.restore(run, model, build_optimiser(model, settings))
     position, weights = state.position, state.average or model.state_dict()
     if state.kept and (settings.keep == "best" or checkpoint.is_finished(position, settings)):
@@ -49,7 +48,7 @@ def write_weights(
         precision = select_precision(settings.precision, device)
         model.load_state_dict(dict(weights))
         model = model.to(precision.device)
-        batches = TrainBatches(data, splits, model_spec(settings.model).input, settings, model, precision)
+        batches = TrainBatches(data, splits, settings.model_spec().input, settings, model, precision)
         weights = recompute_norms(model, batches, position.epoch)
     file = checkpoint.weights_at(position)
     checkpoint.save_weights(run, weights, settings, classes, file)
