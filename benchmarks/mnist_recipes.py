@@ -39,7 +39,7 @@ from mexit.core.budget import short_macs
 from mexit.data import registry
 from mexit.data.dataset import evenly_spaced
 from mexit.flows.train import TrainOptions
-from mexit.models import MultiExit, model_spec
+from mexit.models import MultiExit
 from mexit.models.device import device_of, exact_float32, resolve_device
 from mexit.models.exit_costs import exit_costs
 from mexit.train import checkpoint
@@ -201,7 +201,7 @@ def judge(run: Path, data_dir: str, device: str, miniature: bool) -> dict[str, A
     model.to(device)
     data = registry.load("mnist", data_dir)
     index = evenly_spaced(splits.part("selection"), IMAGES)
-    images, labels = data.batch(index, model_spec(settings.model).input), data.labels[index]
+    images, labels = data.batch(index, settings.model_spec().input), data.labels[index]
     clean = correct_predictions(run_exits(model, images), labels)
     robust = clean.copy()
     for k, attack in itertools.product(range(model.exits), attacks):
