@@ -23,6 +23,12 @@ with directory_lock(Path(sys.argv[1]), "x is in use"):
 """
 
 
+def lock(folder: Path) -> None:
+    """Lock the directory and free it."""
+    with directory_lock(folder, "x is in use"):
+        assert (folder / LOCK).exists()
+
+
 @pytest.fixture
 def other(tmp_path: Path):
     """Another process that holds the lock of the directory."""
@@ -36,8 +42,7 @@ def other(tmp_path: Path):
 
 def test_a_held_lock_names_its_process_and_host(other: subprocess.Popen[str], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"x is in use by process {other.pid} on .+: wait"):
-        with directory_lock(tmp_path, "x is in use"):
-            pytest.fail("locked twice")
+        lock(tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -45,29 +50,28 @@ def test_the_lock_of_a_killed_process_is_free(other: subprocess.Popen[str], tmp_
     other.send_signal(number)
     other.wait()
     assert (tmp_path / LOCK).exists(), "the file is left behind"
-    with directory_lock(tmp_path, "x is in use"):
-        pass
+    lock(tmp_path)
     assert not (tmp_path / LOCK).exists()
 
 
 def test_the_lock_holds_within_one_process_too_and_is_freed_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), directory_lock(tmp_path, "x is in use"):
-        with pytest.raises(UsageError, match=f"by process {os.getpid()} on"):
-            with directory_lock(tmp_path, "x is in use"):
-                pytest.fail("locked twice")
-        raise ZeroDivisionError
-    with directory_lock(tmp_path, "x is in use"):
-        pass
+    def fail() -> None:
+        with directory_lock(tmp_path, "x is in use"):
+            with pytest.raises(UsageError, match=f"by process {os.getpid()} on"):
+                lock(tmp_path)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    lock(tmp_path)
 
 
 def test_a_lock_file_with_other_content_blocks_nothing(tmp_path: Path) -> None:
     for content in (b"", b"\xff", b"[1]"):
         (tmp_path / LOCK).write_bytes(content)
-        with directory_lock(tmp_path, "x is in use"):
-            pass
+        lock(tmp_path)
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(MexitError, match=f"could not lock {tmp_path}/gone: No such file"):
-        with directory_lock(tmp_path / "gone", "x is in use"):
-            pytest.fail("locked")
+        lock(tmp_path / "gone")

@@ -120,7 +120,7 @@ def test_a_run_by_the_clock_needs_more_than_the_time_it_took() -> None:
     stored = TrainSettings(minutes=5.0)
     ended = at(4, elapsed_s=301.0, steps_done=90)
     for given in ({"minutes": 5.01}, {"lr": 1.0}):
-        with pytest.raises(UsageError, match="has done 4 epochs in 5 minutes, so .*--minutes above 5,"):
+        with pytest.raises(UsageError, match=r"has done 4 epochs in 5 minutes, so .*--minutes above 5,"):
             changed(given, stored, ended)
     assert changed({"minutes": 6.0}, stored, ended).minutes == 6.0
     assert changed({"lr": 1.0}, stored, at(2, elapsed_s=100.0)).lr == 1.0
