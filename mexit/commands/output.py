@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,43 +11,48 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
+
+from mexit.core.progress import Advance, duration
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
 class RichProgress:
-    """Notes and progress bars on standard error; without a terminal, notes only."""
+    """Notes and progress bars on standard error; without a terminal, notes and one line for each part of a task."""
 
     def note(self, text: str) -> None:
         """Print one line."""
         err.print(escape(text), style="dim", soft_wrap=True)
 
-    @contextmanager
-    def track(self, text: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """Show a progress bar with its rate, the remaining time and a detail."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-        )
-        with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-            task = bar.add_task(text, total=total, detail="", rate="")
+    def log(self, text: str) -> None:
+        """Print one line unless a progress bar shows the same."""
+        if not err.is_terminal:
+            err.print(escape(text), soft_wrap=True)
 
-            def advance(count: int, detail: str) -> None:
-                speed = bar.tasks[0].speed
-                bar.update(task, advance=count, detail=detail, rate=f"{speed:.0f}/s" if speed else "")
+    @contextmanager
+    def track(self, text: str, total: int) -> Iterator[Advance]:
+        """Show a progress bar with the share done, a detail and the remaining time, in one line of the terminal."""
+        one_line = Column(no_wrap=True)
+        columns = (
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=None, table_column=Column(min_width=6, ratio=1)),
+            TaskProgressColumn(table_column=one_line),
+            TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.fields[left]}", table_column=one_line),
+        )
+        with Progress(*columns, console=err, transient=True, disable=not err.is_terminal, expand=True) as bar:
+            task = bar.add_task(text, total=total, detail="", left="")
+
+            def advance(steps: int, detail: str, remaining_s: float | None = None) -> None:
+                known = bar.tasks[0].time_remaining if remaining_s is None else remaining_s
+                left = "" if known is None else f"{duration(known)} left"
+                bar.update(task, advance=steps, detail=escape(detail), left=left)
 
             yield advance
 

@@ -66,5 +66,10 @@ def load_unlabelled(name: str) -> UnlabelledImages | None:
     return None if path is None or folder.has_labels(path) else folder.load_unlabelled(path)
 
 
+def is_folder(name: str) -> bool:
+    """Whether a data set is named as `folder:PATH`."""
+    return _folder(name) is not None
+
+
 def _folder(name: str) -> Path | None:
     return Path(name[len(_FOLDER) :]).expanduser() if name.startswith(_FOLDER) and name != _FOLDER else None

@@ -38,6 +38,7 @@ class TrainOptions:
         workers: threads that load images ahead; None = one per core for image files, 0 for data in memory.
         tensorboard: whether to write TensorBoard scalars into the run as well.
         graphs: whether to use CUDA graphs on a CUDA device.
+        cache: whether to keep images of files in memory, if they fit into a quarter of it.
         should_stop: called after every step; True writes a checkpoint and ends training.
     """
 
@@ -46,6 +47,7 @@ class TrainOptions:
     workers: int | None = None
     tensorboard: bool = False
     graphs: bool = True
+    cache: bool = True
     should_stop: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
