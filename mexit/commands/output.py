@@ -82,7 +82,7 @@ def next_commands(*lines: str) -> None:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
     """Print a table: the first column is aligned left, the others right. Columns without names have no header."""
     grid = Table(
-        title=title,
+        title=title or None,
         title_justify="left",
         caption=caption or None,
         caption_justify="left",

@@ -35,12 +35,18 @@ class Outcome:
         mean_macs: mean cost, MACs.
         accuracy: share of correct answers, in [0, 1]; None without labels.
         exits: number of samples that left at each exit, (E,).
+        macs_error, accuracy_error: standard errors of `mean_macs` and `accuracy`; None in files of mexit 0.1, and with
+            a single sample or group.
+        groups: number of groups (objects, films, bursts) that the samples belong to; None without groups.
     """
 
     n: int
     mean_macs: float
     accuracy: float | None
     exits: tuple[int, ...]
+    macs_error: float | None = None
+    accuracy_error: float | None = None
+    groups: int | None = None
 
 
 @dataclass(frozen=True)

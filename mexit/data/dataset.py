@@ -84,8 +84,7 @@ class PreparedImages:
         rows = self.rows[index]
         if spec != self.input or (rows < 0).any():
             return None
-        tensor: NDArray[np.float32] = self.pixels[rows] / np.float32(255)
-        return tensor
+        return self.pixels[rows].astype(np.float32) / np.float32(255)
 
 
 @dataclass(frozen=True)

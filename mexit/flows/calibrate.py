@@ -27,6 +27,7 @@ from mexit.core.progress import Progress, Silent
 from mexit.core.trace import Origin, Trace
 from mexit.data import registry
 from mexit.data.dataset import DataSet
+from mexit.data.groups import default_group, find_groups
 from mexit.data.splits import Splits, split
 from mexit.errors import MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
 from mexit.evaluate import plots
@@ -201,7 +202,8 @@ def record_samples(
     """
     origin = replace(origin, split=samples.split, condition=samples.condition)
     with progress.track(f"recording {samples.split}, {samples.condition[:24]}", samples.n) as advance:
-        return record_trace(run_batch, samples.batches, origin, lambda count: advance(count, ""))
+        trace = record_trace(run_batch, samples.batches, origin, lambda count: advance(count, ""))
+    return replace(trace, groups=samples.groups)
 
 
 def _record_traces(runtime: Runtime, source: SampleSource, attack: str, progress: Progress) -> CalibrationTraces:
@@ -284,7 +286,9 @@ def _load_data(bundle: Bundle, data: str | None, data_dir: str | Path | None) ->
     if data_set.classes != bundle.manifest.classes:
         raise UsageError(f"{data} has the classes {data_set.classes}, {bundle.path} {bundle.manifest.classes}")
     own = stored is not None and data_set.sha256 == stored.sha256
-    return data_set, Splits.of_bundle(bundle) if own else split(data_set)
+    if own:
+        return data_set, Splits.of_bundle(bundle)
+    return data_set, split(data_set, find_groups(data_set, default_group(data)))
 
 
 def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult) -> PolicyEntry:

@@ -52,7 +52,9 @@ def fit_settings(
     return fit.settings
 
 
-def read_pictures(data: DataSet, splits: Splits, settings: TrainSettings, workers: int | None, progress: Progress) -> DataSet:
+def read_pictures(
+    data: DataSet, splits: Splits, settings: TrainSettings, workers: int | None, progress: Progress
+) -> DataSet:
     """The data set with its training and selection images in memory, if they are files and fit.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
@@ -10,22 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from mexit.core.artifact_paths import RUNS, free_name, newest, remember
-from mexit.core.progress import Progress, Silent
+from mexit.core.progress import Progress, Silent, duration
 from mexit.data import registry
 from mexit.data.dataset import DataSet
+from mexit.data.groups import find_groups
+from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
 
 with requires_extra("train", "Training a network"):
     from mexit.evaluate import plots
+    from mexit.flows.fit_pictures import fit_settings, normalise, read_pictures
     from mexit.train import checkpoint
     from mexit.train.config import TrainSettings, resolve
     from mexit.train.dataloader import worker_count
     from mexit.train.distributed import ProcessGroup, process_group
     from mexit.train.precision import keep_freed_memory, select_precision, set_threads
+    from mexit.train.step_report import StepReport
     from mexit.train.teachers import own_teachers
     from mexit.train.tensorboard import FOLDER, TensorBoardWriter, require_tensorboard
-    from mexit.train.trainer import StepReport, Trainer
+    from mexit.train.trainer import Trainer
+
+COLUMNS = 80
 
 
 @dataclass(frozen=True)
@@ -127,11 +134,19 @@ def train_model(
         else:
             data_set = registry.load(data, data_dir)
             resolved = resolve(data, preset, settings or {})
-            splits = split(data_set).thinned(data_set, resolved.fraction, resolved.omit_class)
+            splits = split(data_set, find_groups(data_set, resolved.group), resolved.split_seed)
+            splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
             name = f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}"
+            set_threads(options.threads, processes.local_size)
+            resolved = fit_settings(resolved, settings or {}, data_set, splits, options.device, progress)
             run = Path(processes.broadcast(str(_new_run(out, name))))
         set_threads(options.threads, processes.local_size)
         keep_freed_memory()
+        if options.cache:
+            data_set = read_pictures(data_set, splits, resolved, options.workers, progress)
+        if not resolved.mean:
+            resolved = normalise(resolved, data_set, splits)
+        resolved = processes.broadcast(resolved)  # every process has measured its own speed
         session = _Session(run, data_set, splits, options, progress, processes)
         finished, resolved = session.train_with_teachers(resolved)
         records = checkpoint.read_log(run)
@@ -187,6 +202,8 @@ class _Session:
         if self.processes.is_main:
             remember(RUNS, self.run)
         self.progress.note(_headline(trainer))
+        if self.splits.grouping:
+            self.progress.note(self.splits.grouping)
         return self._run(trainer), trainer.settings
 
     def _resume(self, trainer: Trainer) -> None:
@@ -199,20 +216,18 @@ class _Session:
 
     def _run(self, trainer: Trainer) -> bool:
         """Run the training loop with a progress bar and TensorBoard."""
-        by_clock = trainer.settings.minutes > 0
         total = int(60 * trainer.settings.minutes) or trainer.settings.epochs * len(trainer.train_index)
         write = self.options.tensorboard and self.processes.is_main
         scalars = closing(TensorBoardWriter(trainer.run / FOLDER)) if write else nullcontext()
-        with self.progress.track("training, seconds" if by_clock else "training", total) as advance, scalars as writer:
+        with self.progress.track("training", total) as advance, scalars as writer:
             done = 0
 
             def on_step(report: StepReport) -> None:
                 nonlocal done
-                accuracy = report.attacked_accuracy
-                detail = f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}"
-                detail += "" if accuracy is None else f"  attacked {100 * accuracy:.1f}%"
-                advance(report.done - done, detail)
+                advance(report.done - done, _step_line(report), report.remaining_s)
                 done = report.done
+                if report.epoch_record is not None:
+                    self.progress.log(_epoch_line(report, report.epoch_record))
                 if writer is not None:
                     writer.add(report)
 
@@ -245,12 +260,37 @@ def _check_unchanged(run: Path, stored: TrainSettings, given: Mapping[str, Any])
             )
 
 
+def _step_line(report: StepReport) -> str:
+    """The labelled numbers beside the progress bar; accuracies are means over exits on the training images."""
+    attacked = report.attacked_accuracy
+    shown = f"correct {100 * report.clean_accuracy:.1f}%" if attacked is None else f"attacked {100 * attacked:.1f}%"
+    return f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  {shown}"
+
+
+def _epoch_line(report: StepReport, record: Mapping[str, Any]) -> str:
+    """One line about a finished epoch; the accuracy on the selection split is that of the last exit."""
+    line = _step_line(report)
+    for name, accuracy in record.get("selection", {}).items():
+        line += f"  selection{'' if name == 'clean' else ' attacked'} {100 * accuracy[-1]:.1f}%"
+    return f"{line}  {duration(report.remaining_s)} left"
+
+
 def _headline(trainer: Trainer) -> str:
+    """What the run does, in lines of at most 80 columns; for a folder with the options that change the choices."""
     settings, precision, processes = trainer.settings, trainer.precision, trainer.process_group.size
     attack = trainer.attack.describe() if trainer.attack else "no attack"
     length = f"{settings.minutes:g} minutes" if settings.minutes else f"{settings.epochs} epochs"
-    return (
-        f"training {settings.model} on {settings.data} with {settings.method}: {len(trainer.train_index)} images, "
-        f"{length}, {attack}, {'bf16' if precision.bf16 else 'fp32'} on {precision.device}, "
-        f"{f'{processes} processes, ' if processes > 1 else ''}into {trainer.run}"
-    )
+    arithmetic = f"{'bf16' if precision.bf16 else 'fp32'} on {precision.device}"
+    arithmetic += f", {processes} processes" if processes > 1 else ""
+    folder = is_folder(settings.data)
+    name = settings.data.rpartition("/")[2] if folder else settings.data
+    channels, height, width = trainer.model.input_shape
+    lines = [
+        f"training {settings.model} on {name} with {settings.method}: {len(trainer.train_index)} images of "
+        f"{trainer.model.classes} classes, {length}, {arithmetic}, into {trainer.run}",
+        f"{width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}, augmentation {settings.augment}, {attack}",
+    ]
+    if folder:
+        lines.append("change it with --model, --size, --channels, --minutes, --flip, --robust 8/255")
+    wrapper = textwrap.TextWrapper(COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapper.fill(line) for line in lines)

@@ -10,11 +10,12 @@ from typing import Any
 
 from mexit.attacks.pgd import Attack, PGDConfig
 from mexit.core.schema import decode
+from mexit.data.groups import default_group
 from mexit.errors import UsageError
 from mexit.models import ModelSpec, model_spec
 from mexit.train.augment import AUGMENTS
 from mexit.train.methods import method_class
-from mexit.train.presets import DEFAULT_MODELS, PRESETS, ROBUST_PICTURES
+from mexit.train.presets import DEFAULT_MODELS, PRESETS, default_preset, expand_robust
 
 KEEP = ("last", "best")
 LR_SCHEDULES = ("steps", "one-cycle")
@@ -28,6 +29,7 @@ _ADDED: dict[str, Any] = {
     "minutes": 0.0, "steps_done": 0, "lr_schedule": "steps", "warmup": 0.0, "nesterov": False, "decay_norms": True,
     "recompute_norms": 0, "short_attack_until": 0.0, "average_attack_until": 0.0, "exit_weights": [],
     "validate_every": 1, "size": None, "channels": None, "mean": [], "std": [], "flip": None,
+    "group": "none", "split_seed": 0,
 }  # fmt: skip
 # Fields of mexit 0.1 that have another name now.
 _RENAMED = {"recipe": "precision"}
@@ -96,6 +98,8 @@ class TrainSettings:
         channels: 1 (grey) or 3 (RGB); None = those of the architecture.
         mean, std: normalisation of the pixels, one number per channel, for pixels in [0, 1]; () = that of the
             architecture.
+        group: how pictures that stay in one split are found, see `data.groups.find_groups`; "auto" for folders.
+        split_seed: seed of the splits.
 
     Raises:
         UsageError: a value is outside its range.
@@ -151,6 +155,8 @@ class TrainSettings:
     channels: int | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    group: str = "none"
+    split_seed: int = 0
 
     def __post_init__(self) -> None:
         self._check(self.epochs >= 1 and self.batch >= 1, "epochs and batch must be at least 1", "epochs", "batch")
@@ -163,6 +169,7 @@ class TrainSettings:
         self._check(self.momentum > 0 or not self.nesterov, "Nesterov momentum needs a momentum above 0", "momentum")
         self._check(self.weight_decay >= 0, "weight decay must be at least 0", "weight_decay")
         self._check(self.seed >= 0, "seed must be at least 0", "seed")
+        self._check(self.split_seed >= 0, "split_seed must be at least 0", "split_seed")
         self._check(self.keep in KEEP, f"keep must be one of {', '.join(KEEP)}", "keep")
         self._check(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}", "precision")
         self._check(self.augment in AUGMENTS, f"augment must be one of {', '.join(AUGMENTS)}", "augment")
@@ -282,12 +289,12 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     """
     presets = PRESETS[data.partition(":")[0]]
     given = {name: value for name, value in given.items() if value is not None}
-    preset = preset or _default_preset(presets, given)
+    preset = preset or default_preset(presets, given)
     if preset not in presets:
         others = ", ".join(name for name, named in PRESETS.items() if preset in named)
         hint = f"; {preset} is for {others}" if others else ""
         raise UsageError(f"no preset '{preset}' for {data}: choose from {', '.join(presets)}{hint}")
-    given = _expand_robust(given, presets[preset])
+    given = expand_robust(given, presets[preset])
     unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(TrainSettings)})
     if unknown:
         raise UsageError(f"no setting {', '.join(unknown)}: see mexit.train.config.TrainSettings")
@@ -299,7 +306,7 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     if given.get("minutes") and "epochs" in given:
         raise UsageError("a run ends after --minutes or after --epochs: give one of them")
     model = DEFAULT_MODELS.get(data.partition(":")[0], "small-cnn")
-    values: dict[str, Any] = {"data": data, "preset": preset, "model": model}
+    values: dict[str, Any] = {"data": data, "preset": preset, "model": model, "group": default_group(data)}
     values |= presets[preset] | given
     if "epochs" in given:
         values["minutes"] = 0.0
@@ -318,27 +325,3 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     if method.attack_use == "required" and values["attack"] == "none":
         raise UsageError("this method trains on attacked images: choose --attack average or max-average")
     return TrainSettings(**values)
-
-
-def _default_preset(presets: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """The first preset of a data set, or its preset with an attack if the given settings ask for one."""
-    if ROBUST_PICTURES not in presets:
-        return next(iter(presets))
-    attacked = "robust" in given or given.get("attack", "none") != "none"
-    if "method" in given:
-        attacked |= method_class(given["method"]).attack_use in ("required", "preferred")
-    return ROBUST_PICTURES if attacked else next(iter(presets))
-
-
-def _expand_robust(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace "robust" by the radius, the step in the proportion of the preset, and an attack."""
-    if "robust" not in given:
-        return dict(given)
-    eps, given = given["robust"], {name: value for name, value in given.items() if name != "robust"}
-    name = given.get("method", preset["method"])
-    if method_class(name).attack_use == "never" or given.get("attack") == "none":
-        raise UsageError(f"--robust trains against attacks, and method {name} here on clean images: choose one of them")
-    if given.get("eps", eps) != eps:
-        raise UsageError(f"two radii of the attacks: --robust {eps:.6g} and --eps {given['eps']:.6g}")
-    attack = {"attack": "average"} if method_class(name).attack_use == "optional" else {}
-    return attack | {"step": eps * preset["step"] / preset["eps"]} | given | {"eps": eps}

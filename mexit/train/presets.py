@@ -13,7 +13,11 @@ pictures          ours, for a folder: a short schedule by the clock on clean ima
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from mexit.errors import UsageError
+from mexit.train.methods import method_class
 
 _NEO_KD: dict[str, Any] = {"method": "neo-kd", "weight_decay": 5e-4, "steps": 7, "test_steps": 50}
 _RDI: dict[str, Any] = {
@@ -102,3 +106,27 @@ DEFAULT_MODELS = {
     "digits": "digits-cnn", "cifar10": "msdnet-cifar10", "cifar100": "msdnet-cifar100",
     "tiny-imagenet": "msdnet-tiny-imagenet", "imagenet": "msdnet-imagenet", "folder": "wide-cnn-20m",
 }  # fmt: skip
+
+
+def default_preset(presets: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """The first preset of a data set, or its preset with an attack if the given settings ask for one."""
+    if ROBUST_PICTURES not in presets:
+        return next(iter(presets))
+    attacked = "robust" in given or given.get("attack", "none") != "none"
+    if "method" in given:
+        attacked |= method_class(given["method"]).attack_use in ("required", "preferred")
+    return ROBUST_PICTURES if attacked else next(iter(presets))
+
+
+def expand_robust(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace "robust" by the radius, the step in the proportion of the preset, and an attack."""
+    if "robust" not in given:
+        return dict(given)
+    eps, given = given["robust"], {name: value for name, value in given.items() if name != "robust"}
+    name = given.get("method", preset["method"])
+    if method_class(name).attack_use == "never" or given.get("attack") == "none":
+        raise UsageError(f"--robust trains against attacks, and method {name} here on clean images: choose one of them")
+    if given.get("eps", eps) != eps:
+        raise UsageError(f"two radii of the attacks: --robust {eps:.6g} and --eps {given['eps']:.6g}")
+    attack = {"attack": "average"} if method_class(name).attack_use == "optional" else {}
+    return attack | {"step": eps * preset["step"] / preset["eps"]} | given | {"eps": eps}

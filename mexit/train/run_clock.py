@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from mexit.train.config import TrainSettings
 
@@ -25,8 +26,8 @@ class RunClock:
     exits: int
     train_images: int
     selection_images: int
-    _start_s: float = field(default_factory=time.monotonic, init=False)
-    _call_s: float = field(default_factory=time.monotonic, init=False)
+    _start_s: float = field(default=0.0, init=False)
+    _call_s: float = field(default=0.0, init=False)
     _call_progress: float = field(default=0.0, init=False)
     _validation_s: float | None = field(default=None, init=False)  # duration of the newest validation
     _validations_s: float = field(default=0.0, init=False)  # of all in this call
@@ -93,10 +94,7 @@ class RunClock:
     def _work(self, progress: float) -> float:
         """Passes through the network for each image, up to this fraction of the run: the attack may grow."""
         points = sorted({0.0, self.settings.short_attack_until, self.settings.average_attack_until, 1.0})
-        return sum(
-            max(0.0, min(progress, stop) - start) * self._passes(start)
-            for start, stop in zip(points, points[1:], strict=False)
-        )
+        return sum(max(0.0, min(progress, stop) - start) * self._passes(start) for start, stop in pairwise(points))
 
     def _passes(self, progress: float) -> float:
         attack = self.settings.training_attack(progress)
