@@ -17,6 +17,7 @@ from mexit.core.bundle import Bundle
 from mexit.core.cost import Costs
 from mexit.core.exit_policy import Policy
 from mexit.core.manifest import InputSpec
+from mexit.core.policies_file import PARITY
 from mexit.data import registry
 from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
@@ -135,6 +136,14 @@ class EvaluationTarget:
     def cumulative_macs(self) -> tuple[int, ...]:
         """Cost of each exit if every head on the way runs, E numbers."""
         return self.costs.cumulative
+
+    @property
+    def engine(self) -> str:
+        """The engine that evaluates the images, as typed after `--backend`; "torch" for a run."""
+        if self.runtime is None:
+            return "torch"
+        backend = self.runtime.backend
+        return backend.engine if backend.precision == PARITY else f"{backend.engine}:{backend.precision}"
 
     def test_index(self, samples: int | None) -> Index:
         """Positions of at most `samples` test images, evenly spaced; None = all.
