@@ -75,8 +75,8 @@ def _check_storable(name: str) -> None:
         name.encode()
     except UnicodeEncodeError:
         raise UsageError(
-            f"--data {printable(name)} has bytes that are not UTF-8, which settings cannot store: rename the folder, or "
-            "name a link to it"
+            f"--data {printable(name)} has bytes that are not UTF-8, which settings cannot store: rename the "
+            "folder, or name a link to it"
         ) from None
 
 

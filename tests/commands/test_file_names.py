@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def pictures(tmp_path: Path) -> Path:
     """A folder with a digit under each name."""
     (tmp_path / "pictures").mkdir()
     for name in NAMES:
-        Image.new("L", (8, 8), 128).save(Path("pictures", name).open("wb"), "PNG")
+        Image.new("L", (8, 8), 128).save("digit.png")
+        shutil.copy("digit.png", Path("pictures", name))
     return Path("pictures")
 
 
@@ -41,7 +43,9 @@ def test_run_shows_every_name(pictures: Path, digits_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [":cat:", "[red]x", "x[/]", ":smiley:/:cat:"])
-@pytest.mark.parametrize("line", ["inspect {}", "run {} x.png", "serve {}", "train --data {}", "camera {bundle} --source {}"])
+@pytest.mark.parametrize(
+    "line", ["inspect {}", "run {} x.png", "serve {}", "train --data {}", "camera {bundle} --source {}"]
+)
 def test_a_message_has_the_name_as_typed(name: str, line: str, digits_bundle: Path) -> None:
     said = refused(*(word.format(name, bundle=digits_bundle) for word in line.split()), code=2)
     assert name in said
