@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +18,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+from mexit.core.printable import json_text, printable, printable_lines
+
+# Names of files may hold `:cat:` and `[red]`: neither emoji codes nor markup is replaced in them.
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 
 class RichProgress:
@@ -28,19 +30,19 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Print one line."""
-        err.print(escape(text), style="dim", soft_wrap=True)
+        err.print(_plain(text), style="dim", soft_wrap=True)
 
     @contextmanager
     def track(self, text: str, total: int) -> Iterator[Callable[[int, str], None]]:
         """Show a progress bar with its rate, the remaining time and a detail."""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
         )
         with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
             task = bar.add_task(text, total=total, detail="", rate="")
@@ -54,24 +56,24 @@ class RichProgress:
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print the one JSON value of `--json`."""
-    out.file.write(json.dumps(value) + "\n")
+    out.file.write(json_text(value, allow_nan=True) + "\n")
 
 
 def say(text: str) -> None:
     """Print one line of a result."""
-    out.print(escape(text), soft_wrap=True)
+    out.print(_plain(text), soft_wrap=True)
 
 
 def error(text: str) -> None:
     """Print an error message on standard error."""
-    err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    err.print(f"[bold red]error:[/] {escape(printable(text))}", soft_wrap=True)
 
 
 def next_commands(*lines: str) -> None:
     """Print commands that usually follow, unwrapped so that they can be copied."""
     out.print("next:", style="bold")
     for line in lines:
-        out.print(f"  {escape(line)}", soft_wrap=True)
+        out.print(f"  {escape(printable(line))}", soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
@@ -86,8 +88,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], cap
     for number, column in enumerate(columns):
         grid.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(escape(cell) for cell in row))
+        grid.add_row(*map(_plain, row))
     out.print(grid)
+
+
+def _plain(text: str) -> str:
+    """A text for rich, without markup and with unprintable characters shown."""
+    return escape(printable_lines(text))
 
 
 def percent(value: float | None) -> str:
