@@ -1,7 +1,8 @@
 """Expected and test results of each budget, and whether they differ by more than chance.
 
-The expected accuracy and cost are measured on the certification split, the test results on the test split. Neither split
-selects anything. The table is plain JSON values, `reports/expected_and_test.json` in a bundle, one entry for each engine.
+The expected accuracy and cost are measured on the certification split, the test results on the test split. Neither
+split selects anything. The table is plain JSON values, `reports/expected_and_test.json` in a bundle, one entry for each
+engine.
 """
 
 from __future__ import annotations
@@ -145,8 +146,8 @@ def _warnings(row: Mapping[str, Any]) -> list[str]:
         value, half = accuracy["expected"]["value"], accuracy["half_width"]
         low, high = max(value - half, 0.0), min(value + half, 1.0)
         sentences.append(
-            f"{names}: the test accuracy, {accuracy['test']['value']:.1%}, lies outside the expected interval, {low:.1%} "
-            f"to {high:.1%}: the test images are unlike the images that calibrate and certify"
+            f"{names}: the test accuracy, {accuracy['test']['value']:.1%}, lies outside the expected interval, "
+            f"{low:.1%} to {high:.1%}: the test images are unlike the images that calibrate and certify"
         )
     if cost["too_high"]:
         sentences.append(

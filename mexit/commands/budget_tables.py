@@ -24,17 +24,16 @@ def show_policies(entry: PolicyEntry) -> None:
     output.table("policies on held-out data", columns, rows, _caption(entry))
     if names := entry.more_accurate_than_full():
         output.say(
-            f"{', '.join(names)}: more accurate than full on the calibration images; full never exits early, so nothing "
-            "is selected for it"
+            f"{', '.join(names)}: more accurate than full on the calibration images; full never exits early, so "
+            "nothing is selected for it"
         )
 
 
-def show_expected(entry: PolicyEntry, table: Mapping[str, Any] | None) -> None:
+def show_expected(table: Mapping[str, Any] | None) -> None:
     """Print expected and test accuracy and cost of each budget, and a sentence for each unexpected test result.
 
     Args:
-        entry: the policies.
-        table: the result of `calibrate.expected.expected_and_test`; None for policies of a version without it.
+        table: the result of `calibrate.expected.expected_and_test`; None if none is stored.
     """
     if table is None:
         output.say("no test results are stored: mexit calibrate measures them")
@@ -82,7 +81,9 @@ def _expected_caption(table: Mapping[str, Any]) -> str:
     else:
         of = f", evenly spaced among {test['of']}" if test["of"] > test["n"] else ""
         lines.append(f"test: {_size(test)} of the test split{of}; neither split selects anything")
-        lines.append(f"difference: in points and in % of the expected MACs, with its {table['confidence']:.0%} interval")
+        lines.append(
+            f"difference: in points and in % of the expected MACs, with its {table['confidence']:.0%} interval"
+        )
     return "\n".join(lines)
 
 

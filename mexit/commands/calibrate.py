@@ -98,7 +98,7 @@ def show_calibration(result: CalibrateResult) -> None:
     show_policies(result.entry)
     say_certificates(result.entry)
     output.say("wrote " + ", ".join(str(path) for path in (result.bundle / "policies.json", *result.written)))
-    show_expected(result.entry, result.expected)
+    show_expected(result.expected)
     output.next_commands("mexit serve --budget low", "mexit evaluate")
 
 

@@ -50,6 +50,6 @@ def show_inspection(result: InspectResult) -> None:
         for entry, table in zip(result.policies.entries, result.expected, strict=True):
             output.say(f"calibrated for {entry.engine} {entry.precision} with {calibrate.score_name(entry)}")
             budget_tables.show_policies(entry)
-            budget_tables.show_expected(entry, table)
+            budget_tables.show_expected(table)
             calibrate.say_certificates(entry)
     engines.show_stored(result)
