@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,10 +16,12 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from mexit.core.printable import json_text, printable, printable_lines
 from mexit.core.progress import Advance, duration
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Names of files may hold `:cat:` and `[red]`: neither emoji codes nor markup is replaced in them.
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 
 class RichProgress:
@@ -28,22 +29,22 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Print one line."""
-        err.print(escape(text), style="dim", soft_wrap=True)
+        err.print(_plain(text), style="dim", soft_wrap=True)
 
     def log(self, text: str) -> None:
         """Print one line unless a progress bar shows the same."""
         if not err.is_terminal:
-            err.print(escape(text), soft_wrap=True)
+            err.print(_plain(text), soft_wrap=True)
 
     @contextmanager
     def track(self, text: str, total: int) -> Iterator[Advance]:
         """Show a progress bar with the share done, a detail and the remaining time, in one line of the terminal."""
         one_line = Column(no_wrap=True)
         columns = (
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=None, table_column=Column(min_width=6, ratio=1)),
             TaskProgressColumn(table_column=one_line),
-            TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             TextColumn("{task.fields[left]}", table_column=one_line),
         )
         with Progress(*columns, console=err, transient=True, disable=not err.is_terminal, expand=True) as bar:
@@ -52,31 +53,31 @@ class RichProgress:
             def advance(steps: int, detail: str, remaining_s: float | None = None) -> None:
                 known = bar.tasks[0].time_remaining if remaining_s is None else remaining_s
                 left = "" if known is None else f"{duration(known)} left"
-                bar.update(task, advance=steps, detail=escape(detail), left=left)
+                bar.update(task, advance=steps, detail=detail, left=left)
 
             yield advance
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print the one JSON value of `--json`."""
-    out.file.write(json.dumps(value) + "\n")
+    out.file.write(json_text(value, allow_nan=True) + "\n")
 
 
 def say(text: str) -> None:
     """Print one line of a result."""
-    out.print(escape(text), soft_wrap=True)
+    out.print(_plain(text), soft_wrap=True)
 
 
 def error(text: str) -> None:
     """Print an error message on standard error."""
-    err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    err.print(f"[bold red]error:[/] {escape(printable(text))}", soft_wrap=True)
 
 
 def next_commands(*lines: str) -> None:
     """Print commands that usually follow, unwrapped so that they can be copied."""
     out.print("next:", style="bold")
     for line in lines:
-        out.print(f"  {escape(line)}", soft_wrap=True)
+        out.print(f"  {escape(printable(line))}", soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
@@ -91,8 +92,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], cap
     for number, column in enumerate(columns):
         grid.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(escape(cell) for cell in row))
+        grid.add_row(*map(_plain, row))
     out.print(grid)
+
+
+def _plain(text: str) -> str:
+    """A text for rich, without markup and with unprintable characters shown."""
+    return escape(printable_lines(text))
 
 
 def percent(value: float | None) -> str:

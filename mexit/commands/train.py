@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 def train(
     *,
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Data set: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet or folder:PATH."
+            help="Data set: digits (default), mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet or "
+            "folder:PATH."
         ),
-    ] = "digits",
+    ] = None,
     data_dir: DataDir = None,
     preset: Annotated[
         str | None,
@@ -193,7 +194,12 @@ def train(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Run directory. Default: a free name in runs/.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue --out, or the newest run, from its checkpoint.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue --out, or the newest run, from its checkpoint. --epochs, --minutes, the learning rate, "
+            "--precision and a few more may change.",
+        ),
     ] = False,
     json: Json = False,
 ) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mexit.core.artifact_paths import RUNS, free_name, newest, remember
+from mexit.core.artifact_paths import RUNS, newest
 from mexit.core.progress import Progress, Silent, duration
 from mexit.data import registry
 from mexit.data.dataset import DataSet
@@ -23,10 +23,12 @@ with requires_extra("train", "Training a network"):
     from mexit.evaluate import plots
     from mexit.flows.fit_pictures import fit_settings, normalise, read_pictures
     from mexit.train import checkpoint
+    from mexit.train.changed_settings import change_settings, describe_change
     from mexit.train.config import TrainSettings, resolve
     from mexit.train.dataloader import worker_count
     from mexit.train.distributed import ProcessGroup, process_group
     from mexit.train.precision import keep_freed_memory, select_precision, set_threads
+    from mexit.train.run_directory import existing_run, has_progress, new_run
     from mexit.train.step_report import StepReport
     from mexit.train.teachers import own_teachers
     from mexit.train.tensorboard import FOLDER, TensorBoardWriter, require_tensorboard
@@ -86,7 +88,7 @@ class TrainResult:
 
 
 def train_model(
-    data: str = "digits",
+    data: str | None = None,
     *,
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -101,18 +103,21 @@ def train_model(
     In processes started by torchrun, all processes train one network together (`mexit.train.distributed`).
 
     Args:
-        data: name of a data set, one of `data.registry.NAMES`, or "folder:PATH".
+        data: name of a data set, one of `data.registry.NAMES`, or "folder:PATH". Default: digits, with `resume` that of
+            the run.
         preset: published schedule, see `train.presets`; None = the first of the data set.
         settings: fields of `train.config.TrainSettings`, such as {"method": "neo-kd", "epochs": 20}; they win over
             the preset.
         data_dir: directory of the data sets, default `MEXIT_DATA`.
         out: run directory, default a free name in `runs/`.
-        resume: continue `out`, or the newest run, from its checkpoint with its stored settings.
+        resume: continue `out`, or the newest run, from its checkpoint with its stored settings. Of `settings`, those in
+            `train.changed_settings.CHANGEABLE` may differ: they are stored and hold from there on.
         options: device, threads and other options that do not change the weights.
         progress: receives notes and the progress bar.
 
     Raises:
-        UsageError: a setting is invalid, or `out` holds a run already.
+        UsageError: a setting is invalid or cannot change on `resume`, `out` holds a run already, or another process
+            trains it.
         NotFound: the data set, a teacher or the run to resume does not exist.
         Damaged: a file of the data set or of the run is damaged.
         MissingExtra: torch, safetensors or TensorBoard is not installed.
@@ -124,31 +129,31 @@ def train_model(
     with process_group(options.device) as processes:
         if progress is None or not processes.is_main:
             progress = Silent()
-        if resume:
-            run = out or newest(RUNS, progress)
-            resolved = checkpoint.load_settings(run)
-            _check_unchanged(run, resolved, settings or {})
-            data_set = registry.load(resolved.data, data_dir)
-            splits = Splits.load(run / checkpoint.SPLITS)
-            splits.check(data_set)
-        else:
-            data_set = registry.load(data, data_dir)
-            resolved = resolve(data, preset, settings or {})
-            splits = split(data_set, find_groups(data_set, resolved.group), resolved.split_seed)
-            splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
-            name = f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}"
-            set_threads(options.threads, processes.local_size)
-            resolved = fit_settings(resolved, settings or {}, data_set, splits, options.device, progress)
-            run = Path(processes.broadcast(str(_new_run(out, name))))
         set_threads(options.threads, processes.local_size)
         keep_freed_memory()
-        if options.cache:
-            data_set = read_pictures(data_set, splits, resolved, options.workers, progress)
-        if not resolved.mean:
-            resolved = normalise(resolved, data_set, splits)
-        resolved = processes.broadcast(resolved)  # every process has measured its own speed
-        session = _Session(run, data_set, splits, options, progress, processes)
-        finished, resolved = session.train_with_teachers(resolved)
+        with ExitStack() as stack:
+            if resume:
+                run = out or newest(RUNS, progress)
+                processes.on_main(lambda: stack.enter_context(existing_run(run)))
+                resolved = _changed(run, settings or {}, data, preset)
+                data_set = registry.load(resolved.data, data_dir)
+                splits = Splits.load(run / checkpoint.SPLITS)
+                splits.check(data_set)
+                data_set = _read_pictures(data_set, splits, resolved, options, progress)
+            else:
+                data = data or "digits"
+                data_set = registry.load(data, data_dir)
+                resolved = resolve(data, preset, settings or {})
+                splits = split(data_set, find_groups(data_set, resolved.group), resolved.split_seed)
+                splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
+                resolved = fit_settings(resolved, settings or {}, data_set, splits, options.device, progress)
+                resolved = processes.broadcast(resolved)  # each process has measured its own speed
+                data_set = _read_pictures(data_set, splits, resolved, options, progress)
+                resolved = normalise(resolved, data_set, splits)
+                name = f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}"
+                run = processes.on_main(lambda: stack.enter_context(new_run(out, name)))
+            session = _Session(run, data_set, splits, options, progress, processes)
+            finished, resolved = session.train_with_teachers(resolved)
         records = checkpoint.read_log(run)
         curves = run / checkpoint.CURVES if records and processes.is_main and plots.available() else None
         if curves is not None:
@@ -197,10 +202,9 @@ class _Session:
         )
         if self.processes.broadcast((run / checkpoint.SETTINGS).exists()):
             self._resume(trainer)
+            self._store_changes(trainer)
         else:
             self._create(run, settings)
-        if self.processes.is_main:
-            remember(RUNS, self.run)
         self.progress.note(_headline(trainer))
         if self.splits.grouping:
             self.progress.note(self.splits.grouping)
@@ -213,6 +217,16 @@ class _Session:
         trainer.resume()
         position = trainer.position
         self.progress.note(f"continuing {trainer.run} at epoch {position.epoch + 1}, step {position.step + 1}")
+
+    def _store_changes(self, trainer: Trainer) -> None:
+        """Store the settings that `--resume` changed. The result of a finished run gets another name."""
+        run, settings = trainer.run, trainer.settings
+        stored = checkpoint.load_settings(run)
+        if settings.changes == stored.changes or not self.processes.is_main:
+            return
+        checkpoint.set_weights_aside(run, trainer.position)
+        checkpoint.save_settings(run, settings)
+        self.progress.note(f"changed: {describe_change(settings, stored)}")
 
     def _run(self, trainer: Trainer) -> bool:
         """Run the training loop with a progress bar and TensorBoard."""
@@ -234,30 +248,26 @@ class _Session:
             try:
                 return trainer.train(on_step, self.options.should_stop)
             except (NotFound, BadInput, Damaged) as error:  # an image that was readable when the run began
+                if not has_progress(self.run):
+                    raise
                 hint = f"once it can be read again: mexit train --resume --out {self.run}"
                 raise type(error)(f"{error}; {hint}") from None
 
 
-def _new_run(out: Path | None, name: str) -> Path:
-    if out is None:
-        return free_name(RUNS, name)
-    if (out / checkpoint.SETTINGS).exists():
-        raise UsageError(f"run {out} exists already: continue it with --resume --out {out}, or choose another --out")
-    return out
+def _read_pictures(
+    data: DataSet, splits: Splits, settings: TrainSettings, options: TrainOptions, progress: Progress
+) -> DataSet:
+    return read_pictures(data, splits, settings, options.workers, progress) if options.cache else data
 
 
-def _check_unchanged(run: Path, stored: TrainSettings, given: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with other settings than its own."""
-    for name, value in given.items():
-        own = getattr(stored, name, None)
-        value = tuple(value) if isinstance(value, list) else value
-        if isinstance(value, Mapping):
-            value = {**stored.options, **value}  # options of the preset stay
-        if value is not None and value != own:
-            raise UsageError(
-                f"--resume continues {run} with its own settings, and {name} is {own}, not {value}: leave "
-                f"--{name.replace('_', '-')} out, or begin another run with --out"
-            )
+def _changed(run: Path, given: Mapping[str, Any], data: str | None, preset: str | None) -> TrainSettings:
+    """The settings of a stopped run with the given changes. Raises `UsageError` for one that cannot change."""
+    stored = checkpoint.load_settings(run)
+    named = {"data": data, "preset": preset, **given}
+    robust = named.pop("robust", None)
+    if robust is not None:
+        named["eps"] = robust
+    return change_settings(run, stored, named, checkpoint.load_position(run))
 
 
 def _step_line(report: StepReport) -> str:

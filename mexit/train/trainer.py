@@ -26,8 +26,7 @@ from mexit.data.splits import Splits
 from mexit.errors import MexitError, UsageError
 from mexit.models import MultiExit
 from mexit.train import checkpoint
-from mexit.train.batch_norm import recompute_statistics
-from mexit.train.batches import INFERENCE_BATCH, TrainBatches
+from mexit.train.batches import INFERENCE_BATCH, TrainBatches, recompute_norms
 from mexit.train.checkpoint import START, Position, TrainState
 from mexit.train.config import TrainSettings
 from mexit.train.cuda_graphs import StepGraphs
@@ -122,6 +121,8 @@ class Trainer:
         """Restore the state of the checkpoint. Raises `NotFound` or `Damaged`, see `checkpoint.restore`."""
         state = checkpoint.restore(self.run, self.model, self.optimiser)
         self.position, self.kept = state.position, dict(state.kept)
+        if not checkpoint.is_finished(state.position, self.settings):
+            self.position = replace(state.position, steps_done=0)  # the run ended by the clock before it was extended
         if self._step_number and not self.settings.minutes:
             last_step = self._step_number - 1
             self.lr = self.settings.lr_at(last_step / (self.steps_per_epoch * self.settings.epochs))
@@ -240,7 +241,7 @@ class Trainer:
             if not math.isfinite(values["loss"]):
                 raise MexitError(
                     f"the loss became {values['loss']} in epoch {self.position.epoch + 1}, step {step + 1}: "
-                    f"lower --lr (it was {self.settings.lr}); the last checkpoint in {self.run} is intact"
+                    f"lower --lr (it was {self.settings.lr:g}){checkpoint.intact(self.run)}"
                 )
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value * count
@@ -332,9 +333,7 @@ class Trainer:
         weights: Mapping[str, Tensor] = self.model.state_dict() if self.ema is None else self.ema.weights
         if not (last and self.settings.recompute_norms):
             return weights
-        model, rng = self._network(weights), CounterRNG(self.settings.seed, self.position.epoch)
-        recompute_statistics(model, self.batches.clean_and_attacked(model, self.settings.recompute_norms, rng))
-        return model.state_dict()
+        return recompute_norms(self._network(weights), self.batches, self.position.epoch)
 
     def _save_checkpoint(self) -> None:
         if not self.process_group.is_main:
