@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -28,13 +31,15 @@ class RichProgress:
     """Notes and progress bars on standard error; without a terminal, notes and one line for each part of a task."""
 
     def note(self, text: str) -> None:
-        """Print one line."""
-        err.print(_plain(text), style="dim", soft_wrap=True)
+        """Print one line. A full disk or a closed pipe there does not end the command."""
+        with suppress(OSError):
+            err.print(_plain(text), style="dim", soft_wrap=True)
 
     def log(self, text: str) -> None:
         """Print one line unless a progress bar shows the same."""
         if not err.is_terminal:
-            err.print(_plain(text), soft_wrap=True)
+            with suppress(OSError):
+                err.print(_plain(text), soft_wrap=True)
 
     @contextmanager
     def track(self, text: str, total: int) -> Iterator[Advance]:
@@ -69,8 +74,40 @@ def say(text: str) -> None:
 
 
 def error(text: str) -> None:
-    """Print an error message on standard error."""
-    err.print(f"[bold red]error:[/] {escape(printable(text))}", soft_wrap=True)
+    """Print an error message on standard error. A full disk or a closed pipe there hides only the message."""
+    with suppress(OSError):
+        err.print(f"[bold red]error:[/] {escape(printable(text))}", soft_wrap=True)
+
+
+def warning(text: str) -> None:
+    """Print a warning on standard error."""
+    with suppress(OSError):
+        err.print(f"[yellow]warning:[/] {escape(printable(text))}", soft_wrap=True)
+
+
+def system_error(cause: OSError) -> int:
+    """Print one line about an error of the system, such as a full disk, and return the exit code.
+
+    A closed standard output (`mexit ... | head`) is no error.
+    """
+    _discard_output()
+    if isinstance(cause, BrokenPipeError):
+        return 0
+    writing = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    what = cause.filename or ("could not write the output" if writing else "the system failed")
+    error(f"{os.fsdecode(what)}: {cause.strerror or cause}")
+    return 1
+
+
+def _discard_output() -> None:
+    """Drop what a standard output that cannot be written still holds: Python would fail on it again at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, AttributeError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
 
 
 def next_commands(*lines: str) -> None:
