@@ -69,6 +69,11 @@ def to_uint8(image: Any, spec: InputSpec) -> NDArray[np.uint8]:
     return np.asarray(_resize(_decode(_open(image), spec), spec), np.uint8)
 
 
+def to_picture(image: Any, spec: InputSpec) -> Image.Image:
+    """Decode and convert one image as `to_uint8` does, and keep its own size: an upright Pillow image, L or RGB."""
+    return _decode(_open(image), spec)
+
+
 def to_float(image: NDArray[np.uint8], spec: InputSpec, *, batch: bool = False) -> NDArray[np.float32]:
     """Convert uint8 (H, W) or (H, W, 3), with a leading batch axis if `batch`, to float32, channels first."""
     grey = image.ndim == 2 + batch
