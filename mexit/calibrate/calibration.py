@@ -37,7 +37,7 @@ class CalibrationTraces:
         certification_attacked: the same under attack; None without an attack.
 
     Raises:
-        BadInput: the two splits share samples, or the traces are of different models.
+        BadInput: the two splits share samples or groups, or the traces are of different models.
     """
 
     calibration: Trace
@@ -49,6 +49,9 @@ class CalibrationTraces:
         selection = set(self.calibration.index.tolist())
         if selection & set(self.certification.index.tolist()):
             raise BadInput("calibration and certification traces share samples: they must be disjoint")
+        ids = [set(() if one.groups is None else one.groups.tolist()) for one in (self.calibration, self.certification)]
+        if ids[0] & ids[1]:
+            raise BadInput("calibration and certification traces share groups: a group must lie in one split")
         models = {trace.origin.model for trace in self.all}
         if len(models) > 1:
             raise BadInput(f"traces of {len(models)} models: {', '.join(sorted(model[:12] for model in models))}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mexit.commands import output
-from mexit.commands.options import Backend, BundleArg, DataDir, Device, Json, Threads, pairs
+from mexit.commands.options import AttackOption, Backend, BundleArg, DataDir, Device, Json, Threads, pairs
 from mexit.core.budget import short_macs
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def calibrate(
     max_cost: Annotated[
         str | None, typer.Option(help="Certify this bound on the mean cost too, written as a budget.")
     ] = None,
-    attack: Annotated[
-        str, typer.Option(help="Attack under which policies are measured too: average, max-average or none.")
-    ] = "average",
+    attack: AttackOption = None,
     device: Device = "auto",
     backend: Backend = "auto",
     threads: Threads = None,

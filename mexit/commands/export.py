@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mexit.commands import calibrate, engines, output
-from mexit.commands.options import DataDir, Device, Json, SourceArg
+from mexit.commands.options import AttackOption, DataDir, Device, Json, SourceArg
 from mexit.core.artifact_paths import is_bundle
 from mexit.errors import UsageError
 
@@ -47,6 +47,7 @@ def export(
         bool,
         typer.Option("--single-file", help="Also write one ONNX graph with the exits inside, for other runtimes."),
     ] = False,
+    attack: AttackOption = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -69,7 +70,7 @@ def export(
         out=out,
         data_dir=data_dir,
         replace=replace,
-        options=ExportOptions(precision, single_file, not no_calibrate, with_images, device),
+        options=ExportOptions(precision, single_file, not no_calibrate, with_images, device, attack),
         progress=output.RichProgress(),
     )
     fields = {

@@ -46,6 +46,14 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+AttackOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Attack under which policies are measured too: single, average, max-average or none. "
+        "[dim]Default: none for a run that was trained on clean images, else average.[/]",
+        show_default=False,
+    ),
+]
 Deadline = Annotated[
     float | None,
     typer.Option(

@@ -35,12 +35,18 @@ class Outcome:
         mean_macs: mean cost, MACs.
         accuracy: share of correct answers, in [0, 1]; None without labels.
         exits: number of samples that left at each exit, (E,).
+        macs_error, accuracy_error: standard errors of `mean_macs` and `accuracy`; None in files of mexit 0.1, and with
+            a single sample or group.
+        groups: number of groups (objects, films, bursts) that the samples belong to; None without groups.
     """
 
     n: int
     mean_macs: float
     accuracy: float | None
     exits: tuple[int, ...]
+    macs_error: float | None = None
+    accuracy_error: float | None = None
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,22 @@ class PolicyEntry:
     def policy(self, point: FrontierPoint) -> Policy:
         """The policy of one frontier point."""
         return Policy(self.measure, self.ensemble, self.temperatures, point.thresholds)
+
+    def by_policy(self) -> tuple[tuple[tuple[str, ...], FrontierPoint], ...]:
+        """The named budgets, by rising cost: the names that share one policy, and the frontier point of the first."""
+        groups: dict[Policy, tuple[list[str], FrontierPoint]] = {}
+        for name, index in sorted(self.named.items(), key=lambda item: item[1]):
+            point = self.frontier[index]
+            groups.setdefault(self.policy(point), ([], point))[0].append(name)
+        return tuple((tuple(names), point) for names, point in groups.values())
+
+    def more_accurate_than_full(self) -> tuple[str, ...]:
+        """The named budgets that are more accurate than the full network on the calibration data."""
+        full = self.frontier[-1].calibration.accuracy
+        if full is None:
+            return ()
+        accuracies = {name: self.frontier[index].calibration.accuracy for name, index in self.named.items()}
+        return tuple(name for name, accuracy in accuracies.items() if accuracy is not None and accuracy > full)
 
     def frontier_index(self, budget: Budget, cumulative_macs: Sequence[int]) -> int:
         """The index of the largest frontier point not above the budget. Raises `BudgetInfeasible`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mexit.core.manifest import InputSpec
 from mexit.data.preprocess import prepare, prepare_batch, read_image
-from mexit.errors import BadInput, NotFound
+from mexit.errors import BadInput, MissingExtra, NotFound
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -88,6 +88,8 @@ class DataSet:
         labels: (N,) int64.
         sha256: of all images and labels; for large sets of files, `image_files` defines it.
         official_test: indices of the test part that its authors defined, or None.
+        official_val: indices of the validation part that they defined beside a test part, or None.
+        skipped: for folders, counts of the entries that are not images of the set, by suffix or reason.
     """
 
     name: str
@@ -96,6 +98,8 @@ class DataSet:
     labels: NDArray[np.int64] = field(repr=False)
     sha256: str
     official_test: NDArray[np.int64] | None = field(repr=False)
+    official_val: NDArray[np.int64] | None = field(default=None, repr=False)
+    skipped: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -151,10 +155,10 @@ def _prepare_images(store: ImageStore, index: NDArray[np.int64], spec: InputSpec
     images = store.at(index)
     try:
         return prepare_batch(images, spec)
-    except BadInput:
+    except (BadInput, MissingExtra):
         for i, image in zip(index.tolist(), images, strict=True):  # find the image at fault, to name it
             try:
                 prepare(image, spec)
-            except BadInput as error:
+            except (BadInput, MissingExtra) as error:
                 raise type(error)(f"{store.name(i)}: {error}") from None
         raise

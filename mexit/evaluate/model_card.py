@@ -141,9 +141,12 @@ def _limitations(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
     size = f"at most {settings['eps']:.4g} of the pixel range in every pixel"
     if target.source.settings.norm == "l2":
         size = f"an L2 norm of at most {settings['eps']:.4g} in units of the pixel range"
-    lines = [
+    attacked = (
         "Accuracy under attack is measured, not proved: other attacks may succeed more often. It holds for changes of "
-        f"{size}, and for no other kind of change.",
+        f"{size}, and for no other kind of change."
+    )
+    lines = [
+        attacked if "pgd" in settings["attacks"] else "Nothing was measured under attack.",
         "On data unlike the calibration data neither accuracy nor mean cost is known.",
         "A budget bounds the mean cost on data like the calibration data. Under attack the mean rises; the hard bound "
         "is the rate limiter's, at the price of accuracy.",
@@ -169,15 +172,17 @@ def _commands(target: EvaluationTarget, report_settings: Mapping[str, Any]) -> s
 
 
 def _evaluate_flags(target: EvaluationTarget, settings: Mapping[str, Any]) -> list[str]:
-    flags = [f"--samples {settings['n']}", f"--eps {settings['eps']:.6g}", f"--steps {settings['steps']}"]
-    flags.append(f"--attacks {','.join(settings['attacks'])}")
+    flags = [f"--samples {settings['n']}", f"--attacks {','.join(settings['attacks']) or 'clean'}"]
+    if "pgd" in settings["attacks"]:
+        flags += [f"--eps {settings['eps']:.6g}", f"--steps {settings['steps']}"]
     if settings["strong_n"]:
         flags += [f"--strong-samples {settings['strong_n']}", f"--targets {settings['targets']}"]
         flags += [f"--queries {settings['queries']}", f"--exits {settings['exits']}"]
-    if target.runtime is None and settings["budgets"]:
+    if settings["budgets_named"]:
         flags.append(f"--budgets {','.join(settings['budgets'])}")
-    if settings["device"] != "cpu":
-        flags.append("--device cuda")
+    if target.runtime is not None:
+        flags.append(f"--backend {target.engine}")
+    flags += [f"--device {target.source.device.type}", f"--batch {target.batch}"]
     if settings["restarts"] > 1:
         flags.append(f"--restarts {settings['restarts']}")
     if settings["transfer_from"]:

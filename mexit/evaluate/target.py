@@ -17,11 +17,12 @@ from mexit.core.bundle import Bundle
 from mexit.core.cost import Costs
 from mexit.core.exit_policy import Policy
 from mexit.core.manifest import InputSpec
+from mexit.core.policies_file import PARITY
 from mexit.data import registry
 from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
 from mexit.errors import NotFound, StalePolicy, UsageError
-from mexit.models import MultiExit, model_spec
+from mexit.models import MultiExit
 from mexit.models.device import device_of, resolve_device
 from mexit.models.exit_costs import exit_costs
 from mexit.runtime.reference import run_all_exits
@@ -136,6 +137,14 @@ class EvaluationTarget:
         """Cost of each exit if every head on the way runs, E numbers."""
         return self.costs.cumulative
 
+    @property
+    def engine(self) -> str:
+        """The engine that evaluates the images, as typed after `--backend`; "torch" for a run."""
+        if self.runtime is None:
+            return "torch"
+        backend = self.runtime.backend
+        return backend.engine if backend.precision == PARITY else f"{backend.engine}:{backend.precision}"
+
     def test_index(self, samples: int | None) -> Index:
         """Positions of at most `samples` test images, evenly spaced; None = all.
 
@@ -192,7 +201,7 @@ def open_target(
         {} if runtime is None else _budgets(runtime),
         data,
         splits,
-        model_spec(source.settings.model).input,
+        source.settings.model_spec().input,
         Costs(tuple(cost.macs for cost in costs), tuple(cost.head_macs for cost in costs)),
         tuple(cost.parameters for cost in costs),
     )

@@ -27,6 +27,7 @@ from mexit.core.progress import Progress, Silent
 from mexit.core.trace import Origin, Trace
 from mexit.data import registry
 from mexit.data.dataset import DataSet
+from mexit.data.groups import default_group, find_groups
 from mexit.data.splits import Splits, split
 from mexit.errors import MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
 from mexit.evaluate import plots
@@ -51,6 +52,7 @@ IN_BUNDLE = "bundle"
 REPORTS = Path("reports")
 ATTACKS = ("none", "single", "average", "max-average")
 NO_ATTACK = "no attack was asked for"
+CLEAN_RUN = "the run was trained on clean images (--attack average measures it)"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class CalibrateOptions:
         measure: confidence score: "max-probability", "margin", "entropy", "agreement", or "auto" = selected.
         ensemble: exit k answers with the mean of exits 1..k; None = selected with "auto", else off.
         policy: how thresholds are selected: "search", or "geometric" (MSDNet).
-        attack: "average", "max-average" or "none": the attack under which cost and accuracy are measured too.
+        attack: attack under which cost and accuracy are measured too: "single", "average", "max-average" or "none".
+            None = "none" for a run that was trained on clean images, else "average".
         max_risk: certify that the mean loss is at most this value, in (0, 1); None = no certificate.
         confidence: of the certificate, in (0, 1).
         loss: certified loss: "early-error", "disagreement" or "accuracy-gap".
@@ -75,7 +78,7 @@ class CalibrateOptions:
     measure: str = AUTO
     ensemble: bool | None = None
     policy: str = "search"
-    attack: str = "average"
+    attack: str | None = None
     max_risk: float | None = None
     confidence: float = 0.95
     loss: str = "early-error"
@@ -84,7 +87,7 @@ class CalibrateOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.attack not in ATTACKS:
+        if self.attack not in (None, *ATTACKS):
             raise UsageError(f"unknown attack '{self.attack}': choose from {', '.join(ATTACKS)}")
 
     def config(self, cumulative_macs: tuple[int, ...]) -> CalibrationConfig:
@@ -160,15 +163,24 @@ def calibrate_bundle(
     runtime = Runtime.open(path, "full", backend=backend, threads=threads, use_policies=False)
     cumulative_macs = runtime.bundle.manifest.cumulative_macs
     config = options.config(cumulative_macs)
-    source, why_not = _sample_source(runtime.bundle, data, data_dir, options, progress)
+    attack = options.attack or default_attack(runtime.bundle.manifest.provenance.get("settings"))
+    source, why_not = _sample_source(runtime.bundle, data, data_dir, replace(options, attack=attack), progress)
+    if options.attack is None and attack == "none":
+        why_not = CLEAN_RUN
     _check_labels(source, config.certify)
-    traces = _record_traces(runtime, source, options.attack, progress)
+    traces = _record_traces(runtime, source, attack, progress)
     result = calibrate(traces, runtime.costs, config)
     entry = _store(runtime.bundle, traces, result)
     written = _write_report(path, runtime.bundle.manifest.name, entry, report(result, traces.certification))
     if why_not:
         progress.note(f"nothing is promised under attack: {why_not}")
     return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not)
+
+
+def default_attack(settings: Any) -> str:
+    """The attack to measure under, by the settings of a run: "none" if it was trained on clean images."""
+    trained_clean = isinstance(settings, Mapping) and settings.get("attack") == "none"
+    return "none" if trained_clean else "average"
 
 
 def _check_name(name: str) -> str:
@@ -201,7 +213,8 @@ def record_samples(
     """
     origin = replace(origin, split=samples.split, condition=samples.condition)
     with progress.track(f"recording {samples.split}, {samples.condition[:24]}", samples.n) as advance:
-        return record_trace(run_batch, samples.batches, origin, lambda count: advance(count, ""))
+        trace = record_trace(run_batch, samples.batches, origin, lambda count: advance(count, ""))
+    return replace(trace, groups=samples.groups)
 
 
 def _record_traces(runtime: Runtime, source: SampleSource, attack: str, progress: Progress) -> CalibrationTraces:
@@ -225,7 +238,7 @@ def _sample_source(
 
     The source is the named data; by default the bundle's own data set, else the images in the bundle.
     """
-    attack, in_bundle = options.attack, BundleSource.of(bundle)
+    attack, in_bundle = options.attack or "none", BundleSource.of(bundle)
     if data == IN_BUNDLE or (data is None and in_bundle is not None and not _data_is_readable(bundle, data_dir)):
         if in_bundle is None:
             raise UsageError(f"{bundle.path} carries no images: mexit export --with-calibration-images puts them in")
@@ -284,7 +297,9 @@ def _load_data(bundle: Bundle, data: str | None, data_dir: str | Path | None) ->
     if data_set.classes != bundle.manifest.classes:
         raise UsageError(f"{data} has the classes {data_set.classes}, {bundle.path} {bundle.manifest.classes}")
     own = stored is not None and data_set.sha256 == stored.sha256
-    return data_set, Splits.of_bundle(bundle) if own else split(data_set)
+    if own:
+        return data_set, Splits.of_bundle(bundle)
+    return data_set, split(data_set, find_groups(data_set, default_group(data)))
 
 
 def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult) -> PolicyEntry:
