@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.calibrate.clusters import mean_with_error, t_quantile
 from mexit.evaluate.answers import Answers
 from mexit.evaluate.confusion import Counts
 from mexit.evaluate.results import Correct
@@ -72,34 +72,21 @@ def class_accuracies(
 
 
 def share_interval(hits: Correct, groups: NDArray[np.int64] | None = None) -> tuple[float, float]:
-    """The Wilson interval of a share at `CONFIDENCE` (E. B. Wilson, JASA 1927).
-
-    With groups the number of samples is the effective one, as in E. L. Korn, B. I. Graubard, Survey Methodology 1998:
-    the one whose binomial variance equals the cluster-robust variance of the share. If all samples agree, it is the
-    number of groups.
+    """The interval of a share at `CONFIDENCE`, of `calibrate.clusters.mean_with_error`.
 
     Args:
         hits: (n,), n > 0.
         groups: group of each sample, (n,); None = each sample is a group.
 
     Returns:
-        The ends of the interval, in [0, 1].
+        The ends of the interval, in [0, 1]; 0 and 1 for a single group.
     """
-    share, n = float(hits.mean()), float(len(hits))
-    if groups is not None:
-        n = _effective_samples(hits, groups)
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    centre = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+    estimate = mean_with_error(hits.astype(np.float64), groups)
+    half = estimate.stderr * _quantile(estimate.dof)
+    return max(0.0, estimate.value - half), min(1.0, estimate.value + half)
 
 
-def _effective_samples(hits: Correct, groups: NDArray[np.int64]) -> float:
-    share, n = float(hits.mean()), len(hits)
-    _, members = np.unique(groups, return_inverse=True)
-    count = int(members.max()) + 1
-    residuals = np.bincount(members, weights=hits - share)
-    variance = float((residuals**2).sum()) / n**2 * count / max(1, count - 1)
-    if count == 1 or variance <= 0:
-        return float(count)
-    return min(float(n), share * (1 - share) / variance)
+@cache
+def _quantile(dof: float) -> float:
+    """Student's t; a thousand classes have few different numbers of images."""
+    return t_quantile((1 + CONFIDENCE) / 2, dof)

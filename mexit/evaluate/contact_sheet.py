@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mexit.core.manifest import InputSpec
 from mexit.data.dataset import DataSet, FileImages
-from mexit.data.preprocess import to_picture
+from mexit.data.preprocess import decode_rgb
 from mexit.evaluate.answers import NO_ANSWER, Answers
 from mexit.evaluate.fonts import class_label, draw_text, drawable, fit_width
 from mexit.evaluate.names import printable
@@ -73,20 +72,18 @@ class Sheet:
     tiles: tuple[Tile, ...]
 
 
-def tiles(answers: Answers, rows: NDArray[np.int64], data: DataSet, spec: InputSpec) -> tuple[Tile, ...]:
+def tiles(answers: Answers, rows: NDArray[np.int64], data: DataSet) -> tuple[Tile, ...]:
     """Load the images of some answers.
 
     Args:
         answers: to N images.
         rows: rows of the answers to show, (B,).
         data: the data set that `Answers.index` refers to.
-        spec: the input of the network; pictures keep their colours and size.
     """
-    colour = replace(spec, channels=3)
     index = answers.index[rows]
     result = []
     for row, position, image in zip(rows.tolist(), index.tolist(), data.images.at(index), strict=True):
-        picture = to_picture(image, colour)
+        picture = Image.fromarray(decode_rgb(image))
         picture.thumbnail((SIDE, SIDE))
         predicted = int(answers.predicted[row])
         result.append(

@@ -104,12 +104,13 @@ def _draw_matrix(axes: Axes, shades: NDArray[np.float64]) -> None:
     rows = np.arange(len(shades))
     colours = red(shades)
     colours[rows, rows] = blue(np.diagonal(shades))
-    axes.imshow(colours, aspect="equal", interpolation="nearest")
-    axes.set_xticks(np.arange(-0.5, shades.shape[1]), minor=True)
-    axes.set_yticks(np.arange(-0.5, len(shades)), minor=True)
+    axes.imshow((255 * colours[..., :3]).astype(np.uint8), aspect="equal", interpolation="nearest")
     axes.grid(visible=False)
-    axes.grid(which="minor", color="#e3e6ea", linewidth=0.5)
-    axes.tick_params(which="both", length=0)
+    right, bottom = shades.shape[1] - 0.5, len(shades) - 0.5
+    axes.hlines(rows + 0.5, -0.5, right, color="#e3e6ea", linewidth=0.5)
+    axes.vlines(np.arange(shades.shape[1]) + 0.5, -0.5, bottom, color="#e3e6ea", linewidth=0.5)
+    axes.set(xlim=(-0.5, right), ylim=(bottom, -0.5))
+    axes.tick_params(length=0)
 
 
 def _draw_counts(axes: Axes, thinned: Thinned, size: float) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mexit.calibrate.temperature import compare_reliability, fit_temperatures
 from mexit.core.exit_policy import Policy
-from mexit.data.dataset import evenly_spaced, split_batches
+from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.evaluate.answers import Answers, ScoredExits
 from mexit.evaluate.class_accuracy import ClassAccuracy, class_accuracies
 from mexit.evaluate.confusion import Counts, confusion_matrix, confusions
@@ -78,21 +78,29 @@ def measure_details(target: EvaluationTarget, index: Index, results: AttackResul
         index: positions of the test images in the data set, (N,).
         results: of the same images.
     """
-    logits, labels, names = results.pgd["clean"], results.labels, target.data.classes
+    logits, labels = results.pgd["clean"], results.labels
     name, policy = _policy(target, results.exits)
     scored = ScoredExits.of(policy, logits)
-    answers = scored.answers(name, policy, labels, index)
-    matrix = confusion_matrix(labels, answers.predicted, len(names))
     unscaled = Policy("max-probability", False, (1.0,) * results.exits, policy.thresholds)
-    raw = ScoredExits.of(unscaled, logits)
-    return Details(
-        answers,
-        names,
-        matrix,
-        tuple(class_accuracies(answers, names, _columns(target, scored, labels), matrix)),
-        _sheets(answers, target),
-        compare_reliability(raw.top, scored.top, labels),
-    )
+    rows = compare_reliability(ScoredExits.of(unscaled, logits).top, scored.top, labels)
+    answers = scored.answers(name, policy, labels, index, target.splits.groups_of(index))
+    return describe_answers(answers, _columns(target, scored, labels), rows, target.data)
+
+
+def describe_answers(
+    answers: Answers, columns: Mapping[str, Correct], reliability: list[dict[str, Any]], data: DataSet
+) -> Details:
+    """The details of some answers.
+
+    Args:
+        answers: to N images of the data set.
+        columns: further policies or exits of the table of classes: name to whether each answer is correct, (N,).
+        reliability: of every exit; see `calibrate.temperature.reliability`.
+        data: has the class names and the pictures.
+    """
+    matrix = confusion_matrix(answers.labels, answers.predicted, len(data.classes))
+    rows = tuple(class_accuracies(answers, data.classes, columns, matrix))
+    return Details(answers, data.classes, matrix, rows, _sheets(answers, data), reliability)
 
 
 def _policy(target: EvaluationTarget, exits: int) -> tuple[str, Policy]:
@@ -116,12 +124,10 @@ def _columns(target: EvaluationTarget, scored: ScoredExits, labels: Labels) -> M
     return {f"exit {k}": classes == labels for k, classes in enumerate(scored.classes, start=1)}
 
 
-def _sheets(answers: Answers, target: EvaluationTarget) -> tuple[Sheet, ...]:
+def _sheets(answers: Answers, data: DataSet) -> tuple[Sheet, ...]:
     once = "; one picture of each group" if answers.groups is not None else ""
     selections = (
         ("Most wrong", f"wrong answers with the highest confidence{once}", answers.most_wrong(PICTURES)),
         ("Least certain", f"answers with the lowest confidence, right or wrong{once}", answers.least_certain(PICTURES)),
     )
-    return tuple(
-        Sheet(title, note, tiles(answers, rows, target.data, target.input)) for title, note, rows in selections
-    )
+    return tuple(Sheet(title, note, tiles(answers, rows, data)) for title, note, rows in selections)

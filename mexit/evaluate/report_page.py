@@ -123,20 +123,21 @@ def _classes(details: Details) -> str:
 def _class_table(rows: Sequence[ClassAccuracy], details: Details) -> str:
     grouped = details.answers.groups is not None
     others = list(next((row.columns for row in rows if row.columns), {}))
-    columns = ["class", "images", *(["groups"] if grouped else []), "accuracy, %", "95 % interval", ""]
-    columns += [*others, "most frequent error"]
-    cells = []
+    columns = ["class", "accuracy, %", "", "95 % interval", "images", *(["groups"] if grouped else []), *others]
+    lines = []
     for row in rows:
-        line = [f"<bdi>{_name(row.name)}</bdi>", f"{row.n:,}", *([f"{row.groups:,}"] if grouped else [])]
+        line = [f"<bdi>{_name(row.name)}</bdi>"]
         if row.value is None or row.low is None or row.high is None:
-            line += ["-", "-", "", *("-" for _ in others)]
+            line += ["-", "", "-"]
         else:
-            line += [_percent(row.value), f"{_percent(row.low)} to {_percent(row.high)}"]
-            line += [_bar(row.value, row.low, row.high), *(_percent(row.columns[other]) for other in others)]
-        answered = "" if row.answered is None else f"<bdi>{_name(details.classes[row.answered[0]])}</bdi>"
-        line.append(f"{answered} ({row.answered[1]:,})" if row.answered else "")
-        cells.append(line)
-    return _table(columns, cells, left=(0, len(columns) - 1))
+            line += [_percent(row.value), _bar(row.value, row.low, row.high)]
+            line.append(f"{_percent(row.low)} to {_percent(row.high)}")
+        line += [f"{row.n:,}", *([f"{row.groups:,}"] if grouped else [])]
+        line += [_percent(row.columns[other]) if other in row.columns else "-" for other in others]
+        error = row.answered
+        line.append("" if error is None else f"<bdi>{_name(details.classes[error[0]])}</bdi> ({error[1]:,})")
+        lines.append(line)
+    return _table([*columns, "most frequent error"], lines, left=(0, len(columns)))
 
 
 def _bar(value: float, low: float, high: float) -> str:
