@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from mexit.core.redact import redact_text
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -28,7 +30,7 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Print one line."""
-        err.print(escape(text), style="dim", soft_wrap=True)
+        err.print(escape(redact_text(text)), style="dim", soft_wrap=True)
 
     @contextmanager
     def track(self, text: str, total: int) -> Iterator[Callable[[int, str], None]]:
@@ -63,8 +65,8 @@ def say(text: str) -> None:
 
 
 def error(text: str) -> None:
-    """Print an error message on standard error."""
-    err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    """Print an error message on standard error, without the passwords of addresses in it."""
+    err.print(f"[bold red]error:[/] {escape(redact_text(text))}", soft_wrap=True)
 
 
 def next_commands(*lines: str) -> None:
