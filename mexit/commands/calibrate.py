@@ -1,4 +1,4 @@
-"""The command `mexit calibrate`, and the table of policies that `export` and `inspect` show too."""
+"""The command `mexit calibrate`, and the certificates that `inspect` shows too."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mexit.commands import output
+from mexit.commands.budget_tables import show_expected, show_policies
 from mexit.commands.options import AttackOption, Backend, BundleArg, DataDir, Device, Json, Threads, pairs
-from mexit.core.budget import short_macs
 
 if TYPE_CHECKING:
     from mexit.core.policies_file import PolicyEntry
@@ -79,13 +79,13 @@ def calibrate(
         progress=output.RichProgress(),
     )
     if json:
-        output.print_json({"bundle": str(result.bundle), "entry": asdict(result.entry)})
+        output.print_json({"bundle": str(result.bundle), "entry": asdict(result.entry), "expected": result.expected})
     else:
         show_calibration(result)
 
 
 def show_calibration(result: CalibrateResult) -> None:
-    """Print how the scores rank, the policies and the certificates."""
+    """Print how the scores rank, the policies, the certificates, and expected and test results."""
     if result.scores:
         conditions = ["clean", "attacked"][: len(result.scores[0].auroc)]
         rows = [
@@ -98,37 +98,8 @@ def show_calibration(result: CalibrateResult) -> None:
     show_policies(result.entry)
     say_certificates(result.entry)
     output.say("wrote " + ", ".join(str(path) for path in (result.bundle / "policies.json", *result.written)))
+    show_expected(result.expected)
     output.next_commands("mexit serve --budget low", "mexit evaluate")
-
-
-def show_policies(entry: PolicyEntry) -> None:
-    """Print what each named budget promises."""
-    rows = []
-    for name, index in sorted(entry.named.items(), key=lambda item: item[1]):
-        point = entry.frontier[index]
-        held_out, attacked = point.held_out or point.calibration, point.attacked
-        rows.append(
-            [
-                name,
-                short_macs(point.budget_macs),
-                short_macs(held_out.mean_macs),
-                output.percent(held_out.accuracy),
-                output.counts(held_out.exits),
-                short_macs(attacked.mean_macs) if attacked else "-",
-                output.percent(attacked.accuracy) if attacked else "-",
-            ]
-        )
-    columns = ["budget", "MACs", "mean", "accuracy", "exits taken", "attacked: mean", "accuracy"]
-    output.table("promised mean cost in MACs and accuracy, on held-out data", columns, rows, _caption(entry))
-
-
-def _caption(entry: PolicyEntry) -> str:
-    held_out = entry.frontier[0].held_out
-    parts = [f"thresholds selected on {entry.trace.n} calibration images"]
-    if held_out is not None:
-        parts.append(f"promises measured on {held_out.n} certification images, not used for selection")
-    attacks = dict.fromkeys(ref.condition for ref in entry.evidence if ref.condition != "clean")
-    return "; ".join(parts + [f"attack: {attack}" for attack in attacks])
 
 
 def say_certificates(entry: PolicyEntry) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mexit.commands import calibrate, engines, output
+from mexit.commands import budget_tables, engines, output
 from mexit.commands.options import AttackOption, DataDir, Device, Json, SourceArg
 from mexit.core.artifact_paths import is_bundle
 from mexit.errors import UsageError
@@ -77,6 +77,7 @@ def export(
         "bundle": str(result.bundle),
         "model": result.model,
         "differences": result.differences,
+        "expected": result.calibration.expected if result.calibration else None,
         "parity": asdict(result.precision_report) if result.precision_report else None,
     }
     if not json:
@@ -90,7 +91,7 @@ def export(
 def show_export(result: ExportResult) -> None:
     """Print the budgets, the differences from torch and the comparison of a second precision with fp32."""
     if result.calibration:
-        calibrate.show_policies(result.calibration.entry)
+        budget_tables.show_policies(result.calibration.entry)
     differences = ", ".join(f"{difference:.1e}" for difference in result.differences)
     output.say(
         f"wrote {result.bundle}, model {result.model[:12]}; largest difference from torch per exit: {differences}"
@@ -98,6 +99,8 @@ def show_export(result: ExportResult) -> None:
     report = result.precision_report
     if report:
         _show_precision(report)
+    if result.calibration:
+        budget_tables.show_expected(result.calibration.expected)
     output.next_commands(
         *(["mexit calibrate"] if not result.calibration else []),
         *(["mexit calibrate --backend ort:int8"] if report and report.precision == "int8" else []),

@@ -37,7 +37,7 @@ def prepare(image: Any, spec: InputSpec) -> NDArray[np.float32]:
     """Prepare one image.
 
     Args:
-        image: encoded bytes (PNG, JPEG, ...), uint8 array (H, W), (H, W, 3) or (H, W, 4), or a Pillow image.
+        image: encoded bytes (PNG, JPEG, ...), uint8 array (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, or a Pillow image.
         spec: the input of the bundle.
 
     Returns:

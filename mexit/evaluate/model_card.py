@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mexit.calibrate.expected import load as load_expected
 from mexit.core.budget import format_macs
 from mexit.core.versions import VERSION
 from mexit.evaluate.config import GROUPS
@@ -28,6 +29,7 @@ def model_card(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
         "## Data\n\n" + _data(target, report["settings"]),
         "## Training\n\n" + _training(target),
         "## Results\n\n" + _results(report),
+        *_expected(target),
         "## Flags\n\n" + _flags(report),
         "## Limitations\n\n" + _limitations(target, report),
         "## Reproduction\n\n" + _commands(target, report["settings"]),
@@ -125,6 +127,32 @@ def _corruptions(corruptions: Mapping[str, Any]) -> str:
     return text + "\n\n" + _table(columns, rows)
 
 
+def _expected(target: EvaluationTarget) -> list[str]:
+    """The section on expected and test results of a calibrated bundle, or none."""
+    if target.runtime is None or target.entry is None:
+        return []
+    table = load_expected(target.path, target.runtime.bundle.id, target.entry)
+    if table is None:
+        return []
+    rows = []
+    for row in table["budgets"]:
+        accuracy, cost = row["accuracy"] or {}, row["cost"]
+        difference = accuracy.get("difference")
+        cells = ["" if accuracy.get(part) is None else _cell(accuracy[part]) for part in ("expected", "test")]
+        cells.append("" if difference is None else f"{100 * difference:+.1f} ± {_points(accuracy['half_width'])}")
+        cells += ["" if cost[part] is None else format_macs(cost[part]["value"]) for part in ("expected", "test")]
+        rows.append([", ".join(row["names"]), *cells])
+    columns = ["budget", "expected accuracy", "test accuracy", "difference", "expected cost", "test cost"]
+    test = f"{table['test']['n']} images of the test split" if table["test"] else f"no test results: {table['missing']}"
+    text = (
+        f"Measured by the calibration: what the {table['certification']['n']} images of the certification split let "
+        f"expect, and {test}. Accuracy in percent ± standard error; difference in points with the half-width of its "
+        f"{table['confidence']:.0%} interval."
+    )
+    lines = [f"- {sentence}." for sentence in table["warnings"]]
+    return ["## Expected and test results\n\n" + "\n\n".join([text, _table(columns, rows), *lines])]
+
+
 def _flags(report: Mapping[str, Any]) -> str:
     checks = report["checks"]
     if not checks:
@@ -212,8 +240,12 @@ def _percent(entry: Mapping[str, Any]) -> str:
     return f"{100 * entry['value']:.1f}%"
 
 
+def _points(value: float | None) -> str:
+    return "?" if value is None else f"{100 * value:.1f}"
+
+
 def _cell(entry: Mapping[str, Any] | None) -> str:
-    return "" if entry is None else f"{100 * entry['value']:.1f} ± {100 * entry['stderr']:.1f}"
+    return "" if entry is None else f"{100 * entry['value']:.1f} ± {_points(entry['stderr'])}"
 
 
 def _flag(name: str, value: Any) -> str:

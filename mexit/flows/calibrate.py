@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mexit.calibrate import expected
 from mexit.calibrate.calibration import (
     AUTO,
     CalibrationConfig,
@@ -18,12 +19,14 @@ from mexit.calibrate.calibration import (
 )
 from mexit.calibrate.certificates import CertificateRequest
 from mexit.calibrate.score_selection import ScoreQuality
+from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.atomic_io import to_json, write_bytes
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
 from mexit.core.policies_file import PolicyEntry
 from mexit.core.progress import Progress, Silent
+from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 from mexit.data import registry
 from mexit.data.dataset import DataSet
@@ -118,7 +121,8 @@ class CalibrateResult:
         entry: the policies written to `policies.json`.
         cumulative_macs: cost of each exit in MACs, (E,).
         scores: how well each confidence score ranks correct above wrong predictions.
-        written: the report and, with matplotlib, the plot.
+        written: the reports and, with matplotlib, the plot.
+        expected: expected and test results of each budget, see `calibrate.expected.expected_and_test`.
         why_not_attacked: the reason why nothing is measured under attack; empty if it is.
     """
 
@@ -128,6 +132,7 @@ class CalibrateResult:
     scores: tuple[ScoreQuality, ...]
     written: tuple[Path, ...]
     why_not_attacked: str
+    expected: Mapping[str, Any]
 
 
 def calibrate_bundle(
@@ -172,9 +177,11 @@ def calibrate_bundle(
     result = calibrate(traces, runtime.costs, config)
     entry = _store(runtime.bundle, traces, result)
     written = _write_report(path, runtime.bundle.manifest.name, entry, report(result, traces.certification))
+    table = _measure_test(runtime, source, traces.certification, entry, progress)
+    saved = expected.save(path, runtime.bundle.id, table)
     if why_not:
         progress.note(f"nothing is promised under attack: {why_not}")
-    return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not)
+    return CalibrateResult(path, entry, cumulative_macs, result.scores, (*written, saved), why_not, table)
 
 
 def default_attack(settings: Any) -> str:
@@ -215,6 +222,23 @@ def record_samples(
     with progress.track(f"recording {samples.split}, {samples.condition[:24]}", samples.n) as advance:
         trace = record_trace(run_batch, samples.batches, origin, lambda count: advance(count, ""))
     return replace(trace, groups=samples.groups)
+
+
+def _measure_test(
+    runtime: Runtime, source: SampleSource, certification: Trace, entry: PolicyEntry, progress: Progress
+) -> dict[str, Any]:
+    """Expected and test results. The test split is read here for the first time, after everything was selected."""
+    scorer = Scorer(entry.measure, entry.ensemble, entry.temperatures, certification.logits.shape[2])
+    evaluator = TraceEvaluator.of(certification, scorer, runtime.costs)
+    try:
+        test = source.test()
+        if test.samples is None:
+            return expected.expected_and_test(entry, evaluator, None, missing=test.missing)
+        run_batch = partial(run_all_exits, runtime.backend)
+        trace = record_samples(run_batch, test.samples, certification.origin, progress)
+    except MexitError as error:  # the bundle is calibrated without test results
+        return expected.expected_and_test(entry, evaluator, None, missing=f"the test images cannot be used: {error}")
+    return expected.expected_and_test(entry, evaluator, TraceEvaluator.of(trace, scorer, runtime.costs), of=test.of)
 
 
 def _record_traces(runtime: Runtime, source: SampleSource, attack: str, progress: Progress) -> CalibrationTraces:
@@ -330,6 +354,6 @@ def _write_report(bundle: Path, name: str, entry: PolicyEntry, content: Mapping[
     write_bytes(written[0], to_json(content))
     if plots.available():
         written.append(bundle / REPORTS / "calibration.png")
-        budgets = {budget: entry.frontier[index].budget_macs for budget, index in entry.named.items()}
+        budgets = {", ".join(names): point.budget_macs for names, point in entry.by_policy()}
         plots.calibration(content, budgets, written[-1], name)
     return tuple(written)
