@@ -18,6 +18,7 @@ from rich.table import Column, Table
 
 from mexit.core.printable import json_text, printable, printable_lines
 from mexit.core.progress import Advance, duration
+from mexit.core.redact import redact_text
 
 # Names of files may hold `:cat:` and `[red]`: neither emoji codes nor markup is replaced in them.
 out = Console(highlight=False, emoji=False)
@@ -29,12 +30,12 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Print one line."""
-        err.print(_plain(text), style="dim", soft_wrap=True)
+        err.print(_plain(redact_text(text)), style="dim", soft_wrap=True)
 
     def log(self, text: str) -> None:
         """Print one line unless a progress bar shows the same."""
         if not err.is_terminal:
-            err.print(_plain(text), soft_wrap=True)
+            err.print(_plain(redact_text(text)), soft_wrap=True)
 
     @contextmanager
     def track(self, text: str, total: int) -> Iterator[Advance]:
@@ -69,8 +70,8 @@ def say(text: str) -> None:
 
 
 def error(text: str) -> None:
-    """Print an error message on standard error."""
-    err.print(f"[bold red]error:[/] {escape(printable(text))}", soft_wrap=True)
+    """Print an error message on standard error, without the passwords of addresses in it."""
+    err.print(f"[bold red]error:[/] {escape(printable(redact_text(text)))}", soft_wrap=True)
 
 
 def next_commands(*lines: str) -> None:
