@@ -10,7 +10,7 @@ from mexit.commands import output
 from mexit.commands.options import DataDir, Json
 
 if TYPE_CHECKING:
-    from mexit.data.dataset_report import DatasetReport
+    from mexit.flows.data import DatasetReport
 
 _MAX_ROWS = 60  # classes in the table
 

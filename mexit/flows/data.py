@@ -14,6 +14,8 @@ from mexit.data.groups import default_group
 from mexit.data.picture_scan import scan_pictures
 from mexit.errors import BadInput
 
+__all__ = ["DatasetReport", "check_data", "report_data"]
+
 MAX_SCAN_S = 60.0  # before training; 8,000 small pictures take 2 s on two cores
 _SHOWN_CLASSES = 10
 
