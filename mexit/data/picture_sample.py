@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mexit.data.dataset import DataSet, FileImages, evenly_spaced
+from mexit.data.image_formats import formats
 from mexit.errors import BadInput
 
 MEASURED, LOOKED_AT = 1000, 50  # pictures whose size, and whose colours, are read
@@ -74,4 +75,4 @@ def _is_grey(images: FileImages, i: int) -> bool:
 def _opened(images: FileImages, i: int) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures, which the image preparation refuses
-        return Image.open(images.root / images.names[i])
+        return Image.open(images.root / images.names[i], formats=formats())
