@@ -10,6 +10,7 @@ import typer
 from mexit.commands import output
 from mexit.commands.options import Backend, BundleArg, DataDir, Device, Json, Threads, pairs
 from mexit.core.budget import short_macs
+from mexit.core.trace import UNKNOWN
 
 if TYPE_CHECKING:
     from mexit.core.policies_file import PolicyEntry
@@ -39,7 +40,9 @@ def calibrate(
     max_risk: Annotated[
         float | None, typer.Option(help="Certify that the loss is at most this value, such as 0.02.")
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Confidence of the certificate.")] = 0.95,
+    confidence: Annotated[
+        float, typer.Option(help="Confidence of the certificate and of --max-error, each for itself.")
+    ] = 0.95,
     loss: Annotated[
         str, typer.Option(help="Certified loss: early-error, disagreement or accuracy-gap.")
     ] = "early-error",
@@ -47,6 +50,17 @@ def calibrate(
     max_cost: Annotated[
         str | None, typer.Option(help="Certify this bound on the mean cost too, written as a budget.")
     ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(help="Answer 'unsure' so that at most this share of the answers given is wrong, such as 0.02."),
+    ] = None,
+    reject_from: Annotated[
+        str | None,
+        typer.Option(help="Pictures of other things, most of which must be 'unsure': folder:PATH, or a data set."),
+    ] = None,
+    max_unknown: Annotated[
+        float, typer.Option(help="Largest share of the --reject-from pictures that is answered.")
+    ] = 0.1,
     attack: Annotated[
         str, typer.Option(help="Attack under which policies are measured too: average, max-average or none.")
     ] = "average",
@@ -69,6 +83,9 @@ def calibrate(
         loss=loss,
         risk_method=risk_method,
         max_cost=max_cost,
+        max_error=max_error,
+        reject_from=reject_from,
+        max_unknown=max_unknown,
         device=device,
     )
     result = calibrate_bundle(
@@ -98,6 +115,10 @@ def show_calibration(result: CalibrateResult) -> None:
         columns = ["score", "ensemble", *conditions]
         output.table(title, columns, rows, f"chosen: {score_name(result.entry)}")
     show_policies(result.entry)
+    show_reject(result.entry)
+    if result.unavailable:
+        names = ", ".join(result.unavailable)
+        output.say(f"not available: {names}: the answers of early exits alone break the bound of --max-error")
     say_certificates(result.entry)
     output.say("wrote " + ", ".join(str(path) for path in (result.bundle / "policies.json", *result.written)))
     output.next_commands("mexit serve --budget low", "mexit evaluate")
@@ -129,8 +150,26 @@ def _caption(entry: PolicyEntry) -> str:
     parts = [f"thresholds selected on {entry.trace.n} calibration images"]
     if held_out is not None:
         parts.append(f"promises measured on {held_out.n} certification images, not used for selection")
-    attacks = dict.fromkeys(ref.condition for ref in entry.evidence if ref.condition != "clean")
+    attacks = dict.fromkeys(ref.condition for ref in entry.evidence if ref.condition not in ("clean", UNKNOWN))
     return "; ".join(parts + [f"attack: {attack}" for attack in attacks])
+
+
+def show_reject(entry: PolicyEntry) -> None:
+    """Print the coverage of each named budget with a reject option; nothing without one."""
+    if entry.reject is None:
+        return
+    rows = []
+    for name, index in sorted(entry.named.items(), key=lambda item: item[1]):
+        if rejected := entry.frontier[index].rejected:
+            unknown = output.percent(rejected.unknown_answered)
+            rows.append([name, output.percent(rejected.coverage), f"{rejected.error:.2%}", unknown])
+    groups = "" if entry.reject.groups is None else f" in {entry.reject.groups} groups"
+    caption = f"measured on {entry.reject.n} certification images{groups}"
+    if entry.reject.n_unknown is not None:
+        caption += f" and {entry.reject.n_unknown} images of other things"
+    columns = ["budget", "answered", "wrong answers", "other things answered"]
+    output.table(f"reject option: at most {entry.reject.max_error:.2%} wrong answers", columns, rows, caption)
+    output.say(entry.reject.promise)
 
 
 def say_certificates(entry: PolicyEntry) -> None:

@@ -50,5 +50,6 @@ def show_inspection(result: InspectResult) -> None:
         for entry in result.policies.entries:
             output.say(f"calibrated for {entry.engine} {entry.precision} with {calibrate.score_name(entry)}")
             calibrate.show_policies(entry)
+            calibrate.show_reject(entry)
             calibrate.say_certificates(entry)
     engines.show_stored(result)

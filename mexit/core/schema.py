@@ -44,7 +44,9 @@ def check_format(value: Any, expected: str, version: int, where: str) -> None:
 
 
 def decode(value: Any, kind: Any, where: str) -> Any:
-    """Convert parsed JSON to the type `kind`. Unknown fields of objects are ignored.
+    """Convert parsed JSON to the type `kind`.
+
+    Unknown fields of objects are ignored; a missing field whose default is None is None.
 
     Args:
         value: parsed JSON.
@@ -75,10 +77,11 @@ def decode(value: Any, kind: Any, where: str) -> Any:
 def _decode_dataclass(value: Any, kind: Any, where: str) -> Any:
     entries = _object(value, where)
     hints = _type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    missing = [name for name in names if name not in entries]
+    fields = dataclasses.fields(kind)
+    missing = [field.name for field in fields if field.name not in entries and field.default is not None]
     if missing:
         raise Damaged(f"{where}: missing {', '.join(missing)}")
+    names = [field.name for field in fields if field.name in entries]
     return kind(**{name: decode(entries[name], hints[name], f"{where}.{name}") for name in names})
 
 

@@ -53,8 +53,8 @@ def load_class_folders(name: str, root: Path, train: str, test: str | None) -> D
     return files.data_set(name, tuple(classes), n_train)
 
 
-def load_unlabelled(path: Path) -> UnlabelledImages:
-    """List the images directly in a folder.
+def load_unlabelled(path: Path, *, recursive: bool = False) -> UnlabelledImages:
+    """List the images directly in a folder, or with `recursive` also those in its subfolders.
 
     Raises:
         NotFound: the folder does not exist.
@@ -63,7 +63,7 @@ def load_unlabelled(path: Path) -> UnlabelledImages:
     """
     _check_exists(path)
     files = LabelledFiles(path)
-    files.add(list_images(path, recursive=False), 0)
+    files.add(list_images(path, recursive=recursive), 0)
     if not files.names:
         raise BadInput(f"{path} holds no images ({_SUFFIXES})")
     return UnlabelledImages(f"folder:{path}", FileImages(path, files.names), files.sha256())

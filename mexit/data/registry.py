@@ -66,5 +66,15 @@ def load_unlabelled(name: str) -> UnlabelledImages | None:
     return None if path is None or folder.has_labels(path) else folder.load_unlabelled(path)
 
 
+def load_any(name: str, data_dir: str | Path | None = None) -> DataSet | UnlabelledImages:
+    """Load images whose labels do not matter: `folder:PATH` with all its subfolders, or one of `NAMES`.
+
+    Raises:
+        UsageError, NotFound, Damaged, BadInput, Untrusted: as `load` and `load_unlabelled` raise them.
+    """
+    path = _folder(name)
+    return load(name, data_dir) if path is None else folder.load_unlabelled(path, recursive=True)
+
+
 def _folder(name: str) -> Path | None:
     return Path(name[len(_FOLDER) :]).expanduser() if name.startswith(_FOLDER) and name != _FOLDER else None

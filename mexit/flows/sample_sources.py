@@ -116,12 +116,14 @@ class UnlabelledSource:
     None are attacked: an attack maximises the loss of the correct label, which is unknown.
 
     Attributes:
-        images: the samples.
+        images: the samples; labels of a data set are not used.
         spec: the input of the bundle.
+        condition: of the traces, see `core.trace.Origin`.
     """
 
-    images: UnlabelledImages
+    images: UnlabelledImages | DataSet
     spec: InputSpec
+    condition: str = "clean"
 
     @property
     def data_sha256(self) -> str:
@@ -132,7 +134,7 @@ class UnlabelledSource:
         halves = dict(zip(MAX_ATTACKED, np.array_split(order, len(MAX_ATTACKED)), strict=True))
         index = np.sort(halves[split])
         batches = ((self.images.batch(rows, self.spec), None, rows) for rows in split_batches(index, BATCH))
-        return SampleBatches(split, "clean", len(index), batches)
+        return SampleBatches(split, self.condition, len(index), batches)
 
     def attacked(self, split: str) -> SampleBatches | None:  # noqa: ARG002
         return None

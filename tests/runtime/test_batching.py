@@ -21,7 +21,8 @@ from mexit.core.exit_policy import Policy
 from mexit.errors import BackendError, DeadlineExceeded, Overloaded
 from mexit.runtime.backends.base import HostCarried
 from mexit.runtime.backends.fake import FakeBackend, images_for
-from mexit.runtime.batching import BatchLatencyTable, ContinuousBatcher
+from mexit.runtime.batch_latency import BatchLatencyTable
+from mexit.runtime.batching import ContinuousBatcher
 from mexit.runtime.rate_limiter import RateLimit, RateLimiter, RateLimits, segment_macs
 from mexit.runtime.reference import answer_slowly
 from mexit.runtime.request import MAX_BATCH
@@ -140,7 +141,7 @@ class Setup:
     def check(self, rows: Sequence[int], budget: str, predictions: Sequence[Prediction]) -> None:
         """The predictions are those of the reference."""
         images = images_for(np.asarray(rows), SHAPE)
-        exits, probabilities = answer_slowly(self.backend, images, self.runtime.policy(budget), CLASSES)
+        exits, probabilities, _ = answer_slowly(self.backend, images, self.runtime.policy(budget), CLASSES)
         assert [one.exit for one in predictions] == exits.tolist()
         for one, expected in zip(predictions, probabilities, strict=True):
             np.testing.assert_array_equal(one.probabilities, expected)
