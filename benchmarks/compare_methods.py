@@ -28,7 +28,6 @@ from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.evaluate.suites import pgd_suite
 from mexit.flows.train import TrainOptions
-from mexit.models import model_spec
 from mexit.models.device import resolve_device
 from mexit.train import checkpoint
 from mexit.train.precision import keep_freed_memory
@@ -125,7 +124,7 @@ def evaluate_run(session: Session, run: Path, answers: Answers) -> bool:
     protocol, data = session.protocol, session.data
     model, settings, splits = checkpoint.load_model(run)
     model.to(resolve_device(session.device))
-    index, spec = splits.part("test")[:: protocol.every], model_spec(settings.model).input
+    index, spec = splits.part("test")[:: protocol.every], settings.model_spec().input
     while (done := answers.count("clean")) < len(index):
         if session.should_stop():
             return False

@@ -57,7 +57,7 @@ class BenchmarkNetwork:
         """Load the network of a run directory, or build a network by name, with random weights and digits as images."""
         if Path(run_or_name).is_dir():
             _, settings, parts = checkpoint.load_model(Path(run_or_name))
-            data, spec = registry.load(settings.data), model_spec(settings.model).input
+            data, spec = registry.load(settings.data), settings.model_spec().input
             name = f"{settings.model}, {settings.method} on {settings.data}"
             return BenchmarkNetwork(name, lambda: checkpoint.load_model(Path(run_or_name))[0], spec, data, parts, True)
         data, large = digits.load(), run_or_name == LARGE

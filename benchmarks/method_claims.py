@@ -36,7 +36,6 @@ from mexit.attacks.pgd import Attack, PGDConfig
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.flows.train import TrainOptions, train_model
-from mexit.models import model_spec
 from mexit.models.device import resolve_device
 from mexit.train import checkpoint
 from mexit.train.methods.cmi import ClassStatistics
@@ -151,7 +150,7 @@ def evaluate(run: Path, answers: Answers, data: DataSet) -> None:
     """Store the correct predictions of every exit, clean and attacked, and NCMI on clean images."""
     model, settings, splits = checkpoint.load_model(run)
     model.to(resolve_device("auto"))
-    spec, test = model_spec(settings.model).input, splits.part("test")
+    spec, test = settings.model_spec().input, splits.part("test")
     for condition, attack, index in (("clean", None, test), ("average", TEST_ATTACK, test[::10])):
         if attack is None or (not answers.has(condition) and settings.attack != "none"):
             logits = exit_logits(model, attacked_batches(model, data, index, spec, attack))

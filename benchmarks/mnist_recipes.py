@@ -39,7 +39,7 @@ from mexit.core.budget import short_macs
 from mexit.data import registry
 from mexit.data.dataset import evenly_spaced
 from mexit.flows.train import TrainOptions
-from mexit.models import MultiExit, model_spec
+from mexit.models import MultiExit
 from mexit.models.device import device_of, exact_float32, resolve_device
 from mexit.models.exit_costs import exit_costs
 from mexit.train import checkpoint
@@ -98,6 +98,18 @@ def _declared() -> dict[str, Trial]:
         "max-10": Trial(
             "max-average attack, ten steps, moved images",
             attacked | ten_steps | {"attack": "max-average", "augment": "shift"},
+        ),
+        "grow-10": Trial(
+            "an attack that grows: 3 steps, then average, then max-average; moved images",
+            attacked
+            | ten_steps
+            | {
+                "attack": "max-average",
+                "augment": "shift",
+                "epochs": 20,
+                "short_attack_until": 0.2,
+                "average_attack_until": 0.5,
+            },
         ),
         "trades-10-slow": Trial("the same at learning rate 0.01", trades | ten_steps | {"lr": 0.01}),
         "shift-10": Trial("images moved by up to 2 pixels", attacked | ten_steps | {"augment": "shift"}),
@@ -189,7 +201,7 @@ def judge(run: Path, data_dir: str, device: str, miniature: bool) -> dict[str, A
     model.to(device)
     data = registry.load("mnist", data_dir)
     index = evenly_spaced(splits.part("selection"), IMAGES)
-    images, labels = data.batch(index, model_spec(settings.model).input), data.labels[index]
+    images, labels = data.batch(index, settings.model_spec().input), data.labels[index]
     clean = correct_predictions(run_exits(model, images), labels)
     robust = clean.copy()
     for k, attack in itertools.product(range(model.exits), attacks):

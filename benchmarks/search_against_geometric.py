@@ -29,7 +29,6 @@ from mexit.core.trace import Origin, Trace
 from mexit.data import registry
 from mexit.data.dataset import evenly_spaced
 from mexit.data.splits import Splits, split
-from mexit.models import model_spec
 from mexit.train.config import resolve
 from mexit.train.precision import select_precision
 from mexit.train.trainer import Trainer
@@ -51,7 +50,7 @@ def traces(seed: int, epochs: int, attacked_samples: int) -> dict[str, dict[str,
         )
         trainer = Trainer(Path(folder), settings, data, small, select_precision("auto", "cpu"))
         trainer.train()
-    model, spec = trainer.model.to(memory_format=torch.contiguous_format), model_spec(settings.model).input
+    model, spec = trainer.model.to(memory_format=torch.contiguous_format), settings.model_spec().input
     by_condition: dict[str, dict[str, Trace]] = {}
     for condition, attack in CONDITIONS.items():
         for name in ("calibration", "certification"):

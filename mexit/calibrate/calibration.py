@@ -39,7 +39,7 @@ class CalibrationTraces:
         unknown, certification_unknown: pictures of other things, for the reject option; None without.
 
     Raises:
-        BadInput: the two splits share samples, or the traces are of different models.
+        BadInput: the two splits share samples or groups, or the traces are of different models.
     """
 
     calibration: Trace
@@ -53,6 +53,9 @@ class CalibrationTraces:
         selection = set(self.calibration.index.tolist())
         if selection & set(self.certification.index.tolist()):
             raise BadInput("calibration and certification traces share samples: they must be disjoint")
+        ids = [set(() if one.groups is None else one.groups.tolist()) for one in (self.calibration, self.certification)]
+        if ids[0] & ids[1]:
+            raise BadInput("calibration and certification traces share groups: a group must lie in one split")
         models = {trace.origin.model for trace in self.all}
         if len(models) > 1:
             raise BadInput(f"traces of {len(models)} models: {', '.join(sorted(model[:12] for model in models))}")

@@ -4,6 +4,13 @@ A policy is certified by rejecting that hypothesis on data that was used for no 
 
     binomial   0/1 losses: the exact tail P(Bin(n, epsilon) <= k)
     betting    losses in [0, 1]: variance-adaptive (I. Waudby-Smith, A. Ramdas, JRSS B 2024)
+    grouped    samples in groups (pictures of one object or film): the betting test on one number per group
+
+A grouped test treats groups as independent, not samples. Let S be the sum of the losses of a group, m its number of
+samples, and M the largest m. The risk of a sample is E[S] / E[m], so "risk > epsilon" means E[S - epsilon m] > 0. The
+number epsilon + (S - epsilon m) / M lies in [0, 1] and has a mean above epsilon exactly then: the betting test rejects
+"its mean > epsilon". The bound holds for every correlation inside groups, and where the size of a group depends on its
+losses. M stands for the largest group of the population: the data must not have much larger groups than the sample.
 
 Hypotheses are tested in a fixed order, from the safest policy to the cheapest, each at the full level, up to the
 first that is not rejected (A. Angelopoulos et al., Learn then Test, 2021). All rejected ones are certified jointly.
@@ -17,6 +24,7 @@ from math import exp, lgamma, log
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.calibrate.clusters import group_sums
 from mexit.core.scores import Floats
 from mexit.errors import BadInput, UsageError
 
@@ -25,19 +33,25 @@ MAX_SAMPLES = 100_000  # of `samples_needed`, whose time rises with the number
 _SHUFFLE_SEED = 0
 
 
-def p_value(method: str, losses: Floats, epsilon: float) -> float:
+def p_value(method: str, losses: Floats, epsilon: float, groups: NDArray[np.int64] | None = None) -> float:
     """The p-value of "mean loss > epsilon".
 
     Args:
         method: one of `METHODS`.
         losses: (n,) in [0, 1]; 0 or 1 for `binomial`.
         epsilon: in (0, 1).
+        groups: group id of each sample, (n,); where a group has several samples, the test is the grouped one, whatever
+            the method. None = samples are independent.
 
     Raises:
         UsageError: unknown method, epsilon out of range, or losses other than 0 and 1 for `binomial`.
-        BadInput: no losses, or losses outside [0, 1].
+        BadInput: no losses, losses outside [0, 1], or another number of group ids.
     """
     _check(losses, epsilon)
+    if method in METHODS and are_grouped(groups):
+        sums, sizes = group_sums(losses, groups)
+        scaled = epsilon + (sums - epsilon * sizes) / sizes.max()
+        return betting(np.clip(scaled, 0, 1), epsilon, first_variance=epsilon * (1 - epsilon))
     if method == "binomial":
         if not np.isin(losses, (0.0, 1.0)).all():
             raise UsageError("the binomial test needs losses of 0 or 1: choose betting")
@@ -45,6 +59,11 @@ def p_value(method: str, losses: Floats, epsilon: float) -> float:
     if method == "betting":
         return betting(losses, epsilon)
     raise UsageError(f"unknown method '{method}': choose from {', '.join(METHODS)}")
+
+
+def are_grouped(groups: NDArray[np.int64] | None) -> bool:
+    """Whether some group has several samples."""
+    return groups is not None and len(np.unique(groups)) < len(groups)
 
 
 def binomial_tail(n: int, k: int, probability: float) -> float:
@@ -60,7 +79,7 @@ def binomial_tail(n: int, k: int, probability: float) -> float:
     return min(1.0, exp(largest) * float(np.exp(logs - largest).sum()))
 
 
-def betting(losses: Floats, epsilon: float) -> float:
+def betting(losses: Floats, epsilon: float, first_variance: float = 0.25) -> float:
     """p-value of the betting test: 1 / the largest wealth of a gambler who bets that losses stay below epsilon.
 
     The wealth prod (1 - nu_i (x_i - epsilon)) with predictable stakes nu_i is a supermartingale if the mean is above
@@ -70,13 +89,14 @@ def betting(losses: Floats, epsilon: float) -> float:
     Args:
         losses: (n,) in [0, 1]; they are shuffled with a fixed seed.
         epsilon: in (0, 1).
+        first_variance: the variance of the losses that is assumed before any is seen.
     """
     losses = np.random.default_rng(_SHUFFLE_SEED).permutation(losses)
     n = len(losses)
     numbers = np.arange(1, n + 1)
     means = (0.5 + np.cumsum(losses)) / (numbers + 1)
-    variances = (0.25 + np.cumsum((losses - means) ** 2)) / (numbers + 1)
-    previous = np.concatenate([[0.25], variances[:-1]])
+    variances = (first_variance + np.cumsum((losses - means) ** 2)) / (numbers + 1)
+    previous = np.concatenate([[first_variance], variances[:-1]])
     # The stake that is best at level 5 %; any predictable stake is valid.
     stakes = np.minimum(np.sqrt(2 * log(20) / (n * previous)), 1 / (1 - epsilon) * (1 - 1e-9))
     log_wealth = np.cumsum(np.log1p(-stakes * (losses - epsilon)))

@@ -11,8 +11,8 @@ they are tested from the first one to laxer ones, each at the full level, up to 
 (fixed-sequence testing, A. Angelopoulos et al., Learn then Test, 2021). The last rejected one is the threshold.
 
 Pictures of other things ("unknowns") have no correct answer. A threshold must also pass a second test, at that level:
-at most `max_unknown` of them are answered. The probability of a threshold that breaks either bound is at most the level,
-because such a threshold has to pass the test of the bound that it breaks.
+at most `max_unknown` of them are answered. A threshold that breaks a bound is chosen with a probability of at most the
+level, because it has to pass the test of the bound that it breaks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from math import log
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.calibrate.hypothesis_tests import p_value
+from mexit.calibrate.hypothesis_tests import are_grouped, p_value
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.exit_policy import HIGHEST, LOWEST, Thresholds, should_exit
 from mexit.core.policies_file import FrontierPoint, RejectOutcome, RejectTerms
@@ -152,7 +152,7 @@ class _Rows:
         early = exits <= min(k, len(thresholds))
         answers = evaluator.predictions[np.where(early, exits, k) - 1, np.arange(len(exits))]
         wrong = np.ones(len(exits), np.bool_) if evaluator.labels is None else answers != evaluator.labels
-        return _Rows(early, evaluator.scores[k - 1], wrong, None)
+        return _Rows(early, evaluator.scores[k - 1], wrong, evaluator.groups)
 
     def answered(self, reject: float) -> NDArray[np.bool_]:
         """Which rows are answered, (N,)."""
@@ -259,14 +259,16 @@ def _p_value(
     losses: NDArray[np.bool_], rows: NDArray[np.bool_], groups: NDArray[np.int64] | None, bound: float
 ) -> float:
     """The p-value of "the mean loss of these rows is above the bound"; losses (N,)."""
-    return p_value("binomial", losses[rows].astype(np.float64), bound)
+    of_rows = None if groups is None else groups[rows]
+    return p_value("binomial", losses[rows].astype(np.float64), bound, of_rows)
 
 
 def _evidence(losses: int, n: int, bound: float) -> float:
-    """About -log of the p-value of `losses` of n (Chernoff's bound); negative above the bound."""
-    if not n:
-        return 0.0
-    rate = losses / n
+    """About -log of the p-value of `losses` of n (Chernoff's bound); negative above the bound.
+
+    One more loss is assumed: few rows without any loss are little evidence that other rows have none.
+    """
+    rate = (losses + 1) / (n + 1)
     parts = ((rate, bound), (1 - rate, 1 - bound))
     divergence = sum(p * log(p / q) for p, q in parts if p > 0)
     return n * divergence if rate < bound else -n * divergence
@@ -311,9 +313,13 @@ def _remedy(case: _Case, reject: float, request: RejectRequest) -> str:
 
 
 def _count(rows: _Rows) -> str:
-    if rows.groups is None:
-        return f"{len(rows.score)} pictures"
-    return f"{len(np.unique(rows.groups))} groups ({len(rows.score)} pictures)"
+    groups = _group_count(rows.groups)
+    return f"{len(rows.score)} pictures" if groups is None else f"{groups} groups ({len(rows.score)} pictures)"
+
+
+def _group_count(groups: NDArray[np.int64] | None) -> int | None:
+    """Number of groups; None where each picture is its own group."""
+    return None if groups is None or not are_grouped(groups) else len(np.unique(groups))
 
 
 def _terms(certification: RejectSamples, request: RejectRequest) -> RejectTerms:
@@ -323,6 +329,6 @@ def _terms(certification: RejectSamples, request: RejectRequest) -> RejectTerms:
         confidence=request.confidence,
         max_unknown=None if unknown is None else request.max_unknown,
         n=known.scores.shape[1],
-        groups=None,
+        groups=_group_count(known.groups),
         n_unknown=None if unknown is None else unknown.scores.shape[1],
     )

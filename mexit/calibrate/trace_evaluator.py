@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.calibrate.clusters import Estimate, mean_with_error
 from mexit.calibrate.geometric import Ranking
 from mexit.core.cost import Costs, exit_counts
 from mexit.core.exit_policy import Thresholds, active_heads, first_exit
@@ -25,12 +27,14 @@ class TraceEvaluator:
         scores, predictions: of every exit and sample, (E, N).
         labels: (N,), or None.
         costs: of leaving at each exit; if the heads are listed, those of exits without a threshold are not paid.
+        groups: group id of each sample, (N,), or None without groups.
     """
 
     scores: Floats
     predictions: NDArray[np.int64]
     labels: NDArray[np.int64] | None
     costs: Costs
+    groups: NDArray[np.int64] | None = None
 
     @staticmethod
     def of(trace: Trace, scorer: Scorer, costs: Costs) -> TraceEvaluator:
@@ -39,9 +43,8 @@ class TraceEvaluator:
         if trace.logits.shape[0] != exits:
             raise BadInput(f"the trace has {trace.logits.shape[0]} exits, the model {exits}")
         all_needed = all(active_heads(scorer.measure, scorer.ensemble, (None,) * (exits - 1)))
-        return TraceEvaluator(
-            *scorer.answer(trace.logits), trace.labels, Costs(costs.cumulative) if all_needed else costs
-        )
+        paid = Costs(costs.cumulative) if all_needed else costs
+        return TraceEvaluator(*scorer.answer(trace.logits), trace.labels, paid, trace.groups)
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -72,9 +75,30 @@ class TraceEvaluator:
         exit_macs = self.costs.under([threshold is not None for threshold in thresholds])
         return np.asarray(exit_macs, np.float64)[self.exits(thresholds) - 1]
 
+    def accuracy(self, thresholds: Thresholds) -> Estimate | None:
+        """Accuracy with its standard error; None without labels."""
+        if self.labels is None:
+            return None
+        return mean_with_error(self.hits(thresholds).astype(np.float64), self.groups)
+
+    def cost(self, thresholds: Thresholds) -> Estimate:
+        """Mean cost in MACs with its standard error."""
+        return mean_with_error(self.macs(thresholds), self.groups)
+
     def outcome(self, thresholds: Thresholds) -> Outcome:
-        """Mean cost, accuracy and exits taken."""
+        """Mean cost, accuracy, their standard errors and exits taken."""
         exits = self.exits(thresholds)
-        accuracy = None if self.labels is None else float(self.hits(thresholds).mean())
-        counts = tuple(exit_counts(exits, len(self.costs.cumulative)).tolist())
-        return Outcome(len(exits), float(self.macs(thresholds).mean()), accuracy, counts)
+        cost, accuracy = self.cost(thresholds), self.accuracy(thresholds)
+        return Outcome(
+            n=len(exits),
+            mean_macs=cost.value,
+            accuracy=None if accuracy is None else accuracy.value,
+            exits=tuple(exit_counts(exits, len(self.costs.cumulative)).tolist()),
+            macs_error=_finite(cost.stderr),
+            accuracy_error=None if accuracy is None else _finite(accuracy.stderr),
+            groups=cost.groups if self.groups is not None else None,
+        )
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None

@@ -130,6 +130,15 @@ def train(
         float | None, typer.Option("--fraction", help="Share of the training images to use, such as 0.05.")
     ] = None,
     omit_class: Annotated[str | None, typer.Option(help="Name of a class whose training images are left out.")] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Pictures that stay in one split: auto (sequences in file names, near-duplicates), folder (each "
+            "subfolder of a class), none, or a regular expression on the path. Default: auto for folders, else none.",
+            show_default=False,
+        ),
+    ] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Seed of the splits. Default: 0.")] = None,
     keep: Annotated[str | None, typer.Option(help="Weights to keep: last, or best on the selection split.")] = None,
     validate_every: Annotated[
         int | None, typer.Option(help="Epochs from one measurement on the selection split to the next.")
@@ -195,6 +204,8 @@ def train(
         "teachers": tuple(str(run) for run in teacher or ()) or None,
         "fraction": train_fraction,
         "omit_class": omit_class,
+        "group": group,
+        "split_seed": split_seed,
         "keep": keep,
         "validate_every": validate_every,
         "seed": seed,

@@ -35,12 +35,18 @@ class Outcome:
         mean_macs: mean cost, MACs.
         accuracy: share of correct answers, in [0, 1]; None without labels.
         exits: number of samples that left at each exit, (E,).
+        macs_error, accuracy_error: standard errors of `mean_macs` and `accuracy`; None in files of mexit 0.1, and with
+            a single sample or group.
+        groups: number of groups (objects, films, bursts) that the samples belong to; None without groups.
     """
 
     n: int
     mean_macs: float
     accuracy: float | None
     exits: tuple[int, ...]
+    macs_error: float | None = None
+    accuracy_error: float | None = None
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,9 @@ class RejectTerms:
             else f", and at most {self.max_unknown:.2%} of pictures like those of other things are answered"
         )
         return (
-            f"At each budget at most {self.max_error:.2%} of the answers are wrong{unknown}, with confidence "
-            f"{self.confidence:.1%}, for pictures like the certification data. An unsure picture has no answer."
+            f"At each budget by itself, at most {self.max_error:.2%} of the answers are wrong{unknown}, with "
+            f"confidence {self.confidence:.1%}, for pictures like the certification data. An unsure picture has no "
+            "answer. Nothing is promised under attack or after the data has changed."
         )
 
 

@@ -46,7 +46,7 @@ def check_format(value: Any, expected: str, version: int, where: str) -> None:
 def decode(value: Any, kind: Any, where: str) -> Any:
     """Convert parsed JSON to the type `kind`.
 
-    Unknown fields of objects are ignored; a missing field whose default is None is None.
+    Unknown fields of objects are ignored. A field that older files lack is declared with the default None.
 
     Args:
         value: parsed JSON.

@@ -54,12 +54,14 @@ class Trace:
         labels: (N,) int64, or None if they are unknown.
         index: (N,) int64, indices of the samples in the data set; pairs a clean with an attacked trace.
         origin: the bundle, the engine and the data.
+        groups: (N,) int64, group id of each sample (pictures of one object, film or burst), or None without groups.
     """
 
     logits: NDArray[np.float32]
     labels: NDArray[np.int64] | None
     index: NDArray[np.int64]
     origin: Origin
+    groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.logits.ndim != 3 or self.logits.dtype != np.float32:
@@ -67,7 +69,7 @@ class Trace:
         exits, samples, classes = self.logits.shape
         if not exits or not samples or classes < 2:
             raise BadInput(f"a trace needs an exit, a sample and two classes, found {self.logits.shape}")
-        for name, array in (("labels", self.labels), ("index", self.index)):
+        for name, array in (("labels", self.labels), ("index", self.index), ("groups", self.groups)):
             if array is not None and (array.shape != (samples,) or array.dtype != np.int64):
                 raise BadInput(
                     f"{samples} rows of logits need {samples} {name} int64, found {array.shape} {array.dtype}"
@@ -77,8 +79,9 @@ class Trace:
 
     def to_bytes(self) -> bytes:
         """The content of the npz file."""
-        labels = {} if self.labels is None else {"labels": self.labels}
-        return to_npz(origin=asdict(self.origin), logits=self.logits, index=self.index, **labels)
+        optional = {"labels": self.labels, "groups": self.groups}
+        present = {name: array for name, array in optional.items() if array is not None}
+        return to_npz(origin=asdict(self.origin), logits=self.logits, index=self.index, **present)
 
     @staticmethod
     def from_bytes(content: bytes, path: Path) -> Trace:
@@ -86,7 +89,7 @@ class Trace:
         try:
             arrays = read_npz(content, MAX_TRACE_BYTES)
             origin = decode(json.loads(arrays["origin"].tobytes()), Origin, "origin")
-            return Trace(arrays["logits"], arrays.get("labels"), arrays["index"], origin)
+            return Trace(arrays["logits"], arrays.get("labels"), arrays["index"], origin, arrays.get("groups"))
         except KeyError as error:
             raise Damaged(f"trace {path} holds no {error}") from None
         except (ValueError, RecursionError, BadInput, Damaged) as error:

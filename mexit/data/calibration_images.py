@@ -1,8 +1,8 @@
 """Calibration images stored in a bundle, for devices without the data set or torch.
 
 One npz file per split and condition, `calibration/<split>-<clean|attacked>.npz`: images (n, C, H, W) float32 in
-[0, 1], labels (n,), indices in the data set (n,), and a JSON description. The clean and the attacked file of a split
-hold the same samples in the same order.
+[0, 1], labels (n,), indices in the data set (n,), group ids (n,) where groups exist, and a JSON description. The clean
+and the attacked file of a split hold the same samples in the same order.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class CalibrationImages:
         data_sha256: of the data set that the images are from.
         images: (n, C, H, W) float32 in [0, 1].
         labels, index: (n,) int64; `index` is the index in the data set.
+        groups: (n,) int64, group id of each image, or None without groups.
     """
 
     split: str
@@ -41,6 +42,7 @@ class CalibrationImages:
     images: NDArray[np.float32]
     labels: NDArray[np.int64]
     index: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
 
     @property
     def file(self) -> str:
@@ -50,7 +52,8 @@ class CalibrationImages:
     def to_bytes(self) -> bytes:
         """The npz file."""
         about = {"split": self.split, "condition": self.condition, "data_sha256": self.data_sha256}
-        return to_npz(about=about, images=self.images, labels=self.labels, index=self.index)
+        groups = {} if self.groups is None else {"groups": self.groups}
+        return to_npz(about=about, images=self.images, labels=self.labels, index=self.index, **groups)
 
     @staticmethod
     def from_bytes(content: bytes, file: str, spec: InputSpec, classes: int) -> CalibrationImages:
@@ -62,8 +65,13 @@ class CalibrationImages:
             labels, index = (arrays[name].astype(np.int64, casting="safe") for name in ("labels", "index"))
             if not len(images) or labels.shape != (len(images),) or index.shape != (len(images),):
                 raise BadInput(f"it has {len(images)} images, labels {labels.shape}, indices {index.shape}")
+            groups = arrays["groups"].astype(np.int64, casting="safe") if "groups" in arrays else None
+            if groups is not None and groups.shape != (len(images),):
+                raise BadInput(f"it has {len(images)} images, groups {groups.shape}")
             if labels.min() < 0 or labels.max() >= classes:
                 raise BadInput(f"its labels are {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
-            return CalibrationImages(about["split"], about["condition"], about["data_sha256"], images, labels, index)
+            return CalibrationImages(
+                about["split"], about["condition"], about["data_sha256"], images, labels, index, groups
+            )
         except (ValueError, KeyError, TypeError, BadInput, Damaged) as error:
             raise Damaged(f"calibration images {file} are not readable: {error}") from None

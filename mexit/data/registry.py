@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
 from mexit.core.bundle import Bundle
 from mexit.data import cifar, digits, folder, idx, imagenet, tiny_imagenet
 from mexit.data.dataset import DataSet, UnlabelledImages
@@ -66,14 +68,17 @@ def load_unlabelled(name: str) -> UnlabelledImages | None:
     return None if path is None or folder.has_labels(path) else folder.load_unlabelled(path)
 
 
-def load_any(name: str, data_dir: str | Path | None = None) -> DataSet | UnlabelledImages:
-    """Load images whose labels do not matter: `folder:PATH` with all its subfolders, or one of `NAMES`.
+def load_any(name: str, data_dir: str | Path | None = None) -> DataSet:
+    """Load images whose labels do not matter: `folder:PATH` with all its subfolders as one class, or one of `NAMES`.
 
     Raises:
         UsageError, NotFound, Damaged, BadInput, Untrusted: as `load` and `load_unlabelled` raise them.
     """
     path = _folder(name)
-    return load(name, data_dir) if path is None else folder.load_unlabelled(path, recursive=True)
+    if path is None:
+        return load(name, data_dir)
+    found = folder.load_unlabelled(path, recursive=True)
+    return DataSet(name, ("other",), found.images, np.zeros(len(found), np.int64), found.sha256, None)
 
 
 def _folder(name: str) -> Path | None:

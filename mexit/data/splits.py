@@ -6,15 +6,15 @@
     certification  measures what a budget promises; selects nothing
     test           is printed by evaluate and demo; selects nothing
 
-All splits have the same class frequencies. They depend on the data set only, not on a training seed, so a data set has
-one test split.
+All splits have the same class frequencies. They depend on the data set, its groups and the seed of the split, not on a
+training seed. Pictures of one group (one object, film or burst) lie in one split (`data.groups`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ from mexit.core.atomic_io import read_bytes, read_npz, sha256_bytes, to_npz
 from mexit.core.bundle import Bundle
 from mexit.core.schema import decode
 from mexit.data.dataset import DataSet
+from mexit.data.grouped_split import SHARES, SHARES_WITH_TEST, divide_groups
+from mexit.data.groups import Grouping, without_groups_of_test
 from mexit.errors import BadInput, Damaged, UsageError
 
 NAMES = ("train", "selection", "calibration", "certification", "test")
@@ -44,11 +46,15 @@ class Splits:
     Attributes:
         data_set, data_sha256: name and hash of the data set.
         parts: sorted indices (n,) int64 of each split, by name.
+        groups: group id of each sample of the data set, (N,) int64, or None without groups.
+        grouping: how many groups were found and how, one sentence; "" without a search.
     """
 
     data_set: str
     data_sha256: str
     parts: dict[str, NDArray[np.int64]]
+    groups: NDArray[np.int64] | None = None
+    grouping: str = ""
 
     def __post_init__(self) -> None:
         if tuple(self.parts) != NAMES:
@@ -59,6 +65,12 @@ class Splits:
         indices = np.concatenate(list(self.parts.values()))
         if len(np.unique(indices)) != len(indices):
             raise BadInput("the five splits overlap")
+        if self.groups is not None and (self.groups.ndim != 1 or self.groups.dtype != np.int64):
+            raise BadInput(f"group ids must be int64 (N,), found {self.groups.dtype} {self.groups.shape}")
+
+    def groups_of(self, index: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The group ids of the samples at some indices, or None without groups."""
+        return None if self.groups is None else self.groups[index]
 
     def part(self, name: str) -> NDArray[np.int64]:
         """The indices of one split. Raises `UsageError` for an unknown name."""
@@ -87,7 +99,7 @@ class Splits:
             train = shuffled[: round(fraction * len(train))]
         if not len(train):
             raise UsageError(f"--fraction {fraction} leaves no training image of {data.name}: choose a larger one")
-        return Splits(self.data_set, self.data_sha256, {**self.parts, "train": np.sort(train)})
+        return replace(self, parts={**self.parts, "train": np.sort(train)})
 
     def hashes(self) -> dict[str, str]:
         """sha256 of the indices of each split."""
@@ -105,10 +117,16 @@ class Splits:
             raise Damaged(
                 f"these splits have the indices {indices.min()} to {indices.max()}, {data.name} has {len(data)} images"
             )
+        if self.groups is not None and len(self.groups) != len(data):
+            raise Damaged(f"these splits have {len(self.groups)} group ids, {data.name} has {len(data)} images")
 
     def to_bytes(self) -> bytes:
         """The npz file."""
-        return to_npz(about={"data_set": self.data_set, "data_sha256": self.data_sha256}, **self.parts)
+        about = {"data_set": self.data_set, "data_sha256": self.data_sha256}
+        if self.grouping:
+            about["grouping"] = self.grouping
+        groups = {} if self.groups is None else {"groups": self.groups}
+        return to_npz(about=about, **self.parts, **groups)
 
     @staticmethod
     def from_bytes(content: bytes, path: Path) -> Splits:
@@ -116,7 +134,9 @@ class Splits:
         try:
             arrays = read_npz(content, MAX_BYTES)
             about = decode(json.loads(arrays["about"].tobytes()), Mapping[str, str], "about")
-            return Splits(about["data_set"], about["data_sha256"], {name: arrays[name] for name in NAMES})
+            parts = {name: arrays[name] for name in NAMES}
+            groups, grouping = arrays.get("groups"), about.get("grouping", "")
+            return Splits(about["data_set"], about["data_sha256"], parts, groups, grouping)
         except KeyError as error:
             raise Damaged(f"splits {path} have no {error}") from None
         except (ValueError, RecursionError, BadInput, Damaged) as error:
@@ -139,9 +159,36 @@ class Splits:
         return Splits.from_bytes(read_bytes(path, "splits", MAX_BYTES), path)
 
 
-def split(data: DataSet) -> Splits:
-    """Split a data set into the five parts. Raises `BadInput` if a split would lack a class."""
-    rng = np.random.default_rng(_SEED)
+def split(data: DataSet, grouping: Grouping | None = None, seed: int = 0) -> Splits:
+    """Split a data set into the five parts.
+
+    Args:
+        data: the data set; its official test part, if there is one, is the test split.
+        grouping: groups that must not be divided; None, or groups of one sample each = samples are divided.
+        seed: another seed draws other splits; an official test part stays.
+
+    Raises:
+        BadInput: a split would lack a class; with groups, `train` or `test` would.
+    """
+    rng = np.random.default_rng([_SEED, seed] if seed else _SEED)
+    if grouping is None or not grouping.has_groups:
+        parts = _divide_samples(data, rng)
+        _check_classes(data, parts)
+        return _splits(data, parts, None, "" if grouping is None else grouping.how)
+    if len(grouping.ids) != len(data):
+        raise BadInput(f"{data.name} has {len(data)} images, found {len(grouping.ids)} group ids")
+    parts, sentence = _divide_groups(data, grouping, rng)
+    _check_classes(data, {name: parts[name] for name in ("train", "test")}, grouping.ids)
+    return _splits(data, parts, grouping.ids, f"{grouping.how}{sentence}")
+
+
+def _splits(
+    data: DataSet, parts: dict[str, NDArray[np.int64]], groups: NDArray[np.int64] | None, grouping: str
+) -> Splits:
+    return Splits(data.name, data.sha256, {name: np.sort(parts[name]) for name in NAMES}, groups, grouping)
+
+
+def _divide_samples(data: DataSet, rng: np.random.Generator) -> dict[str, NDArray[np.int64]]:
     indices = np.arange(len(data), dtype=np.int64)
     if data.official_test is None:
         order = _stratified_shuffle(indices, data.labels, rng)
@@ -157,8 +204,18 @@ def split(data: DataSet) -> Splits:
         parts[name] = rest[start:stop]
         start = stop
     parts["train"] = rest[start:]
-    _check_classes(data, parts)
-    return Splits(data.name, data.sha256, {name: np.sort(parts[name]) for name in NAMES})
+    return parts
+
+
+def _divide_groups(
+    data: DataSet, grouping: Grouping, rng: np.random.Generator
+) -> tuple[dict[str, NDArray[np.int64]], str]:
+    """The parts, and what the sentence about the groups adds where groups reach into the official test part."""
+    if data.official_test is None:
+        return divide_groups(data.labels, grouping.ids, SHARES_WITH_TEST, rng), ""
+    rest, sentence = without_groups_of_test(data, grouping)
+    parts = divide_groups(data.labels[rest], grouping.ids[rest], SHARES, rng)
+    return {"test": data.official_test} | {name: rest[positions] for name, positions in parts.items()}, sentence
 
 
 def _stratified_shuffle(
@@ -173,12 +230,19 @@ def _stratified_shuffle(
     return indices[np.argsort(rank, kind="stable")]
 
 
-def _check_classes(data: DataSet, parts: dict[str, NDArray[np.int64]]) -> None:
+def _check_classes(data: DataSet, parts: dict[str, NDArray[np.int64]], groups: NDArray[np.int64] | None = None) -> None:
     for name, indices in parts.items():
         present = np.unique(data.labels[indices])
         if len(present) < len(data.classes):
             missing = sorted(set(range(len(data.classes))) - set(present.tolist()))
+            remedy = "add images of these classes"
+            if groups is not None:
+                counts = [len(np.unique(groups[data.labels == label])) for label in missing[:5]]
+                remedy = (
+                    f"these classes have {', '.join(map(str, counts))} group(s) of images, and a group stays in one "
+                    "split: add images of other objects, or name the groups with --group"
+                )
             raise BadInput(
                 f"{data.name}: the split '{name}' ({len(indices)} images) would have no image of "
-                f"{', '.join(data.classes[label] for label in missing[:5])}: add images of these classes"
+                f"{', '.join(data.classes[label] for label in missing[:5])}: {remedy}"
             )

@@ -21,7 +21,7 @@ from mexit.data import registry
 from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
 from mexit.errors import NotFound, StalePolicy, UsageError
-from mexit.models import MultiExit, model_spec
+from mexit.models import MultiExit
 from mexit.models.device import device_of, resolve_device
 from mexit.models.exit_costs import exit_costs
 from mexit.runtime.reference import run_all_exits
@@ -192,7 +192,7 @@ def open_target(
         {} if runtime is None else _budgets(runtime),
         data,
         splits,
-        model_spec(source.settings.model).input,
+        source.settings.model_spec().input,
         Costs(tuple(cost.macs for cost in costs), tuple(cost.head_macs for cost in costs)),
         tuple(cost.parameters for cost in costs),
     )

@@ -28,6 +28,7 @@ from mexit.core.progress import Progress, Silent
 from mexit.core.trace import UNKNOWN, Origin, Trace
 from mexit.data import registry
 from mexit.data.dataset import DataSet
+from mexit.data.groups import default_group, find_groups
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
 from mexit.evaluate import plots
@@ -212,9 +213,11 @@ def _check_labels(source: SampleSource, config: CalibrationConfig) -> None:
 def _unknown_source(bundle: Bundle, name: str, data_dir: str | Path | None) -> UnlabelledSource:
     """Pictures of other things. Raises `BadInput` for fewer than two: one half selects, the other half tests."""
     images = registry.load_any(name, data_dir)
-    if len(images) < 2:
-        raise BadInput(f"--reject-from {name} has {len(images)} picture, at least 2 are needed")
-    return UnlabelledSource(images, bundle.manifest.input, UNKNOWN)
+    grouping = find_groups(images, default_group(name))
+    count = len(images) if grouping is None else grouping.count
+    if count < 2:
+        raise BadInput(f"--reject-from {name} has {count} picture or group of pictures, at least 2 are needed")
+    return UnlabelledSource(images, bundle.manifest.input, UNKNOWN, grouping.ids if grouping else None)
 
 
 def record_samples(
@@ -230,7 +233,8 @@ def record_samples(
     """
     origin = replace(origin, split=samples.split, condition=samples.condition)
     with progress.track(f"recording {samples.split}, {samples.condition[:24]}", samples.n) as advance:
-        return record_trace(run_batch, samples.batches, origin, lambda count: advance(count, ""))
+        trace = record_trace(run_batch, samples.batches, origin, lambda count: advance(count, ""))
+    return replace(trace, groups=samples.groups)
 
 
 def _record_traces(
@@ -319,7 +323,9 @@ def _load_data(bundle: Bundle, data: str | None, data_dir: str | Path | None) ->
     if data_set.classes != bundle.manifest.classes:
         raise UsageError(f"{data} has the classes {data_set.classes}, {bundle.path} {bundle.manifest.classes}")
     own = stored is not None and data_set.sha256 == stored.sha256
-    return data_set, Splits.of_bundle(bundle) if own else split(data_set)
+    if own:
+        return data_set, Splits.of_bundle(bundle)
+    return data_set, split(data_set, find_groups(data_set, default_group(data)))
 
 
 def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult) -> PolicyEntry:

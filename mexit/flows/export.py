@@ -33,7 +33,6 @@ with requires_extra("train", "Exporting a network"):
     from mexit.export.segments import TorchSegment, cut_segments
     from mexit.export.validate import PrecisionReport, check_against_torch, check_single_file
     from mexit.flows.precision_variants import PRECISIONS, convert_segments
-    from mexit.models import model_spec
     from mexit.models.device import resolve_device
     from mexit.train import checkpoint
     from mexit.train.config import TrainSettings
@@ -151,7 +150,7 @@ def _build(
     model, settings, splits = checkpoint.load_model(run)
     data = registry.load(settings.data, data_dir)
     splits.check(data)
-    spec = model_spec(settings.model).input
+    spec = settings.model_spec().input
     torch_segments = cut_segments(model, spec.name)
     segments = _export_segments(torch_segments, progress)
     variants: dict[str, Sequence[OnnxSegment]] = {PARITY: segments}

@@ -38,12 +38,14 @@ class SampleBatches:
         condition: "clean", or the description of the attack.
         n: number of samples.
         batches: images (B, C, H, W), labels (B,) or None, and indices in the data set (B,).
+        groups: group id of every sample in the order of the batches, (n,), or None without groups.
     """
 
     split: str
     condition: str
     n: int
     batches: Iterator[Batch]
+    groups: NDArray[np.int64] | None = None
 
 
 class SampleSource(Protocol):
@@ -94,7 +96,7 @@ class DatasetSource:
 
     def clean(self, split: str) -> SampleBatches:
         index = self.splits.part(split)
-        return SampleBatches(split, "clean", len(index), self._batches(index))
+        return SampleBatches(split, "clean", len(index), self._batches(index), self.splits.groups_of(index))
 
     def attacked(self, split: str) -> SampleBatches | None:
         if self.attack is None:
@@ -102,7 +104,8 @@ class DatasetSource:
         craft = self.attack.craft
         index = evenly_spaced(self.splits.part(split), MAX_ATTACKED[split])
         batches = ((craft(images, labels, rows), labels, rows) for images, labels, rows in self._batches(index))
-        return SampleBatches(split, self.attack.description, len(index), batches)
+        groups = self.splits.groups_of(index)
+        return SampleBatches(split, self.attack.description, len(index), batches, groups)
 
     def _batches(self, index: Index) -> Iterator[tuple[Images, Labels, Index]]:
         for rows in split_batches(index, BATCH):
@@ -119,22 +122,26 @@ class UnlabelledSource:
         images: the samples; labels of a data set are not used.
         spec: the input of the bundle.
         condition: of the traces, see `core.trace.Origin`.
+        groups: group id of each image, (N,); a group lies in one half. None = each image is its own group.
     """
 
     images: UnlabelledImages | DataSet
     spec: InputSpec
     condition: str = "clean"
+    groups: NDArray[np.int64] | None = None
 
     @property
     def data_sha256(self) -> str:
         return self.images.sha256
 
     def clean(self, split: str) -> SampleBatches:
-        order = np.random.default_rng(_SEED).permutation(len(self.images)).astype(np.int64)
+        ids = np.arange(len(self.images), dtype=np.int64) if self.groups is None else self.groups
+        order = np.random.default_rng(_SEED).permutation(np.unique(ids))
         halves = dict(zip(MAX_ATTACKED, np.array_split(order, len(MAX_ATTACKED)), strict=True))
-        index = np.sort(halves[split])
+        index = np.flatnonzero(np.isin(ids, halves[split])).astype(np.int64)
+        groups = None if self.groups is None else self.groups[index]
         batches = ((self.images.batch(rows, self.spec), None, rows) for rows in split_batches(index, BATCH))
-        return SampleBatches(split, self.condition, len(index), batches)
+        return SampleBatches(split, self.condition, len(index), batches, groups)
 
     def attacked(self, split: str) -> SampleBatches | None:  # noqa: ARG002
         return None
@@ -178,7 +185,8 @@ class BundleSource:
         if images is None:
             return None
         arrays = (split_batches(array, BATCH) for array in (images.images, images.labels, images.index))
-        return SampleBatches(images.split, images.condition, len(images.index), zip(*arrays, strict=True))
+        batches = zip(*arrays, strict=True)
+        return SampleBatches(images.split, images.condition, len(images.index), batches, images.groups)
 
 
 def gather(source: SampleSource, progress: Progress) -> list[CalibrationImages]:
@@ -203,6 +211,8 @@ def gather(source: SampleSource, progress: Progress) -> list[CalibrationImages]:
             arrays = [np.concatenate([part[axis] for part in parts]) for axis in range(3)]
             kept_index = evenly_spaced(arrays[2], most) if kept_index is None else kept_index
             rows = np.flatnonzero(np.isin(arrays[2], kept_index))
-            kept = (array[rows] for array in arrays)
-            collected.append(CalibrationImages(split, samples.condition, source.data_sha256, *kept))
+            images, labels, index = (array[rows] for array in arrays)
+            groups = None if samples.groups is None else samples.groups[rows]
+            origin = split, samples.condition, source.data_sha256
+            collected.append(CalibrationImages(*origin, images, labels, index, groups))
     return collected

@@ -13,6 +13,7 @@ from mexit.core.artifact_paths import RUNS, free_name, newest, remember
 from mexit.core.progress import Progress, Silent
 from mexit.data import registry
 from mexit.data.dataset import DataSet
+from mexit.data.groups import find_groups
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
 
@@ -125,7 +126,8 @@ def train_model(
         else:
             data_set = registry.load(data, data_dir)
             resolved = resolve(data, preset, settings or {})
-            splits = split(data_set).thinned(data_set, resolved.fraction, resolved.omit_class)
+            splits = split(data_set, find_groups(data_set, resolved.group), resolved.split_seed)
+            splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
             name = f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}"
             run = Path(processes.broadcast(str(_new_run(out, name))))
         set_threads(options.threads, processes.local_size)
@@ -185,6 +187,8 @@ class _Session:
         if self.processes.is_main:
             remember(RUNS, self.run)
         self.progress.note(_headline(trainer))
+        if self.splits.grouping:
+            self.progress.note(self.splits.grouping)
         return self._run(trainer), trainer.settings
 
     def _resume(self, trainer: Trainer) -> None:

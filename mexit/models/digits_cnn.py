@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from mexit.models.multi_exit import MultiExit, Stage
+from mexit.models.multi_exit import MultiExit, Normalise, Stage
 
 INPUT_SHAPE = (1, 8, 8)
 
 
-def build(classes: int) -> MultiExit:
-    """A freshly initialised network with exits after 2, 4 and 6 convolutions."""
+def build(
+    classes: int,
+    input_shape: tuple[int, int, int] = INPUT_SHAPE,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> MultiExit:
+    """A freshly initialised network with exits after 2, 4 and 6 convolutions.
+
+    Args:
+        classes: C.
+        input_shape: (channels, H, W).
+        mean, std: normalisation of the pixels, one number per channel, for pixels in [0, 1]; () = none.
+    """
     network = MultiExit(
         [
-            Stage(_block(1, 16, 24), _head(24, 4, classes)),
+            Stage(_block(input_shape[0], 16, 24), _head(24, 4, classes)),
             Stage(_block(24, 40, 40, first_stride=2), _head(40, 2, classes)),
             Stage(_block(40, 64, 64), _head(64, 2, classes)),
         ],
-        INPUT_SHAPE,
+        input_shape,
         classes,
+        Normalise(mean, std) if mean else None,
     )
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

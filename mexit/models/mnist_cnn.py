@@ -7,27 +7,47 @@ costs at most what the same exit of SmallCNN costs. Convolutions are 3x3 with pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from mexit.models.multi_exit import MultiExit, Stage
+from mexit.models.multi_exit import MultiExit, Normalise, Stage, check_sides
 
 INPUT_SHAPE = (1, 28, 28)
 
 
-def build(classes: int) -> MultiExit:
-    """A freshly initialised network; stages 1 to 3 carry 16x14x14, 64x7x7 and 96x7x7 features."""
+def build(
+    classes: int,
+    input_shape: tuple[int, int, int] = INPUT_SHAPE,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> MultiExit:
+    """A freshly initialised network; stages 1 to 3 carry 16x14x14, 64x7x7 and 96x7x7 features of 28x28 pixels.
+
+    Args:
+        classes: C.
+        input_shape: (channels, H, W).
+        mean, std: normalisation of the pixels, one number per channel, for pixels in [0, 1]; () = none.
+
+    Raises:
+        UsageError: a side has fewer than 4 pixels.
+    """
+    check_sides(input_shape, 4)
+    channels, height, width = input_shape
+    # The first head halves by a convolution, which rounds up, and the second stage by pooling, which rounds down.
+    first_area, area = -(-(height // 2) // 2) * -(-(width // 2) // 2), (height // 4) * (width // 4)
     first = Stage(
-        nn.Sequential(_conv(1, 16), nn.MaxPool2d(2), nn.ReLU()),
+        nn.Sequential(_conv(channels, 16), nn.MaxPool2d(2), nn.ReLU()),
         nn.Sequential(
-            _conv(16, 32, stride=2), nn.ReLU(), _conv(32, 32), nn.ReLU(), *_classifier(32 * 49, 128, classes)
+            _conv(16, 32, stride=2), nn.ReLU(), _conv(32, 32), nn.ReLU(), *_classifier(32 * first_area, 128, classes)
         ),
     )
     second = Stage(
         nn.Sequential(_conv(16, 64), nn.MaxPool2d(2), nn.ReLU(), _conv(64, 64), nn.ReLU(), _conv(64, 64), nn.ReLU()),
-        nn.Sequential(*_classifier(64 * 49, 128, classes)),
+        nn.Sequential(*_classifier(64 * area, 128, classes)),
     )
-    third = Stage(nn.Sequential(_conv(64, 96), nn.ReLU()), nn.Sequential(*_classifier(96 * 49, 200, classes)))
-    return MultiExit([first, second, third], INPUT_SHAPE, classes)
+    third = Stage(nn.Sequential(_conv(64, 96), nn.ReLU()), nn.Sequential(*_classifier(96 * area, 200, classes)))
+    return MultiExit([first, second, third], input_shape, classes, Normalise(mean, std) if mean else None)
 
 
 def _conv(width_in: int, width: int, stride: int = 1) -> nn.Conv2d:

@@ -12,6 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mexit.errors import UsageError
+
 Features = tuple[Tensor, ...]
 
 
@@ -145,6 +147,15 @@ def single_exit(network: MultiExit) -> MultiExit:
     stages = [cast("Stage", stage) for stage in network.stages]
     stage = Stage(Chain([stage.trunk for stage in stages]), stages[-1].head)
     return MultiExit([stage], network.input_shape, network.classes, network.normalise)
+
+
+def check_sides(input_shape: tuple[int, int, int], smallest: int) -> None:
+    """Raise `UsageError` if a side of the images (channels, H, W) has fewer than `smallest` pixels."""
+    if min(input_shape[1:]) < smallest:
+        raise UsageError(
+            f"this network needs images of at least {smallest} x {smallest} pixels, found "
+            f"{input_shape[1]} x {input_shape[2]}: choose a larger --size"
+        )
 
 
 def _as_tuple(output: Tensor | Sequence[Tensor]) -> Features:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.errors import UsageError
@@ -26,13 +27,42 @@ class ModelSpec:
         exits: E.
         prepare: how images are prepared for the network.
         classes: number of classes of the data set that the architecture was published for.
+        any_input: whether `build` also takes `input_shape`, `mean` and `std`, see `with_input`.
     """
 
-    build: Callable[[int], MultiExit]
+    build: Callable[..., MultiExit]
     input_shape: tuple[int, int, int]
     exits: int
     prepare: PrepareSpec
     classes: int = 10
+    any_input: bool = False
+
+    def with_input(
+        self, input_shape: tuple[int, int, int], mean: Sequence[float] = (), std: Sequence[float] = ()
+    ) -> ModelSpec:
+        """The same architecture for images of another shape or with another normalisation.
+
+        Args:
+            input_shape: (channels, H, W).
+            mean, std: normalisation, one number per channel for pixels in [0, 1]; () = those of the architecture,
+                or 0.5 where the number of channels differs from its own.
+
+        Raises:
+            UsageError: the architecture has one input only.
+        """
+        if input_shape == self.input_shape and not mean:
+            return self
+        if not self.any_input:
+            shape, own = (" x ".join(map(str, sides)) for sides in (input_shape, self.input_shape))
+            raise UsageError(
+                f"this network takes images of {own} (channels x height x width) only, not of {shape}: leave out "
+                f"--size and --channels, or choose --model {' or '.join(ANY_INPUT)}"
+            )
+        channels = input_shape[0]
+        values = {"mean": tuple(mean), "std": tuple(std)} if mean else {}
+        if not mean and channels != self.input_shape[0]:
+            values = {"mean": (0.5,) * channels, "std": (0.5,) * channels}
+        return replace(self, build=partial(self.build, input_shape=input_shape, **values), input_shape=input_shape)
 
     @property
     def input(self) -> InputSpec:
@@ -70,19 +100,19 @@ def _msdnet(config: MSDNetConfig, classes: int, prepare: PrepareSpec) -> ModelSp
     return ModelSpec(partial(msdnet.build, config), config.input_shape, config.blocks, prepare, classes)
 
 
-def _wide_cnn(widths: Sequence[int]) -> ModelSpec:
-    build = partial(wide_cnn.build, widths=widths, mean=_CIFAR10_MEAN, std=_CIFAR10_STD)
-    return ModelSpec(build, wide_cnn.INPUT_SHAPE, len(widths), PrepareSpec())
+def _wide_cnn(widths: Sequence[int], stem: int = wide_cnn.STEM) -> ModelSpec:
+    build = partial(wide_cnn.build, widths=widths, mean=_CIFAR10_MEAN, std=_CIFAR10_STD, stem=stem)
+    return ModelSpec(build, wide_cnn.INPUT_SHAPE, len(widths), PrepareSpec(), any_input=True)
 
 
-def _build_single(build: Callable[[int], MultiExit], classes: int) -> MultiExit:
-    return single_exit(build(classes))
+def _build_single(build: Callable[..., MultiExit], classes: int, **how: Any) -> MultiExit:
+    return single_exit(build(classes, **how))
 
 
 _MULTI_EXIT = {
-    "digits-cnn": ModelSpec(digits_cnn.build, digits_cnn.INPUT_SHAPE, 3, PrepareSpec(resize="box")),
-    "small-cnn": ModelSpec(small_cnn.build, small_cnn.INPUT_SHAPE, 3, PrepareSpec()),
-    "mnist-cnn": ModelSpec(mnist_cnn.build, mnist_cnn.INPUT_SHAPE, 3, PrepareSpec()),
+    "digits-cnn": ModelSpec(digits_cnn.build, digits_cnn.INPUT_SHAPE, 3, PrepareSpec(resize="box"), any_input=True),
+    "small-cnn": ModelSpec(small_cnn.build, small_cnn.INPUT_SHAPE, 3, PrepareSpec(), any_input=True),
+    "mnist-cnn": ModelSpec(mnist_cnn.build, mnist_cnn.INPUT_SHAPE, 3, PrepareSpec(), any_input=True),
     "msdnet-cifar10": _msdnet(MSDNET_CIFAR10, 10, PrepareSpec()),
     "msdnet-cifar100": _msdnet(MSDNET_CIFAR100, 100, PrepareSpec()),
     "msdnet-tiny-imagenet": _msdnet(MSDNET_TINY_IMAGENET, 200, PrepareSpec(fit="cover")),
@@ -91,11 +121,18 @@ _MULTI_EXIT = {
     "resnet38": ModelSpec(resnet.build, resnet.INPUT_SHAPE, resnet.EXITS, PrepareSpec()),
     "wide-cnn": _wide_cnn((64, 128, 256)),
     "wide-cnn-40m": _wide_cnn((48, 96, 192)),
+    "wide-cnn-20m": _wide_cnn((32, 64, 128), stem=16),
+    "wide-cnn-10m": _wide_cnn((24, 48, 96), stem=16),
     "resnet18": ModelSpec(
-        partial(resnet18.build, mean=_CIFAR10_MEAN, std=_CIFAR10_STD), resnet18.INPUT_SHAPE, 4, PrepareSpec()
+        partial(resnet18.build, mean=_CIFAR10_MEAN, std=_CIFAR10_STD),
+        resnet18.INPUT_SHAPE,
+        4,
+        PrepareSpec(),
+        any_input=True,
     ),
     "mobilenetv2": ModelSpec(mobilenetv2.build, mobilenetv2.INPUT_SHAPE, mobilenetv2.EXITS, PrepareSpec()),
 }
+ANY_INPUT = tuple(name for name, spec in _MULTI_EXIT.items() if spec.any_input)
 MODELS: dict[str, ModelSpec] = {}
 for _name, _spec in _MULTI_EXIT.items():
     MODELS[_name] = _spec

@@ -17,16 +17,22 @@ INPUT_SHAPE = (3, 32, 32)
 WIDTHS = (64, 128, 256, 512)
 
 
-def build(classes: int, mean: Sequence[float], std: Sequence[float]) -> MultiExit:
+def build(
+    classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    input_shape: tuple[int, int, int] = INPUT_SHAPE,
+) -> MultiExit:
     """A freshly initialised network.
 
     Args:
         classes: C.
         mean, std: normalisation of the pixels, one number per channel, for pixels in [0, 1].
+        input_shape: (channels, H, W).
     """
     width = WIDTHS[0]
     layers: list[nn.Module] = [
-        nn.Conv2d(INPUT_SHAPE[0], width, 3, padding=1, bias=False),
+        nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
     ]
@@ -37,7 +43,7 @@ def build(classes: int, mean: Sequence[float], std: Sequence[float]) -> MultiExi
         head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(group_width, classes))
         stages.append(Stage(nn.Sequential(*layers), head))
         layers, width = [], group_width
-    network = MultiExit(stages, INPUT_SHAPE, classes, Normalise(mean, std))
+    network = MultiExit(stages, input_shape, classes, Normalise(mean, std))
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -7,6 +7,11 @@ reflect-crop-flip   the same crop with reflected borders; each image is mirrored
                     the even ones (K. Jordan, arXiv 2404.00498)
 resized-crop-flip   crop 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3, resize to the original size, mirror
                     half of the images: the augmentation of MSDNet on ImageNet (C. Szegedy et al., CVPR 2015)
+photo               turn by up to 15 degrees, scale each side by 0.8 to 1.25, move by up to 12 % of each side, with
+                    reflected borders; multiply brightness and contrast by 0.5 to 2; for photographs of objects whose
+                    mirror image may mean something else
+
+`flip` adds mirror images to any of them, or removes them.
 
 The papers crop the original photograph and resize once. Here the crop is taken from the prepared image, because
 training shares its image preparation with every later stage. This is our choice; small crops are softer.
@@ -22,35 +27,51 @@ from torch import Tensor
 
 from mexit.attacks.rng import CounterRNG
 
-AUGMENTS = ("none", "shift", "crop-flip", "reflect-crop-flip", "resized-crop-flip")
+AUGMENTS = ("none", "shift", "crop-flip", "reflect-crop-flip", "resized-crop-flip", "photo")
 PAD, SHIFT = 4, 2
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+# Of "photo": degrees, largest factor of a side's length, share of a side, largest factor of brightness and contrast.
+TURN, SCALE, MOVE, LIGHT = 15.0, 1.25, 0.12, 2.0
 _CROP_ATTEMPTS = 10
 
 
-def augment(images: Tensor, kind: str, rng: CounterRNG, index: Tensor) -> Tensor:
+def augment(images: Tensor, kind: str, rng: CounterRNG, index: Tensor, flip: bool | None = None) -> Tensor:
     """Augment a batch.
 
     Args:
-        images: (B, C, H, W) of any dtype; float32 in [0, 1] for "resized-crop-flip".
+        images: (B, C, H, W) of any dtype; float32 in [0, 1] for "resized-crop-flip" and "photo".
         kind: one of `AUGMENTS`.
         rng: random numbers of the epoch.
         index: positions of the images in the data set, (B,) int64; each image's random numbers depend on its own.
+        flip: whether half of the images are mirrored; None = if `kind` ends in "flip".
 
     Returns:
         (B, C, H, W) of the same dtype.
     """
+    mirrored = _mirrored(kind, rng, index, flip)
     if kind == "none":
-        return images
+        return images if flip is None else torch.where(mirrored[:, None, None, None], images.flip(3), images)
     if kind == "resized-crop-flip":
-        return _resized_crop_flip(images, rng, index)
-    numbers = rng.uniform("augment", index, (3,))
+        return _resized_crop(images, rng, index, mirrored)
+    if kind == "photo":
+        return _change_light(_turn_and_scale(images, rng, index, mirrored), rng, index)
+    corners = rng.uniform("augment", index, (3,))[:, :2]
     if kind == "shift":
-        return _crop(F.pad(images, (SHIFT,) * 4), SHIFT, numbers[:, :2], torch.zeros_like(index, dtype=torch.bool))
+        return _crop(F.pad(images, (SHIFT,) * 4), SHIFT, corners, mirrored)
+    padded = F.pad(images, (PAD,) * 4) if kind == "crop-flip" else _reflected(images)
+    return _crop(padded, PAD, corners, mirrored)
+
+
+def _mirrored(kind: str, rng: CounterRNG, index: Tensor, flip: bool | None) -> Tensor:
+    """Which images are mirrored, (B,) bool."""
+    if flip is False or (flip is None and not kind.endswith("flip")):
+        return torch.zeros_like(index, dtype=torch.bool)
     if kind == "crop-flip":
-        return _crop(F.pad(images, (PAD,) * 4), PAD, numbers[:, :2], numbers[:, 2] < 0.5)
-    always = CounterRNG(rng.seed, 0).uniform("mirror", index, ()) < 0.5
-    return _crop(_reflected(images), PAD, numbers[:, :2], always ^ bool(rng.epoch % 2))
+        return rng.uniform("augment", index, (3,))[:, 2] < 0.5
+    if kind == "reflect-crop-flip":
+        first = CounterRNG(rng.seed, 0).uniform("mirror", index, ()) < 0.5
+        return first ^ bool(rng.epoch % 2)
+    return rng.uniform("mirror", index, ()) < 0.5
 
 
 def _reflected(images: Tensor) -> Tensor:
@@ -84,15 +105,39 @@ def _crop(padded: Tensor, pad: int, numbers: Tensor, mirrored: Tensor) -> Tensor
                   columns[:, None, None, :]]  # fmt: skip
 
 
-def _resized_crop_flip(images: Tensor, rng: CounterRNG, index: Tensor) -> Tensor:
+def _resized_crop(images: Tensor, rng: CounterRNG, index: Tensor, mirrored: Tensor) -> Tensor:
     height, width = images.shape[2:]
     top, left, rows, columns = crop_boxes(rng, index, height, width).to(images.dtype).unbind(1)
     x = _grid_coordinates(left, columns, width)
-    mirrored = rng.uniform("mirror", index, (1,)) < 0.5
-    x = torch.where(mirrored, x.flip(1), x)
+    x = torch.where(mirrored[:, None], x.flip(1), x)
     y = _grid_coordinates(top, rows, height)
     grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp_(0, 1)
+
+
+def _turn_and_scale(images: Tensor, rng: CounterRNG, index: Tensor, mirrored: Tensor) -> Tensor:
+    """Turn, scale, move and mirror about the centre, with reflected borders: one linear map for each image."""
+    height, width = images.shape[2:]
+    numbers = 2 * rng.uniform("augment", index, (5,)) - 1  # in [-1, 1)
+    angle = numbers[:, 0] * math.radians(TURN)
+    scale_x, scale_y = (SCALE ** numbers[:, 1:3]).unbind(1)
+    scale_x = torch.where(mirrored, -scale_x, scale_x)
+    cos, sin = angle.cos(), angle.sin()
+    # `affine_grid` maps coordinates of the result to those of the source, where each side is 2 long.
+    aspect = height / width
+    rows = [
+        torch.stack([scale_x * cos, -scale_y * sin * aspect, 2 * MOVE * numbers[:, 3]], dim=1),
+        torch.stack([scale_x * sin / aspect, scale_y * cos, 2 * MOVE * numbers[:, 4]], dim=1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _change_light(images: Tensor, rng: CounterRNG, index: Tensor) -> Tensor:
+    """Multiply each image by a brightness, and its differences from its own mean by a contrast."""
+    brightness, contrast = (LIGHT ** (2 * rng.uniform("light", index, (2, 1, 1, 1)) - 1)).unbind(1)
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return ((images - mean) * (brightness * contrast) + mean * brightness).clamp_(0, 1)
 
 
 def crop_boxes(rng: CounterRNG, index: Tensor, height: int, width: int) -> Tensor:

@@ -70,7 +70,7 @@ class TrainBatches:
         with closing(self._images(shards, indices)) as loaded:
             for shard, index, pixels in zip(shards, indices, loaded, strict=True):
                 positions = index if pixels.device == index.device else torch.from_numpy(shard)
-                images = augment(pixels, self.settings.augment, rng, positions)
+                images = augment(pixels, self.settings.augment, rng, positions, self.settings.flip)
                 yield Batch(
                     self.model,
                     self.precision.to_device(images),

@@ -10,6 +10,7 @@ log.jsonl  curves.png    metrics per epoch, and their plot
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +25,8 @@ from torch import Tensor
 from mexit.core.atomic_io import parse_json, read_bytes, read_json, to_json, write_bytes
 from mexit.core.schema import decode
 from mexit.data.splits import Splits
-from mexit.errors import Damaged, NotFound, UsageError
-from mexit.models import MultiExit, build_model
+from mexit.errors import Damaged, MexitError, NotFound, UsageError
+from mexit.models import MultiExit
 from mexit.train.config import TrainSettings
 
 SETTINGS = "settings.json"
@@ -140,7 +141,7 @@ def load_model(run: Path) -> tuple[MultiExit, TrainSettings, Splits]:
     tensors, metadata = _read(run / WEIGHTS, "weights")
     if not metadata.get("classes", "").isdigit():
         raise Damaged(f"weights {run / WEIGHTS} do not name their number of classes")
-    model = build_model(settings.model, int(metadata["classes"]))
+    model = settings.model_spec().build(int(metadata["classes"]))
     _load_weights(model, tensors, run / WEIGHTS)
     return model.eval(), settings, Splits.load(run / SPLITS)
 
@@ -172,6 +173,30 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     except NotFound:
         return []
     return [parse_json(line, run / LOG, "log") for line in content.splitlines()]
+
+
+def truncate_log(run: Path, size: int) -> None:
+    """Drop records that were written after the checkpoint; training writes them again."""
+    path = run / LOG
+    try:
+        if path.exists() and path.stat().st_size > size:
+            with path.open("r+b") as file:
+                file.truncate(size)
+    except OSError as error:
+        raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error
+
+
+def append_log(run: Path, record: dict[str, Any]) -> int:
+    """Append a record and return the size of the log in bytes."""
+    path = run / LOG
+    try:
+        with path.open("ab") as file:
+            file.write((json.dumps(record) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())  # the checkpoint that follows refers to this size
+            return file.tell()
+    except OSError as error:
+        raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error
 
 
 def create_run(run: Path, settings: TrainSettings, splits: Splits) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 from mexit.attacks.pgd import Attack, PGDConfig
 from mexit.core.schema import decode
+from mexit.data.groups import default_group
 from mexit.errors import UsageError
+from mexit.models import ModelSpec, model_spec
 from mexit.train.augment import AUGMENTS
 from mexit.train.methods import method_class
 from mexit.train.presets import DEFAULT_MODELS, PRESETS
@@ -26,7 +28,8 @@ _ADDED: dict[str, Any] = {
     "teachers": [], "fraction": 1.0, "omit_class": None, "selection_steps": 10,
     "minutes": 0.0, "steps_done": 0, "lr_schedule": "steps", "warmup": 0.0, "nesterov": False, "decay_norms": True,
     "recompute_norms": 0, "short_attack_until": 0.0, "average_attack_until": 0.0, "exit_weights": [],
-    "validate_every": 1,
+    "validate_every": 1, "size": None, "channels": None, "mean": [], "std": [], "flip": None,
+    "group": "none", "split_seed": 0,
 }  # fmt: skip
 # Fields of mexit 0.1 that have another name now.
 _RENAMED = {"recipe": "precision"}
@@ -75,6 +78,7 @@ class TrainSettings:
         weight_decay: weight decay of SGD.
         decay_norms: whether it applies to BatchNorm and biases too.
         augment: augmentation of training images, one of `augment.AUGMENTS`.
+        flip: whether half of the training images are mirrored; None = as `augment` names it.
         seed: seed of weights, sample order, augmentation, attack starts and dropout.
         precision: "bf16" (autocast), "fp32", or "auto" (bf16 where the device supports it).
         keep: weights to keep: "last", or "best" by mean attacked accuracy on the selection split.
@@ -90,6 +94,12 @@ class TrainSettings:
         teachers: directories of the teacher runs.
         fraction: share of each class's training images to use, in (0, 1].
         omit_class: name of a class whose training images are left out.
+        size: (H, W) of the images that the network takes; None = those of the architecture.
+        channels: 1 (grey) or 3 (RGB); None = those of the architecture.
+        mean, std: normalisation of the pixels, one number per channel, for pixels in [0, 1]; () = that of the
+            architecture.
+        group: how pictures that stay in one split are found, see `data.groups.find_groups`; "auto" for folders.
+        split_seed: seed of the splits.
 
     Raises:
         UsageError: a value is outside its range.
@@ -126,6 +136,7 @@ class TrainSettings:
     weight_decay: float = 5e-4
     decay_norms: bool = True
     augment: str = "none"
+    flip: bool | None = None
     seed: int = 0
     precision: str = "auto"
     keep: str = "last"
@@ -140,6 +151,12 @@ class TrainSettings:
     teachers: tuple[str, ...] = ()
     fraction: float = 1.0
     omit_class: str | None = None
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    group: str = "none"
+    split_seed: int = 0
 
     def __post_init__(self) -> None:
         self._check(self.epochs >= 1 and self.batch >= 1, "epochs and batch must be at least 1", "epochs", "batch")
@@ -152,9 +169,18 @@ class TrainSettings:
         self._check(self.momentum > 0 or not self.nesterov, "Nesterov momentum needs a momentum above 0", "momentum")
         self._check(self.weight_decay >= 0, "weight decay must be at least 0", "weight_decay")
         self._check(self.seed >= 0, "seed must be at least 0", "seed")
+        self._check(self.split_seed >= 0, "split_seed must be at least 0", "split_seed")
         self._check(self.keep in KEEP, f"keep must be one of {', '.join(KEEP)}", "keep")
         self._check(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}", "precision")
         self._check(self.augment in AUGMENTS, f"augment must be one of {', '.join(AUGMENTS)}", "augment")
+        self._check(self.size is None or min(self.size) >= 1, "the sides of size must be at least 1 pixel", "size")
+        self._check(self.channels in (None, 1, 3), "channels must be 1 or 3", "channels")
+        self._check(
+            len(self.mean) == len(self.std) and min(self.std, default=1) > 0,
+            "mean and std must have one number per channel, and std numbers above 0",
+            "mean",
+            "std",
+        )
         self._check(self.trades >= 0 and self.awp >= 0, "trades and awp must be at least 0", "trades", "awp")
         self._check(0 <= self.ema < 1, "ema must be in [0, 1)", "ema")
         self._check(0 <= self.label_smoothing < 1, "label smoothing must be in [0, 1)", "label_smoothing")
@@ -175,6 +201,17 @@ class TrainSettings:
         if not valid:
             values = " and ".join(repr(getattr(self, name)) for name in names)
             raise UsageError(f"{requirement}, found {values}")
+
+    def model_spec(self) -> ModelSpec:
+        """The architecture of the run, for its size, channels and normalisation.
+
+        Raises:
+            UsageError: the network is unknown, or takes images of one shape only.
+        """
+        spec = model_spec(self.model)
+        channels, *sides = spec.input_shape
+        height, width = self.size or sides
+        return spec.with_input((self.channels or channels, height, width), self.mean, self.std)
 
     def training_attack(self, progress: float = 1.0) -> Attack | None:
         """The training attack, or None for a run on clean images.
@@ -267,6 +304,7 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     if given.get("minutes") and "epochs" in given:
         raise UsageError("a run ends after --minutes or after --epochs: give one of them")
     values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
+    values["group"] = default_group(data)
     values |= presets[preset] | given
     if values["method"] == presets[preset]["method"]:
         values["options"] = {**presets[preset].get("options", {}), **given.get("options", {})}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mexit.errors import UsageError
-from mexit.models import MultiExit, model_spec
+from mexit.models import MultiExit
 from mexit.train import checkpoint
 from mexit.train.config import TrainSettings
 from mexit.train.methods import METHODS, build_method, method_class
@@ -30,7 +30,7 @@ def load_teachers(settings: TrainSettings, classes: tuple[str, ...], precision: 
         able = ", ".join(name for name, method in METHODS.items() if method.uses_teachers)
         raise UsageError(f"method {settings.method} takes no --teacher; methods that do: {able}")
     teachers = []
-    expected = model_spec(settings.model).input_shape
+    expected = settings.model_spec().input_shape
     for path in settings.teachers:
         teacher, teacher_settings, _ = checkpoint.load_model(Path(path))
         if teacher.classes != len(classes) or teacher.input_shape != expected:

@@ -6,9 +6,7 @@ uninterrupted one, except a run by the clock, whose number of steps depends on t
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +24,7 @@ from mexit.attacks.rng import CounterRNG
 from mexit.data.dataset import DataSet, split_batches
 from mexit.data.splits import Splits
 from mexit.errors import MexitError, UsageError
-from mexit.models import MultiExit, build_model, model_spec
+from mexit.models import MultiExit
 from mexit.train import checkpoint
 from mexit.train.batch_norm import recompute_statistics
 from mexit.train.batches import INFERENCE_BATCH, TrainBatches
@@ -106,8 +104,8 @@ class Trainer:
     def __post_init__(self) -> None:
         settings, precision = self.settings, self.precision
         torch.manual_seed(settings.seed)
-        self.model = precision.prepare(build_model(settings.model, len(self.data.classes)))
-        self.input = model_spec(settings.model).input
+        self.model = precision.prepare(self._build())
+        self.input = settings.model_spec().input
         self.attack = settings.training_attack()
         self.optimiser = build_optimiser(self.model, settings)
         self.ema = EMA(settings.ema) if settings.ema else None
@@ -172,7 +170,7 @@ class Trainer:
             MexitError: the loss is not finite, or a write failed; the last checkpoint is intact.
         """
         if self.process_group.is_main:
-            _truncate_log(self.run / checkpoint.LOG, self.position.log)
+            checkpoint.truncate_log(self.run, self.position.log)
         self._start_s = time.monotonic() - self.position.elapsed_s
         saved_s = time.monotonic()
         while not self._finished:
@@ -310,7 +308,7 @@ class Trainer:
                 best = score
                 self.kept = {name: value.detach().clone() for name, value in weights.items()}
         report = self._report(record)
-        log_bytes = _append_log(self.run / checkpoint.LOG, record)
+        log_bytes = checkpoint.append_log(self.run, record)
         self.position = Position(position.epoch + 1, 0, {}, best, log_bytes, steps_done=steps_done)
         self._save_checkpoint()
         return report
@@ -330,9 +328,13 @@ class Trainer:
             accuracy[name] = correct.mean(axis=1).round(6).tolist()
         return accuracy
 
+    def _build(self) -> MultiExit:
+        """A freshly initialised network of the run."""
+        return self.settings.model_spec().build(len(self.data.classes))
+
     def _network(self, weights: Mapping[str, Tensor]) -> MultiExit:
         """A float32 network with these weights, on the device."""
-        model = build_model(self.settings.model, len(self.data.classes)).to(self.precision.device)
+        model = self._build().to(self.precision.device)
         model.load_state_dict(weights)
         return model
 
@@ -373,25 +375,3 @@ class Trainer:
             attacked_accuracy=None if attacked is None else attacked / n,
             epoch_record=record,
         )
-
-
-def _truncate_log(path: Path, size: int) -> None:
-    """Drop records that were written after the checkpoint; training writes them again."""
-    try:
-        if path.exists() and path.stat().st_size > size:
-            with path.open("r+b") as file:
-                file.truncate(size)
-    except OSError as error:
-        raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error
-
-
-def _append_log(path: Path, record: dict[str, Any]) -> int:
-    """Append a record and return the size of the log in bytes."""
-    try:
-        with path.open("ab") as file:
-            file.write((json.dumps(record) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())  # the checkpoint that follows refers to this size
-            return file.tell()
-    except OSError as error:
-        raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error

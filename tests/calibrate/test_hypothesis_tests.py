@@ -102,3 +102,42 @@ def test_sample_sizes() -> None:
 def test_invalid_losses_are_refused(losses, epsilon, error) -> None:
     with pytest.raises(error):
         p_value("binomial", losses, epsilon)
+
+
+def test_grouped_p_values_count_groups_not_samples() -> None:
+    groups = np.repeat(np.arange(98), 8)
+    losses = np.zeros(len(groups))
+    assert p_value("binomial", losses, 0.02) < 1e-6
+    assert p_value("betting", losses, 0.02, groups) > 0.1
+    larger = np.repeat(np.arange(149), 8)
+    assert p_value("betting", np.zeros(len(larger)), 0.02, larger) <= 0.05
+    assert p_value("betting", np.zeros(len(larger) - 8), 0.02, larger[8:]) > 0.05
+
+
+def test_groups_of_one_sample_change_nothing() -> None:
+    losses = (np.arange(300) % 50 == 0).astype(float)
+    for method in ("binomial", "betting"):
+        assert p_value(method, losses, 0.05, np.arange(300)) == p_value(method, losses, 0.05)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.2])
+def test_grouped_p_values_are_valid_at_the_boundary_of_the_hypothesis(epsilon) -> None:
+    """Groups are wrong as a whole, and large groups are wrong more often; the picture-wise test is then invalid."""
+    rng = np.random.default_rng(3)
+    sizes, delta, draws = np.array([1, 3, 8]), 0.1, 1000
+    rates = np.array([0.2, 0.5, 1.2])
+    rates *= epsilon / ((sizes * rates).sum() / sizes.sum())
+    grouped = naive = 0
+    for _ in range(draws):
+        kind = rng.integers(0, 3, 120)
+        losses = np.repeat((rng.random(120) < rates[kind]).astype(float), sizes[kind])
+        groups = np.repeat(np.arange(120), sizes[kind])
+        grouped += p_value("betting", losses, epsilon, groups) <= delta
+        naive += p_value("binomial", losses, epsilon) <= delta
+    assert grouped / draws <= delta
+    assert naive / draws > 1.5 * delta
+
+
+def test_another_number_of_group_ids_is_refused() -> None:
+    with pytest.raises(BadInput, match="3 samples need 3 group ids"):
+        p_value("betting", np.zeros(3), 0.1, np.zeros(2, np.int64))

@@ -14,6 +14,7 @@ import pytest
 from mexit.core.atomic_io import sha256_bytes
 from mexit.data import digits
 from mexit.data.dataset import ArrayImages, DataSet
+from mexit.data.groups import Grouping, shared_with_test
 from mexit.data.splits import NAMES, Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError
 
@@ -59,6 +60,132 @@ def test_the_splits_of_digits_never_change() -> None:
     }  # fmt: skip
     hashes = "".join(first.hashes().values())  # a change here would move test images into training
     assert sha256_bytes(hashes.encode())[:16] == "86a3edb50159f3c7"
+
+
+def grouped(classes: int = 4, tracks: int = 20, frames: int = 5, official: int = 0) -> tuple[DataSet, Grouping]:
+    """`tracks` groups of `frames` images in each class; the last `official` groups of a class are the test part."""
+    track = np.repeat(np.arange(classes * tracks), frames)
+    test = np.flatnonzero(track % tracks >= tracks - official) if official else None
+    images = ArrayImages(np.zeros((len(track), 2, 2), np.uint8))
+    data = DataSet("x", tuple("abcdefghij"[:classes]), images, track // tracks, "5" * 64, test)
+    return data, Grouping(track.astype(np.int64), "tracks")
+
+
+@pytest.mark.parametrize("official", [0, 6], ids=["no test part", "official test part"])
+def test_a_group_lies_in_one_split_and_every_class_in_all_of_them(official: int) -> None:
+    data, grouping = grouped(tracks=25, official=official)
+    splits = split(data, grouping)
+    indices = np.concatenate([splits.part(name) for name in NAMES])
+    assert sorted(indices.tolist()) == list(range(500))
+    groups = {name: set(grouping.ids[splits.part(name)].tolist()) for name in NAMES}
+    assert sum(map(len, groups.values())) == len(set.union(*groups.values())) == 100
+    for name in NAMES:
+        assert set(data.labels[splits.part(name)]) == {0, 1, 2, 3}, name
+    rest = 100 - len(groups["test"])
+    assert len(groups["test"]) == (24 if official else 20)
+    assert 0.12 <= len(groups["certification"]) / rest <= 0.17
+    assert len(groups["train"]) > rest / 2
+    assert splits.grouping == "tracks"
+    assert (splits.groups_of(splits.part("test")) == grouping.ids[splits.part("test")]).all()
+
+
+@pytest.mark.parametrize(
+    ("tracks", "present"),
+    [
+        (2, ("train", "test")),
+        (3, ("train", "test", "calibration")),
+        (5, ("train", "test", "calibration", "certification")),
+        (7, NAMES),
+    ],
+)
+def test_a_class_with_few_groups_is_in_the_splits_that_need_it_most(tracks: int, present: tuple[str, ...]) -> None:
+    data, grouping = grouped(classes=3, tracks=20)
+    keep = np.flatnonzero((data.labels != 2) | (grouping.ids < 40 + tracks))
+    data = dataclasses.replace(
+        data, labels=data.labels[keep], images=ArrayImages(np.zeros((len(keep), 2, 2), np.uint8))
+    )
+    splits = split(data, Grouping(grouping.ids[keep], "tracks"))
+    assert {name for name in NAMES if 2 in data.labels[splits.part(name)]} == set(present)
+
+
+def test_a_class_of_one_group_is_refused_with_the_number_of_groups() -> None:
+    data, grouping = grouped(classes=3, tracks=20)
+    ids = np.where(data.labels == 1, 20, grouping.ids)
+    with pytest.raises(BadInput, match=r"the split 'test' .* no image of b: these classes have 1 group.*--group"):
+        split(data, Grouping(ids, "tracks"))
+    official = dataclasses.replace(data, official_test=np.flatnonzero(np.arange(300) % 50 == 0))
+    ids[official.official_test] = 1000
+    assert 1 in data.labels[split(official, Grouping(ids, "tracks")).part("train")]
+
+
+def test_a_group_that_is_most_of_its_class_is_trained_on() -> None:
+    data, grouping = grouped(classes=3, tracks=20)
+    ids = np.where((data.labels == 1) & (grouping.ids < 35), 20, grouping.ids)
+    for seed in range(10):
+        splits = split(data, Grouping(ids, "tracks"), seed)
+        assert 20 in ids[splits.part("train")], seed
+
+
+def test_groups_of_several_classes_leave_no_class_out() -> None:
+    """A film shows classes a and b, and b is in no other film."""
+    data, grouping = grouped(classes=4, tracks=20)
+    labels = np.where((data.labels == 0) & (np.arange(400) % 5 == 0) & (grouping.ids < 4), 1, data.labels)
+    labels[(data.labels == 1)] = 0
+    data = dataclasses.replace(data, labels=labels)
+    for seed in range(5):
+        splits = split(data, grouping, seed)
+        assert all(1 in labels[splits.part(name)] for name in ("train", "test", "calibration")), seed
+
+
+def test_groups_that_reach_into_the_test_part_are_left_out() -> None:
+    data, grouping = grouped(official=4)
+    inside = int(data.official_test[0])
+    ids = grouping.ids.copy()
+    ids[:5] = ids[inside]
+    splits = split(data, Grouping(ids, "tracks"))
+    assert not set(range(5)) & set(np.concatenate(list(splits.parts.values())).tolist())
+    assert splits.grouping == "tracks; 5 training pictures of 1 groups in the test part are left out"
+    assert shared_with_test(data, ids).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_test_part_that_divides_most_groups_is_kept_with_a_warning() -> None:
+    data, grouping = grouped()
+    data = dataclasses.replace(data, official_test=np.flatnonzero(np.arange(400) % 5 == 0))
+    splits = split(data, grouping)
+    assert sum(map(len, splits.parts.values())) == 400
+    assert "warning: 320 training pictures belong to 80 groups that are in the test part too" in splits.grouping
+
+
+def test_groups_of_one_image_change_nothing() -> None:
+    data = data_set(official_test=np.arange(150, 200))
+    assert split(data, Grouping(np.arange(200), "no groups")).hashes() == split(data).hashes()
+    assert split(data, Grouping(np.arange(200), "no groups")).groups is None
+
+
+@pytest.mark.parametrize("with_groups", [False, True])
+def test_a_seed_draws_other_splits(with_groups: bool) -> None:
+    data, grouping = grouped()
+    used = grouping if with_groups else None
+    first, again, other = split(data, used), split(data, used, 0), split(data, used, 1)
+    assert first.hashes() == again.hashes()
+    assert all(first.hashes()[name] != other.hashes()[name] for name in NAMES)
+    assert other.hashes() == split(data, used, 1).hashes()
+
+
+def test_stored_groups_are_read_back(tmp_path: Path) -> None:
+    data, grouping = grouped()
+    (tmp_path / "splits.npz").write_bytes(split(data, grouping).to_bytes())
+    splits = Splits.load(tmp_path / "splits.npz")
+    assert (splits.groups == grouping.ids).all()
+    assert splits.grouping == "tracks"
+    assert (splits.thinned(data, 0.5, None).groups == grouping.ids).all()
+    with pytest.raises(Damaged, match="these splits have 400 group ids, x has 200 images"):
+        dataclasses.replace(splits, parts=parts()).check(data_set())
+
+
+def test_another_number_of_group_ids_is_refused() -> None:
+    with pytest.raises(BadInput, match="x has 200 images, found 400 group ids"):
+        split(data_set(), grouped()[1])
 
 
 def test_stored_splits_are_read_back(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_logits_are_those_of_the_cpu(
 def test_validation_on_the_gpu_gives_the_accuracy_of_the_network_on_the_cpu(run: Path) -> None:
     model, settings, parts = checkpoint.load_model(run)
     data, index = digits.load(), parts.part("selection")
-    images, labels = data.batch(index, model_spec(settings.model).input), data.labels[index]
+    images, labels = data.batch(index, settings.model_spec().input), data.labels[index]
     attack = settings.test_attack("average", steps=settings.selection_steps)
     attacked = attack_images(model, images, labels, index, attack, seed=settings.seed)
     logged = json.loads((run / checkpoint.LOG).read_text().splitlines()[-1])["selection"]

@@ -17,6 +17,16 @@ MACS = {
         (9 * 64 * 128 + 2 * 9 * 128 * 128) * 64 + 1280,
         (9 * 128 * 256 + 2 * 9 * 256 * 256) * 16 + 2560,
     ],
+    "wide-cnn-20m": [
+        9 * 3 * 16 * 1024 + (9 * 16 * 32 + 2 * 9 * 32 * 32) * 256 + 320,
+        (9 * 32 * 64 + 2 * 9 * 64 * 64) * 64 + 640,
+        (9 * 64 * 128 + 2 * 9 * 128 * 128) * 16 + 1280,
+    ],
+    "wide-cnn-10m": [
+        9 * 3 * 16 * 1024 + (9 * 16 * 24 + 2 * 9 * 24 * 24) * 256 + 240,
+        (9 * 24 * 48 + 2 * 9 * 48 * 48) * 64 + 480,
+        (9 * 48 * 96 + 2 * 9 * 96 * 96) * 16 + 960,
+    ],
     "wide-cnn-40m": [
         9 * 3 * 32 * 1024 + (9 * 32 * 48 + 2 * 9 * 48 * 48) * 256 + 480,
         (9 * 48 * 96 + 2 * 9 * 96 * 96) * 64 + 960,
@@ -27,7 +37,12 @@ MACS = {
 
 @pytest.mark.parametrize(
     ("name", "millions", "parameters"),
-    [("wide-cnn", [24.5, 48.1, 71.7], 1_943_486), ("wide-cnn-40m", [15.0, 28.3, 41.6], 1_098_430)],
+    [
+        ("wide-cnn", [24.5, 48.1, 71.7], 1_943_486),
+        ("wide-cnn-40m", [15.0, 28.3, 41.6], 1_098_430),
+        ("wide-cnn-20m", [6.3, 12.2, 18.1], 487_918),
+        ("wide-cnn-10m", [4.0, 7.3, 10.6], 276_206),
+    ],
 )
 def test_costs_of_every_exit(name: str, millions: list[float], parameters: int) -> None:
     with torch.device("meta"):
@@ -50,7 +65,7 @@ def test_the_single_exit_network_costs_the_heads_of_the_early_exits_less(name: s
 def test_one_tensor_is_carried_over_each_cut(name: str) -> None:
     torch.set_num_threads(1)
     first, second, third = cut_segments(build_model(name, 10))
-    a, b = (64, 128) if name == "wide-cnn" else (48, 96)
+    a, b = {"wide-cnn": (64, 128), "wide-cnn-40m": (48, 96), "wide-cnn-20m": (32, 64), "wide-cnn-10m": (24, 48)}[name]
     assert (first.inputs, first.outputs) == (("input",), ("features_1_1", "logits_1"))
     assert (second.inputs, second.outputs) == (("features_1_1",), ("features_2_1", "logits_2"))
     assert (third.inputs, third.outputs) == (("features_2_1",), ("logits_3",))

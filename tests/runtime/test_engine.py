@@ -51,7 +51,7 @@ def test_engine_equals_reference_for_every_measure(measure, ensemble) -> None:
     st.lists(st.one_of(st.none(), st.floats(-3, 3)), min_size=2, max_size=2),
     st.none() | st.lists(st.one_of(st.none(), st.floats(-3, 3)), min_size=3, max_size=3).map(tuple),
     st.lists(st.integers(0, 39), min_size=0, max_size=12),
-    st.sampled_from([None, lambda k, rows: rows // 2]),
+    st.sampled_from([None, lambda _, rows: rows // 2]),
 )
 def test_any_batch_in_any_order_equals_the_reference(seed, thresholds, reject, rows, permit) -> None:
     fake = backend(seed=seed)

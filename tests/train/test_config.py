@@ -84,7 +84,9 @@ def test_an_unknown_setting_is_refused() -> None:
 
 
 def test_an_unknown_augmentation_is_refused() -> None:
-    with pytest.raises(UsageError, match="none, shift, crop-flip, reflect-crop-flip, resized-crop-flip, found 'mixup'"):
+    with pytest.raises(
+        UsageError, match="none, shift, crop-flip, reflect-crop-flip, resized-crop-flip, photo, found 'mixup'"
+    ):
         resolve("cifar10", None, {"augment": "mixup"})
 
 
