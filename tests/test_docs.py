@@ -77,6 +77,13 @@ def test_links_have_a_target(page) -> None:
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_order_of_colour_channels_is_named_beside_every_shape(page) -> None:
+    for paragraph in re.split(r"\n\s*\n", page.read_text()):
+        if re.search(r"\(H, W, 3\)|C, H, W[\])]", paragraph):
+            assert "RGB" in paragraph, paragraph
+
+
 def test_readme_python_runs(digits_bundle, workspace, tmp_path, test_digits) -> None:
     from PIL import Image
 

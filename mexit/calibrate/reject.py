@@ -130,6 +130,14 @@ def add_reject_thresholds(
     return RejectResult(tuple(kept.values()), left, _terms(certification, request), unavailable)
 
 
+def reject_outcome(samples: RejectSamples, point: FrontierPoint) -> RejectOutcome | None:
+    """What the reject option of a frontier point does to other samples with labels; None without a reject option."""
+    if point.reject is None or point.rejected is None or point.reject[-1] is None:
+        return None
+    case = _Case.of(samples, point.thresholds, len(point.reject))
+    return case.outcome(point.reject[-1], point.rejected.exits)
+
+
 @dataclass(frozen=True)
 class _Rows:
     """The answers of the rows of a trace if exit k is the last one that may answer.

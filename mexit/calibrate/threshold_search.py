@@ -46,8 +46,14 @@ def search_thresholds(evaluator: TraceEvaluator) -> list[ThresholdResult]:
     """Thresholds with higher accuracy than all cheaper ones, by rising cost."""
     exits = len(evaluator.costs.cumulative)
     if exits == 1:
-        return [_evaluate(evaluator, ())]
+        return [measure_thresholds(evaluator, ())]
     return pareto_front(_search_grid(evaluator) if exits <= GRID_EXITS else _ascend_from_all_starts(evaluator))
+
+
+def measure_thresholds(evaluator: TraceEvaluator, thresholds: Thresholds) -> ThresholdResult:
+    """Mean cost and accuracy of thresholds on the trace, which has labels."""
+    macs, accuracy = evaluator.macs(thresholds).mean(), evaluator.hits(thresholds).mean()
+    return ThresholdResult(thresholds, float(macs), float(accuracy))
 
 
 def pareto_front(results: Iterable[ThresholdResult]) -> list[ThresholdResult]:
@@ -64,11 +70,6 @@ def clearly_better(evaluator: TraceEvaluator, thresholds: Thresholds, baseline: 
     ours, theirs = evaluator.hits(thresholds), evaluator.hits(baseline)
     wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     return bool(wins - losses > STANDARD_ERRORS * np.sqrt(wins + losses))
-
-
-def _evaluate(evaluator: TraceEvaluator, thresholds: Thresholds) -> ThresholdResult:
-    macs, accuracy = evaluator.macs(thresholds).mean(), evaluator.hits(thresholds).mean()
-    return ThresholdResult(thresholds, float(macs), float(accuracy))
 
 
 def _search_grid(evaluator: TraceEvaluator) -> list[ThresholdResult]:
@@ -137,7 +138,7 @@ def _front_of_grid(cuts: Sequence[Sequence[float]], accuracy: Floats, macs: Floa
 def _ascend_from_all_starts(evaluator: TraceEvaluator) -> list[ThresholdResult]:
     starts = [geometric(evaluator.ranking, q) for q in STARTS]
     return [
-        _evaluate(evaluator, coordinate_ascent(evaluator, float(price), start))
+        measure_thresholds(evaluator, coordinate_ascent(evaluator, float(price), start))
         for price, start in product(PRICES, starts)
     ]
 

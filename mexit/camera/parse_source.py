@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from mexit.data.image_files import SUFFIXES as IMAGE_SUFFIXES
+from mexit.data.image_formats import SUFFIXES as IMAGE_SUFFIXES
 from mexit.errors import NotFound, UsageError
 
 STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "tcp", "udp", "rtp", "http", "https")

@@ -7,7 +7,6 @@ is decoded by PyAV.
 from __future__ import annotations
 
 import base64
-import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,7 +22,7 @@ import numpy as np
 
 from mexit.camera.frame import RGB, Counters, Frame, OnEvent
 from mexit.camera.parse_source import Source, is_image
-from mexit.data.preprocess import MAX_ENCODED_BYTES, read_image
+from mexit.data.preprocess import MAX_ENCODED_BYTES, decode_rgb, read_image
 from mexit.errors import BadInput, Damaged, MexitError, NotFound, TooLarge, missing_extra
 
 
@@ -100,20 +99,7 @@ def ffmpeg_message(error: BaseException) -> str:
 
 
 def _image_frame(name: str, load: Callable[[], bytes], counters: Counters) -> Frame:
-    return Frame(counters.count_arrived(), name, None, time.monotonic(), counters.skipped, load, _decode_image)
-
-
-def _decode_image(content: Any) -> RGB:
-    """Encoded bytes, already accepted by `data.preprocess`, to upright RGB (H, W, 3) uint8."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit values instead of scaling them
-        values = np.asarray(image, np.int64)
-        image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-    return np.array(image.convert("RGB"), np.uint8)  # a copy, because Pillow's memory is read-only
+    return Frame(counters.count_arrived(), name, None, time.monotonic(), counters.skipped, load, decode_rgb)
 
 
 def _read_image(path: Path) -> bytes:

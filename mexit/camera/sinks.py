@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Protocol, TextIO
 
 from mexit.camera.frame import RGB
 from mexit.camera.pipeline import CameraPrediction
+from mexit.core.printable import json_text
 from mexit.errors import MexitError
 
 
@@ -35,7 +35,7 @@ class JsonLines:
     def write(self, frame: RGB, prediction: CameraPrediction) -> None:
         """Write the prediction as a line. Raises `MexitError` if the file cannot be written."""
         del frame
-        line = json.dumps(prediction.to_json(), ensure_ascii=False, allow_nan=False)
+        line = json_text(prediction.to_json(), ascii_only=False)
         try:
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The command `mexit calibrate`, and the table of policies that `export` and `inspect` show too."""
+"""The command `mexit calibrate`, and the certificates that `inspect` shows too."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mexit.commands import output
-from mexit.commands.options import Backend, BundleArg, DataDir, Device, Json, Threads, pairs
-from mexit.core.budget import short_macs
-from mexit.core.trace import UNKNOWN
+from mexit.commands.budget_tables import show_expected, show_policies, show_reject
+from mexit.commands.options import AttackOption, Backend, BundleArg, DataDir, Device, Json, Threads, pairs
 
 if TYPE_CHECKING:
     from mexit.core.policies_file import PolicyEntry
@@ -61,9 +60,7 @@ def calibrate(
     max_unknown: Annotated[
         float, typer.Option(help="Largest share of the --reject-from pictures that is answered.")
     ] = 0.1,
-    attack: Annotated[
-        str, typer.Option(help="Attack under which policies are measured too: average, max-average or none.")
-    ] = "average",
+    attack: AttackOption = None,
     device: Device = "auto",
     backend: Backend = "auto",
     threads: Threads = None,
@@ -98,13 +95,13 @@ def calibrate(
         progress=output.RichProgress(),
     )
     if json:
-        output.print_json({"bundle": str(result.bundle), "entry": asdict(result.entry)})
+        output.print_json({"bundle": str(result.bundle), "entry": asdict(result.entry), "expected": result.expected})
     else:
         show_calibration(result)
 
 
 def show_calibration(result: CalibrateResult) -> None:
-    """Print how the scores rank, the policies and the certificates."""
+    """Print how the scores rank, the policies, the certificates, and expected and test results."""
     if result.scores:
         conditions = ["clean", "attacked"][: len(result.scores[0].auroc)]
         rows = [
@@ -115,61 +112,14 @@ def show_calibration(result: CalibrateResult) -> None:
         columns = ["score", "ensemble", *conditions]
         output.table(title, columns, rows, f"chosen: {score_name(result.entry)}")
     show_policies(result.entry)
-    show_reject(result.entry)
+    say_certificates(result.entry)
+    output.say("wrote " + ", ".join(str(path) for path in (result.bundle / "policies.json", *result.written)))
+    show_expected(result.expected)
+    show_reject(result.entry, result.expected)
     if result.unavailable:
         names = ", ".join(result.unavailable)
         output.say(f"not available: {names}: the answers of early exits alone break the bound of --max-error")
-    say_certificates(result.entry)
-    output.say("wrote " + ", ".join(str(path) for path in (result.bundle / "policies.json", *result.written)))
     output.next_commands("mexit serve --budget low", "mexit evaluate")
-
-
-def show_policies(entry: PolicyEntry) -> None:
-    """Print what each named budget promises."""
-    rows = []
-    for name, index in sorted(entry.named.items(), key=lambda item: item[1]):
-        point = entry.frontier[index]
-        held_out, attacked = point.held_out or point.calibration, point.attacked
-        rows.append(
-            [
-                name,
-                short_macs(point.budget_macs),
-                short_macs(held_out.mean_macs),
-                output.percent(held_out.accuracy),
-                output.counts(held_out.exits),
-                short_macs(attacked.mean_macs) if attacked else "-",
-                output.percent(attacked.accuracy) if attacked else "-",
-            ]
-        )
-    columns = ["budget", "MACs", "mean", "accuracy", "exits taken", "attacked: mean", "accuracy"]
-    output.table("promised mean cost in MACs and accuracy, on held-out data", columns, rows, _caption(entry))
-
-
-def _caption(entry: PolicyEntry) -> str:
-    held_out = entry.frontier[0].held_out
-    parts = [f"thresholds selected on {entry.trace.n} calibration images"]
-    if held_out is not None:
-        parts.append(f"promises measured on {held_out.n} certification images, not used for selection")
-    attacks = dict.fromkeys(ref.condition for ref in entry.evidence if ref.condition not in ("clean", UNKNOWN))
-    return "; ".join(parts + [f"attack: {attack}" for attack in attacks])
-
-
-def show_reject(entry: PolicyEntry) -> None:
-    """Print the coverage of each named budget with a reject option; nothing without one."""
-    if entry.reject is None:
-        return
-    rows = []
-    for name, index in sorted(entry.named.items(), key=lambda item: item[1]):
-        if rejected := entry.frontier[index].rejected:
-            unknown = output.percent(rejected.unknown_answered)
-            rows.append([name, output.percent(rejected.coverage), f"{rejected.error:.2%}", unknown])
-    groups = "" if entry.reject.groups is None else f" in {entry.reject.groups} groups"
-    caption = f"measured on {entry.reject.n} certification images{groups}"
-    if entry.reject.n_unknown is not None:
-        caption += f" and {entry.reject.n_unknown} images of other things"
-    columns = ["budget", "answered", "wrong answers", "other things answered"]
-    output.table(f"reject option: at most {entry.reject.max_error:.2%} wrong answers", columns, rows, caption)
-    output.say(entry.reject.promise)
 
 
 def say_certificates(entry: PolicyEntry) -> None:

@@ -24,8 +24,13 @@ def evaluate(
     eps: Annotated[str | None, typer.Option(help="Radius of the attacks, such as 8/255. Default: the run's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the attacks. Default: the run's (50).")] = None,
     attacks: Annotated[
-        str, typer.Option(help="Groups: pgd, policy, autoattack, slowdown, sanity, corruptions, by commas; or all.")
-    ] = "pgd",
+        str | None,
+        typer.Option(
+            help="Groups: pgd, policy, autoattack, slowdown, sanity, corruptions, by commas; all; or clean. "
+            "[dim]Default: clean for a run that was trained on clean images, else pgd.[/]",
+            show_default=False,
+        ),
+    ] = None,
     exits: Annotated[str, typer.Option(help="Exits that autoattack attacks, such as 1,3.")] = "all",
     strong_samples: Annotated[
         int, typer.Option(help="Test images for the groups other than pgd and corruptions; 0 for --samples.")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mexit.commands import calibrate, engines, output
-from mexit.commands.options import DataDir, Device, Json, SourceArg
+from mexit.commands import budget_tables, engines, output
+from mexit.commands.options import AttackOption, DataDir, Device, Json, SourceArg
 from mexit.core.artifact_paths import is_bundle
 from mexit.errors import UsageError
 
@@ -47,6 +47,7 @@ def export(
         bool,
         typer.Option("--single-file", help="Also write one ONNX graph with the exits inside, for other runtimes."),
     ] = False,
+    attack: AttackOption = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -69,13 +70,14 @@ def export(
         out=out,
         data_dir=data_dir,
         replace=replace,
-        options=ExportOptions(precision, single_file, not no_calibrate, with_images, device),
+        options=ExportOptions(precision, single_file, not no_calibrate, with_images, device, attack),
         progress=output.RichProgress(),
     )
     fields = {
         "bundle": str(result.bundle),
         "model": result.model,
         "differences": result.differences,
+        "expected": result.calibration.expected if result.calibration else None,
         "parity": asdict(result.precision_report) if result.precision_report else None,
     }
     if not json:
@@ -89,7 +91,7 @@ def export(
 def show_export(result: ExportResult) -> None:
     """Print the budgets, the differences from torch and the comparison of a second precision with fp32."""
     if result.calibration:
-        calibrate.show_policies(result.calibration.entry)
+        budget_tables.show_policies(result.calibration.entry)
     differences = ", ".join(f"{difference:.1e}" for difference in result.differences)
     output.say(
         f"wrote {result.bundle}, model {result.model[:12]}; largest difference from torch per exit: {differences}"
@@ -97,6 +99,8 @@ def show_export(result: ExportResult) -> None:
     report = result.precision_report
     if report:
         _show_precision(report)
+    if result.calibration:
+        budget_tables.show_expected(result.calibration.expected)
     output.next_commands(
         *(["mexit calibrate"] if not result.calibration else []),
         *(["mexit calibrate --backend ort:int8"] if report and report.precision == "int8" else []),

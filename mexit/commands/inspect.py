@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mexit.commands import calibrate, engines, output
+from mexit.commands import budget_tables, calibrate, engines, output
 from mexit.commands.bench import show_tuning
 from mexit.commands.options import BundleArg, Json
 from mexit.core.budget import format_macs
@@ -47,9 +47,10 @@ def show_inspection(result: InspectResult) -> None:
     if result.policies is None:
         output.next_commands("mexit calibrate")
     else:
-        for entry in result.policies.entries:
+        for entry, table in zip(result.policies.entries, result.expected, strict=True):
             output.say(f"calibrated for {entry.engine} {entry.precision} with {calibrate.score_name(entry)}")
-            calibrate.show_policies(entry)
-            calibrate.show_reject(entry)
+            budget_tables.show_policies(entry)
+            budget_tables.show_expected(table)
+            budget_tables.show_reject(entry, table)
             calibrate.say_certificates(entry)
     engines.show_stored(result)

@@ -46,6 +46,14 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+AttackOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Attack under which policies are measured too: single, average, max-average or none. "
+        "[dim]Default: none for a run that was trained on clean images, else average.[/]",
+        show_default=False,
+    ),
+]
 Deadline = Annotated[
     float | None,
     typer.Option(
@@ -82,6 +90,16 @@ def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{flag} expects numbers separated by commas, such as 2,1,1, not '{text}'") from None
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """Parse `64` or `48x96` into height and width in pixels. Raises `UsageError`."""
+    if text is None:
+        return None
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.strip().isascii() and side.strip().isdigit() and int(side) for side in sides):
+        raise UsageError(f"--size expects pixels, such as 64 or 48x96 (height x width), not '{text}'")
+    return int(sides[0]), int(sides[-1])
 
 
 def pairs(texts: list[str], flag: str) -> dict[str, str]:

@@ -59,6 +59,14 @@ def serve(
             help="off: each request runs alone; continuous: requests share the runs of a segment.",
         ),
     ] = "off",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MEXIT_NAME",
+            help="Name of the model in URLs, answers and metrics; without it the bundle's name.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve a bundle over HTTP: Open Inference Protocol v2, POST /v1/classify, Prometheus /metrics."""
     from mexit.flows.serve import ServeOptions, serve_bundle
@@ -85,5 +93,6 @@ def serve(
         client_rate=client_rate,
         client_burst=client_burst,
         batching=batching,
+        name=name,
     )
     serve_bundle(path, options, ready=announce)

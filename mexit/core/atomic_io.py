@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.core.printable import json_text
 from mexit.errors import Damaged, MexitError, NotFound, UsageError
 
 CHUNK_BYTES = 1 << 20
@@ -54,7 +55,7 @@ def sha256_file(path: Path) -> str:
 
 def to_json(value: Any) -> bytes:
     """JSON as mexit stores it: indented, keys in the given order, without NaN and infinity."""
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json_text(value, ascii_only=False, indent=1) + "\n").encode()
 
 
 def read_json(path: Path, what: str) -> Any:

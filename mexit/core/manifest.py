@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from mexit.core.cost import Costs
+from mexit.core.printable import UNPRINTABLE
 from mexit.core.schema import check_format, decode
 from mexit.errors import Damaged
 
@@ -24,7 +25,6 @@ _PREPARE_CHOICES = {
     "grey": ("luma",),
     "alpha": ("black", "white"),
 }
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -245,4 +245,4 @@ def _match(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 def is_class_name(name: str) -> bool:
     """Whether a text can name a class: not empty, and without control characters, which terminals interpret."""
-    return bool(name) and not _CONTROL.search(name)
+    return bool(name) and not UNPRINTABLE.search(name)

@@ -192,6 +192,22 @@ class PolicyEntry:
         """The policy of one frontier point."""
         return Policy(self.measure, self.ensemble, self.temperatures, point.thresholds, point.reject)
 
+    def by_policy(self) -> tuple[tuple[tuple[str, ...], FrontierPoint], ...]:
+        """The named budgets, by rising cost: the names that share one policy, and the frontier point of the first."""
+        groups: dict[Policy, tuple[list[str], FrontierPoint]] = {}
+        for name, index in sorted(self.named.items(), key=lambda item: item[1]):
+            point = self.frontier[index]
+            groups.setdefault(self.policy(point), ([], point))[0].append(name)
+        return tuple((tuple(names), point) for names, point in groups.values())
+
+    def more_accurate_than_full(self) -> tuple[str, ...]:
+        """The named budgets that are more accurate than the full network on the calibration data."""
+        full = self.frontier[-1].calibration.accuracy
+        if full is None:
+            return ()
+        accuracies = {name: self.frontier[index].calibration.accuracy for name, index in self.named.items()}
+        return tuple(name for name, accuracy in accuracies.items() if accuracy is not None and accuracy > full)
+
     def frontier_index(self, budget: Budget, cumulative_macs: Sequence[int]) -> int:
         """The index of the largest frontier point not above the budget. Raises `BudgetInfeasible`."""
         if budget.kind == "named" and budget.text in self.named:

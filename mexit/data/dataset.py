@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mexit.core.manifest import InputSpec
 from mexit.data.preprocess import prepare, prepare_batch, read_image
-from mexit.errors import BadInput, NotFound
+from mexit.errors import BadInput, MissingExtra, NotFound
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -56,6 +56,38 @@ class FileImages:
 
 
 @dataclass(frozen=True)
+class PreparedImages:
+    """Images of which some are in memory as the input tensor of one specification.
+
+    Attributes:
+        source: all N images.
+        input: input specification of the pixels in memory.
+        pixels: (n, C, H, W) uint8.
+        rows: row of `pixels` that holds each image, -1 = none, (N,) int64.
+    """
+
+    source: ImageStore
+    input: InputSpec
+    pixels: NDArray[np.uint8] = field(repr=False)
+    rows: NDArray[np.int64] = field(repr=False)
+
+    def at(self, index: NDArray[np.int64]) -> NDArray[np.uint8] | list[bytes]:
+        """The images at B indices, as `source` returns them."""
+        return self.source.at(index)
+
+    def name(self, i: int) -> str:
+        """The name of image i in error messages."""
+        return self.source.name(i)
+
+    def prepared(self, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32] | None:
+        """The input tensor (B, C, H, W) float32 in [0, 1], or None if an image is not in memory for `spec`."""
+        rows = self.rows[index]
+        if spec != self.input or (rows < 0).any():
+            return None
+        return self.pixels[rows].astype(np.float32) / np.float32(255)
+
+
+@dataclass(frozen=True)
 class UnlabelledImages:
     """Images without labels.
 
@@ -88,6 +120,8 @@ class DataSet:
         labels: (N,) int64.
         sha256: of all images and labels; for large sets of files, `image_files` defines it.
         official_test: indices of the test part that its authors defined, or None.
+        official_val: indices of the validation part that they defined beside a test part, or None.
+        skipped: for folders, counts of the entries that are not images of the set, by suffix or reason.
     """
 
     name: str
@@ -96,6 +130,8 @@ class DataSet:
     labels: NDArray[np.int64] = field(repr=False)
     sha256: str
     official_test: NDArray[np.int64] | None = field(repr=False)
+    official_val: NDArray[np.int64] | None = field(default=None, repr=False)
+    skipped: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -148,13 +184,15 @@ def find_folder(name: str, candidates: Sequence[Path], is_data: Callable[[Path],
 
 
 def _prepare_images(store: ImageStore, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32]:
+    if isinstance(store, PreparedImages) and (tensor := store.prepared(index, spec)) is not None:
+        return tensor
     images = store.at(index)
     try:
         return prepare_batch(images, spec)
-    except BadInput:
+    except (BadInput, MissingExtra):
         for i, image in zip(index.tolist(), images, strict=True):  # find the image at fault, to name it
             try:
                 prepare(image, spec)
-            except BadInput as error:
+            except (BadInput, MissingExtra) as error:
                 raise type(error)(f"{store.name(i)}: {error}") from None
         raise

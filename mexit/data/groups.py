@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.core.progress import Progress
 from mexit.data.dataset import DataSet, FileImages
+from mexit.data.name_sequences import MAX_SHARE, NamedPictures, joined, named_sequences
+from mexit.data.near_duplicates import near_duplicates, thumbnails
 from mexit.errors import BadInput, UsageError
 
 AUTO, NONE, FOLDER = "auto", "none", "folder"
+MIN_CLASS = 4  # pictures of a class below which near-duplicates may link most of it
+MAX_NAMES = 5  # in a sentence
 MAX_DROPPED = 0.1  # of the images outside the official test part
 
 
@@ -48,14 +53,15 @@ def default_group(data: str) -> str:
     return AUTO if data.startswith("folder:") else NONE
 
 
-def find_groups(data: DataSet, how: str) -> Grouping | None:
+def find_groups(data: DataSet, how: str, progress: Progress | None = None) -> Grouping | None:
     """Find the groups of a data set.
 
     Args:
-        data: the data set.
+        data: the data set; without image files, "auto" looks for near-duplicates only.
         how: "none"; "folder": the images of each subfolder of a class folder; "auto": sequences in file names and
             near-duplicates; or a regular expression that is searched in the path of each image below the data folder:
             images with the same capture groups (or, without capture groups, the same match) form a group.
+        progress: shows the number of pictures that were compared.
 
     Returns:
         The groups, or None with "none".
@@ -67,11 +73,60 @@ def find_groups(data: DataSet, how: str) -> Grouping | None:
     if how == NONE:
         return None
     if how == AUTO:
-        return None
+        return _automatic(data, progress)
     if not isinstance(data.images, FileImages):
         raise UsageError(f"{data.name} has no image files whose paths could name groups: use --group none")
     names = data.images.names
     return _by_folder(data, names) if how == FOLDER else _by_expression(data, names, how)
+
+
+def _automatic(data: DataSet, progress: Progress | None) -> Grouping:
+    """Groups by names and near-duplicates; a class that would become one group stays ungrouped."""
+    thumbs = thumbnails(data.images, len(data), data.sha256, progress)
+    rules: dict[str, list[str | None]] = {}
+    whole: list[int] = []
+    if isinstance(data.images, FileImages):
+        names = data.images.names
+        parts = NamedPictures.of(names, data.labels, class_folder_depth(names, data.labels))
+        rules, whole = named_sequences(parts, thumbs)
+    pairs, classes_alike = _separable(near_duplicates(thumbs), data)
+    found = [group_ids(keys) for keys in rules.values()]
+    named = joined([np.arange(len(data), dtype=np.int64), *found], pairs[:0])
+    ids = joined([named], pairs)
+    linked = int((named[pairs[:, 0]] != named[pairs[:, 1]]).sum())
+    sources = [f"by {' and '.join(rules)} in the names"] if rules else []
+    sources += [f"{linked:,} near-duplicate pairs{' between them' if rules else ''}"] if linked else []
+    tested = len(np.unique(ids[data.official_test])) if data.official_test is not None else 0
+    in_test = f" ({tested:,} in the test part)" if tested else ""
+    sentence = f"{len(np.unique(ids)):,} groups of pictures{in_test}{' ' if rules else ': '}{'; '.join(sources)}"
+    if len(np.unique(ids)) == len(data):
+        sentence = "no groups: no sequences in the names, no near-duplicates"
+    ungrouped = [data.classes[label] for label in sorted({*whole, *classes_alike})]
+    if ungrouped:
+        sentence += f"; left ungrouped, because all pictures would be one group: {_join(ungrouped)}"
+    return Grouping(ids, sentence)
+
+
+def _separable(pairs: NDArray[np.int64], data: DataSet) -> tuple[NDArray[np.int64], list[int]]:
+    """The pairs of near-duplicates without those that link most of a class, and these classes.
+
+    Drawings and other plain pictures look alike without being copies of each other.
+    """
+    ids = joined([np.arange(len(data), dtype=np.int64)], pairs)
+    keep = np.ones(len(pairs), bool)
+    classes = []
+    for label in np.unique(data.labels[pairs]).tolist():
+        members = ids[data.labels == label]
+        largest = np.bincount(members).argmax()
+        if len(members) >= MIN_CLASS and (members == largest).mean() > MAX_SHARE:
+            keep &= ids[pairs[:, 0]] != largest
+            classes.append(label)
+    return pairs[keep], classes
+
+
+def _join(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def group_ids(keys: Sequence[str | None]) -> NDArray[np.int64]:

@@ -18,14 +18,17 @@ from numpy.typing import NDArray
 
 from mexit.core.atomic_io import read_bytes
 from mexit.core.manifest import InputSpec, PrepareSpec
-from mexit.errors import BadInput, TooLarge, missing_extra
+from mexit.data.image_formats import FORMATS, HEAD_BYTES, MAX_SLOW_PIXELS, SLOW_FORMATS, formats, is_heic, require_heif
+from mexit.errors import BadInput, MexitError, TooLarge, missing_extra
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_ENCODED_BYTES = 64 << 20
-MAX_PIXELS = 32_000_000  # at most about 400 MB of memory while decoding with transparency
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+MAX_PIXELS = 64_000_000  # Pillow takes 4 bytes per pixel and copy: about 520 MB for a turned photograph
+_STRIP_PIXELS = 4_000_000
+_TIFF_BITS = 258  # the tag BitsPerSample
+_COMMON_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM")  # which Pillow reads without loading its other plugins
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 BACKGROUNDS = {"black": (0, 0, 0, 255), "white": (255, 255, 255, 255)}
 
@@ -34,7 +37,7 @@ def prepare(image: Any, spec: InputSpec) -> NDArray[np.float32]:
     """Prepare one image.
 
     Args:
-        image: encoded bytes (PNG, JPEG, ...), uint8 array (H, W), (H, W, 3) or (H, W, 4), or a Pillow image.
+        image: encoded bytes (PNG, JPEG, ...), uint8 array (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, or a Pillow image.
         spec: the input of the bundle.
 
     Returns:
@@ -43,7 +46,7 @@ def prepare(image: Any, spec: InputSpec) -> NDArray[np.float32]:
     Raises:
         BadInput: not an image, or an array with another shape or dtype.
         TooLarge: more than `MAX_PIXELS` pixels or `MAX_ENCODED_BYTES` bytes.
-        MissingExtra: Pillow is needed and not installed.
+        MissingExtra: Pillow, or pillow-heif for a HEIC file, is needed and not installed.
     """
     return to_float(to_uint8(image, spec), spec)
 
@@ -66,7 +69,12 @@ def to_uint8(image: Any, spec: InputSpec) -> NDArray[np.uint8]:
     """Decode, convert and resize one image to uint8 (H, W) or (H, W, 3) of the input's size."""
     if isinstance(image, np.ndarray) and fits(image, spec):
         return image
-    return np.asarray(_resize(_decode(_open(image), spec), spec), np.uint8)
+    return np.asarray(_resize(_decode(_open(image), spec.prepare, spec.channels), spec), np.uint8)
+
+
+def decode_rgb(content: bytes) -> NDArray[np.uint8]:
+    """Decode an image file to upright RGB (H, W, 3) uint8, for display. Raises as `prepare` does."""
+    return np.array(_decode(_open(content), PrepareSpec(), 3), np.uint8)
 
 
 def to_float(image: NDArray[np.uint8], spec: InputSpec, *, batch: bool = False) -> NDArray[np.float32]:
@@ -121,7 +129,7 @@ def _open(image: Any) -> io.BytesIO | Image.Image:
     raise BadInput(f"expected encoded bytes, a uint8 array or a Pillow image, found {type(image).__name__}")
 
 
-def _decode(opened: io.BytesIO | Image.Image, spec: InputSpec) -> Image.Image:
+def _decode(opened: io.BytesIO | Image.Image, how: PrepareSpec, channels: int) -> Image.Image:
     """Decode to an upright Pillow image of mode L (1 channel) or RGB (3 channels)."""
     from PIL import ImageOps, UnidentifiedImageError
 
@@ -129,40 +137,77 @@ def _decode(opened: io.BytesIO | Image.Image, spec: InputSpec) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about large images, which _check_pixels refuses
-            image = pillow.open(opened, formats=FORMATS) if isinstance(opened, io.BytesIO) else opened
-            _check_pixels(*image.size)
+            image = _identify(opened) if isinstance(opened, io.BytesIO) else opened
+            _check_pixels(*image.size, image.format)
             image.load()
-            image = ImageOps.exif_transpose(image) if spec.prepare.exif else image
-            return _flatten(image, spec.prepare).convert("L" if spec.channels == 1 else "RGB")
-    except BadInput:
+            _check_pixels(*image.size)  # the decoders of some formats correct the announced size
+            declared_bits = _declared_bits(image)
+            image = ImageOps.exif_transpose(image) if how.exif else image
+            return _flatten(image, how, declared_bits).convert("L" if channels == 1 else "RGB")
+    except MexitError:
         raise
     except UnidentifiedImageError:
-        size = opened.getbuffer().nbytes if isinstance(opened, io.BytesIO) else 0
-        raise BadInput(f"{size} bytes that are not an image: supported are {', '.join(FORMATS)}") from None
+        content = opened.getbuffer() if isinstance(opened, io.BytesIO) else memoryview(b"")
+        if is_heic(bytes(content[:HEAD_BYTES])):
+            require_heif("Reading a HEIC image")
+        raise BadInput(
+            f"{len(content)} bytes that are not an image: supported are {', '.join(FORMATS)}, HEIC"
+        ) from None
     except pillow.DecompressionBombError:
         raise TooLarge(f"the image announces too many pixels; at most {MAX_PIXELS} are allowed") from None
     except Exception as error:  # Pillow's decoders raise many exceptions on damaged files
         raise BadInput(f"the image is damaged: {error}") from None
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise TooLarge(f"the image has {width} x {height} pixels; at most {MAX_PIXELS} are allowed")
+def _identify(content: io.BytesIO) -> Image.Image:
+    """Read the header of an encoded image. Raises `UnidentifiedImageError`."""
+    from PIL import UnidentifiedImageError
+
+    pillow = _pillow()
+    try:
+        image = pillow.open(content, formats=_COMMON_FORMATS)
+    except UnidentifiedImageError:
+        image = pillow.open(content, formats=formats())
+    return cast("Image.Image", image)
 
 
-def _flatten(image: Image.Image, spec: PrepareSpec) -> Image.Image:
+def _check_pixels(width: int, height: int, file_format: str | None = None) -> None:
+    most = MAX_SLOW_PIXELS if file_format in SLOW_FORMATS else MAX_PIXELS
+    if width * height > most:
+        kind = f" of a {file_format} file" if most < MAX_PIXELS else ""
+        raise TooLarge(f"the image has {width} x {height} pixels; at most {most}{kind} are allowed")
+
+
+def _declared_bits(image: Image.Image) -> int:
+    """Bits of a grey value as a TIFF file declares them; 16 for other files, whose values Pillow has scaled."""
+    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,))
+    return int(bits[0]) if len(bits) == 1 and 8 < bits[0] < 16 else 16
+
+
+def _flatten(image: Image.Image, how: PrepareSpec, declared_bits: int) -> Image.Image:
     """Blend transparent pixels with the background, and reduce 16-bit grey to 8 bits."""
     if image.mode.startswith("I"):
-        wide = np.asarray(image, np.int64)
+        wide = np.asarray(image)
         if wide.min(initial=0) < 0 or wide.max(initial=0) > 65535:
             raise BadInput(f"expected grey values of 8 or 16 bits, found {wide.min()} to {wide.max()}")
-        return cast("Image.Image", _pillow().fromarray((wide >> 8).astype(np.uint8)))
+        return cast("Image.Image", _pillow().fromarray((wide >> (declared_bits - 8)).astype(np.uint8)))
     if image.mode == "F":
-        raise BadInput("expected grey values of 8 or 16 bits, found floating-point pixels")
+        raise BadInput("expected grey values of 8 or 16 bits, found floating-point pixels: store 8 or 16 bits")
     if image.mode in ALPHA_MODES or "transparency" in image.info:
-        background = _pillow().new("RGBA", image.size, BACKGROUNDS[spec.alpha])
-        return cast("Image.Image", _pillow().alpha_composite(background, image.convert("RGBA")))
+        return _blend(image, BACKGROUNDS[how.alpha])
     return image
+
+
+def _blend(image: Image.Image, background: tuple[int, int, int, int]) -> Image.Image:
+    """Blend transparent pixels with a colour, in strips of bounded memory."""
+    pillow, (width, height) = _pillow(), image.size
+    blended: Image.Image = pillow.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height))).convert("RGBA")
+        opaque = pillow.alpha_composite(pillow.new("RGBA", strip.size, background), strip)
+        blended.paste(opaque.convert("RGB"), (0, top))
+    return blended
 
 
 def _resize(image: Image.Image, spec: InputSpec) -> Image.Image:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mexit.core.bundle import Bundle
+from mexit.core.printable import printable
 from mexit.data import cifar, digits, folder, idx, imagenet, tiny_imagenet
 from mexit.data.dataset import DataSet, UnlabelledImages
 from mexit.data.splits import Splits
@@ -33,9 +34,11 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
         return digits.load()
     path = _folder(name)
     if path is not None:
+        _check_storable(name)
         return folder.load(path)
     if name not in NAMES:
-        raise UsageError(f"unknown data set '{name}': choose from {', '.join(NAMES)} or folder:PATH")
+        hint = f"; for the folder write folder:{name}" if name and Path(name).is_dir() else ""
+        raise UsageError(f"unknown data set '{name}': choose from {', '.join(NAMES)} or folder:PATH{hint}")
     given = data_dir or os.environ.get("MEXIT_DATA")
     if not given:
         raise UsageError(f"--data {name} needs the folder of the downloaded sets: add --data-dir, or set MEXIT_DATA")
@@ -79,6 +82,22 @@ def load_any(name: str, data_dir: str | Path | None = None) -> DataSet:
         return load(name, data_dir)
     found = folder.load_unlabelled(path, recursive=True)
     return DataSet(name, ("other",), found.images, np.zeros(len(found), np.int64), found.sha256, None)
+
+
+def is_folder(name: str) -> bool:
+    """Whether a data set is named as `folder:PATH`."""
+    return _folder(name) is not None
+
+
+def _check_storable(name: str) -> None:
+    """Refuse a path that settings and splits could not store. Names of the files in a folder are not stored."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"--data {printable(name)} has bytes that are not UTF-8, which settings cannot store: rename the "
+            "folder, or name a link to it"
+        ) from None
 
 
 def _folder(name: str) -> Path | None:

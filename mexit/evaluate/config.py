@@ -10,12 +10,14 @@ slowdown    images on which a budget exits late
 sanity      accuracy against the radius, and whether the attacks can be trusted
 corruptions the 15 common corruptions at 5 severities, on every image; not an attack, and not part of the worst case
 
+No group (`--attacks none` or `clean`) evaluates clean images alone, the default for a run trained on clean images.
+
 This module imports no torch, so wrong flags are rejected before anything is loaded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mexit.errors import UsageError
@@ -28,7 +30,8 @@ class EvaluateOptions:
     """The attacks of an evaluation.
 
     Attributes:
-        groups: which of `GROUPS` to run; "pgd" always runs, unless "corruptions" is the only one.
+        groups: which of `GROUPS` to run; "pgd" runs with every other attack. () = clean images alone. None = () for a
+            run that was trained on clean images, else "pgd".
         exits: exits that AutoAttack attacks, from 1; None = all.
         strong_samples: number of images for every group but "pgd" and "corruptions"; None = as many as for these.
         restarts: random starts of PGD, and restarts of Square.
@@ -47,7 +50,7 @@ class EvaluateOptions:
         UsageError: unknown groups, or a number below 1.
     """
 
-    groups: tuple[str, ...] = ("pgd",)
+    groups: tuple[str, ...] | None = None
     exits: tuple[int, ...] | None = None
     strong_samples: int | None = 200
     restarts: int = 1
@@ -60,11 +63,11 @@ class EvaluateOptions:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.groups if name not in GROUPS]
-        if unknown or not self.groups:
+        unknown = [name for name in self.groups or () if name not in GROUPS]
+        if unknown:
             raise UsageError(
-                f"unknown attacks '{', '.join(unknown)}': choose from {', '.join(GROUPS)}, or all; separate several "
-                "by commas"
+                f"unknown attacks '{', '.join(unknown)}': choose from {', '.join(GROUPS)}, all, or clean alone; "
+                "separate several by commas"
             )
         counts = {"--restarts": self.restarts, "--targets": self.targets, "--queries": self.queries}
         optional = {"--strong-samples": self.strong_samples, "--batch": self.batch}
@@ -74,14 +77,25 @@ class EvaluateOptions:
             raise UsageError(f"found {', '.join(low)}: each must be at least 1")
 
     @property
+    def chosen(self) -> tuple[str, ...]:
+        """The groups; none until `for_run` has filled in the default."""
+        return self.groups or ()
+
+    @property
     def attacked(self) -> bool:
         """Whether the images are attacked, which every group but corruptions does, and `transfer`."""
-        return set(self.groups) != {"corruptions"} or self.transfer is not None
+        return bool(set(self.chosen) - {"corruptions"}) or self.transfer is not None
 
     @property
     def strong_groups(self) -> bool:
         """Whether an attack runs that sees the strong subset of the images alone."""
-        return bool(set(self.groups) - {"pgd", "corruptions"}) or self.transfer is not None
+        return bool(set(self.chosen) - {"pgd", "corruptions"}) or self.transfer is not None
+
+    def for_run(self, attack: str) -> EvaluateOptions:
+        """The options with their default groups filled in, for a run with this training attack."""
+        if self.groups is not None:
+            return self
+        return replace(self, groups=() if attack == "none" else ("pgd",))
 
     def autoattack_exits(self, count: int) -> tuple[int, ...]:
         """The exits that AutoAttack attacks in a network with `count` exits.
@@ -95,14 +109,18 @@ class EvaluateOptions:
         return exits
 
 
-def read_groups(text: str) -> tuple[str, ...]:
-    """Parse `policy,slowdown` or `all`, in the order of `GROUPS`, and add `pgd` unless `corruptions` stands alone.
+def read_groups(text: str | None) -> tuple[str, ...] | None:
+    """Parse `policy,slowdown`, `all`, or `clean` or `none`, which give (), in the order of `GROUPS`.
 
-    `EvaluateOptions` rejects unknown names.
+    Every attack adds `pgd`. None gives None. `EvaluateOptions` rejects unknown names.
     """
+    if text is None:
+        return None
     words = [word.strip() for word in text.split(",") if word.strip()]
     if "all" in words:
         return GROUPS
+    if words in (["clean"], ["none"]):
+        return ()
     if set(words) != {"corruptions"}:
         words.append("pgd")
     known = tuple(name for name in GROUPS if name in words)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mexit.calibrate.expected import load as load_expected
 from mexit.core.budget import format_macs
 from mexit.core.versions import VERSION
 from mexit.evaluate.config import GROUPS
@@ -28,6 +29,7 @@ def model_card(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
         "## Data\n\n" + _data(target, report["settings"]),
         "## Training\n\n" + _training(target),
         "## Results\n\n" + _results(report),
+        *_expected(target),
         "## Flags\n\n" + _flags(report),
         "## Limitations\n\n" + _limitations(target, report),
         "## Reproduction\n\n" + _commands(target, report["settings"]),
@@ -125,6 +127,32 @@ def _corruptions(corruptions: Mapping[str, Any]) -> str:
     return text + "\n\n" + _table(columns, rows)
 
 
+def _expected(target: EvaluationTarget) -> list[str]:
+    """The section on expected and test results of a calibrated bundle, or none."""
+    if target.runtime is None or target.entry is None:
+        return []
+    table = load_expected(target.path, target.runtime.bundle.id, target.entry)
+    if table is None:
+        return []
+    rows = []
+    for row in table["budgets"]:
+        accuracy, cost = row["accuracy"] or {}, row["cost"]
+        difference = accuracy.get("difference")
+        cells = ["" if accuracy.get(part) is None else _cell(accuracy[part]) for part in ("expected", "test")]
+        cells.append("" if difference is None else f"{100 * difference:+.1f} ± {_points(accuracy['half_width'])}")
+        cells += ["" if cost[part] is None else format_macs(cost[part]["value"]) for part in ("expected", "test")]
+        rows.append([", ".join(row["names"]), *cells])
+    columns = ["budget", "expected accuracy", "test accuracy", "difference", "expected cost", "test cost"]
+    test = f"{table['test']['n']} images of the test split" if table["test"] else f"no test results: {table['missing']}"
+    text = (
+        f"Measured by the calibration: what the {table['certification']['n']} images of the certification split let "
+        f"expect, and {test}. Accuracy in percent ± standard error; difference in points with the half-width of its "
+        f"{table['confidence']:.0%} interval."
+    )
+    lines = [f"- {sentence}." for sentence in table["warnings"]]
+    return ["## Expected and test results\n\n" + "\n\n".join([text, _table(columns, rows), *lines])]
+
+
 def _flags(report: Mapping[str, Any]) -> str:
     checks = report["checks"]
     if not checks:
@@ -141,9 +169,12 @@ def _limitations(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
     size = f"at most {settings['eps']:.4g} of the pixel range in every pixel"
     if target.source.settings.norm == "l2":
         size = f"an L2 norm of at most {settings['eps']:.4g} in units of the pixel range"
-    lines = [
+    attacked = (
         "Accuracy under attack is measured, not proved: other attacks may succeed more often. It holds for changes of "
-        f"{size}, and for no other kind of change.",
+        f"{size}, and for no other kind of change."
+    )
+    lines = [
+        attacked if "pgd" in settings["attacks"] else "Nothing was measured under attack.",
         "On data unlike the calibration data neither accuracy nor mean cost is known.",
         "A budget bounds the mean cost on data like the calibration data. Under attack the mean rises; the hard bound "
         "is the rate limiter's, at the price of accuracy.",
@@ -169,15 +200,17 @@ def _commands(target: EvaluationTarget, report_settings: Mapping[str, Any]) -> s
 
 
 def _evaluate_flags(target: EvaluationTarget, settings: Mapping[str, Any]) -> list[str]:
-    flags = [f"--samples {settings['n']}", f"--eps {settings['eps']:.6g}", f"--steps {settings['steps']}"]
-    flags.append(f"--attacks {','.join(settings['attacks'])}")
+    flags = [f"--samples {settings['n']}", f"--attacks {','.join(settings['attacks']) or 'clean'}"]
+    if "pgd" in settings["attacks"]:
+        flags += [f"--eps {settings['eps']:.6g}", f"--steps {settings['steps']}"]
     if settings["strong_n"]:
         flags += [f"--strong-samples {settings['strong_n']}", f"--targets {settings['targets']}"]
         flags += [f"--queries {settings['queries']}", f"--exits {settings['exits']}"]
-    if target.runtime is None and settings["budgets"]:
+    if settings["budgets_named"]:
         flags.append(f"--budgets {','.join(settings['budgets'])}")
-    if settings["device"] != "cpu":
-        flags.append("--device cuda")
+    if target.runtime is not None:
+        flags.append(f"--backend {target.engine}")
+    flags += [f"--device {target.source.device.type}", f"--batch {target.batch}"]
     if settings["restarts"] > 1:
         flags.append(f"--restarts {settings['restarts']}")
     if settings["transfer_from"]:
@@ -207,8 +240,12 @@ def _percent(entry: Mapping[str, Any]) -> str:
     return f"{100 * entry['value']:.1f}%"
 
 
+def _points(value: float | None) -> str:
+    return "?" if value is None else f"{100 * value:.1f}"
+
+
 def _cell(entry: Mapping[str, Any] | None) -> str:
-    return "" if entry is None else f"{100 * entry['value']:.1f} ± {100 * entry['stderr']:.1f}"
+    return "" if entry is None else f"{100 * entry['value']:.1f} ± {_points(entry['stderr'])}"
 
 
 def _flag(name: str, value: Any) -> str:

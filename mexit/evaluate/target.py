@@ -17,6 +17,7 @@ from mexit.core.bundle import Bundle
 from mexit.core.cost import Costs
 from mexit.core.exit_policy import Policy
 from mexit.core.manifest import InputSpec
+from mexit.core.policies_file import PARITY, PolicyEntry
 from mexit.data import registry
 from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
@@ -111,6 +112,7 @@ class EvaluationTarget:
         run_batch: images (B, C, H, W) to the logits of every exit (E, B, C): torch for a run, the engine for a
             bundle.
         runtime: of a bundle; None for a run.
+        entry: the calibration of a bundle's engine; None for a run, and without calibration.
         budgets: policies by budget name; `open_target` gives those of a bundle with thresholds.
         data: the data set.
         splits: its parts.
@@ -124,6 +126,7 @@ class EvaluationTarget:
     batch: int
     run_batch: Callable[[Images], Logits]
     runtime: Runtime | None
+    entry: PolicyEntry | None
     budgets: Mapping[str, BudgetPolicy]
     data: DataSet
     splits: Splits
@@ -135,6 +138,14 @@ class EvaluationTarget:
     def cumulative_macs(self) -> tuple[int, ...]:
         """Cost of each exit if every head on the way runs, E numbers."""
         return self.costs.cumulative
+
+    @property
+    def engine(self) -> str:
+        """The engine that evaluates the images, as typed after `--backend`; "torch" for a run."""
+        if self.runtime is None:
+            return "torch"
+        backend = self.runtime.backend
+        return backend.engine if backend.precision == PARITY else f"{backend.engine}:{backend.precision}"
 
     def test_index(self, samples: int | None) -> Index:
         """Positions of at most `samples` test images, evenly spaced; None = all.
@@ -172,9 +183,10 @@ def open_target(
         UsageError: the device does not exist, or the bundle does not record which images are for testing.
     """
     device = resolve_device(device)
-    runtime = None
+    runtime, entry = None, None
     if is_bundle(path):
         runtime = Runtime.open(path, "full", backend=backend)
+        entry = _entry(runtime)
         source = GradientSource.of_bundle(runtime.bundle)
         splits = Splits.of_bundle(runtime.bundle)
     else:
@@ -189,7 +201,8 @@ def open_target(
         batch or BATCH[device],
         partial(run_exits, source.model) if runtime is None else partial(run_all_exits, runtime.backend),
         runtime,
-        {} if runtime is None else _budgets(runtime),
+        entry,
+        {} if runtime is None else _budgets(runtime, entry),
         data,
         splits,
         source.settings.model_spec().input,
@@ -198,11 +211,17 @@ def open_target(
     )
 
 
-def _budgets(runtime: Runtime) -> dict[str, BudgetPolicy]:
+def _entry(runtime: Runtime) -> PolicyEntry | None:
+    """The policies of the engine; None without calibration."""
     if not runtime.calibrated:
-        return {}
+        return None
     backend = runtime.backend
-    entry = runtime.bundle.policies().entry(backend.engine, backend.precision, backend.variant)
+    return runtime.bundle.policies().entry(backend.engine, backend.precision, backend.variant)
+
+
+def _budgets(runtime: Runtime, entry: PolicyEntry | None) -> dict[str, BudgetPolicy]:
+    if entry is None:
+        return {}
     budgets = {}
     for name, frontier_index in entry.named.items():
         point = entry.frontier[frontier_index]

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mexit.calibrate import expected
 from mexit.calibrate.calibration import (
     AUTO,
     CalibrationConfig,
@@ -19,12 +20,14 @@ from mexit.calibrate.calibration import (
 from mexit.calibrate.certificates import CertificateRequest
 from mexit.calibrate.reject import RejectRequest
 from mexit.calibrate.score_selection import ScoreQuality
+from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.atomic_io import to_json, write_bytes
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
 from mexit.core.policies_file import PolicyEntry
 from mexit.core.progress import Progress, Silent
+from mexit.core.scores import Scorer
 from mexit.core.trace import UNKNOWN, Origin, Trace
 from mexit.data import registry
 from mexit.data.dataset import DataSet
@@ -53,6 +56,7 @@ IN_BUNDLE = "bundle"
 REPORTS = Path("reports")
 ATTACKS = ("none", "single", "average", "max-average")
 NO_ATTACK = "no attack was asked for"
+CLEAN_RUN = "the run was trained on clean images (--attack average measures it)"
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class CalibrateOptions:
         measure: confidence score: "max-probability", "margin", "entropy", "agreement", or "auto" = selected.
         ensemble: exit k answers with the mean of exits 1..k; None = selected with "auto", else off.
         policy: how thresholds are selected: "search", or "geometric" (MSDNet).
-        attack: "average", "max-average" or "none": the attack under which cost and accuracy are measured too.
+        attack: attack under which cost and accuracy are measured too: "single", "average", "max-average" or "none".
+            None = "none" for a run that was trained on clean images, else "average".
         max_risk: certify that the mean loss is at most this value, in (0, 1); None = no certificate.
         confidence: of the certificate and of the reject option, in (0, 1), of each for itself.
         loss: certified loss: "early-error", "disagreement" or "accuracy-gap".
@@ -81,7 +86,7 @@ class CalibrateOptions:
     measure: str = AUTO
     ensemble: bool | None = None
     policy: str = "search"
-    attack: str = "average"
+    attack: str | None = None
     max_risk: float | None = None
     confidence: float = 0.95
     loss: str = "early-error"
@@ -95,7 +100,7 @@ class CalibrateOptions:
     def __post_init__(self) -> None:
         if self.reject_from is not None and self.max_error is None:
             raise UsageError("--reject-from names pictures for the reject option: add --max-error, such as 0.02")
-        if self.attack not in ATTACKS:
+        if self.attack not in (None, *ATTACKS):
             raise UsageError(f"unknown attack '{self.attack}': choose from {', '.join(ATTACKS)}")
 
     def config(self, cumulative_macs: tuple[int, ...]) -> CalibrationConfig:
@@ -127,7 +132,8 @@ class CalibrateResult:
         entry: the policies written to `policies.json`.
         cumulative_macs: cost of each exit in MACs, (E,).
         scores: how well each confidence score ranks correct above wrong predictions.
-        written: the report and, with matplotlib, the plot.
+        written: the reports and, with matplotlib, the plot.
+        expected: expected and test results of each budget, see `calibrate.expected.expected_and_test`.
         why_not_attacked: the reason why nothing is measured under attack; empty if it is.
         unavailable: named budgets that cannot keep the bound of the reject option.
     """
@@ -138,6 +144,7 @@ class CalibrateResult:
     scores: tuple[ScoreQuality, ...]
     written: tuple[Path, ...]
     why_not_attacked: str
+    expected: Mapping[str, Any]
     unavailable: tuple[str, ...] = ()
 
 
@@ -175,17 +182,28 @@ def calibrate_bundle(
     runtime = Runtime.open(path, "full", backend=backend, threads=threads, use_policies=False)
     cumulative_macs = runtime.bundle.manifest.cumulative_macs
     config = options.config(cumulative_macs)
-    source, why_not = _sample_source(runtime.bundle, data, data_dir, options, progress)
+    attack = options.attack or default_attack(runtime.bundle.manifest.provenance.get("settings"))
+    source, why_not = _sample_source(runtime.bundle, data, data_dir, replace(options, attack=attack), progress)
+    if options.attack is None and attack == "none":
+        why_not = CLEAN_RUN
     _check_labels(source, config)
     unknown = None if options.reject_from is None else _unknown_source(runtime.bundle, options.reject_from, data_dir)
-    traces = _record_traces(runtime, source, unknown, options.attack, progress)
+    traces = _record_traces(runtime, source, unknown, attack, progress)
     result = calibrate(traces, runtime.costs, config)
     entry = _store(runtime.bundle, traces, result)
     written = _write_report(path, runtime.bundle.manifest.name, entry, report(result, traces.certification))
+    table = _measure_test(runtime, source, traces.certification, entry, progress)
+    written = (*written, expected.save(path, runtime.bundle.id, table))
     unavailable = result.rejection.unavailable if result.rejection else ()
     if why_not:
         progress.note(f"nothing is promised under attack: {why_not}")
-    return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not, unavailable)
+    return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not, table, unavailable)
+
+
+def default_attack(settings: Any) -> str:
+    """The attack to measure under, by the settings of a run: "none" if it was trained on clean images."""
+    trained_clean = isinstance(settings, Mapping) and settings.get("attack") == "none"
+    return "none" if trained_clean else "average"
 
 
 def _check_name(name: str) -> str:
@@ -237,6 +255,23 @@ def record_samples(
     return replace(trace, groups=samples.groups)
 
 
+def _measure_test(
+    runtime: Runtime, source: SampleSource, certification: Trace, entry: PolicyEntry, progress: Progress
+) -> dict[str, Any]:
+    """Expected and test results. The test split is read here for the first time, after everything was selected."""
+    scorer = Scorer(entry.measure, entry.ensemble, entry.temperatures, certification.logits.shape[2])
+    evaluator = TraceEvaluator.of(certification, scorer, runtime.costs)
+    try:
+        test = source.test()
+        if test.samples is None:
+            return expected.expected_and_test(entry, evaluator, None, missing=test.missing)
+        run_batch = partial(run_all_exits, runtime.backend)
+        trace = record_samples(run_batch, test.samples, certification.origin, progress)
+    except MexitError as error:  # the bundle is calibrated without test results
+        return expected.expected_and_test(entry, evaluator, None, missing=f"the test images cannot be used: {error}")
+    return expected.expected_and_test(entry, evaluator, TraceEvaluator.of(trace, scorer, runtime.costs), of=test.of)
+
+
 def _record_traces(
     runtime: Runtime, source: SampleSource, unknown: SampleSource | None, attack: str, progress: Progress
 ) -> CalibrationTraces:
@@ -264,7 +299,7 @@ def _sample_source(
 
     The source is the named data; by default the bundle's own data set, else the images in the bundle.
     """
-    attack, in_bundle = options.attack, BundleSource.of(bundle)
+    attack, in_bundle = options.attack or "none", BundleSource.of(bundle)
     if data == IN_BUNDLE or (data is None and in_bundle is not None and not _data_is_readable(bundle, data_dir)):
         if in_bundle is None:
             raise UsageError(f"{bundle.path} carries no images: mexit export --with-calibration-images puts them in")
@@ -357,6 +392,6 @@ def _write_report(bundle: Path, name: str, entry: PolicyEntry, content: Mapping[
     write_bytes(written[0], to_json(content))
     if plots.available():
         written.append(bundle / REPORTS / "calibration.png")
-        budgets = {budget: entry.frontier[index].budget_macs for budget, index in entry.named.items()}
+        budgets = {", ".join(names): point.budget_macs for names, point in entry.by_policy()}
         plots.calibration(content, budgets, written[-1], name)
     return tuple(written)

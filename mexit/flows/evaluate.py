@@ -87,6 +87,7 @@ def evaluate_model(
     """
     progress, options, start = progress or Silent(), options or EvaluateOptions(), time.monotonic()
     target = open_target(source or _newest(progress), data_dir, backend, options.device, options.batch)
+    options = _with_groups(options, target, progress)
     _check(options, target)
     target = _with_budgets(target, options, progress)
     index = target.test_index(samples)
@@ -118,10 +119,18 @@ def _newest(progress: Progress) -> Path:
     return newest(BUNDLES if (BUNDLES / "latest").exists() else RUNS, progress)
 
 
+def _with_groups(options: EvaluateOptions, target: EvaluationTarget, progress: Progress) -> EvaluateOptions:
+    """The options with their default groups: clean images alone for a run that was trained on clean images."""
+    resolved = options.for_run(target.source.settings.attack)
+    if options.groups is None and not resolved.attacked:
+        progress.note("clean images alone: the run was trained on clean images (--attacks pgd attacks it)")
+    return resolved
+
+
 def _check(options: EvaluateOptions, target: EvaluationTarget) -> None:
     """Reject what would otherwise fail after long work."""
     options.autoattack_exits(target.source.model.exits)
-    if "policy" in options.groups or "autoattack" in options.groups:
+    if "policy" in options.chosen or "autoattack" in options.chosen:
         import_pyautoattack()
     if options.transfer is not None:
         other, model = checkpoint.load_model(options.transfer)[0], target.source.model
@@ -157,14 +166,14 @@ def _run_strong_groups(
     options, rows, checks = context.options, [], []
     if options.transfer is not None:
         suites.run_transfer(context, results, options.transfer)
-    if "policy" in options.groups:
+    if "policy" in options.chosen:
         suites.run_policy_group(context, results)
-    if "autoattack" in options.groups:
+    if "autoattack" in options.chosen:
         warnings = suites.run_autoattack_group(context, results)
         checks += sanity_checks.autoattack_checks(context, results, warnings)
-    if "slowdown" in options.groups:
+    if "slowdown" in options.chosen:
         suites.run_slowdown_group(context, results)
-    if "sanity" in options.groups:
+    if "sanity" in options.chosen:
         curve = suites.accuracy_curve(context)
         rows = curve_rows(curve, context.labels, context.target)
         checks += sanity_checks.curve_checks(context, curve)
@@ -174,7 +183,7 @@ def _run_strong_groups(
 
 def _corruptions(context: suites.AttackContext, index: Index, results: AttackResults) -> dict[str, Any]:
     """The report's `corruptions` on the images at `index`, (N,); empty if the group does not run."""
-    if "corruptions" not in context.options.groups:
+    if "corruptions" not in context.options.chosen:
         return {}
     outcomes = run_corruptions_group(context.target, index, context.progress)
     return corruption_report(outcomes, results.pgd["clean"], results.labels, context.target)
@@ -197,13 +206,15 @@ def _settings(
         "step": attack.pgd.step_size,
         "steps": attack.pgd.steps,
         "restarts": attack.pgd.restarts,
-        "attacks": list(dict.fromkeys((*(("pgd",) if options.attacked else ()), *options.groups))),
+        "attacks": list(dict.fromkeys((*(("pgd",) if options.attacked else ()), *options.chosen))),
         "exits": ",".join(map(str, options.exits)) if options.exits else "all",
         "targets": options.targets,
         "queries": options.queries,
         "autoattack_steps": options.autoattack_steps,
         "transfer_from": None if options.transfer is None else str(options.transfer),
         "budgets": list(target.budgets),
+        "budgets_named": options.budgets is not None,
+        "batch": target.batch,
         "seed": 0,
         "precision": "fp32",
         "device": describe_device(target.source.device),

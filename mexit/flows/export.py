@@ -19,8 +19,8 @@ from mexit.core.progress import Progress, Silent
 from mexit.core.versions import VERSION, installed_versions
 from mexit.data import registry
 from mexit.errors import MexitError, UsageError, requires_extra
-from mexit.flows.calibrate import CalibrateOptions, CalibrateResult, calibrate_bundle, network_attack
-from mexit.flows.sample_sources import DatasetSource, gather
+from mexit.flows.calibrate import CalibrateOptions, CalibrateResult, calibrate_bundle, default_attack, network_attack
+from mexit.flows.sample_sources import Attack, DatasetSource, gather
 from mexit.runtime import autotune
 from mexit.runtime.backends.ort import OrtBackend, open_session
 from mexit.runtime.reference import run_all_exits
@@ -33,6 +33,7 @@ with requires_extra("train", "Exporting a network"):
     from mexit.export.segments import TorchSegment, cut_segments
     from mexit.export.validate import PrecisionReport, check_against_torch, check_single_file
     from mexit.flows.precision_variants import PRECISIONS, convert_segments
+    from mexit.models import MultiExit
     from mexit.models.device import resolve_device
     from mexit.train import checkpoint
     from mexit.train.config import TrainSettings
@@ -53,6 +54,7 @@ class ExportOptions:
         calibrate: set thresholds on the run's calibration split.
         calibration_images: put images, clean and attacked, into the bundle, for devices without the data set.
         device: device of the torch network that crafts attacked images: "auto", "cpu" or "cuda".
+        attack: of the calibration and of the images in the bundle; see `CalibrateOptions.attack`.
     """
 
     precision: str = PARITY
@@ -60,8 +62,10 @@ class ExportOptions:
     calibrate: bool = True
     calibration_images: bool = False
     device: str = "auto"
+    attack: str | None = None
 
     def __post_init__(self) -> None:
+        CalibrateOptions(attack=self.attack)  # checks the attack
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision '{self.precision}': choose from {', '.join(PRECISIONS)}")
 
@@ -124,7 +128,7 @@ def export_bundle(
     progress.note(f"wrote {out}: {len(differences)} segments, logits within {max(differences):.1e} of torch")
     calibration = None
     if options.calibrate:
-        calibrate_options = CalibrateOptions(device=options.device)
+        calibrate_options = CalibrateOptions(device=options.device, attack=options.attack)
         calibration = calibrate_bundle(out, options=calibrate_options, data_dir=data_dir, progress=progress)
     try:
         choice = autotune.tune(Bundle.open(out), TUNING_S, builds=False).choice
@@ -163,8 +167,7 @@ def _build(
         provenance["parity"] = asdict(report)
     calibration = {}
     if options.calibration_images:
-        attacked = GradientSource(copy.deepcopy(model), settings).to(options.device)
-        source = DatasetSource(data, splits, spec, network_attack(attacked, "average"))
+        source = DatasetSource(data, splits, spec, _attack(model, settings, options))
         calibration = {images.file: images.to_bytes() for images in gather(source, progress)}
     single_file = build_single_file([segment.model for segment in segments]) if options.single_file else None
     contents = BundleContents(data.classes, spec, splits, variants, provenance, calibration, single_file)
@@ -177,6 +180,14 @@ def _build(
         logits = run_all_exits(backend, images)
         check_single_file(lambda feeds: session.run(list(OUTPUTS), feeds), spec.name, images, logits)
     return bundle, differences, report
+
+
+def _attack(model: MultiExit, settings: TrainSettings, options: ExportOptions) -> Attack | None:
+    """The attack for the images in the bundle, or None."""
+    name = options.attack or default_attack(settings.to_json())
+    if name == "none":
+        return None
+    return network_attack(GradientSource(copy.deepcopy(model), settings).to(options.device), name)
 
 
 def _export_segments(torch_segments: Sequence[TorchSegment], progress: Progress) -> list[OnnxSegment]:

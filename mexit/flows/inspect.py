@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mexit.calibrate import expected
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle
 from mexit.core.policies_file import Policies
@@ -24,6 +26,7 @@ class InspectResult:
         bundle: the opened bundle.
         policies: its policies; None if it is not calibrated.
         tuning: the engine that `--backend auto` takes on this device, and the measurements behind the choice.
+        expected: expected and test results of each entry of the policies, in its order; None where there are none.
         engines: TensorRT engines in the cache of this device.
     """
 
@@ -31,6 +34,7 @@ class InspectResult:
     policies: Policies | None
     tuning: Explanation
     engines: tuple[EngineRow, ...]
+    expected: tuple[Mapping[str, Any] | None, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the object of `mexit inspect --json`."""
@@ -43,6 +47,7 @@ class InspectResult:
             "policies": policies,
             "tuning": self.tuning.to_json(),
             "engines": rows_json(self.engines),
+            "expected": list(self.expected),
         }
 
 
@@ -64,4 +69,6 @@ def inspect_bundle(bundle: Path | None = None, *, progress: Progress | None = No
     for entry in policies.entries if policies else ():
         for trace in (entry.trace, *entry.evidence):
             opened.load_trace(trace)
-    return InspectResult(opened, policies, explain(opened), stored_engines(opened))
+    entries = policies.entries if policies else ()
+    tables = tuple(expected.load(opened.path, opened.id, entry) for entry in entries)
+    return InspectResult(opened, policies, explain(opened), stored_engines(opened), tables)

@@ -11,14 +11,15 @@ from mexit.core.policies_file import PARITY
 from mexit.core.progress import Progress
 from mexit.core.trace import Origin, Trace
 from mexit.evaluate.target import BudgetPolicy, EvaluationTarget
-from mexit.flows.calibrate import network_attack, record_samples
+from mexit.flows.calibrate import default_attack, network_attack, record_samples
 from mexit.flows.sample_sources import DatasetSource, SampleBatches
 
 
 def run_policies(target: EvaluationTarget, names: Sequence[str], progress: Progress) -> dict[str, BudgetPolicy]:
     """Select the thresholds of a run as `mexit calibrate` selects them for its bundle. Nothing is stored.
 
-    Temperatures, score and thresholds come from the calibration split, clean and under the average attack.
+    Temperatures, score and thresholds come from the calibration split: clean, and under the average attack unless the
+    run was trained on clean images.
 
     Args:
         target: the run.
@@ -35,7 +36,9 @@ def run_policies(target: EvaluationTarget, names: Sequence[str], progress: Progr
     own = {name: Budget.parse(name) for name in names if name not in NAMED_FRACTIONS}
     for budget in own.values():
         budget.macs(target.cumulative_macs)
-    source = DatasetSource(target.data, target.splits, target.input, network_attack(target.source, "average"))
+    name = default_attack(target.source.settings.to_json())
+    attack = None if name == "none" else network_attack(target.source, name)
+    source = DatasetSource(target.data, target.splits, target.input, attack)
     origin = Origin(str(target.path), PARITY, "torch", PARITY, "", "", target.data.sha256)
 
     def trace(samples: SampleBatches) -> Trace:

@@ -21,6 +21,7 @@ from mexit.runtime.trace_recorder import Batch
 BATCH = 64
 # The largest number of attacked samples per split; they are crafted in float32, as reported robustness requires.
 MAX_ATTACKED = {"calibration": 500, "certification": 1000}
+MAX_TEST = 2000  # test samples, evenly spaced
 _SEED = 20231106
 
 Images = NDArray[np.float32]
@@ -48,6 +49,21 @@ class SampleBatches:
     groups: NDArray[np.int64] | None = None
 
 
+@dataclass(frozen=True)
+class UnseenSamples:
+    """Samples of the test split.
+
+    Attributes:
+        samples: None if the source has none.
+        of: size of the test split.
+        missing: the reason why there are none.
+    """
+
+    samples: SampleBatches | None
+    of: int = 0
+    missing: str = ""
+
+
 class SampleSource(Protocol):
     """A source of calibration samples."""
 
@@ -60,6 +76,9 @@ class SampleSource(Protocol):
 
     def attacked(self, split: str) -> SampleBatches | None:
         """Attacked samples of a split, at most `MAX_ATTACKED`; None if the source has none."""
+
+    def test(self) -> UnseenSamples:
+        """Clean samples of the test split, at most `MAX_TEST`. They must not select anything."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +126,14 @@ class DatasetSource:
         groups = self.splits.groups_of(index)
         return SampleBatches(split, self.attack.description, len(index), batches, groups)
 
+    def test(self) -> UnseenSamples:
+        part = self.splits.part("test")
+        index = evenly_spaced(part, MAX_TEST)
+        if not len(index):
+            return UnseenSamples(None, missing=f"the splits of {self.data.name} have no test images")
+        samples = SampleBatches("test", "clean", len(index), self._batches(index), self.splits.groups_of(index))
+        return UnseenSamples(samples, len(part))
+
     def _batches(self, index: Index) -> Iterator[tuple[Images, Labels, Index]]:
         for rows in split_batches(index, BATCH):
             yield self.data.batch(rows, self.spec), self.data.labels[rows], rows
@@ -146,6 +173,9 @@ class UnlabelledSource:
     def attacked(self, split: str) -> SampleBatches | None:  # noqa: ARG002
         return None
 
+    def test(self) -> UnseenSamples:
+        return UnseenSamples(None, missing=f"{self.images.name} has neither labels nor test images")
+
 
 @dataclass(frozen=True)
 class BundleSource:
@@ -179,6 +209,9 @@ class BundleSource:
 
     def attacked(self, split: str) -> SampleBatches | None:
         return self._batches(split, "attacked")
+
+    def test(self) -> UnseenSamples:
+        return UnseenSamples(None, missing="the bundle carries no test images; the data set has them")
 
     def _batches(self, split: str, condition: str) -> SampleBatches | None:
         images = self.images.get(f"calibration/{split}-{condition}.npz")

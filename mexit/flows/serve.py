@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mexit.core.budget import Macs
+from mexit.core.manifest import NAME_PATTERN
 from mexit.errors import UsageError, missing_extra
 from mexit.runtime import Runtime
 from mexit.serving.limits import Limits
@@ -30,6 +31,7 @@ class ServeOptions:
         rate, burst: limit of all clients together, as in `Runtime.open`.
         client_rate, client_burst: the limit of each client. A client is a token, or a network address without tokens.
         batching: "off": every request runs alone; "continuous": requests share runs of a segment.
+        name: name of the model in routes, answers and metrics; default the bundle's.
     """
 
     budget: str = "low"
@@ -46,6 +48,7 @@ class ServeOptions:
     client_rate: Macs | None = None
     client_burst: Macs | None = None
     batching: str = "off"
+    name: str | None = None
 
 
 def serve_bundle(
@@ -64,7 +67,7 @@ def serve_bundle(
         ready: called with the URL once the server accepts connections.
 
     Raises:
-        UsageError: a public host without a token, a port in use, or an invalid deadline, token or batching.
+        UsageError: a public host without a token, a port in use, or an invalid deadline, token, batching or name.
         MissingExtra: a package of `mexit[serve]` is not installed.
         MexitError: an error of `Runtime.open`.
     """
@@ -78,6 +81,11 @@ def serve_bundle(
         )
     if options.batching not in service.BATCHING:
         raise UsageError(f"unknown batching '{options.batching}': choose from {', '.join(service.BATCHING)}")
+    if options.name is not None and not NAME_PATTERN.fullmatch(options.name):
+        raise UsageError(
+            f"'{options.name}' cannot be a model's name, which is part of URLs: use at most 64 letters, digits, "
+            "'.', '_' and '-', the first a letter or digit"
+        )
     tokens = middleware.parse_tokens(options.token)
     bound = uvicorn_server.bind(options.host, options.port, has_token=bool(tokens))
     try:
@@ -94,11 +102,16 @@ def serve_bundle(
             client_burst=options.client_burst,
         )
         served = service.Service(
-            runtime, limits or Limits(), deadline_ms=options.deadline_ms, batching=options.batching
+            runtime,
+            limits or Limits(),
+            name=options.name,
+            deadline_ms=options.deadline_ms,
+            batching=options.batching,
         )
         uvicorn_server.run(http.build_app(served, tokens), served, bound, ready)
     finally:
-        bound.close()
+        for one in bound:
+            one.close()
 
 
 def _check_packages() -> None:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mexit.core.artifact_paths import RUNS, free_name, newest, remember
-from mexit.core.progress import Progress, Silent
+from mexit.core.artifact_paths import RUNS, newest
+from mexit.core.progress import Progress, Silent, duration
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.groups import find_groups
+from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
 
 with requires_extra("train", "Training a network"):
     from mexit.evaluate import plots
+    from mexit.flows.fit_pictures import fit_settings, normalise, read_pictures
     from mexit.train import checkpoint
+    from mexit.train.changed_settings import change_settings, describe_change
     from mexit.train.config import TrainSettings, resolve
     from mexit.train.dataloader import worker_count
     from mexit.train.distributed import ProcessGroup, process_group
     from mexit.train.precision import keep_freed_memory, select_precision, set_threads
+    from mexit.train.run_directory import existing_run, has_progress, new_run
+    from mexit.train.step_report import StepReport
     from mexit.train.teachers import own_teachers
     from mexit.train.tensorboard import FOLDER, TensorBoardWriter, require_tensorboard
-    from mexit.train.trainer import StepReport, Trainer
+    from mexit.train.trainer import Trainer
+
+COLUMNS = 80
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class TrainOptions:
         workers: threads that load images ahead; None = one per core for image files, 0 for data in memory.
         tensorboard: whether to write TensorBoard scalars into the run as well.
         graphs: whether to use CUDA graphs on a CUDA device.
+        cache: whether to keep images of files in memory, if they fit into a quarter of it.
         should_stop: called after every step; True writes a checkpoint and ends training.
     """
 
@@ -47,6 +56,7 @@ class TrainOptions:
     workers: int | None = None
     tensorboard: bool = False
     graphs: bool = True
+    cache: bool = True
     should_stop: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
@@ -78,7 +88,7 @@ class TrainResult:
 
 
 def train_model(
-    data: str = "digits",
+    data: str | None = None,
     *,
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -93,18 +103,21 @@ def train_model(
     In processes started by torchrun, all processes train one network together (`mexit.train.distributed`).
 
     Args:
-        data: name of a data set, one of `data.registry.NAMES`, or "folder:PATH".
+        data: name of a data set, one of `data.registry.NAMES`, or "folder:PATH". Default: digits, with `resume` that of
+            the run.
         preset: published schedule, see `train.presets`; None = the first of the data set.
         settings: fields of `train.config.TrainSettings`, such as {"method": "neo-kd", "epochs": 20}; they win over
             the preset.
         data_dir: directory of the data sets, default `MEXIT_DATA`.
         out: run directory, default a free name in `runs/`.
-        resume: continue `out`, or the newest run, from its checkpoint with its stored settings.
+        resume: continue `out`, or the newest run, from its checkpoint with its stored settings. Of `settings`, those in
+            `train.changed_settings.CHANGEABLE` may differ: they are stored and hold from there on.
         options: device, threads and other options that do not change the weights.
         progress: receives notes and the progress bar.
 
     Raises:
-        UsageError: a setting is invalid, or `out` holds a run already.
+        UsageError: a setting is invalid or cannot change on `resume`, `out` holds a run already, or another process
+            trains it.
         NotFound: the data set, a teacher or the run to resume does not exist.
         Damaged: a file of the data set or of the run is damaged.
         MissingExtra: torch, safetensors or TensorBoard is not installed.
@@ -116,24 +129,31 @@ def train_model(
     with process_group(options.device) as processes:
         if progress is None or not processes.is_main:
             progress = Silent()
-        if resume:
-            run = out or newest(RUNS, progress)
-            resolved = checkpoint.load_settings(run)
-            _check_unchanged(run, resolved, settings or {})
-            data_set = registry.load(resolved.data, data_dir)
-            splits = Splits.load(run / checkpoint.SPLITS)
-            splits.check(data_set)
-        else:
-            data_set = registry.load(data, data_dir)
-            resolved = resolve(data, preset, settings or {})
-            splits = split(data_set, find_groups(data_set, resolved.group), resolved.split_seed)
-            splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
-            name = f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}"
-            run = Path(processes.broadcast(str(_new_run(out, name))))
         set_threads(options.threads, processes.local_size)
         keep_freed_memory()
-        session = _Session(run, data_set, splits, options, progress, processes)
-        finished, resolved = session.train_with_teachers(resolved)
+        with ExitStack() as stack:
+            if resume:
+                run = out or newest(RUNS, progress)
+                processes.on_main(lambda: stack.enter_context(existing_run(run)))
+                resolved = _changed(run, settings or {}, data, preset)
+                data_set = registry.load(resolved.data, data_dir)
+                splits = Splits.load(run / checkpoint.SPLITS)
+                splits.check(data_set)
+                data_set = _read_pictures(data_set, splits, resolved, options, progress)
+            else:
+                data = data or "digits"
+                data_set = registry.load(data, data_dir)
+                resolved = resolve(data, preset, settings or {})
+                splits = split(data_set, find_groups(data_set, resolved.group), resolved.split_seed)
+                splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
+                resolved = fit_settings(resolved, settings or {}, data_set, splits, options.device, progress)
+                resolved = processes.broadcast(resolved)  # each process has measured its own speed
+                data_set = _read_pictures(data_set, splits, resolved, options, progress)
+                resolved = normalise(resolved, data_set, splits)
+                name = f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}"
+                run = processes.on_main(lambda: stack.enter_context(new_run(out, name)))
+            session = _Session(run, data_set, splits, options, progress, processes)
+            finished, resolved = session.train_with_teachers(resolved)
         records = checkpoint.read_log(run)
         curves = run / checkpoint.CURVES if records and processes.is_main and plots.available() else None
         if curves is not None:
@@ -182,10 +202,9 @@ class _Session:
         )
         if self.processes.broadcast((run / checkpoint.SETTINGS).exists()):
             self._resume(trainer)
+            self._store_changes(trainer)
         else:
             self._create(run, settings)
-        if self.processes.is_main:
-            remember(RUNS, self.run)
         self.progress.note(_headline(trainer))
         if self.splits.grouping:
             self.progress.note(self.splits.grouping)
@@ -199,60 +218,89 @@ class _Session:
         position = trainer.position
         self.progress.note(f"continuing {trainer.run} at epoch {position.epoch + 1}, step {position.step + 1}")
 
+    def _store_changes(self, trainer: Trainer) -> None:
+        """Store the settings that `--resume` changed. The result of a finished run gets another name."""
+        run, settings = trainer.run, trainer.settings
+        stored = checkpoint.load_settings(run)
+        if settings.changes == stored.changes or not self.processes.is_main:
+            return
+        checkpoint.set_weights_aside(run, trainer.position)
+        checkpoint.save_settings(run, settings)
+        self.progress.note(f"changed: {describe_change(settings, stored)}")
+
     def _run(self, trainer: Trainer) -> bool:
         """Run the training loop with a progress bar and TensorBoard."""
-        by_clock = trainer.settings.minutes > 0
         total = int(60 * trainer.settings.minutes) or trainer.settings.epochs * len(trainer.train_index)
         write = self.options.tensorboard and self.processes.is_main
         scalars = closing(TensorBoardWriter(trainer.run / FOLDER)) if write else nullcontext()
-        with self.progress.track("training, seconds" if by_clock else "training", total) as advance, scalars as writer:
+        with self.progress.track("training", total) as advance, scalars as writer:
             done = 0
 
             def on_step(report: StepReport) -> None:
                 nonlocal done
-                accuracy = report.attacked_accuracy
-                detail = f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}"
-                detail += "" if accuracy is None else f"  attacked {100 * accuracy:.1f}%"
-                advance(report.done - done, detail)
+                advance(report.done - done, _step_line(report), report.remaining_s)
                 done = report.done
+                if report.epoch_record is not None:
+                    self.progress.log(_epoch_line(report, report.epoch_record))
                 if writer is not None:
                     writer.add(report)
 
             try:
                 return trainer.train(on_step, self.options.should_stop)
             except (NotFound, BadInput, Damaged) as error:  # an image that was readable when the run began
+                if not has_progress(self.run):
+                    raise
                 hint = f"once it can be read again: mexit train --resume --out {self.run}"
                 raise type(error)(f"{error}; {hint}") from None
 
 
-def _new_run(out: Path | None, name: str) -> Path:
-    if out is None:
-        return free_name(RUNS, name)
-    if (out / checkpoint.SETTINGS).exists():
-        raise UsageError(f"run {out} exists already: continue it with --resume --out {out}, or choose another --out")
-    return out
+def _read_pictures(
+    data: DataSet, splits: Splits, settings: TrainSettings, options: TrainOptions, progress: Progress
+) -> DataSet:
+    return read_pictures(data, splits, settings, options.workers, progress) if options.cache else data
 
 
-def _check_unchanged(run: Path, stored: TrainSettings, given: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with other settings than its own."""
-    for name, value in given.items():
-        own = getattr(stored, name, None)
-        value = tuple(value) if isinstance(value, list) else value
-        if isinstance(value, Mapping):
-            value = {**stored.options, **value}  # options of the preset stay
-        if value is not None and value != own:
-            raise UsageError(
-                f"--resume continues {run} with its own settings, and {name} is {own}, not {value}: leave "
-                f"--{name.replace('_', '-')} out, or begin another run with --out"
-            )
+def _changed(run: Path, given: Mapping[str, Any], data: str | None, preset: str | None) -> TrainSettings:
+    """The settings of a stopped run with the given changes. Raises `UsageError` for one that cannot change."""
+    stored = checkpoint.load_settings(run)
+    named = {"data": data, "preset": preset, **given}
+    robust = named.pop("robust", None)
+    if robust is not None:
+        named["eps"] = robust
+    return change_settings(run, stored, named, checkpoint.load_position(run))
+
+
+def _step_line(report: StepReport) -> str:
+    """The labelled numbers beside the progress bar; accuracies are means over exits on the training images."""
+    attacked = report.attacked_accuracy
+    shown = f"correct {100 * report.clean_accuracy:.1f}%" if attacked is None else f"attacked {100 * attacked:.1f}%"
+    return f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  {shown}"
+
+
+def _epoch_line(report: StepReport, record: Mapping[str, Any]) -> str:
+    """One line about a finished epoch; the accuracy on the selection split is that of the last exit."""
+    line = _step_line(report)
+    for name, accuracy in record.get("selection", {}).items():
+        line += f"  selection{'' if name == 'clean' else ' attacked'} {100 * accuracy[-1]:.1f}%"
+    return f"{line}  {duration(report.remaining_s)} left"
 
 
 def _headline(trainer: Trainer) -> str:
+    """What the run does, in lines of at most 80 columns; for a folder with the options that change the choices."""
     settings, precision, processes = trainer.settings, trainer.precision, trainer.process_group.size
     attack = trainer.attack.describe() if trainer.attack else "no attack"
     length = f"{settings.minutes:g} minutes" if settings.minutes else f"{settings.epochs} epochs"
-    return (
-        f"training {settings.model} on {settings.data} with {settings.method}: {len(trainer.train_index)} images, "
-        f"{length}, {attack}, {'bf16' if precision.bf16 else 'fp32'} on {precision.device}, "
-        f"{f'{processes} processes, ' if processes > 1 else ''}into {trainer.run}"
-    )
+    arithmetic = f"{'bf16' if precision.bf16 else 'fp32'} on {precision.device}"
+    arithmetic += f", {processes} processes" if processes > 1 else ""
+    folder = is_folder(settings.data)
+    name = settings.data.rpartition("/")[2] if folder else settings.data
+    channels, height, width = trainer.model.input_shape
+    lines = [
+        f"training {settings.model} on {name} with {settings.method}: {len(trainer.train_index)} images of "
+        f"{trainer.model.classes} classes, {length}, {arithmetic}, into {trainer.run}",
+        f"{width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}, augmentation {settings.augment}, {attack}",
+    ]
+    if folder:
+        lines.append("change it with --model, --size, --channels, --minutes, --flip, --robust 8/255")
+    wrapper = textwrap.TextWrapper(COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapper.fill(line) for line in lines)

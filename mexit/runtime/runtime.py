@@ -177,7 +177,7 @@ class Runtime:
 
         Args:
             images: uint8 (H, W), (H, W, 3) or (B, H, W, 3); float32 (B, C, H, W) in [0, 1]; encoded bytes; or
-                a sequence of single images.
+                a sequence of single images. Channels are in the order RGB.
             options: see `request.RequestOptions`: budget, deadline_ms, max_exit, receipts, client, wait_ms.
 
         Returns:

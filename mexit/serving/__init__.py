@@ -5,6 +5,7 @@ A request passes these files, from its route to its answer:
     http              routes
     request_body      receives, decompresses and parses the body within limits
     worker_pool       worker threads, clients in turn, a bounded number of requests
+    image_body        images, also as base64 in JSON
     service           answers one request with the runtime
     oip               requests and responses of the Open Inference Protocol
     request_options   budget, deadline, last exit, receipts

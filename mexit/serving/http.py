@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from mexit.errors import BadInput, NotFound
 from mexit.serving import model_info
+from mexit.serving.image_body import HOW_TO_SEND
 from mexit.serving.metrics import CONTENT_TYPE
 from mexit.serving.middleware import BearerTokenMiddleware, ErrorMiddleware, client_id
 from mexit.serving.oip import HEADER_LENGTH, VERSION
@@ -57,7 +58,8 @@ async def server_ready(request: Request) -> Response:
 
 async def model_metadata(request: Request) -> Response:
     """`GET /v2/models/{model}`"""
-    return json_response(model_info.model_metadata(_service_of_model(request).runtime))
+    service = _service_of_model(request)
+    return json_response(model_info.model_metadata(service.runtime, service.name))
 
 
 async def model_ready(request: Request) -> Response:
@@ -69,7 +71,7 @@ async def model_ready(request: Request) -> Response:
 async def model_config(request: Request) -> Response:
     """`GET /v2/models/{model}/config`"""
     service = _service_of_model(request)
-    return json_response(model_info.model_config(service.runtime, service.limits))
+    return json_response(model_info.model_config(service.runtime, service.name, service.limits))
 
 
 async def model_statistics(request: Request) -> Response:
@@ -88,10 +90,9 @@ async def repository_index(request: Request) -> Response:
     with service.memory.reserve(client_id(request)) as add:
         body = await read_body(request, add, service.limits)
         options = parse_json(body, service.limits) if body.strip() else {}
-    only_ready = options.get("ready", False) if isinstance(options, dict) else None
-    if not isinstance(only_ready, bool):
+    if not isinstance(options, dict) or not isinstance(options.get("ready"), bool | None):
         raise BadInput(f'the body must be empty or {{"ready": true}}, found {short_repr(options)}')
-    return json_response(model_info.repository_index(service.runtime, not service.stopping))
+    return json_response(model_info.repository_index(service.name, not service.stopping))
 
 
 async def model_infer(request: Request) -> Response:
@@ -107,7 +108,7 @@ async def model_infer(request: Request) -> Response:
 async def classify(request: Request) -> Response:
     """`POST /v1/classify`: an encoded image to its prediction."""
     if request.headers.get("content-type", "").startswith("multipart/"):
-        raise BadInput("send the bytes of the image as the body (curl --data-binary @image.png), not a form")
+        raise BadInput(f"the body is a form (curl -F): {HOW_TO_SEND}")
     options = options_from_query(request.query_params)
     prediction = await _run_job(request, "classify", partial(_service(request).classify, options=options))
     return json_response(prediction.to_json())
@@ -149,11 +150,10 @@ def _service_of_model(request: Request) -> Service:
     """The service, if the path names its model and version. Raises `NotFound`."""
     service = _service(request)
     name, version = request.path_params["model"], request.path_params.get("version", VERSION)
-    served_name = service.runtime.bundle.manifest.name
-    if name != served_name:
-        raise NotFound(f"unknown model {short_repr(name)}: this server has '{served_name}'")
+    if name != service.name:
+        raise NotFound(f"unknown model {short_repr(name)}: this server has '{service.name}'")
     if version != VERSION:
-        raise NotFound(f"model '{served_name}' has no version {short_repr(version)}: it has version {VERSION}")
+        raise NotFound(f"model '{service.name}' has no version {short_repr(version)}: it has version {VERSION}")
     return service
 
 

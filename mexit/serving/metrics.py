@@ -26,6 +26,8 @@ from mexit.serving.oip import VERSION
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CUSTOM_BUDGET = "custom"
+ROUTES = ("infer", "classify")
+ERROR_STATUSES = (400, 401, 404, 405, 408, 409, 413, 499, 500, 501, 503, 504)
 _BUCKETS_S = (
     *(1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -61,16 +63,17 @@ class Metrics:
         statistics: counts of Triton's statistics extension.
     """
 
-    def __init__(self, runtime: Runtime, waiting: Callable[[], int]) -> None:
-        """Create the series.
+    def __init__(self, runtime: Runtime, name: str, waiting: Callable[[], int]) -> None:
+        """Create the series, at zero: a rate over the first minutes needs their start.
 
         Args:
             runtime: the served runtime.
+            name: the served name of the model.
             waiting: returns the number of requests that wait for tokens of the rate limiter.
         """
         registry = CollectorRegistry()
         self._registry = registry
-        self._model = runtime.bundle.manifest.name
+        self._model = name
         self._budgets = {*NAMED_FRACTIONS, runtime.budget.text}
         registry.register(_RuntimeCollector(runtime, waiting))
         ProcessCollector(registry=registry)
@@ -97,6 +100,7 @@ class Metrics:
         self._in_flight = Gauge("mexit_requests_in_flight", "Requests in flight", ["route"], registry=registry)
         self._errors = Counter("mexit_errors_total", "Responses by error status", ["status"], registry=registry)
         self.statistics = TritonStatistics(self._model)
+        self._create_series(len(runtime.bundle.manifest.exits))
 
     @contextmanager
     def measure(self, route: str) -> Iterator[None]:
@@ -124,6 +128,18 @@ class Metrics:
     def prometheus_text(self) -> bytes:
         """All series in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def _create_series(self, exits: int) -> None:
+        for budget in (*self._budgets, CUSTOM_BUDGET):
+            for k in range(1, exits + 1):
+                self._predictions.labels(self._model, str(k), budget)
+        for counter in (self._macs, self._saved_macs):
+            counter.labels(self._model)
+        for route in ROUTES:
+            self._durations.labels(route)
+            self._in_flight.labels(route)
+        for status in ERROR_STATUSES:
+            self._errors.labels(str(status))
 
 
 class _RuntimeCollector(Collector):

@@ -19,16 +19,16 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "mexit", "version": versions.VERSION, "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(runtime: Runtime) -> dict[str, Any]:
+def model_metadata(runtime: Runtime, name: str) -> dict[str, Any]:
     """The answer to `GET /v2/models/{m}`. The protocol wants flat parameters, so lists are JSON texts."""
     manifest = runtime.bundle.manifest
     inputs = [{"name": manifest.input.name, "datatype": INPUT_DATATYPE, "shape": [-1, *manifest.input.shape]}]
     outputs = [
-        {"name": name, "datatype": output.datatype, "shape": [-1, *_row_shape(runtime, name)]}
-        for name, output in OUTPUTS.items()
+        {"name": output_name, "datatype": output.datatype, "shape": [-1, *_row_shape(runtime, output_name)]}
+        for output_name, output in OUTPUTS.items()
     ]
     return {
-        "name": manifest.name,
+        "name": name,
         "versions": [VERSION],
         "platform": PLATFORM,
         "inputs": inputs,
@@ -42,16 +42,16 @@ def model_metadata(runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def model_config(runtime: Runtime, limits: Limits) -> dict[str, Any]:
+def model_config(runtime: Runtime, name: str, limits: Limits) -> dict[str, Any]:
     """The answer to `GET /v2/models/{m}/config`, in Triton's terms. Dimensions leave out the batch."""
     manifest = runtime.bundle.manifest
     inputs = [{"name": manifest.input.name, "data_type": "TYPE_FP32", "dims": list(manifest.input.shape)}]
     outputs = [
-        {"name": name, "data_type": f"TYPE_{output.datatype}", "dims": _row_shape(runtime, name) or [1]}
-        for name, output in OUTPUTS.items()
+        {"name": output_name, "data_type": f"TYPE_{output.datatype}", "dims": _row_shape(runtime, output_name) or [1]}
+        for output_name, output in OUTPUTS.items()
     ]
     return {
-        "name": manifest.name,
+        "name": name,
         "platform": PLATFORM,
         "backend": runtime.backend.engine,
         "max_batch_size": limits.rows,
@@ -60,10 +60,10 @@ def model_config(runtime: Runtime, limits: Limits) -> dict[str, Any]:
     }
 
 
-def repository_index(runtime: Runtime, ready: bool) -> list[dict[str, str]]:
+def repository_index(name: str, ready: bool) -> list[dict[str, str]]:
     """The answer to `POST /v2/repository/index`."""
     state, reason = ("READY", "") if ready else ("UNAVAILABLE", "the server is stopping")
-    return [{"name": runtime.bundle.manifest.name, "version": VERSION, "state": state, "reason": reason}]
+    return [{"name": name, "version": VERSION, "state": state, "reason": reason}]
 
 
 def _row_shape(runtime: Runtime, name: str) -> list[int]:

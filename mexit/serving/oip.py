@@ -287,9 +287,10 @@ def _flag(parameters: Mapping[str, Any], name: str, where: str) -> bool | None:
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
+    """A JSON object without its null entries: clients in typed languages write an absent field as null."""
     if not isinstance(value, dict):
         raise BadInput(f"{what} must be a JSON object, found {short_repr(value)}")
-    return value
+    return {name: entry for name, entry in value.items() if entry is not None}
 
 
 def _list(value: Any, what: str) -> list[Any]:

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.resource_limits import read_limits
-from mexit.errors import BadInput, DeadlineExceeded, Overloaded
+from mexit.errors import DeadlineExceeded, Overloaded
 from mexit.runtime.batching import ContinuousBatcher
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.request import Request, RequestOptions
 from mexit.runtime.runtime import Runtime
 from mexit.serving import oip
+from mexit.serving.image_body import image_bytes
 from mexit.serving.limits import Limits
 from mexit.serving.metrics import Metrics, Timings
 from mexit.serving.request_body import decompress
@@ -47,6 +48,7 @@ class Service:
     """One served runtime.
 
     Attributes:
+        name: name of the model in routes, answers and metrics.
         workers: number of worker threads.
         stopping: set once a stop signal came; new requests are then refused and the server is not ready.
         active: requests in flight.
@@ -57,6 +59,7 @@ class Service:
         runtime: Runtime,
         limits: Limits,
         *,
+        name: str | None = None,
         deadline_ms: float | None = None,
         batching: str = "off",
         cpus: int | None = None,
@@ -66,13 +69,15 @@ class Service:
         Args:
             runtime: the runtime to serve.
             limits: the server's limits.
+            name: name of the model in routes, answers and metrics; default the bundle's.
             deadline_ms: deadline of requests that name none, milliseconds.
             batching: "off": every request runs alone; "continuous": requests share runs of a segment.
             cpus: processors that workers may use; by default what affinity and control groups allow.
         """
         self.runtime = runtime
         self.limits = limits
-        self.metrics = Metrics(runtime, lambda: self.worker_pool.waiting)
+        self.name = name or runtime.bundle.manifest.name
+        self.metrics = Metrics(runtime, self.name, lambda: self.worker_pool.waiting)
         self.stopping = False
         self.active = 0
         self._deadline_ms = deadline_ms
@@ -125,7 +130,7 @@ class Service:
         parsed_ns = time.perf_counter_ns()
         inference = yield from self._answer(parsed.tensor, parsed.options, request, start_ns)
         answered_ns = time.perf_counter_ns()
-        response = oip.write_response(parsed, inference.predictions, self.runtime.bundle.manifest.name)
+        response = oip.write_response(parsed, inference.predictions, self.name)
         written_ns = time.perf_counter_ns()
         token_wait_ns = round(inference.waited_s * 1e9)
         timings = Timings(
@@ -138,13 +143,12 @@ class Service:
         return response
 
     def classify(self, request: IncomingRequest, options: RequestOptions) -> Job[Prediction]:
-        """The job of a `/v1/classify` request: encoded image to prediction."""
+        """The job of a `/v1/classify` request: encoded image to prediction. Raises `BadInput`."""
         start_ns = time.perf_counter_ns()
         self.runtime.policy(options.get("budget"))  # refuses an unknown budget before the image is decoded
         body = decompress(request.body, request.encoding, self.limits.body_bytes)
-        if not body:
-            raise BadInput("the body is empty: send the bytes of an image (curl --data-binary @image.png)")
-        inference = yield from self._answer(self.runtime.prepare(body), options, request, start_ns)
+        tensor = self.runtime.prepare(image_bytes(body, self.limits))
+        inference = yield from self._answer(tensor, options, request, start_ns)
         return inference.predictions[0]
 
     def _answer(

@@ -1,4 +1,4 @@
-"""uvicorn set-up: binding the socket, connection time-outs, stop signals and graceful shutdown.
+"""uvicorn set-up: binding the sockets, connection time-outs, stop signals and graceful shutdown.
 
 The first SIGTERM or SIGINT stops new work: ready is false, new requests get 503, requests in flight are answered.
 A second signal ends the process at once.
@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -29,35 +29,71 @@ from mexit.serving.limits import Limits
 from mexit.serving.service import Service
 
 _BACKLOG = 512
+_PORT_ATTEMPTS = 8
+_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # of IPv6 where the system has none
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_Address = tuple[socket.AddressFamily, Any]
 _HOW_TO_PROTECT = "use --host 127.0.0.1, or protect the server with --token TOKEN (or the variable MEXIT_TOKEN)"
 
 
-def bind(host: str, port: int, *, has_token: bool) -> socket.socket:
-    """Bind a TCP socket. It does not listen yet, so early clients are refused instead of kept waiting.
+def bind(host: str, port: int, *, has_token: bool) -> tuple[socket.socket, ...]:
+    """Bind a TCP socket to every address of a host, all with the same port.
+
+    localhost often has an IPv4 and an IPv6 address, and clients differ in which one they try. The sockets do not
+    listen yet, so early clients are refused instead of kept waiting.
 
     Args:
         host: address or host name.
         port: from 1 to 65535, or 0 for any free one.
-        has_token: whether requests need a token; required unless the host is loopback.
+        has_token: whether requests need a token; required unless every address is loopback.
+
+    Returns:
+        The sockets, those of IPv4 first. An IPv6 address is left out where the system has no IPv6.
 
     Raises:
         UsageError: unknown host, port in use, or a public host without a token.
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port} does not exist: choose --port from 1 to 65535, or 0 for any free one")
-    family, address = _resolve(host, port)
-    if not has_token and not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+    addresses = _resolve(host, port)
+    if not has_token and not all(ipaddress.ip_address(ip.partition("%")[0]).is_loopback for _, (ip, *_) in addresses):
         raise UsageError(f"host {host} can be reached from other machines: {_HOW_TO_PROTECT}")
+    for _ in range(_PORT_ATTEMPTS):
+        try:
+            return _bind_all(addresses)
+        except OSError as error:
+            failure = error
+            if port or error.errno != errno.EADDRINUSE:  # else the free port of one address is in use at the next
+                break
+    raise UsageError(_bind_message(host, port, failure)) from None
+
+
+def _bind_all(addresses: Sequence[_Address]) -> tuple[socket.socket, ...]:
+    bound: list[socket.socket] = []
+    try:
+        for family, (ip, port, *scope) in addresses:
+            try:
+                bound.append(_bind_one(family, (ip, bound[0].getsockname()[1] if bound else port, *scope)))
+            except OSError as error:
+                if not bound or error.errno not in _NO_SUCH_ADDRESS:
+                    raise
+    except OSError:
+        for one in bound:
+            one.close()
+        raise
+    return tuple(bound)
+
+
+def _bind_one(family: socket.AddressFamily, address: Any) -> socket.socket:
     # asyncio disables Nagle's algorithm only on sockets created with IPPROTO_TCP. With Nagle's algorithm, every
     # response waits 40 ms for a delayed acknowledgement.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except OSError as error:
+    except OSError:
         bound.close()
-        raise UsageError(_bind_message(host, port, error)) from None
+        raise
     return bound
 
 
@@ -67,22 +103,23 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def start_listening(bound: socket.socket) -> None:
+def start_listening(bound: Sequence[socket.socket]) -> None:
     """Accept connections. Raises `UsageError` if another process bound the same port and listens already."""
-    try:
-        bound.listen(_BACKLOG)
-    except OSError as error:
-        host, port = bound.getsockname()[:2]
-        raise UsageError(_bind_message(host, port, error)) from None
+    for one in bound:
+        try:
+            one.listen(_BACKLOG)
+        except OSError as error:
+            host, port = one.getsockname()[:2]
+            raise UsageError(_bind_message(host, port, error)) from None
 
 
-def run(app: ASGIApp, service: Service, bound: socket.socket, ready: Callable[[str], None] | None) -> None:
+def run(app: ASGIApp, service: Service, bound: Sequence[socket.socket], ready: Callable[[str], None] | None) -> None:
     """Serve until a stop signal, or until `service.stopping` is set, and all requests in flight are answered.
 
     Args:
         app: the application.
         service: its service.
-        bound: a socket of `bind`; it is closed at the end.
+        bound: the sockets of `bind`; they are closed at the end.
         ready: called with the URL once connections are accepted.
     """
     limits = service.limits
@@ -102,10 +139,11 @@ def run(app: ASGIApp, service: Service, bound: socket.socket, ready: Callable[[s
     )
     try:
         start_listening(bound)
-        _Server(config, service, ready).run([bound])
+        _Server(config, service, ready).run(list(bound))
     finally:
         service.close()
-        bound.close()
+        for one in bound:
+            one.close()
 
 
 class Connection(H11Protocol):
@@ -201,16 +239,16 @@ class _Server(uvicorn.Server):
                 signal.signal(sig, handler)
 
 
-def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+def _resolve(host: str, port: int) -> list[_Address]:
+    """The addresses of a host, those of IPv4 first."""
     try:
         if not host:
             raise OSError
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise UsageError(f"host {host!r} is no address of this machine: try --host 127.0.0.1") from None
-    # localhost often resolves to both families, while IPv6 is often switched off.
-    family, *_, address = min(addresses, key=lambda entry: entry[0] != socket.AF_INET)
-    return family, address
+    unique = dict.fromkeys((family, address) for family, *_, address in addresses)
+    return sorted(unique, key=lambda entry: entry[0] != socket.AF_INET)
 
 
 def _bind_message(host: str, port: int, error: OSError) -> str:

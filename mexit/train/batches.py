@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -18,6 +18,7 @@ from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
 from mexit.models.multi_exit import MultiExit
 from mexit.train.augment import augment
+from mexit.train.batch_norm import recompute_statistics
 from mexit.train.config import TrainSettings
 from mexit.train.dataloader import load_batches
 from mexit.train.device_images import DeviceImages
@@ -109,3 +110,20 @@ class TrainBatches:
         with closing(load_batches(self.data, shards, self.input, self.workers)) as loaded:
             for pixels in loaded:
                 yield torch.from_numpy(pixels)
+
+
+def recompute_norms(model: MultiExit, batches: TrainBatches, epoch: int) -> Mapping[str, Tensor]:
+    """Measure BatchNorm's statistics again on `recompute_norms` training images, clean and attacked.
+
+    Args:
+        model: float32 network on the device of the batches; it is changed.
+        batches: of the run.
+        epoch: number of the epoch, which the random numbers depend on.
+
+    Returns:
+        The weights of the network, statistics included.
+    """
+    settings = batches.settings
+    rng = CounterRNG(settings.seed, epoch)
+    recompute_statistics(model, batches.clean_and_attacked(model, settings.recompute_norms, rng))
+    return model.state_dict()

@@ -4,6 +4,7 @@ settings.json            `TrainSettings`
 splits.npz               the indices of the five splits
 checkpoint.safetensors   weights, optimiser, position in the run, weights to keep: everything to resume from
 weights.safetensors      the resulting weights, written when training ends
+weights-epochE-stepS.safetensors   those that were exported before, or that had been the result before more epochs
 log.jsonl  curves.png    metrics per epoch, and their plot
 """
 
@@ -22,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mexit.core.atomic_io import parse_json, read_bytes, read_json, to_json, write_bytes
+from mexit.core.atomic_io import parse_json, read_bytes, read_json, sha256_file, to_json, write_bytes
 from mexit.core.schema import decode
 from mexit.data.splits import Splits
 from mexit.errors import Damaged, MexitError, NotFound, UsageError
@@ -109,11 +110,7 @@ def restore(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer) -> Tr
     """
     path = run / CHECKPOINT
     tensors, metadata = _read(path, "checkpoint")
-    try:
-        stored = {"elapsed_s": 0.0, "steps_done": 0} | json.loads(metadata["progress"])  # mexit 0.1 has neither
-        position = decode(stored, Position, "progress")
-    except (KeyError, ValueError, Damaged) as error:
-        raise Damaged(f"checkpoint {path} has no valid position in the run ({error})") from None
+    position = _position(metadata, path)
     _load_weights(model, _with_prefix(tensors, "model."), path)
     momenta = _with_prefix(tensors, "momentum.")
     for name, parameter in model.named_parameters():
@@ -122,27 +119,83 @@ def restore(run: Path, model: MultiExit, optimiser: torch.optim.Optimizer) -> Tr
     return TrainState(position, **{part: _with_prefix(tensors, prefix) for part, prefix in _PREFIXES.items()})
 
 
-def save_weights(run: Path, weights: Mapping[str, Tensor], settings: TrainSettings, classes: int) -> None:
-    """Write the resulting weights of a finished run."""
+def load_position(run: Path) -> Position | None:
+    """The position of the run's checkpoint; None if there is none. Raises `Damaged`."""
+    path = run / CHECKPOINT
+    return _position(_read(path, "checkpoint")[1], path) if path.exists() else None
+
+
+def is_finished(position: Position, settings: TrainSettings) -> bool:
+    """Whether a run with these settings is at its end at this position."""
+    if settings.minutes:
+        return position.steps_done > 0 and position.elapsed_s >= 60 * settings.minutes
+    return position.epoch >= settings.epochs
+
+
+def _position(metadata: Mapping[str, str], path: Path) -> Position:
+    try:
+        stored = {"elapsed_s": 0.0, "steps_done": 0} | json.loads(metadata["progress"])  # mexit 0.1 has neither
+        position = decode(stored, Position, "progress")
+    except (KeyError, ValueError, Damaged) as error:
+        raise Damaged(f"checkpoint {path} has no valid position in the run ({error})") from None
+    assert isinstance(position, Position)
+    return position
+
+
+def save_weights(
+    run: Path, weights: Mapping[str, Tensor], settings: TrainSettings, classes: int, file: str = WEIGHTS
+) -> None:
+    """Write the resulting weights of a run, by default as those of a finished one."""
     metadata = {"settings": json.dumps(settings.to_json()), "classes": str(classes)}
-    write_bytes(run / WEIGHTS, _serialise(dict(weights), metadata))
+    write_bytes(run / file, _serialise(dict(weights), metadata))
 
 
-def load_model(run: Path) -> tuple[MultiExit, TrainSettings, Splits]:
-    """Load a finished run: its network in eval mode, its settings and its splits.
+def weights_at(position: Position) -> str:
+    """Name of the file with the weights of a run that is not at its end."""
+    return f"weights-epoch{position.epoch}-step{position.step}.safetensors"
+
+
+def set_weights_aside(run: Path, position: Position) -> None:
+    """Rename the result of a finished run that trains on, so that bundles exported from it still find it.
+
+    Raises `MexitError` if that fails.
+    """
+    if (run / WEIGHTS).exists():
+        try:
+            os.replace(run / WEIGHTS, run / weights_at(position))
+        except OSError as error:
+            raise MexitError(f"could not rename {run / WEIGHTS}: {error.strerror}") from None
+
+
+def find_weights(run: Path, sha256: object) -> str | None:
+    """Name of the file in a run that holds the weights with this hash; None without one.
+
+    They are those of a finished run, or those that the run had when its checkpoint was exported or its end moved.
+    """
+    files = sorted(run.glob("weights*.safetensors"), reverse=True)
+    return next((file.name for file in files if sha256_file(file) == sha256), None)
+
+
+def load_model(run: Path, file: str = WEIGHTS) -> tuple[MultiExit, TrainSettings, Splits]:
+    """Load a run: its network in eval mode, its settings and its splits.
+
+    Args:
+        run: its directory.
+        file: name of the file with the weights; default those of the finished run.
 
     Raises:
         NotFound: the run does not exist or is not finished.
         Damaged: a file of the run is damaged.
     """
     settings = load_settings(run)
-    if not (run / WEIGHTS).exists() and (run / CHECKPOINT).exists():
-        raise NotFound(f"run {run} is not finished: mexit train --resume --out {run}")
-    tensors, metadata = _read(run / WEIGHTS, "weights")
+    if not (run / file).exists():
+        also = ", and mexit export takes its checkpoint" if (run / CHECKPOINT).exists() else ""
+        raise NotFound(f"run {run} is not finished: mexit train --resume --out {run} continues it{also}")
+    tensors, metadata = _read(run / file, "weights")
     if not metadata.get("classes", "").isdigit():
-        raise Damaged(f"weights {run / WEIGHTS} do not name their number of classes")
+        raise Damaged(f"weights {run / file} do not name their number of classes")
     model = settings.model_spec().build(int(metadata["classes"]))
-    _load_weights(model, tensors, run / WEIGHTS)
+    _load_weights(model, tensors, run / file)
     return model.eval(), settings, Splits.load(run / SPLITS)
 
 
@@ -154,7 +207,8 @@ def load_settings(run: Path) -> TrainSettings:
         Damaged: its settings are damaged.
     """
     if not run.is_dir():
-        raise NotFound(f"run {run} does not exist: make one with mexit train")
+        found = "is a file, not the directory of a run" if run.exists() else "does not exist"
+        raise NotFound(f"run {run} {found}: make one with mexit train")
     value = read_json(run / SETTINGS, "settings")
     try:
         return TrainSettings.from_json(value, str(run / SETTINGS))
@@ -175,6 +229,11 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return [parse_json(line, run / LOG, "log") for line in content.splitlines()]
 
 
+def intact(run: Path) -> str:
+    """The end of a message about a run that fails; empty before its first checkpoint."""
+    return f"; the last checkpoint in {run} is intact" if (run / CHECKPOINT).exists() else ""
+
+
 def truncate_log(run: Path, size: int) -> None:
     """Drop records that were written after the checkpoint; training writes them again."""
     path = run / LOG
@@ -183,7 +242,7 @@ def truncate_log(run: Path, size: int) -> None:
             with path.open("r+b") as file:
                 file.truncate(size)
     except OSError as error:
-        raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error
+        raise MexitError(f"could not write {path}: {error.strerror}{intact(run)}") from error
 
 
 def append_log(run: Path, record: dict[str, Any]) -> int:
@@ -196,7 +255,7 @@ def append_log(run: Path, record: dict[str, Any]) -> int:
             os.fsync(file.fileno())  # the checkpoint that follows refers to this size
             return file.tell()
     except OSError as error:
-        raise MexitError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from error
+        raise MexitError(f"could not write {path}: {error.strerror}{intact(run)}") from error
 
 
 def create_run(run: Path, settings: TrainSettings, splits: Splits) -> None:

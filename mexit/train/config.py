@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from mexit.errors import UsageError
 from mexit.models import ModelSpec, model_spec
 from mexit.train.augment import AUGMENTS
 from mexit.train.methods import method_class
-from mexit.train.presets import DEFAULT_MODELS, PRESETS
+from mexit.train.presets import DEFAULT_MODELS, PRESETS, default_preset, expand_robust
 
 KEEP = ("last", "best")
 LR_SCHEDULES = ("steps", "one-cycle")
@@ -29,12 +29,24 @@ _ADDED: dict[str, Any] = {
     "minutes": 0.0, "steps_done": 0, "lr_schedule": "steps", "warmup": 0.0, "nesterov": False, "decay_norms": True,
     "recompute_norms": 0, "short_attack_until": 0.0, "average_attack_until": 0.0, "exit_weights": [],
     "validate_every": 1, "size": None, "channels": None, "mean": [], "std": [], "flip": None,
-    "group": "none", "split_seed": 0,
+    "group": "none", "split_seed": 0, "changes": [],
 }  # fmt: skip
 # Fields of mexit 0.1 that have another name now.
 _RENAMED = {"recipe": "precision"}
 # Defaults of methods in mexit 0.1 that have changed: its runs store only the options that differ from them.
 _OLD_OPTIONS: dict[str, dict[str, Any]] = {"cap": {"clean_weight": 0.0, "mix": False}, "mse": {"ramp": 0.0}}
+
+
+# Settings whose option of `mexit train` has another name, and those that have no option.
+_OPTION_NAMES = {"options": "--set", "teachers": "--teacher"} | {
+    name: name
+    for name in ("decay_at", "decay_factor", "momentum", "selection_steps", "test_steps", "steps_done", "mean", "std")
+}
+
+
+def option_name(setting: str) -> str:
+    """The option of `mexit train` that sets a field, such as `--lr-schedule`; the field's name without an option."""
+    return _OPTION_NAMES.get(setting, f"--{setting.replace('_', '-')}")
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,8 @@ class TrainSettings:
             architecture.
         group: how pictures that stay in one split are found, see `data.groups.find_groups`; "auto" for folders.
         split_seed: seed of the splits.
+        changes: what `--resume` changed, in order: the `epoch` and `step` of the checkpoint, from 0, and the values
+            `before`.
 
     Raises:
         UsageError: a value is outside its range.
@@ -157,50 +171,52 @@ class TrainSettings:
     std: tuple[float, ...] = ()
     group: str = "none"
     split_seed: int = 0
+    changes: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        self._check(self.epochs >= 1 and self.batch >= 1, "epochs and batch must be at least 1", "epochs", "batch")
-        self._check(0 <= self.minutes < math.inf, "minutes must be at least 0 and finite", "minutes")
-        self._check(self.lr > 0, "lr must be above 0", "lr")
-        schedules = ", ".join(LR_SCHEDULES)
-        self._check(self.lr_schedule in LR_SCHEDULES, f"lr_schedule must be one of {schedules}", "lr_schedule")
-        self._check(0 <= self.warmup < 1, "warmup, a fraction of the run, must be in [0, 1)", "warmup")
-        self._check(0 <= self.momentum < 1, "momentum must be in [0, 1)", "momentum")
-        self._check(self.momentum > 0 or not self.nesterov, "Nesterov momentum needs a momentum above 0", "momentum")
-        self._check(self.weight_decay >= 0, "weight decay must be at least 0", "weight_decay")
-        self._check(self.seed >= 0, "seed must be at least 0", "seed")
-        self._check(self.split_seed >= 0, "split_seed must be at least 0", "split_seed")
-        self._check(self.keep in KEEP, f"keep must be one of {', '.join(KEEP)}", "keep")
-        self._check(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}", "precision")
-        self._check(self.augment in AUGMENTS, f"augment must be one of {', '.join(AUGMENTS)}", "augment")
-        self._check(self.size is None or min(self.size) >= 1, "the sides of size must be at least 1 pixel", "size")
-        self._check(self.channels in (None, 1, 3), "channels must be 1 or 3", "channels")
-        self._check(
-            len(self.mean) == len(self.std) and min(self.std, default=1) > 0,
-            "mean and std must have one number per channel, and std numbers above 0",
-            "mean",
-            "std",
-        )
-        self._check(self.trades >= 0 and self.awp >= 0, "trades and awp must be at least 0", "trades", "awp")
-        self._check(0 <= self.ema < 1, "ema must be in [0, 1)", "ema")
-        self._check(0 <= self.label_smoothing < 1, "label smoothing must be in [0, 1)", "label_smoothing")
-        self._check(self.validate_every >= 1, "validate_every must be at least 1", "validate_every")
-        self._check(self.recompute_norms >= 0, "recompute_norms must be at least 0", "recompute_norms")
-        self._check(min(self.exit_weights, default=0) >= 0, "exit weights must be at least 0", "exit_weights")
-        self._check(not self.exit_weights or any(self.exit_weights), "one exit weight must be above 0", "exit_weights")
-        shares = ("short_attack_until", "average_attack_until")
-        self._check(all(0 <= getattr(self, name) <= 1 for name in shares), "shares must be in [0, 1]", *shares)
-        self._check(0 < self.fraction <= 1, "fraction must be above 0 and at most 1", "fraction")
+        self._check(self.epochs >= 1, "epochs", "must be at least 1")
+        self._check(self.batch >= 1, "batch", "must be at least 1")
+        self._check(0 <= self.minutes < math.inf, "minutes", "must be at least 0 and finite")
+        self._check(self.lr > 0, "lr", "must be above 0")
+        self._check_choice("lr_schedule", LR_SCHEDULES)
+        self._check(0 <= self.warmup < 1, "warmup", "must be a share of the run, in [0, 1)")
+        self._check(0 <= self.momentum < 1, "momentum", "must be in [0, 1)")
+        self._check(self.momentum > 0 or not self.nesterov, "momentum", "must be above 0 for --nesterov")
+        self._check(self.weight_decay >= 0, "weight_decay", "must be at least 0")
+        self._check(self.seed >= 0, "seed", "must be at least 0")
+        self._check(self.split_seed >= 0, "split_seed", "must be at least 0")
+        self._check_choice("keep", KEEP)
+        self._check_choice("precision", PRECISIONS)
+        self._check_choice("augment", AUGMENTS)
+        self._check(self.size is None or min(self.size) >= 1, "size", "must have sides of at least 1 pixel")
+        self._check(self.channels in (None, 1, 3), "channels", "must be 1 or 3")
+        self._check(len(self.mean) == len(self.std), "mean", "must have as many numbers as std, one per channel")
+        self._check(min(self.std, default=1) > 0, "std", "must be above 0")
+        self._check(self.trades >= 0, "trades", "must be at least 0")
+        self._check(self.awp >= 0, "awp", "must be at least 0")
+        self._check(0 <= self.ema < 1, "ema", "must be in [0, 1)")
+        self._check(0 <= self.label_smoothing < 1, "label_smoothing", "must be in [0, 1)")
+        self._check(self.validate_every >= 1, "validate_every", "must be at least 1")
+        self._check(self.recompute_norms >= 0, "recompute_norms", "must be at least 0")
+        self._check(min(self.exit_weights, default=0) >= 0, "exit_weights", "must be at least 0")
+        self._check(not self.exit_weights or any(self.exit_weights), "exit_weights", "must have one above 0")
+        self._check(0 <= self.short_attack_until <= 1, "short_attack_until", "must be in [0, 1]")
+        self._check(0 <= self.average_attack_until <= 1, "average_attack_until", "must be in [0, 1]")
+        self._check(0 < self.fraction <= 1, "fraction", "must be above 0 and at most 1")
         if self.recompute_norms and self.keep == "best":
-            raise UsageError("recompute_norms changes the last weights, and keep best may keep others: use --keep last")
+            raise UsageError(
+                "--recompute-norms changes the last weights, and --keep best may keep others: use --keep last"
+            )
         if self.trades and self.attack == "none":
-            raise UsageError("the TRADES term needs attacked images: choose --attack average or max-average")
+            raise UsageError("--trades needs attacked images: choose --attack average or max-average")
         self.training_attack()  # checks the fields of the attack
 
-    def _check(self, valid: bool, requirement: str, *names: str) -> None:
+    def _check(self, valid: bool, name: str, requirement: str) -> None:
         if not valid:
-            values = " and ".join(repr(getattr(self, name)) for name in names)
-            raise UsageError(f"{requirement}, found {values}")
+            raise UsageError(f"{option_name(name)} {requirement}, found {getattr(self, name)!r}")
+
+    def _check_choice(self, name: str, choices: Sequence[str]) -> None:
+        self._check(getattr(self, name) in choices, name, f"must be one of {', '.join(choices)}")
 
     def model_spec(self) -> ModelSpec:
         """The architecture of the run, for its size, channels and normalisation.
@@ -281,18 +297,20 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     Args:
         data: data set, as given to `--data`.
         preset: name of a published schedule for that data set; None = its first.
-        given: fields of `TrainSettings`; None values count as not given.
+        given: fields of `TrainSettings`, and "robust": the radius of the attacks of a run that trains against them.
+            None values count as not given.
 
     Raises:
         UsageError: the preset does not exist, or a value is outside its range.
     """
     presets = PRESETS[data.partition(":")[0]]
-    preset = preset or next(iter(presets))
+    given = {name: value for name, value in given.items() if value is not None}
+    preset = preset or default_preset(presets, given)
     if preset not in presets:
         others = ", ".join(name for name, named in PRESETS.items() if preset in named)
         hint = f"; {preset} is for {others}" if others else ""
         raise UsageError(f"no preset '{preset}' for {data}: choose from {', '.join(presets)}{hint}")
-    given = {name: value for name, value in given.items() if value is not None}
+    given = expand_robust(given, presets[preset])
     unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(TrainSettings)})
     if unknown:
         raise UsageError(f"no setting {', '.join(unknown)}: see mexit.train.config.TrainSettings")
@@ -303,14 +321,20 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
         raise UsageError("--minutes must be above 0")
     if given.get("minutes") and "epochs" in given:
         raise UsageError("a run ends after --minutes or after --epochs: give one of them")
-    values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
-    values["group"] = default_group(data)
+    model = DEFAULT_MODELS.get(data.partition(":")[0], "small-cnn")
+    values: dict[str, Any] = {"data": data, "preset": preset, "model": model, "group": default_group(data)}
     values |= presets[preset] | given
+    if "epochs" in given:
+        values["minutes"] = 0.0
+    if given.get("keep") == "best" and "recompute_norms" not in given:
+        values["recompute_norms"] = 0
     if values["method"] == presets[preset]["method"]:
         values["options"] = {**presets[preset].get("options", {}), **given.get("options", {})}
     else:
         values["options"] = given.get("options", {})
     method = method_class(values["method"])
+    if method.attack_use == "never" and given.get("attack", "none") != "none":
+        raise UsageError(f"method {values['method']} trains on clean images: leave out --attack or --method")
     chosen = given if method.attack_use == "optional" else values
     if method.attack_use == "never" or "attack" not in chosen:
         values["attack"] = method.default_attack

@@ -15,10 +15,10 @@ from __future__ import annotations
 import datetime
 import importlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -122,6 +122,19 @@ class ProcessGroup:
         with _lost_contact_is_an_error():
             dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Call `action` in the main process alone; its result, or its `MexitError`, reaches every process."""
+        outcome: T | MexitError | None = None
+        if self.is_main:
+            try:
+                outcome = action()
+            except MexitError as error:
+                outcome = error
+        outcome = self.broadcast(outcome)
+        if isinstance(outcome, MexitError):
+            raise outcome
+        return cast(T, outcome)
 
     def _all_reduce(self, tensor: Tensor) -> None:
         with _lost_contact_is_an_error():

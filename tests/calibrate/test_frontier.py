@@ -114,14 +114,32 @@ def test_search_is_never_worse_than_geometric_on_calibration_data(make) -> None:
         assert ours.calibration.accuracy >= theirs.calibration.accuracy
 
 
-def test_search_is_better_where_later_exits_are_less_accurate() -> None:
+def test_budgets_stay_at_the_most_accurate_policy_where_later_exits_are_less_accurate() -> None:
     evaluator = TraceEvaluator.of(overthinking_trace(800), SCORER, COSTS)
     held_out = TraceEvaluator.of(overthinking_trace(800, seed=9), SCORER, COSTS)
+    for policy in ("search", "geometric"):
+        points, named = frontier(evaluator, held_out, None, {}, policy)
+        high, full = points[named["high"]], points[named["full"]]
+        assert high.held_out.accuracy > full.held_out.accuracy + 0.05
+        assert full.thresholds == (None, None)
+
+
+def useless_middle_trace(samples: int, seed: int = 0) -> Trace:
+    """The answers of exit 2 are random: geometric thresholds give it a share of the samples, a search need not."""
+    trace = make_trace(samples, seed)
+    logits = trace.logits.copy()
+    logits[1] = np.random.default_rng(seed + 1).normal(size=(samples, 4))
+    return Trace(logits, trace.labels, trace.index, trace.origin)
+
+
+def test_search_is_better_where_an_exit_is_useless() -> None:
+    evaluator = TraceEvaluator.of(useless_middle_trace(800), SCORER, COSTS)
+    held_out = TraceEvaluator.of(useless_middle_trace(800, seed=9), SCORER, COSTS)
     searched, named = frontier(evaluator, held_out, None, {}, "search")
     plain, _ = frontier(evaluator, held_out, None, {}, "geometric")
-    high = named["high"]
-    assert searched[high].held_out.accuracy > plain[high].held_out.accuracy + 0.05
-    assert searched[named["full"]].thresholds == (None, None)
+    medium = named["medium"]
+    assert searched[medium].held_out.accuracy > plain[medium].held_out.accuracy + 0.05
+    assert searched[medium].thresholds[1] is None
 
 
 def test_an_unknown_policy_is_refused(evaluator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_the_total_size_selects_the_form_of_the_hash(tmp_path: Path) -> None:
 
 def test_other_files_and_link_loops_are_skipped(tmp_path: Path) -> None:
     for name in (".png", "loop.png", "notes.txt", "a.PNG"):
-        (tmp_path / name).write_bytes(encode(noise(9, 7), "JPEG"))
+        (tmp_path / name).write_bytes(b"no image" if name == "notes.txt" else encode(noise(9, 7), "JPEG"))
     (tmp_path / "loop.png").unlink()
     (tmp_path / "loop.png").symlink_to("loop.png")
     assert [file.name for file in list_images(tmp_path)] == ["a.PNG"]
@@ -95,3 +96,99 @@ def test_class_folders_and_other_sets_are_not_unlabelled(tmp_path: Path) -> None
         folder.load_unlabelled(tmp_path / "nothing")
     with pytest.raises(NotFound, match=r"image folder .* does not exist"):
         registry.load_unlabelled(f"folder:{tmp_path}/nowhere")
+
+
+LITTER = (
+    *("cat/._0.jpg", "cat/.DS_Store", "__MACOSX/cat/._1.jpg", "cat/.ipynb_checkpoints/1.png", "cat/@eaDir/1.jpg/x.jpg"),
+    *(
+        "cat/Thumbs.db",
+        "dog/desktop.ini",
+        "dog/#recycle/3.jpg",
+        ".git/x.png",
+        "lost+found/x.png",
+        "dog/$RECYCLE.BIN/y.gif",
+    ),
+)
+
+
+def test_hidden_and_system_entries_are_skipped_and_counted(tmp_path: Path) -> None:
+    make_files(tmp_path)
+    for name in LITTER:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encode(noise(4, 4)))
+    data = folder.load(tmp_path)
+    assert (data.classes, len(data)) == (("cat", "dog"), 4)
+    assert data.skipped == {"hidden or system entry": 11}
+
+
+def test_other_files_are_counted_by_suffix(tmp_path: Path) -> None:
+    make_files(tmp_path)
+    for name in ("cat/0.txt", "cat/1.TXT", "dog/0.mp4", "dog/notes", "dog/0.eps", "dog/sub/x.svg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"%!PS no picture")
+    (tmp_path / "dog/gone.png").symlink_to("nowhere.png")
+    (tmp_path / "readme.png").write_bytes(encode(noise(4, 4)))
+    (tmp_path / "empty").mkdir()
+    assert folder.load(tmp_path).skipped == {
+        ".txt": 2, ".mp4": 1, ".eps": 1, ".svg": 1, "no suffix": 1, "broken link": 1, "folder without images": 1,
+        "image beside the class folders": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["x.jfif", "x.JPE", "x.Avif", "x.tif", "x.heic", "picture", "x.glasses", "x.txt", "1.5"]
+)
+def test_a_picture_is_listed_by_suffix_or_content(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(encode(noise(9, 7, 3), "JPEG"))
+    assert [file.name for file in list_images(tmp_path)] == [name]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "QOI", "DDS"])
+def test_a_picture_without_suffix_is_known_by_its_content(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(encode(noise(40, 30, 3), kind))
+    assert len(list_images(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"BM", b"BMW is a maker of cars and motorcycles.", b"P5 is a station", b"RIFFxxxxWAVE"]
+)
+def test_other_content_without_suffix_is_no_picture(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(content)
+    skipped: Counter[str] = Counter()
+    assert list_images(tmp_path, skipped=skipped) == []
+    assert skipped == {"no suffix": 1}
+
+
+def test_a_linked_folder_is_followed_once(tmp_path: Path) -> None:
+    root, more = tmp_path / "set", tmp_path / "more"
+    root.mkdir()
+    make_files(root)
+    (more / "deep").mkdir(parents=True)
+    for name in ("0.jpg", "deep/1.jpg"):
+        (more / name).write_bytes(encode(noise(4, 4)))
+    (root / "cat/more").symlink_to("../../more")
+    (root / "cat/again").symlink_to(more / "deep")
+    data = folder.load(root)
+    names = data.images.names  # type: ignore[attr-defined]
+    assert names[:2] == ["cat/0.jpg", "cat/1.jpg"]
+    assert len(data) == 6
+    assert data.skipped == {"linked folder that is listed already": 1}
+
+
+def test_a_linked_class_folder_is_a_class(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    make_files(store)
+    (tmp_path / "set").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / name).symlink_to(store / name)
+    (tmp_path / "set" / "loop").symlink_to(".")
+    assert len(folder.load(tmp_path / "set")) == 4
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../dog/back"])
+def test_cycles_of_links_end(target: str, tmp_path: Path) -> None:
+    make_files(tmp_path)
+    (tmp_path / "dog/back").symlink_to("..")
+    (tmp_path / "cat/cycle").symlink_to(target)
+    assert len(folder.load(tmp_path)) == 4

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +14,10 @@ import pytest
 from PIL import Image
 from sample_images import encode, noise, png_with_header, spec
 
-from mexit.data.preprocess import MAX_ENCODED_BYTES, MAX_PIXELS, prepare, read_image
-from mexit.errors import BadInput, Damaged, NotFound, TooLarge
+from mexit.data import folder
+from mexit.data.image_formats import FORMATS, SLOW_FORMATS, formats
+from mexit.data.preprocess import MAX_ENCODED_BYTES, MAX_PIXELS, decode_rgb, prepare, read_image
+from mexit.errors import BadInput, Damaged, MissingExtra, NotFound, TooLarge
 
 IMAGE = noise(8, 8, 3)
 ORIENTATION = 0x0112
@@ -23,10 +29,93 @@ def levels(image: object, channels: int = 3, **options: object) -> np.ndarray:
     return np.moveaxis(tensor.round().astype(np.uint8), 0, -1)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
-def test_every_supported_format_is_read(kind: str) -> None:
+def flat_file(kind: str) -> bytes:
+    """A file of 20 x 30 pixels of the grey level 200; formats of black and white have white."""
     flat = np.full((20, 30, 3), 200, np.uint8)
-    assert np.abs(levels(encode(flat, kind)).astype(int) - 200).max() <= 2
+    if kind == "PSD":
+        head = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 20, 30, 8, 3) + bytes(12)
+        return head + struct.pack(">H", 0) + flat.tobytes()
+    if kind == "SUN":
+        return struct.pack(">8I", 0x59A66A95, 30, 20, 24, 1800, 1, 0, 0) + flat.tobytes()
+    return encode(Image.new("1", (30, 20), 1) if kind in ("MSP", "XBM") else flat, kind)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_supported_format_is_read(kind: str) -> None:
+    expected = 255 if kind in ("MSP", "XBM") else 200
+    assert np.abs(levels(flat_file(kind)).astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("kind", sorted(set(FORMATS) - {"XBM"}))
+def test_half_of_a_file_is_refused(kind: str) -> None:
+    content = encode(noise(64, 64, 3), kind) if kind not in ("PSD", "SUN", "MSP") else flat_file(kind)
+    with pytest.raises(BadInput, match=r"the image is damaged: .|bytes that are not an image"):
+        prepare(content[: len(content) // 2], spec())
+
+
+def test_suffixes_are_those_of_the_formats() -> None:
+    Image.init()
+    for name, suffixes in FORMATS.items():
+        for suffix in suffixes:
+            assert Image.EXTENSION[suffix] in (name, "MPO"), suffix
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".PNG", ".webp", ""])
+def test_the_content_not_the_suffix_selects_the_format(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"picture{suffix}"
+    path.write_bytes(encode(IMAGE, "GIF" if suffix == ".webp" else "PNG"))
+    assert levels(read_image(path)).shape == (8, 8, 3)
+    if suffix != ".webp":
+        assert (levels(read_image(path)) == IMAGE).all()
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "ICNS", "SPIDER", "IM", "PDF"])
+def test_formats_that_are_unsafe_to_decode_are_refused(kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # IM
+        content = encode(Image.new("L" if kind != "SPIDER" else "F", (16, 16)), kind)
+    with pytest.raises(BadInput, match=rf"{len(content)} bytes that are not an image: supported are PNG"):
+        prepare(content, spec())
+
+
+@pytest.mark.parametrize("kind", SLOW_FORMATS)
+def test_formats_that_decode_slowly_have_a_limit_of_their_own(kind: str) -> None:
+    content = bytearray(encode(IMAGE, kind))
+    where, form = (4, ">II") if kind == "QOI" else (12, "<II")
+    struct.pack_into(form, content, where, 1025, 1024)
+    with pytest.raises(TooLarge, match=f"1025 x 1024|1024 x 1025.*at most 1048576 of a {kind} file are allowed"):
+        prepare(bytes(content), spec())
+
+
+HEIC_HEAD = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf"
+
+
+def test_a_heic_file_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    formats.cache_clear()
+    with pytest.raises(MissingExtra, match=r"Reading a HEIC image needs .*'pillow-heif': pip install 'mexit\[heic\]'"):
+        prepare(HEIC_HEAD + bytes(100), spec())
+    for name, suffix in (("cat", "png"), ("dog", "HEIC")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"0.{suffix}").write_bytes(encode(IMAGE) if suffix == "png" else HEIC_HEAD)
+    with pytest.raises(
+        MissingExtra, match=r"Reading 1 of 2 images of .* such as dog/0\.HEIC, needs the package 'pillow-h"
+    ):
+        folder.load(tmp_path)
+    (tmp_path / "dog/0.HEIC").rename(tmp_path / "dog/0.jpg")
+    with pytest.raises(MissingExtra, match=r"image .*dog/0\.jpg: Reading a HEIC image"):
+        folder.load(tmp_path).batch(np.asarray([0, 1]), spec())
+    formats.cache_clear()
+
+
+def test_a_heic_file_is_read() -> None:
+    pytest.importorskip("pillow_heif")
+    formats.cache_clear()
+    assert "HEIF" in formats()
+    content = encode(np.full((48, 64, 3), 200, np.uint8), "HEIF")
+    assert np.abs(levels(content).astype(int) - 200).max() <= 3
+    with pytest.raises(BadInput, match=r"the image is damaged|not an image"):
+        prepare(content[: len(content) // 2], spec())
 
 
 @pytest.mark.parametrize("value", [0, 77, 255])
@@ -72,6 +161,32 @@ def test_a_transparent_colour_of_a_palette_and_of_rgb_shows_the_background() -> 
 def test_16_bit_grey_is_divided_by_256_independent_of_its_range(kind: str, top: int) -> None:
     deep = np.linspace(0, top, 64).astype(np.uint16).reshape(8, 8)
     assert (levels(encode(deep, kind), 1)[:, :, 0] == deep >> 8).all()
+
+
+def packed_12_bit_tiff(values: np.ndarray) -> bytes:
+    """A grey TIFF file that declares 12 bits per pixel, two pixels in three bytes."""
+    height, width = values.shape
+    pairs = values.astype(np.uint32).reshape(-1, 2)
+    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1)
+    tags = [(256, width), (257, height), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    tags.append((279, packed.size))
+    pixels = packed.astype(np.uint8).tobytes()
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_the_declared_range_of_a_grey_file_is_used() -> None:
+    twelve = (np.arange(64) * 65).reshape(8, 8)  # 0 to 4095
+    expected = (twelve >> 4).astype(int)
+    files = {
+        "TIFF": packed_12_bit_tiff(twelve),
+        "PGM": b"P5 8 8 4095\n" + twelve.astype(">u2").tobytes(),
+        "8-bit PGM": b"P5 8 8 15\n" + (twelve >> 8).astype(np.uint8).tobytes(),
+    }
+    for name, content in files.items():
+        found = levels(content, 1)[:, :, 0].astype(int)
+        assert np.abs(found - expected).max() <= (16 if name.startswith("8") else 1), name
+        assert found.max() >= 254, name
 
 
 @pytest.mark.parametrize("value", [-1, 65536], ids=["negative", "over 16 bits"])
@@ -133,6 +248,24 @@ def test_the_orientation_tag_is_applied(orientation: int) -> None:
 def test_a_header_that_announces_too_many_pixels_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(TooLarge, match=f"at most {MAX_PIXELS} are allowed"):
         prepare(png_with_header(*size), spec())
+
+
+def test_the_documented_number_of_pixels_is_answered() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text()
+    millions = re.search(r"pixels of an image \| (\d+) million", page)
+    assert millions is not None
+    assert int(millions[1]) * 1_000_000 == MAX_PIXELS
+
+
+def test_a_photograph_of_50_megapixels_is_answered() -> None:
+    assert np.abs(levels(encode(Image.new("L", (8160, 6144), 200), "JPEG")).astype(int) - 200).max() <= 1
+
+
+def test_a_large_transparent_picture_is_blended_as_a_small_one() -> None:
+    small = noise(40, 50, 4)
+    large = np.kron(small, np.ones((50, 50, 1), np.uint8))  # 5 million pixels: more than one strip
+    rows = decode_rgb(encode(large, compress_level=1))[::50, ::50]
+    assert (rows == decode_rgb(encode(small))).all()
 
 
 def test_too_many_bytes_and_too_large_arrays_are_refused() -> None:

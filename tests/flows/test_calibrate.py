@@ -64,7 +64,10 @@ def test_a_device_without_torch_calibrates_from_the_images_in_one_command(with_i
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["entry"]["frontier"][10]["attacked"]["n"] == 81
+    printed = json.loads(done.stdout)
+    assert printed["entry"]["frontier"][10]["attacked"]["n"] == 81
+    assert (printed["expected"]["test"], printed["expected"]["certification"]["n"]) == (None, 81)
+    assert "the bundle carries no test images" in printed["expected"]["missing"]
     assert Runtime.open(tmp_path / "digits", "low").calibrated
 
 
@@ -98,6 +101,7 @@ def test_a_folder_of_the_user_has_no_measurement_under_attack(bundle_copy, tmp_p
         Image.fromarray(image.repeat(4, 0).repeat(4, 1)).save(folder / f"{place}.png")
     result = calibrate_bundle(bundle_copy, data=f"folder:{tmp_path / 'own'}")
     assert "not the data" in result.why_not_attacked
+    assert result.expected["test"]["n"] == result.expected["test"]["of"] == 175, "a quarter of the folder"
     assert result.entry.frontier[10].attacked is None
     assert Runtime.open(bundle_copy, "low").calibrated
 

@@ -35,7 +35,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_thresholds_are_selected_on_one_half_and_measured_on_the_other(bundle_copy: Path, pictures: Path) -> None:
-    entry = calibrate_bundle(bundle_copy, data=f"folder:{pictures}").entry
+    result = calibrate_bundle(bundle_copy, data=f"folder:{pictures}")
+    entry = result.entry
+    assert (result.expected["test"], result.expected["budgets"][0]["accuracy"]) == (None, None)
+    assert "has neither labels nor test images" in result.expected["missing"]
     bundle = Bundle.open(bundle_copy)
     calibration, certification = (bundle.load_trace(ref) for ref in (entry.trace, *entry.evidence))
     assert sorted([*calibration.index, *certification.index]) == list(range(COUNT))

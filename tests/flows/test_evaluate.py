@@ -281,6 +281,12 @@ def test_groups_and_exits_as_typed() -> None:
     assert read_groups("corruptions") == ("corruptions",)
     assert read_groups("corruptions,slowdown") == ("pgd", "slowdown", "corruptions")
     assert read_groups("all") == GROUPS
+    assert read_groups("clean") == read_groups("none") == ()
+    assert read_groups(None) is None
+    assert EvaluateOptions().for_run("none") == EvaluateOptions(())
+    assert EvaluateOptions().for_run("average") == EvaluateOptions().for_run("max-average") == EvaluateOptions(("pgd",))
+    assert EvaluateOptions(("pgd",)).for_run("none") == EvaluateOptions(("pgd",))
+    assert not EvaluateOptions(()).attacked
     assert not EvaluateOptions(("corruptions",)).attacked
     assert EvaluateOptions(("corruptions",), transfer=Path("runs/other")).attacked
     assert read_exits("3,1") == (1, 3)
@@ -322,4 +328,6 @@ def test_unknown_attacks_end_with_a_usage_error(folder) -> None:
     done = program("evaluate", "runs/digits", "--attacks", "magic", cwd=folder)
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
-    assert "unknown attacks 'magic': choose from pgd, policy, autoattack, slowdown, sanity, corruptions, or all" in said
+    assert (
+        "unknown attacks 'magic': choose from pgd, policy, autoattack, slowdown, sanity, corruptions, all, or" in said
+    )

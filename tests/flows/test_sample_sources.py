@@ -9,8 +9,10 @@ import pytest
 
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.data.calibration_images import CalibrationImages
+from mexit.data.dataset import ArrayImages, DataSet
+from mexit.data.splits import split
 from mexit.errors import Damaged
-from mexit.flows.sample_sources import BundleSource
+from mexit.flows.sample_sources import MAX_TEST, BundleSource, DatasetSource
 
 SPEC = InputSpec("input", "float32", "NCHW", 1, (2, 2), (0.0, 1.0), PrepareSpec())
 IMAGES = CalibrationImages(
@@ -46,3 +48,17 @@ def test_stored_images_keep_their_content() -> None:
 def test_damaged_images_are_named(fields: dict, words: str) -> None:
     with pytest.raises(Damaged, match=f"calibration images x.npz are not readable: .*{words}"):
         CalibrationImages.from_bytes(replace(IMAGES, **fields).to_bytes(), "x.npz", SPEC, classes=3)
+
+
+@pytest.mark.parametrize(("count", "taken"), [(4 * MAX_TEST + 400, MAX_TEST), (400, 100)])
+def test_a_large_test_split_is_thinned_evenly(count: int, taken: int) -> None:
+    images = ArrayImages(np.zeros((count, 2, 2), np.uint8))
+    data = DataSet("many", ("a", "b"), images, np.arange(count) % 2, "0" * 64, None)
+    parts = split(data)
+    test = DatasetSource(data, parts, SPEC).test()
+    assert test.samples is not None
+    assert (test.samples.n, test.of, test.missing) == (taken, count // 4, "")
+    index = np.concatenate([rows for _, _, rows in test.samples.batches])
+    assert len(index) == taken
+    assert set(index.tolist()) <= set(parts.part("test").tolist())
+    assert np.ptp(np.diff(np.searchsorted(parts.part("test"), index))) <= 1

@@ -166,6 +166,7 @@ def serve_runtime(
     tokens: tuple[str, ...] = (),
     batching: str = "off",
     send_buffer: int = 0,
+    bound: tuple[socket.socket, ...] = (),
 ) -> Iterator[Client]:
     """A server in a thread.
 
@@ -175,11 +176,12 @@ def serve_runtime(
         tokens: bearer tokens.
         batching: "off" or "continuous".
         send_buffer: of connections, bytes; 0 for the system's default.
+        bound: sockets to serve on; by default a free port of 127.0.0.1.
     """
     service = Service(runtime, limits or Limits(), batching=batching)
-    bound = uvicorn_server.bind("127.0.0.1", 0, has_token=bool(tokens))
+    bound = bound or uvicorn_server.bind("127.0.0.1", 0, has_token=bool(tokens))
     if send_buffer:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        bound[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     urls: queue.Queue[str] = queue.Queue()
     app = routes.build_app(service, tokens)
     thread = threading.Thread(target=uvicorn_server.run, args=(app, service, bound, urls.put))

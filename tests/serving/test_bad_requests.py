@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import re
@@ -248,9 +249,20 @@ def test_wrong_verbs_are_405(server: Server, method: str, path: str, allowed: st
     ("query", "body", "headers", "text"),
     [
         ("", b"", {}, "the body is empty"),
-        ("", b"no image at all", {}, "that are not an image"),
+        ("", b"no image at all", {}, "the body is the text 'no image at all', not an image: send the bytes"),
+        ("", b"no image\n\0 at all", {}, "that are not an image"),
+        ("", base64.b64encode(b"image" * 50), {}, "the body is base64, not an image: .*--data-binary"),
+        ("", base64.urlsafe_b64encode(b"\xff\xee" * 50), {}, "the body is base64"),
+        ("", b"data:image/png;base64," + base64.b64encode(b"image" * 50), {}, "the body is base64"),
+        ("", b"\x89PNG\x1aIHDR", {}, "lost its line ends .* --data-binary"),
+        ("", b'{"image": "AAAA*"}', {}, '"image" is not base64'),
+        ("", b'{"image": 7}', {}, 'JSON must be {"image": "BASE64"}, found the keys'),
+        ("", b'{"image": "AAAA", "budget": "low"}', {}, r"found the keys 'image', 'budget'; .*\?budget=low"),
+        ("", b'[{"image": "AAAA"}]', {}, "found a JSON list"),
+        ("", b'{"instances": [{"b64": "AAAA"}]}', {}, "found the keys 'instances'"),
+        ("", b'{"image": "AAAA"', {}, "not valid JSON"),
         ("", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, {}, "not an image|damaged"),
-        ("", b"--x\r\n", {"Content-Type": "multipart/form-data; boundary=x"}, "not a form"),
+        ("", b"--x\r\n", {"Content-Type": "multipart/form-data; boundary=x"}, "is a form .*--data-binary"),
         ("?budget=cheap", b"x", {}, "is not a budget"),
         ("?max_exit=two", b"x", {}, "max_exit must be a whole number, found 'two'"),
         ("?max_exit=99999999999", b"x", {}, "max_exit must be a whole number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import subprocess
@@ -18,6 +19,7 @@ from servers import INFER, Server, infer_body, start
 
 from mexit import Prediction, Runtime
 from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
+from mexit.serving.oip import HEADER_LENGTH
 
 Images = NDArray[np.float32]
 
@@ -219,6 +221,65 @@ def test_classify_equals_the_runtime(server: Server, runtime: Runtime, pixels: N
     expected.pop("latency_ms")
     assert answer == expected
     assert answer["exit"] == 2
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
+def test_classify_of_base64_in_json_equals_that_of_bytes(server: Server, prefix: str) -> None:
+    content = png(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    body = {"image": prefix + base64.b64encode(content).decode()}
+    answers = [server.json("POST", "/v1/classify", sent, headers) for sent, headers in (
+        (content, {}), (body, {"Content-Type": "application/json"}), (body, {})
+    )]  # fmt: skip
+    for _, answer in answers:
+        answer.pop("latency_ms")
+    assert answers[0][0] == 200
+    assert answers[1] == answers[2] == answers[0]
+
+
+NULLS: dict[str, dict[str, Any]] = {
+    "the request": {"id": None, "parameters": None, "outputs": None},
+    "an output": {"outputs": [{"name": "label", "parameters": None}]},
+    "parameters": {"parameters": {"mexit_budget": None, "timeout": None, "priority": None, "mexit_receipts": None}},
+    "parameters of an output": {"outputs": [{"name": "label", "parameters": {"binary_data": None}}]},
+}
+
+
+@pytest.mark.parametrize("parts", NULLS.values(), ids=NULLS.keys())
+def test_null_is_an_absent_field(server: Server, images: Images, parts: dict[str, Any]) -> None:
+    status, answer = server.json("POST", INFER, json_request(images[:1], **parts))
+    assert status == 200, answer
+    [label] = [output["data"] for output in answer["outputs"] if output["name"] == "label"]
+    [expected] = [output["data"] for output in server.json("POST", INFER, json_request(images[:1]))[1]["outputs"]
+                  if output["name"] == "label"]  # fmt: skip
+    assert label == expected
+
+
+def test_null_beside_a_binary_tensor(server: Server, images: Images) -> None:
+    entry = {"name": "input", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": None}
+    head = json.dumps({"inputs": [{**entry, "parameters": {"binary_data_size": 256}}]}).encode()
+    status, _, _ = server.ask("POST", INFER, head + images[:1].tobytes(), {HEADER_LENGTH: str(len(head))})
+    assert status == 200
+
+
+def test_null_in_other_routes(server: Server) -> None:
+    assert server.json("POST", "/v2/repository/index", {"ready": None})[0] == 200
+    status, answer = server.json("POST", "/v2/repository/index", {"ready": "yes"})
+    assert (status, answer["error"][:22]) == (400, "the body must be empty")
+
+
+def test_a_served_name(mixed_bundle: Path, images: Images, tmp_path: Path) -> None:
+    """The name replaces the bundle's in routes, answers, metadata, statistics and metrics."""
+    with start(mixed_bundle, tmp_path, name="night-cam.v2") as own:
+        path = "/v2/models/night-cam.v2"
+        assert own.json("GET", path)[1]["name"] == "night-cam.v2"
+        assert own.json("GET", f"{path}/ready") == (200, {"name": "night-cam.v2", "ready": True})
+        assert own.json("GET", f"{path}/config")[1]["name"] == "night-cam.v2"
+        assert own.json("GET", f"{path}/stats")[1]["model_stats"][0]["name"] == "night-cam.v2"
+        assert own.json("POST", "/v2/repository/index", {})[1][0]["name"] == "night-cam.v2"
+        status, answer = own.json("POST", f"{path}/versions/1/infer", json_request(images[:1]))
+        assert (status, answer["model_name"]) == (200, "night-cam.v2")
+        assert own.series("mexit_predictions_total", model="night-cam.v2") == 1
+        assert own.json("GET", "/v2/models/digits")[1]["error"].endswith("this server has 'night-cam.v2'")
 
 
 def test_repository_index_of_ready_models(server: Server) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from servers import INFER, Server, infer_body, start, wait_until
+from servers import INFER, Server, hook_runtime, infer_body, serve_runtime, start, wait_until
 
 from mexit import Runtime
 
@@ -38,6 +38,22 @@ def test_predictions_and_macs(server: Server, runtime: Runtime, images: Images) 
             sum(prediction.saved_macs for prediction in expected),
         ]
         assert np.subtract(counts(label), before).tolist() == [*exits, *costs]
+
+
+def test_series_begin_at_zero(digits_bundle: Path) -> None:
+    """Before the first request, so that `rate` and `increase` see the first events."""
+    with serve_runtime(hook_runtime(digits_bundle, lambda _: None)) as fresh:
+        text = fresh.ask("GET", "/metrics")[2].decode()
+    for budget in ("low", "medium", "high", "full", "custom"):
+        for k in (1, 2, 3):
+            assert f'mexit_predictions_total{{budget="{budget}",exit="{k}",model="digits"}} 0.0' in text
+    for series in (
+        *('mexit_macs_total{model="digits"}', 'mexit_saved_macs_total{model="digits"}'),
+        *(f'mexit_errors_total{{status="{status}"}}' for status in (400, 404, 413, 499, 500, 503, 504)),
+        *(f'mexit_requests_in_flight{{route="{route}"}}' for route in ("infer", "classify")),
+        *(f'mexit_request_duration_seconds_count{{route="{route}"}}' for route in ("infer", "classify")),
+    ):
+        assert f"{series} 0.0" in text, series
 
 
 def test_every_response_is_counted_once_by_route(server: Server, images: Images) -> None:

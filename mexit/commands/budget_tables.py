@@ -1,0 +1,135 @@
+"""The tables of budgets that `export`, `calibrate` and `inspect` show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mexit.commands import output
+from mexit.core.budget import short_macs
+from mexit.core.trace import UNKNOWN
+
+if TYPE_CHECKING:
+    from mexit.core.policies_file import Outcome, PolicyEntry
+
+
+def show_policies(entry: PolicyEntry) -> None:
+    """Print what each policy does on held-out data: exits taken, and cost and accuracy under attack."""
+    attacked = any(point.attacked for _, point in entry.by_policy())
+    rows = []
+    for names, point in entry.by_policy():
+        held_out = point.held_out or point.calibration
+        under_attack = [*_cost_and_accuracy(point.attacked)] if attacked else []
+        rows.append([", ".join(names), _limits(entry, names), output.counts(held_out.exits), *under_attack])
+    columns = ["budget", "MACs", "exits taken", *(["attacked: mean", "accuracy"] if attacked else [])]
+    output.table("policies on held-out data", columns, rows, _caption(entry))
+    if names := entry.more_accurate_than_full():
+        output.say(
+            f"{', '.join(names)}: more accurate than full on the calibration images; full never exits early, so "
+            "nothing is selected for it"
+        )
+
+
+def show_expected(table: Mapping[str, Any] | None) -> None:
+    """Print expected and test accuracy and cost of each budget, and a sentence for each unexpected test result.
+
+    Args:
+        table: the result of `calibrate.expected.expected_and_test`; None if none is stored.
+    """
+    if table is None:
+        output.say("no test results are stored: mexit calibrate measures them")
+        return
+    rows = []
+    for row in table["budgets"]:
+        accuracy, cost = row["accuracy"] or {}, row["cost"]
+        cells = [_value(accuracy.get(part)) for part in ("expected", "test")]
+        costs = [short_macs(cost[part]["value"]) if cost[part] else "-" for part in ("expected", "test")]
+        differences = _difference(accuracy), _difference(cost, cost["expected"]["value"])
+        rows.append([", ".join(row["names"]), *cells, differences[0], *costs, differences[1]])
+    columns = ["budget", "expected\naccuracy", "test", "difference", "expected\nMACs", "test", "difference"]
+    output.table("expected and test results", columns, rows, _expected_caption(table))
+    for sentence in table["warnings"]:
+        output.say(sentence)
+
+
+def show_reject(entry: PolicyEntry, table: Mapping[str, Any] | None) -> None:
+    """Print the share of answered images and of wrong answers for each policy with a reject option.
+
+    Args:
+        entry: the policies; without a reject option nothing is printed.
+        table: the result of `calibrate.expected.expected_and_test`, for the test results; None if none is stored.
+    """
+    if entry.reject is None:
+        return
+    tested = {tuple(row["names"]): row.get("reject") or {} for row in (table or {}).get("budgets", ())}
+    rows = []
+    for names, point in entry.by_policy():
+        if rejected := point.rejected:
+            test = tested.get(tuple(names), {})
+            answered, wrong = (test.get(part, {}).get("test") for part in ("coverage", "error"))
+            others = [] if rejected.unknown_answered is None else [output.percent(rejected.unknown_answered)]
+            shares = output.percent(rejected.coverage), output.percent(answered)
+            rows.append([", ".join(names), *shares, _share(rejected.error), _share(wrong), *others])
+    groups = "" if entry.reject.groups is None else f" in {entry.reject.groups} groups"
+    caption = f"measured on {entry.reject.n} images{groups} of the certification split"
+    if entry.reject.n_unknown is not None:
+        caption += f" and {entry.reject.n_unknown} of other things"
+    others = [] if entry.reject.n_unknown is None else ["other things\nanswered"]
+    columns = ["budget", "answered", "test", "wrong\nanswers", "test", *others]
+    output.table(f"reject option: at most {_share(entry.reject.max_error)} wrong answers", columns, rows, caption)
+    output.say(entry.reject.promise)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _limits(entry: PolicyEntry, names: Sequence[str]) -> str:
+    """The budgets in MACs: one, or the smallest and the largest."""
+    macs = [short_macs(entry.names[name]) for name in names]
+    return "-".join(dict.fromkeys((macs[0], macs[-1])))
+
+
+def _cost_and_accuracy(outcome: Outcome | None) -> tuple[str, str]:
+    return (short_macs(outcome.mean_macs), output.percent(outcome.accuracy)) if outcome else ("-", "-")
+
+
+def _value(estimate: Mapping[str, Any] | None) -> str:
+    return output.percent(estimate["value"]) if estimate else "-"
+
+
+def _difference(comparison: Mapping[str, Any], unit: float = 1.0) -> str:
+    """Test minus expected, and its interval, in hundredths of a unit: `-0.7 ± 2.1`."""
+    if comparison.get("difference") is None:
+        return "-"
+    difference, half_width = comparison["difference"] / unit, comparison["half_width"]
+    return f"{100 * difference:+.1f} ± " + ("?" if half_width is None else f"{100 * half_width / unit:.1f}")
+
+
+def _expected_caption(table: Mapping[str, Any]) -> str:
+    expected, test = table["certification"], table["test"]
+    lines = [f"expected: measured on {_size(expected)} of the certification split"]
+    if test is None:
+        lines.append(f"no test results: {table['missing']}")
+    else:
+        of = f", evenly spaced among {test['of']}" if test["of"] > test["n"] else ""
+        lines.append(f"test: {_size(test)} of the test split{of}; neither split selects anything")
+        lines.append(
+            f"difference: in points and in % of the expected MACs, with its {table['confidence']:.0%} interval"
+        )
+    return "\n".join(lines)
+
+
+def _size(part: Mapping[str, Any]) -> str:
+    return f"{part['n']} images" + (f" in {part['groups']} groups" if part["groups"] else "")
+
+
+def _caption(entry: PolicyEntry) -> str:
+    held_out = entry.frontier[0].held_out
+    parts = [f"thresholds selected on {entry.trace.n} calibration images"]
+    if held_out is not None:
+        parts.append(f"measured on {held_out.n} certification images, which select nothing")
+    if any(len(names) > 1 for names, _ in entry.by_policy()):
+        parts.append("budgets in one row have the same thresholds")
+    attacks = dict.fromkeys(ref.condition for ref in entry.evidence if ref.condition not in ("clean", UNKNOWN))
+    return "; ".join(parts + [f"attack: {attack}" for attack in attacks])
