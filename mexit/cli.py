@@ -24,6 +24,7 @@ from mexit.commands import (
     bench,
     calibrate,
     camera,
+    data,
     demo,
     doctor,
     evaluate,
@@ -41,6 +42,7 @@ from mexit.errors import MexitError
 P = ParamSpec("P")
 COMMANDS = (
     demo.demo,
+    data.data,
     train.train,
     evaluate.evaluate,
     export.export,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,6 +22,7 @@ from rich.table import Column, Table
 
 from mexit.core.printable import json_text, printable, printable_lines
 from mexit.core.progress import Advance, duration
+from mexit.core.redact import redact_text
 
 # Names of files may hold `:cat:` and `[red]`: neither emoji codes nor markup is replaced in them.
 out = Console(highlight=False, emoji=False)
@@ -31,15 +33,13 @@ class RichProgress:
     """Notes and progress bars on standard error; without a terminal, notes and one line for each part of a task."""
 
     def note(self, text: str) -> None:
-        """Print one line. A full disk or a closed pipe there does not end the command."""
-        with suppress(OSError):
-            err.print(_plain(text), style="dim", soft_wrap=True)
+        """Print one line."""
+        _say_on_stderr(printable_lines(redact_text(text)), style="dim")
 
     def log(self, text: str) -> None:
         """Print one line unless a progress bar shows the same."""
         if not err.is_terminal:
-            with suppress(OSError):
-                err.print(_plain(text), soft_wrap=True)
+            _say_on_stderr(printable_lines(redact_text(text)))
 
     @contextmanager
     def track(self, text: str, total: int) -> Iterator[Advance]:
@@ -73,16 +73,29 @@ def say(text: str) -> None:
     out.print(_plain(text), soft_wrap=True)
 
 
+def paragraph(text: str) -> None:
+    """Print a sentence of a result, wrapped at words; file names and numbers stay whole."""
+    width = out.width if out.is_terminal else 80
+    out.print(
+        _plain(textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)),
+        soft_wrap=True,
+    )
+
+
 def error(text: str) -> None:
-    """Print an error message on standard error. A full disk or a closed pipe there hides only the message."""
-    with suppress(OSError):
-        err.print(f"[bold red]error:[/] {escape(printable(text))}", soft_wrap=True)
+    """Print an error message on standard error, without the passwords of addresses in it."""
+    _say_on_stderr(printable(redact_text(text)), "[bold red]error:[/] ")
 
 
 def warning(text: str) -> None:
     """Print a warning on standard error."""
+    _say_on_stderr(printable(redact_text(text)), "[yellow]warning:[/] ")
+
+
+def _say_on_stderr(text: str, markup: str = "", style: str | None = None) -> None:
+    """Print one line on standard error. A full disk or a closed pipe there hides only the line."""
     with suppress(OSError):
-        err.print(f"[yellow]warning:[/] {escape(printable(text))}", soft_wrap=True)
+        err.print(markup + escape(text), style=style, soft_wrap=True)
 
 
 def system_error(cause: OSError) -> int:

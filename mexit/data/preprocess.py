@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +29,7 @@ MAX_ENCODED_BYTES = 64 << 20
 MAX_PIXELS = 64_000_000  # Pillow takes 4 bytes per pixel and copy: about 520 MB for a turned photograph
 _STRIP_PIXELS = 4_000_000
 _TIFF_BITS = 258  # the tag BitsPerSample
+SCALED_FORMATS = ("PPM", "JPEG2000")  # whose files declare the range of their values, and Pillow scales them to 16 bits
 _COMMON_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM")  # which Pillow reads without loading its other plugins
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 BACKGROUNDS = {"black": (0, 0, 0, 255), "white": (255, 255, 255, 255)}
@@ -72,9 +74,9 @@ def to_uint8(image: Any, spec: InputSpec) -> NDArray[np.uint8]:
     return np.asarray(_resize(_decode(_open(image), spec.prepare, spec.channels), spec), np.uint8)
 
 
-def decode_rgb(content: bytes) -> NDArray[np.uint8]:
-    """Decode an image file to upright RGB (H, W, 3) uint8, for display. Raises as `prepare` does."""
-    return np.array(_decode(_open(content), PrepareSpec(), 3), np.uint8)
+def decode_rgb(image: Any) -> NDArray[np.uint8]:
+    """Decode one image to upright RGB (H, W, 3) uint8, for display. Takes and raises what `prepare` does."""
+    return np.array(_decode(_open(image), PrepareSpec(), 3), np.uint8)
 
 
 def to_float(image: NDArray[np.uint8], spec: InputSpec, *, batch: bool = False) -> NDArray[np.float32]:
@@ -111,6 +113,20 @@ def fits(image: NDArray[Any], spec: InputSpec, *, batch: bool = False) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[2] == 3 == spec.channels)
 
 
+def open_image(content: bytes) -> Image.Image:
+    """Read the header of an encoded image as a Pillow image, whose pixels are decoded on first use.
+
+    Raises:
+        BadInput: not an image of a format that is read.
+        TooLarge: it announces too many pixels.
+        MissingExtra: as `prepare` raises it.
+    """
+    with _decoder_errors(content):
+        image = _identify(io.BytesIO(content))
+        _check_pixels(*image.size, image.format)
+        return image
+
+
 def _open(image: Any) -> io.BytesIO | Image.Image:
     """Return encoded bytes as a stream, an array as a Pillow image, and a Pillow image unchanged."""
     pillow = _pillow()
@@ -131,23 +147,31 @@ def _open(image: Any) -> io.BytesIO | Image.Image:
 
 def _decode(opened: io.BytesIO | Image.Image, how: PrepareSpec, channels: int) -> Image.Image:
     """Decode to an upright Pillow image of mode L (1 channel) or RGB (3 channels)."""
-    from PIL import ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    with _decoder_errors(opened.getbuffer() if isinstance(opened, io.BytesIO) else b""):
+        image = _identify(opened) if isinstance(opened, io.BytesIO) else opened
+        _check_pixels(*image.size, image.format)
+        image.load()
+        _check_pixels(*image.size)  # the decoders of some formats correct the announced size
+        declared_bits = _declared_bits(image)
+        image = ImageOps.exif_transpose(image) if how.exif else image
+        return _flatten(image, how, declared_bits).convert("L" if channels == 1 else "RGB")
+
+
+@contextmanager
+def _decoder_errors(content: bytes | memoryview) -> Iterator[None]:
+    """Turn the errors of Pillow's decoders into `BadInput`; `content` is the encoded image."""
+    from PIL import UnidentifiedImageError
 
     pillow = _pillow()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about large images, which _check_pixels refuses
-            image = _identify(opened) if isinstance(opened, io.BytesIO) else opened
-            _check_pixels(*image.size, image.format)
-            image.load()
-            _check_pixels(*image.size)  # the decoders of some formats correct the announced size
-            declared_bits = _declared_bits(image)
-            image = ImageOps.exif_transpose(image) if how.exif else image
-            return _flatten(image, how, declared_bits).convert("L" if channels == 1 else "RGB")
+            yield
     except MexitError:
         raise
     except UnidentifiedImageError:
-        content = opened.getbuffer() if isinstance(opened, io.BytesIO) else memoryview(b"")
         if is_heic(bytes(content[:HEAD_BYTES])):
             require_heif("Reading a HEIC image")
         raise BadInput(
@@ -178,19 +202,22 @@ def _check_pixels(width: int, height: int, file_format: str | None = None) -> No
         raise TooLarge(f"the image has {width} x {height} pixels; at most {most}{kind} are allowed")
 
 
-def _declared_bits(image: Image.Image) -> int:
-    """Bits of a grey value as a TIFF file declares them; 16 for other files, whose values Pillow has scaled."""
-    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,))
-    return int(bits[0]) if len(bits) == 1 and 8 < bits[0] < 16 else 16
+def _declared_bits(image: Image.Image) -> int | None:
+    """Bits of a grey value as its file declares them; None if it does not say how many of 16 are used."""
+    if image.format in SCALED_FORMATS:
+        return 16
+    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, ())
+    return int(bits[0]) if len(bits) == 1 and 8 < bits[0] < 16 else None
 
 
-def _flatten(image: Image.Image, how: PrepareSpec, declared_bits: int) -> Image.Image:
+def _flatten(image: Image.Image, how: PrepareSpec, declared_bits: int | None) -> Image.Image:
     """Blend transparent pixels with the background, and reduce 16-bit grey to 8 bits."""
     if image.mode.startswith("I"):
         wide = np.asarray(image)
         if wide.min(initial=0) < 0 or wide.max(initial=0) > 65535:
             raise BadInput(f"expected grey values of 8 or 16 bits, found {wide.min()} to {wide.max()}")
-        return cast("Image.Image", _pillow().fromarray((wide >> (declared_bits - 8)).astype(np.uint8)))
+        bits = declared_bits or how.grey_bits or 16
+        return cast("Image.Image", _pillow().fromarray(np.minimum(wide >> (bits - 8), 255).astype(np.uint8)))
     if image.mode == "F":
         raise BadInput("expected grey values of 8 or 16 bits, found floating-point pixels: store 8 or 16 bits")
     if image.mode in ALPHA_MODES or "transparency" in image.info:
