@@ -18,3 +18,12 @@ def test_an_absent_bundle_is_named_and_no_other_one_answers(digits_bundle: Path,
 def test_an_absent_image_is_named_once(digits_bundle: Path) -> None:
     said = refused("run", digits_bundle, "absent.png", code=2)
     assert said.count("absent.png") == 1
+
+
+def test_each_picture_is_one_line_however_long_its_name(digits_bundle: Path, tmp_path: Path) -> None:
+    names = ["a.png", f"{'long' * 40}.png", "日本 :cat: [red].png"]
+    for name in names:
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    header, *lines = typed("run", digits_bundle, *(tmp_path / name for name in names)).stdout.splitlines()
+    assert header.split() == ["label", "confidence", "exit", "reason", "MACs", "saved", "time", "image"]
+    assert [line[header.index("image") :] for line in lines] == names
