@@ -30,6 +30,7 @@ from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 from mexit.data import registry
 from mexit.data.dataset import DataSet
+from mexit.data.groups import AUTO as AUTO_GROUPS
 from mexit.data.groups import default_group, find_groups
 from mexit.data.splits import Splits, split
 from mexit.errors import MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
@@ -273,8 +274,13 @@ def _sample_source(
     if pictures is not None:
         progress.note(f"{data} has no labels: of its {len(pictures)} pictures half calibrate and half certify")
         why_not = NO_ATTACK if attack == "none" else f"{data} has no labels to attack"
-        return UnlabelledSource(pictures, bundle.manifest.input), why_not
-    data_set, splits = _load_data(bundle, data, data_dir)
+        grouping = find_groups(pictures, AUTO_GROUPS, progress)
+        groups = None
+        if grouping is not None and grouping.has_groups and grouping.count > 1:
+            progress.note(grouping.how)
+            groups = grouping.ids
+        return UnlabelledSource(pictures, bundle.manifest.input, groups), why_not
+    data_set, splits = _load_data(bundle, data, data_dir, progress)
     crafted, why_not = None, NO_ATTACK
     if attack != "none" and data is None:
         crafted, why_not = _attack(bundle, attack, options.device)
@@ -307,13 +313,15 @@ def network_attack(source: GradientSource, objective: str) -> Attack:
 def _data_is_readable(bundle: Bundle, data_dir: str | Path | None) -> bool:
     """Whether the data set of the bundle can be read on this machine."""
     try:
-        _load_data(bundle, None, data_dir)
+        registry.load_bundle_data(bundle, data_dir)
     except MexitError:
         return False
     return True
 
 
-def _load_data(bundle: Bundle, data: str | None, data_dir: str | Path | None) -> tuple[DataSet, Splits]:
+def _load_data(
+    bundle: Bundle, data: str | None, data_dir: str | Path | None, progress: Progress
+) -> tuple[DataSet, Splits]:
     """The named data set, or the bundle's own, with the stored splits or new ones."""
     if data is None:
         return registry.load_bundle_data(bundle, data_dir)
@@ -323,7 +331,10 @@ def _load_data(bundle: Bundle, data: str | None, data_dir: str | Path | None) ->
     own = stored is not None and data_set.sha256 == stored.sha256
     if own:
         return data_set, Splits.of_bundle(bundle)
-    return data_set, split(data_set, find_groups(data_set, default_group(data)))
+    splits = split(data_set, find_groups(data_set, default_group(data), progress))
+    if splits.grouping:
+        progress.note(splits.grouping)
+    return data_set, splits
 
 
 def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult) -> PolicyEntry:

@@ -141,28 +141,32 @@ class DatasetSource:
 
 @dataclass(frozen=True)
 class UnlabelledSource:
-    """Images without labels, divided at random into a calibration and a certification half.
+    """Images without labels, divided at random into a calibration and a certification half; groups are not divided.
 
     None are attacked: an attack maximises the loss of the correct label, which is unknown.
 
     Attributes:
         images: the samples.
         spec: the input of the bundle.
+        groups: group id of each image, (N,), or None without groups.
     """
 
     images: UnlabelledImages
     spec: InputSpec
+    groups: Index | None = None
 
     @property
     def data_sha256(self) -> str:
         return self.images.sha256
 
     def clean(self, split: str) -> SampleBatches:
-        order = np.random.default_rng(_SEED).permutation(len(self.images)).astype(np.int64)
+        units = np.arange(len(self.images), dtype=np.int64) if self.groups is None else self.groups
+        order = np.random.default_rng(_SEED).permutation(np.unique(units))
         halves = dict(zip(MAX_ATTACKED, np.array_split(order, len(MAX_ATTACKED)), strict=True))
-        index = np.sort(halves[split])
+        index = np.flatnonzero(np.isin(units, halves[split])).astype(np.int64)
         batches = ((self.images.batch(rows, self.spec), None, rows) for rows in split_batches(index, BATCH))
-        return SampleBatches(split, "clean", len(index), batches)
+        groups = None if self.groups is None else self.groups[index]
+        return SampleBatches(split, "clean", len(index), batches, groups)
 
     def attacked(self, split: str) -> SampleBatches | None:  # noqa: ARG002
         return None
