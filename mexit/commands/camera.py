@@ -22,7 +22,10 @@ def camera(
     bundle: BundleArg = None,
     *,
     source: Annotated[
-        str, typer.Option(help="0 (the first camera), rtsp://..., a video, an image, a folder or a glob.")
+        str,
+        typer.Option(
+            envvar="MEXIT_SOURCE", help="0 (the first camera), rtsp://..., a video, an image, a folder or a glob."
+        ),
     ],
     budget: BudgetOption = "low",
     out: Annotated[Path | None, typer.Option(help="Write an annotated H.264 video.")] = None,
@@ -61,17 +64,18 @@ def camera(
 
 
 class LabelChanges:
-    """Print an answer when its label differs from the label of the answer before."""
+    """Print an answer when its label differs from the label of the answer before; an unsure answer has none."""
 
     def __init__(self) -> None:
-        self._last: str | None = None
+        self._last: str | None = ""
 
     def __call__(self, answer: CameraPrediction) -> None:
         """Take the answer of one frame."""
         if answer.label != self._last:
             self._last = answer.label
             confidence = output.percent(answer.confidence)
-            output.say(f"frame {answer.frame_index}: {answer.label}, {confidence} at exit {answer.exit}")
+            label = answer.label or answer.reason
+            output.say(f"frame {answer.frame_index}: {label}, {confidence} at exit {answer.exit}")
 
 
 def report_to_json(report: CameraReport) -> dict[str, Any]:
@@ -90,6 +94,7 @@ def show_camera(report: CameraReport) -> None:
         ["reconnects", str(report.reconnects)],
         ["age of an answer, p50 / p95", age],
         ["exits taken", output.counts(report.exits)],
+        *([["unsure", str(report.unsure)]] if report.unsure else []),
         ["mean cost", f"{format_macs(report.mean_macs)}, {output.percent(report.saved)} saved"],
     ]
     output.table(report.source, ["", ""], rows)

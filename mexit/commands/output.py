@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from rich.table import Column, Table
 
 from mexit.core.printable import json_text, printable, printable_lines
 from mexit.core.progress import Advance, duration
+from mexit.core.redact import redact_text
 
 # Names of files may hold `:cat:` and `[red]`: neither emoji codes nor markup is replaced in them.
 out = Console(highlight=False, emoji=False)
@@ -29,12 +31,12 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Print one line."""
-        err.print(_plain(text), style="dim", soft_wrap=True)
+        err.print(_plain(redact_text(text)), style="dim", soft_wrap=True)
 
     def log(self, text: str) -> None:
         """Print one line unless a progress bar shows the same."""
         if not err.is_terminal:
-            err.print(_plain(text), soft_wrap=True)
+            err.print(_plain(redact_text(text)), soft_wrap=True)
 
     @contextmanager
     def track(self, text: str, total: int) -> Iterator[Advance]:
@@ -68,9 +70,18 @@ def say(text: str) -> None:
     out.print(_plain(text), soft_wrap=True)
 
 
+def paragraph(text: str) -> None:
+    """Print a sentence of a result, wrapped at words; file names and numbers stay whole."""
+    width = out.width if out.is_terminal else 80
+    out.print(
+        _plain(textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)),
+        soft_wrap=True,
+    )
+
+
 def error(text: str) -> None:
-    """Print an error message on standard error."""
-    err.print(f"[bold red]error:[/] {escape(printable(text))}", soft_wrap=True)
+    """Print an error message on standard error, without the passwords of addresses in it."""
+    err.print(f"[bold red]error:[/] {escape(printable(redact_text(text)))}", soft_wrap=True)
 
 
 def next_commands(*lines: str) -> None:

@@ -17,6 +17,7 @@ from mexit.core.budget import Macs
 from mexit.core.progress import StopSignal
 from mexit.errors import UsageError
 from mexit.runtime import Runtime
+from mexit.runtime.prediction import UNSURE
 from mexit.runtime.stats import RuntimeStats
 
 
@@ -35,6 +36,7 @@ class CameraReport:
         fps: answers per second.
         age_ms: 50th and 95th percentile of the time from a frame's arrival to its answer, within 6 %.
         exits: frames that left at each exit, (E,).
+        unsure: answered frames whose answer is unsure.
         mean_macs: mean cost of a frame, MACs.
         saved: share of the full network's cost that was saved.
         outputs: written files.
@@ -51,6 +53,7 @@ class CameraReport:
     fps: float
     age_ms: dict[str, float] | None
     exits: tuple[int, ...]
+    unsure: int
     mean_macs: float
     saved: float
     outputs: tuple[Path, ...]
@@ -135,7 +138,7 @@ def run_camera(
         )
         stack.enter_context(closing(answers))
         for count, (frame, result) in enumerate(answers, start=1):
-            stats.add([result.exit], [result.age_ms], result.macs)
+            stats.add([result.exit], [result.age_ms], result.macs, unsure=int(result.reason == UNSURE))
             start_s = result.captured_s if start_s is None else start_s
             seconds = result.captured_s + result.age_ms / 1e3 - start_s
             for sink in sinks:
@@ -181,6 +184,7 @@ def _report(
         fps=round(frames / seconds, 2) if seconds else 0.0,
         age_ms={name: round(ages[name], 3) for name in ("p50", "p95")} if ages else None,
         exits=snapshot.exits,
+        unsure=snapshot.unsure,
         mean_macs=snapshot.mean_macs,
         saved=snapshot.saved,
         outputs=outputs,
