@@ -316,7 +316,7 @@ def _sample_source(
         if grouping is not None and grouping.has_groups and grouping.count > 1:
             progress.note(grouping.how)
             groups = grouping.ids
-        return UnlabelledSource(pictures, bundle.manifest.input, groups), why_not
+        return UnlabelledSource(pictures, bundle.manifest.input, groups=groups), why_not
     data_set, splits = _load_data(bundle, data, data_dir, progress)
     crafted, why_not = None, NO_ATTACK
     if attack != "none" and data is None:
