@@ -31,7 +31,6 @@ from mexit.core.scores import Scorer
 from mexit.core.trace import UNKNOWN, Origin, Trace
 from mexit.data import registry
 from mexit.data.dataset import DataSet
-from mexit.data.groups import AUTO as AUTO_GROUPS
 from mexit.data.groups import default_group, find_groups
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
@@ -188,7 +187,11 @@ def calibrate_bundle(
     if options.attack is None and attack == "none":
         why_not = CLEAN_RUN
     _check_labels(source, config)
-    unknown = None if options.reject_from is None else _unknown_source(runtime.bundle, options.reject_from, data_dir)
+    unknown = (
+        None
+        if options.reject_from is None
+        else _unknown_source(runtime.bundle, options.reject_from, data_dir, progress)
+    )
     traces = _record_traces(runtime, source, unknown, attack, progress)
     result = calibrate(traces, runtime.costs, config)
     entry = _store(runtime.bundle, traces, result)
@@ -229,14 +232,12 @@ def _check_labels(source: SampleSource, config: CalibrationConfig) -> None:
         )
 
 
-def _unknown_source(bundle: Bundle, name: str, data_dir: str | Path | None) -> UnlabelledSource:
+def _unknown_source(bundle: Bundle, name: str, data_dir: str | Path | None, progress: Progress) -> UnlabelledSource:
     """Pictures of other things. Raises `BadInput` for fewer than two: one half selects, the other half tests."""
-    images = registry.load_any(name, data_dir)
-    grouping = find_groups(images, default_group(name))
-    count = len(images) if grouping is None else grouping.count
-    if count < 2:
-        raise BadInput(f"--reject-from {name} has {count} picture or group of pictures, at least 2 are needed")
-    return UnlabelledSource(images, bundle.manifest.input, UNKNOWN, grouping.ids if grouping else None)
+    source = UnlabelledSource.of(registry.load_any(name, data_dir), bundle.manifest.input, UNKNOWN, progress)
+    if source.count < 2:
+        raise BadInput(f"--reject-from {name} has {source.count} picture or group of pictures, at least 2 are needed")
+    return source
 
 
 def record_samples(
@@ -311,12 +312,7 @@ def _sample_source(
     if pictures is not None:
         progress.note(f"{data} has no labels: of its {len(pictures)} pictures half calibrate and half certify")
         why_not = NO_ATTACK if attack == "none" else f"{data} has no labels to attack"
-        grouping = find_groups(pictures, AUTO_GROUPS, progress)
-        groups = None
-        if grouping is not None and grouping.has_groups and grouping.count > 1:
-            progress.note(grouping.how)
-            groups = grouping.ids
-        return UnlabelledSource(pictures, bundle.manifest.input, groups=groups), why_not
+        return UnlabelledSource.of(pictures, bundle.manifest.input, progress=progress), why_not
     data_set, splits = _load_data(bundle, data, data_dir, progress)
     crafted, why_not = None, NO_ATTACK
     if attack != "none" and data is None:
