@@ -187,11 +187,7 @@ def calibrate_bundle(
     if options.attack is None and attack == "none":
         why_not = CLEAN_RUN
     _check_labels(source, config)
-    unknown = (
-        None
-        if options.reject_from is None
-        else _unknown_source(runtime.bundle, options.reject_from, data_dir, progress)
-    )
+    unknown = _unknown_source(runtime.bundle, options.reject_from, data_dir, progress)
     traces = _record_traces(runtime, source, unknown, attack, progress)
     result = calibrate(traces, runtime.costs, config)
     entry = _store(runtime.bundle, traces, result)
@@ -232,8 +228,12 @@ def _check_labels(source: SampleSource, config: CalibrationConfig) -> None:
         )
 
 
-def _unknown_source(bundle: Bundle, name: str, data_dir: str | Path | None, progress: Progress) -> UnlabelledSource:
-    """Pictures of other things. Raises `BadInput` for fewer than two: one half selects, the other half tests."""
+def _unknown_source(
+    bundle: Bundle, name: str | None, data_dir: str | Path | None, progress: Progress
+) -> UnlabelledSource | None:
+    """Pictures of other things, if any. Raises `BadInput` for fewer than two: one half selects, the other one tests."""
+    if name is None:
+        return None
     source = UnlabelledSource.of(registry.load_any(name, data_dir), bundle.manifest.input, UNKNOWN, progress)
     if source.count < 2:
         raise BadInput(f"--reject-from {name} has {source.count} picture or group of pictures, at least 2 are needed")
@@ -302,7 +302,9 @@ def _sample_source(
     The source is the named data; by default the bundle's own data set, else the images in the bundle.
     """
     attack, in_bundle = options.attack or "none", BundleSource.of(bundle)
-    if data == IN_BUNDLE or (data is None and in_bundle is not None and not _data_is_readable(bundle, data_dir)):
+    if data == IN_BUNDLE or (
+        data is None and in_bundle is not None and not registry.bundle_data_is_readable(bundle, data_dir)
+    ):
         if in_bundle is None:
             raise UsageError(f"{bundle.path} carries no images: mexit export --with-calibration-images puts them in")
         progress.note(f"using the images in {bundle.path}")
@@ -341,15 +343,6 @@ def network_attack(source: GradientSource, objective: str) -> Attack:
 
     attack = source.settings.test_attack(objective)
     return Attack(attack.describe(), partial(attack_images, source.model, attack=attack))
-
-
-def _data_is_readable(bundle: Bundle, data_dir: str | Path | None) -> bool:
-    """Whether the data set of the bundle can be read on this machine."""
-    try:
-        registry.load_bundle_data(bundle, data_dir)
-    except MexitError:
-        return False
-    return True
 
 
 def _load_data(
