@@ -112,7 +112,9 @@ def show_evaluation(result: EvaluateResult) -> None:
         _show_corruptions(report["corruptions"], report["settings"])
     if report["checks"]:
         _show_flags(report)
-    output.say("wrote " + ", ".join(str(path) for path in result.written))
+    if result.written:
+        names = ", ".join(path.name for path in result.written)
+        output.paragraph(f"wrote into {result.written[0].parent}: {names}")
 
 
 def _show_exits(report: Mapping[str, Any]) -> None:
