@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
 from mexit.core.bundle import Bundle
 from mexit.core.printable import printable
 from mexit.data import cifar, digits, folder, idx, imagenet, tiny_imagenet
@@ -46,6 +48,11 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     return cifar.load(name, path) if name in cifar.LAYOUTS else idx.load(name, path)
 
 
+def data_name(text: str) -> str:
+    """The name of a data set: `text` itself if it is one, else `folder:` and the path."""
+    return text if text in NAMES or text.startswith(_FOLDER) else f"{_FOLDER}{text}"
+
+
 def load_bundle_data(bundle: Bundle, data_dir: str | Path | None = None) -> tuple[DataSet, Splits]:
     """The data set that a bundle was exported with, and its stored splits.
 
@@ -67,6 +74,19 @@ def load_unlabelled(name: str) -> UnlabelledImages | None:
     """
     path = _folder(name)
     return None if path is None or folder.has_labels(path) else folder.load_unlabelled(path)
+
+
+def load_any(name: str, data_dir: str | Path | None = None) -> DataSet:
+    """Load images whose labels do not matter: `folder:PATH` with all its subfolders as one class, or one of `NAMES`.
+
+    Raises:
+        UsageError, NotFound, Damaged, BadInput, Untrusted: as `load` and `load_unlabelled` raise them.
+    """
+    path = _folder(name)
+    if path is None:
+        return load(name, data_dir)
+    found = folder.load_unlabelled(path, recursive=True)
+    return DataSet(name, ("other",), found.images, np.zeros(len(found), np.int64), found.sha256, None)
 
 
 def is_folder(name: str) -> bool:

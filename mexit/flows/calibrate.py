@@ -18,6 +18,7 @@ from mexit.calibrate.calibration import (
     report,
 )
 from mexit.calibrate.certificates import CertificateRequest
+from mexit.calibrate.reject import RejectRequest
 from mexit.calibrate.score_selection import ScoreQuality
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.artifact_paths import BUNDLES, newest
@@ -27,12 +28,12 @@ from mexit.core.bundle import Bundle
 from mexit.core.policies_file import PolicyEntry
 from mexit.core.progress import Progress, Silent
 from mexit.core.scores import Scorer
-from mexit.core.trace import Origin, Trace
+from mexit.core.trace import UNKNOWN, Origin, Trace
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.groups import default_group, find_groups
 from mexit.data.splits import Splits, split
-from mexit.errors import MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
+from mexit.errors import BadInput, MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
 from mexit.evaluate import plots
 from mexit.flows.sample_sources import (
     Attack,
@@ -70,10 +71,14 @@ class CalibrateOptions:
         attack: attack under which cost and accuracy are measured too: "single", "average", "max-average" or "none".
             None = "none" for a run that was trained on clean images, else "average".
         max_risk: certify that the mean loss is at most this value, in (0, 1); None = no certificate.
-        confidence: of the certificate, in (0, 1).
+        confidence: of the certificate and of the reject option, in (0, 1), of each for itself.
         loss: certified loss: "early-error", "disagreement" or "accuracy-gap".
         risk_method: test: "binomial", "betting", or "auto".
         max_cost: certify this bound on the mean cost too, written as a budget, such as "50%".
+        max_error: reject option: of the answers given at most this share is wrong, in (0, 1); other inputs are
+            "unsure". None = every input has an answer.
+        reject_from: pictures of other things that the reject option must withhold: "folder:PATH" or a data set.
+        max_unknown: largest share of such pictures that is answered, in (0, 1).
         device: device of the torch network that crafts the attack: "auto", "cpu" or "cuda".
     """
 
@@ -87,9 +92,14 @@ class CalibrateOptions:
     loss: str = "early-error"
     risk_method: str = AUTO
     max_cost: str | None = None
+    max_error: float | None = None
+    reject_from: str | None = None
+    max_unknown: float = 0.1
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.reject_from is not None and self.max_error is None:
+            raise UsageError("--reject-from names pictures for the reject option: add --max-error, such as 0.02")
         if self.attack not in (None, *ATTACKS):
             raise UsageError(f"unknown attack '{self.attack}': choose from {', '.join(ATTACKS)}")
 
@@ -109,7 +119,8 @@ class CalibrateOptions:
             if self.max_risk is None
             else CertificateRequest(self.max_risk, self.confidence, self.loss, self.risk_method, max_macs)
         )
-        return CalibrationConfig(self.measure, self.ensemble, self.policy, budgets, request)
+        reject = None if self.max_error is None else RejectRequest(self.max_error, self.confidence, self.max_unknown)
+        return CalibrationConfig(self.measure, self.ensemble, self.policy, budgets, request, reject)
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,7 @@ class CalibrateResult:
         written: the reports and, with matplotlib, the plot.
         expected: expected and test results of each budget, see `calibrate.expected.expected_and_test`.
         why_not_attacked: the reason why nothing is measured under attack; empty if it is.
+        unavailable: named budgets that cannot keep the bound of the reject option.
     """
 
     bundle: Path
@@ -133,6 +145,7 @@ class CalibrateResult:
     written: tuple[Path, ...]
     why_not_attacked: str
     expected: Mapping[str, Any]
+    unavailable: tuple[str, ...] = ()
 
 
 def calibrate_bundle(
@@ -161,7 +174,8 @@ def calibrate_bundle(
     Raises:
         NotFound, Damaged, UsageError, BadInput: the bundle or the data cannot be used.
         BudgetInfeasible: a budget below the cost of exit 1.
-        RiskInfeasible: the risk cannot be certified on this data; the bundle is unchanged.
+        RiskInfeasible: the risk or the error among the answered cannot be certified on this data; the bundle is
+            unchanged.
     """
     progress = progress or Silent()
     path = Path(bundle) if bundle else newest(BUNDLES, progress)
@@ -172,16 +186,18 @@ def calibrate_bundle(
     source, why_not = _sample_source(runtime.bundle, data, data_dir, replace(options, attack=attack), progress)
     if options.attack is None and attack == "none":
         why_not = CLEAN_RUN
-    _check_labels(source, config.certify)
-    traces = _record_traces(runtime, source, attack, progress)
+    _check_labels(source, config)
+    unknown = None if options.reject_from is None else _unknown_source(runtime.bundle, options.reject_from, data_dir)
+    traces = _record_traces(runtime, source, unknown, attack, progress)
     result = calibrate(traces, runtime.costs, config)
     entry = _store(runtime.bundle, traces, result)
     written = _write_report(path, runtime.bundle.manifest.name, entry, report(result, traces.certification))
     table = _measure_test(runtime, source, traces.certification, entry, progress)
-    saved = expected.save(path, runtime.bundle.id, table)
+    written = (*written, expected.save(path, runtime.bundle.id, table))
+    unavailable = result.rejection.unavailable if result.rejection else ()
     if why_not:
         progress.note(f"nothing is promised under attack: {why_not}")
-    return CalibrateResult(path, entry, cumulative_macs, result.scores, (*written, saved), why_not, table)
+    return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not, table, unavailable)
 
 
 def default_attack(settings: Any) -> str:
@@ -199,12 +215,27 @@ def _check_name(name: str) -> str:
     raise UsageError(f"'{name}' means a budget already: choose another name for yours")
 
 
-def _check_labels(source: SampleSource, request: CertificateRequest | None) -> None:
-    if isinstance(source, UnlabelledSource) and request is not None and request.loss != "disagreement":
+def _check_labels(source: SampleSource, config: CalibrationConfig) -> None:
+    if not isinstance(source, UnlabelledSource):
+        return
+    name, request = source.images.name, config.certify
+    if config.reject is not None:
+        raise UsageError(f"{name} has no labels, which --max-error needs: put the pictures into one folder per class")
+    if request is not None and request.loss != "disagreement":
         raise UsageError(
-            f"{source.images.name} has no labels, which the loss {request.loss} needs: add --loss disagreement, "
+            f"{name} has no labels, which the loss {request.loss} needs: add --loss disagreement, "
             "or put the pictures into one folder per class"
         )
+
+
+def _unknown_source(bundle: Bundle, name: str, data_dir: str | Path | None) -> UnlabelledSource:
+    """Pictures of other things. Raises `BadInput` for fewer than two: one half selects, the other half tests."""
+    images = registry.load_any(name, data_dir)
+    grouping = find_groups(images, default_group(name))
+    count = len(images) if grouping is None else grouping.count
+    if count < 2:
+        raise BadInput(f"--reject-from {name} has {count} picture or group of pictures, at least 2 are needed")
+    return UnlabelledSource(images, bundle.manifest.input, UNKNOWN, grouping.ids if grouping else None)
 
 
 def record_samples(
@@ -241,18 +272,24 @@ def _measure_test(
     return expected.expected_and_test(entry, evaluator, TraceEvaluator.of(trace, scorer, runtime.costs), of=test.of)
 
 
-def _record_traces(runtime: Runtime, source: SampleSource, attack: str, progress: Progress) -> CalibrationTraces:
+def _record_traces(
+    runtime: Runtime, source: SampleSource, unknown: SampleSource | None, attack: str, progress: Progress
+) -> CalibrationTraces:
     backend = runtime.backend
-    origin = Origin(runtime.bundle.id, backend.variant, backend.engine, backend.precision, "", "", source.data_sha256)
 
-    def trace(samples: SampleBatches) -> Trace:
+    def trace(samples: SampleBatches, source: SampleSource = source) -> Trace:
+        key = (runtime.bundle.id, backend.variant, backend.engine, backend.precision)
+        origin = Origin(*key, "", "", source.data_sha256)
         return record_samples(partial(run_all_exits, backend), samples, origin, progress)
 
     def both(split_name: str) -> tuple[Trace, Trace | None]:
         attacked = source.attacked(split_name) if attack != "none" else None
         return trace(source.clean(split_name)), trace(attacked) if attacked else None
 
-    return CalibrationTraces(*both("calibration"), *both("certification"))
+    others = (
+        () if unknown is None else (trace(unknown.clean(name), unknown) for name in ("calibration", "certification"))
+    )
+    return CalibrationTraces(*both("calibration"), *both("certification"), *others)
 
 
 def _sample_source(
@@ -343,6 +380,7 @@ def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult)
         named=result.named,
         certificates=(asdict(result.certificate),) if result.certificate else (),
         drift=result.drift,
+        reject=result.rejection.terms if result.rejection else None,
     )
     bundle.save_policies(bundle.policies_or_empty().with_entry(entry))
     return entry

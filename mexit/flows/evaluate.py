@@ -23,14 +23,16 @@ from mexit.data.dataset import evenly_spaced
 from mexit.errors import UsageError, requires_extra
 from mexit.evaluate import plots, reports
 from mexit.evaluate.config import EvaluateOptions
-from mexit.evaluate.reports import SavedReport, merged_budgets
+from mexit.evaluate.reports import merged_budgets
 
 with requires_extra("train", "Evaluating a network"):
     from mexit.attacks.autoattack import import_pyautoattack
     from mexit.attacks.pgd import Attack
     from mexit.evaluate import sanity_checks, suites
     from mexit.evaluate.corruptions import corruption_report, run_corruptions_group
+    from mexit.evaluate.details import Details, measure_details
     from mexit.evaluate.model_card import model_card
+    from mexit.evaluate.report_files import write_details
     from mexit.evaluate.results import AttackResults, budget_rows, curve_rows, exit_rows, transfer_matrix
     from mexit.evaluate.target import EvaluationTarget, Index, open_target
     from mexit.flows.run_policies import run_policies
@@ -106,6 +108,7 @@ def evaluate_model(
     context = suites.AttackContext(target, options, progress, *target.load(index[strong]), index[strong], attack.pgd)
     curve, checks = _run_strong_groups(context, results)
     settings = _settings(target, options, attack, len(index), len(strong))
+    details = measure_details(target, index, results) if options.report else None
     report = {
         "exits": exit_rows(results),
         "budgets": budget_rows(results, target),
@@ -114,11 +117,10 @@ def evaluate_model(
         "corruptions": _corruptions(context, index, results),
         "checks": [check.to_json() for check in checks],
         "flags": [check.flag() for check in checks if not check.passed],
+        "details": details.to_json() if details else {},
         "settings": settings | {"seconds": round(time.monotonic() - start, 1)},
     }
-    saved = reports.save(target.path / REPORTS, report)
-    kept = tuple(target.path / REPORTS / name for name in saved.others)
-    return EvaluateResult(report, (*saved.written, *_write(target, report, saved)), kept)
+    return _write(target, report, details)
 
 
 def _newest(progress: Progress) -> Path:
@@ -249,10 +251,11 @@ def _policies_sha256(target: EvaluationTarget) -> str:
     return sha256_bytes(to_json({name: asdict(budget.policy) for name, budget in target.budgets.items()}))
 
 
-def _write(target: EvaluationTarget, report: Mapping[str, Any], saved: SavedReport) -> tuple[Path, ...]:
-    """Write the pictures of a saved report (with matplotlib) and the model card; returns the paths."""
+def _write(target: EvaluationTarget, report: Mapping[str, Any], details: Details | None) -> EvaluateResult:
+    """Write the report, its pictures (with matplotlib), the page and the model card."""
     folder = target.path / REPORTS
-    written = []
+    saved = reports.save(folder, report)
+    written = list(saved.written)
     if saved.replaced:  # these pictures are not drawn for every report
         for name in (TRANSFER, CURVE, CORRUPTIONS):
             (folder / name).unlink(missing_ok=True)
@@ -271,9 +274,11 @@ def _write(target: EvaluationTarget, report: Mapping[str, Any], saved: SavedRepo
         if report["corruptions"]:
             written.append(folder / CORRUPTIONS)
             plots.corruptions(report["corruptions"], budgets, written[-1], title)
+    if details is not None:
+        written += write_details(details, report, folder, target.path.name)
     written.append(folder / CARD)
     write_bytes(written[-1], model_card(target, report, saved.others).encode())
-    return tuple(written)
+    return EvaluateResult(report, tuple(written), tuple(folder / name for name in saved.others))
 
 
 def _lines(target: EvaluationTarget, report: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:

@@ -146,23 +146,29 @@ class UnlabelledSource:
     None are attacked: an attack maximises the loss of the correct label, which is unknown.
 
     Attributes:
-        images: the samples.
+        images: the samples; labels of a data set are not used.
         spec: the input of the bundle.
+        condition: of the traces, see `core.trace.Origin`.
+        groups: group id of each image, (N,); a group lies in one half. None = each image is its own group.
     """
 
-    images: UnlabelledImages
+    images: UnlabelledImages | DataSet
     spec: InputSpec
+    condition: str = "clean"
+    groups: NDArray[np.int64] | None = None
 
     @property
     def data_sha256(self) -> str:
         return self.images.sha256
 
     def clean(self, split: str) -> SampleBatches:
-        order = np.random.default_rng(_SEED).permutation(len(self.images)).astype(np.int64)
+        ids = np.arange(len(self.images), dtype=np.int64) if self.groups is None else self.groups
+        order = np.random.default_rng(_SEED).permutation(np.unique(ids))
         halves = dict(zip(MAX_ATTACKED, np.array_split(order, len(MAX_ATTACKED)), strict=True))
-        index = np.sort(halves[split])
+        index = np.flatnonzero(np.isin(ids, halves[split])).astype(np.int64)
+        groups = None if self.groups is None else self.groups[index]
         batches = ((self.images.batch(rows, self.spec), None, rows) for rows in split_batches(index, BATCH))
-        return SampleBatches(split, "clean", len(index), batches)
+        return SampleBatches(split, self.condition, len(index), batches, groups)
 
     def attacked(self, split: str) -> SampleBatches | None:  # noqa: ARG002
         return None

