@@ -145,8 +145,8 @@ def train_model(
                 data = data or "digits"
                 data_set = registry.load(data, data_dir)
                 resolved = resolve(data, preset, settings or {})
-                processes.on_main(lambda: check_data(data_set, progress))
-                splits = split(data_set, find_groups(data_set, resolved.group), resolved.split_seed)
+                resolved = replace(resolved, grey_bits=processes.on_main(lambda: check_data(data_set, progress)))
+                splits = split(data_set, find_groups(data_set, resolved.group, progress), resolved.split_seed)
                 splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
                 resolved = fit_settings(resolved, settings or {}, data_set, splits, options.device, progress)
                 resolved = processes.broadcast(resolved)  # each process has measured its own speed
