@@ -113,9 +113,11 @@ def show_evaluation(result: EvaluateResult) -> None:
         _show_corruptions(report["corruptions"], report["settings"])
     if report["checks"]:
         _show_flags(report)
-    output.say("wrote " + ", ".join(str(path) for path in result.written))
+    if result.written:
+        names = ", ".join(path.name for path in result.written)
+        output.paragraph(f"wrote into {result.written[0].parent}: {names}")
     if result.kept:
-        output.say("kept, of other attacks: " + ", ".join(str(path) for path in result.kept))
+        output.paragraph(f"kept, of other attacks: {', '.join(path.name for path in result.kept)}")
 
 
 def _show_exits(report: Mapping[str, Any]) -> None:

@@ -47,7 +47,7 @@ def test_results_of_other_attacks_stay_in_their_file_and_in_the_card(capsys: pyt
     worst = attacked.report["exits"][0]["worst"]
     assert f"{100 * worst['value']:.1f} ± {100 * worst['stderr']:.1f} |" in card.split("## Earlier results")[1]
     show_evaluation(result)
-    assert "kept, of other attacks: runs/digits/reports/evaluation-pgd.json" in capsys.readouterr().out
+    assert "kept, of other attacks: evaluation-pgd.json" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("folder")
