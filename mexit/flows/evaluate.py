@@ -104,7 +104,8 @@ def evaluate_model(
         logits = suites.run_pgd_group(target, index, attack.pgd, progress)
     else:
         logits = suites.run_clean(target, index)
-    results = AttackResults(target.data.labels[index], strong, logits)
+    groups = target.splits.groups_of(index)
+    results = AttackResults(target.data.labels[index], strong, logits, groups=groups)
     context = suites.AttackContext(target, options, progress, *target.load(index[strong]), index[strong], attack.pgd)
     curve, checks = _run_strong_groups(context, results)
     settings = _settings(target, options, attack, len(index), len(strong))
@@ -183,7 +184,7 @@ def _run_strong_groups(
         suites.run_slowdown_group(context, results)
     if "sanity" in options.chosen:
         curve = suites.accuracy_curve(context)
-        rows = curve_rows(curve, context.labels, context.target)
+        rows = curve_rows(curve, context.labels, context.target, results.groups_at(results.strong_index))
         checks += sanity_checks.curve_checks(context, curve)
     basic = sanity_checks.basic_checks(context, results)
     return rows, [*basic, *sanity_checks.black_box_checks(context, results), *checks]
@@ -194,7 +195,7 @@ def _corruptions(context: suites.AttackContext, index: Index, results: AttackRes
     if "corruptions" not in context.options.chosen:
         return {}
     outcomes = run_corruptions_group(context.target, index, context.progress)
-    return corruption_report(outcomes, results.pgd["clean"], results.labels, context.target)
+    return corruption_report(outcomes, results.pgd["clean"], results.labels, context.target, results.groups)
 
 
 def _settings(
