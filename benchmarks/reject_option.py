@@ -1,7 +1,7 @@
 """Measure whether the reject option keeps its bound, over random divisions of the held-out images of a bundle.
 
-    python benchmarks/reject_option.py BUNDLE [--max-error 0.02 0.005] [--confidence 0.95] [--coverage 0.95] [--splits 20]
-        [--unknown folder:PATH] [--max-unknown 0.1] [--data-dir DIR]
+    python benchmarks/reject_option.py BUNDLE [--max-error 0.02 0.005] [--confidence 0.95] [--coverage 0.95]
+        [--splits 20] [--unknown folder:PATH] [--max-unknown 0.1] [--data-dir DIR]
 
 The held-out images are those of the splits calibration, certification and test, on which the network was not trained.
 Their logits are recorded once. Each division cuts them at random, by group where there are groups, into three thirds.
