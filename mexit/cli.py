@@ -6,6 +6,7 @@ one line on standard error and the exit code of its class.
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
@@ -37,6 +38,7 @@ from mexit.commands import (
 from mexit.errors import MexitError
 
 P = ParamSpec("P")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE)
 COMMANDS = (
     demo.demo,
     data.data,
@@ -59,7 +61,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot encode are shown escaped
             stream.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        app()
+    except (MexitError, OSError) as error:  # of what typer prints itself, such as --help and --version
+        sys.exit(_report(error))
 
 
 def exit_on_error(command: Callable[P, None]) -> Callable[P, None]:
@@ -69,16 +74,24 @@ def exit_on_error(command: Callable[P, None]) -> Callable[P, None]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except MexitError as error:
-            output.error(str(error))
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            output.error("stopped")
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            raise typer.Exit(0) from None
+        except (MexitError, OSError, KeyboardInterrupt) as error:
+            raise typer.Exit(_report(error)) from None
 
     return wrapper
+
+
+def _report(error: MexitError | OSError | KeyboardInterrupt) -> int:
+    """Print one line; return the exit code. An `OSError` that is neither a full disk nor a closed pipe is a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        output.error("stopped")
+        return 130
+    if isinstance(error, MexitError):
+        output.error(str(error))
+        return error.exit_code
+    if error.errno not in _NO_ROOM:
+        raise error
+    output.error(f"{error.filename or 'the output'} cannot be written: {error.strerror}")
+    return 1
 
 
 app = typer.Typer(

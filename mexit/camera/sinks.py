@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -43,11 +44,19 @@ class JsonLines:
             self._file.write(line + "\n")
             self._file.flush()
         except OSError as error:
+            self._discard()
             raise MexitError(f"could not write {self._path}: {error.strerror or error}") from None
 
     def close(self) -> Path | None:
         """Close the file; return its path, or None if no frame came."""
         if self._file is None:
             return None
-        self._file.close()
+        self._file.close()  # every line was flushed
         return self._path
+
+    def _discard(self) -> None:
+        """Close the file without the line that it could not take."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            self._file = None

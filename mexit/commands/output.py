@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -17,13 +16,14 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from mexit.commands.terminal import StandardError, StandardOutput
 from mexit.core.printable import json_text, printable, printable_lines
 from mexit.core.progress import Advance, duration
 from mexit.core.redact import redact_text
 
 # Names of files may hold `:cat:` and `[red]`: neither emoji codes nor markup is replaced in them.
-out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
+out = StandardOutput(highlight=False, emoji=False)
+err = StandardError(stderr=True, highlight=False, emoji=False)
 
 
 class RichProgress:
@@ -62,7 +62,7 @@ class RichProgress:
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print the one JSON value of `--json`."""
-    out.file.write(json_text(value, allow_nan=True) + "\n")
+    out.write_line(json_text(value, allow_nan=True))
 
 
 def say(text: str) -> None:

@@ -9,6 +9,7 @@ import typer
 from mexit.commands import output
 from mexit.commands.options import Backend, BudgetOption, BundleArg, Burst, Deadline, Rate, Threads
 from mexit.core.artifact_paths import BUNDLES, newest
+from mexit.errors import MexitError
 
 
 def serve(
@@ -74,6 +75,12 @@ def serve(
     path = bundle or newest(BUNDLES, output.RichProgress())
 
     def announce(url: str) -> None:
+        try:
+            show_address(url)
+        except MexitError as error:  # a server whose standard output is closed goes on
+            output.RichProgress().note(f"{error}; serving at {url}")
+
+    def show_address(url: str) -> None:
         output.say(f"serving {path} at {url} within budget {budget}; Ctrl-C stops it")
         header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None else ""
         output.next_commands(f"curl {header}--data-binary @IMAGE.png {url}/v1/classify", f"curl {header}{url}/metrics")
