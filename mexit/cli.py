@@ -6,17 +6,18 @@ one line on standard error and the exit code of its class.
 
 from __future__ import annotations
 
-import errno
 import functools
 import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads collapse under any other load
 
 import typer
+from typer.core import TyperCommand
 
 from mexit import __version__
 from mexit.commands import (
@@ -35,10 +36,10 @@ from mexit.commands import (
     serve,
     train,
 )
+from mexit.core.environment import unknown_variables
 from mexit.errors import MexitError
 
 P = ParamSpec("P")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE)
 COMMANDS = (
     demo.demo,
     data.data,
@@ -62,9 +63,13 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot encode are shown escaped
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except (MexitError, OSError) as error:  # of what typer prints itself, such as --help and --version
-        sys.exit(_report(error))
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        sys.exit(output.system_error(error))
 
 
 def exit_on_error(command: Callable[P, None]) -> Callable[P, None]:
@@ -74,24 +79,28 @@ def exit_on_error(command: Callable[P, None]) -> Callable[P, None]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (MexitError, OSError, KeyboardInterrupt) as error:
-            raise typer.Exit(_report(error)) from None
+        except MexitError as error:
+            output.error(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            output.error("stopped")
+            raise typer.Exit(130) from None
+        except OSError as error:
+            raise typer.Exit(output.system_error(error)) from None
 
     return wrapper
 
 
-def _report(error: MexitError | OSError | KeyboardInterrupt) -> int:
-    """Print one line; return the exit code. An `OSError` that is neither a full disk nor a closed pipe is a bug."""
-    if isinstance(error, KeyboardInterrupt):
-        output.error("stopped")
-        return 130
-    if isinstance(error, MexitError):
-        output.error(str(error))
-        return error.exit_code
-    if error.errno not in _NO_ROOM:
-        raise error
-    output.error(f"{error.filename or 'the output'} cannot be written: {error.strerror}")
-    return 1
+class Command(TyperCommand):
+    """A command that rejects an option which is given twice but holds one value; the last one would win silently."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments. Raises the usage error of typer."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option, count in Counter(given).items():
+            if count > 1 and not getattr(option, "multiple", True) and not option.is_eager:
+                ctx.fail(f"Option '{option.opts[0]}' is given {count} times; it takes one value.")
+        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(
@@ -105,7 +114,7 @@ app = typer.Typer(
     add_completion=False,
 )
 for command in COMMANDS:
-    app.command()(exit_on_error(command))
+    app.command(cls=Command)(exit_on_error(command))
 
 
 def _version(wanted: bool) -> None:
@@ -121,3 +130,6 @@ def _root(
     ] = False,
 ) -> None:
     del version
+    for name, near in unknown_variables(os.environ).items():
+        if near is not None:
+            output.warning(f"{name} is set, but mexit does not read it: did you mean {near}?")

@@ -44,19 +44,22 @@ class JsonLines:
             self._file.write(line + "\n")
             self._file.flush()
         except OSError as error:
-            self._discard()
-            raise MexitError(f"could not write {self._path}: {error.strerror or error}") from None
+            raise self._failed(error) from None
 
     def close(self) -> Path | None:
-        """Close the file; return its path, or None if no frame came."""
+        """Close the file; return its path, or None if no frame came. Raises `MexitError` if that fails."""
         if self._file is None:
             return None
-        self._file.close()  # every line was flushed
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._failed(error) from None
         return self._path
 
-    def _discard(self) -> None:
-        """Close the file without the line that it could not take."""
+    def _failed(self, error: OSError) -> MexitError:
+        """The error to raise. The file is given up: closing it again would try to write the same line."""
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
             self._file = None
+        return MexitError(f"could not write {self._path}: {error.strerror or error}")

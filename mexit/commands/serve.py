@@ -9,7 +9,6 @@ import typer
 from mexit.commands import output
 from mexit.commands.options import Backend, BudgetOption, BundleArg, Burst, Deadline, Rate, Threads
 from mexit.core.artifact_paths import BUNDLES, newest
-from mexit.errors import MexitError
 
 
 def serve(
@@ -77,8 +76,8 @@ def serve(
     def announce(url: str) -> None:
         try:
             show_address(url)
-        except MexitError as error:  # a server whose standard output is closed goes on
-            output.RichProgress().note(f"{error}; serving at {url}")
+        except (OSError, SystemExit):  # rich exits on a closed pipe; a server goes on
+            output.RichProgress().note(f"standard output cannot be written; serving at {url}")
 
     def show_address(url: str) -> None:
         output.say(f"serving {path} at {url} within budget {budget}; Ctrl-C stops it")
