@@ -36,6 +36,9 @@ def camera(
     rate: Rate = None,
     burst: Burst = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many answered frames.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Accept any certificate of a camera with https, rtsps or rtmps.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Classify every frame of a video or folder, or the newest frame of a live camera."""
@@ -53,6 +56,7 @@ def camera(
         out=out,
         jsonl=jsonl,
         limit=limit,
+        insecure=insecure,
     )
     show_labels = not (json or out or jsonl)
     report = run_camera(

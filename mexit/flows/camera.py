@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mexit.camera.frame import Counters, OnEvent
+from mexit.camera.identify_source import identify_source
+from mexit.camera.live_stream import LiveSettings
 from mexit.camera.overlay import Overlay
 from mexit.camera.parse_source import Source, parse_source
-from mexit.camera.pipeline import CameraPrediction
+from mexit.camera.pipeline import CameraPrediction, classify_frames
 from mexit.camera.sinks import JsonLines, Sink
 from mexit.camera.video_writer import VideoWriter
 from mexit.core.budget import Macs
@@ -71,6 +73,7 @@ class CameraOptions:
         out: annotated video to write, `.mp4`.
         jsonl: file to write with one JSON line per frame.
         limit: number of answers after which the run ends.
+        insecure: accept any certificate of a server with TLS.
     """
 
     budget: str = "low"
@@ -82,6 +85,7 @@ class CameraOptions:
     out: Path | None = None
     jsonl: Path | None = None
     limit: int | None = None
+    insecure: bool = False
 
 
 def run_camera(
@@ -118,6 +122,8 @@ def run_camera(
         rate=options.rate,
         burst=options.burst,
     )
+    live = LiveSettings(insecure=options.insecure)
+    parsed = identify_source(parsed, live)
     costs = runtime.bundle.manifest.cumulative_macs
     sinks: list[Sink] = [JsonLines(options.jsonl)] if options.jsonl else []
     sinks += [VideoWriter(options.out, Overlay(costs), live=parsed.live)] if options.out else []
@@ -129,8 +135,10 @@ def run_camera(
     with StopSignal() as stop, ExitStack() as stack:
         for sink in reversed(sinks):  # closed also after an error
             stack.callback(lambda sink: outputs.append(sink.close()), sink)
-        answers = runtime.camera(
-            source,
+        answers = classify_frames(
+            runtime,
+            parsed,
+            live=live,
             stopped=lambda: stop.requested,
             deadline_ms=options.deadline_ms,
             on_event=on_event,
