@@ -4,8 +4,8 @@
 
 PICTURES has train/ and test/ with one folder per class, such as GTSRB. For each seed it runs `mexit train --data
 folder:PICTURES --split-seed SEED` and `mexit export`, without further options, as a user types them, and reads the
-table that the export wrote. A finished seed is not run again, and one that was stopped goes on from its checkpoint. Durations
-are true on a quiet machine only.
+table that the export wrote. A finished seed is not run again, and one that was stopped goes on from its checkpoint.
+Durations are true on a quiet machine only.
 """
 
 from __future__ import annotations
