@@ -10,7 +10,7 @@ import numpy as np
 
 from mexit.calibrate.certificates import Certificate, CertificateRequest, make_certificate
 from mexit.calibrate.frontier import frontier
-from mexit.calibrate.hypothesis_tests import upper_rate
+from mexit.calibrate.hypothesis_tests import upper_mean
 from mexit.calibrate.score_selection import ScoreQuality, rank_scores, select_score
 from mexit.calibrate.temperature import fit_temperatures, reliability
 from mexit.calibrate.trace_evaluator import TraceEvaluator
@@ -186,8 +186,9 @@ def _disagreement_bound(evaluator: TraceEvaluator, point: FrontierPoint) -> floa
     early = evaluator.exits(point.thresholds) < len(evaluator.costs.cumulative)
     if not early.any():
         return None
-    differ = evaluator.answers(point.thresholds)[early] != evaluator.predictions[-1][early]
-    bound = upper_rate(int(differ.sum()), len(differ), 1 - DRIFT_CONFIDENCE)
+    differ = (evaluator.answers(point.thresholds)[early] != evaluator.predictions[-1][early]).astype(np.float64)
+    groups = None if evaluator.groups is None else evaluator.groups[early]
+    bound = upper_mean(differ, 1 - DRIFT_CONFIDENCE, groups)
     return bound if bound < 1 else None
 
 

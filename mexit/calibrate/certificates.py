@@ -9,6 +9,9 @@ Losses compare a policy with the full network on the same input:
 Points are tested on the certification split, which is used for no selection, from the safest to the cheapest. Clean
 and attacked data are certified together: every condition must pass at the full level. A bound on the mean cost is a
 second sequence from the cheapest point; each of the two sequences then has half of the level.
+
+Where the samples form groups (pictures of one object, film or burst), the test is the grouped one of `hypothesis_tests`
+and counts groups.
 """
 
 from __future__ import annotations
@@ -19,8 +22,17 @@ from math import log
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mexit.calibrate.hypothesis_tests import MAX_SAMPLES, METHODS, certified_prefix, p_value, samples_needed
+from mexit.calibrate.hypothesis_tests import (
+    MAX_SAMPLES,
+    METHODS,
+    are_grouped,
+    certified_prefix,
+    groups_needed,
+    p_value,
+    samples_needed,
+)
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import format_macs
@@ -86,6 +98,7 @@ class Certificate:
         first, last: frontier indices; every point from first to last is certified.
         budget_macs: budget of the cheapest certified point.
         n: samples of the certification split, per condition.
+        groups: groups that these samples belong to, per condition; None where each sample is its own group.
         risk: mean loss on them at the cheapest certified point, per condition.
         model, engine, precision, data_sha256: the certified model and engine, and the data set.
         promise, limits: the guarantee and its limits in words.
@@ -101,6 +114,7 @@ class Certificate:
     last: int
     budget_macs: float
     n: Mapping[str, int]
+    groups: Mapping[str, int] | None
     risk: Mapping[str, float]
     model: str
     engine: str
@@ -123,12 +137,17 @@ def policy_losses(evaluator: TraceEvaluator, thresholds: Thresholds, loss: str) 
     return np.asarray(full_correct.astype(np.float64) - correct)
 
 
-def risk_is_rejected(losses: Floats, request: CertificateRequest) -> bool:
-    """Whether losses (N,) reject "the risk is above epsilon" at the level of the request."""
-    epsilon = request.max_risk
-    if request.loss == "accuracy-gap":  # from [-1, 1] to [0, 1]
-        losses, epsilon = (losses + 1) / 2, (epsilon + 1) / 2
-    return p_value(request.resolved_method, losses, epsilon) <= request.delta
+def risk_is_rejected(losses: Floats, request: CertificateRequest, groups: NDArray[np.int64] | None = None) -> bool:
+    """Whether losses (N,) in groups (N,) reject "the risk is above epsilon" at the level of the request."""
+    losses, epsilon = _in_unit_interval(losses, request)
+    return p_value(request.resolved_method, losses, epsilon, groups, request.delta) <= request.delta
+
+
+def _in_unit_interval(losses: Floats, request: CertificateRequest) -> tuple[Floats, float]:
+    """Losses and their bound; those of the accuracy gap are moved from [-1, 1] to [0, 1]."""
+    if request.loss == "accuracy-gap":
+        return (losses + 1) / 2, (request.max_risk + 1) / 2
+    return losses, request.max_risk
 
 
 def certify(
@@ -146,12 +165,14 @@ def certify(
 
     Raises:
         RiskInfeasible: no point cheaper than the full network can be certified; the message names the measured risk
-            and the number of samples that would be enough.
+            and the number of samples or groups that would be enough.
+        UsageError: the binomial test is asked for, but the samples form groups.
     """
+    _resolve_method(request, evaluators)
 
     def passes(thresholds: Thresholds) -> bool:
         return all(
-            risk_is_rejected(policy_losses(evaluator, thresholds, request.loss), request)
+            risk_is_rejected(policy_losses(evaluator, thresholds, request.loss), request, evaluator.groups)
             for evaluator in evaluators.values()
         )
 
@@ -189,7 +210,7 @@ def make_certificate(
     }
     values: dict[str, Any] = {
         "loss": request.loss,
-        "method": request.resolved_method,
+        "method": _resolve_method(request, evaluators),
         "max_risk": request.max_risk,
         "confidence": request.confidence,
         "max_macs": request.max_macs,
@@ -197,13 +218,14 @@ def make_certificate(
         "last": last,
         "budget_macs": frontier[first].budget_macs,
         "n": {condition: evaluator.scores.shape[1] for condition, evaluator in evaluators.items()},
+        "groups": _group_counts(evaluators),
         "risk": risk,
         "model": origin.model,
         "engine": origin.engine,
         "precision": origin.precision,
         "data_sha256": origin.data_sha256,
         "promise": _promise(request, frontier[first].budget_macs, list(evaluators)),
-        "limits": _limits(list(evaluators)),
+        "limits": _limits(list(evaluators), _group_counts(evaluators)),
     }
     return Certificate(id=sha256_bytes(to_json(values))[:16], **values)
 
@@ -214,7 +236,30 @@ def _cost_passes(evaluator: TraceEvaluator, thresholds: Thresholds, request: Cer
     full = evaluator.costs.cumulative[-1]
     if request.max_macs >= full:
         return True
-    return p_value("betting", evaluator.macs(thresholds) / full, request.max_macs / full) <= request.delta
+    costs = evaluator.macs(thresholds) / full
+    return p_value("betting", costs, request.max_macs / full, evaluator.groups) <= request.delta
+
+
+def _resolve_method(request: CertificateRequest, evaluators: Mapping[str, TraceEvaluator]) -> str:
+    """The test of these samples: the betting test where they form groups, unless another one was asked for."""
+    if _group_counts(evaluators) is None:
+        return request.resolved_method
+    if request.method == "binomial":
+        raise UsageError(
+            "the binomial test needs independent samples, but the certification samples form groups (of one object, "
+            "film or burst): choose betting or auto"
+        )
+    return "betting"
+
+
+def _group_counts(evaluators: Mapping[str, TraceEvaluator]) -> dict[str, int] | None:
+    """Number of groups per condition; None where each sample is its own group."""
+    if not any(are_grouped(evaluator.groups) for evaluator in evaluators.values()):
+        return None
+    return {
+        condition: evaluator.scores.shape[1] if evaluator.groups is None else len(np.unique(evaluator.groups))
+        for condition, evaluator in evaluators.items()
+    }
 
 
 def _explain_failure(
@@ -225,30 +270,65 @@ def _explain_failure(
     last: int,
 ) -> str:
     """The message of `RiskInfeasible`: the nearest certified budget, the measured risk, and the samples needed."""
-    n = min(evaluator.scores.shape[1] for evaluator in evaluators.values())
     guarantee = f"risk {request.max_risk:g} ({request.loss}) at confidence {request.confidence:g}"
-    smallest = 1 - request.delta ** (1 / n)
-    if smallest > request.max_risk:
-        needed = int(np.ceil(log(request.delta) / log(1 - request.max_risk)))
-        return (
-            f"{n} certification samples cannot certify {guarantee}, even without a single loss: the smallest risk is "
-            f"{smallest:.2g}; {needed} samples would do"
-        )
+    fewest = min(evaluators.values(), key=_count)
+    if (impossible := _too_few(fewest, request)) is not None:
+        return impossible.format(guarantee=guarantee)
     index = last if request.max_macs is not None and first < len(frontier) else first - 1
     index = min(max(index, 0), len(frontier) - 1)
-    thresholds = frontier[index].thresholds
-    worst = max(float(policy_losses(evaluator, thresholds, request.loss).mean()) for evaluator in evaluators.values())
-    samples = samples_needed(request.max_risk, request.delta, max(worst, 0.0))
-    remedy = f"would take {samples} samples"
-    if samples is None:
-        below = worst < request.max_risk
-        remedy = f"would take more than {MAX_SAMPLES} samples" if below else "no number of samples can certify"
+    losses = [policy_losses(evaluator, frontier[index].thresholds, request.loss) for evaluator in evaluators.values()]
+    worst = max(range(len(losses)), key=lambda k: float(losses[k].mean()))
+    evaluator, risk = list(evaluators.values())[worst], float(losses[worst].mean())
+    unit, needed = _needed(losses[worst], evaluator.groups, request)
+    remedy = f"would take {needed} {unit}"
+    if needed is None:
+        below = risk < request.max_risk
+        remedy = f"would take more than {MAX_SAMPLES} {unit}" if below else f"no number of {unit} can certify"
     lowest = format_macs(frontier[min(first, len(frontier) - 1)].budget_macs)
     return (
         f"{guarantee} cannot be certified below {lowest}; the next point, "
-        f"{format_macs(frontier[index].budget_macs)}, measured {worst:.4f} on {n} samples, which {remedy}: "
+        f"{format_macs(frontier[index].budget_macs)}, measured {risk:.4f} on {_describe(fewest)}, which {remedy}: "
         "raise --max-risk, or certify on more data"
     )
+
+
+def _count(evaluator: TraceEvaluator) -> int:
+    """Number of groups, or of samples where each is its own group."""
+    return evaluator.scores.shape[1] if evaluator.groups is None else len(np.unique(evaluator.groups))
+
+
+def _describe(evaluator: TraceEvaluator) -> str:
+    samples = f"{evaluator.scores.shape[1]} samples"
+    return f"{samples} in {_count(evaluator)} groups" if are_grouped(evaluator.groups) else samples
+
+
+def _too_few(evaluator: TraceEvaluator, request: CertificateRequest) -> str | None:
+    """Why not even samples without any loss would be enough, with a place for the guarantee; None if they would."""
+    n = evaluator.scores.shape[1]
+    if are_grouped(evaluator.groups):
+        if risk_is_rejected(np.zeros(n), request, evaluator.groups):
+            return None
+        _, needed = _needed(np.zeros(n), evaluator.groups, request)
+        return (
+            f"{_count(evaluator)} groups cannot certify {{guarantee}}, even without a single loss in their {n} "
+            f"samples; {needed} would do (groups are objects, films or bursts, which a certificate counts)"
+        )
+    smallest = 1 - request.delta ** (1 / n)
+    if smallest <= request.max_risk:
+        return None
+    needed = int(np.ceil(log(request.delta) / log(1 - request.max_risk)))
+    return (
+        f"{n} certification samples cannot certify {{guarantee}}, even without a single loss: the smallest risk is "
+        f"{smallest:.2g}; {needed} samples would do"
+    )
+
+
+def _needed(losses: Floats, groups: NDArray[np.int64] | None, request: CertificateRequest) -> tuple[str, int | None]:
+    """What the test counts, and how many of them with such losses would be enough; None = no reasonable number."""
+    if groups is not None and are_grouped(groups):
+        scaled, epsilon = _in_unit_interval(losses, request)
+        return "groups", groups_needed(scaled, epsilon, request.delta, groups)
+    return "samples", samples_needed(request.max_risk, request.delta, max(float(losses.mean()), 0.0))
 
 
 _LOSS_IN_WORDS: dict[str, Callable[[float], str]] = {
@@ -268,11 +348,16 @@ def _promise(request: CertificateRequest, budget_macs: float, conditions: Sequen
     )
 
 
-def _limits(conditions: Sequence[str]) -> str:
+def _limits(conditions: Sequence[str], groups: Mapping[str, int] | None) -> str:
     attack = (
         " Under attack it holds for inputs attacked in exactly that way, by an attacker who does not look at the "
         "thresholds; other attacks, and attacks on the policy itself, are not covered."
         if len(conditions) > 1
         else " Nothing is promised under attack."
     )
-    return f"It does not hold after the data has changed, nor for single inputs.{attack}"
+    counted = (
+        f" It was measured on {min(groups.values())} groups (objects, films or bursts), which it takes for independent."
+        if groups
+        else ""
+    )
+    return f"It does not hold after the data has changed, nor for single inputs.{counted}{attack}"

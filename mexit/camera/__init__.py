@@ -2,6 +2,8 @@
 
     frame           a frame that has arrived, and counters of frames
     parse_source    parses a source string; names it without credentials
+    decode          decodes video to upright RGB frames; hdr converts their colours
+    animation       reads animated pictures
     readers         reads images and video files, frame by frame
     live_stream     reads cameras and streams, and reconnects
     latest_frame    reader thread with a one-slot buffer that keeps the newest frame

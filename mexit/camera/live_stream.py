@@ -16,9 +16,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+from mexit.camera.decode import decode_packet, ffmpeg_message, import_av, report_colours, video_stream
 from mexit.camera.frame import Counters, Frame, OnEvent
 from mexit.camera.parse_source import Source
-from mexit.camera.readers import decode_packet, ffmpeg_message, import_av, video_stream
 from mexit.errors import BadInput, MexitError
 
 Decode = Callable[[Any, str, Counters, float], Iterator[Frame]]
@@ -144,8 +144,10 @@ class LiveReader:
 
     def _read_connection(self) -> Iterator[Frame]:
         with closing(_open(self.source, self.settings)) as container:
-            first_s: float | None = None
-            for frame in self._read_packets(container, video_stream(container, self.source.name)):
+            stream, first_s = video_stream(container, self.source.name), None
+            if not self._was_connected:
+                report_colours(stream, self.source.name, self.on_event)
+            for frame in self._read_packets(container, stream):
                 if first_s is None:
                     first_s = frame.captured_s
                     self._report_connection()

@@ -1,6 +1,6 @@
 """Source strings: a camera of this machine, a live stream, or files to read in order.
 
-    0, /dev/video0                                  camera
+    0, /dev/video0, /dev/v4l/by-id/...              camera
     rtsp:// rtsps:// rtmp:// rtmps:// tcp:// udp:// rtp:// http:// https://    live stream
     http(s)://.../clip.mp4, .../picture.jpg         one file, read to its end
     clip.mp4, picture.png, FOLDER, GLOB             files, in natural order (frame2 before frame10)
@@ -12,23 +12,25 @@ from __future__ import annotations
 
 import glob
 import re
+import stat
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from mexit.core.redact import redact
 from mexit.data.image_formats import SUFFIXES as IMAGE_SUFFIXES
 from mexit.errors import NotFound, UsageError
 
 STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "tcp", "udp", "rtp", "http", "https")
+_HOSTLESS = ("tcp", "udp", "rtp")  # may name a port of this machine alone
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
     *(".wmv", ".flv", ".3gp", ".ogv", ".h264", ".264", ".h265", ".265"),
 )
 SOURCE_HELP = "give a camera number (0), a stream (rtsp://...), a video or image file, a folder of images or a glob"
-_DOTTED_HOST = re.compile(r"(\[[^\]]*\]|[^:/?#@]*\.[^:/?#@]*)(:\d+)?(?=[/?#]|$)")
-_SECRET_START = re.compile(r"[?#]|[^/?#]*=")  # some cameras take user=...&password=... in the path
+_USER_AND_PASSWORD = re.compile(r"[^/]*:[^/].*@")  # of an address without a scheme
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,11 @@ def parse_source(text: str) -> Source:
         return _device(int(text))
     if device := re.fullmatch(r"/dev/video(\d+)", text):
         return _device(int(device[1]))
+    if text.startswith("/dev/v4l/") or _is_device(Path(text)):
+        return _device_file(text)
     scheme, separator, rest = text.partition("://")
     if not separator:
+        _refuse_half_address(text)
         return _files(text)
     if scheme.lower() == "file":
         return _files(unquote(rest))
@@ -80,26 +85,42 @@ def is_image(name: str | Path) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def redact(url: str) -> str:
-    """A URL without user, password, query and fragment, and without path segments from the first `key=value` on.
-
-    A password may hold unescaped slashes and at signs, so everything up to the last `@` is dropped unless the URL
-    begins with an address or a host name with a dot.
-    """
-    scheme, _, rest = url.partition("://")
-    if not _DOTTED_HOST.match(rest):
-        rest = rest.rpartition("@")[2]
-    return f"{scheme}://{_SECRET_START.split(rest, maxsplit=1)[0]}"
-
-
 def _device(number: int) -> Source:
     if sys.platform == "darwin":
         return Source("device", str(number), str(number))
     path = Path(f"/dev/video{number}")
     if not path.exists():
-        present = ", ".join(sorted(str(device) for device in Path("/dev").glob("video*"))) or "none"
-        raise NotFound(f"camera {number} ({path}) does not exist; present: {present}")
+        raise NotFound(f"camera {number} ({path}) does not exist; present: {_present_devices()}")
     return Source("device", str(path), str(path))
+
+
+def _device_file(name: str) -> Source:
+    """A camera by another name than its number, such as those of /dev/v4l/by-id, which stay the same."""
+    if not Path(name).exists():
+        raise NotFound(f"camera {name} does not exist; present: {_present_devices()}")
+    return Source("device", name, name)
+
+
+def _is_device(path: Path) -> bool:
+    try:
+        return stat.S_ISCHR(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _present_devices() -> str:
+    devices = [device for pattern in ("video*", "v4l/by-id/*") for device in sorted(Path("/dev").glob(pattern))]
+    return ", ".join(map(str, devices)) or "none"
+
+
+def _refuse_half_address(text: str) -> None:
+    """Refuse an address without `//`, before a message shows it as a missing file."""
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme.lower() in STREAM_SCHEMES and not Path(text).exists():
+        name = redact(f"{scheme}://{rest.lstrip('/')}")
+        raise UsageError(
+            f"the source has no '//' after '{scheme}:'; type {name}, with user and password if it needs them"
+        )
 
 
 def _url(scheme: str, url: str) -> Source:
@@ -109,7 +130,7 @@ def _url(scheme: str, url: str) -> Source:
         raise UsageError(f"'{name}' is no source: {scheme}:// is not one of {known}")
     try:
         parts = urlsplit(url)
-        has_host = bool(parts.netloc)
+        has_host = bool(parts.hostname) or (scheme in _HOSTLESS and bool(parts.netloc))
     except ValueError:
         has_host = False
     if not has_host:
@@ -127,14 +148,18 @@ def _files(text: str) -> Source:
         return Source("files", text, files=(path,))
     if any(character in text for character in "*?["):
         return Source("files", text, files=_matches(str(path)))
+    if _USER_AND_PASSWORD.match(text):
+        name = text.rpartition("@")[2]
+        raise NotFound(f"source ...@{name} does not exist; an address begins with its scheme, such as rtsp://")
     raise NotFound(f"source {text} does not exist: {SOURCE_HELP}")
 
 
 def _images_in(folder: Path) -> tuple[Path, ...]:
-    files = _natural_order(path for path in folder.iterdir() if is_image(path) and path.is_file())
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    files = _natural_order(path for path in visible if is_image(path) and path.is_file())
     if not files:
         raise NotFound(
-            f"folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); for videos or for images in "
+            f"folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES[:4])}, ...); for videos or for images in "
             f"subfolders give a glob, such as '{folder}/*.mp4' or '{folder}/**/*.jpg'"
         )
     return files

@@ -16,11 +16,12 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mexit.camera.decode import import_av
 from mexit.camera.frame import RGB, Counters, Frame, OnEvent
 from mexit.camera.latest_frame import read_in_thread
 from mexit.camera.live_stream import LiveReader, LiveSettings
 from mexit.camera.parse_source import Source, is_image, parse_source
-from mexit.camera.readers import import_av, read_files
+from mexit.camera.readers import read_files
 from mexit.errors import BadInput, Damaged, Overloaded
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.request import RequestOptions

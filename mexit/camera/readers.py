@@ -10,29 +10,23 @@ import base64
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.error import URLError
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
-import numpy as np
-
-from mexit.camera.frame import RGB, Counters, Frame, OnEvent
+from mexit.camera import animation
+from mexit.camera.decode import decode_packet, ffmpeg_message, import_av, report_colours, video_stream
+from mexit.camera.frame import Counters, Frame, OnEvent
 from mexit.camera.parse_source import Source, is_image
 from mexit.data.preprocess import MAX_ENCODED_BYTES, decode_rgb, read_image
-from mexit.errors import BadInput, Damaged, MexitError, NotFound, TooLarge, missing_extra
+from mexit.errors import BadInput, Damaged, MexitError, NotFound, TooLarge
 
-
-def import_av() -> Any:
-    """Import PyAV. Raises `MissingExtra`."""
-    try:
-        import av
-    except ImportError:
-        raise missing_extra("av", "camera", "Reading or writing video") from None
-    return av
+_USUAL_RATE = 25  # frames per second of a raw video without a rate, as in FFmpeg
 
 
 def read_files(source: Source, counters: Counters, on_event: OnEvent, timeout_s: float) -> Iterator[Frame]:
@@ -54,7 +48,7 @@ def read_files(source: Source, counters: Counters, on_event: OnEvent, timeout_s:
         yield from _read_download(source, counters, on_event, timeout_s)
     for path in source.files:
         if is_image(path):
-            yield _image_frame(str(path), partial(_read_image, path), counters)
+            yield from _read_picture(str(path), partial(_read_image, path), counters, on_event)
             continue
         try:
             # An absolute path, because FFmpeg takes a relative name with a colon for a protocol.
@@ -66,40 +60,38 @@ def read_files(source: Source, counters: Counters, on_event: OnEvent, timeout_s:
             on_event(f"{error}; the file is skipped")
 
 
-def video_stream(container: Any, name: str) -> Any:
-    """The first video stream of a container. Raises `BadInput` if there is none or it cannot be decoded."""
-    if not container.streams.video:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise BadInput(f"{name} holds no video stream (it holds {kinds})")
-    # The decoder keeps PyAV's default, slice threads: frame threads delay live frames, and a damaged frame then
-    # damages others too.
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise BadInput(f"{name} is coded in a way that this build of FFmpeg cannot decode")
-    return stream
-
-
-def decode_packet(packet: Any, name: str, counters: Counters, captured_s: float) -> Iterator[Frame]:
-    """The frames that a packet completes, usually one. Damaged frames are counted and skipped."""
+def _read_picture(name: str, read: Callable[[], bytes], counters: Counters, on_event: OnEvent) -> Iterator[Frame]:
+    """A picture as one frame, an animated one as its frames."""
     try:
-        frames = packet.decode()
-    except import_av().FFmpegError:
-        counters.count_undecodable()
+        content = read()
+    except (BadInput, Damaged) as error:
+        yield _picture_frame(name, partial(_fail, error), None, counters)
         return
-    for frame in frames:
-        if frame.is_corrupt:
-            counters.count_undecodable()
-        else:
-            yield _video_frame(frame, name, counters, captured_s)
+    picture = animation.open_picture(content)
+    if picture is None or not animation.is_animated(picture):
+        if picture is not None and (pages := animation.pages(picture)) > 1:
+            on_event(f"{name} has {pages} pages; the first is read")
+        yield _picture_frame(name, lambda: content, None, counters)
+        return
+    arrived_before = counters.arrived
+    try:
+        for time_s, image in animation.read_frames(picture):
+            yield _picture_frame(name, partial(_same, image), time_s, counters)
+    except Exception as error:  # Pillow's decoders raise many exceptions on damaged files
+        counters.count_undecodable()
+        on_event(f"{name}: reading stopped after {counters.arrived - arrived_before - 1} frames: {error}")
 
 
-def ffmpeg_message(error: BaseException) -> str:
-    """The message of an FFmpeg error, without the address that PyAV appends."""
-    return str(getattr(error, "strerror", None) or error.__class__.__name__)
+def _picture_frame(name: str, load: Callable[[], Any], time_s: float | None, counters: Counters) -> Frame:
+    return Frame(counters.count_arrived(), name, time_s, time.monotonic(), counters.skipped, load, decode_rgb)
 
 
-def _image_frame(name: str, load: Callable[[], bytes], counters: Counters) -> Frame:
-    return Frame(counters.count_arrived(), name, None, time.monotonic(), counters.skipped, load, decode_rgb)
+def _same(image: Any) -> Any:
+    return image
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
 
 
 def _read_image(path: Path) -> bytes:
@@ -112,7 +104,7 @@ def _read_image(path: Path) -> bytes:
 def _read_download(source: Source, counters: Counters, on_event: OnEvent, timeout_s: float) -> Iterator[Frame]:
     url, name = source.address, source.name
     if is_image(urlsplit(url).path):
-        yield _image_frame(name, partial(_download, url, name, timeout_s), counters)
+        yield from _read_picture(name, partial(_download, url, name, timeout_s), counters, on_event)
     else:
         yield from _read_video(url, name, timeout_s, counters, on_event)
 
@@ -150,9 +142,16 @@ def _read_video(
         raise _open_error(av, error, name) from None
     with closing(container):
         stream = video_stream(container, name)
+        report_colours(stream, name, on_event)
+
+        def counted_s(frame: Frame) -> float:
+            """The time of a frame without a timestamp (raw H.264, H.265), from its number and the rate."""
+            return (frame.index - arrived_before) / float(stream.guessed_rate or _USUAL_RATE)
+
         try:
             for packet in container.demux(stream):
-                yield from decode_packet(packet, name, counters, time.monotonic())
+                for frame in decode_packet(packet, name, counters, time.monotonic()):
+                    yield frame if frame.time_s is not None else replace(frame, time_s=counted_s(frame))
         except av.FFmpegError as error:
             frames = counters.arrived - arrived_before
             on_event(f"{name}: reading stopped after {frames} frames: {ffmpeg_message(error)}")
@@ -168,18 +167,3 @@ def _open_error(av: Any, error: Any, name: str) -> MexitError:
     if isinstance(error, av.InvalidDataError | av.EOFError):
         return Damaged(f"{name} is no video that can be read, or its index is missing ({ffmpeg_message(error)})")
     return MexitError(f"{name} cannot be opened: {ffmpeg_message(error)}")
-
-
-def _video_frame(frame: Any, name: str, counters: Counters, captured_s: float) -> Frame:
-    index = counters.count_arrived()
-    return Frame(index, name, frame.time, captured_s, counters.skipped, lambda: _to_rgb(frame), lambda rgb: rgb)
-
-
-def _to_rgb(frame: Any) -> RGB:
-    """A decoded frame as RGB (H, W, 3) uint8, rotated as its display matrix says."""
-    try:
-        array: RGB = frame.to_ndarray(format="rgb24")
-    except (ValueError, import_av().FFmpegError) as error:
-        raise BadInput(f"a frame in {frame.format.name} cannot be converted: {ffmpeg_message(error)}") from None
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(array, quarter_turns)) if quarter_turns else array

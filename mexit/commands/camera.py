@@ -22,7 +22,10 @@ def camera(
     bundle: BundleArg = None,
     *,
     source: Annotated[
-        str, typer.Option(help="0 (the first camera), rtsp://..., a video, an image, a folder or a glob.")
+        str,
+        typer.Option(
+            envvar="MEXIT_SOURCE", help="0 (the first camera), rtsp://..., a video, an image, a folder or a glob."
+        ),
     ],
     budget: BudgetOption = "low",
     out: Annotated[Path | None, typer.Option(help="Write an annotated H.264 video.")] = None,

@@ -77,6 +77,7 @@ def export(
         "bundle": str(result.bundle),
         "model": result.model,
         "differences": result.differences,
+        "unfinished": result.unfinished,
         "expected": result.calibration.expected if result.calibration else None,
         "parity": asdict(result.precision_report) if result.precision_report else None,
     }

@@ -92,6 +92,16 @@ def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
         raise UsageError(f"{flag} expects numbers separated by commas, such as 2,1,1, not '{text}'") from None
 
 
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """Parse `64` or `48x96` into height and width in pixels. Raises `UsageError`."""
+    if text is None:
+        return None
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.strip().isascii() and side.strip().isdigit() and int(side) for side in sides):
+        raise UsageError(f"--size expects pixels, such as 64 or 48x96 (height x width), not '{text}'")
+    return int(sides[0]), int(sides[-1])
+
+
 def pairs(texts: list[str], flag: str) -> dict[str, str]:
     """Parse `NAME=VALUE` texts of a repeatable flag into a dictionary. Raises `UsageError`."""
     values = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,15 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from mexit.core.printable import json_text, printable, printable_lines
+from mexit.core.progress import Advance, duration
+from mexit.core.redact import redact_text
 
 # Names of files may hold `:cat:` and `[red]`: neither emoji codes nor markup is replaced in them.
 out = Console(highlight=False, emoji=False)
@@ -26,30 +26,35 @@ err = Console(stderr=True, highlight=False, emoji=False)
 
 
 class RichProgress:
-    """Notes and progress bars on standard error; without a terminal, notes only."""
+    """Notes and progress bars on standard error; without a terminal, notes and one line for each part of a task."""
 
     def note(self, text: str) -> None:
         """Print one line."""
-        err.print(_plain(text), style="dim", soft_wrap=True)
+        err.print(_plain(redact_text(text)), style="dim", soft_wrap=True)
+
+    def log(self, text: str) -> None:
+        """Print one line unless a progress bar shows the same."""
+        if not err.is_terminal:
+            err.print(_plain(redact_text(text)), soft_wrap=True)
 
     @contextmanager
-    def track(self, text: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """Show a progress bar with its rate, the remaining time and a detail."""
+    def track(self, text: str, total: int) -> Iterator[Advance]:
+        """Show a progress bar with the share done, a detail and the remaining time, in one line of the terminal."""
+        one_line = Column(no_wrap=True)
         columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=None, table_column=Column(min_width=6, ratio=1)),
+            TaskProgressColumn(table_column=one_line),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.fields[left]}", table_column=one_line),
         )
-        with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-            task = bar.add_task(text, total=total, detail="", rate="")
+        with Progress(*columns, console=err, transient=True, disable=not err.is_terminal, expand=True) as bar:
+            task = bar.add_task(text, total=total, detail="", left="")
 
-            def advance(count: int, detail: str) -> None:
-                speed = bar.tasks[0].speed
-                bar.update(task, advance=count, detail=detail, rate=f"{speed:.0f}/s" if speed else "")
+            def advance(steps: int, detail: str, remaining_s: float | None = None) -> None:
+                known = bar.tasks[0].time_remaining if remaining_s is None else remaining_s
+                left = "" if known is None else f"{duration(known)} left"
+                bar.update(task, advance=steps, detail=detail, left=left)
 
             yield advance
 
@@ -65,8 +70,8 @@ def say(text: str) -> None:
 
 
 def error(text: str) -> None:
-    """Print an error message on standard error."""
-    err.print(f"[bold red]error:[/] {escape(printable(text))}", soft_wrap=True)
+    """Print an error message on standard error, without the passwords of addresses in it."""
+    err.print(f"[bold red]error:[/] {escape(printable(redact_text(text)))}", soft_wrap=True)
 
 
 def next_commands(*lines: str) -> None:
@@ -79,7 +84,7 @@ def next_commands(*lines: str) -> None:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
     """Print a table: the first column is aligned left, the others right. Columns without names have no header."""
     grid = Table(
-        title=title,
+        title=title or None,
         title_justify="left",
         caption=caption or None,
         caption_justify="left",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mexit.commands import output
-from mexit.commands.options import DataDir, Device, Json, fraction, numbers, pairs
+from mexit.commands.options import DataDir, Device, Json, fraction, image_size, numbers, pairs
 from mexit.core.progress import StopSignal
 
 if TYPE_CHECKING:
@@ -28,13 +28,32 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Schedule, method included: neo_kd, rdi, rdi_mobilenetv2 or hdkd as published, fast (ours, for a GPU) "
-            "or demo. Other flags win over it. Default: demo for digits, else neo_kd.",
+            help="Schedule, method included: neo_kd, rdi, rdi_mobilenetv2 or hdkd as published; ours: fast (for a "
+            "GPU), demo, pictures and robust_pictures (for folders). Other flags win over it. Default: demo for "
+            "digits, pictures for folders, else neo_kd.",
             show_default=False,
         ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Network, one of mexit models. Default: by preset and data set.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Size of the images that the network takes, such as 64 or 48x96 (height x width). Default: by "
+            "network, for folders by pictures and time.",
+            show_default=False,
+        ),
+    ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(help="1 (grey) or 3 (RGB). Default: by network, for folders by pictures.", show_default=False),
+    ] = None,
+    robust: Annotated[
+        str | None,
+        typer.Option(
+            help="Train against attacks of this radius, such as 8/255, with a preset that does.", show_default=False
+        ),
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="Training method, see docs/methods.md. Default: by preset.")
@@ -80,7 +99,8 @@ def train(
         float | None,
         typer.Option(
             help="Length of the run in minutes, instead of --epochs. Learning rate and attack follow the elapsed share "
-            "of that time; it adds up over --resume."
+            "of that time; it adds up over --resume. Default for folders: 10.",
+            show_default=False,
         ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images per optimisation step.")] = None,
@@ -104,7 +124,14 @@ def train(
     augment: Annotated[
         str | None,
         typer.Option(
-            help="Augmentation: none, shift, crop-flip, reflect-crop-flip or resized-crop-flip. Default: by preset."
+            help="Augmentation: none, shift, crop-flip, reflect-crop-flip, resized-crop-flip or photo. Default: by "
+            "preset."
+        ),
+    ] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option(
+            "--flip/--no-flip", help="Mirror half of the images. Default: by augmentation.", show_default=False
         ),
     ] = None,
     trades: Annotated[float | None, typer.Option(help="Weight of a TRADES term, such as 6.")] = None,
@@ -158,6 +185,9 @@ def train(
             help="Threads that load images ahead. Default: one per core for image files, 0 for data in memory."
         ),
     ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Keep images of files in memory, if a quarter of it holds them.")
+    ] = True,
     graphs: Annotated[bool, typer.Option("--graphs/--no-graphs", help="CUDA graphs on a CUDA device.")] = True,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write scalars for TensorBoard into the run.")
@@ -178,6 +208,9 @@ def train(
 
     settings = {
         "model": model,
+        "size": image_size(size),
+        "channels": channels,
+        "robust": fraction(robust),
         "method": method,
         "options": method_options(option or []) or None,
         "attack": attack,
@@ -201,6 +234,7 @@ def train(
         "weight_decay": weight_decay,
         "decay_norms": decay_norms,
         "augment": augment,
+        "flip": flip,
         "trades": trades,
         "awp": awp,
         "ema": ema,
@@ -231,6 +265,7 @@ def train(
                 workers=workers,
                 tensorboard=tensorboard,
                 graphs=graphs,
+                cache=cache,
                 should_stop=lambda: stop.requested,
             ),
             progress=output.RichProgress(),
@@ -254,7 +289,8 @@ def _print_result(result: TrainResult) -> None:
         for k in range(1, len(last["selection"]["clean"]) + 1)
     ]
     columns = ["exit", *(f"{name}, selection split" for name in last["selection"])]
-    output.table(f"{result.run}: {last['epoch']} epochs, {result.seconds:.0f} s", columns, rows)
+    output.say(f"{result.run}: {last['epoch']} epochs, {result.seconds:.0f} s")
+    output.table("", columns, rows)
     output.say(f"wrote {result.run}" + (f", {result.curves}" if result.curves else ""))
     output.next_commands("mexit export", f"mexit evaluate {result.run}")
 

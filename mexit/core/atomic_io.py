@@ -159,14 +159,19 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         UsageError: `path` exists and `replace` is false.
         MexitError: a write fails; nothing is left behind.
     """
-    if path.exists() and not replace:
-        raise UsageError(f"{path} exists already: choose another name with --out, or add --replace")
+    _refuse_existing(path, replace)
     with _temporary(path) as temporary:
         temporary.mkdir()
         yield temporary
         for folder in sorted({file.parent for file in temporary.rglob("*")} | {temporary}):
             sync_path(folder)
+        _refuse_existing(path, replace)  # another process may have made it meanwhile
         _move_into_place(temporary, path)
+
+
+def _refuse_existing(path: Path, replace: bool) -> None:
+    if path.exists() and not replace:
+        raise UsageError(f"{path} exists already: choose another name with --out, or add --replace")
 
 
 @contextmanager

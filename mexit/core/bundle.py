@@ -93,9 +93,13 @@ class Bundle:
             MexitError: a write fails.
         """
         with new_directory(self.path, replace=replace) as temporary:
-            for name, content in self._content.items():
-                write_bytes(temporary / name, content)
-            write_bytes(temporary / MANIFEST, to_json(self.manifest.to_json()))
+            self.write_files(temporary)
+
+    def write_files(self, folder: Path) -> None:
+        """Write the files into an existing directory. Raises `MexitError` if a write fails."""
+        for name, content in self._content.items():
+            write_bytes(folder / name, content)
+        write_bytes(folder / MANIFEST, to_json(self.manifest.to_json()))
 
     def segment(self, variant: str, k: int) -> bytes:
         """The checked ONNX bytes of segment `k`, from 1."""

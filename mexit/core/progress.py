@@ -10,14 +10,24 @@ from types import FrameType, TracebackType
 from typing import Protocol
 
 
+class Advance(Protocol):
+    """Receives the progress of one long task."""
+
+    def __call__(self, steps: int, detail: str, remaining_s: float | None = None) -> None:
+        """Report `steps` more steps; without `remaining_s`, the remaining time in seconds follows from their rate."""
+
+
 class Progress(Protocol):
     """Receives notes and progress."""
 
     def note(self, text: str) -> None:
         """Report one line."""
 
-    def track(self, text: str, total: int) -> AbstractContextManager[Callable[[int, str], None]]:
-        """Report a long task of `total` steps; yields `advance(steps, detail)`."""
+    def log(self, text: str) -> None:
+        """Report one line about a part of a long task, where no progress bar shows it."""
+
+    def track(self, text: str, total: int) -> AbstractContextManager[Advance]:
+        """Report a long task of `total` steps."""
 
 
 class Silent:
@@ -26,9 +36,12 @@ class Silent:
     def note(self, text: str) -> None:
         pass
 
+    def log(self, text: str) -> None:
+        pass
+
     @contextmanager
-    def track(self, text: str, total: int) -> Iterator[Callable[[int, str], None]]:  # noqa: ARG002
-        yield lambda steps, detail: None  # noqa: ARG005
+    def track(self, text: str, total: int) -> Iterator[Advance]:  # noqa: ARG002
+        yield lambda steps, detail, remaining_s=None: None  # noqa: ARG005
 
 
 class StopSignal:
@@ -78,3 +91,10 @@ class StopSignal:
     def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def duration(seconds: float) -> str:
+    """Format a duration: `4:32`, or `1:04:32` from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

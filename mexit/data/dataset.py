@@ -56,6 +56,38 @@ class FileImages:
 
 
 @dataclass(frozen=True)
+class PreparedImages:
+    """Images of which some are in memory as the input tensor of one specification.
+
+    Attributes:
+        source: all N images.
+        input: input specification of the pixels in memory.
+        pixels: (n, C, H, W) uint8.
+        rows: row of `pixels` that holds each image, -1 = none, (N,) int64.
+    """
+
+    source: ImageStore
+    input: InputSpec
+    pixels: NDArray[np.uint8] = field(repr=False)
+    rows: NDArray[np.int64] = field(repr=False)
+
+    def at(self, index: NDArray[np.int64]) -> NDArray[np.uint8] | list[bytes]:
+        """The images at B indices, as `source` returns them."""
+        return self.source.at(index)
+
+    def name(self, i: int) -> str:
+        """The name of image i in error messages."""
+        return self.source.name(i)
+
+    def prepared(self, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32] | None:
+        """The input tensor (B, C, H, W) float32 in [0, 1], or None if an image is not in memory for `spec`."""
+        rows = self.rows[index]
+        if spec != self.input or (rows < 0).any():
+            return None
+        return self.pixels[rows].astype(np.float32) / np.float32(255)
+
+
+@dataclass(frozen=True)
 class UnlabelledImages:
     """Images without labels.
 
@@ -152,6 +184,8 @@ def find_folder(name: str, candidates: Sequence[Path], is_data: Callable[[Path],
 
 
 def _prepare_images(store: ImageStore, index: NDArray[np.int64], spec: InputSpec) -> NDArray[np.float32]:
+    if isinstance(store, PreparedImages) and (tensor := store.prepared(index, spec)) is not None:
+        return tensor
     images = store.at(index)
     try:
         return prepare_batch(images, spec)

@@ -72,9 +72,12 @@ def to_uint8(image: Any, spec: InputSpec) -> NDArray[np.uint8]:
     return np.asarray(_resize(_decode(_open(image), spec.prepare, spec.channels), spec), np.uint8)
 
 
-def decode_rgb(content: bytes) -> NDArray[np.uint8]:
-    """Decode an image file to upright RGB (H, W, 3) uint8, for display. Raises as `prepare` does."""
-    return np.array(_decode(_open(content), PrepareSpec(), 3), np.uint8)
+def decode_rgb(image: Any) -> NDArray[np.uint8]:
+    """Decode the bytes of an image file, or a Pillow image, to upright RGB (H, W, 3) uint8, for display.
+
+    Raises as `prepare` does.
+    """
+    return np.array(_decode(_open(image), PrepareSpec(), 3), np.uint8)
 
 
 def to_float(image: NDArray[np.uint8], spec: InputSpec, *, batch: bool = False) -> NDArray[np.float32]:

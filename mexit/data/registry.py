@@ -69,6 +69,11 @@ def load_unlabelled(name: str) -> UnlabelledImages | None:
     return None if path is None or folder.has_labels(path) else folder.load_unlabelled(path)
 
 
+def is_folder(name: str) -> bool:
+    """Whether a data set is named as `folder:PATH`."""
+    return _folder(name) is not None
+
+
 def _check_storable(name: str) -> None:
     """Refuse a path that settings and splits could not store. Names of the files in a folder are not stored."""
     try:

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from mexit.core.artifact_paths import is_bundle
-from mexit.core.atomic_io import sha256_file
 from mexit.core.bundle import Bundle
 from mexit.core.cost import Costs
 from mexit.core.exit_policy import Policy
@@ -78,11 +77,12 @@ class GradientSource:
         """
         provenance = bundle.manifest.provenance
         run, expected = provenance.get("run"), provenance.get("weights_sha256")
-        if not isinstance(run, str) or not (Path(run) / checkpoint.WEIGHTS).exists():
+        if not isinstance(run, str) or not any(Path(run).glob("weights*.safetensors")):
             raise NotFound(f"the run {run} that {bundle.path} was exported from does not exist here")
-        if sha256_file(Path(run) / checkpoint.WEIGHTS) != expected:
+        weights = checkpoint.find_weights(Path(run), expected)
+        if weights is None:
             raise StalePolicy(f"run {run} was trained again since {bundle.path} was exported: export it again")
-        model, settings, _ = checkpoint.load_model(Path(run))
+        model, settings, _ = checkpoint.load_model(Path(run), weights)
         return GradientSource(model, settings)
 
 

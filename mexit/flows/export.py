@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
 
 from mexit.core.artifact_paths import BUNDLES, RUNS, is_bundle, newest, remember
-from mexit.core.atomic_io import sha256_file
+from mexit.core.atomic_io import new_directory, sha256_file
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import NAME_PATTERN
 from mexit.core.policies_file import PARITY
 from mexit.core.progress import Progress, Silent
 from mexit.core.versions import VERSION, installed_versions
 from mexit.data import registry
+from mexit.data.dataset import DataSet
+from mexit.data.splits import Splits
 from mexit.errors import MexitError, UsageError, requires_extra
 from mexit.flows.calibrate import CalibrateOptions, CalibrateResult, calibrate_bundle, default_attack, network_attack
 from mexit.flows.sample_sources import Attack, DatasetSource, gather
@@ -35,7 +38,7 @@ with requires_extra("train", "Exporting a network"):
     from mexit.flows.precision_variants import PRECISIONS, convert_segments
     from mexit.models import MultiExit
     from mexit.models.device import resolve_device
-    from mexit.train import checkpoint
+    from mexit.train import checkpoint, stopped_run
     from mexit.train.config import TrainSettings
 
 RECORDED_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
@@ -80,6 +83,7 @@ class ExportResult:
         differences: largest |difference| of a logit from torch at each exit, (E,).
         calibration: None where `ExportOptions.calibrate` is false.
         precision_report: the second precision compared with fp32; None with fp32 alone.
+        unfinished: `epochs` done, and `steps` of the next, of a run that is not finished; None for a finished one.
     """
 
     bundle: Path
@@ -87,6 +91,7 @@ class ExportResult:
     differences: tuple[float, ...]
     calibration: CalibrateResult | None
     precision_report: PrecisionReport | None = None
+    unfinished: Mapping[str, int] | None = None
 
 
 def export_bundle(
@@ -101,7 +106,7 @@ def export_bundle(
     """Export a run as a bundle.
 
     Args:
-        run: directory of a finished run; default the newest.
+        run: directory of a run; default the newest. Of one that is not finished, the checkpoint is exported.
         out: the bundle directory; default `bundles/` and the run's name.
         data_dir: folder of the data sets; default `MEXIT_DATA`.
         replace: overwrite an existing bundle.
@@ -109,7 +114,7 @@ def export_bundle(
         progress: receives notes and progress.
 
     Raises:
-        NotFound: the run or its data set does not exist.
+        NotFound: the run or its data set does not exist, or the run has neither result nor checkpoint.
         Damaged: a file of the run is not what was written.
         UsageError: the device does not exist, `out` exists and is not to be replaced, or its name cannot be a
             bundle's.
@@ -122,20 +127,21 @@ def export_bundle(
     run = run or newest(RUNS, progress)
     out = out or BUNDLES / run.name
     _check_target(out, replace)
-    bundle, differences, report = _build(run, out, data_dir, options, progress)
-    bundle.write(replace=replace)
+    source = _load(run, data_dir, options, progress)
+    bundle, differences, report = _build(source, out, options, progress)
+    calibration = None
+    with new_directory(out, replace=replace) as folder:  # the bundle is complete, thresholds included, or absent
+        bundle.write_files(folder)
+        if options.calibrate:
+            calibration = _calibrate(folder, out, data_dir, options, progress)
     remember(BUNDLES, out)
     progress.note(f"wrote {out}: {len(differences)} segments, logits within {max(differences):.1e} of torch")
-    calibration = None
-    if options.calibrate:
-        calibrate_options = CalibrateOptions(device=options.device, attack=options.attack)
-        calibration = calibrate_bundle(out, options=calibrate_options, data_dir=data_dir, progress=progress)
     try:
         choice = autotune.tune(Bundle.open(out), TUNING_S, builds=False).choice
         progress.note(f"on this device {choice.backend} with {choice.threads} thread(s) serves {out}")
     except MexitError as error:  # the bundle is complete without timings
         progress.note(f"the engines of this device were not timed: {error}")
-    return ExportResult(out, bundle.id, tuple(differences), calibration, report)
+    return ExportResult(out, bundle.id, tuple(differences), calibration, report, source.unfinished)
 
 
 def _check_target(out: Path, replace: bool) -> None:
@@ -147,18 +153,64 @@ def _check_target(out: Path, replace: bool) -> None:
         raise UsageError(f"{out} is not a bundle, so it is not replaced: choose another name with --out")
 
 
-def _build(
-    run: Path, out: Path, data_dir: str | Path | None, options: ExportOptions, progress: Progress
-) -> tuple[Bundle, list[float], PrecisionReport | None]:
-    """Build the bundle in memory and check it; return it, the differences from torch and the precision report."""
-    model, settings, splits = checkpoint.load_model(run)
+def _calibrate(
+    folder: Path, out: Path, data_dir: str | Path | None, options: ExportOptions, progress: Progress
+) -> CalibrateResult:
+    """Calibrate the bundle in `folder`, which becomes `out`."""
+    calibrate_options = CalibrateOptions(device=options.device, attack=options.attack)
+    try:
+        result = calibrate_bundle(folder, options=calibrate_options, data_dir=data_dir, progress=progress)
+    except MexitError as error:
+        raise type(error)(f"{error}; no bundle was written, --no-calibrate exports without thresholds") from None
+    written = tuple(out / path.relative_to(folder) for path in result.written)
+    return with_changes(result, bundle=out, written=written)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The run to export; `weights` is the file in it, `unfinished` as in `ExportResult`."""
+
+    run: Path
+    weights: str
+    model: MultiExit
+    settings: TrainSettings
+    data: DataSet
+    splits: Splits
+    unfinished: Mapping[str, int] | None
+
+
+def _load(run: Path, data_dir: str | Path | None, options: ExportOptions, progress: Progress) -> _Source:
+    """Load a run, from its checkpoint if it is not finished."""
+    settings = checkpoint.load_settings(run)
+    weights, unfinished = checkpoint.WEIGHTS, None
+    if (run / weights).exists():
+        model, settings, splits = checkpoint.load_model(run)
+    else:
+        splits = Splits.load(run / checkpoint.SPLITS)
     data = registry.load(settings.data, data_dir)
     splits.check(data)
+    if not (run / weights).exists():
+        weights, position = stopped_run.write_weights(run, settings, data, splits, options.device)
+        model = checkpoint.load_model(run, weights)[0]
+        if not checkpoint.is_finished(position, settings):
+            unfinished = {"epochs": position.epoch, "steps": position.step}
+            progress.note(
+                f"{run} is not finished: its weights after {position.epoch} epochs and {position.step} steps are "
+                f"exported; mexit train --resume --out {run} continues it"
+            )
+    return _Source(run, weights, model, settings, data, splits, unfinished)
+
+
+def _build(
+    source: _Source, out: Path, options: ExportOptions, progress: Progress
+) -> tuple[Bundle, list[float], PrecisionReport | None]:
+    """Build the bundle in memory and check it; return it, the differences from torch and the precision report."""
+    model, settings, data, splits = source.model, source.settings, source.data, source.splits
     spec = settings.model_spec().input
     torch_segments = cut_segments(model, spec.name)
     segments = _export_segments(torch_segments, progress)
     variants: dict[str, Sequence[OnnxSegment]] = {PARITY: segments}
-    provenance = _provenance(run, settings)
+    provenance = _provenance(source)
     report = None
     if options.precision != PARITY:
         variants[options.precision], report = convert_segments(
@@ -167,8 +219,8 @@ def _build(
         provenance["parity"] = asdict(report)
     calibration = {}
     if options.calibration_images:
-        source = DatasetSource(data, splits, spec, _attack(model, settings, options))
-        calibration = {images.file: images.to_bytes() for images in gather(source, progress)}
+        samples = DatasetSource(data, splits, spec, _attack(model, settings, options))
+        calibration = {images.file: images.to_bytes() for images in gather(samples, progress)}
     single_file = build_single_file([segment.model for segment in segments]) if options.single_file else None
     contents = BundleContents(data.classes, spec, splits, variants, provenance, calibration, single_file)
     bundle = build_bundle(out, contents)
@@ -199,13 +251,14 @@ def _export_segments(torch_segments: Sequence[TorchSegment], progress: Progress)
     return segments
 
 
-def _provenance(run: Path, settings: TrainSettings) -> dict[str, Any]:
+def _provenance(source: _Source) -> dict[str, Any]:
     versions = {"mexit": VERSION, "python": platform.python_version(), **installed_versions(RECORDED_PACKAGES)}
     return {
-        "run": str(run),
-        "weights_sha256": sha256_file(run / checkpoint.WEIGHTS),
-        "settings": dict(settings.to_json()),
-        "seeds": {"training": settings.seed},
+        "run": str(source.run),
+        "weights_sha256": sha256_file(source.run / source.weights),
+        **({"unfinished": source.unfinished} if source.unfinished else {}),
+        "settings": dict(source.settings.to_json()),
+        "seeds": {"training": source.settings.seed},
         "versions": versions,
         "commit": _git_commit(),
     }

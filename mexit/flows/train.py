@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, nullcontext
@@ -10,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from mexit.core.artifact_paths import RUNS, newest
-from mexit.core.progress import Progress, Silent
+from mexit.core.progress import Progress, Silent, duration
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.groups import find_groups
+from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
 
 with requires_extra("train", "Training a network"):
     from mexit.evaluate import plots
+    from mexit.flows.fit_pictures import fit_settings, normalise, read_pictures
     from mexit.train import checkpoint
     from mexit.train.changed_settings import change_settings, describe_change
     from mexit.train.config import TrainSettings, resolve
@@ -26,9 +29,12 @@ with requires_extra("train", "Training a network"):
     from mexit.train.distributed import ProcessGroup, process_group
     from mexit.train.precision import keep_freed_memory, select_precision, set_threads
     from mexit.train.run_directory import existing_run, has_progress, new_run
+    from mexit.train.step_report import StepReport
     from mexit.train.teachers import own_teachers
     from mexit.train.tensorboard import FOLDER, TensorBoardWriter, require_tensorboard
-    from mexit.train.trainer import StepReport, Trainer
+    from mexit.train.trainer import Trainer
+
+COLUMNS = 80
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class TrainOptions:
         workers: threads that load images ahead; None = one per core for image files, 0 for data in memory.
         tensorboard: whether to write TensorBoard scalars into the run as well.
         graphs: whether to use CUDA graphs on a CUDA device.
+        cache: whether to keep images of files in memory, if they fit into a quarter of it.
         should_stop: called after every step; True writes a checkpoint and ends training.
     """
 
@@ -49,6 +56,7 @@ class TrainOptions:
     workers: int | None = None
     tensorboard: bool = False
     graphs: bool = True
+    cache: bool = True
     should_stop: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
@@ -121,6 +129,8 @@ def train_model(
     with process_group(options.device) as processes:
         if progress is None or not processes.is_main:
             progress = Silent()
+        set_threads(options.threads, processes.local_size)
+        keep_freed_memory()
         with ExitStack() as stack:
             if resume:
                 run = out or newest(RUNS, progress)
@@ -129,16 +139,19 @@ def train_model(
                 data_set = registry.load(resolved.data, data_dir)
                 splits = Splits.load(run / checkpoint.SPLITS)
                 splits.check(data_set)
+                data_set = _read_pictures(data_set, splits, resolved, options, progress)
             else:
                 data = data or "digits"
                 data_set = registry.load(data, data_dir)
                 resolved = resolve(data, preset, settings or {})
                 splits = split(data_set, find_groups(data_set, resolved.group), resolved.split_seed)
                 splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
+                resolved = fit_settings(resolved, settings or {}, data_set, splits, options.device, progress)
+                resolved = processes.broadcast(resolved)  # each process has measured its own speed
+                data_set = _read_pictures(data_set, splits, resolved, options, progress)
+                resolved = normalise(resolved, data_set, splits)
                 name = f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}"
                 run = processes.on_main(lambda: stack.enter_context(new_run(out, name)))
-            set_threads(options.threads, processes.local_size)
-            keep_freed_memory()
             session = _Session(run, data_set, splits, options, progress, processes)
             finished, resolved = session.train_with_teachers(resolved)
         records = checkpoint.read_log(run)
@@ -217,20 +230,18 @@ class _Session:
 
     def _run(self, trainer: Trainer) -> bool:
         """Run the training loop with a progress bar and TensorBoard."""
-        by_clock = trainer.settings.minutes > 0
         total = int(60 * trainer.settings.minutes) or trainer.settings.epochs * len(trainer.train_index)
         write = self.options.tensorboard and self.processes.is_main
         scalars = closing(TensorBoardWriter(trainer.run / FOLDER)) if write else nullcontext()
-        with self.progress.track("training, seconds" if by_clock else "training", total) as advance, scalars as writer:
+        with self.progress.track("training", total) as advance, scalars as writer:
             done = 0
 
             def on_step(report: StepReport) -> None:
                 nonlocal done
-                accuracy = report.attacked_accuracy
-                detail = f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}"
-                detail += "" if accuracy is None else f"  attacked {100 * accuracy:.1f}%"
-                advance(report.done - done, detail)
+                advance(report.done - done, _step_line(report), report.remaining_s)
                 done = report.done
+                if report.epoch_record is not None:
+                    self.progress.log(_epoch_line(report, report.epoch_record))
                 if writer is not None:
                     writer.add(report)
 
@@ -243,19 +254,53 @@ class _Session:
                 raise type(error)(f"{error}; {hint}") from None
 
 
+def _read_pictures(
+    data: DataSet, splits: Splits, settings: TrainSettings, options: TrainOptions, progress: Progress
+) -> DataSet:
+    return read_pictures(data, splits, settings, options.workers, progress) if options.cache else data
+
+
 def _changed(run: Path, given: Mapping[str, Any], data: str | None, preset: str | None) -> TrainSettings:
     """The settings of a stopped run with the given changes. Raises `UsageError` for one that cannot change."""
     stored = checkpoint.load_settings(run)
     named = {"data": data, "preset": preset, **given}
+    robust = named.pop("robust", None)
+    if robust is not None:
+        named["eps"] = robust
     return change_settings(run, stored, named, checkpoint.load_position(run))
 
 
+def _step_line(report: StepReport) -> str:
+    """The labelled numbers beside the progress bar; accuracies are means over exits on the training images."""
+    attacked = report.attacked_accuracy
+    shown = f"correct {100 * report.clean_accuracy:.1f}%" if attacked is None else f"attacked {100 * attacked:.1f}%"
+    return f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  {shown}"
+
+
+def _epoch_line(report: StepReport, record: Mapping[str, Any]) -> str:
+    """One line about a finished epoch; the accuracy on the selection split is that of the last exit."""
+    line = _step_line(report)
+    for name, accuracy in record.get("selection", {}).items():
+        line += f"  selection{'' if name == 'clean' else ' attacked'} {100 * accuracy[-1]:.1f}%"
+    return f"{line}  {duration(report.remaining_s)} left"
+
+
 def _headline(trainer: Trainer) -> str:
+    """What the run does, in lines of at most 80 columns; for a folder with the options that change the choices."""
     settings, precision, processes = trainer.settings, trainer.precision, trainer.process_group.size
     attack = trainer.attack.describe() if trainer.attack else "no attack"
     length = f"{settings.minutes:g} minutes" if settings.minutes else f"{settings.epochs} epochs"
-    return (
-        f"training {settings.model} on {settings.data} with {settings.method}: {len(trainer.train_index)} images, "
-        f"{length}, {attack}, {'bf16' if precision.bf16 else 'fp32'} on {precision.device}, "
-        f"{f'{processes} processes, ' if processes > 1 else ''}into {trainer.run}"
-    )
+    arithmetic = f"{'bf16' if precision.bf16 else 'fp32'} on {precision.device}"
+    arithmetic += f", {processes} processes" if processes > 1 else ""
+    folder = is_folder(settings.data)
+    name = settings.data.rpartition("/")[2] if folder else settings.data
+    channels, height, width = trainer.model.input_shape
+    lines = [
+        f"training {settings.model} on {name} with {settings.method}: {len(trainer.train_index)} images of "
+        f"{trainer.model.classes} classes, {length}, {arithmetic}, into {trainer.run}",
+        f"{width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}, augmentation {settings.augment}, {attack}",
+    ]
+    if folder:
+        lines.append("change it with --model, --size, --channels, --minutes, --flip, --robust 8/255")
+    wrapper = textwrap.TextWrapper(COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapper.fill(line) for line in lines)

@@ -15,7 +15,7 @@ from mexit.errors import UsageError
 from mexit.models import ModelSpec, model_spec
 from mexit.train.augment import AUGMENTS
 from mexit.train.methods import method_class
-from mexit.train.presets import DEFAULT_MODELS, PRESETS
+from mexit.train.presets import DEFAULT_MODELS, PRESETS, default_preset, expand_robust
 
 KEEP = ("last", "best")
 LR_SCHEDULES = ("steps", "one-cycle")
@@ -297,18 +297,20 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     Args:
         data: data set, as given to `--data`.
         preset: name of a published schedule for that data set; None = its first.
-        given: fields of `TrainSettings`; None values count as not given.
+        given: fields of `TrainSettings`, and "robust": the radius of the attacks of a run that trains against them.
+            None values count as not given.
 
     Raises:
         UsageError: the preset does not exist, or a value is outside its range.
     """
     presets = PRESETS[data.partition(":")[0]]
-    preset = preset or next(iter(presets))
+    given = {name: value for name, value in given.items() if value is not None}
+    preset = preset or default_preset(presets, given)
     if preset not in presets:
         others = ", ".join(name for name, named in PRESETS.items() if preset in named)
         hint = f"; {preset} is for {others}" if others else ""
         raise UsageError(f"no preset '{preset}' for {data}: choose from {', '.join(presets)}{hint}")
-    given = {name: value for name, value in given.items() if value is not None}
+    given = expand_robust(given, presets[preset])
     unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(TrainSettings)})
     if unknown:
         raise UsageError(f"no setting {', '.join(unknown)}: see mexit.train.config.TrainSettings")
@@ -319,14 +321,20 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
         raise UsageError("--minutes must be above 0")
     if given.get("minutes") and "epochs" in given:
         raise UsageError("a run ends after --minutes or after --epochs: give one of them")
-    values: dict[str, Any] = {"data": data, "preset": preset, "model": DEFAULT_MODELS.get(data, "small-cnn")}
-    values["group"] = default_group(data)
+    model = DEFAULT_MODELS.get(data.partition(":")[0], "small-cnn")
+    values: dict[str, Any] = {"data": data, "preset": preset, "model": model, "group": default_group(data)}
     values |= presets[preset] | given
+    if "epochs" in given:
+        values["minutes"] = 0.0
+    if given.get("keep") == "best" and "recompute_norms" not in given:
+        values["recompute_norms"] = 0
     if values["method"] == presets[preset]["method"]:
         values["options"] = {**presets[preset].get("options", {}), **given.get("options", {})}
     else:
         values["options"] = given.get("options", {})
     method = method_class(values["method"])
+    if method.attack_use == "never" and given.get("attack", "none") != "none":
+        raise UsageError(f"method {values['method']} trains on clean images: leave out --attack or --method")
     chosen = given if method.attack_use == "optional" else values
     if method.attack_use == "never" or "attack" not in chosen:
         values["attack"] = method.default_attack

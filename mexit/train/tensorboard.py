@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mexit.errors import MexitError, requires_extra
-from mexit.train.trainer import StepReport
+from mexit.train.step_report import StepReport
 
 FOLDER = "tensorboard"
 INTERVAL_S = 1.0

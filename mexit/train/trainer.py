@@ -36,38 +36,14 @@ from mexit.train.methods.base import Adaptation, Batch, Setup, StepInfo
 from mexit.train.optimiser import build_optimiser
 from mexit.train.precision import Precision
 from mexit.train.regularizers import EMA
+from mexit.train.run_clock import RunClock
+from mexit.train.step_report import StepReport
 from mexit.train.teachers import load_teachers
 from mexit.train.train_step import StepMetrics, TrainStep
 from mexit.train.validation import attacked_batches, correct_predictions, exit_logits
 
 CHECKPOINT_INTERVAL_S = 60.0
 UNKNOWN_EPOCHS = 1_000_000  # of a run by the clock before its first step
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """The metrics after a step.
-
-    Attributes:
-        epoch: current epoch, from 1.
-        epochs: epochs of the run; in a run by the clock their expected number.
-        samples: samples processed in all epochs.
-        done, total: the part of the run that is done, and the whole run: in samples, or in seconds in a run by the
-            clock.
-        loss: mean loss of the epoch so far.
-        attacked_accuracy: accuracy on the attacked training batches of the epoch so far, mean over exits; None
-            without an attack.
-        epoch_record: the log record, after the last step of an epoch; None otherwise.
-    """
-
-    epoch: int
-    epochs: int
-    samples: int
-    done: int
-    total: int
-    loss: float
-    attacked_accuracy: float | None
-    epoch_record: dict[str, Any] | None = None
 
 
 @dataclass
@@ -135,7 +111,9 @@ class Trainer:
         self.process_group.check_batch(settings.batch, len(self.train_index))
         self.steps_per_epoch = -(-len(self.train_index) // settings.batch)
         self.batches = TrainBatches(self.data, self.splits, self.input, settings, self.model, precision, self.workers)
-        self._start_s, self.lr = time.monotonic(), settings.lr_at(0.0)
+        self.lr = settings.lr_at(0.0)
+        selection = len(self.splits.part("selection"))
+        self.clock = RunClock(settings, self.model.exits, len(self.train_index), selection)
         # Number, metrics and samples of the newest steps: with graphs, reading the metrics would wait for the step.
         self._unread: deque[tuple[int, StepMetrics, int]] = deque()
 
@@ -172,7 +150,7 @@ class Trainer:
         """
         if self.process_group.is_main:
             checkpoint.truncate_log(self.run, self.position.log)
-        self._start_s = time.monotonic() - self.position.elapsed_s
+        self.clock.start(self.position.elapsed_s, self._epochs_done / self.settings.epochs)
         saved_s = time.monotonic()
         while not self._finished:
             for _ in self._remaining_steps():
@@ -217,18 +195,24 @@ class Trainer:
         """Epochs of the run; in a run by the clock an extrapolation of the time per epoch so far."""
         if not self.settings.minutes:
             return self.settings.epochs
-        done = self._step_number / self.steps_per_epoch
-        return max(self.position.epoch + 1, round(done / self.progress)) if self.progress > 0 else UNKNOWN_EPOCHS
+        epochs = self._epochs_done / self.progress if self.progress > 0 else UNKNOWN_EPOCHS
+        return max(self.position.epoch + 1, round(epochs))
+
+    @property
+    def _epochs_done(self) -> float:
+        return self._step_number / self.steps_per_epoch
+
+    @property
+    def _samples(self) -> int:
+        """Samples processed in all epochs."""
+        in_epoch = min(self.position.step * self.settings.batch, len(self.train_index))
+        return self.position.epoch * len(self.train_index) + in_epoch
 
     def _measure_progress(self) -> float:
         """The fraction of the run that is done, the same in every process."""
         if not self.settings.minutes:
-            return self._step_number / (self.steps_per_epoch * self.settings.epochs)
-        return self.process_group.broadcast(min(1.0, self._elapsed_s() / (60 * self.settings.minutes)))
-
-    def _elapsed_s(self) -> float:
-        """Seconds that the run has taken, in all calls together."""
-        return time.monotonic() - self._start_s
+            return self._epochs_done / self.settings.epochs
+        return self.process_group.broadcast(self.clock.share(self._samples))
 
     def _remaining_steps(self) -> Iterator[None]:
         """Run the remaining steps of the epoch; yield after each."""
@@ -303,7 +287,9 @@ class Trainer:
         best = position.best
         if last or (position.epoch + 1) % settings.validate_every == 0:
             weights = self._result_weights(last)
+            start_s = time.monotonic()
             record["selection"] = self._validate(weights)
+            self.clock.add_validation(time.monotonic() - start_s)
             score = float(np.mean(record["selection"]["attacked" if self.attack else "clean"]))
             if settings.keep == "last" or best is None or score > best:
                 best = score
@@ -354,22 +340,24 @@ class Trainer:
             return
         average = {} if self.ema is None else self.ema.weights
         self._read_metrics()
-        position = replace(self.position, elapsed_s=self._elapsed_s())
+        position = replace(self.position, elapsed_s=self.clock.elapsed_s())
         state = TrainState(position, self.kept, self.method.state_dict(), average)
         checkpoint.save(self.run, self.model, self.optimiser, state)
 
     def _report(self, record: dict[str, Any] | None = None) -> StepReport:
         sums, n = self.position.sums, self.position.sums["n"]
         attacked = sums.get("attacked accuracy")
-        in_epoch = min(self.position.step * self.settings.batch, len(self.train_index))
-        samples = self.position.epoch * len(self.train_index) + in_epoch
         total_s = int(60 * self.settings.minutes)
+        epochs, every = self.settings.epochs, self.settings.validate_every
+        validations = -(-epochs // every) - (self.position.epoch + (record is not None)) // every
         return StepReport(
             epoch=self.position.epoch + 1,
             epochs=self._expected_epochs,
-            samples=samples,
-            done=round(self.progress * total_s) if total_s else samples,
-            total=total_s or self.settings.epochs * len(self.train_index),
+            samples=self._samples,
+            done=round(self.progress * total_s) if total_s else self._samples,
+            total=total_s or epochs * len(self.train_index),
+            remaining_s=self.clock.remaining_s(self.progress, self._samples, validations),
+            clean_accuracy=sums["clean accuracy"] / n,
             loss=sums["loss"] / n,
             attacked_accuracy=None if attacked is None else attacked / n,
             epoch_record=record,

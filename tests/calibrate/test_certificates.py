@@ -13,6 +13,7 @@ from mexit.calibrate.certificates import (
     risk_is_rejected,
 )
 from mexit.calibrate.frontier import frontier
+from mexit.calibrate.hypothesis_tests import upper_rate
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.cost import Costs
 from mexit.core.scores import Scorer
@@ -75,11 +76,52 @@ def test_coverage_over_1000_draws_from_a_population(points, loss, method) -> Non
     assert naive / draws > allowed, "the naive selection must violate the risk, or the test has no power"
 
 
-def _first_certified(table: np.ndarray, request: CertificateRequest) -> int:
+def _first_certified(table: np.ndarray, request: CertificateRequest, groups: np.ndarray | None = None) -> int:
     for index in reversed(range(len(table))):
-        if not risk_is_rejected(table[index], request):
+        if not risk_is_rejected(table[index], request, groups):
             return index + 1
     return 0
+
+
+def films(count: int, seed: int) -> Trace:
+    """`count` films of 1 to 9 frames that are alike: their logits differ by little, and long films are harder."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.choice([1, 3, 9], count)
+    rows = np.repeat(np.arange(count), sizes)
+    film = make_trace(count, seed, worse=0.6)
+    logits = film.logits[:, rows] + rng.normal(scale=0.2, size=(3, len(rows), 4)).astype(np.float32)
+    labels = film.labels[rows]
+    logits[:, np.arange(len(rows)), labels] -= 0.1 * (sizes[rows] - 5).astype(np.float32)
+    return Trace(logits, labels, np.arange(len(rows)), film.origin, rows)
+
+
+@pytest.mark.parametrize(
+    "draws", [pytest.param(100, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.long)]
+)
+@pytest.mark.parametrize("loss", ["early-error", "disagreement", "accuracy-gap"])
+def test_certificates_of_clustered_data_hold_where_groups_are_counted(points, loss: str, draws: int) -> None:
+    """The rate of certificates whose risk is above epsilon on the population, over draws of 150 films.
+
+    By groups it is not significantly (99 %) above the level; by pictures it is.
+    """
+    population = films(5000, 1)
+    evaluator = evaluator_of(population)
+    table = np.stack([policy_losses(evaluator, point.thresholds, loss) for point in points])
+    true = table.mean(axis=1)
+    epsilon = 0.97 * min((risk for risk in true if risk > 0), key=lambda risk: abs(risk - 0.5 * max(true)))
+    delta, rng = 0.1, np.random.default_rng(2)
+    request = CertificateRequest(epsilon, 1 - delta, loss)
+    frames = np.split(np.arange(len(population.groups)), np.flatnonzero(np.diff(population.groups)) + 1)
+    violations = {"groups": 0, "pictures": 0}
+    for _ in range(draws):
+        drawn = [frames[film] for film in rng.integers(0, len(frames), 150)]
+        rows, groups = np.concatenate(drawn), np.repeat(np.arange(150), [len(own) for own in drawn])
+        for unit, counted in (("groups", groups), ("pictures", None)):
+            first = _first_certified(table[:, rows], request, counted)
+            violations[unit] += first < len(points) and true[first] > epsilon
+    lower = {unit: 1 - upper_rate(draws - count, draws, 0.01) for unit, count in violations.items()}
+    assert lower["groups"] <= delta, violations
+    assert lower["pictures"] > delta, violations
 
 
 def test_a_stricter_risk_or_more_confidence_certifies_less(points) -> None:
@@ -141,6 +183,58 @@ def test_an_infeasible_risk_is_refused_with_the_measured_one(points) -> None:
     two = (points[0], points[-1])  # all at exit 1, or the full network
     with pytest.raises(RiskInfeasible, match=r"measured 0\.\d+ on 2000 samples"):
         certify(two, {"clean": evaluator_of(make_trace(2000, 5, worse=1.0))}, CertificateRequest(0.01, 0.95))
+
+
+def clustered(trace: Trace, size: int) -> Trace:
+    """The trace with every sample repeated `size` times, as frames of one object."""
+    rows = np.repeat(np.arange(trace.logits.shape[1]), size)
+    return Trace(trace.logits[:, rows], trace.labels[rows], np.arange(len(rows)), trace.origin, rows)
+
+
+def test_a_certificate_counts_groups(points) -> None:
+    single, request = make_trace(600, 5), CertificateRequest(0.1, 0.95)
+    grouped = make_certificate(points, {"clean": evaluator_of(clustered(single, 6))}, request, ORIGIN)
+    one = make_certificate(points, {"clean": evaluator_of(single)}, CertificateRequest(0.1, method="betting"), ORIGIN)
+    naive = make_certificate(
+        points, {"clean": evaluator_of(pick(clustered(single, 6), np.arange(3600)))}, request, ORIGIN
+    )
+    assert (grouped.n, grouped.groups, grouped.method) == ({"clean": 3600}, {"clean": 600}, "betting")
+    assert (naive.groups, naive.method) == (None, "binomial")
+    assert "measured on 600 groups (objects, films or bursts)" in grouped.limits
+    assert "groups" not in naive.limits
+    assert abs(grouped.first - one.first) <= 1
+    assert naive.first < grouped.first
+
+
+def test_too_few_groups_are_refused_with_the_number_needed(points) -> None:
+    evaluators = {"clean": evaluator_of(clustered(make_trace(98, 5), 7))}
+    words = "98 groups cannot certify risk 0.02 .* without a single loss in their 686 samples; 149 would do"
+    with pytest.raises(RiskInfeasible, match=words):
+        certify(points, evaluators, CertificateRequest(0.02, 0.95))
+
+
+def test_a_risk_that_groups_do_not_keep_is_refused_with_the_number_of_groups(points) -> None:
+    two = (points[0], points[-1])  # all at exit 1, or the full network
+    trace = clustered(make_trace(300, 5, worse=-0.5), 4)
+    with pytest.raises(
+        RiskInfeasible, match=r"measured 0\.\d+ on 1200 samples in 300 groups, which would take \d+ groups"
+    ):
+        certify(two, {"clean": evaluator_of(trace)}, CertificateRequest(0.06, 0.95))
+    with pytest.raises(RiskInfeasible, match="which no number of groups can certify"):
+        certify(two, {"clean": evaluator_of(trace)}, CertificateRequest(0.03, 0.95))
+
+
+def test_the_binomial_test_refuses_groups(points) -> None:
+    evaluators = {"clean": evaluator_of(clustered(make_trace(300, 5), 2))}
+    with pytest.raises(UsageError, match="needs independent samples, but the certification samples form groups"):
+        certify(points, evaluators, CertificateRequest(0.1, 0.9, method="binomial"))
+
+
+def test_a_cost_bound_counts_groups(points) -> None:
+    request, trace = CertificateRequest(0.2, 0.9, max_macs=500), clustered(make_trace(30, 5), 5)
+    grouped = certify(points, {"clean": evaluator_of(trace)}, request)
+    naive = certify(points, {"clean": evaluator_of(pick(trace, np.arange(150)))}, request)
+    assert grouped[1] < naive[1]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from mexit.calibrate.hypothesis_tests import (
     betting,
     binomial_tail,
     certified_prefix,
+    groups_needed,
     p_value,
     samples_needed,
+    upper_mean,
     upper_rate,
 )
 from mexit.errors import BadInput, UsageError
@@ -141,3 +143,37 @@ def test_grouped_p_values_are_valid_at_the_boundary_of_the_hypothesis(epsilon) -
 def test_another_number_of_group_ids_is_refused() -> None:
     with pytest.raises(BadInput, match="3 samples need 3 group ids"):
         p_value("betting", np.zeros(3), 0.1, np.zeros(2, np.int64))
+
+
+def test_the_number_of_groups_that_would_be_enough() -> None:
+    groups = np.repeat(np.arange(98), 8)
+    losses = np.zeros(len(groups))
+    assert groups_needed(losses, 0.02, 0.05, groups) == 149
+    losses[groups == 0] = 1
+    needed = groups_needed(losses, 0.02, 0.05, groups)
+    assert needed is not None
+    assert needed > 300
+    many = np.repeat(np.arange(98 * (needed // 98 + 1)), 8)
+    assert p_value("betting", np.resize(losses, len(many)), 0.02, many) <= 0.1
+    assert groups_needed(losses, 0.01, 0.05, groups) is None
+    unequal = np.repeat(np.arange(100), np.resize([1, 9], 100))
+    assert groups_needed(np.zeros(500), 0.02, 0.05, unequal) > 149, "small groups say less"
+
+
+def test_upper_bounds_of_grouped_means() -> None:
+    groups = np.repeat(np.arange(100), 5)
+    losses = (groups % 20 == 0).astype(float)
+    bound = upper_mean(losses, 0.05, groups)
+    assert upper_mean(losses, 0.05) == upper_rate(25, 500, 0.05) < bound < 0.16
+    assert p_value("betting", losses, bound, groups) == pytest.approx(0.05, abs=1e-3)
+    assert upper_mean(np.ones(500), 0.05, groups) == 1
+    assert upper_mean(losses, 0.01, groups) > bound
+
+
+def test_grouped_bounds_cover_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    groups, covered = np.repeat(np.arange(60), 4), 0
+    for _ in range(100):
+        losses = np.repeat((rng.random(60) < 0.1).astype(float), 4)
+        covered += upper_mean(losses, 0.1, groups) >= 0.1
+    assert covered >= 85

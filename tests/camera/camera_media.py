@@ -28,6 +28,7 @@ def write_video(
     audio: bool = False,
     rotation: int = 0,
     pix_fmt: str = "yuv420p",
+    pixel_aspect: Fraction | None = None,
     **mux: str,
 ) -> Path:
     """Write H.264 in the container of the suffix; `times` are the frames' timestamps, seconds."""
@@ -36,6 +37,8 @@ def write_video(
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pix_fmt
         stream.codec_context.time_base = Fraction(1, TICKS)
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if rotation:
             stream.set_display_rotation(rotation)
         if audio:

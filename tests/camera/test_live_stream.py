@@ -18,12 +18,12 @@ import pytest
 from camera_media import grey_frames, slow_runtime
 from camera_senders import RtspCamera, TcpCamera, UdpCamera, nal_units, transport_stream
 
+from mexit.camera.decode import decode_packet
 from mexit.camera.frame import Counters, Frame
 from mexit.camera.latest_frame import read_in_thread
 from mexit.camera.live_stream import Decode, DecoderLag, LiveReader, LiveSettings, stream_options
 from mexit.camera.parse_source import Source
 from mexit.camera.pipeline import CameraPrediction, classify_frames
-from mexit.camera.readers import decode_packet
 from mexit.errors import BadInput, MexitError
 from mexit.flows.camera import CameraOptions, run_camera
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from mexit.attacks.rng import CounterRNG
 from mexit.flows.train import TrainOptions, train_model
-from mexit.train.augment import AREA, AUGMENTS, PAD, RATIO, augment, crop_boxes
+from mexit.train.augment import AREA, AUGMENTS, LIGHT, MOVE, PAD, RATIO, SCALE, augment, crop_boxes
 
 IMAGES = torch.randint(1, 256, (400, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 INDEX = torch.arange(400)
@@ -54,12 +54,13 @@ def test_type_and_shape_stay_and_floats_are_treated_like_bytes() -> None:
     torch.testing.assert_close(as_floats, as_bytes.float() / 255)
 
 
-@pytest.mark.parametrize("how", ["crop-flip", "resized-crop-flip"])
+@pytest.mark.parametrize("how", ["crop-flip", "resized-crop-flip", "photo"])
 def test_the_view_depends_on_sample_epoch_and_seed_and_not_on_the_batch(how: str) -> None:
     images = IMAGES.float() / 255
     whole = augment(images, how, CounterRNG(3, 1), INDEX)
     positions = torch.tensor([311, 7])
-    assert torch.equal(augment(images[positions], how, CounterRNG(3, 1), positions), whole[positions])
+    # Only rounding may depend on the batch: vectors of another length take other instructions.
+    torch.testing.assert_close(augment(images[positions], how, CounterRNG(3, 1), positions), whole[positions])
     for rng in (CounterRNG(3, 2), CounterRNG(4, 1)):
         other = augment(images, how, rng, INDEX)
         assert (other == whole).all(dim=(1, 2, 3)).float().mean() < 0.05
@@ -132,3 +133,67 @@ def run_weights(tmp_path_factory: pytest.TempPathFactory):
 def test_training_uses_the_augmentation(run_weights) -> None:
     weights = [run_weights(how)["stages.0.trunk.0.weight"] for how in AUGMENTS]
     assert not any(torch.equal(one, other) for one, other in combinations(weights, 2))
+
+
+GREY_EDGE = torch.zeros(300, 3, 24, 24)
+GREY_EDGE[..., 12:] = 0.5
+
+
+def test_photo_keeps_type_shape_and_range_and_changes_every_image() -> None:
+    images = torch.rand(300, 3, 24, 20, generator=torch.Generator().manual_seed(2))
+    results = augment(images, "photo", CounterRNG(0, 0), torch.arange(300))
+    assert (results.shape, results.dtype) == (images.shape, torch.float32)
+    assert results.min() >= 0
+    assert results.max() <= 1
+    assert not (results == images).all(dim=(1, 2, 3)).any()
+
+
+def test_photo_never_mirrors_unless_it_is_told_to() -> None:
+    """The right half is brighter: a mirrored image is brighter on the left."""
+
+    def left_is_brighter(flip: bool | None) -> float:
+        results = augment(GREY_EDGE, "photo", CounterRNG(0, 3), torch.arange(300), flip)
+        return float((results[..., :8].mean(dim=(1, 2, 3)) > results[..., 16:].mean(dim=(1, 2, 3))).float().mean())
+
+    assert left_is_brighter(None) == left_is_brighter(False) == 0
+    assert 0.4 < left_is_brighter(True) < 0.6
+
+
+def test_photo_turns_scales_and_moves_within_its_bounds() -> None:
+    """A dot away from the centre moves on an arc; its distance and angle give scale and turn."""
+    side, count = 101, 2000
+    images = torch.zeros(1, 1, side, side)
+    images[..., 50, 80] = 1.0
+    images = F.max_pool2d(images, 5, 1, 2).expand(count, 1, side, side)
+    results = augment(images, "photo", CounterRNG(0, 0), torch.arange(count))[:, 0]
+    weights = results / results.sum(dim=(1, 2), keepdim=True)
+    x = (weights.sum(dim=1) * torch.arange(side)).sum(dim=1) - 50
+    y = (weights.sum(dim=2) * torch.arange(side)).sum(dim=1) - 50
+    moved, turned = MOVE * side * 1.25, 0.26 * 30 * SCALE
+    assert float(y.abs().max()) < moved + turned + 3
+    assert 30 / SCALE - moved - 4 < float(x.min())
+    assert float(x.max()) < 30 * SCALE + moved + 3
+    assert abs(float(y.mean())) < 0.5, "as often up as down"
+    assert float(x.std()) > 5
+
+
+def test_photo_changes_brightness_and_contrast_within_a_factor() -> None:
+    flat = torch.full((2000, 3, 8, 8), 0.25)
+    brightness = augment(flat, "photo", CounterRNG(0, 0), torch.arange(2000)).mean(dim=(1, 2, 3)) / 0.25
+    assert 1 / LIGHT - 1e-4 <= float(brightness.min()) < 1.1 / LIGHT
+    assert 0.9 * LIGHT < float(brightness.max()) <= LIGHT + 1e-4
+    assert abs(float(brightness.log().mean())) < 0.05, "as often darker as brighter"
+
+
+@pytest.mark.parametrize("how", AUGMENTS)
+def test_flip_adds_or_removes_mirror_images_of_any_augmentation(how: str) -> None:
+    index = torch.arange(300)
+    images = GREY_EDGE + 0.25
+
+    def mirrored(flip: bool | None) -> float:
+        results = augment(images, how, CounterRNG(1, 2), index, flip)
+        return float((results[..., 6:8].sum(dim=(1, 2, 3)) > results[..., 16:18].sum(dim=(1, 2, 3))).float().mean())
+
+    assert mirrored(False) < 0.02
+    assert 0.3 < mirrored(True) < 0.6
+    assert mirrored(None) == (mirrored(True) if how.endswith("flip") else mirrored(False))

@@ -135,10 +135,10 @@ def test_a_resumed_run_equals_an_uninterrupted_run_to_the_bit(
     assert read_log(run) == read_log(uninterrupted)
 
 
-def test_an_unfinished_run_is_neither_exported_nor_evaluated(stops: dict[str, Stop], folder: Path) -> None:
-    for command in ("export", "evaluate"):
-        message = refused(command, folder / "runs/x", code=2)
-        assert f"run {folder}/runs/x is not finished: mexit train --resume --out {folder}/runs/x" in message
+def test_an_unfinished_run_is_not_evaluated(stops: dict[str, Stop], folder: Path) -> None:
+    message = refused("evaluate", folder / "runs/x", code=2)
+    assert f"run {folder}/runs/x is not finished: mexit train --resume --out {folder}/runs/x" in message
+    assert "mexit export takes its checkpoint" in message
 
 
 @pytest.mark.parametrize("steps_before", [3, 8, 40])

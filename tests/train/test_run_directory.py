@@ -130,6 +130,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_its_settings() -> 
     run = Path("runs/digits-clean")
     assert not (run / checkpoint.CHECKPOINT).exists()
     assert "exists already: continue it with --resume" in refused("train", *FLAGS, "--out", run, code=2)
+    assert f"run {run} has no checkpoint yet: mexit train --resume --out {run}" in refused("export", run, code=2)
     assert train_model(resume=True, options=TrainOptions(threads=1)).finished
 
 

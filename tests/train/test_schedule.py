@@ -24,7 +24,8 @@ from mexit.train.config import TrainSettings, resolve
 from mexit.train.device_images import DeviceImages
 from mexit.train.optimiser import build_optimiser
 from mexit.train.precision import select_precision
-from mexit.train.trainer import StepReport, Trainer
+from mexit.train.step_report import StepReport
+from mexit.train.trainer import Trainer
 
 SMALL: dict[str, Any] = {"method": "adversarial", "attack": "average", "steps": 1, "batch": 32, "fraction": 0.1}
 

@@ -39,7 +39,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_folder_that_disappears_costs_only_the_steps_since_the_checkpoint(images: Path, workers: int) -> None:
     data, away = f"folder:{images}", images.with_name("away")
-    train_model(data=data, settings=GIVEN, out=Path("runs/whole"), options=TrainOptions(threads=1))
+    train_model(data=data, settings=GIVEN, out=Path("runs/whole"), options=TrainOptions(threads=1, cache=False))
     run, stops = Path("runs/broken"), itertools.count()
     before: list[bytes] = []
 
@@ -55,7 +55,7 @@ def test_a_folder_that_disappears_costs_only_the_steps_since_the_checkpoint(imag
             data=data,
             settings=GIVEN,
             out=run,
-            options=TrainOptions(threads=1, workers=workers, should_stop=remove_in_the_second_epoch),
+            options=TrainOptions(threads=1, workers=workers, should_stop=remove_in_the_second_epoch, cache=False),
         )
     assert f"{images}/" in str(caught.value)
     assert f"mexit train --resume --out {run}" in str(caught.value)
