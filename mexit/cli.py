@@ -22,6 +22,7 @@ from mexit.commands import (
     bench,
     calibrate,
     camera,
+    data,
     demo,
     doctor,
     evaluate,
@@ -38,6 +39,7 @@ from mexit.errors import MexitError
 P = ParamSpec("P")
 COMMANDS = (
     demo.demo,
+    data.data,
     train.train,
     evaluate.evaluate,
     export.export,

@@ -149,7 +149,7 @@ def report(result: CalibrationResult, certification: Trace) -> dict[str, Any]:
         ],
         "chosen": {"measure": result.scorer.measure, "ensemble": result.scorer.ensemble},
         "temperatures": list(result.scorer.temperatures),
-        "reliability": reliability(result.scorer, certification),
+        "reliability": reliability(result.scorer, certification.logits, certification.labels),
         "promised_against_seen": [
             {
                 "budget_macs": point.budget_macs,

@@ -6,17 +6,20 @@ alone. The expected calibration error and the bins of a reliability diagram show
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.scores import Floats, Scorer
-from mexit.core.trace import Trace
 
 LOWEST, HIGHEST = 0.05, 20.0
 _HALVINGS = 50
 DIAGRAM_BINS = 10
+
+# Largest probability of each sample and its class, (N,) each.
+TopProbability = tuple[Floats, NDArray[np.int64]]
 
 
 def fit_temperatures(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, ...]:
@@ -62,37 +65,53 @@ def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_], b
     return float(error)
 
 
-def reliability(scorer: Scorer, trace: Trace) -> list[dict[str, Any]]:
-    """Calibration errors of every exit before and after temperature scaling, and the bins of its diagram.
+def reliability(scorer: Scorer, logits: NDArray[np.float32], labels: NDArray[np.int64] | None) -> list[dict[str, Any]]:
+    """Calibration errors and reliability diagrams of every exit before and after temperature scaling.
+
+    Before: the softmax of the exit's own logits. After: the confidence that predictions report, with temperatures and,
+    in an ensemble, the mean of the exits so far.
 
     Args:
         scorer: measure, ensemble and temperatures.
-        trace: with labels; an empty list is returned without.
+        logits: (E, N, C).
+        labels: (N,); an empty list is returned without.
     """
-    if trace.labels is None:
+    if labels is None:
         return []
     unscaled = Scorer(scorer.measure, False, (1.0,) * len(scorer.temperatures), scorer.classes)
-    before, after = (_confidences(one, trace) for one in (unscaled, scorer))
-    return [
-        {
-            "exit": k,
-            "ece_before": expected_calibration_error(*before[k - 1]),
-            "ece": expected_calibration_error(*after[k - 1]),
-            "bins": _diagram(*after[k - 1]),
-        }
-        for k in range(1, len(trace.logits) + 1)
-    ]
+    return compare_reliability(top_probabilities(unscaled, logits), top_probabilities(scorer, logits), labels)
 
 
-def _confidences(scorer: Scorer, trace: Trace) -> list[tuple[Floats, NDArray[np.bool_]]]:
-    """For every exit the confidence of each sample and whether its prediction is correct, (N,) each."""
-    assert trace.labels is not None
-    state = scorer.start(len(trace.labels))
+def compare_reliability(
+    before: Sequence[TopProbability], after: Sequence[TopProbability], labels: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """The result of `reliability` from the confidences of every exit before and after temperature scaling."""
+    rows = []
+    for k, ((raw, raw_classes), (scaled, scaled_classes)) in enumerate(zip(before, after, strict=True), start=1):
+        rows.append(
+            {
+                "exit": k,
+                "ece_before": expected_calibration_error(raw, raw_classes == labels),
+                "ece": expected_calibration_error(scaled, scaled_classes == labels),
+                "bins": _diagram(scaled, scaled_classes == labels),
+                "bins_before": _diagram(raw, raw_classes == labels),
+            }
+        )
+    return rows
+
+
+def top_probabilities(scorer: Scorer, logits: NDArray[np.float32]) -> list[TopProbability]:
+    """For every exit the largest probability of each sample, 0 for NaN, and its class, (N,) each.
+
+    Args:
+        scorer: ensemble and temperatures.
+        logits: (E, N, C).
+    """
+    state = scorer.start(logits.shape[1])
     result = []
-    for k, logits in enumerate(trace.logits, start=1):
-        state, probabilities, _ = scorer.step(k, logits, state)
-        confidence = np.nan_to_num(probabilities.max(axis=1))
-        result.append((confidence, probabilities.argmax(axis=1) == trace.labels))
+    for k, exit_logits in enumerate(logits, start=1):
+        state, probabilities, _ = scorer.step(k, exit_logits, state)
+        result.append((np.nan_to_num(probabilities.max(axis=1)), probabilities.argmax(axis=1)))
     return result
 
 

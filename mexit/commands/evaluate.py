@@ -58,6 +58,14 @@ def evaluate(
         ),
     ] = None,
     backend: Backend = "auto",
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report/--no-report",
+            help="Write report.html: confusion, accuracy per class, the most wrong and the least certain pictures, "
+            "reliability.",
+        ),
+    ] = True,
     json: Json = False,
 ) -> None:
     """Measure accuracy on the test split, per exit and budget, clean and under attack; write a model card."""
@@ -82,6 +90,7 @@ def evaluate(
             budgets=read_budgets(budgets),
             device=device,
             batch=batch,
+            report=report,
         ),
         progress=output.RichProgress(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -67,6 +68,15 @@ def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
 def say(text: str) -> None:
     """Print one line of a result."""
     out.print(_plain(text), soft_wrap=True)
+
+
+def paragraph(text: str) -> None:
+    """Print a sentence of a result, wrapped at words; file names and numbers stay whole."""
+    width = out.width if out.is_terminal else 80
+    out.print(
+        _plain(textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)),
+        soft_wrap=True,
+    )
 
 
 def error(text: str) -> None:

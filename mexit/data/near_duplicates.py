@@ -8,8 +8,6 @@ their hash is noise.
 
 from __future__ import annotations
 
-import io
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +19,8 @@ from numpy.typing import NDArray
 from mexit.core.progress import Progress, Silent
 from mexit.core.resource_limits import read_limits
 from mexit.data.dataset import ImageStore, split_batches
-from mexit.data.preprocess import MAX_PIXELS
-from mexit.errors import MexitError, missing_extra
+from mexit.data.preprocess import open_image
+from mexit.errors import missing_extra
 
 HEIGHT, WIDTH = 16, 18
 MAX_BITS = 8  # of 64
@@ -137,17 +135,11 @@ def _thumbnail(images: ImageStore, i: int) -> NDArray[np.float32]:
     pillow = _pillow()
     try:
         image = images.at(np.array([i], np.int64))[0]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            opened = pillow.fromarray(image) if isinstance(image, np.ndarray) else pillow.open(io.BytesIO(image))
-            if opened.size[0] * opened.size[1] > MAX_PIXELS:
-                return np.zeros(HEIGHT * WIDTH, np.float32)
-            opened.draft("L", (8 * WIDTH, 8 * HEIGHT))  # JPEG: decodes at a fraction of the size, ten times faster
-            small = opened.convert("L").resize((WIDTH, HEIGHT), pillow.Resampling.BOX)
+        opened = pillow.fromarray(image) if isinstance(image, np.ndarray) else open_image(image)
+        opened.draft("L", (8 * WIDTH, 8 * HEIGHT))  # JPEG: decodes at a fraction of the size, ten times faster
+        small = opened.convert("L").resize((WIDTH, HEIGHT), pillow.Resampling.BOX)
         return np.asarray(small, np.float32).ravel()
-    except (MexitError, pillow.DecompressionBombError):
-        return np.zeros(HEIGHT * WIDTH, np.float32)
-    except Exception:
+    except Exception:  # Pillow's decoders raise many exceptions on damaged files
         return np.zeros(HEIGHT * WIDTH, np.float32)
 
 

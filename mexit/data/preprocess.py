@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -73,10 +74,7 @@ def to_uint8(image: Any, spec: InputSpec) -> NDArray[np.uint8]:
 
 
 def decode_rgb(image: Any) -> NDArray[np.uint8]:
-    """Decode the bytes of an image file, or a Pillow image, to upright RGB (H, W, 3) uint8, for display.
-
-    Raises as `prepare` does.
-    """
+    """Decode one image to upright RGB (H, W, 3) uint8, for display. Takes and raises what `prepare` does."""
     return np.array(_decode(_open(image), PrepareSpec(), 3), np.uint8)
 
 
@@ -114,6 +112,20 @@ def fits(image: NDArray[Any], spec: InputSpec, *, batch: bool = False) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[2] == 3 == spec.channels)
 
 
+def open_image(content: bytes) -> Image.Image:
+    """Read the header of an encoded image as a Pillow image, whose pixels are decoded on first use.
+
+    Raises:
+        BadInput: not an image of a format that is read.
+        TooLarge: it announces too many pixels.
+        MissingExtra: as `prepare` raises it.
+    """
+    with _decoder_errors(content):
+        image = _identify(io.BytesIO(content))
+        _check_pixels(*image.size, image.format)
+        return image
+
+
 def _open(image: Any) -> io.BytesIO | Image.Image:
     """Return encoded bytes as a stream, an array as a Pillow image, and a Pillow image unchanged."""
     pillow = _pillow()
@@ -134,23 +146,31 @@ def _open(image: Any) -> io.BytesIO | Image.Image:
 
 def _decode(opened: io.BytesIO | Image.Image, how: PrepareSpec, channels: int) -> Image.Image:
     """Decode to an upright Pillow image of mode L (1 channel) or RGB (3 channels)."""
-    from PIL import ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    with _decoder_errors(opened.getbuffer() if isinstance(opened, io.BytesIO) else b""):
+        image = _identify(opened) if isinstance(opened, io.BytesIO) else opened
+        _check_pixels(*image.size, image.format)
+        image.load()
+        _check_pixels(*image.size)  # the decoders of some formats correct the announced size
+        declared_bits = _declared_bits(image)
+        image = ImageOps.exif_transpose(image) if how.exif else image
+        return _flatten(image, how, declared_bits).convert("L" if channels == 1 else "RGB")
+
+
+@contextmanager
+def _decoder_errors(content: bytes | memoryview) -> Iterator[None]:
+    """Turn the errors of Pillow's decoders into `BadInput`; `content` is the encoded image."""
+    from PIL import UnidentifiedImageError
 
     pillow = _pillow()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about large images, which _check_pixels refuses
-            image = _identify(opened) if isinstance(opened, io.BytesIO) else opened
-            _check_pixels(*image.size, image.format)
-            image.load()
-            _check_pixels(*image.size)  # the decoders of some formats correct the announced size
-            declared_bits = _declared_bits(image)
-            image = ImageOps.exif_transpose(image) if how.exif else image
-            return _flatten(image, how, declared_bits).convert("L" if channels == 1 else "RGB")
+            yield
     except MexitError:
         raise
     except UnidentifiedImageError:
-        content = opened.getbuffer() if isinstance(opened, io.BytesIO) else memoryview(b"")
         if is_heic(bytes(content[:HEAD_BYTES])):
             require_heif("Reading a HEIC image")
         raise BadInput(

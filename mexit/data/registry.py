@@ -46,6 +46,11 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     return cifar.load(name, path) if name in cifar.LAYOUTS else idx.load(name, path)
 
 
+def data_name(text: str) -> str:
+    """The name of a data set: `text` itself if it is one, else `folder:` and the path."""
+    return text if text in NAMES or text.startswith(_FOLDER) else f"{_FOLDER}{text}"
+
+
 def load_bundle_data(bundle: Bundle, data_dir: str | Path | None = None) -> tuple[DataSet, Splits]:
     """The data set that a bundle was exported with, and its stored splits.
 

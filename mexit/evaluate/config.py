@@ -45,6 +45,7 @@ class EvaluateOptions:
             finds a CUDA device, else "cpu".
         batch: images per pass of the torch network; None = 128 on the CPU, 512 on CUDA, and at least 250 in
             AutoAttack, whose random numbers depend on it. Other results change by rounding alone.
+        report: whether to write the details: confusion, accuracy per class, pictures and the HTML page.
 
     Raises:
         UsageError: unknown groups, or a number below 1.
@@ -61,6 +62,7 @@ class EvaluateOptions:
     budgets: tuple[str, ...] | None = None
     device: str = "auto"
     batch: int | None = None
+    report: bool = True
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.groups or () if name not in GROUPS]

@@ -24,7 +24,7 @@ def available() -> bool:
 def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Training loss and selection accuracy over epochs, and CMI and NCMI where a method logs them, as a PNG."""
     has_cmi = "ncmi" in records[0]
-    figure, (left, right, *more) = _figure(3 if has_cmi else 2)
+    figure, (left, right, *more) = new_figure(3 if has_cmi else 2)
     _draw_losses(left, records, title)
     colours = {"clean": CLEAN, "attacked": ATTACKED}
     selection = [{"epoch": record["epoch"], **record["selection"]} for record in records if "selection" in record]
@@ -37,7 +37,7 @@ def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
         _draw_exits(more[0], records, styles)
         more[0].set(xlabel="epoch", ylabel="CMI in nats, NCMI", title="spread within classes", yscale="log")
         more[0].legend(fontsize=8, loc="lower right", ncols=2)
-    _save(figure, path)
+    save(figure, path)
 
 
 def accuracy_against_macs(
@@ -50,9 +50,9 @@ def accuracy_against_macs(
         budgets: name to MACs, drawn as vertical lines.
         path, title: the PNG to write, and its title.
     """
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     _draw_accuracy(axes, lines, budgets, title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def calibration(content: Mapping[str, Any], budgets: Mapping[str, float], path: Path, name: str) -> None:
@@ -63,7 +63,7 @@ def calibration(content: Mapping[str, Any], budgets: Mapping[str, float], path: 
         budgets: name to MACs.
         path, name: the PNG to write, and the name of the bundle.
     """
-    figure, (left, middle, right) = _figure(3)
+    figure, (left, middle, right) = new_figure(3)
     rows = content["promised_against_seen"]
     lines = {}
     for label, key in (("clean, certification split", "held_out"), ("attacked, certification split", "attacked")):
@@ -76,7 +76,7 @@ def calibration(content: Mapping[str, Any], budgets: Mapping[str, float], path: 
         left.set(title=f"{name}: accuracy unknown without labels")
     _draw_costs(middle, rows)
     _draw_reliability(right, content["reliability"])
-    _save(figure, path)
+    save(figure, path)
 
 
 def transfer_matrix(accuracy: Sequence[Sequence[float]], path: Path, title: str) -> None:
@@ -86,7 +86,7 @@ def transfer_matrix(accuracy: Sequence[Sequence[float]], path: Path, title: str)
         accuracy: (E, E) in [0, 1]; row = the attacked exit, column = the answering exit.
         path, title: the PNG to write, and its title.
     """
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     exits = range(len(accuracy))
     axes.grid(visible=False)
     image = axes.imshow([[100 * value for value in row] for row in accuracy], cmap="viridis", vmin=0, vmax=100)
@@ -100,7 +100,7 @@ def transfer_matrix(accuracy: Sequence[Sequence[float]], path: Path, title: str)
     axes.set_yticks(list(exits), names)
     axes.set(xlabel="answers", ylabel="was attacked", title=title)
     figure.colorbar(image, ax=axes, label="accuracy, %")
-    _save(figure, path)
+    save(figure, path)
 
 
 def accuracy_against_eps(rows: Sequence[Mapping[str, Any]], eps: float, path: Path, title: str) -> None:
@@ -112,7 +112,7 @@ def accuracy_against_eps(rows: Sequence[Mapping[str, Any]], eps: float, path: Pa
         path, title: the PNG to write, and its title.
     """
     budgets = rows[0]["budgets"]
-    figure, panels = _figure(2 if budgets else 1)
+    figure, panels = new_figure(2 if budgets else 1)
     radii = [row["eps"] for row in rows]
     lines = [{f"exit {k}": [row["exits"][k - 1] for row in rows] for k in range(1, len(rows[0]["exits"]) + 1)}]
     lines.append({name: [row["budgets"][name] for row in rows] for name in budgets})
@@ -126,7 +126,7 @@ def accuracy_against_eps(rows: Sequence[Mapping[str, Any]], eps: float, path: Pa
         axes.set(xlabel="eps, share of the pixel range", ylabel="accuracy, %", title=f"{title}\n{subtitle}")
         axes.set_ylim(-2, 102)
         axes.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def corruptions(content: Mapping[str, Any], budgets: Mapping[str, float], path: Path, title: str) -> None:
@@ -144,7 +144,7 @@ def corruptions(content: Mapping[str, Any], budgets: Mapping[str, float], path: 
     def entries(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return [row[kind][name] for name in names] if budgets else list(row[kind])
 
-    figure, (left, middle, *right) = _figure(3 if budgets else 2)
+    figure, (left, middle, *right) = new_figure(3 if budgets else 2)
     severities = sorted({row["severity"] for row in content["conditions"]})
     for k, name in enumerate(names):
         style = {"color": ATTACKED, "alpha": 0.3 + 0.7 * (k + 1) / len(names), "marker": ".", "label": name}
@@ -162,7 +162,7 @@ def corruptions(content: Mapping[str, Any], budgets: Mapping[str, float], path: 
     middle.legend(fontsize=8)
     if budgets:
         right[0].set(xlabel="severity (0: clean)", ylabel="mean cost, million MACs", title="cost; dashed: budgets")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _mean(entries: Sequence[Mapping[str, Any]], key: str) -> float:
@@ -242,20 +242,25 @@ def _draw_reliability(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.legend(fontsize=8, loc="lower right")
 
 
-def _figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
+def new_figure(panels: int, rows: int = 1, size: tuple[float, float] | None = None) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of `panels` axes in `rows` rows; `size` is its width and height in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, panels, figsize=(5.2 * panels + 1, 4), squeeze=False)
-    for panel in axes[0]:
+    columns = -(-panels // rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size or (5.2 * columns + 1, 4 * rows), squeeze=False)
+    for panel in axes.flat:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    return figure, axes[0]
+    for panel in axes.flat[panels:]:
+        panel.remove()
+    return figure, list(axes.flat[:panels])
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, and close it."""
     from matplotlib import pyplot
 
     figure.tight_layout()

@@ -28,7 +28,9 @@ with requires_extra("train", "Evaluating a network"):
     from mexit.attacks.pgd import Attack
     from mexit.evaluate import sanity_checks, suites
     from mexit.evaluate.corruptions import corruption_report, run_corruptions_group
+    from mexit.evaluate.details import Details, measure_details
     from mexit.evaluate.model_card import model_card
+    from mexit.evaluate.report_files import write_details
     from mexit.evaluate.results import AttackResults, budget_rows, curve_rows, exit_rows, transfer_matrix
     from mexit.evaluate.target import EvaluationTarget, Index, open_target
     from mexit.flows.run_policies import run_policies
@@ -102,6 +104,7 @@ def evaluate_model(
     context = suites.AttackContext(target, options, progress, *target.load(index[strong]), index[strong], attack.pgd)
     curve, checks = _run_strong_groups(context, results)
     settings = _settings(target, options, attack, len(index), len(strong))
+    details = measure_details(target, index, results) if options.report else None
     report = {
         "exits": exit_rows(results),
         "budgets": budget_rows(results, target),
@@ -110,9 +113,10 @@ def evaluate_model(
         "corruptions": _corruptions(context, index, results),
         "checks": [check.to_json() for check in checks],
         "flags": [check.flag() for check in checks if not check.passed],
+        "details": details.to_json() if details else {},
         "settings": settings | {"seconds": round(time.monotonic() - start, 1)},
     }
-    return EvaluateResult(report, _write(target, report))
+    return EvaluateResult(report, _write(target, report, details))
 
 
 def _newest(progress: Progress) -> Path:
@@ -221,8 +225,8 @@ def _settings(
     }
 
 
-def _write(target: EvaluationTarget, report: Mapping[str, Any]) -> tuple[Path, ...]:
-    """Write the report, its pictures (with matplotlib) and the model card; returns the paths."""
+def _write(target: EvaluationTarget, report: Mapping[str, Any], details: Details | None) -> tuple[Path, ...]:
+    """Write the report, its pictures (with matplotlib), the page and the model card; returns the paths."""
     folder = target.path / REPORTS
     written = [folder / JSON]
     write_bytes(written[0], to_json(report))
@@ -240,6 +244,8 @@ def _write(target: EvaluationTarget, report: Mapping[str, Any]) -> tuple[Path, .
         if report["corruptions"]:
             written.append(folder / CORRUPTIONS)
             plots.corruptions(report["corruptions"], budgets, written[-1], title)
+    if details is not None:
+        written += write_details(details, report, folder, target.path.name)
     written.append(folder / CARD)
     write_bytes(written[-1], model_card(target, report).encode())
     return tuple(written)

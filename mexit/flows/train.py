@@ -18,6 +18,7 @@ from mexit.data.groups import find_groups
 from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
+from mexit.flows.data import check_data
 
 with requires_extra("train", "Training a network"):
     from mexit.evaluate import plots
@@ -144,6 +145,7 @@ def train_model(
                 data = data or "digits"
                 data_set = registry.load(data, data_dir)
                 resolved = resolve(data, preset, settings or {})
+                processes.on_main(lambda: check_data(data_set, progress))
                 splits = split(data_set, find_groups(data_set, resolved.group), resolved.split_seed)
                 splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
                 resolved = fit_settings(resolved, settings or {}, data_set, splits, options.device, progress)

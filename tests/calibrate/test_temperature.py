@@ -7,7 +7,6 @@ import pytest
 
 from mexit.calibrate.temperature import HIGHEST, LOWEST, expected_calibration_error, fit_temperatures, reliability
 from mexit.core.scores import Scorer
-from mexit.core.trace import Origin, Trace
 
 
 def sampled(temperature: float, samples: int = 20_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -53,12 +52,11 @@ def test_temperatures_stay_in_bounds_and_ignore_nan() -> None:
 
 def test_the_report_of_reliability_counts_every_sample_and_shows_the_gain_of_temperatures() -> None:
     logits, labels = sampled(2.5, 4000)
-    origin = Origin("m", "fp32", "ort", "fp32", "certification", "clean", "d")
-    trace = Trace(np.stack([logits, logits]), labels, np.arange(4000), origin)
-    rows = reliability(Scorer("max-probability", False, (2.5, 1.0), 5), trace)
+    both = np.stack([logits, logits])
+    rows = reliability(Scorer("max-probability", False, (2.5, 1.0), 5), both, labels)
     assert [row["exit"] for row in rows] == [1, 2]
-    assert all(sum(part["n"] for part in row["bins"]) == 4000 for row in rows)
+    assert all(sum(part["n"] for part in row[bins]) == 4000 for row in rows for bins in ("bins", "bins_before"))
     assert rows[0]["ece"] < 0.03 < rows[0]["ece_before"]
     assert rows[1]["ece"] == rows[1]["ece_before"]
-    unlabelled = Trace(trace.logits, None, trace.index, origin)
-    assert reliability(Scorer("max-probability", False, (1.0, 1.0), 5), unlabelled) == []
+    assert rows[1]["bins"] == rows[1]["bins_before"] == rows[0]["bins_before"] != rows[0]["bins"]
+    assert reliability(Scorer("max-probability", False, (1.0, 1.0), 5), both, None) == []

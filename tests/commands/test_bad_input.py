@@ -161,7 +161,7 @@ def test_other_classes_and_broken_images_are_named(digits_bundle: Path, picture:
     for image in Path("pets/cat").iterdir():
         image.write_bytes(b"no image")
     said = refused("train", "--data", "folder:pets", "--method", "clean", "--epochs", "1", "--threads", "1", code=1)
-    assert "error: image pets/cat/" in said
+    assert "pictures that cannot be read: image pets/cat/" in said
     assert "8 bytes that are not an image: supported are PNG, JPEG" in said
 
 

@@ -1,0 +1,119 @@
+"""The report of a data set: classes, counts, sizes, modes, groups, splits and problems."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mexit.core.progress import Progress
+from mexit.data.dataset import DataSet
+from mexit.data.dataset_problems import Problem, find_problems, official_parts
+from mexit.data.groups import Grouping, find_groups
+from mexit.data.near_duplicates import near_duplicates, thumbnails
+from mexit.data.picture_scan import PictureScan, scan_pictures
+from mexit.data.splits import NAMES, split
+from mexit.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Height and width in pixels: of the picture with the fewest and with the most pixels, and the median of each."""
+
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What a data set holds.
+
+    Attributes:
+        name: as typed after `--data`.
+        pictures: number of pictures.
+        classes: names, (C,).
+        counts: pictures of each class, (C,), by part: "all", or the parts "train", "val" and "test" of the set.
+        sizes: None if no picture can be read.
+        modes: number of pictures by Pillow's mode.
+        skipped: entries of a folder that are no pictures of a class, by suffix or reason.
+        groups: how many groups were found and how.
+        splits: pictures of each split that training would make; empty if it cannot.
+        problems: those that block training first.
+    """
+
+    name: str
+    pictures: int
+    classes: tuple[str, ...]
+    counts: Mapping[str, tuple[int, ...]]
+    sizes: Sizes | None
+    modes: Mapping[str, int]
+    skipped: Mapping[str, int]
+    groups: str
+    splits: Mapping[str, int]
+    problems: tuple[Problem, ...]
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a problem blocks training."""
+        return any(problem.blocks for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        value: dict[str, Any] = asdict(self)
+        return value
+
+
+def report_data_set(data: DataSet, group: str, progress: Progress | None = None) -> DatasetReport:
+    """Read every picture of a data set and report what it holds.
+
+    Args:
+        data: the data set.
+        group: how groups are found, see `groups.find_groups`.
+        progress: shows the number of pictures.
+
+    Raises:
+        UsageError: `group` does not fit the data set.
+        MissingExtra: Pillow is not installed.
+    """
+    scan = scan_pictures(data, progress=progress)
+    pairs = near_duplicates(thumbnails(data.images, len(data), data.sha256, progress))
+    grouping = find_groups(data, group, progress)
+    splits, blocking = _splits(data, grouping)
+    problems = (*blocking, *find_problems(data, scan, pairs))
+    return DatasetReport(
+        name=data.name,
+        pictures=len(data),
+        classes=data.classes,
+        counts={
+            name: tuple(np.bincount(data.labels[part], minlength=len(data.classes)).tolist())
+            for name, part in official_parts(data).items()
+        },
+        sizes=_sizes(scan),
+        modes=dict(Counter(picture.mode for picture in scan.pictures).most_common()),
+        skipped=data.skipped,
+        groups="" if grouping is None else grouping.how,
+        splits=splits,
+        problems=tuple(sorted(problems, key=lambda problem: not problem.blocks)),
+    )
+
+
+def _splits(data: DataSet, grouping: Grouping | None) -> tuple[dict[str, int], tuple[Problem, ...]]:
+    """Pictures of each split, or the problem that prevents the division."""
+    try:
+        parts = split(data, grouping).parts
+    except BadInput as error:
+        return {}, (Problem("no splits", True, str(error)),)
+    return {name: len(parts[name]) for name in NAMES}, ()
+
+
+def _sizes(scan: PictureScan) -> Sizes | None:
+    if not scan.pictures:
+        return None
+    sizes = sorted((picture.size for picture in scan.pictures), key=lambda size: size[0] * size[1])
+    height, width = (round(statistics.median(size[axis] for size in sizes)) for axis in (0, 1))
+    return Sizes(sizes[0], (height, width), sizes[-1])

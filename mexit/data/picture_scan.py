@@ -1,0 +1,108 @@
+"""Read every picture of a data set once: whether it can be decoded, its size, mode, range and a hash of its content."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexit.core.progress import Progress, Silent
+from mexit.core.resource_limits import read_limits
+from mexit.data.dataset import DataSet, split_batches
+from mexit.data.preprocess import decode_rgb, open_image
+from mexit.errors import MexitError
+
+_CHUNK = 256
+_SEED = 20231106
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture.
+
+    Attributes:
+        size: height and width in pixels, upright.
+        mode: Pillow's mode of the stored picture, such as "L", "RGB" or "I;16".
+        darkest, brightest: smallest and largest value of its pixels in [0, 255].
+        digest: hash of the file, or of the pixels of an image in memory.
+    """
+
+    size: tuple[int, int]
+    mode: str
+    darkest: int
+    brightest: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class PictureScan:
+    """What the pictures of a data set are like.
+
+    Attributes:
+        index: positions of the scanned pictures that can be read, in the data set, sorted, (n,) int64.
+        pictures: these pictures, n.
+        errors: for each picture that cannot be read, by position, why not.
+        complete: whether every picture of the data set was read.
+    """
+
+    index: NDArray[np.int64]
+    pictures: tuple[Picture, ...]
+    errors: Mapping[int, str]
+    complete: bool
+
+
+def scan_pictures(data: DataSet, *, most_seconds: float | None = None, progress: Progress | None = None) -> PictureScan:
+    """Read the pictures of a data set, in a random order.
+
+    Args:
+        data: the data set.
+        most_seconds: time after which the scan ends and is not complete; None = all pictures are read.
+        progress: shows the number of pictures.
+
+    Raises:
+        MissingExtra: Pillow is not installed.
+    """
+    order = np.random.default_rng(_SEED).permutation(len(data)).astype(np.int64)
+    found: dict[int, Picture] = {}
+    errors: dict[int, str] = {}
+
+    def read(i: int) -> Picture | str:
+        try:
+            return _read(data, i)
+        except MexitError as error:
+            return str(error) if str(data.images.name(i)) in str(error) else f"{data.images.name(i)}: {error}"
+
+    start_s, count = time.monotonic(), 0
+    with (
+        (progress or Silent()).track("checking pictures", len(data)) as advance,
+        ThreadPoolExecutor(read_limits().threads) as pool,
+    ):
+        for chunk in split_batches(order, _CHUNK):
+            if most_seconds is not None and count and time.monotonic() - start_s > most_seconds:
+                break
+            for i, picture in zip(chunk.tolist(), pool.map(read, chunk.tolist()), strict=True):
+                if isinstance(picture, str):
+                    errors[i] = picture
+                else:
+                    found[i] = picture
+            count += len(chunk)
+            advance(len(chunk), "")
+    index = np.asarray(sorted(found), np.int64)
+    pictures = tuple(found[i] for i in index.tolist())
+    return PictureScan(index, pictures, dict(sorted(errors.items())), count == len(data))
+
+
+def _read(data: DataSet, i: int) -> Picture:
+    content = data.images.at(np.asarray([i], np.int64))[0]
+    if isinstance(content, np.ndarray):
+        mode, pixels, encoded = ("L" if content.ndim == 2 else "RGB"), content, content.tobytes()
+    else:
+        mode, pixels, encoded = open_image(content).mode, decode_rgb(content), content
+    height, width = pixels.shape[:2]
+    digest = blake2b(encoded, digest_size=16).digest()
+    return Picture((height, width), mode, int(pixels.min()), int(pixels.max()), digest)

@@ -1,0 +1,102 @@
+"""The answers that a policy gives to the test images: class, confidence and exit of each image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexit.core.exit_policy import Policy, first_exit
+from mexit.core.scores import Floats
+from mexit.evaluate.target import Index, Labels, Logits
+
+NO_ANSWER = -1
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to N test images.
+
+    Attributes:
+        name: what answered, such as "budget low" or "exit 3".
+        index: positions in the data set, (N,).
+        labels: true classes, (N,).
+        predicted: the answers, (N,); `NO_ANSWER` where there is none.
+        confidence: probability of the answer, in [0, 1], (N,).
+        exits: exit that answered, from 1, (N,).
+        groups: group of each image, (N,); None without groups.
+    """
+
+    name: str
+    index: Index
+    labels: Labels
+    predicted: Labels
+    confidence: Floats
+    exits: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each answer is correct, (N,)."""
+        return np.asarray(self.predicted == self.labels)
+
+    def most_wrong(self, most: int) -> NDArray[np.int64]:
+        """Rows of the wrong answers, the most confident first; at most `most`, and one of each group."""
+        wrong = (self.predicted != self.labels) & (self.predicted != NO_ANSWER)
+        return self._first(np.flatnonzero(wrong), -self.confidence, most)
+
+    def least_certain(self, most: int) -> NDArray[np.int64]:
+        """Rows with the lowest confidence, the lowest first; at most `most`, and one of each group."""
+        return self._first(np.arange(len(self)), self.confidence, most)
+
+    def _first(self, rows: NDArray[np.int64], key: Floats, most: int) -> NDArray[np.int64]:
+        rows = rows[np.argsort(key[rows], kind="stable")]
+        if self.groups is not None:
+            _, first = np.unique(self.groups[rows], return_index=True)
+            rows = rows[np.sort(first)]
+        return rows[:most]
+
+
+@dataclass(frozen=True)
+class ScoredExits:
+    """Scores, classes and confidences of every exit, which policies with the same scores share; (E, N) each."""
+
+    scores: Floats
+    classes: Labels
+    confidence: Floats
+
+    @staticmethod
+    def of(policy: Policy, logits: Logits) -> ScoredExits:
+        """Score logits (E, N, C) as a policy does."""
+        scorer = policy.scorer(logits.shape[-1])
+        state, rows = scorer.start(logits.shape[1]), []
+        for k, exit_logits in enumerate(logits, start=1):
+            state, probabilities, score = scorer.step(k, exit_logits, state)
+            rows.append((score, probabilities.argmax(axis=1), np.nan_to_num(probabilities.max(axis=1))))
+        scores, classes, confidence = (np.stack(column) for column in zip(*rows, strict=True))
+        return ScoredExits(scores, np.where(np.isnan(scores), NO_ANSWER, classes), confidence)
+
+    @property
+    def top(self) -> list[tuple[Floats, Labels]]:
+        """Confidence and class of each exit, (N,) each."""
+        return list(zip(self.confidence, self.classes, strict=True))
+
+    def exits(self, policy: Policy) -> NDArray[np.int64]:
+        """The exit that answers each sample under a policy with these scores, from 1, (N,)."""
+        return first_exit(self.scores, policy.thresholds)
+
+    def correct(self, policy: Policy, labels: Labels) -> NDArray[np.bool_]:
+        """Whether a policy with these scores answers each sample correctly, (N,)."""
+        return np.asarray(self.classes[self.exits(policy) - 1, np.arange(len(labels))] == labels)
+
+    def answers(
+        self, name: str, policy: Policy, labels: Labels, index: Index, groups: NDArray[np.int64] | None = None
+    ) -> Answers:
+        """The answers of a policy with these scores; the arguments are those of `Answers`."""
+        exits, rows = self.exits(policy), np.arange(len(labels))
+        chosen = exits - 1, rows
+        return Answers(name, index, labels, self.classes[chosen], self.confidence[chosen], exits, groups)

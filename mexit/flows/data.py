@@ -1,0 +1,71 @@
+"""`mexit data`: the report of a data set; and the checks of a data set before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mexit.core.printable import printable
+from mexit.core.progress import Progress, Silent
+from mexit.data import registry
+from mexit.data.dataset import DataSet
+from mexit.data.dataset_problems import find_problems
+from mexit.data.dataset_report import DatasetReport, report_data_set
+from mexit.data.groups import default_group
+from mexit.data.picture_scan import scan_pictures
+from mexit.errors import BadInput
+
+__all__ = ["DatasetReport", "check_data", "report_data"]
+
+MAX_SCAN_S = 60.0  # before training; 8,000 small pictures take 2 s on two cores
+_SHOWN_CLASSES = 10
+
+
+def report_data(
+    data: str, *, data_dir: str | Path | None = None, group: str | None = None, progress: Progress | None = None
+) -> DatasetReport:
+    """Read every picture of a data set and report classes, counts, sizes, groups and problems.
+
+    Args:
+        data: name of a data set, "folder:PATH", or the path of a folder.
+        data_dir: directory of the named data sets, default `MEXIT_DATA`.
+        group: how groups are found, see `data.groups.find_groups`; None = as training finds them.
+        progress: shows the number of pictures.
+
+    Raises:
+        UsageError, NotFound, BadInput, Damaged, MissingExtra: the data set cannot be listed.
+    """
+    name = registry.data_name(data)
+    data_set = registry.load(name, data_dir)
+    return report_data_set(data_set, default_group(name) if group is None else group, progress)
+
+
+def check_data(data: DataSet, progress: Progress | None = None) -> None:
+    """Note the classes of a data set and its problems before training.
+
+    Pictures in files are decoded for at most `MAX_SCAN_S` seconds.
+
+    Raises:
+        BadInput: a picture cannot be read; the message names it.
+    """
+    progress = progress or Silent()
+    shown = ", ".join(map(printable, data.classes[:_SHOWN_CLASSES]))
+    more = len(data.classes) - _SHOWN_CLASSES
+    progress.note(f"{len(data.classes)} classes: {shown}{f' and {more} more' if more > 0 else ''}")
+    if not data.streamed:
+        return
+    scan = scan_pictures(data, most_seconds=MAX_SCAN_S, progress=progress)
+    problems = find_problems(data, scan)
+    blocking = [problem for problem in problems if problem.blocks]
+    if blocking:
+        raise BadInput(f"{'; '.join(problem.text for problem in blocking)}; {_command(data)} lists all problems")
+    for problem in problems:
+        progress.note(f"warning: {problem.text}")
+    if not scan.complete:
+        seen = len(scan.pictures)
+        progress.note(
+            f"{seen:,} of {len(data):,} pictures were checked in {MAX_SCAN_S:.0f} s; {_command(data)} checks all"
+        )
+
+
+def _command(data: DataSet) -> str:
+    return f"mexit data {printable(data.name)}"
