@@ -13,7 +13,8 @@ from functools import cache
 import numpy as np
 
 from mexit import Runtime
-from mexit.runtime.batching import BatchLatencyTable, ContinuousBatcher
+from mexit.runtime.batch_latency import BatchLatencyTable
+from mexit.runtime.batching import ContinuousBatcher
 from mexit.runtime.request import MAX_BATCH
 
 BUDGETS = ("low", "medium", "high")

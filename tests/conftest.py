@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mexit.core.exit_policy import first_exit
 from mexit.data import digits, splits
 
 if TYPE_CHECKING:
@@ -115,6 +117,27 @@ def mixed_bundle(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
     path = Path(shutil.copytree(digits_bundle, tmp_path_factory.mktemp("mixed") / "digits"))
     calibrate_bundle(path, options=CalibrateOptions(policy="geometric", measure="max-probability", attack="none"))
     return path
+
+
+@pytest.fixture(scope="session")
+def reject_bundle(mixed_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`mixed_bundle` with a reject option that withholds half of the answers that no threshold let leave."""
+    from mexit.core.bundle import Bundle
+    from mexit.core.policies_file import RejectOutcome, RejectTerms
+
+    bundle = Bundle.open(Path(shutil.copytree(mixed_bundle, tmp_path_factory.mktemp("reject") / "digits")))
+    policies = bundle.policies()
+    [entry] = policies.entries
+    scores = entry.policy(entry.frontier[0]).scorer(10).score(bundle.load_trace(entry.trace).logits)
+    points = []
+    for point in entry.frontier:
+        exits = first_exit(scores, point.thresholds)
+        late = [row[exits > min(k, 2)] for k, row in enumerate(scores, start=1)]
+        reject = tuple(float(np.median(row)) if len(row) else 0.0 for row in late)
+        points.append(replace(point, reject=reject, rejected=RejectOutcome(0.9, 0.01, None, (1, 2, 3))))
+    terms = RejectTerms(0.02, 0.95, None, 81, None, None)
+    bundle.save_policies(policies.with_entry(replace(entry, frontier=tuple(points), reject=terms)))
+    return bundle.path
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from mexit.calibrate.certificates import Certificate, CertificateRequest, make_certificate
 from mexit.calibrate.frontier import frontier
 from mexit.calibrate.hypothesis_tests import upper_mean
+from mexit.calibrate.reject import RejectRequest, RejectResult, RejectSamples, add_reject_thresholds
 from mexit.calibrate.score_selection import ScoreQuality, rank_scores, select_score
 from mexit.calibrate.temperature import fit_temperatures, reliability
 from mexit.calibrate.trace_evaluator import TraceEvaluator
@@ -35,6 +36,7 @@ class CalibrationTraces:
         calibration_attacked: takes part in the selection of the score; None without an attack.
         certification: measures cost, accuracy and risk; selects nothing.
         certification_attacked: the same under attack; None without an attack.
+        unknown, certification_unknown: pictures of other things, for the reject option; None without.
 
     Raises:
         BadInput: the two splits share samples or groups, or the traces are of different models.
@@ -44,6 +46,8 @@ class CalibrationTraces:
     calibration_attacked: Trace | None
     certification: Trace
     certification_attacked: Trace | None
+    unknown: Trace | None = None
+    certification_unknown: Trace | None = None
 
     def __post_init__(self) -> None:
         selection = set(self.calibration.index.tolist())
@@ -59,7 +63,10 @@ class CalibrationTraces:
     @property
     def all(self) -> tuple[Trace, ...]:
         """The traces that exist."""
-        traces = (self.calibration, self.calibration_attacked, self.certification, self.certification_attacked)
+        clean_and_attacked = (
+            self.calibration, self.calibration_attacked, self.certification, self.certification_attacked
+        )  # fmt: skip
+        traces = (*clean_and_attacked, self.unknown, self.certification_unknown)
         return tuple(trace for trace in traces if trace is not None)
 
 
@@ -73,6 +80,7 @@ class CalibrationConfig:
         policy: one of `frontier.POLICIES`.
         budgets: further budgets by name.
         certify: the guarantee to certify, or None.
+        reject: the bound on the error among the answered, or None.
     """
 
     measure: str = AUTO
@@ -80,6 +88,7 @@ class CalibrationConfig:
     policy: str = "search"
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     certify: CertificateRequest | None = None
+    reject: RejectRequest | None = None
 
     def __post_init__(self) -> None:
         if self.measure not in (AUTO, *MEASURES):
@@ -96,6 +105,7 @@ class CalibrationResult:
         frontier, named: see `core.policies_file.PolicyEntry`.
         certificate: None if none was requested.
         drift: reference rates of the drift test; see `core.policies_file.PolicyEntry`.
+        rejection: the result of the reject option, or None.
     """
 
     scorer: Scorer
@@ -104,6 +114,7 @@ class CalibrationResult:
     named: Mapping[str, int]
     certificate: Certificate | None
     drift: Mapping[str, Any]
+    rejection: RejectResult | None = None
 
 
 def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig) -> CalibrationResult:
@@ -117,7 +128,7 @@ def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig
     Raises:
         BadInput: too few samples, or traces that do not fit together.
         BudgetInfeasible: a budget below the cheapest policy.
-        RiskInfeasible: the guarantee cannot be certified.
+        RiskInfeasible: the guarantee or the bound on the error cannot be certified.
     """
     clean = traces.calibration
     temperatures = (
@@ -131,13 +142,23 @@ def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig
         attacked = TraceEvaluator.of(traces.certification_attacked, scorer, costs)
         evaluators[traces.certification_attacked.origin.condition] = attacked
     points, named = frontier(calibration, held_out, attacked, config.budgets, config.policy)
+    rejection = None
+    if config.reject is not None:
+        rejection = add_reject_thresholds(
+            points,
+            named,
+            RejectSamples(calibration, _evaluate(traces.unknown, scorer, costs)),
+            RejectSamples(held_out, _evaluate(traces.certification_unknown, scorer, costs)),
+            config.reject,
+        )
+        points, named = rejection.points, dict(rejection.named)
     certificate = None
     if config.certify is not None:
         certificate = make_certificate(points, evaluators, config.certify, clean.origin)
         named = {**named, "certified": certificate.first}
     rates = [_disagreement_bound(held_out, point) for point in points]
     drift = {"alpha": DRIFT_ALPHA, "confidence": DRIFT_CONFIDENCE, "rates": rates}
-    return CalibrationResult(scorer, scores, points, named, certificate, drift)
+    return CalibrationResult(scorer, scores, points, named, certificate, drift, rejection)
 
 
 def report(result: CalibrationResult, certification: Trace) -> dict[str, Any]:
@@ -156,10 +177,15 @@ def report(result: CalibrationResult, certification: Trace) -> dict[str, Any]:
                 "calibration": _cost_and_accuracy(point.calibration),
                 "held_out": _cost_and_accuracy(point.held_out),
                 "attacked": _cost_and_accuracy(point.attacked),
+                **({"rejected": asdict(point.rejected)} if point.rejected else {}),
             }
             for point in result.frontier
         ],
     }
+
+
+def _evaluate(trace: Trace | None, scorer: Scorer, costs: Costs) -> TraceEvaluator | None:
+    return None if trace is None else TraceEvaluator.of(trace, scorer, costs)
 
 
 def _select_score(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mexit.calibrate.clusters import Estimate, difference_interval
+from mexit.calibrate.reject import RejectSamples, reject_outcome
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.atomic_io import read_json, to_json, write_bytes
 from mexit.core.budget import format_macs
@@ -112,8 +113,20 @@ def _row(
         "thresholds": list(thresholds),
         "accuracy": None if expected is None else _compare(expected, tested),
         "cost": _compare(cost, test_cost) | {"too_high": _exceeds(cost, test_cost)},
+        "reject": _reject(point, test),
         "exits": list(certification.outcome(thresholds).exits),
         "test_exits": None if test is None else list(test.outcome(thresholds).exits),
+    }
+
+
+def _reject(point: FrontierPoint, test: TraceEvaluator | None) -> dict[str, Any] | None:
+    """Coverage and error among the answered, expected and in the test; None without a reject option."""
+    if point.rejected is None:
+        return None
+    tested = None if test is None or test.labels is None else reject_outcome(RejectSamples(test), point)
+    return {
+        "coverage": {"expected": point.rejected.coverage, "test": tested.coverage if tested else None},
+        "error": {"expected": point.rejected.error, "test": tested.error if tested else None},
     }
 
 

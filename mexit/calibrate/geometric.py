@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.exit_policy import Thresholds, should_exit
+from mexit.core.exit_policy import LOWEST, Thresholds, should_exit
 from mexit.core.scores import Floats
 
-ALWAYS = float(np.finfo(np.float64).min)
+ALWAYS = LOWEST
 
 
 @dataclass(frozen=True)

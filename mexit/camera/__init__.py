@@ -4,6 +4,8 @@
     parse_source    parses a source string; names it without credentials
     decode          decodes video to upright RGB frames; hdr converts their colours
     animation       reads animated pictures
+    web             requests to web servers: passwords, certificates
+    identify_source asks a web server what its address gives
     readers         reads images and video files, frame by frame
     live_stream     reads cameras and streams, and reconnects
     latest_frame    reader thread with a one-slot buffer that keeps the newest frame

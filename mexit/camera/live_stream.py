@@ -7,6 +7,7 @@ attempts.
 
 from __future__ import annotations
 
+import errno
 import random
 import sys
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 from mexit.camera.decode import decode_packet, ffmpeg_message, import_av, report_colours, video_stream
 from mexit.camera.frame import Counters, Frame, OnEvent
 from mexit.camera.parse_source import Source
+from mexit.camera.web import tls_options
 from mexit.errors import BadInput, MexitError
 
 Decode = Callable[[Any, str, Counters, float], Iterator[Frame]]
@@ -41,6 +43,7 @@ class LiveSettings:
         longest_delay_s: longest delay between attempts.
         healthy_s: a connection that lasted this long resets the delay.
         give_up_s: without a frame, until the source is given up; None tries for ever.
+        insecure: accept any certificate of a server with TLS.
         behind_s: reads that never wait for this long mean that decoding is too slow, and frames are skipped.
     """
 
@@ -52,6 +55,7 @@ class LiveSettings:
     longest_delay_s: float = 30.0
     healthy_s: float = 10.0
     give_up_s: float | None = None
+    insecure: bool = False
     behind_s: float = 1.0
 
 
@@ -117,7 +121,7 @@ class LiveReader:
     _last_frame_s: float = field(default_factory=time.monotonic, init=False)
 
     def frames(self) -> Generator[Frame, None, None]:
-        """Yield frames until `stop` is set.
+        """Yield frames until `stop` is set, or a stream of known length or duration has ended.
 
         Raises:
             MexitError: no first connection, a refused password, or no frame for `give_up_s`.
@@ -126,7 +130,8 @@ class LiveReader:
         av = import_av()
         while not self.stop.is_set():
             try:
-                yield from self._read_connection()
+                if (yield from self._read_connection()):
+                    return
                 cause = "the stream ended"
             except _StreamDead as error:
                 cause = str(error)
@@ -137,13 +142,26 @@ class LiveReader:
             except av.FFmpegError as error:
                 # PyAV enforces time-outs by interrupting FFmpeg, which reports only the interruption.
                 cause = "timed out" if isinstance(error, av.ExitError) else ffmpeg_message(error)
-                if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
-                    raise MexitError(f"{self.source.name}: {cause}: check the user and the password") from None
+                if hint := self._why_final(error):
+                    raise MexitError(f"{self.source.name}: {cause}: {hint}") from None
             if not self.stop.is_set():
                 self._delay(cause)
 
-    def _read_connection(self) -> Iterator[Frame]:
-        with closing(_open(self.source, self.settings)) as container:
+    def _why_final(self, error: Any) -> str:
+        """What to do about an error that no later attempt changes; empty for other errors."""
+        av = import_av()
+        if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
+            return "check the user and the password"
+        if self.source.kind == "device" and not self._was_connected:
+            if isinstance(error, av.PermissionError):
+                return "add your user to the group that owns the device (usually video)"
+            if error.errno == errno.ENOTTY:
+                return "the device is no camera"
+        return ""
+
+    def _read_connection(self) -> Generator[Frame, None, bool]:
+        """The frames of one connection; returns whether the stream has ended, as a file does."""
+        with closing(open_source(self.source, self.settings)) as container:
             stream, first_s = video_stream(container, self.source.name), None
             if not self._was_connected:
                 report_colours(stream, self.source.name, self.on_event)
@@ -155,6 +173,11 @@ class LiveReader:
                 if frame.captured_s - first_s >= self.settings.healthy_s:
                     self._failures = 0
                 yield frame
+            return self._is_finite(container)
+
+    def _is_finite(self, container: Any) -> bool:
+        is_web = self.source.address.lower().startswith("http")
+        return self.source.kind == "stream" and (container.duration is not None or (is_web and container.size > 0))
 
     def _read_packets(self, container: Any, stream: Any) -> Iterator[Frame]:
         lag = DecoderLag(self.settings.behind_s) if self.catch_up else None
@@ -204,9 +227,9 @@ class _StreamDead(Exception):
 
 
 def stream_options(url: str, settings: LiveSettings) -> dict[str, str]:
-    """FFmpeg's options for a URL: short analysis, RTSP over TCP, time-outs of the socket."""
+    """FFmpeg's options for a URL: short analysis, RTSP over TCP, time-outs of the socket, certificates."""
     scheme = url.partition("://")[0].lower()
-    options = {"analyzeduration": str(_MICROSECONDS)}
+    options = {"analyzeduration": str(_MICROSECONDS), **tls_options(scheme, insecure=settings.insecure)}
     if scheme in ("rtsp", "rtsps"):
         # Over UDP, packets are lost silently, and each loss damages all frames up to the next key frame.
         options |= {"rtsp_transport": "tcp", "timeout": str(round(settings.read_timeout_s * _MICROSECONDS))}
@@ -215,7 +238,7 @@ def stream_options(url: str, settings: LiveSettings) -> dict[str, str]:
     return options
 
 
-def _open(source: Source, settings: LiveSettings) -> Any:
+def open_source(source: Source, settings: LiveSettings) -> Any:
     """Open a camera or a stream. Raises PyAV's errors."""
     av = import_av()
     timeouts = (settings.open_timeout_s, settings.read_timeout_s)

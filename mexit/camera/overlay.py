@@ -14,7 +14,7 @@ import numpy as np
 
 from mexit.camera.frame import RGB
 from mexit.core.budget import format_macs
-from mexit.runtime.prediction import Prediction
+from mexit.runtime.prediction import POLICY_REASONS, UNSURE, Prediction
 
 _PANEL = (12, 14, 18, 200)
 _WHITE, _GREY, _TRACK = (255, 255, 255, 255), (206, 211, 218, 255), (92, 97, 106, 255)
@@ -49,7 +49,7 @@ class Overlay:
         room = max_width - 2 * height
         percent = format_confidence(prediction.confidence)
         label_room = room - title.getlength("  " + percent)
-        label = _shorten(to_ascii(prediction.label), title.getlength, label_room)
+        label = _shorten(to_ascii(prediction.label or UNSURE), title.getlength, label_room)
         lines = [
             _shorten(line, detail.getlength, room)
             for line in describe_cost(prediction, len(self._costs), detail.getlength, room)
@@ -89,7 +89,7 @@ def describe_cost(prediction: Prediction, exits: int, width_of: Callable[[str], 
     """
     full = prediction.macs + prediction.saved_macs
     exit_text = f"exit {prediction.exit} of {exits}"
-    if prediction.reason not in ("confident", "last"):
+    if prediction.reason not in (*POLICY_REASONS, UNSURE):
         exit_text += f" ({prediction.reason})"
     share = f"{100 * prediction.macs / full:.0f}% of full cost"
     macs, full_macs = (format_macs(cost).removesuffix(" MACs") for cost in (prediction.macs, full))

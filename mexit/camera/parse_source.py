@@ -2,7 +2,7 @@
 
     0, /dev/video0, /dev/v4l/by-id/...              camera
     rtsp:// rtsps:// rtmp:// rtmps:// tcp:// udp:// rtp:// http:// https://    live stream
-    http(s)://.../clip.mp4, .../picture.jpg         one file, read to its end
+    http(s)://.../clip.mp4, .../picture.jpg         one file, read to its end (`identify_source` asks the server)
     clip.mp4, picture.png, FOLDER, GLOB             files, in natural order (frame2 before frame10)
 
 An address may hold a password. `Source.name` holds none; only the name is shown or stored.
@@ -42,12 +42,14 @@ class Source:
         name: name for messages and results, without credentials.
         address: device or URL to open, possibly with credentials.
         files: the files of the kind "files".
+        is_picture: whether a download is a picture, not a video.
     """
 
     kind: str
     name: str
     address: str = field(default="", repr=False)
     files: tuple[Path, ...] = ()
+    is_picture: bool = False
 
     @property
     def live(self) -> bool:
@@ -136,7 +138,7 @@ def _url(scheme: str, url: str) -> Source:
     if not has_host:
         raise UsageError(f"'{name}' is no address: {scheme}://HOST[:PORT]/PATH is expected")
     if scheme in ("http", "https") and Path(parts.path).suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
-        return Source("download", name, url)
+        return Source("download", name, url, is_picture=is_image(parts.path))
     return Source("stream", name, url)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mexit.camera.decode import import_av
 from mexit.camera.frame import RGB, Counters, Frame, OnEvent
+from mexit.camera.identify_source import identify_source
 from mexit.camera.latest_frame import read_in_thread
 from mexit.camera.live_stream import LiveReader, LiveSettings
 from mexit.camera.parse_source import Source, is_image, parse_source
@@ -67,7 +68,7 @@ AnsweredFrame = tuple[RGB, CameraPrediction]
 
 def classify_frames(
     runtime: Callable[..., list[Prediction]],
-    source: str,
+    source: str | Source,
     *,
     every_frame: bool | None = None,
     live: LiveSettings | None = None,
@@ -80,7 +81,7 @@ def classify_frames(
 
     Args:
         runtime: an opened `Runtime`.
-        source: camera number, URL, file, folder or glob; see `camera.parse_source`.
+        source: camera number, URL, file, folder or glob, see `camera.parse_source`; or one that was identified.
         every_frame: True answers all frames, however old they get, and frames wait for tokens of the rate limiter.
             False answers the newest frame (a file is then played in real time), and a frame without tokens is
             dropped. Default: True for files, False for live sources.
@@ -95,19 +96,21 @@ def classify_frames(
         The frame, RGB (H, W, 3) uint8, and its prediction. Closing the generator closes the source.
 
     Raises:
-        UsageError, NotFound: invalid or missing source; raised by the call itself.
+        UsageError, NotFound: invalid or missing source; raised by the call itself, which asks a web server once.
         MissingExtra: PyAV is needed and not installed.
         BadInput, Damaged: no video stream, or not one decodable frame.
         MexitError: a live source that cannot be reached.
     """
-    parsed = parse_source(source)
+    live = live or LiveSettings()
+    parsed = source if isinstance(source, Source) else parse_source(source)
     if not (parsed.files and all(is_image(path) for path in parsed.files)):
         import_av()
+    parsed = identify_source(parsed, live) if isinstance(source, str) else parsed
     every_frame = not parsed.live if every_frame is None else every_frame
     reader = _Reader(
         parsed,
         every_frame,
-        live or LiveSettings(),
+        live,
         on_event or _LOG.warning,
         stopped or (lambda: False),
         counters or Counters(),
@@ -165,7 +168,7 @@ class _Reader:
     counters: Counters
 
     def frames(self) -> Generator[Frame, None, None]:
-        if self.source.live or not self.every_frame:
+        if self.source.kind != "files" or not self.every_frame:
             yield from self._read_in_thread()
             return
         with closing(self._read(threading.Event(), self.on_event)) as frames:
@@ -187,7 +190,7 @@ class _Reader:
             return self.stopped()
 
         frames = self._read(stop, events.put)
-        if not self.source.live:
+        if not self.source.live and not self.every_frame:
             frames = _real_time(frames, stop)
         try:
             yield from read_in_thread(frames, stop, self.counters, should_stop, every_frame=self.every_frame)
@@ -199,7 +202,7 @@ class _Reader:
         if source.live:
             yield from LiveReader(source, live, counters, stop, on_event, catch_up=not self.every_frame).frames()
         else:
-            yield from read_files(source, counters, on_event, live.read_timeout_s)
+            yield from read_files(source, counters, on_event, live.read_timeout_s, insecure=live.insecure)
 
 
 def _real_time(frames: Generator[Frame, None, None], stop: threading.Event) -> Generator[Frame, None, None]:

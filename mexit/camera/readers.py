@@ -6,30 +6,28 @@ is decoded by PyAV.
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.error import URLError
-from urllib.parse import unquote, urlsplit, urlunsplit
-from urllib.request import Request, urlopen
 
 from mexit.camera import animation
 from mexit.camera.decode import decode_packet, ffmpeg_message, import_av, report_colours, video_stream
 from mexit.camera.frame import Counters, Frame, OnEvent
 from mexit.camera.parse_source import Source, is_image
-from mexit.data.preprocess import MAX_ENCODED_BYTES, decode_rgb, read_image
-from mexit.errors import BadInput, Damaged, MexitError, NotFound, TooLarge
+from mexit.camera.web import download, tls_options
+from mexit.data.preprocess import decode_rgb, read_image
+from mexit.errors import BadInput, Damaged, MexitError, NotFound
 
 _USUAL_RATE = 25  # frames per second of a raw video without a rate, as in FFmpeg
 
 
-def read_files(source: Source, counters: Counters, on_event: OnEvent, timeout_s: float) -> Iterator[Frame]:
+def read_files(
+    source: Source, counters: Counters, on_event: OnEvent, timeout_s: float, *, insecure: bool = False
+) -> Iterator[Frame]:
     """The frames of files, or of one file on the web, in order. Of several files, an unreadable one is skipped.
 
     Args:
@@ -37,6 +35,7 @@ def read_files(source: Source, counters: Counters, on_event: OnEvent, timeout_s:
         counters: updated for every frame.
         on_event: called with a message when a video ends early and when a file is skipped.
         timeout_s: for answers of a web server, seconds.
+        insecure: accept any certificate of a web server.
 
     Raises:
         NotFound: the file does not exist.
@@ -45,14 +44,14 @@ def read_files(source: Source, counters: Counters, on_event: OnEvent, timeout_s:
         MexitError: the file cannot be opened.
     """
     if source.kind == "download":
-        yield from _read_download(source, counters, on_event, timeout_s)
+        yield from _read_download(source, counters, on_event, timeout_s, insecure)
     for path in source.files:
         if is_image(path):
             yield from _read_picture(str(path), partial(_read_image, path), counters, on_event)
             continue
         try:
             # An absolute path, because FFmpeg takes a relative name with a colon for a protocol.
-            yield from _read_video(str(path.absolute()), str(path), None, counters, on_event)
+            yield from _read_video(str(path.absolute()), str(path), counters, on_event)
         except MexitError as error:
             if len(source.files) == 1:
                 raise
@@ -101,43 +100,24 @@ def _read_image(path: Path) -> bytes:
         raise Damaged(str(error)) from None
 
 
-def _read_download(source: Source, counters: Counters, on_event: OnEvent, timeout_s: float) -> Iterator[Frame]:
-    url, name = source.address, source.name
-    if is_image(urlsplit(url).path):
-        yield from _read_picture(name, partial(_download, url, name, timeout_s), counters, on_event)
-    else:
-        yield from _read_video(url, name, timeout_s, counters, on_event)
-
-
-def _download(url: str, name: str, timeout_s: float) -> bytes:
-    parts = urlsplit(url)
-    credentials, has_credentials, host = parts.netloc.rpartition("@")
-    request = Request(urlunsplit(parts._replace(netloc=host)))
-    if has_credentials:  # urllib does not accept them in the URL
-        encoded = base64.b64encode(unquote(credentials).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {encoded}")
-    try:
-        with urlopen(request, timeout=timeout_s) as response:
-            content: bytes = response.read(MAX_ENCODED_BYTES + 1)
-    except URLError as error:  # the error's text may hold the URL, so only its reason is shown
-        reason = getattr(error.reason, "strerror", None) or error.reason
-        if getattr(error, "code", None) == 404:
-            raise NotFound(f"{name} does not exist (404)") from None
-        raise MexitError(f"{name} cannot be fetched: {reason}") from None
-    except (OSError, ValueError, HTTPException) as error:
-        raise MexitError(f"{name} cannot be fetched: {type(error).__name__}") from None
-    if len(content) > MAX_ENCODED_BYTES:
-        raise TooLarge(f"{name} has more than {MAX_ENCODED_BYTES} bytes")
-    return content
-
-
-def _read_video(
-    address: str, name: str, timeout_s: float | None, counters: Counters, on_event: OnEvent
+def _read_download(
+    source: Source, counters: Counters, on_event: OnEvent, timeout_s: float, insecure: bool
 ) -> Iterator[Frame]:
+    url, name = source.address, source.name
+    if source.is_picture:
+        fetch = partial(download, url, name, timeout_s, insecure=insecure)
+        yield from _read_picture(name, fetch, counters, on_event)
+    else:
+        options = tls_options(url.partition(":")[0].lower(), insecure=insecure)
+        yield from _read_video(url, name, counters, on_event, timeout=timeout_s, options=options)
+
+
+def _read_video(address: str, name: str, counters: Counters, on_event: OnEvent, **how: Any) -> Iterator[Frame]:
+    """The frames of a video; `how` are arguments of `av.open`."""
     av = import_av()
     arrived_before = counters.arrived
     try:
-        container = av.open(address, timeout=timeout_s)
+        container = av.open(address, **how)
     except av.FFmpegError as error:
         raise _open_error(av, error, name) from None
     with closing(container):
@@ -154,6 +134,8 @@ def _read_video(
                     yield frame if frame.time_s is not None else replace(frame, time_s=counted_s(frame))
         except av.FFmpegError as error:
             frames = counters.arrived - arrived_before
+            if frames == stream.frames > 0:  # a server that closes the connection without having announced a length
+                return
             on_event(f"{name}: reading stopped after {frames} frames: {ffmpeg_message(error)}")
             return
         frames = counters.arrived - arrived_before

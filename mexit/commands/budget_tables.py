@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mexit.commands import output
 from mexit.core.budget import short_macs
+from mexit.core.trace import UNKNOWN
 
 if TYPE_CHECKING:
     from mexit.core.policies_file import Outcome, PolicyEntry
@@ -49,6 +50,38 @@ def show_expected(table: Mapping[str, Any] | None) -> None:
     output.table("expected and test results", columns, rows, _expected_caption(table))
     for sentence in table["warnings"]:
         output.say(sentence)
+
+
+def show_reject(entry: PolicyEntry, table: Mapping[str, Any] | None) -> None:
+    """Print the share of answered images and of wrong answers for each policy with a reject option.
+
+    Args:
+        entry: the policies; without a reject option nothing is printed.
+        table: the result of `calibrate.expected.expected_and_test`, for the test results; None if none is stored.
+    """
+    if entry.reject is None:
+        return
+    tested = {tuple(row["names"]): row.get("reject") or {} for row in (table or {}).get("budgets", ())}
+    rows = []
+    for names, point in entry.by_policy():
+        if rejected := point.rejected:
+            test = tested.get(tuple(names), {})
+            answered, wrong = (test.get(part, {}).get("test") for part in ("coverage", "error"))
+            others = [] if rejected.unknown_answered is None else [output.percent(rejected.unknown_answered)]
+            shares = output.percent(rejected.coverage), output.percent(answered)
+            rows.append([", ".join(names), *shares, _share(rejected.error), _share(wrong), *others])
+    groups = "" if entry.reject.groups is None else f" in {entry.reject.groups} groups"
+    caption = f"measured on {entry.reject.n} images{groups} of the certification split"
+    if entry.reject.n_unknown is not None:
+        caption += f" and {entry.reject.n_unknown} of other things"
+    others = [] if entry.reject.n_unknown is None else ["other things\nanswered"]
+    columns = ["budget", "answered", "test", "wrong\nanswers", "test", *others]
+    output.table(f"reject option: at most {_share(entry.reject.max_error)} wrong answers", columns, rows, caption)
+    output.say(entry.reject.promise)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
 
 
 def _limits(entry: PolicyEntry, names: Sequence[str]) -> str:
@@ -98,5 +131,5 @@ def _caption(entry: PolicyEntry) -> str:
         parts.append(f"measured on {held_out.n} certification images, which select nothing")
     if any(len(names) > 1 for names, _ in entry.by_policy()):
         parts.append("budgets in one row have the same thresholds")
-    attacks = dict.fromkeys(ref.condition for ref in entry.evidence if ref.condition != "clean")
+    attacks = dict.fromkeys(ref.condition for ref in entry.evidence if ref.condition not in ("clean", UNKNOWN))
     return "; ".join(parts + [f"attack: {attack}" for attack in attacks])

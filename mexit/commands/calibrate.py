@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mexit.commands import output
-from mexit.commands.budget_tables import show_expected, show_policies
+from mexit.commands.budget_tables import show_expected, show_policies, show_reject
 from mexit.commands.options import AttackOption, Backend, BundleArg, DataDir, Device, Json, Threads, pairs
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def calibrate(
     max_risk: Annotated[
         float | None, typer.Option(help="Certify that the loss is at most this value, such as 0.02.")
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Confidence of the certificate.")] = 0.95,
+    confidence: Annotated[
+        float, typer.Option(help="Confidence of the certificate and of --max-error, each for itself.")
+    ] = 0.95,
     loss: Annotated[
         str, typer.Option(help="Certified loss: early-error, disagreement or accuracy-gap.")
     ] = "early-error",
@@ -47,6 +49,17 @@ def calibrate(
     max_cost: Annotated[
         str | None, typer.Option(help="Certify this bound on the mean cost too, written as a budget.")
     ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(help="Answer 'unsure' so that at most this share of the answers given is wrong, such as 0.02."),
+    ] = None,
+    reject_from: Annotated[
+        str | None,
+        typer.Option(help="Pictures of other things, most of which must be 'unsure': folder:PATH, or a data set."),
+    ] = None,
+    max_unknown: Annotated[
+        float, typer.Option(help="Largest share of the --reject-from pictures that is answered.")
+    ] = 0.1,
     attack: AttackOption = None,
     device: Device = "auto",
     backend: Backend = "auto",
@@ -67,6 +80,9 @@ def calibrate(
         loss=loss,
         risk_method=risk_method,
         max_cost=max_cost,
+        max_error=max_error,
+        reject_from=reject_from,
+        max_unknown=max_unknown,
         device=device,
     )
     result = calibrate_bundle(
@@ -99,6 +115,10 @@ def show_calibration(result: CalibrateResult) -> None:
     say_certificates(result.entry)
     output.say("wrote " + ", ".join(str(path) for path in (result.bundle / "policies.json", *result.written)))
     show_expected(result.expected)
+    show_reject(result.entry, result.expected)
+    if result.unavailable:
+        names = ", ".join(result.unavailable)
+        output.say(f"not available: {names}: the answers of early exits alone break the bound of --max-error")
     output.next_commands("mexit serve --budget low", "mexit evaluate")
 
 

@@ -36,6 +36,9 @@ def camera(
     rate: Rate = None,
     burst: Burst = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many answered frames.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Accept any certificate of a camera with https, rtsps or rtmps.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Classify every frame of a video or folder, or the newest frame of a live camera."""
@@ -53,6 +56,7 @@ def camera(
         out=out,
         jsonl=jsonl,
         limit=limit,
+        insecure=insecure,
     )
     show_labels = not (json or out or jsonl)
     report = run_camera(
@@ -64,17 +68,18 @@ def camera(
 
 
 class LabelChanges:
-    """Print an answer when its label differs from the label of the answer before."""
+    """Print an answer when its label differs from the label of the answer before; an unsure answer has none."""
 
     def __init__(self) -> None:
-        self._last: str | None = None
+        self._last: str | None = ""
 
     def __call__(self, answer: CameraPrediction) -> None:
         """Take the answer of one frame."""
         if answer.label != self._last:
             self._last = answer.label
             confidence = output.percent(answer.confidence)
-            output.say(f"frame {answer.frame_index}: {answer.label}, {confidence} at exit {answer.exit}")
+            label = answer.label or answer.reason
+            output.say(f"frame {answer.frame_index}: {label}, {confidence} at exit {answer.exit}")
 
 
 def report_to_json(report: CameraReport) -> dict[str, Any]:
@@ -93,6 +98,7 @@ def show_camera(report: CameraReport) -> None:
         ["reconnects", str(report.reconnects)],
         ["age of an answer, p50 / p95", age],
         ["exits taken", output.counts(report.exits)],
+        *([["unsure", str(report.unsure)]] if report.unsure else []),
         ["mean cost", f"{format_macs(report.mean_macs)}, {output.percent(report.saved)} saved"],
     ]
     output.table(report.source, ["", ""], rows)

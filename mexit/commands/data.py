@@ -83,6 +83,8 @@ def _facts(report: DatasetReport) -> list[tuple[str, str]]:
         )
         facts.append(("sizes", ", ".join(f"{name} {h} x {w}" for name, (h, w) in names) + " (height x width)"))
     facts.append(("modes", ", ".join(f"{count:,} {mode}" for mode, count in report.modes.items())))
+    if report.grey_bits is not None:
+        facts.append(("grey values of 16-bit files", f"{report.grey_bits} bits are used"))
     facts.append(("groups", report.groups))
     facts.append(("splits", ", ".join(f"{name} {count:,}" for name, count in report.splits.items())))
     return [(title, text) for title, text in facts if text]

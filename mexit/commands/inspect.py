@@ -51,5 +51,6 @@ def show_inspection(result: InspectResult) -> None:
             output.say(f"calibrated for {entry.engine} {entry.precision} with {calibrate.score_name(entry)}")
             budget_tables.show_policies(entry)
             budget_tables.show_expected(table)
+            budget_tables.show_reject(entry, table)
             calibrate.say_certificates(entry)
     engines.show_stored(result)

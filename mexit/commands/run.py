@@ -76,7 +76,7 @@ def show_answers(answers: Sequence[Answer]) -> None:
             rows.append(
                 [
                     answer.image.name,
-                    prediction.label,
+                    prediction.label or "-",
                     output.percent(prediction.confidence),
                     str(prediction.exit),
                     prediction.reason,

@@ -1,6 +1,7 @@
 """The exit policy: decides at which exit a row leaves. Calibration, evaluation, engine and reference all use it.
 
-A row leaves at the first exit whose score reaches the threshold of that exit, and otherwise at the last exit.
+A row leaves at the first exit whose score reaches the threshold of that exit, and otherwise at the last exit. With a
+reject option, an answer that reached no threshold is unsure if its score is below the reject threshold of its exit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from mexit.core.scores import Floats, Scorer
 from mexit.errors import UsageError
 
 Thresholds = tuple[float | None, ...]
+LOWEST, HIGHEST = float(np.finfo(np.float64).min), float(np.finfo(np.float64).max)  # thresholds that JSON can hold
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,15 @@ class Policy:
         ensemble: whether exit k answers with the mean of exits 1..k.
         temperatures: one per exit, (E,).
         thresholds: one per exit but the last, (E-1,), in units of the score; None means that no row leaves there.
+        reject: one per exit, (E,), in units of the score; an answer of exit k that did not reach `thresholds[k - 1]` is
+            unsure below `reject[k - 1]`. None, for one exit or for all: it is never unsure.
     """
 
     measure: str
     ensemble: bool
     temperatures: tuple[float, ...]
     thresholds: Thresholds
+    reject: Thresholds | None = None
 
     def __post_init__(self) -> None:
         if len(self.thresholds) != len(self.temperatures) - 1:
@@ -40,8 +45,13 @@ class Policy:
                 f"{len(self.temperatures)} exits need {len(self.temperatures) - 1} thresholds, "
                 f"found {len(self.thresholds)}"
             )
-        if not all(value is None or np.isfinite(value) for value in self.thresholds):
-            raise UsageError(f"thresholds must be finite or None (never leave), found {self.thresholds}")
+        if self.reject is not None and len(self.reject) != len(self.temperatures):
+            raise UsageError(
+                f"{len(self.temperatures)} exits need {len(self.temperatures)} reject thresholds, "
+                f"found {len(self.reject)}"
+            )
+        if not all(value is None or np.isfinite(value) for value in (*self.thresholds, *(self.reject or ()))):
+            raise UsageError(f"thresholds must be finite or None, found {self.thresholds} and {self.reject}")
 
     def scorer(self, classes: int) -> Scorer:
         """The scorer for `classes` classes."""
@@ -55,7 +65,7 @@ class Policy:
 
     def evaluate_all_heads(self) -> Policy:
         """Every row runs to the last exit, and the score of every exit is computed, as a latency profile needs it."""
-        return replace(self, thresholds=(float(np.finfo(np.float64).max),) * len(self.thresholds))
+        return replace(self, thresholds=(HIGHEST,) * len(self.thresholds), reject=None)
 
     @cached_property
     def active_heads(self) -> tuple[bool, ...]:
@@ -65,6 +75,26 @@ class Policy:
     def threshold(self, k: int) -> float | None:
         """The threshold of exit `k`, from 1; the last exit has none."""
         return self.thresholds[k - 1]
+
+    def unsure(
+        self, exits: NDArray[np.int64], scores: Floats, confident: NDArray[np.bool_]
+    ) -> NDArray[np.bool_] | None:
+        """Which answers are unsure, (B,); None without a reject option.
+
+        Args:
+            exits: the exit of each answer, from 1, (B,).
+            scores: the score of that exit, (B,). NaN reaches no threshold.
+            confident: whether it reached the threshold of that exit, (B,); false at the last exit.
+        """
+        if self.reject is None:
+            return None
+        return ~confident & ~should_exit(scores, self.reject_thresholds[exits - 1])
+
+    @cached_property
+    def reject_thresholds(self) -> Floats:
+        """`reject` as float64, (E,), with the lowest float in place of None."""
+        reject = self.reject or (None,) * len(self.temperatures)
+        return np.array([LOWEST if value is None else value for value in reject])
 
     @cached_property
     def _scorers(self) -> dict[int, Scorer]:

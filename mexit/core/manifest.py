@@ -39,6 +39,7 @@ class PrepareSpec:
         grey: conversion for inputs with one channel, "luma" (ITU-R 601).
         alpha: colour behind transparent pixels, "black" or "white".
         exif: whether to apply the orientation tag of a photograph.
+        grey_bits: bits of a grey value in 16-bit files that do not declare their range, 9 to 16; None = 16.
     """
 
     resize: str = "bilinear"
@@ -47,11 +48,14 @@ class PrepareSpec:
     grey: str = "luma"
     alpha: str = "black"
     exif: bool = True
+    grey_bits: int | None = None
 
     def __post_init__(self) -> None:
         for name, choices in _PREPARE_CHOICES.items():
             if getattr(self, name) not in choices:
                 raise Damaged(f"prepare.{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        if self.grey_bits is not None and not 9 <= self.grey_bits <= 16:
+            raise Damaged(f"prepare.grey_bits must lie in 9 to 16, found {self.grey_bits}")
         if not 0 < self.crop <= 1:
             raise Damaged(f"prepare.crop must lie in (0, 1], found {self.crop}")
 
@@ -215,6 +219,8 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The content of `bundle.json`."""
         value: dict[str, Any] = dataclasses.asdict(self)
+        if self.input.prepare.grey_bits is None:
+            del value["input"]["prepare"]["grey_bits"]
         return value
 
     @staticmethod

@@ -22,7 +22,7 @@ from mexit.core.scores import MEASURES
 from mexit.errors import BudgetInfeasible, Damaged, NotCalibrated, StalePolicy
 
 FORMAT = "mexit-policies"
-VERSION = 1
+VERSION = 2  # written only for entries with a reject option: a program that does not know it must not answer for them
 PARITY = "fp32"  # the reference precision, and the variant that every bundle has
 
 
@@ -50,6 +50,58 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class RejectOutcome:
+    """What the reject option does to one policy, on the certification split.
+
+    Attributes:
+        coverage: share of answered pictures, in [0, 1].
+        error: share of wrong answers among them.
+        unknown_answered: share of answered pictures of other things; None without such pictures.
+        exits: the bound is certified if one of these exits, from 1, is the last one that may answer; they include the
+            last exit.
+    """
+
+    coverage: float
+    error: float
+    unknown_answered: float | None
+    exits: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RejectTerms:
+    """The bound that the reject option keeps at every point of a frontier.
+
+    Attributes:
+        max_error: largest share of wrong answers among the answers given.
+        confidence: of the statement about one policy and one last exit.
+        max_unknown: largest share of answered pictures of other things; None without such pictures.
+        n, groups: pictures and groups of the certification split; `groups` is None where each picture is its own.
+        n_unknown: pictures of other things that tested the thresholds, or None.
+    """
+
+    max_error: float
+    confidence: float
+    max_unknown: float | None
+    n: int
+    groups: int | None
+    n_unknown: int | None
+
+    @property
+    def promise(self) -> str:
+        """The bound in words."""
+        unknown = (
+            ""
+            if self.max_unknown is None
+            else f", and at most {self.max_unknown:.2%} of pictures like those of other things are answered"
+        )
+        return (
+            f"At each budget by itself, at most {self.max_error:.2%} of the answers are wrong{unknown}, with "
+            f"confidence {self.confidence:.1%}, for pictures like the certification data. An unsure picture has no "
+            "answer. Nothing is promised under attack or after the data has changed."
+        )
+
+
+@dataclass(frozen=True)
 class FrontierPoint:
     """One budget and its thresholds.
 
@@ -59,6 +111,8 @@ class FrontierPoint:
         calibration: on the split that the thresholds were chosen on.
         held_out: on the certification split, on which nothing was chosen; None without that split.
         attacked: on the certification split under the attack of the entry's evidence; None without an attack.
+        reject: reject threshold of each exit, (E,); see `core.exit_policy.Policy`. None without a reject option.
+        rejected: what it does; None without.
     """
 
     budget_macs: float
@@ -66,6 +120,8 @@ class FrontierPoint:
     calibration: Outcome
     held_out: Outcome | None
     attacked: Outcome | None
+    reject: tuple[float | None, ...] | None = None
+    rejected: RejectOutcome | None = None
 
 
 @dataclass(frozen=True)
@@ -86,12 +142,13 @@ class PolicyEntry:
     Attributes:
         engine, precision, variant: the engine that ran the segments.
         trace: the calibration trace, on which the thresholds were chosen.
-        evidence: the traces behind `held_out` and `attacked`.
+        evidence: the traces behind `held_out` and `attacked`, and those of other things, condition "unknown".
         measure, ensemble, temperatures: of every policy; see `core.exit_policy.Policy`.
         frontier: points in the order of their budgets.
         named: name of a budget to its index in `frontier`.
         certificates: statistical guarantees, each for a range of the frontier.
         drift: expected rates of disagreement for the drift watch; may be empty.
+        reject: the bound that the reject option keeps; None without one.
     """
 
     engine: str
@@ -106,6 +163,7 @@ class PolicyEntry:
     named: Mapping[str, int]
     certificates: tuple[Any, ...]
     drift: Mapping[str, Any]
+    reject: RejectTerms | None = None
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
@@ -118,6 +176,8 @@ class PolicyEntry:
         exits = len(self.temperatures)
         if any(len(point.thresholds) != exits - 1 for point in self.frontier):
             raise Damaged(f"policies.json: {exits} temperatures need {exits - 1} thresholds at every frontier point")
+        if any(point.reject is not None and len(point.reject) != exits for point in self.frontier):
+            raise Damaged(f"policies.json: {exits} temperatures need {exits} reject thresholds at every frontier point")
         if not all(value > 0 for value in self.temperatures):
             raise Damaged(f"policies.json: temperatures must be positive, found {self.temperatures}")
         if any(not 0 <= index < len(self.frontier) for index in self.named.values()):
@@ -130,7 +190,7 @@ class PolicyEntry:
 
     def policy(self, point: FrontierPoint) -> Policy:
         """The policy of one frontier point."""
-        return Policy(self.measure, self.ensemble, self.temperatures, point.thresholds)
+        return Policy(self.measure, self.ensemble, self.temperatures, point.thresholds, point.reject)
 
     def by_policy(self) -> tuple[tuple[tuple[str, ...], FrontierPoint], ...]:
         """The named budgets, by rising cost: the names that share one policy, and the frontier point of the first."""
@@ -155,10 +215,16 @@ class PolicyEntry:
         macs = budget.macs(cumulative_macs)
         affordable = [i for i, point in enumerate(self.frontier) if point.budget_macs <= macs * (1 + 1e-9)]
         if not affordable:
-            nearest = self.frontier[0].budget_macs
+            nearest = exact_macs(self.frontier[0].budget_macs)
+            found = f"budget '{budget.text}' is {format_macs(macs)}; the smallest"
+            if self.reject is not None:
+                raise BudgetInfeasible(
+                    f"{found} one with at most {self.reject.max_error:.2%} wrong answers is {nearest}: use that, or "
+                    "run mexit calibrate with a larger --max-error"
+                )
             raise BudgetInfeasible(
-                f"budget '{budget.text}' is {format_macs(macs)}; the smallest calibrated one is "
-                f"{exact_macs(nearest)}: use that, or run mexit calibrate --budget mine={exact_macs(macs)}"
+                f"{found} calibrated one is {nearest}: use that, or run mexit calibrate --budget "
+                f"mine={exact_macs(macs)}"
             )
         return affordable[-1]
 
@@ -192,7 +258,8 @@ class Policies:
     def to_bytes(self) -> bytes:
         """The content of the file, with its checksum."""
         entries = [dataclasses.asdict(entry) for entry in self.entries]
-        head = {"format": FORMAT, "version": VERSION, "model": self.model}
+        version = VERSION if any(entry.reject for entry in self.entries) else 1
+        head = {"format": FORMAT, "version": version, "model": self.model}
         return to_json({**head, "checksum": _checksum(self.model, entries), "entries": entries})
 
     @staticmethod

@@ -177,18 +177,18 @@ class ScalarScorer:
     number is not finite, `Scorer.step` computes the score. Decisions and probabilities are therefore those of
     `Scorer`, to the last bit.
 
-    Call `add` or `skip` for each exit in order, and then `should_exit`.
+    Call `add` or `skip` for each exit in order, and then `reaches`.
 
     Attributes:
         exact: whether some decision needed `Scorer.step`.
     """
 
-    def __init__(self, scorer: Scorer, thresholds: Sequence[float | None]) -> None:
-        """A row before exit 1; `thresholds` are those of a `Policy`, (E-1,)."""
+    def __init__(self, scorer: Scorer) -> None:
+        """A row before exit 1."""
         self.exact = False
-        self._scorer, self._thresholds = scorer, thresholds
+        self._scorer = scorer
         self._logits: list[NDArray[np.floating]] = []
-        self._weighed = 0
+        self._weighed, self._estimated = 0, math.nan
         self._weights: list[float] = []
         self._error = math.nan if scorer.classes > MAX_SCALAR_CLASSES else 0.0
         self._predicted, self._agreed = -1, 0
@@ -213,9 +213,8 @@ class ScalarScorer:
         """Pass an exit whose head did not run."""
         self._logits.append(_NO_LOGITS)
 
-    def should_exit(self) -> bool:
-        """Whether the row leaves at the exit just added, which is not the last one."""
-        threshold = self._thresholds[len(self._logits) - 1]
+    def reaches(self, threshold: float | None) -> bool:
+        """Whether the score of the exit just added is at least `threshold`; false for None."""
         if threshold is None:
             return False
         score = self._estimate()
@@ -242,6 +241,8 @@ class ScalarScorer:
 
     def _estimate(self) -> float:
         """The score to within `_error`. One of the two is NaN if the bound cannot be guaranteed."""
+        if self._weighed == len(self._logits):
+            return self._estimated
         score = math.nan
         agreement = self._scorer.measure == "agreement"
         first = self._weighed + 1 if agreement or self._scorer.ensemble else len(self._logits)
@@ -251,7 +252,7 @@ class ScalarScorer:
             self._weigh(k)
             if agreement or k == len(self._logits):
                 score = self._score()
-        self._weighed = len(self._logits)
+        self._weighed, self._estimated = len(self._logits), score
         return score
 
     def _weigh(self, k: int) -> None:

@@ -19,6 +19,9 @@ from mexit.errors import BadInput, Damaged
 MAX_TRACE_BYTES = 2 << 30
 
 
+UNKNOWN = "unknown"  # the condition of pictures of other things
+
+
 @dataclass(frozen=True)
 class Origin:
     """The origin of a trace.
@@ -29,7 +32,7 @@ class Origin:
         engine: the engine that ran them (`ort`, ...).
         precision: precision in which they ran.
         split: `calibration`, `certification` or `test`.
-        condition: `clean`, or the attack in full.
+        condition: `clean`, the attack in full, or `unknown` (pictures of other things, for the reject option).
         data_sha256: sha256 of the data set.
     """
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mexit.core.printable import printable
 from mexit.data.dataset import DataSet, FileImages
-from mexit.data.picture_scan import PictureScan
+from mexit.data.picture_scan import PictureScan, grey_bits
 
 TINY_SIDE = 8  # pixels
 TINY_SHARE = 0.25  # of the median of the smaller sides
@@ -124,7 +124,13 @@ def _tiny(data: DataSet, scan: PictureScan) -> Iterator[Problem]:
 
 
 def _dark(data: DataSet, scan: PictureScan) -> Iterator[Problem]:
-    dark = scan.index[[picture.darkest < picture.brightest <= DARK for picture in scan.pictures]]
+    brighter = 1 << (16 - (grey_bits(scan) or 16))
+    dark = scan.index[
+        [
+            picture.darkest < picture.brightest * (brighter if picture.mode.startswith("I") else 1) <= DARK
+            for picture in scan.pictures
+        ]
+    ]
     if len(dark):
         text = (
             f"{_pictures(dark)} with no value above {DARK} of 255, nearly black: {_shown(data, dark)}: multiply values "

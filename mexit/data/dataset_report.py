@@ -15,7 +15,7 @@ from mexit.data.dataset import DataSet
 from mexit.data.dataset_problems import Problem, find_problems, official_parts
 from mexit.data.groups import Grouping, find_groups
 from mexit.data.near_duplicates import near_duplicates, thumbnails
-from mexit.data.picture_scan import PictureScan, scan_pictures
+from mexit.data.picture_scan import PictureScan, grey_bits, scan_pictures
 from mexit.data.splits import NAMES, split
 from mexit.errors import BadInput
 
@@ -40,6 +40,7 @@ class DatasetReport:
         counts: pictures of each class, (C,), by part: "all", or the parts "train", "val" and "test" of the set.
         sizes: None if no picture can be read.
         modes: number of pictures by Pillow's mode.
+        grey_bits: bits that grey values of 16-bit files use; None without such files.
         skipped: entries of a folder that are no pictures of a class, by suffix or reason.
         groups: how many groups were found and how.
         splits: pictures of each split that training would make; empty if it cannot.
@@ -52,6 +53,7 @@ class DatasetReport:
     counts: Mapping[str, tuple[int, ...]]
     sizes: Sizes | None
     modes: Mapping[str, int]
+    grey_bits: int | None
     skipped: Mapping[str, int]
     groups: str
     splits: Mapping[str, int]
@@ -95,6 +97,7 @@ def report_data_set(data: DataSet, group: str, progress: Progress | None = None)
         },
         sizes=_sizes(scan),
         modes=dict(Counter(picture.mode for picture in scan.pictures).most_common()),
+        grey_bits=grey_bits(scan),
         skipped=data.skipped,
         groups="" if grouping is None else grouping.how,
         splits=splits,

@@ -75,8 +75,8 @@ def load_class_folders(name: str, root: Path, train: str, test: str | None, val:
     return files.data_set(name, tuple(classes), None if test is None else counts[0], counts[1], skipped)
 
 
-def load_unlabelled(path: Path) -> UnlabelledImages:
-    """List the images directly in a folder.
+def load_unlabelled(path: Path, *, recursive: bool = False) -> UnlabelledImages:
+    """List the images directly in a folder, or with `recursive` also those in its subfolders.
 
     Raises:
         NotFound: the folder does not exist.
@@ -86,7 +86,7 @@ def load_unlabelled(path: Path) -> UnlabelledImages:
     """
     _check_exists(path)
     files = LabelledFiles(path)
-    files.add(list_images(path, recursive=False), 0)
+    files.add(list_images(path, recursive=recursive), 0)
     if not files.names:
         raise BadInput(f"{path} holds no images (.png, .jpg, ...)")
     _check_heic(path, files)

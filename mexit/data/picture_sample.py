@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mexit.data.dataset import DataSet, FileImages, evenly_spaced
+from mexit.data.image_formats import MAX_SLOW_PIXELS, SLOW_FORMATS, formats
 from mexit.errors import BadInput
 
 MEASURED, LOOKED_AT = 1000, 50  # pictures whose size, and whose colours, are read
@@ -59,9 +60,11 @@ def _size(images: FileImages, i: int) -> tuple[int, int] | None:
 
 
 def _is_grey(images: FileImages, i: int) -> bool:
-    """Whether a picture has no colour; True if it cannot be read."""
+    """Whether a picture has no colour; True if it cannot be read, or only slowly."""
     try:
         with _opened(images, i) as image:
+            if image.width * image.height > MAX_SLOW_PIXELS and image.format in SLOW_FORMATS:
+                return True
             if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"):
                 return True
             image.draft("RGB", (_SIDE, _SIDE))
@@ -74,4 +77,4 @@ def _is_grey(images: FileImages, i: int) -> bool:
 def _opened(images: FileImages, i: int) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures, which the image preparation refuses
-        return Image.open(images.root / images.names[i])
+        return Image.open(images.root / images.names[i], formats=formats())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mexit.core.progress import Progress, Silent
 from mexit.core.resource_limits import read_limits
 from mexit.data.dataset import DataSet, split_batches
-from mexit.data.preprocess import decode_rgb, open_image
+from mexit.data.preprocess import SCALED_FORMATS, decode_rgb, open_image
 from mexit.errors import MexitError
 
 _CHUNK = 256
@@ -28,12 +28,14 @@ class Picture:
     Attributes:
         size: height and width in pixels, upright.
         mode: Pillow's mode of the stored picture, such as "L", "RGB" or "I;16".
+        file_format: Pillow's name of the format of the file, such as "PNG"; "" for an image in memory.
         darkest, brightest: smallest and largest value of its pixels in [0, 255].
         digest: hash of the file, or of the pixels of an image in memory.
     """
 
     size: tuple[int, int]
     mode: str
+    file_format: str
     darkest: int
     brightest: int
     digest: bytes
@@ -54,6 +56,21 @@ class PictureScan:
     pictures: tuple[Picture, ...]
     errors: Mapping[int, str]
     complete: bool
+
+
+def grey_bits(scan: PictureScan) -> int | None:
+    """Bits that the grey values of 16-bit files use, where the files do not declare it; None without such files.
+
+    Sensors have 10, 12 or 14 bits, so the number is one of these or 16. It belongs to the whole data set, and a network
+    keeps it: a value then means the same in every picture, in training and in serving.
+    """
+    deep = [
+        picture.brightest
+        for picture in scan.pictures
+        if picture.mode.startswith("I") and picture.file_format not in SCALED_FORMATS
+    ]
+    used = 8 + max(deep, default=0).bit_length()
+    return next(bits for bits in (10, 12, 14, 16) if bits >= used) if deep else None
 
 
 def scan_pictures(data: DataSet, *, most_seconds: float | None = None, progress: Progress | None = None) -> PictureScan:
@@ -100,9 +117,10 @@ def scan_pictures(data: DataSet, *, most_seconds: float | None = None, progress:
 def _read(data: DataSet, i: int) -> Picture:
     content = data.images.at(np.asarray([i], np.int64))[0]
     if isinstance(content, np.ndarray):
-        mode, pixels, encoded = ("L" if content.ndim == 2 else "RGB"), content, content.tobytes()
+        mode, file_format, pixels, encoded = ("L" if content.ndim == 2 else "RGB"), "", content, content.tobytes()
     else:
-        mode, pixels, encoded = open_image(content).mode, decode_rgb(content), content
+        header = open_image(content)
+        mode, file_format, pixels, encoded = header.mode, header.format or "", decode_rgb(content), content
     height, width = pixels.shape[:2]
     digest = blake2b(encoded, digest_size=16).digest()
-    return Picture((height, width), mode, int(pixels.min()), int(pixels.max()), digest)
+    return Picture((height, width), mode, file_format, int(pixels.min()), int(pixels.max()), digest)

@@ -29,6 +29,7 @@ MAX_ENCODED_BYTES = 64 << 20
 MAX_PIXELS = 64_000_000  # Pillow takes 4 bytes per pixel and copy: about 520 MB for a turned photograph
 _STRIP_PIXELS = 4_000_000
 _TIFF_BITS = 258  # the tag BitsPerSample
+SCALED_FORMATS = ("PPM", "JPEG2000")  # whose files declare the range of their values, and Pillow scales them to 16 bits
 _COMMON_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM")  # which Pillow reads without loading its other plugins
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 BACKGROUNDS = {"black": (0, 0, 0, 255), "white": (255, 255, 255, 255)}
@@ -201,19 +202,22 @@ def _check_pixels(width: int, height: int, file_format: str | None = None) -> No
         raise TooLarge(f"the image has {width} x {height} pixels; at most {most}{kind} are allowed")
 
 
-def _declared_bits(image: Image.Image) -> int:
-    """Bits of a grey value as a TIFF file declares them; 16 for other files, whose values Pillow has scaled."""
-    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,))
-    return int(bits[0]) if len(bits) == 1 and 8 < bits[0] < 16 else 16
+def _declared_bits(image: Image.Image) -> int | None:
+    """Bits of a grey value as its file declares them; None if it does not say how many of 16 are used."""
+    if image.format in SCALED_FORMATS:
+        return 16
+    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, ())
+    return int(bits[0]) if len(bits) == 1 and 8 < bits[0] < 16 else None
 
 
-def _flatten(image: Image.Image, how: PrepareSpec, declared_bits: int) -> Image.Image:
+def _flatten(image: Image.Image, how: PrepareSpec, declared_bits: int | None) -> Image.Image:
     """Blend transparent pixels with the background, and reduce 16-bit grey to 8 bits."""
     if image.mode.startswith("I"):
         wide = np.asarray(image)
         if wide.min(initial=0) < 0 or wide.max(initial=0) > 65535:
             raise BadInput(f"expected grey values of 8 or 16 bits, found {wide.min()} to {wide.max()}")
-        return cast("Image.Image", _pillow().fromarray((wide >> (declared_bits - 8)).astype(np.uint8)))
+        bits = declared_bits or how.grey_bits or 16
+        return cast("Image.Image", _pillow().fromarray(np.minimum(wide >> (bits - 8), 255).astype(np.uint8)))
     if image.mode == "F":
         raise BadInput("expected grey values of 8 or 16 bits, found floating-point pixels: store 8 or 16 bits")
     if image.mode in ALPHA_MODES or "transparency" in image.info:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
 from mexit.core.bundle import Bundle
 from mexit.core.printable import printable
 from mexit.data import cifar, digits, folder, idx, imagenet, tiny_imagenet
 from mexit.data.dataset import DataSet, UnlabelledImages
 from mexit.data.splits import Splits
-from mexit.errors import UsageError
+from mexit.errors import MexitError, UsageError
 
 _FOLDER = "folder:"
 _IMAGENETS = {tiny_imagenet.NAME: tiny_imagenet.load, imagenet.NAME: imagenet.load}
@@ -64,6 +66,15 @@ def load_bundle_data(bundle: Bundle, data_dir: str | Path | None = None) -> tupl
     return data, splits
 
 
+def bundle_data_is_readable(bundle: Bundle, data_dir: str | Path | None = None) -> bool:
+    """Whether the data set of a bundle can be read on this machine."""
+    try:
+        load_bundle_data(bundle, data_dir)
+    except MexitError:
+        return False
+    return True
+
+
 def load_unlabelled(name: str) -> UnlabelledImages | None:
     """Load `folder:PATH` as images without labels; None if PATH has class folders or `name` is another set.
 
@@ -72,6 +83,19 @@ def load_unlabelled(name: str) -> UnlabelledImages | None:
     """
     path = _folder(name)
     return None if path is None or folder.has_labels(path) else folder.load_unlabelled(path)
+
+
+def load_any(name: str, data_dir: str | Path | None = None) -> DataSet:
+    """Load images whose labels do not matter: `folder:PATH` with all its subfolders as one class, or one of `NAMES`.
+
+    Raises:
+        UsageError, NotFound, Damaged, BadInput, Untrusted: as `load` and `load_unlabelled` raise them.
+    """
+    path = _folder(name)
+    if path is None:
+        return load(name, data_dir)
+    found = folder.load_unlabelled(path, recursive=True)
+    return DataSet(name, ("other",), found.images, np.zeros(len(found), np.int64), found.sha256, None)
 
 
 def is_folder(name: str) -> bool:

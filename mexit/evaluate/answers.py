@@ -22,7 +22,7 @@ class Answers:
         name: what answered, such as "budget low" or "exit 3".
         index: positions in the data set, (N,).
         labels: true classes, (N,).
-        predicted: the answers, (N,); `NO_ANSWER` where there is none.
+        predicted: the answers, (N,); `NO_ANSWER` where there is none, because the policy is unsure or a logit is NaN.
         confidence: probability of the answer, in [0, 1], (N,).
         exits: exit that answered, from 1, (N,).
         groups: group of each image, (N,); None without groups.
@@ -44,10 +44,14 @@ class Answers:
         """Whether each answer is correct, (N,)."""
         return np.asarray(self.predicted == self.labels)
 
+    @property
+    def answered(self) -> NDArray[np.bool_]:
+        """Whether each image has an answer, (N,)."""
+        return np.asarray(self.predicted != NO_ANSWER)
+
     def most_wrong(self, most: int) -> NDArray[np.int64]:
         """Rows of the wrong answers, the most confident first; at most `most`, and one of each group."""
-        wrong = (self.predicted != self.labels) & (self.predicted != NO_ANSWER)
-        return self._first(np.flatnonzero(wrong), -self.confidence, most)
+        return self._first(np.flatnonzero(self.answered & ~self.correct), -self.confidence, most)
 
     def least_certain(self, most: int) -> NDArray[np.int64]:
         """Rows with the lowest confidence, the lowest first; at most `most`, and one of each group."""
@@ -85,18 +89,22 @@ class ScoredExits:
         """Confidence and class of each exit, (N,) each."""
         return list(zip(self.confidence, self.classes, strict=True))
 
-    def exits(self, policy: Policy) -> NDArray[np.int64]:
-        """The exit that answers each sample under a policy with these scores, from 1, (N,)."""
-        return first_exit(self.scores, policy.thresholds)
-
     def correct(self, policy: Policy, labels: Labels) -> NDArray[np.bool_]:
         """Whether a policy with these scores answers each sample correctly, (N,)."""
-        return np.asarray(self.classes[self.exits(policy) - 1, np.arange(len(labels))] == labels)
+        return np.asarray(self._choose(policy)[1] == labels)
 
     def answers(
         self, name: str, policy: Policy, labels: Labels, index: Index, groups: NDArray[np.int64] | None = None
     ) -> Answers:
         """The answers of a policy with these scores; the arguments are those of `Answers`."""
-        exits, rows = self.exits(policy), np.arange(len(labels))
-        chosen = exits - 1, rows
-        return Answers(name, index, labels, self.classes[chosen], self.confidence[chosen], exits, groups)
+        exits, predicted = self._choose(policy)
+        confidence = self.confidence[exits - 1, np.arange(len(labels))]
+        return Answers(name, index, labels, predicted, confidence, exits, groups)
+
+    def _choose(self, policy: Policy) -> tuple[NDArray[np.int64], Labels]:
+        """The exit that answers each sample, from 1, and its answer, (N,) each."""
+        exits = first_exit(self.scores, policy.thresholds)
+        chosen = exits - 1, np.arange(len(exits))
+        unsure = policy.unsure(exits, self.scores[chosen], exits < len(self.scores))
+        predicted = self.classes[chosen]
+        return exits, predicted if unsure is None else np.where(unsure, NO_ANSWER, predicted)

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from mexit.core.printable import printable
 from mexit.data.dataset import DataSet, FileImages
 from mexit.data.preprocess import decode_rgb
 from mexit.evaluate.answers import NO_ANSWER, Answers
-from mexit.evaluate.fonts import class_label, draw_text, drawable, fit_width
-from mexit.evaluate.names import printable
+from mexit.evaluate.fonts import class_label, draw_text, drawable, fit_width, text_width
 
 PICTURES = 24  # per sheet
 SIDE = 160  # pixels of a picture on the sheet
@@ -148,14 +148,15 @@ def _draw_tile(
     canvas.paste(picture, (left, top))
     answer = "no answer" if tile.predicted is None else class_label(tile.predicted, classes[tile.predicted])
     lines = (
-        (f"true: {class_label(tile.true, classes[tile.true])}", _INK),
-        (f"answer: {answer}", _GREEN if tile.correct else _RED),
-        (f"{100 * tile.confidence:.1f} % at exit {tile.exit}", _INK),
-        (drawable(tile.file), _GREY),
+        ("true: ", class_label(tile.true, classes[tile.true]), _INK),
+        ("answer: ", answer, _GREEN if tile.correct else _RED),
+        ("", f"{100 * tile.confidence:.1f} % at exit {tile.exit}", _INK),
+        ("", drawable(tile.file), _GREY),
     )
-    for number, (text, colour) in enumerate(lines):
+    for number, (label, text, colour) in enumerate(lines):
+        space = SIDE + _GAP / 2 - text_width(label, _TEXT)
         place = (x, y + SIDE + 6 + number * _LINE)
-        draw_text(draw, place, fit_width(text, _TEXT, SIDE + _GAP / 2), _TEXT, colour)
+        draw_text(draw, place, label + fit_width(text, _TEXT, space), _TEXT, colour)
 
 
 def _fit(picture: Image.Image) -> Image.Image:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import ImageDraw, ImageFont
 
-from mexit.evaluate.names import abbreviate, printable
+from mexit.core.printable import printable
+from mexit.evaluate.names import abbreviate
 
 # Files of fonts with many characters, the preferred first. Every system has some of them, or none.
 _FILES = (

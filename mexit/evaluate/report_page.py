@@ -8,12 +8,13 @@ from html import escape
 from typing import Any
 
 from mexit.core.budget import short_macs
+from mexit.core.printable import printable
 from mexit.core.versions import VERSION
 from mexit.evaluate.class_accuracy import ClassAccuracy
 from mexit.evaluate.confusion import Confusion, confusions, thin
 from mexit.evaluate.contact_sheet import Sheet, Tile, picture_file
 from mexit.evaluate.details import Details
-from mexit.evaluate.names import abbreviate, printable
+from mexit.evaluate.names import abbreviate
 from mexit.evaluate.report_charts import matrix_table, reliability_chart
 from mexit.evaluate.report_style import STYLE
 
@@ -66,15 +67,16 @@ def report_page(title: str, report: Mapping[str, Any], details: Details, notes: 
 
 def _lead(report: Mapping[str, Any], details: Details) -> str:
     settings, answers = report["settings"], details.answers
-    correct = int(answers.correct.sum())
+    n, correct, answered = len(answers), int(answers.correct.sum()), int(answers.answered.sum())
     facts = [
-        (f"accuracy, {answers.name}", f"{_percent(correct / len(answers))} %", f"{correct:,} of {len(answers):,}"),
+        (f"accuracy, {answers.name}", f"{_percent(correct / n)} %", f"{correct:,} of {n:,}"),
         ("test images", f"{settings['n']:,}", f"of {settings['of']:,}"),
         ("classes", f"{len(details.classes):,}", ""),
-        ("wrong answers", f"{len(answers) - correct - int(details.matrix[:, -1].sum()):,}", ""),
+        ("wrong answers", f"{answered - correct:,}", ""),
     ]
-    if details.matrix[:, -1].any():
-        facts.append(("no answer", f"{int(details.matrix[:, -1].sum()):,}", ""))
+    if answered < n:
+        share = f"{_percent(correct / answered)} % of the answers are correct" if answered else ""
+        facts.append(("no answer (unsure)", f"{n - answered:,}", share))
     items = "".join(
         f"<div><dt>{_text(name)}</dt><dd>{value}{f'<small>{note}</small>' if note else ''}</dd></div>"
         for name, value, note in facts
@@ -135,7 +137,7 @@ def _class_table(rows: Sequence[ClassAccuracy], details: Details) -> str:
         line += [f"{row.n:,}", *([f"{row.groups:,}"] if grouped else [])]
         line += [_percent(row.columns[other]) if other in row.columns else "-" for other in others]
         error = row.answered
-        line.append("" if error is None else f"<bdi>{_name(details.classes[error[0]])}</bdi> ({error[1]:,})")
+        line.append("" if error is None else f"<bdi>{_name(details.classes[error[0]])}</bdi>&nbsp;({error[1]:,})")
         lines.append(line)
     return _table([*columns, "most frequent error"], lines, left=(0, len(columns)))
 

@@ -27,7 +27,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.28rem .7rem .28rem 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 thead th{color:var(--soft);font-weight:500;font-size:.85rem;vertical-align:bottom}
 th.name,td.name{text-align:left;white-space:normal;overflow-wrap:anywhere;font-weight:400;min-width:7rem;
-max-width:22rem}
+max-width:16rem}
 .bar{display:block;position:relative;width:9rem;height:.9rem;margin-left:.3rem;background:var(--raised);
 border-radius:.2rem}
 .bar i{position:absolute;top:.3rem;height:.3rem;border-radius:.15rem;background:rgb(var(--blue)/.45);min-width:2px}
@@ -39,7 +39,8 @@ summary{cursor:pointer;color:rgb(var(--blue));padding:.3rem 0}
 .matrix td{min-width:1.45rem;height:1.45rem;padding:0 .15rem}
 .matrix tbody th{position:sticky;left:0;z-index:1;background:var(--paper);text-align:right;padding:0 .4rem;
 max-width:11rem;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-.matrix thead th{writing-mode:vertical-rl;transform:rotate(180deg);text-align:left;padding:.3rem .1rem;
+.matrix thead th{writing-mode:vertical-rl;text-orientation:sideways;
+transform:rotate(180deg);text-align:left;padding:.3rem .1rem;
 max-height:10rem;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;vertical-align:top;color:var(--ink)}
 .matrix thead .corner{writing-mode:horizontal-tb;transform:none;position:sticky;left:0;z-index:2;
 background:var(--paper);vertical-align:bottom;text-align:right;color:var(--soft);padding:.3rem .4rem}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mexit.core.exit_policy import Policy
+from mexit.core.exit_policy import LOWEST, Policy
 from mexit.errors import BackendError
 from mexit.export.nested_if import policy_inputs
 from mexit.models import MultiExit
@@ -135,6 +135,5 @@ def check_single_file(
 
 def policy_for_exit(k: int, exits: int) -> Policy:
     """A policy under which every image answers at exit k, from 1."""
-    lowest = float(np.finfo(np.float64).min)
-    thresholds = tuple(lowest if i == k else None for i in range(1, exits))
+    thresholds = tuple(LOWEST if i == k else None for i in range(1, exits))
     return Policy("max-probability", False, (1.0,) * exits, thresholds)

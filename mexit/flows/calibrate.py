@@ -18,6 +18,7 @@ from mexit.calibrate.calibration import (
     report,
 )
 from mexit.calibrate.certificates import CertificateRequest
+from mexit.calibrate.reject import RejectRequest
 from mexit.calibrate.score_selection import ScoreQuality
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.artifact_paths import BUNDLES, newest
@@ -27,12 +28,12 @@ from mexit.core.bundle import Bundle
 from mexit.core.policies_file import PolicyEntry
 from mexit.core.progress import Progress, Silent
 from mexit.core.scores import Scorer
-from mexit.core.trace import Origin, Trace
+from mexit.core.trace import UNKNOWN, Origin, Trace
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.groups import default_group, find_groups
 from mexit.data.splits import Splits, split
-from mexit.errors import MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
+from mexit.errors import BadInput, MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
 from mexit.evaluate import plots
 from mexit.flows.sample_sources import (
     Attack,
@@ -70,10 +71,14 @@ class CalibrateOptions:
         attack: attack under which cost and accuracy are measured too: "single", "average", "max-average" or "none".
             None = "none" for a run that was trained on clean images, else "average".
         max_risk: certify that the mean loss is at most this value, in (0, 1); None = no certificate.
-        confidence: of the certificate, in (0, 1).
+        confidence: of the certificate and of the reject option, in (0, 1), of each for itself.
         loss: certified loss: "early-error", "disagreement" or "accuracy-gap".
         risk_method: test: "binomial", "betting", or "auto".
         max_cost: certify this bound on the mean cost too, written as a budget, such as "50%".
+        max_error: reject option: of the answers given at most this share is wrong, in (0, 1); other inputs are
+            "unsure". None = every input has an answer.
+        reject_from: pictures of other things that the reject option must withhold: "folder:PATH" or a data set.
+        max_unknown: largest share of such pictures that is answered, in (0, 1).
         device: device of the torch network that crafts the attack: "auto", "cpu" or "cuda".
     """
 
@@ -87,9 +92,14 @@ class CalibrateOptions:
     loss: str = "early-error"
     risk_method: str = AUTO
     max_cost: str | None = None
+    max_error: float | None = None
+    reject_from: str | None = None
+    max_unknown: float = 0.1
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.reject_from is not None and self.max_error is None:
+            raise UsageError("--reject-from names pictures for the reject option: add --max-error, such as 0.02")
         if self.attack not in (None, *ATTACKS):
             raise UsageError(f"unknown attack '{self.attack}': choose from {', '.join(ATTACKS)}")
 
@@ -109,7 +119,8 @@ class CalibrateOptions:
             if self.max_risk is None
             else CertificateRequest(self.max_risk, self.confidence, self.loss, self.risk_method, max_macs)
         )
-        return CalibrationConfig(self.measure, self.ensemble, self.policy, budgets, request)
+        reject = None if self.max_error is None else RejectRequest(self.max_error, self.confidence, self.max_unknown)
+        return CalibrationConfig(self.measure, self.ensemble, self.policy, budgets, request, reject)
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,7 @@ class CalibrateResult:
         written: the reports and, with matplotlib, the plot.
         expected: expected and test results of each budget, see `calibrate.expected.expected_and_test`.
         why_not_attacked: the reason why nothing is measured under attack; empty if it is.
+        unavailable: named budgets that cannot keep the bound of the reject option.
     """
 
     bundle: Path
@@ -133,6 +145,7 @@ class CalibrateResult:
     written: tuple[Path, ...]
     why_not_attacked: str
     expected: Mapping[str, Any]
+    unavailable: tuple[str, ...] = ()
 
 
 def calibrate_bundle(
@@ -161,7 +174,8 @@ def calibrate_bundle(
     Raises:
         NotFound, Damaged, UsageError, BadInput: the bundle or the data cannot be used.
         BudgetInfeasible: a budget below the cost of exit 1.
-        RiskInfeasible: the risk cannot be certified on this data; the bundle is unchanged.
+        RiskInfeasible: the risk or the error among the answered cannot be certified on this data; the bundle is
+            unchanged.
     """
     progress = progress or Silent()
     path = Path(bundle) if bundle else newest(BUNDLES, progress)
@@ -172,16 +186,18 @@ def calibrate_bundle(
     source, why_not = _sample_source(runtime.bundle, data, data_dir, replace(options, attack=attack), progress)
     if options.attack is None and attack == "none":
         why_not = CLEAN_RUN
-    _check_labels(source, config.certify)
-    traces = _record_traces(runtime, source, attack, progress)
+    _check_labels(source, config)
+    unknown = _unknown_source(runtime.bundle, options.reject_from, data_dir, progress)
+    traces = _record_traces(runtime, source, unknown, attack, progress)
     result = calibrate(traces, runtime.costs, config)
     entry = _store(runtime.bundle, traces, result)
     written = _write_report(path, runtime.bundle.manifest.name, entry, report(result, traces.certification))
     table = _measure_test(runtime, source, traces.certification, entry, progress)
-    saved = expected.save(path, runtime.bundle.id, table)
+    written = (*written, expected.save(path, runtime.bundle.id, table))
+    unavailable = result.rejection.unavailable if result.rejection else ()
     if why_not:
         progress.note(f"nothing is promised under attack: {why_not}")
-    return CalibrateResult(path, entry, cumulative_macs, result.scores, (*written, saved), why_not, table)
+    return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not, table, unavailable)
 
 
 def default_attack(settings: Any) -> str:
@@ -199,12 +215,29 @@ def _check_name(name: str) -> str:
     raise UsageError(f"'{name}' means a budget already: choose another name for yours")
 
 
-def _check_labels(source: SampleSource, request: CertificateRequest | None) -> None:
-    if isinstance(source, UnlabelledSource) and request is not None and request.loss != "disagreement":
+def _check_labels(source: SampleSource, config: CalibrationConfig) -> None:
+    if not isinstance(source, UnlabelledSource):
+        return
+    name, request = source.images.name, config.certify
+    if config.reject is not None:
+        raise UsageError(f"{name} has no labels, which --max-error needs: put the pictures into one folder per class")
+    if request is not None and request.loss != "disagreement":
         raise UsageError(
-            f"{source.images.name} has no labels, which the loss {request.loss} needs: add --loss disagreement, "
+            f"{name} has no labels, which the loss {request.loss} needs: add --loss disagreement, "
             "or put the pictures into one folder per class"
         )
+
+
+def _unknown_source(
+    bundle: Bundle, name: str | None, data_dir: str | Path | None, progress: Progress
+) -> UnlabelledSource | None:
+    """Pictures of other things, if any. Raises `BadInput` for fewer than two: one half selects, the other one tests."""
+    if name is None:
+        return None
+    source = UnlabelledSource.of(registry.load_any(name, data_dir), bundle.manifest.input, UNKNOWN, progress)
+    if source.count < 2:
+        raise BadInput(f"--reject-from {name} has {source.count} picture or group of pictures, at least 2 are needed")
+    return source
 
 
 def record_samples(
@@ -241,18 +274,24 @@ def _measure_test(
     return expected.expected_and_test(entry, evaluator, TraceEvaluator.of(trace, scorer, runtime.costs), of=test.of)
 
 
-def _record_traces(runtime: Runtime, source: SampleSource, attack: str, progress: Progress) -> CalibrationTraces:
+def _record_traces(
+    runtime: Runtime, source: SampleSource, unknown: SampleSource | None, attack: str, progress: Progress
+) -> CalibrationTraces:
     backend = runtime.backend
-    origin = Origin(runtime.bundle.id, backend.variant, backend.engine, backend.precision, "", "", source.data_sha256)
 
-    def trace(samples: SampleBatches) -> Trace:
+    def trace(samples: SampleBatches, source: SampleSource = source) -> Trace:
+        key = (runtime.bundle.id, backend.variant, backend.engine, backend.precision)
+        origin = Origin(*key, "", "", source.data_sha256)
         return record_samples(partial(run_all_exits, backend), samples, origin, progress)
 
     def both(split_name: str) -> tuple[Trace, Trace | None]:
         attacked = source.attacked(split_name) if attack != "none" else None
         return trace(source.clean(split_name)), trace(attacked) if attacked else None
 
-    return CalibrationTraces(*both("calibration"), *both("certification"))
+    others = (
+        () if unknown is None else (trace(unknown.clean(name), unknown) for name in ("calibration", "certification"))
+    )
+    return CalibrationTraces(*both("calibration"), *both("certification"), *others)
 
 
 def _sample_source(
@@ -263,7 +302,9 @@ def _sample_source(
     The source is the named data; by default the bundle's own data set, else the images in the bundle.
     """
     attack, in_bundle = options.attack or "none", BundleSource.of(bundle)
-    if data == IN_BUNDLE or (data is None and in_bundle is not None and not _data_is_readable(bundle, data_dir)):
+    if data == IN_BUNDLE or (
+        data is None and in_bundle is not None and not registry.bundle_data_is_readable(bundle, data_dir)
+    ):
         if in_bundle is None:
             raise UsageError(f"{bundle.path} carries no images: mexit export --with-calibration-images puts them in")
         progress.note(f"using the images in {bundle.path}")
@@ -273,8 +314,8 @@ def _sample_source(
     if pictures is not None:
         progress.note(f"{data} has no labels: of its {len(pictures)} pictures half calibrate and half certify")
         why_not = NO_ATTACK if attack == "none" else f"{data} has no labels to attack"
-        return UnlabelledSource(pictures, bundle.manifest.input), why_not
-    data_set, splits = _load_data(bundle, data, data_dir)
+        return UnlabelledSource.of(pictures, bundle.manifest.input, progress=progress), why_not
+    data_set, splits = _load_data(bundle, data, data_dir, progress)
     crafted, why_not = None, NO_ATTACK
     if attack != "none" and data is None:
         crafted, why_not = _attack(bundle, attack, options.device)
@@ -304,16 +345,9 @@ def network_attack(source: GradientSource, objective: str) -> Attack:
     return Attack(attack.describe(), partial(attack_images, source.model, attack=attack))
 
 
-def _data_is_readable(bundle: Bundle, data_dir: str | Path | None) -> bool:
-    """Whether the data set of the bundle can be read on this machine."""
-    try:
-        _load_data(bundle, None, data_dir)
-    except MexitError:
-        return False
-    return True
-
-
-def _load_data(bundle: Bundle, data: str | None, data_dir: str | Path | None) -> tuple[DataSet, Splits]:
+def _load_data(
+    bundle: Bundle, data: str | None, data_dir: str | Path | None, progress: Progress
+) -> tuple[DataSet, Splits]:
     """The named data set, or the bundle's own, with the stored splits or new ones."""
     if data is None:
         return registry.load_bundle_data(bundle, data_dir)
@@ -323,7 +357,10 @@ def _load_data(bundle: Bundle, data: str | None, data_dir: str | Path | None) ->
     own = stored is not None and data_set.sha256 == stored.sha256
     if own:
         return data_set, Splits.of_bundle(bundle)
-    return data_set, split(data_set, find_groups(data_set, default_group(data)))
+    splits = split(data_set, find_groups(data_set, default_group(data), progress))
+    if splits.grouping:
+        progress.note(splits.grouping)
+    return data_set, splits
 
 
 def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult) -> PolicyEntry:
@@ -343,6 +380,7 @@ def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult)
         named=result.named,
         certificates=(asdict(result.certificate),) if result.certificate else (),
         drift=result.drift,
+        reject=result.rejection.terms if result.rejection else None,
     )
     bundle.save_policies(bundle.policies_or_empty().with_entry(entry))
     return entry

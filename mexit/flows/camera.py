@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mexit.camera.frame import Counters, OnEvent
+from mexit.camera.identify_source import identify_source
+from mexit.camera.live_stream import LiveSettings
 from mexit.camera.overlay import Overlay
 from mexit.camera.parse_source import Source, parse_source
-from mexit.camera.pipeline import CameraPrediction
+from mexit.camera.pipeline import CameraPrediction, classify_frames
 from mexit.camera.sinks import JsonLines, Sink
 from mexit.camera.video_writer import VideoWriter
 from mexit.core.budget import Macs
 from mexit.core.progress import StopSignal
 from mexit.errors import UsageError
 from mexit.runtime import Runtime
+from mexit.runtime.prediction import UNSURE
 from mexit.runtime.stats import RuntimeStats
 
 
@@ -35,6 +38,7 @@ class CameraReport:
         fps: answers per second.
         age_ms: 50th and 95th percentile of the time from a frame's arrival to its answer, within 6 %.
         exits: frames that left at each exit, (E,).
+        unsure: answered frames whose answer is unsure.
         mean_macs: mean cost of a frame, MACs.
         saved: share of the full network's cost that was saved.
         outputs: written files.
@@ -51,6 +55,7 @@ class CameraReport:
     fps: float
     age_ms: dict[str, float] | None
     exits: tuple[int, ...]
+    unsure: int
     mean_macs: float
     saved: float
     outputs: tuple[Path, ...]
@@ -68,6 +73,7 @@ class CameraOptions:
         out: annotated video to write, `.mp4`.
         jsonl: file to write with one JSON line per frame.
         limit: number of answers after which the run ends.
+        insecure: accept any certificate of a server with TLS.
     """
 
     budget: str = "low"
@@ -79,6 +85,7 @@ class CameraOptions:
     out: Path | None = None
     jsonl: Path | None = None
     limit: int | None = None
+    insecure: bool = False
 
 
 def run_camera(
@@ -115,6 +122,8 @@ def run_camera(
         rate=options.rate,
         burst=options.burst,
     )
+    live = LiveSettings(insecure=options.insecure)
+    parsed = identify_source(parsed, live)
     costs = runtime.bundle.manifest.cumulative_macs
     sinks: list[Sink] = [JsonLines(options.jsonl)] if options.jsonl else []
     sinks += [VideoWriter(options.out, Overlay(costs), live=parsed.live)] if options.out else []
@@ -126,8 +135,10 @@ def run_camera(
     with StopSignal() as stop, ExitStack() as stack:
         for sink in reversed(sinks):  # closed also after an error
             stack.callback(lambda sink: outputs.append(sink.close()), sink)
-        answers = runtime.camera(
-            source,
+        answers = classify_frames(
+            runtime,
+            parsed,
+            live=live,
             stopped=lambda: stop.requested,
             deadline_ms=options.deadline_ms,
             on_event=on_event,
@@ -135,7 +146,7 @@ def run_camera(
         )
         stack.enter_context(closing(answers))
         for count, (frame, result) in enumerate(answers, start=1):
-            stats.add([result.exit], [result.age_ms], result.macs)
+            stats.add([result.exit], [result.age_ms], result.macs, unsure=int(result.reason == UNSURE))
             start_s = result.captured_s if start_s is None else start_s
             seconds = result.captured_s + result.age_ms / 1e3 - start_s
             for sink in sinks:
@@ -181,6 +192,7 @@ def _report(
         fps=round(frames / seconds, 2) if seconds else 0.0,
         age_ms={name: round(ages[name], 3) for name in ("p50", "p95")} if ages else None,
         exits=snapshot.exits,
+        unsure=snapshot.unsure,
         mean_macs=snapshot.mean_macs,
         saved=snapshot.saved,
         outputs=outputs,

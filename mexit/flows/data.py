@@ -11,7 +11,7 @@ from mexit.data.dataset import DataSet
 from mexit.data.dataset_problems import find_problems
 from mexit.data.dataset_report import DatasetReport, report_data_set
 from mexit.data.groups import default_group
-from mexit.data.picture_scan import scan_pictures
+from mexit.data.picture_scan import grey_bits, scan_pictures
 from mexit.errors import BadInput
 
 __all__ = ["DatasetReport", "check_data", "report_data"]
@@ -39,10 +39,13 @@ def report_data(
     return report_data_set(data_set, default_group(name) if group is None else group, progress)
 
 
-def check_data(data: DataSet, progress: Progress | None = None) -> None:
+def check_data(data: DataSet, progress: Progress | None = None) -> int | None:
     """Note the classes of a data set and its problems before training.
 
     Pictures in files are decoded for at most `MAX_SCAN_S` seconds.
+
+    Returns:
+        Bits that the grey values of 16-bit files use, see `picture_scan.grey_bits`; None without such files.
 
     Raises:
         BadInput: a picture cannot be read; the message names it.
@@ -51,8 +54,9 @@ def check_data(data: DataSet, progress: Progress | None = None) -> None:
     shown = ", ".join(map(printable, data.classes[:_SHOWN_CLASSES]))
     more = len(data.classes) - _SHOWN_CLASSES
     progress.note(f"{len(data.classes)} classes: {shown}{f' and {more} more' if more > 0 else ''}")
+    _note_parts(data, progress)
     if not data.streamed:
-        return
+        return None
     scan = scan_pictures(data, most_seconds=MAX_SCAN_S, progress=progress)
     problems = find_problems(data, scan)
     blocking = [problem for problem in problems if problem.blocks]
@@ -64,6 +68,20 @@ def check_data(data: DataSet, progress: Progress | None = None) -> None:
         seen = len(scan.pictures)
         progress.note(
             f"{seen:,} of {len(data):,} pictures were checked in {MAX_SCAN_S:.0f} s; {_command(data)} checks all"
+        )
+    bits = grey_bits(scan)
+    if bits not in (None, 16):
+        progress.note(
+            f"grey values of 16-bit files use {bits} bits: they are divided by {1 << (bits - 8)}, in serving too"
+        )
+    return bits
+
+
+def _note_parts(data: DataSet, progress: Progress) -> None:
+    if data.official_val is not None:
+        progress.note(
+            f"the {len(data.official_val):,} pictures of the validation part and those of the training part are "
+            "divided into train, selection, calibration and certification; the test part stays"
         )
 
 

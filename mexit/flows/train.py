@@ -12,12 +12,13 @@ from typing import Any
 
 from mexit.core.artifact_paths import RUNS, newest
 from mexit.core.progress import Progress, Silent, duration
+from mexit.core.resource_limits import check_threads
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.groups import find_groups
 from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
-from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
+from mexit.errors import BadInput, Damaged, NotFound, requires_extra
 from mexit.flows.data import check_data
 
 with requires_extra("train", "Training a network"):
@@ -61,8 +62,8 @@ class TrainOptions:
     should_stop: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads must be at least 1, found {self.threads}")
+        if self.threads is not None:
+            check_threads(self.threads)
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ def train_model(
                 data = data or "digits"
                 data_set = registry.load(data, data_dir)
                 resolved = resolve(data, preset, settings or {})
-                processes.on_main(lambda: check_data(data_set, progress))
-                splits = split(data_set, find_groups(data_set, resolved.group), resolved.split_seed)
+                resolved = replace(resolved, grey_bits=processes.on_main(lambda: check_data(data_set, progress)))
+                splits = split(data_set, find_groups(data_set, resolved.group, progress), resolved.split_seed)
                 splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
                 resolved = fit_settings(resolved, settings or {}, data_set, splits, options.device, progress)
                 resolved = processes.broadcast(resolved)  # each process has measured its own speed

@@ -23,8 +23,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -35,73 +33,13 @@ from mexit.core.exit_policy import should_exit
 from mexit.core.scores import Floats, Scorer, State
 from mexit.errors import DeadlineExceeded, Overloaded
 from mexit.runtime.backends.base import Backend
+from mexit.runtime.batch_latency import BatchLatencyTable
 from mexit.runtime.engine import Answers, last_exit
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.request import MAX_BATCH, Request
 from mexit.runtime.runtime import Runtime
 
-SIZES = (1, 2, 4, 8, 16, 32, MAX_BATCH)  # batch sizes that are timed; others are interpolated
-SLOW_S = 0.02  # batches larger than one that takes this long are not timed
 PATIENCE_S = 1.0  # a request without a deadline is as urgent as one with this deadline
-EFFICIENT = 1.1  # a batch is large enough if a row costs at most this times its cost at the best size
-
-
-@dataclass(frozen=True)
-class BatchLatencyTable:
-    """Seconds of a batch in each segment, with its decision.
-
-    Attributes:
-        seconds: of segment k with B rows: `seconds[k - 1][B]`, (E, MAX_BATCH + 1).
-    """
-
-    seconds: tuple[tuple[float, ...], ...]
-
-    @staticmethod
-    def from_times(sizes: Sequence[int], times_s: Sequence[Sequence[float]]) -> BatchLatencyTable:
-        """Interpolate times (S, E) that were measured at sizes (S,), ascending; beyond them a row costs the same."""
-        times = np.maximum.accumulate(times_s)  # a larger batch never counts as faster
-        beyond = 2 * MAX_BATCH
-        known, rows = (0, *sizes, beyond), range(MAX_BATCH + 1)
-        columns = np.vstack([np.zeros_like(times[:1]), times, times[-1:] * beyond / sizes[-1]]).T
-        return BatchLatencyTable(tuple(tuple(np.interp(rows, known, column).tolist()) for column in columns))
-
-    @staticmethod
-    def measure(backend: Backend, scorer: Scorer, shape: Sequence[int]) -> BatchLatencyTable:
-        """Time every segment on grey images of shape (C, H, W), scores included; the fastest of ten runs counts."""
-        times_s: list[list[float]] = []
-        for size in SIZES:
-            images = np.full((size, *shape), 0.5, np.float32)
-            runs = [_time_segments(backend, scorer, images) for _ in range(10)]
-            times_s.append(np.min(runs, axis=0).tolist())
-            if sum(times_s[-1]) > SLOW_S:
-                break
-        return BatchLatencyTable.from_times(SIZES[: len(times_s)], times_s)
-
-    def segment_s(self, k: int, rows: int) -> float:
-        """Seconds of segment k, from 1."""
-        return self.seconds[k - 1][rows]
-
-    def remaining_s(self, k: int, rows: int) -> float:
-        """Seconds from segment k to the last exit, if no row leaves on the way."""
-        return sum([seconds[rows] for seconds in self.seconds[k - 1 :]])
-
-    @cached_property
-    def efficient_rows(self) -> int:
-        """The smallest batch in which a row costs at most `EFFICIENT` times its cost in the best batch."""
-        per_row = np.sum(self.seconds, axis=0)[1:] / np.arange(1, len(self.seconds[0]))
-        return int(np.argmax(per_row <= EFFICIENT * per_row.min())) + 1
-
-
-def _time_segments(backend: Backend, scorer: Scorer, images: NDArray[np.float32]) -> list[float]:
-    """Seconds of each segment in one pass through the network, (E,)."""
-    carried, state = backend.carry(images), scorer.start(len(images))
-    seconds = []
-    for k, segment in enumerate(backend.segments, start=1):
-        start_s = time.perf_counter()
-        carried, logits = segment.run(carried)
-        state, _, _ = scorer.step(k, logits, state)
-        seconds.append(time.perf_counter() - start_s)
-    return seconds
 
 
 class PendingRequest:
@@ -132,15 +70,21 @@ class PendingRequest:
         self.last = last_exit(len(backend.segments), request.max_exit)
         self.start_s, self.batch_rows = 0.0, 0
         self._exits, self._seconds = np.zeros(len(self.images), np.int64), np.zeros(len(self.images))
-        self._probabilities = np.zeros((len(self.images), scorer.classes))
+        self._probabilities, self._scores = np.zeros((len(self.images), scorer.classes)), np.zeros(len(self.images))
         self._reasons = [""] * len(self.images)
         self._segment_seconds: list[float] = []
 
-    def add_segment(self, start_s: float, end_s: float, batch_rows: int, probabilities: Floats) -> None:
-        """Segment k ran in a batch of `batch_rows` rows and gave the rows under way, R, probabilities (R, C)."""
+    def add_segment(self, start_s: float, end_s: float, batch_rows: int, probabilities: Floats, scores: Floats) -> None:
+        """Segment k ran in a batch of `batch_rows` rows.
+
+        Args:
+            start_s, end_s: on the batcher's clock.
+            batch_rows: size of the batch.
+            probabilities, scores: of the rows under way, (R, C) and (R,).
+        """
         if self.k == 1:
             self.start_s, self.batch_rows = start_s, batch_rows
-        self._probabilities[self.rows] = probabilities
+        self._probabilities[self.rows], self._scores[self.rows] = probabilities, scores
         self._segment_seconds.append(end_s - start_s)
         self.k, self.is_new = self.k + 1, False
 
@@ -170,7 +114,9 @@ class PendingRequest:
     def answers(self, exits: int) -> Answers:
         """The answers of all rows, when none is under way."""
         times, heads = tuple(self._segment_seconds), (True,) * exits  # a row may have to leave at any exit
-        return Answers(self._exits, self._probabilities, tuple(self._reasons), self._seconds, times, heads)
+        confident = np.array([reason == "confident" for reason in self._reasons])
+        unsure = self.request.choice.policy.unsure(self._exits, self._scores, confident)
+        return Answers(self._exits, self._probabilities, tuple(self._reasons), self._seconds, times, heads, unsure)
 
 
 class RequestQueue:
@@ -358,7 +304,7 @@ class ContinuousBatcher:
             thresholds = np.array([pending.thresholds[k - 1] for pending in requests])
             confident = should_exit(score, np.repeat(thresholds, sizes))
         for pending, (first, end) in zip(requests, pairwise(np.cumsum([0, *sizes]).tolist()), strict=True):
-            pending.add_segment(start_s, now_s, sum(sizes), probabilities[first:end])
+            pending.add_segment(start_s, now_s, sum(sizes), probabilities[first:end], score[first:end])
             staying = first + pending.leave(confident[first:end], "confident", now_s)
             if k == len(self._segments):
                 pending.leave_all("last", now_s)

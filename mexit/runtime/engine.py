@@ -30,10 +30,11 @@ class Answers:
     Attributes:
         exits: exit of each row, from 1, (B,) int64.
         probabilities: of the exit that answered, (B, C) float64.
-        reasons: one of `prediction.REASONS` for each row.
+        reasons: why each row left at its exit: one of `prediction.REASONS`, never "unsure".
         seconds: from the start of segment 1 to the answer, (B,) float64.
         segment_seconds: of each segment that ran, with its decision.
         active_heads: whether the head of each exit ran with its segment, (E,).
+        unsure: whether each answer is unsure, (B,); None without a reject option.
     """
 
     exits: NDArray[np.int64]
@@ -42,6 +43,7 @@ class Answers:
     seconds: NDArray[np.float64]
     segment_seconds: tuple[float, ...]
     active_heads: tuple[bool, ...]
+    unsure: NDArray[np.bool_] | None = None
 
 
 class _Task(NamedTuple):  # a frozen dataclass takes microseconds to make
@@ -80,7 +82,7 @@ def answer(
     deadline_s: float | None = None,
     permit: Permit | None = None,
 ) -> Answers:
-    """Answer each image at the first exit whose score reaches its threshold.
+    """Answer each image at the first exit whose score reaches its threshold; see `core.exit_policy`.
 
     Heads that the policy does not need are left out, except where a deadline or a rate limiter may need the answer of
     any exit.
@@ -110,7 +112,7 @@ def _answer_one(task: _Task, image: NDArray[np.float32]) -> Answers:
     pool = bound_runner.runner_pool(task.backend)
     runner: bound_runner.Runner = bound_runner.PlainRunner(task.backend) if pool is None else pool.take()
     runner.start(image)
-    scorer = ScalarScorer(task.policy.scorer(task.classes), task.policy.thresholds)
+    scorer, thresholds = ScalarScorer(task.policy.scorer(task.classes)), task.policy.thresholds
     ends: list[float] = []
     for k in range(1, task.last + 1):
         if not task.heads[k - 1]:
@@ -119,12 +121,16 @@ def _answer_one(task: _Task, image: NDArray[np.float32]) -> Answers:
             ends.append(time.perf_counter() - start)
             continue
         scorer.add(runner.run(k))
-        confident = k == task.exits or scorer.should_exit()
+        confident = k == task.exits or scorer.reaches(thresholds[k - 1])
         now = time.perf_counter() - start
         ends.append(now)
         late = now >= task.deadline_s
         if confident or k == task.last or late or (task.permit is not None and not task.permit(k + 1, 1)):
             break
+    unsure = None
+    if task.policy.reject is not None:
+        sure = (confident and k < task.exits) or scorer.reaches(float(task.policy.reject_thresholds[k - 1]))
+        unsure = np.array([not sure])
     probabilities = scorer.probabilities()
     if pool is not None:
         pool.give_back(runner)
@@ -135,6 +141,7 @@ def _answer_one(task: _Task, image: NDArray[np.float32]) -> Answers:
         np.array([now]),
         tuple(end - before for before, end in zip([0.0, *ends], ends, strict=False)),
         task.heads,
+        unsure,
     )
 
 
@@ -144,7 +151,7 @@ def _answer_rows(task: _Task, images: NDArray[np.float32]) -> Answers:
     scorer = task.policy.scorer(task.classes)
     state = scorer.start(count)
     exits, seconds = np.zeros(count, np.int64), np.zeros(count)
-    probabilities = np.zeros((count, task.classes))
+    probabilities, scores, early = np.zeros((count, task.classes)), np.zeros(count), np.zeros(count, np.bool_)
     reasons = [""] * count
     ends: list[float] = []
     rows = np.arange(count)
@@ -171,6 +178,7 @@ def _answer_rows(task: _Task, images: NDArray[np.float32]) -> Answers:
             leaving[continuing[task.permit(k + 1, len(continuing)) :]] = True
         left = rows[leaving]
         exits[left], probabilities[left], seconds[left] = k, exit_probabilities[leaving], now
+        scores[left], early[left] = score[leaving], confident[leaving] & (k < task.exits)
         for row, is_confident in zip(left.tolist(), confident[leaving].tolist(), strict=True):
             reasons[row] = task.reason(k, is_confident, late)
         ends.append(now)
@@ -178,7 +186,8 @@ def _answer_rows(task: _Task, images: NDArray[np.float32]) -> Answers:
         if k < task.last and len(staying) < len(rows):
             rows, carried, state = rows[staying], carried.take(staying), state.take(staying)
     segment_seconds = tuple(end - before for before, end in zip([0.0, *ends], ends, strict=False))
-    return Answers(exits, probabilities, tuple(reasons), seconds, segment_seconds, task.heads)
+    unsure = task.policy.unsure(exits, scores, early)
+    return Answers(exits, probabilities, tuple(reasons), seconds, segment_seconds, task.heads, unsure)
 
 
 def active_heads(backend: Backend, policy: Policy, last: int, *, any_exit: bool) -> tuple[bool, ...]:

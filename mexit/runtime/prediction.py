@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-REASONS = ("confident", "last", "deadline", "rate-limit", "max-exit", "reused")
+REASONS = ("confident", "last", "deadline", "rate-limit", "max-exit", "reused", "unsure")
+UNSURE = "unsure"
 POLICY_REASONS = ("confident", "last")  # the policy alone decided; certificates hold for these answers only
 
 
@@ -39,12 +40,13 @@ class Prediction:
     """One answer.
 
     Attributes:
-        index: predicted class, from 0.
-        label: its name.
-        confidence: its probability.
+        index: predicted class, from 0; None if the answer is unsure.
+        label: its name, or None.
+        confidence: the largest probability.
         probabilities: of all classes, (C,) float64.
         exit: the exit that answered, from 1.
-        reason: why that exit answered, one of `REASONS`.
+        reason: why that exit answered, one of `REASONS`. "unsure" stands in place of the other reasons where the score
+            is below the reject threshold of the policy.
         macs: MACs of everything that ran for this row, earlier heads included.
         saved_macs: MACs that the full network, with every head, would have cost on top.
         latency_ms: milliseconds from the call to the answer.
@@ -52,8 +54,8 @@ class Prediction:
         receipt: details of the cost; None unless the call asked for receipts.
     """
 
-    index: int
-    label: str
+    index: int | None
+    label: str | None
     confidence: float
     probabilities: NDArray[np.float64]
     exit: int

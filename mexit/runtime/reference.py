@@ -26,19 +26,27 @@ def answer_slowly(
     policy: Policy,
     classes: int,
     permit: Permit | None = None,
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The exit of each image, (B,), and its probabilities, (B, C); `permit` as in `engine.answer`."""
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Answer each image alone; `permit` as in `engine.answer`.
+
+    Returns:
+        The exit of each image, (B,), its probabilities, (B, C), and whether the answer is unsure, (B,).
+    """
     scorer = policy.scorer(classes)
     logits = [run_all_exits(backend, images[row : row + 1]) for row in range(len(images))]
-    exits = np.array([first_exit(scorer.score(one), policy.thresholds)[0] for one in logits], np.int64)
+    scores = [scorer.score(one)[:, 0] for one in logits]
+    by_policy = np.array([first_exit(one[:, None], policy.thresholds)[0] for one in scores], np.int64)
+    exits = by_policy.copy()
     for k in range(2, len(backend.segments) + 1):
         continuing = np.flatnonzero(exits >= k)
         if permit is not None and len(continuing):
             exits[continuing[permit(k, len(continuing)) :]] = k - 1
+    confident = (exits == by_policy) & (exits < len(backend.segments))
+    unsure = policy.unsure(exits, np.array([one[k - 1] for one, k in zip(scores, exits, strict=True)]), confident)
     probabilities = []
     for one, chosen in zip(logits, exits.tolist(), strict=True):
         state = scorer.start(1)
         for k in range(1, chosen + 1):
             state, exit_probabilities, _ = scorer.step(k, one[k - 1], state)
         probabilities.append(exit_probabilities[0])
-    return exits, np.asarray(probabilities)
+    return exits, np.asarray(probabilities), np.zeros(len(images), np.bool_) if unsure is None else unsure

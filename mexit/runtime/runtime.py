@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from mexit.runtime.backends.registry import AUTO, find
 from mexit.runtime.drift import DriftWatch
 from mexit.runtime.engine import Answers, answer, last_exit
 from mexit.runtime.policy_selection import PolicyChoice, PolicySelector
-from mexit.runtime.prediction import POLICY_REASONS, Prediction, Receipt
+from mexit.runtime.prediction import POLICY_REASONS, UNSURE, Prediction, Receipt
 from mexit.runtime.rate_limiter import RateLimiter, read_rate_limits
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.request import Request, RequestOptions
@@ -266,8 +267,14 @@ class Runtime:
                 exits, indices, answers.probabilities, answers.reasons, latency_ms, receipts, strict=True
             )
         ]
+        if answers.unsure is not None:
+            predictions = [
+                replace(prediction, index=None, label=None, reason=UNSURE) if unsure else prediction
+                for prediction, unsure in zip(predictions, answers.unsure.tolist(), strict=True)
+            ]
         spent = sum([prediction.macs for prediction in predictions])
-        self.stats.add(exits, latency_ms, spent, answers.reasons.count("rate-limit"))
+        unsure_rows = 0 if answers.unsure is None else int(answers.unsure.sum())
+        self.stats.add(exits, latency_ms, spent, answers.reasons.count("rate-limit"), unsure_rows)
         request.predictions += predictions
         return predictions
 

@@ -27,6 +27,7 @@ class StatsSnapshot:
         rate_limited: answers at an earlier exit because the rate limiter had no tokens for the next segment.
         watch_macs: MACs of the drift check, which come on top of `macs`.
         latency_ms: 50th, 95th and 99th percentile, within 6 %; None before the first answer.
+        unsure: answers that the reject option withheld; they count at their exit and in `macs` like all others.
     """
 
     predictions: int
@@ -36,6 +37,7 @@ class StatsSnapshot:
     rate_limited: int
     watch_macs: int
     latency_ms: dict[str, float] | None
+    unsure: int = 0
 
     @property
     def mean_macs(self) -> float:
@@ -62,11 +64,18 @@ class RuntimeStats:
         self._full_macs, self._macs = full_macs, 0
         self._exits = [0] * exits
         self._latencies = [0] * (len(_EDGES_MS) + 1)
-        self._rate_limited = 0
+        self._rate_limited = self._unsure = 0
         self._watched = 0
         self._lock = threading.Lock()
 
-    def add(self, exits: Sequence[int], latency_ms: Sequence[float], macs: int, rate_limited: int = 0) -> None:
+    def add(
+        self,
+        exits: Sequence[int],
+        latency_ms: Sequence[float],
+        macs: int,
+        rate_limited: int = 0,
+        unsure: int = 0,
+    ) -> None:
         """Count answers.
 
         Args:
@@ -74,6 +83,7 @@ class RuntimeStats:
             latency_ms: milliseconds until each answer, (B,).
             macs: what the answers cost together.
             rate_limited: how many of them ended early for want of tokens.
+            unsure: how many of them are unsure.
         """
         buckets = [bisect_right(_EDGES_MS, ms) for ms in latency_ms]
         with self._lock:
@@ -82,6 +92,7 @@ class RuntimeStats:
             for bucket in buckets:
                 self._latencies[bucket] += 1
             self._rate_limited += rate_limited
+            self._unsure += unsure
             self._macs += macs
 
     def add_watched(self, rows: int) -> None:
@@ -93,11 +104,12 @@ class RuntimeStats:
         """A consistent copy."""
         with self._lock:
             exits, latencies = tuple(self._exits), self._latencies.copy()
-            rate_limited, watched, macs = self._rate_limited, self._watched, self._macs
+            rate_limited, watched, macs, unsure = self._rate_limited, self._watched, self._macs, self._unsure
         predictions = sum(exits)
         percentiles = {f"p{q}": _quantile_ms(latencies, q / 100) for q in (50, 95, 99)} if predictions else None
         saved = predictions * self._full_macs - macs
-        return StatsSnapshot(predictions, exits, macs, saved, rate_limited, watched * self._full_macs, percentiles)
+        watch_macs = watched * self._full_macs
+        return StatsSnapshot(predictions, exits, macs, saved, rate_limited, watch_macs, percentiles, unsure)
 
 
 def _quantile_ms(counts: Sequence[int], share: float) -> float:

@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from mexit.core.budget import NAMED_FRACTIONS
-from mexit.runtime.prediction import Prediction
+from mexit.runtime.prediction import UNSURE, Prediction
 from mexit.runtime.rate_limiter import RateLimiterState
 from mexit.runtime.runtime import Runtime
 from mexit.serving.oip import VERSION
@@ -80,6 +80,14 @@ class Metrics:
         self._predictions = Counter(
             "mexit_predictions_total", "Answered rows", ["model", "exit", "budget"], registry=registry
         )
+        self._unsure = Counter(
+            "mexit_unsure_total",
+            "Answered rows that the reject option withheld",
+            ["model", "budget"],
+            registry=registry,
+        )
+        for name in self._budgets:
+            self._unsure.labels(self._model, name)  # shown from the start, at zero
         self._macs = Counter("mexit_macs_total", "Multiply-adds spent", ["model"], registry=registry)
         self._saved_macs = Counter(
             "mexit_saved_macs_total", "Multiply-adds that the full network would have cost more", ["model"],
@@ -112,6 +120,8 @@ class Metrics:
         label = budget if budget in self._budgets else CUSTOM_BUDGET
         for k, count in collections.Counter(prediction.exit for prediction in predictions).items():
             self._predictions.labels(self._model, str(k), label).inc(count)
+        if unsure := sum(prediction.reason == UNSURE for prediction in predictions):
+            self._unsure.labels(self._model, label).inc(unsure)
         self._macs.labels(self._model).inc(sum(prediction.macs for prediction in predictions))
         self._saved_macs.labels(self._model).inc(sum(prediction.saved_macs for prediction in predictions))
 

@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from mexit.core.manifest import InputSpec
 from mexit.data.preprocess import check_tensor
 from mexit.errors import BadInput
-from mexit.runtime.prediction import Prediction
+from mexit.runtime.prediction import UNSURE, Prediction
 from mexit.runtime.request import RequestOptions
 from mexit.serving.limits import Limits
 from mexit.serving.request_body import parse_json, short_repr
 from mexit.serving.request_options import options_from_parameters
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+UNSURE_LABEL = -1  # of an unsure answer; tensors have no null
 VERSION = "1"  # a bundle never changes, so a model has one version
 INPUT_DATATYPE = "FP32"
 _FLOAT_BYTES = 4
@@ -56,7 +57,7 @@ class Output:
 
 OUTPUTS = {
     "probabilities": Output("FP32", "<f4", lambda prediction: prediction.probabilities, per_class=True),
-    "label": Output("INT64", "<i8", lambda prediction: prediction.index),
+    "label": Output("INT64", "<i8", lambda prediction: UNSURE_LABEL if prediction.index is None else prediction.index),
     "confidence": Output("FP32", "<f4", lambda prediction: prediction.confidence),
     "exit": Output("INT32", "<i4", lambda prediction: prediction.exit),
     "macs": Output("INT64", "<i8", lambda prediction: prediction.macs),
@@ -161,6 +162,7 @@ def _response_parameters(predictions: Sequence[Prediction]) -> dict[str, str | i
         "mexit_saved": sum(saved) / (sum(macs) + sum(saved)),
         "mexit_late_rows": sum(prediction.reason == "deadline" for prediction in predictions),
         "mexit_rate_limited_rows": sum(prediction.reason == "rate-limit" for prediction in predictions),
+        "mexit_unsure_rows": sum(prediction.reason == UNSURE for prediction in predictions),
         **({"mexit_receipts": json.dumps(receipts)} if receipts else {}),
     }
 

@@ -28,7 +28,7 @@ _ADDED: dict[str, Any] = {
     "teachers": [], "fraction": 1.0, "omit_class": None, "selection_steps": 10,
     "minutes": 0.0, "steps_done": 0, "lr_schedule": "steps", "warmup": 0.0, "nesterov": False, "decay_norms": True,
     "recompute_norms": 0, "short_attack_until": 0.0, "average_attack_until": 0.0, "exit_weights": [],
-    "validate_every": 1, "size": None, "channels": None, "mean": [], "std": [], "flip": None,
+    "validate_every": 1, "size": None, "channels": None, "mean": [], "std": [], "flip": None, "grey_bits": None,
     "group": "none", "split_seed": 0, "changes": [],
 }  # fmt: skip
 # Fields of mexit 0.1 that have another name now.
@@ -40,7 +40,17 @@ _OLD_OPTIONS: dict[str, dict[str, Any]] = {"cap": {"clean_weight": 0.0, "mix": F
 # Settings whose option of `mexit train` has another name, and those that have no option.
 _OPTION_NAMES = {"options": "--set", "teachers": "--teacher"} | {
     name: name
-    for name in ("decay_at", "decay_factor", "momentum", "selection_steps", "test_steps", "steps_done", "mean", "std")
+    for name in (
+        "decay_at",
+        "decay_factor",
+        "momentum",
+        "selection_steps",
+        "test_steps",
+        "steps_done",
+        "mean",
+        "std",
+        "grey_bits",
+    )
 }
 
 
@@ -110,6 +120,7 @@ class TrainSettings:
         channels: 1 (grey) or 3 (RGB); None = those of the architecture.
         mean, std: normalisation of the pixels, one number per channel, for pixels in [0, 1]; () = that of the
             architecture.
+        grey_bits: bits of a grey value in 16-bit files, see `PrepareSpec`; None = 16.
         group: how pictures that stay in one split are found, see `data.groups.find_groups`; "auto" for folders.
         split_seed: seed of the splits.
         changes: what `--resume` changed, in order: the `epoch` and `step` of the checkpoint, from 0, and the values
@@ -169,6 +180,7 @@ class TrainSettings:
     channels: int | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    grey_bits: int | None = None
     group: str = "none"
     split_seed: int = 0
     changes: tuple[Mapping[str, Any], ...] = ()
@@ -190,6 +202,7 @@ class TrainSettings:
         self._check_choice("augment", AUGMENTS)
         self._check(self.size is None or min(self.size) >= 1, "size", "must have sides of at least 1 pixel")
         self._check(self.channels in (None, 1, 3), "channels", "must be 1 or 3")
+        self._check(self.grey_bits is None or 9 <= self.grey_bits <= 16, "grey_bits", "must lie in 9 to 16")
         self._check(len(self.mean) == len(self.std), "mean", "must have as many numbers as std, one per channel")
         self._check(min(self.std, default=1) > 0, "std", "must be above 0")
         self._check(self.trades >= 0, "trades", "must be at least 0")
@@ -227,7 +240,8 @@ class TrainSettings:
         spec = model_spec(self.model)
         channels, *sides = spec.input_shape
         height, width = self.size or sides
-        return spec.with_input((self.channels or channels, height, width), self.mean, self.std)
+        spec = spec.with_input((self.channels or channels, height, width), self.mean, self.std)
+        return replace(spec, prepare=replace(spec.prepare, grey_bits=self.grey_bits))
 
     def training_attack(self, progress: float = 1.0) -> Attack | None:
         """The training attack, or None for a run on clean images.

@@ -29,16 +29,19 @@ class RunClock:
     _start_s: float = field(default=0.0, init=False)
     _call_s: float = field(default=0.0, init=False)
     _call_progress: float = field(default=0.0, init=False)
+    _call_samples: int = field(default=0, init=False)
     _validation_s: float | None = field(default=None, init=False)  # duration of the newest validation
     _validations_s: float = field(default=0.0, init=False)  # of all in this call
 
-    def start(self, elapsed_s: float, progress: float) -> None:
+    def start(self, elapsed_s: float, progress: float, samples: int) -> None:
         """Start the measurement of one call.
 
         Args:
             elapsed_s: seconds that the run has taken in earlier calls.
             progress: fraction of the run that is done, in [0, 1].
+            samples: samples processed in all epochs.
         """
+        self._call_samples = samples
         self._call_s = time.monotonic()
         self._start_s = self._call_s - elapsed_s
         self._call_progress = progress
@@ -89,7 +92,8 @@ class RunClock:
         if self._validation_s is not None:
             return self._validation_s / max(1, self.selection_images)
         share = _FORWARD_SHARE if self.settings.attack == "none" else 1.0
-        return share * self.elapsed_s() / samples if samples else 0.0
+        in_call = samples - self._call_samples
+        return share * (time.monotonic() - self._call_s) / in_call if in_call else 0.0
 
     def _work(self, progress: float) -> float:
         """Passes through the network for each image, up to this fraction of the run: the attack may grow."""

@@ -150,7 +150,7 @@ class Trainer:
         """
         if self.process_group.is_main:
             checkpoint.truncate_log(self.run, self.position.log)
-        self.clock.start(self.position.elapsed_s, self._epochs_done / self.settings.epochs)
+        self.clock.start(self.position.elapsed_s, self._epochs_done / self.settings.epochs, self._samples)
         saved_s = time.monotonic()
         while not self._finished:
             for _ in self._remaining_steps():

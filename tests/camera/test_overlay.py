@@ -39,6 +39,13 @@ def test_a_long_label_is_cut() -> None:
     assert not drawn[:, -4:].any()
 
 
+def test_an_unsure_answer_is_drawn_as_such() -> None:
+    frame = np.zeros((320, 320, 3), np.uint8)
+    unsure = Overlay(COSTS).draw(frame, prediction(label=None, index=None, reason="unsure"))
+    assert (unsure == Overlay(COSTS).draw(frame, prediction(label="unsure"))).all()
+    assert describe_cost(prediction(label=None, reason="unsure"), 3, len, 40)[0] == "exit 1 of 3  ·  25% of full cost"
+
+
 @pytest.mark.parametrize(
     ("label", "drawn"), [("stop sign", "stop sign"), ("größer, façade", "gro?er, facade"), ("猫", "?")]
 )

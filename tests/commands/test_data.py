@@ -91,13 +91,16 @@ def test_training_refuses_a_damaged_picture_and_leaves_nothing(damage: str, pets
 def test_training_notes_class_names_and_problems_before_the_first_step(pets: Path) -> None:
     Path("pets/00/notes.txt").write_text("x")
     Image.new("L", (3, 3), 9).save("pets/01/tiny.png")
+    Image.fromarray(np.linspace(0, 4095, 144).astype(np.uint16).reshape(12, 12)).save("pets/00/deep.png")
     done = typed(*TRAIN, "--out", "runs/pets")
     assert done.exit_code == 0, done.output
     said = done.stderr
     assert said.index("2 classes: Siamese cat, Border collie :dog:") < said.index("training ")
     assert "warning: skipped, because they are no pictures of a class: 1 .txt" in said
     assert "warning: 1 picture with a side below 8 pixels: 01/tiny.png" in said
+    assert "grey values of 16-bit files use 12 bits: they are divided by 16, in serving too" in said
     exported = typed("export", "runs/pets", "--out", "bundles/pets", "--no-calibrate")
     assert exported.exit_code == 0, exported.output
     manifest = json.loads(Path("bundles/pets/bundle.json").read_text())
     assert manifest["classes"] == ["Siamese cat", "Border collie :dog:"]
+    assert manifest["input"]["prepare"]["grey_bits"] == 12

@@ -108,3 +108,29 @@ def test_never_leave_keeps_the_scores_and_drops_the_thresholds() -> None:
 def test_thresholds_that_cannot_be_are_refused(thresholds: tuple[float, ...], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Policy("margin", False, (1.0, 1.0, 1.0), thresholds)
+
+
+@pytest.mark.parametrize(("score", "confident", "unsure"), [
+    (0.9, False, True), (1.0, False, False), (0.9, True, False), (math.nan, False, True), (-math.inf, True, False),
+])  # fmt: skip
+def test_an_answer_below_the_reject_threshold_is_unsure_unless_it_was_confident(score, confident, unsure) -> None:
+    policy = Policy("margin", False, (1.0, 1.0), (2.0,), (1.0, None))
+    assert policy.unsure(np.array([1]), np.array([score]), np.array([confident])).tolist() == [unsure]
+    assert policy.unsure(np.array([2]), np.array([-1e300]), np.array([False])).tolist() == [False]
+
+
+def test_a_policy_without_reject_thresholds_is_never_unsure() -> None:
+    policy = Policy("margin", False, (1.0, 1.0), (2.0,))
+    assert policy.unsure(np.array([1, 2]), np.array([-5.0, -5.0]), np.array([False, False])) is None
+
+
+@pytest.mark.parametrize("reject", [(1.0,), (1.0, 2.0, 3.0), (math.nan, 1.0), (1.0, math.inf)])
+def test_reject_thresholds_are_one_finite_number_per_exit(reject) -> None:
+    with pytest.raises(UsageError, match=r"reject thresholds|must be finite"):
+        Policy("margin", False, (1.0, 1.0), (2.0,), reject)
+
+
+def test_the_policy_of_full_keeps_its_reject_thresholds_and_that_of_a_latency_profile_does_not() -> None:
+    policy = Policy("margin", False, (1.0, 1.0), (2.0,), (1.0, 0.5))
+    assert policy.without_early_exit().reject == (1.0, 0.5)
+    assert policy.evaluate_all_heads().reject is None

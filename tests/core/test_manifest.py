@@ -107,6 +107,17 @@ def test_a_manifest_is_read_and_written_unchanged() -> None:
     assert Manifest.from_json(GOOD).cumulative_macs == (12, 42)
 
 
+def test_the_range_of_deep_grey_files_is_stored() -> None:
+    assert Manifest.from_json(GOOD).input.prepare.grey_bits is None
+    value = copy.deepcopy(GOOD)
+    value["input"]["prepare"]["grey_bits"] = 12
+    assert Manifest.from_json(value).to_json()["input"]["prepare"]["grey_bits"] == 12
+    for wrong in (8, 17, "12", 12.5, True):
+        value["input"]["prepare"]["grey_bits"] = wrong
+        with pytest.raises(Damaged, match="grey_bits"):
+            Manifest.from_json(value)
+
+
 def test_an_exported_manifest_has_exactly_these_fields(digits_bundle: Path) -> None:
     def shape(value: Any) -> Any:
         if isinstance(value, dict):

@@ -86,9 +86,9 @@ def test_what_is_no_policies_file_is_damaged(bundle_copy: Path, content: bytes) 
 
 
 def test_a_newer_file_is_told_apart_and_never_overwritten(bundle_copy: Path) -> None:
-    edit(bundle_copy, lambda value: value.update(version=2))
+    edit(bundle_copy, lambda value: value.update(version=3))
     for read in (Bundle.open(bundle_copy).policies, Bundle.open(bundle_copy).policies_or_empty):
-        with pytest.raises(SchemaTooNew, match="version 2 is newer than this mexit reads"):
+        with pytest.raises(SchemaTooNew, match="version 3 is newer than this mexit reads"):
             read()
 
 
@@ -99,6 +99,8 @@ CHANGES: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "name outside": (("named", "low"), 999, "a named budget points outside the frontier"),
     "name negative": (("named", "low"), -1, "a named budget points outside the frontier"),
     "fewer thresholds": (("frontier", 3, "thresholds"), [0.5], "3 temperatures need 2 thresholds"),
+    "fewer reject thresholds": (("frontier", 3, "reject"), [0.5, None], "3 temperatures need 3 reject thresholds"),
+    "text as reject threshold": (("frontier", 3, "reject"), [0.5, "a", None], r"reject\[1\]: expected float"),
     "text as threshold": (("frontier", 3, "thresholds"), ["a", None], r"thresholds\[0\]: expected float"),
     "temperature 0": (("temperatures",), [1.0, 0.0, 1.0], "temperatures must be positive"),
     "no ensemble": (("ensemble",), None, "ensemble: expected bool, found None"),

@@ -46,13 +46,15 @@ def step_through(policy: Policy, logits: np.ndarray) -> tuple[list[float], list[
 
 
 def check(policy: Policy, logits: np.ndarray) -> None:
-    _, leaves, probabilities = step_through(policy, logits)
+    scores, leaves, probabilities = step_through(policy, logits)
     for decides in (lambda _: True, lambda k: k % 2 == 0, lambda _: False):  # a caller may not ask at every exit
-        row = ScalarScorer(policy.scorer(logits.shape[1]), policy.thresholds)
+        row = ScalarScorer(policy.scorer(logits.shape[1]))
         for k in range(1, EXITS + 1):
             row.add(logits[k - 1 : k])
             if k < EXITS and decides(k):
-                assert row.should_exit() == leaves[k - 1], f"exit {k}"
+                assert row.reaches(policy.threshold(k)) == leaves[k - 1], f"exit {k}"
+            if decides(k):
+                assert row.reaches(0.25) == (scores[k - 1] >= 0.25), f"exit {k}, another threshold"
             assert row.probabilities().tobytes() == probabilities[k - 1].tobytes(), f"exit {k}"
 
 
@@ -85,10 +87,10 @@ def test_ordinary_rows_are_decided_by_the_estimate(measure, ensemble) -> None:
     policy = Policy(measure, ensemble, (1.0, 1.5, 0.7, 1.0), (0.5, -0.5, 2.5))
     expected = [step_through(policy, row)[1] for row in logits]
     for row_logits, leaves in zip(logits, expected, strict=True):
-        row = ScalarScorer(policy.scorer(10), policy.thresholds)
+        row = ScalarScorer(policy.scorer(10))
         for k in range(1, EXITS):
             row.add(row_logits[k - 1 : k])
-            assert row.should_exit() == leaves[k - 1]
+            assert row.reaches(policy.threshold(k)) == leaves[k - 1]
         assert not row.exact
 
 
@@ -127,7 +129,7 @@ def test_any_float_dtype(dtype) -> None:
 
 
 def test_logits_of_another_shape_say_found_and_expected() -> None:
-    row = ScalarScorer(Scorer("margin", False, (1.0, 1.0), 5), (1.0,))
+    row = ScalarScorer(Scorer("margin", False, (1.0, 1.0), 5))
     with pytest.raises(BadInput, match=r"exit 1 gave logits of shape \(1, 4\), expected \(1, 5\)"):
         row.add(np.zeros((1, 4), np.float32))
 
@@ -136,10 +138,10 @@ def test_logits_of_another_shape_say_found_and_expected() -> None:
 def test_exits_without_a_head_are_skipped_by_step_too(last) -> None:
     logits = np.array([[1.0, 2.0, 0.5], [0.25, last, 3.0]], np.float32)[:, None]
     policy = Policy("margin", False, (1.0, 1.0, 2.0), (None, 1.5))
-    row = ScalarScorer(policy.scorer(3), policy.thresholds)
+    row = ScalarScorer(policy.scorer(3))
     row.skip()
     row.add(logits[1])
     scorer = policy.scorer(3)
     _, probabilities, score = scorer.step(2, logits[1], scorer.start(1))
-    assert row.should_exit() == bool(should_exit(score, 1.5)[0]) == (last == 1.5)
+    assert row.reaches(1.5) == bool(should_exit(score, 1.5)[0]) == (last == 1.5)
     np.testing.assert_array_equal(row.probabilities(), probabilities[0])

@@ -155,6 +155,7 @@ def test_dark_and_blank_pictures(tmp_path: Path) -> None:
     fill(tmp_path)
     twelve = (np.arange(320).reshape(20, 16) * 12).astype(np.uint16)  # up to 3828 of 65535
     Image.fromarray(twelve).save(tmp_path / "cat/dark.png")
+    Image.fromarray((twelve * 17).astype(np.uint16)).save(tmp_path / "cat/deep.png")
     Image.new("RGB", (20, 16), "white").save(tmp_path / "dog/white.png")
     result = report(tmp_path)
     kinds = {problem.kind: problem for problem in result.problems}
@@ -163,7 +164,21 @@ def test_dark_and_blank_pictures(tmp_path: Path) -> None:
         "blank": ("dog/white.png",),
     }
     assert "multiply values of 12 bits in 16-bit files by 16" in kinds["dark"].text
-    assert result.modes == {"RGB": 49, "I;16": 1}
+    assert result.modes == {"RGB": 49, "I;16": 2}
+
+
+@pytest.mark.parametrize(("brightest", "bits"), [(1000, 10), (1024, 12), (4095, 12), (4096, 14), (65535, 16), (90, 10)])
+def test_the_bits_of_deep_grey_files_are_found(brightest: int, bits: int, tmp_path: Path) -> None:
+    fill(tmp_path)
+    assert report(tmp_path).grey_bits is None
+    for k, top in enumerate((brightest // 3, brightest)):
+        values = np.linspace(0, top, 320).astype(np.uint16).reshape(20, 16)
+        Image.fromarray(values).save(tmp_path / f"cat/deep{k}.png")
+    declared = np.linspace(0, 4095, 320).astype(">u2").tobytes()
+    (tmp_path / "dog/declared.pgm").write_bytes(b"P5 16 20 4095\n" + declared)
+    result = report(tmp_path)
+    assert result.grey_bits == bits
+    assert "dark" not in [problem.kind for problem in result.problems]
 
 
 def test_few_pictures_imbalance_and_names(tmp_path: Path) -> None:

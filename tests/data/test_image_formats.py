@@ -189,6 +189,24 @@ def test_the_declared_range_of_a_grey_file_is_used() -> None:
         assert found.max() >= 254, name
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_the_stored_range_holds_for_every_file_that_declares_none(kind: str, bits: int) -> None:
+    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    expected = np.minimum(deep.astype(int) >> (bits - 8), 255)
+    assert (levels(encode(deep, kind), 1, grey_bits=bits)[:, :, 0] == expected).all()
+    assert (levels(encode(deep >> (16 - bits), kind), 1, grey_bits=bits)[:, :, 0] == deep >> 8).all()
+    declared = b"P5 8 8 4095\n" + (deep >> 4).astype(">u2").tobytes()
+    assert (levels(declared, 1, grey_bits=bits) == levels(declared, 1)).all()
+    assert (levels(encode(IMAGE), grey_bits=bits) == IMAGE).all()
+
+
+@pytest.mark.parametrize("bits", [0, 8, 17])
+def test_other_ranges_are_refused(bits: int) -> None:
+    with pytest.raises(Damaged, match=f"prepare.grey_bits must lie in 9 to 16, found {bits}"):
+        spec(grey_bits=bits)
+
+
 @pytest.mark.parametrize("value", [-1, 65536], ids=["negative", "over 16 bits"])
 def test_grey_values_beyond_16_bits_are_refused(value: int) -> None:
     with pytest.raises(BadInput, match=f"expected grey values of 8 or 16 bits, found {value} to {value}"):

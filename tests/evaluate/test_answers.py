@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -53,3 +55,18 @@ def test_the_least_certain_may_be_right_and_come_once_for_each_group() -> None:
     assert answers([0, 1, 0], [0.9, 0.5, 0.2]).least_certain(2).tolist() == [2, 1]
     assert answers([1, 1, 1, 1], [0.9, 0.4, 0.3, 0.5], [4, 4, 4, 2]).least_certain(4).tolist() == [2, 3]
     assert answers([1, 1, 1, 1], [0.9, 0.4, 0.3, 0.5], [4, 4, 4, 2]).most_wrong(4).tolist() == [0, 3]
+
+
+def test_an_unsure_answer_is_none_and_never_among_the_wrong_ones() -> None:
+    rng = np.random.default_rng(2)
+    logits, labels = (2 * rng.normal(size=(2, 60, 3))).astype(np.float32), rng.integers(0, 3, 60)
+    policy = Policy("max-probability", False, (1.0, 1.0), (1.5,))
+    scored = ScoredExits.of(policy, logits)
+    withheld = replace(policy, reject=(None, 0.5))
+    before, after = (scored.answers("x", one, labels, np.arange(60)) for one in (policy, withheld))
+    unsure = (before.exits == 2) & (scored.scores[1] < 0.5)
+    assert 0 < unsure.sum() < 60
+    np.testing.assert_array_equal(after.answered, ~unsure)
+    np.testing.assert_array_equal(after.predicted, np.where(unsure, NO_ANSWER, before.predicted))
+    np.testing.assert_array_equal(scored.correct(withheld, labels), before.correct & ~unsure)
+    assert not unsure[after.most_wrong(60)].any()

@@ -58,7 +58,7 @@ def test_pictures_of_files_have_their_path_their_colours_and_their_shape(picture
     assert tile.picture.getpixel((5, 5)) == (255, 0, 0)
     assert tile.correct
     if os.name == "posix":
-        assert tile.file == "a/caf\\xe9 \\n.png"
+        assert tile.file == "a/caf\\xe9 \\x0a.png"
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])

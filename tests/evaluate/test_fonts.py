@@ -26,7 +26,7 @@ def test_a_character_without_a_font_is_a_question_mark_and_the_class_number_tell
     assert drawable(f"a{UNKNOWN}b") == "a?b"
     assert class_label(3, f"a{UNKNOWN}") == "a? (class 3)"
     assert class_label(3, "plain") == "plain"
-    assert drawable("a\nb") == "a\\nb"
+    assert drawable("a\nb") == "a\\x0ab"
 
 
 def test_marks_of_a_missing_character_are_left_out() -> None:

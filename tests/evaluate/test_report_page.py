@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from mexit.data.dataset import ArrayImages
+from mexit.data.dataset import ArrayImages, DataSet
+from mexit.evaluate.answers import NO_ANSWER
+from mexit.evaluate.details import describe_answers
 from mexit.evaluate.report_page import MAX_BYTES, report_page
 
 NAMES = ('Straße <b>"x"</b> 猫', "</style><script>alert(1)</script>", "$x_1$ & 'y'", "\u202eright to left")
@@ -108,16 +111,24 @@ def test_groups_and_missing_answers_are_shown_where_there_are_some(make_details,
 def test_a_perfect_network_has_a_page(make_details, report) -> None:
     details = make_details(["a", "b"], n=2)
     labels = details.answers.predicted  # every answer is right
-    from dataclasses import replace
-
-    from mexit.data.dataset import DataSet
-    from mexit.evaluate.details import describe_answers
-
     answers = replace(details.answers, labels=labels)
     data = DataSet("x", ("a", "b"), ArrayImages(np.zeros((2, 8, 8), np.uint8)), labels, "", None)
     text = Page(report_page("run", report, describe_answers(answers, {}, details.reliability, data))).text
     assert "There is no wrong answer." in text
     assert "None: there are no wrong answers with the highest confidence." in text
+
+
+def test_unsure_answers_have_a_column_and_a_count(make_details, report) -> None:
+    details = make_details(["a", "b"])
+    predicted = np.where(np.arange(60) < 9, NO_ANSWER, details.answers.predicted)
+    data = DataSet("x", ("a", "b"), ArrayImages(np.zeros((60, 8, 8), np.uint8)), details.answers.labels, "", None)
+    unsure = describe_answers(replace(details.answers, predicted=predicted), {}, details.reliability, data)
+    text = Page(report_page("run", report, unsure)).text
+    assert "no answer (unsure)9" in text
+    assert "of the answers are correct" in text
+    assert "true \\ answerabno answer" in text
+    assert unsure.to_json()["no_answer"] == 9
+    assert "unsure" not in Page(report_page("run", report, details)).text
 
 
 def test_a_thousand_classes_with_long_names_and_noisy_pictures_stay_within_the_bound(make_details, report) -> None:

@@ -21,13 +21,15 @@ from mexit.core.exit_policy import Policy
 from mexit.errors import BackendError, DeadlineExceeded, Overloaded
 from mexit.runtime.backends.base import HostCarried
 from mexit.runtime.backends.fake import FakeBackend, images_for
-from mexit.runtime.batching import BatchLatencyTable, ContinuousBatcher
+from mexit.runtime.batch_latency import BatchLatencyTable
+from mexit.runtime.batching import ContinuousBatcher
 from mexit.runtime.rate_limiter import RateLimit, RateLimiter, RateLimits, segment_macs
 from mexit.runtime.reference import answer_slowly
 from mexit.runtime.request import MAX_BATCH
 
 SAMPLES, CLASSES, SHAPE = 50, 10, (1, 8, 8)
 THRESHOLDS = {"low": (0.3, 0.3), "medium": (1.0, None), "high": (None, 1.0)}
+REJECT = {"low": (0.2, 0.2, 2.0), "medium": (0.5, 1.0, 1.0), "high": None}
 BUDGETS = (*THRESHOLDS, "full")
 FLAT = BatchLatencyTable.from_times((1, 64), [[1e-3] * 3, [1.01e-3] * 3])  # large batches are efficient
 LINEAR = BatchLatencyTable.from_times((1,), [[1e-3] * 3])  # a batch saves nothing
@@ -51,8 +53,8 @@ def bundle(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory, reques
     [entry] = policies.entries
     point = entry.frontier[0]
     frontier = tuple(
-        replace(point, budget_macs=place, thresholds=thresholds)
-        for place, thresholds in enumerate(THRESHOLDS.values(), start=1)
+        replace(point, budget_macs=place, thresholds=thresholds, reject=REJECT[name])
+        for place, (name, thresholds) in enumerate(THRESHOLDS.items(), start=1)
     )
     fake = replace(
         entry,
@@ -140,11 +142,14 @@ class Setup:
     def check(self, rows: Sequence[int], budget: str, predictions: Sequence[Prediction]) -> None:
         """The predictions are those of the reference."""
         images = images_for(np.asarray(rows), SHAPE)
-        exits, probabilities = answer_slowly(self.backend, images, self.runtime.policy(budget), CLASSES)
+        exits, probabilities, unsure = answer_slowly(self.backend, images, self.runtime.policy(budget), CLASSES)
         assert [one.exit for one in predictions] == exits.tolist()
         for one, expected in zip(predictions, probabilities, strict=True):
             np.testing.assert_array_equal(one.probabilities, expected)
-        assert all(one.reason == ("last" if one.exit == 3 else "confident") for one in predictions)
+        reasons = ["last" if k == 3 else "confident" for k in exits.tolist()]
+        expected_reasons = ["unsure" if one else reason for one, reason in zip(unsure, reasons, strict=True)]
+        assert [one.reason for one in predictions] == expected_reasons
+        assert [one.label is None for one in predictions] == unsure.tolist()
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def test_engine_equals_reference_for_every_measure(measure, ensemble) -> None:
     thresholds = tuple(float(np.median(row)) for row in scores[:2])
     policy = Policy(measure, ensemble, (1.0, 2.0, 0.5), thresholds)
     fast = answer(fake, images(range(40)), policy, 5)
-    exits, probabilities = answer_slowly(fake, images(range(40)), policy, 5)
+    exits, probabilities, _ = answer_slowly(fake, images(range(40)), policy, 5)
     np.testing.assert_array_equal(fast.exits, exits)
     np.testing.assert_array_equal(fast.probabilities, probabilities)
     assert set(exits) == {1, 2, 3}
@@ -49,15 +49,21 @@ def test_engine_equals_reference_for_every_measure(measure, ensemble) -> None:
 @given(
     st.integers(0, 1000),
     st.lists(st.one_of(st.none(), st.floats(-3, 3)), min_size=2, max_size=2),
+    st.none() | st.lists(st.one_of(st.none(), st.floats(-3, 3)), min_size=3, max_size=3).map(tuple),
     st.lists(st.integers(0, 39), min_size=0, max_size=12),
+    st.sampled_from([None, lambda _, rows: rows // 2]),
 )
-def test_any_batch_in_any_order_equals_the_reference(seed, thresholds, rows) -> None:
+def test_any_batch_in_any_order_equals_the_reference(seed, thresholds, reject, rows, permit) -> None:
     fake = backend(seed=seed)
-    policy = Policy("max-probability", False, (1.0,) * 3, tuple(thresholds))
-    fast = answer(fake, images(rows), policy, 5)
-    slow = answer_slowly(fake, images(rows), policy, 5)
-    np.testing.assert_array_equal(fast.exits, slow[0])
-    assert fast.probabilities.tolist() == slow[1].tolist()
+    policy = Policy("max-probability", False, (1.0,) * 3, tuple(thresholds), reject)
+    fast = answer(fake, images(rows), policy, 5, permit=permit)
+    exits, probabilities, unsure = answer_slowly(fake, images(rows), policy, 5, permit)
+    np.testing.assert_array_equal(fast.exits, exits)
+    assert fast.probabilities.tolist() == probabilities.tolist()
+    assert (fast.unsure is None) == (reject is None)
+    assert (
+        np.zeros(len(rows)).tolist() == unsure.tolist() if reject is None else fast.unsure.tolist() == unsure.tolist()
+    )
 
 
 def test_dead_rows_are_not_computed() -> None:
@@ -99,7 +105,7 @@ def test_an_exit_that_does_not_exist_is_refused(max_exit) -> None:
 def test_bundle_answers_equal_the_reference_on_every_test_image(digits_bundle, test_digits, budget) -> None:
     runtime = Runtime.open(digits_bundle, budget)
     tensor = runtime.prepare(list(test_digits[0]))
-    exits, probabilities = answer_slowly(runtime.backend, tensor, runtime.policy(), 10)
+    exits, probabilities, _ = answer_slowly(runtime.backend, tensor, runtime.policy(), 10)
     predictions = runtime(list(test_digits[0]))
     assert [found.exit for found in predictions] == exits.tolist()
     assert [found.index for found in predictions] == probabilities.argmax(axis=1).tolist()
@@ -121,7 +127,7 @@ LEFT_OUT = Policy("max-probability", False, (1.0,) * 3, (None, 0.5))
 def test_a_head_that_nobody_asks_does_not_run() -> None:
     fake = backend()
     answers = answer(fake, images(range(40)), LEFT_OUT, 5)
-    exits, probabilities = answer_slowly(backend(), images(range(40)), LEFT_OUT, 5)
+    exits, probabilities, _ = answer_slowly(backend(), images(range(40)), LEFT_OUT, 5)
     np.testing.assert_array_equal(answers.exits, exits)
     np.testing.assert_array_equal(answers.probabilities, probabilities)
     assert answers.active_heads == (False, True, True)

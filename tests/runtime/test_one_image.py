@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,14 +53,18 @@ def test_each_test_image_alone_equals_the_reference_and_the_batch_to_the_last_bi
     backend, images, measure, ensemble
 ) -> None:
     policy = mixed(backend, images, measure, ensemble)
-    exits, probabilities = answer_slowly(backend, images, policy, 10)
+    scores = policy.scorer(10).score(run_all_exits(backend, images))
+    policy = replace(policy, reject=tuple(float(np.quantile(row, 0.2)) for row in scores))
+    exits, probabilities, unsure = answer_slowly(backend, images, policy, 10)
     assert set(exits) == {1, 2, 3}
+    assert 0 < unsure.sum() < (exits == 3).sum()
     together = answer(backend, images, policy, 10)
     for row in range(len(images)):
         alone = answer(backend, images[row : row + 1], policy, 10)
         assert alone.exits.tolist() == [exits[row]] == [together.exits[row]]
         assert alone.probabilities.tobytes() == probabilities[row].tobytes()
         assert alone.reasons == together.reasons[row : row + 1]
+        assert alone.unsure.tolist() == [unsure[row]] == [together.unsure[row]]
         assert len(alone.segment_seconds) == exits[row]
         assert sum(alone.segment_seconds) == pytest.approx(alone.seconds[0])
 
@@ -97,6 +102,26 @@ def test_caps_deadlines_and_tokens_do_what_they_do_to_batches(thresholds, row, m
     )
     assert alone.probabilities[0].tobytes() == two.probabilities[0].tobytes()
     assert len(alone.segment_seconds) == len(two.segment_seconds)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_an_image_forced_to_an_exit_is_unsure_by_the_threshold_of_that_exit(backend, images, measure, k) -> None:
+    """Its score may have been estimated for the exit's own threshold before; `agreement` counts an exit only once."""
+    policy = mixed(backend, images, measure, False)
+    scores = policy.scorer(10).score(run_all_exits(backend, images))
+    policy = replace(policy, reject=tuple(float(np.quantile(row, 0.4)) for row in scores))
+    together = answer(backend, images, policy, 10, max_exit=k)
+    at_k = together.exits == k
+    confident = np.array([reason == "confident" for reason in together.reasons])
+    expected = ~confident & (scores[k - 1] < policy.reject[k - 1])
+    assert together.unsure[at_k].tolist() == expected[at_k].tolist()
+    assert not together.unsure[~at_k].any()
+    assert 0 < together.unsure.sum() < len(images)
+    for row in range(0, len(images), 7):
+        alone = answer(backend, images[row : row + 1], policy, 10, max_exit=k)
+        assert alone.unsure.tolist() == [together.unsure[row]]
+        assert alone.probabilities.tobytes() == together.probabilities[row].tobytes()
 
 
 def test_concurrent_calls_do_not_share_buffers(backend, images, monkeypatch) -> None:

@@ -28,7 +28,7 @@ from mexit.train.picture_defaults import (
 from mexit.train.precision import Precision
 
 SIGNS = PictureSample((40, 41), grey=False)
-TWO_CORES = 60e9  # MACs per second
+TWO_CORES = 100e9  # MACs per second
 
 
 def fit(
