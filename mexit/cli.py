@@ -10,12 +10,14 @@ import functools
 import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads collapse under any other load
 
 import typer
+from typer.core import TyperCommand
 
 from mexit import __version__
 from mexit.commands import (
@@ -34,6 +36,7 @@ from mexit.commands import (
     serve,
     train,
 )
+from mexit.core.environment import unknown_variables
 from mexit.errors import MexitError
 
 P = ParamSpec("P")
@@ -59,7 +62,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot encode are shown escaped
             stream.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        sys.exit(output.system_error(error))
 
 
 def exit_on_error(command: Callable[P, None]) -> Callable[P, None]:
@@ -75,10 +85,22 @@ def exit_on_error(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             output.error("stopped")
             raise typer.Exit(130) from None
-        except BrokenPipeError:
-            raise typer.Exit(0) from None
+        except OSError as error:
+            raise typer.Exit(output.system_error(error)) from None
 
     return wrapper
+
+
+class Command(TyperCommand):
+    """A command that rejects an option which is given twice but holds one value; the last one would win silently."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments. Raises the usage error of typer."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option, count in Counter(given).items():
+            if count > 1 and not getattr(option, "multiple", True) and not option.is_eager:
+                ctx.fail(f"Option '{option.opts[0]}' is given {count} times; it takes one value.")
+        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(
@@ -92,7 +114,7 @@ app = typer.Typer(
     add_completion=False,
 )
 for command in COMMANDS:
-    app.command()(exit_on_error(command))
+    app.command(cls=Command)(exit_on_error(command))
 
 
 def _version(wanted: bool) -> None:
@@ -108,3 +130,6 @@ def _root(
     ] = False,
 ) -> None:
     del version
+    for name, near in unknown_variables(os.environ).items():
+        if near is not None:
+            output.warning(f"{name} is set, but mexit does not read it: did you mean {near}?")

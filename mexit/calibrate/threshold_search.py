@@ -20,6 +20,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.calibrate.clusters import group_sums
 from mexit.calibrate.geometric import ALWAYS, Ranking, geometric
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.exit_policy import Thresholds, should_exit
@@ -66,10 +67,13 @@ def pareto_front(results: Iterable[ThresholdResult]) -> list[ThresholdResult]:
 
 
 def clearly_better(evaluator: TraceEvaluator, thresholds: Thresholds, baseline: Thresholds) -> bool:
-    """Whether thresholds beat a baseline by more than `STANDARD_ERRORS` of the paired difference in correctness."""
-    ours, theirs = evaluator.hits(thresholds), evaluator.hits(baseline)
-    wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return bool(wins - losses > STANDARD_ERRORS * np.sqrt(wins + losses))
+    """Whether thresholds beat a baseline by more than `STANDARD_ERRORS` of the paired difference in correctness.
+
+    The standard error counts groups where there are some.
+    """
+    gains = evaluator.hits(thresholds).astype(np.float64) - evaluator.hits(baseline)
+    per_group, _ = group_sums(gains, evaluator.groups)
+    return bool(gains.sum() > STANDARD_ERRORS * np.sqrt((per_group**2).sum()))
 
 
 def _search_grid(evaluator: TraceEvaluator) -> list[ThresholdResult]:

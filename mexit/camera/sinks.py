@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -43,11 +44,22 @@ class JsonLines:
             self._file.write(line + "\n")
             self._file.flush()
         except OSError as error:
-            raise MexitError(f"could not write {self._path}: {error.strerror or error}") from None
+            raise self._failed(error) from None
 
     def close(self) -> Path | None:
-        """Close the file; return its path, or None if no frame came."""
+        """Close the file; return its path, or None if no frame came. Raises `MexitError` if that fails."""
         if self._file is None:
             return None
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._failed(error) from None
         return self._path
+
+    def _failed(self, error: OSError) -> MexitError:
+        """The error to raise. The file is given up: closing it again would try to write the same line."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+        return MexitError(f"could not write {self._path}: {error.strerror or error}")

@@ -104,10 +104,12 @@ def image_size(text: str | None) -> tuple[int, int] | None:
 
 def pairs(texts: list[str], flag: str) -> dict[str, str]:
     """Parse `NAME=VALUE` texts of a repeatable flag into a dictionary. Raises `UsageError`."""
-    values = {}
+    values: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             raise UsageError(f"{flag} expects NAME=VALUE, not '{text}'")
+        if name in values:
+            raise UsageError(f"{flag} {name} is given twice: {values[name]} and {value}; give it once")
         values[name] = value
     return values

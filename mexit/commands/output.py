@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -31,12 +34,12 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Print one line."""
-        err.print(_plain(redact_text(text)), style="dim", soft_wrap=True)
+        _say_on_stderr(printable_lines(redact_text(text)), style="dim")
 
     def log(self, text: str) -> None:
         """Print one line unless a progress bar shows the same."""
         if not err.is_terminal:
-            err.print(_plain(redact_text(text)), soft_wrap=True)
+            _say_on_stderr(printable_lines(redact_text(text)))
 
     @contextmanager
     def track(self, text: str, total: int) -> Iterator[Advance]:
@@ -81,7 +84,43 @@ def paragraph(text: str) -> None:
 
 def error(text: str) -> None:
     """Print an error message on standard error, without the passwords of addresses in it."""
-    err.print(f"[bold red]error:[/] {escape(printable(redact_text(text)))}", soft_wrap=True)
+    _say_on_stderr(printable(redact_text(text)), "[bold red]error:[/] ")
+
+
+def warning(text: str) -> None:
+    """Print a warning on standard error."""
+    _say_on_stderr(printable(redact_text(text)), "[yellow]warning:[/] ")
+
+
+def _say_on_stderr(text: str, markup: str = "", style: str | None = None) -> None:
+    """Print one line on standard error. A full disk or a closed pipe there hides only the line."""
+    with suppress(OSError):
+        err.print(markup + escape(text), style=style, soft_wrap=True)
+
+
+def system_error(cause: OSError) -> int:
+    """Print one line about an error of the system, such as a full disk, and return the exit code.
+
+    A closed standard output (`mexit ... | head`) is no error.
+    """
+    _discard_output()
+    if isinstance(cause, BrokenPipeError):
+        return 0
+    writing = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    what = cause.filename or ("could not write the output" if writing else "the system failed")
+    error(f"{os.fsdecode(what)}: {cause.strerror or cause}")
+    return 1
+
+
+def _discard_output() -> None:
+    """Drop what a standard output that cannot be written still holds: Python would fail on it again at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, AttributeError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
 
 
 def next_commands(*lines: str) -> None:

@@ -14,6 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mexit.errors import UsageError
+
+THREADS_PER_PROCESSOR = 4
 _UNLIMITED_BYTES = 1 << 60  # version 1 writes "no limit" as a number above this one
 
 
@@ -45,6 +48,22 @@ def read_limits(root: Path = Path("/")) -> ResourceLimits:
     sizes = [*_values(root, "memory", "memory.limit_in_bytes"), *_values(root, "", "memory.max")]
     limits = [values[0] for values in sizes if len(values) == 1 and values[0] < _UNLIMITED_BYTES]
     return ResourceLimits(processors, min(quotas, default=None), min(limits, default=None))
+
+
+def check_threads(threads: int) -> None:
+    """Refuse a number of threads that cannot be meant: threads without a processor wait for each other.
+
+    Raises:
+        UsageError: fewer than 1, or more than `THREADS_PER_PROCESSOR` for each processor of the machine.
+    """
+    if threads < 1:
+        raise UsageError(f"threads must be at least 1, found {threads}")
+    processors = os.cpu_count() or 1
+    if threads > THREADS_PER_PROCESSOR * processors:
+        raise UsageError(
+            f"threads must be at most {THREADS_PER_PROCESSOR * processors}, which is {THREADS_PER_PROCESSOR} for each "
+            f"of the {processors} processors of this machine; found {threads}"
+        )
 
 
 def processor_name() -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.progress import Progress
-from mexit.data.dataset import DataSet, FileImages
+from mexit.data.dataset import DataSet, FileImages, UnlabelledImages
 from mexit.data.name_sequences import MAX_SHARE, NamedPictures, joined, named_sequences
 from mexit.data.near_duplicates import near_duplicates, thumbnails
 from mexit.errors import BadInput, UsageError
@@ -53,11 +53,12 @@ def default_group(data: str) -> str:
     return AUTO if data.startswith("folder:") else NONE
 
 
-def find_groups(data: DataSet, how: str, progress: Progress | None = None) -> Grouping | None:
+def find_groups(data: DataSet | UnlabelledImages, how: str, progress: Progress | None = None) -> Grouping | None:
     """Find the groups of a data set.
 
     Args:
-        data: the data set; without image files, "auto" looks for near-duplicates only.
+        data: the data set; without image files, "auto" looks for near-duplicates only. Images without labels count as
+            one class.
         how: "none"; "folder": the images of each subfolder of a class folder; "auto": sequences in file names and
             near-duplicates; or a regular expression that is searched in the path of each image below the data folder:
             images with the same capture groups (or, without capture groups, the same match) form a group.
@@ -72,6 +73,9 @@ def find_groups(data: DataSet, how: str, progress: Progress | None = None) -> Gr
     """
     if how == NONE:
         return None
+    if isinstance(data, UnlabelledImages):
+        labels = np.zeros(len(data), np.int64)
+        data = DataSet(data.name, ("pictures",), data.images, labels, data.sha256, None)
     if how == AUTO:
         return _automatic(data, progress)
     if not isinstance(data.images, FileImages):

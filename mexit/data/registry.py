@@ -12,7 +12,7 @@ from mexit.core.printable import printable
 from mexit.data import cifar, digits, folder, idx, imagenet, tiny_imagenet
 from mexit.data.dataset import DataSet, UnlabelledImages
 from mexit.data.splits import Splits
-from mexit.errors import UsageError
+from mexit.errors import MexitError, UsageError
 
 _FOLDER = "folder:"
 _IMAGENETS = {tiny_imagenet.NAME: tiny_imagenet.load, imagenet.NAME: imagenet.load}
@@ -64,6 +64,15 @@ def load_bundle_data(bundle: Bundle, data_dir: str | Path | None = None) -> tupl
     data = load(splits.data_set, data_dir)
     splits.check(data)
     return data, splits
+
+
+def bundle_data_is_readable(bundle: Bundle, data_dir: str | Path | None = None) -> bool:
+    """Whether the data set of a bundle can be read on this machine."""
+    try:
+        load_bundle_data(bundle, data_dir)
+    except MexitError:
+        return False
+    return True
 
 
 def load_unlabelled(name: str) -> UnlabelledImages | None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mexit.attacks.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from mexit.attacks.soft_policy import Decision, decide
+from mexit.calibrate.clusters import mean_with_error
 from mexit.core.cost import exit_counts, mean_macs
 from mexit.core.progress import Progress
 from mexit.data.dataset import split_batches
@@ -73,7 +74,11 @@ def run_corruptions_group(target: EvaluationTarget, index: Index, progress: Prog
 
 
 def corruption_report(
-    outcomes: Mapping[Condition, Outcome], clean_logits: Logits, labels: Labels, target: EvaluationTarget
+    outcomes: Mapping[Condition, Outcome],
+    clean_logits: Logits,
+    labels: Labels,
+    target: EvaluationTarget,
+    groups: Index | None = None,
 ) -> dict[str, Any]:
     """The report's `corruptions`.
 
@@ -82,6 +87,7 @@ def corruption_report(
         clean_logits: of the same images without corruption, (E, N, C).
         labels: (N,).
         target: its budgets and costs.
+        groups: group ids (N,), which standard errors count; None without groups.
 
     Returns:
         `clean`, `conditions` (one row for each corruption and severity), `per_corruption` (means over severities) and
@@ -89,40 +95,43 @@ def corruption_report(
     """
     clean = Outcome.of(clean_logits, labels, target)
     names = dict.fromkeys(name for name, _ in outcomes)
-    groups = {name: [outcome for (one, _), outcome in outcomes.items() if one == name] for name in names}
+    severities = {name: [outcome for (one, _), outcome in outcomes.items() if one == name] for name in names}
     return {
-        "clean": _condition_row(clean, labels, target),
+        "clean": _condition_row(clean, labels, target, groups),
         "conditions": [
-            {"corruption": name, "severity": severity} | _condition_row(outcome, labels, target)
+            {"corruption": name, "severity": severity} | _condition_row(outcome, labels, target, groups)
             for (name, severity), outcome in outcomes.items()
         ],
         "per_corruption": [
-            {"corruption": name} | _mean_row(group, clean, labels, target) for name, group in groups.items()
+            {"corruption": name} | _mean_row(own, clean, labels, target, groups) for name, own in severities.items()
         ],
-        "mean": _mean_row(list(outcomes.values()), clean, labels, target),
+        "mean": _mean_row(list(outcomes.values()), clean, labels, target, groups),
     }
 
 
-def _condition_row(outcome: Outcome, labels: Labels, target: EvaluationTarget) -> dict[str, Any]:
+def _condition_row(outcome: Outcome, labels: Labels, target: EvaluationTarget, groups: Index | None) -> dict[str, Any]:
     """Accuracy of every exit, and accuracy and cost of every budget, under one condition."""
     budgets = {
-        name: accuracy_and_cost(budget, outcome.decisions[name], labels, target.cumulative_macs)
+        name: accuracy_and_cost(budget, outcome.decisions[name], labels, target.cumulative_macs, groups)
         for name, budget in target.budgets.items()
     }
-    return {"exits": [accuracy(correct) for correct in outcome.correct], "budgets": budgets}
+    return {"exits": [accuracy(correct, groups) for correct in outcome.correct], "budgets": budgets}
 
 
-def _mean_row(group: Sequence[Outcome], clean: Outcome, labels: Labels, target: EvaluationTarget) -> dict[str, Any]:
+def _mean_row(
+    own: Sequence[Outcome], clean: Outcome, labels: Labels, target: EvaluationTarget, groups: Index | None
+) -> dict[str, Any]:
     """Means over several conditions; cost and exits taken are those of all images under all of them."""
     exits = [
-        _mean_accuracy((outcome.correct[k] for outcome in group), clean.correct[k]) for k in range(len(clean.correct))
+        _mean_accuracy((outcome.correct[k] for outcome in own), clean.correct[k], groups)
+        for k in range(len(clean.correct))
     ]
     budgets = {}
     for name, budget in target.budgets.items():
-        right = (outcome.decisions[name].classes == labels for outcome in group)
-        taken = np.concatenate([outcome.decisions[name].exits for outcome in group])
+        right = (outcome.decisions[name].classes == labels for outcome in own)
+        taken = np.concatenate([outcome.decisions[name].exits for outcome in own])
         cost, counts = mean_macs(taken, budget.exit_macs), exit_counts(taken, len(exits))
-        budgets[name] = _mean_accuracy(right, clean.decisions[name].classes == labels) | {
+        budgets[name] = _mean_accuracy(right, clean.decisions[name].classes == labels, groups) | {
             "mean_macs": cost,
             "saved": 1 - cost / target.cumulative_macs[-1],
             "exit_shares": (counts / len(taken)).tolist(),
@@ -130,14 +139,19 @@ def _mean_row(group: Sequence[Outcome], clean: Outcome, labels: Labels, target: 
     return {"exits": exits, "budgets": budgets}
 
 
-def _mean_accuracy(conditions: Iterable[NDArray[np.bool_]], clean: NDArray[np.bool_]) -> dict[str, Any]:
+def _mean_accuracy(
+    conditions: Iterable[NDArray[np.bool_]], clean: NDArray[np.bool_], groups: Index | None
+) -> dict[str, Any]:
     """Mean accuracy and drop from whether each image was correct, (N,), under several conditions and clean."""
     per_image: PerImage = np.mean(list(conditions), axis=0)
-    value, stderr = _mean_and_error(per_image)
-    drop, drop_stderr = _mean_and_error(clean - per_image)
+    value, stderr = _mean_and_error(per_image, groups)
+    drop, drop_stderr = _mean_and_error(clean - per_image, groups)
     return {"value": value, "n": len(clean), "stderr": stderr, "drop": drop, "drop_stderr": drop_stderr}
 
 
-def _mean_and_error(values: PerImage) -> tuple[float, float]:
-    """The mean of (N,) and its standard error."""
+def _mean_and_error(values: PerImage, groups: Index | None) -> tuple[float, float]:
+    """The mean of (N,) and its standard error, which counts groups where there are some."""
+    if groups is not None and len(np.unique(groups)) > 1:
+        estimate = mean_with_error(values, groups)
+        return estimate.value, estimate.stderr
     return float(values.mean()), float(values.std() / np.sqrt(len(values)))

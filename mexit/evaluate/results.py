@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mexit.attacks.slowdown import efficacy
 from mexit.attacks.soft_policy import Decision, decide
+from mexit.calibrate.clusters import mean_with_error
 from mexit.core.cost import exit_counts, mean_macs
 from mexit.evaluate.target import BudgetPolicy, EvaluationTarget, Index, Labels, Logits
 from mexit.train.validation import correct_predictions
@@ -39,6 +40,7 @@ class AttackResults:
         transfer: condition to logits (E, S, C): images crafted on another run.
         budgets: budget and condition to logits (E, S, C): attacks on the policy of one budget.
         autoattack: exit (from 1) to logits (E, S, C): AutoAttack on this exit.
+        groups: group ids of all N samples, (N,), which standard errors count; None without groups.
     """
 
     labels: Labels
@@ -47,6 +49,11 @@ class AttackResults:
     transfer: dict[str, Logits] = field(default_factory=dict)
     budgets: dict[str, dict[str, Logits]] = field(default_factory=dict)
     autoattack: dict[int, Logits] = field(default_factory=dict)
+    groups: Index | None = None
+
+    def groups_at(self, index: Index) -> Index | None:
+        """The group ids of the samples at some positions; None without groups."""
+        return None if self.groups is None else self.groups[index]
 
     @property
     def exits(self) -> int:
@@ -76,9 +83,15 @@ class AttackResults:
         return conditions | self.budgets.get(budget or "", {})
 
 
-def accuracy(correct: Correct) -> dict[str, float | int]:
-    """The share of correct samples with its binomial standard error, from (N,) bool."""
+def accuracy(correct: Correct, groups: Index | None = None) -> dict[str, float | int]:
+    """The share of correct samples with its standard error, from (N,) bool.
+
+    The error is binomial; with group ids (N,) it counts groups, see `calibrate.clusters`.
+    """
     value, n = float(correct.mean()), len(correct)
+    if groups is not None and len(np.unique(groups)) > 1:
+        estimate = mean_with_error(correct.astype(np.float64), groups)
+        return {"value": value, "n": n, "groups": estimate.groups, "stderr": estimate.stderr}
     return {"value": value, "n": n, "stderr": float(np.sqrt(value * (1 - value) / n))}
 
 
@@ -91,17 +104,20 @@ def correct_at(logits: Logits, labels: Labels, k: int) -> Correct:
 def exit_rows(results: AttackResults) -> list[dict[str, Any]]:
     """The report's `exits`: accuracy of each exit under each shown condition and in the worst case."""
     worst = worst_per_exit(results)
-    strong_labels = results.labels[results.strong_index]
+    strong_labels, strong_groups = results.labels[results.strong_index], results.groups_at(results.strong_index)
     rows: list[dict[str, Any]] = []
     for k in range(1, results.exits + 1):
         row: dict[str, Any] = {"exit": k}
         shown = [name for name in SHOWN if name in results.pgd]
-        row |= {name: accuracy(correct_at(results.pgd[name], results.labels, k)) for name in shown}
-        row |= {name: accuracy(correct_at(logits, strong_labels, k)) for name, logits in results.transfer.items()}
+        row |= {name: accuracy(correct_at(results.pgd[name], results.labels, k), results.groups) for name in shown}
+        row |= {
+            name: accuracy(correct_at(logits, strong_labels, k), strong_groups)
+            for name, logits in results.transfer.items()
+        }
         if k in results.autoattack:
-            row["autoattack"] = accuracy(correct_at(results.autoattack[k], strong_labels, k))
+            row["autoattack"] = accuracy(correct_at(results.autoattack[k], strong_labels, k), strong_groups)
         if results.attacked:
-            row["worst"] = accuracy(worst[k - 1])
+            row["worst"] = accuracy(worst[k - 1], results.groups_at(results.common_index))
         rows.append(row)
     return rows
 
@@ -119,32 +135,42 @@ def transfer_matrix(results: AttackResults) -> list[list[dict[str, Any]]]:
     if not results.attacked:
         return []
     attacked = [results.pgd[f"exit {k}"] for k in range(1, results.exits + 1)]
-    return [[accuracy(correct) for correct in correct_predictions(logits, results.labels)] for logits in attacked]
+    return [
+        [accuracy(correct, results.groups) for correct in correct_predictions(logits, results.labels)]
+        for logits in attacked
+    ]
 
 
 def budget_rows(results: AttackResults, target: EvaluationTarget) -> dict[str, Any]:
     """The report's `budgets`: accuracy and cost of each budget under each condition and in the worst case."""
     rows: dict[str, Any] = {}
-    strong_labels = results.labels[results.strong_index]
+    every, strong = np.arange(len(results.labels)), results.strong_index
     for name, budget in target.budgets.items():
-        conditions = {shown: (results.pgd[shown], results.labels) for shown in SHOWN if shown in results.pgd}
+        conditions = {shown: (results.pgd[shown], every) for shown in SHOWN if shown in results.pgd}
         on_strong = results.transfer | results.budgets.get(name, {})
-        conditions |= {condition: (logits, strong_labels) for condition, logits in on_strong.items()}
+        conditions |= {condition: (logits, strong) for condition, logits in on_strong.items()}
         row: dict[str, Any] = {"budget_macs": budget.budget_macs}
-        for condition, (logits, labels) in conditions.items():
-            row[condition] = accuracy_and_cost(budget, decide(budget.policy, logits), labels, target.cumulative_macs)
+        for condition, (logits, index) in conditions.items():
+            labels, groups = results.labels[index], results.groups_at(index)
+            decision = decide(budget.policy, logits)
+            row[condition] = accuracy_and_cost(budget, decision, labels, target.cumulative_macs, groups)
         if results.attacked:
-            row["worst"] = accuracy(robust_under(results, name, budget, results.attacks(name)))
+            robust = robust_under(results, name, budget, results.attacks(name))
+            row["worst"] = accuracy(robust, results.groups_at(results.common_index))
         rows[name] = row
     return rows
 
 
 def accuracy_and_cost(
-    budget: BudgetPolicy, decision: Decision, labels: Labels, cumulative_macs: tuple[int, ...]
+    budget: BudgetPolicy,
+    decision: Decision,
+    labels: Labels,
+    cumulative_macs: tuple[int, ...],
+    groups: Index | None = None,
 ) -> dict[str, Any]:
-    """Accuracy, mean cost, exits and efficacy of a policy, from its decisions on N samples with labels (N,)."""
+    """Accuracy, mean cost, exits and efficacy of a policy, from its decisions on N samples with labels, groups (N,)."""
     cost = mean_macs(decision.exits, budget.exit_macs)
-    return accuracy(decision.classes == labels) | {
+    return accuracy(decision.classes == labels, groups) | {
         "mean_macs": cost,
         "saved": 1 - cost / cumulative_macs[-1],
         "exits": exit_counts(decision.exits, len(cumulative_macs)).tolist(),
@@ -159,7 +185,10 @@ def robust_under(results: AttackResults, name: str, budget: BudgetPolicy, condit
 
 
 def curve_rows(
-    curve: Mapping[float, Mapping[str, Logits]], labels: Labels, target: EvaluationTarget
+    curve: Mapping[float, Mapping[str, Logits]],
+    labels: Labels,
+    target: EvaluationTarget,
+    groups: Index | None = None,
 ) -> list[dict[str, Any]]:
     """The report's `curve`: accuracy against the radius.
 
@@ -167,17 +196,18 @@ def curve_rows(
         curve: radius to the attacks on exit 1, ..., exit E, in this order, each logits (E, S, C).
         labels: (S,).
         target: its budgets are evaluated too.
+        groups: group ids (S,), or None without groups.
 
     Returns:
         One row per radius: each exit under the attack on itself, each budget under all of them.
     """
     rows = []
     for eps, attacks in sorted(curve.items()):
-        exits = [accuracy(correct_at(logits, labels, k)) for k, logits in enumerate(attacks.values(), start=1)]
+        exits = [accuracy(correct_at(logits, labels, k), groups) for k, logits in enumerate(attacks.values(), start=1)]
         budgets = {}
         for name, budget in target.budgets.items():
             correct = [decide(budget.policy, logits).classes == labels for logits in attacks.values()]
-            budgets[name] = accuracy(_all(correct))
+            budgets[name] = accuracy(_all(correct), groups)
         rows.append({"eps": eps, "exits": exits, "budgets": budgets})
     return rows
 

@@ -187,7 +187,7 @@ def calibrate_bundle(
     if options.attack is None and attack == "none":
         why_not = CLEAN_RUN
     _check_labels(source, config)
-    unknown = None if options.reject_from is None else _unknown_source(runtime.bundle, options.reject_from, data_dir)
+    unknown = _unknown_source(runtime.bundle, options.reject_from, data_dir, progress)
     traces = _record_traces(runtime, source, unknown, attack, progress)
     result = calibrate(traces, runtime.costs, config)
     entry = _store(runtime.bundle, traces, result)
@@ -228,14 +228,16 @@ def _check_labels(source: SampleSource, config: CalibrationConfig) -> None:
         )
 
 
-def _unknown_source(bundle: Bundle, name: str, data_dir: str | Path | None) -> UnlabelledSource:
-    """Pictures of other things. Raises `BadInput` for fewer than two: one half selects, the other half tests."""
-    images = registry.load_any(name, data_dir)
-    grouping = find_groups(images, default_group(name))
-    count = len(images) if grouping is None else grouping.count
-    if count < 2:
-        raise BadInput(f"--reject-from {name} has {count} picture or group of pictures, at least 2 are needed")
-    return UnlabelledSource(images, bundle.manifest.input, UNKNOWN, grouping.ids if grouping else None)
+def _unknown_source(
+    bundle: Bundle, name: str | None, data_dir: str | Path | None, progress: Progress
+) -> UnlabelledSource | None:
+    """Pictures of other things, if any. Raises `BadInput` for fewer than two: one half selects, the other one tests."""
+    if name is None:
+        return None
+    source = UnlabelledSource.of(registry.load_any(name, data_dir), bundle.manifest.input, UNKNOWN, progress)
+    if source.count < 2:
+        raise BadInput(f"--reject-from {name} has {source.count} picture or group of pictures, at least 2 are needed")
+    return source
 
 
 def record_samples(
@@ -300,7 +302,9 @@ def _sample_source(
     The source is the named data; by default the bundle's own data set, else the images in the bundle.
     """
     attack, in_bundle = options.attack or "none", BundleSource.of(bundle)
-    if data == IN_BUNDLE or (data is None and in_bundle is not None and not _data_is_readable(bundle, data_dir)):
+    if data == IN_BUNDLE or (
+        data is None and in_bundle is not None and not registry.bundle_data_is_readable(bundle, data_dir)
+    ):
         if in_bundle is None:
             raise UsageError(f"{bundle.path} carries no images: mexit export --with-calibration-images puts them in")
         progress.note(f"using the images in {bundle.path}")
@@ -310,8 +314,8 @@ def _sample_source(
     if pictures is not None:
         progress.note(f"{data} has no labels: of its {len(pictures)} pictures half calibrate and half certify")
         why_not = NO_ATTACK if attack == "none" else f"{data} has no labels to attack"
-        return UnlabelledSource(pictures, bundle.manifest.input), why_not
-    data_set, splits = _load_data(bundle, data, data_dir)
+        return UnlabelledSource.of(pictures, bundle.manifest.input, progress=progress), why_not
+    data_set, splits = _load_data(bundle, data, data_dir, progress)
     crafted, why_not = None, NO_ATTACK
     if attack != "none" and data is None:
         crafted, why_not = _attack(bundle, attack, options.device)
@@ -341,16 +345,9 @@ def network_attack(source: GradientSource, objective: str) -> Attack:
     return Attack(attack.describe(), partial(attack_images, source.model, attack=attack))
 
 
-def _data_is_readable(bundle: Bundle, data_dir: str | Path | None) -> bool:
-    """Whether the data set of the bundle can be read on this machine."""
-    try:
-        _load_data(bundle, None, data_dir)
-    except MexitError:
-        return False
-    return True
-
-
-def _load_data(bundle: Bundle, data: str | None, data_dir: str | Path | None) -> tuple[DataSet, Splits]:
+def _load_data(
+    bundle: Bundle, data: str | None, data_dir: str | Path | None, progress: Progress
+) -> tuple[DataSet, Splits]:
     """The named data set, or the bundle's own, with the stored splits or new ones."""
     if data is None:
         return registry.load_bundle_data(bundle, data_dir)
@@ -360,7 +357,10 @@ def _load_data(bundle: Bundle, data: str | None, data_dir: str | Path | None) ->
     own = stored is not None and data_set.sha256 == stored.sha256
     if own:
         return data_set, Splits.of_bundle(bundle)
-    return data_set, split(data_set, find_groups(data_set, default_group(data)))
+    splits = split(data_set, find_groups(data_set, default_group(data), progress))
+    if splits.grouping:
+        progress.note(splits.grouping)
+    return data_set, splits
 
 
 def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult) -> PolicyEntry:

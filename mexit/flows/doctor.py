@@ -5,7 +5,6 @@ Each check is a function that yields findings.
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 import tempfile
@@ -20,6 +19,7 @@ from packaging.requirements import Requirement
 
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle
+from mexit.core.environment import SECRET, VARIABLES, unknown_variables
 from mexit.core.policies_file import PARITY
 from mexit.core.progress import Progress, Silent
 from mexit.core.resource_limits import ResourceLimits, read_limits
@@ -31,19 +31,6 @@ from mexit.runtime.backends.registry import ENGINES
 from mexit.runtime.device_cache import cache_root
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-SECRET = "MEXIT_TOKEN"
-VARIABLES = (
-    "MEXIT_BACKEND",
-    "MEXIT_BATCHING",
-    "MEXIT_BUDGET",
-    "MEXIT_CACHE",
-    "MEXIT_DATA",
-    "MEXIT_DEVICE",
-    "MEXIT_HOST",
-    "MEXIT_PORT",
-    "MEXIT_THREADS",
-    SECRET,
-)
 REINSTALL_ORT = "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'mexit[cpu]' or 'mexit[gpu]'"
 
 
@@ -279,14 +266,11 @@ def check_threads(
 def check_variables(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """A `MEXIT_*` variable that mexit does not read is probably misspelt."""
     name = "variables"
-    given = sorted(variable for variable in environment if variable.startswith("MEXIT_"))
-    for variable in given:
-        if variable not in VARIABLES:
-            near = difflib.get_close_matches(variable, VARIABLES, 1, cutoff=0.8)
-            fix = f"did you mean {near[0]}? unset {variable}" if near else f"unset {variable}"
-            yield Finding(name, WARNING, f"{variable} is set, but mexit does not read it", fix)
+    for variable, near in unknown_variables(environment).items():
+        fix = f"did you mean {near}? unset {variable}" if near else f"unset {variable}"
+        yield Finding(name, WARNING, f"{variable} is set, but mexit does not read it", fix)
     known = [variable if variable == SECRET else f"{variable}={environment[variable]}"
-             for variable in given if variable in VARIABLES]  # fmt: skip
+             for variable in VARIABLES if variable in environment]  # fmt: skip
     yield Finding(name, OK, ", ".join(known) or "no MEXIT_* variable is set")
 
 

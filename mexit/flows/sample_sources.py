@@ -14,6 +14,7 @@ from mexit.core.manifest import InputSpec
 from mexit.core.progress import Progress
 from mexit.data.calibration_images import CalibrationImages
 from mexit.data.dataset import DataSet, UnlabelledImages, evenly_spaced, split_batches
+from mexit.data.groups import default_group, find_groups
 from mexit.data.splits import Splits
 from mexit.errors import Damaged
 from mexit.runtime.trace_recorder import Batch
@@ -141,7 +142,7 @@ class DatasetSource:
 
 @dataclass(frozen=True)
 class UnlabelledSource:
-    """Images without labels, divided at random into a calibration and a certification half.
+    """Images without labels, divided at random into a calibration and a certification half; groups are not divided.
 
     None are attacked: an attack maximises the loss of the correct label, which is unknown.
 
@@ -157,12 +158,33 @@ class UnlabelledSource:
     condition: str = "clean"
     groups: NDArray[np.int64] | None = None
 
+    @staticmethod
+    def of(
+        images: UnlabelledImages | DataSet, spec: InputSpec, condition: str = "clean", progress: Progress | None = None
+    ) -> UnlabelledSource:
+        """Images with their groups, as training finds them in a data set of that name; `progress` is told of them."""
+        grouping = find_groups(images, default_group(images.name), progress)
+        if grouping is None or not grouping.has_groups:
+            return UnlabelledSource(images, spec, condition)
+        if progress is not None:
+            progress.note(grouping.how)
+        return UnlabelledSource(images, spec, condition, grouping.ids)
+
+    @property
+    def _ids(self) -> Index:
+        return np.arange(len(self.images), dtype=np.int64) if self.groups is None else self.groups
+
+    @property
+    def count(self) -> int:
+        """Number of groups, or of images without groups."""
+        return len(np.unique(self._ids))
+
     @property
     def data_sha256(self) -> str:
         return self.images.sha256
 
     def clean(self, split: str) -> SampleBatches:
-        ids = np.arange(len(self.images), dtype=np.int64) if self.groups is None else self.groups
+        ids = self._ids
         order = np.random.default_rng(_SEED).permutation(np.unique(ids))
         halves = dict(zip(MAX_ATTACKED, np.array_split(order, len(MAX_ATTACKED)), strict=True))
         index = np.flatnonzero(np.isin(ids, halves[split])).astype(np.int64)

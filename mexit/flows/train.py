@@ -12,12 +12,13 @@ from typing import Any
 
 from mexit.core.artifact_paths import RUNS, newest
 from mexit.core.progress import Progress, Silent, duration
+from mexit.core.resource_limits import check_threads
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.groups import find_groups
 from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
-from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
+from mexit.errors import BadInput, Damaged, NotFound, requires_extra
 from mexit.flows.data import check_data
 
 with requires_extra("train", "Training a network"):
@@ -61,8 +62,8 @@ class TrainOptions:
     should_stop: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads must be at least 1, found {self.threads}")
+        if self.threads is not None:
+            check_threads(self.threads)
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from mexit.core.atomic_io import read_json
 from mexit.core.bundle import Bundle
 from mexit.core.policies_file import PARITY
-from mexit.core.resource_limits import read_limits
+from mexit.core.resource_limits import check_threads, read_limits
 from mexit.core.schema import decode
 from mexit.core.versions import installed_versions
-from mexit.errors import BackendError, MexitError, MissingExtra, NotCalibrated, NotFound, UsageError
+from mexit.errors import BackendError, MexitError, MissingExtra, NotCalibrated, NotFound
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.registry import AUTO, ENGINES, find, open_backend
 from mexit.runtime.device_cache import cache_folder, write_fact
@@ -132,10 +132,10 @@ def choose(bundle: Bundle, backend: str = AUTO, threads: int | None = None) -> C
         threads: number of threads; None takes the fastest measured number, else 1.
 
     Raises:
-        UsageError: no such engine, or less than one thread.
+        UsageError: no such engine, or no possible number of threads.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, found {threads}")
+    if threads is not None:
+        check_threads(threads)
     if backend != AUTO:
         find(backend)
         if threads is not None:

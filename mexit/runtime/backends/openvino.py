@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import SegmentSpec, TensorSpec
-from mexit.errors import BackendError, UsageError, missing_extra
+from mexit.core.resource_limits import check_threads
+from mexit.errors import BackendError, missing_extra
 from mexit.runtime.backends.base import HostCarried, Segment
 from mexit.runtime.backends.bound_runner import BoundRunner, Buffers, RunnerPool
 from mexit.runtime.backends.head_removal import without_outputs
@@ -199,8 +200,7 @@ class OpenVinoBackend:
             MissingExtra: openvino is not installed.
             BackendError: it cannot load a segment, or would compute in another precision.
         """
-        if threads < 1:
-            raise UsageError(f"threads must be at least 1, found {threads}")
+        check_threads(threads)
         openvino = load_openvino()
         self.precision, self.variant = precision, PRECISIONS[precision].variant
         compiler = _Compiler(openvino, openvino.Core(), PRECISIONS[precision], threads)

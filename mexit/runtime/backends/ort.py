@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import SegmentSpec, TensorSpec
+from mexit.core.resource_limits import check_threads
 from mexit.core.versions import installed_version
-from mexit.errors import BackendError, UsageError, missing_extra
+from mexit.errors import BackendError, missing_extra
 from mexit.runtime.backends.base import HostCarried, Segment
 from mexit.runtime.backends.bound_runner import BoundRunner, Buffers, RunnerPool
 from mexit.runtime.backends.head_removal import without_outputs
@@ -112,8 +113,7 @@ class OrtBackend:
             MissingExtra: onnxruntime is not installed.
             BackendError: it cannot load a segment, or both of its packages are installed.
         """
-        if threads < 1:
-            raise UsageError(f"threads must be at least 1, found {threads}")
+        check_threads(threads)
         self.precision = self.variant = precision
         specs = bundle.manifest.variants[self.variant].segments
         segments = [

@@ -21,7 +21,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import SegmentSpec
-from mexit.errors import BackendError, UsageError, missing_extra
+from mexit.core.resource_limits import check_threads
+from mexit.errors import BackendError, missing_extra
 from mexit.runtime.backends.base import Segment
 from mexit.runtime.backends.tensorrt_builder import (
     BATCHES,
@@ -91,8 +92,7 @@ class TrtBackend:
             BackendError: there is no GPU, or TensorRT cannot build or open an engine for it.
             Untrusted, Damaged: an engine in the cache is not what this device stored.
         """
-        if threads < 1:
-            raise UsageError(f"threads must be at least 1, found {threads}")
+        check_threads(threads)
         tensorrt = load_tensorrt()
         self._memory = CudaMemory()
         self.precision = self.variant = precision

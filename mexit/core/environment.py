@@ -1,0 +1,37 @@
+"""The environment variables that mexit reads, and how misspelt ones are found."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+PREFIX = "MEXIT_"
+SECRET = "MEXIT_TOKEN"
+VARIABLES = (
+    "MEXIT_BACKEND",
+    "MEXIT_BATCHING",
+    "MEXIT_BUDGET",
+    "MEXIT_CACHE",
+    "MEXIT_DATA",
+    "MEXIT_DEVICE",
+    "MEXIT_HOST",
+    "MEXIT_PORT",
+    "MEXIT_THREADS",
+    SECRET,
+)
+_SIMILARITY = 0.75
+
+
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """The `MEXIT_*` variables that mexit does not read, each with the name that is probably meant, or None."""
+    given = sorted(name for name in environment if name.upper().startswith(PREFIX) and name not in VARIABLES)
+    return {name: _nearest(name) for name in given}
+
+
+def _nearest(name: str) -> str | None:
+    """The variable whose name after `MEXIT_` is most similar, such as MEXIT_DATA for MEXIT_DATA_DIR."""
+    word = name.upper()[len(PREFIX) :]
+    words = [variable[len(PREFIX) :] for variable in VARIABLES]
+    longer = [known for known in words if word.startswith(f"{known}_")]
+    near = longer or difflib.get_close_matches(word, words, 1, cutoff=_SIMILARITY)
+    return PREFIX + near[0] if near else None
