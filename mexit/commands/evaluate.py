@@ -11,6 +11,7 @@ import typer
 from mexit.commands import output
 from mexit.commands.options import Backend, DataDir, Device, Json, SourceArg, fraction
 from mexit.core.budget import short_macs
+from mexit.evaluate.reports import merged_budgets
 
 if TYPE_CHECKING:
     from mexit.flows.evaluate import EvaluateResult
@@ -104,7 +105,7 @@ def show_evaluation(result: EvaluateResult) -> None:
     if report["transfer"]:
         _show_transfer(report["transfer"])
     if report["budgets"]:
-        _show_budgets(report["budgets"])
+        _show_budgets(report)
         _show_slowdown(report["budgets"], report["settings"])
     if report["curve"]:
         _show_curve(report["curve"])
@@ -115,6 +116,8 @@ def show_evaluation(result: EvaluateResult) -> None:
     if result.written:
         names = ", ".join(path.name for path in result.written)
         output.paragraph(f"wrote into {result.written[0].parent}: {names}")
+    if result.kept:
+        output.paragraph(f"kept, of other attacks: {', '.join(path.name for path in result.kept)}")
 
 
 def _show_exits(report: Mapping[str, Any]) -> None:
@@ -140,10 +143,10 @@ def _show_transfer(transfer: list[list[dict[str, Any]]]) -> None:
     output.table(title, ["attacked", *exits], rows)
 
 
-def _show_budgets(budgets: Mapping[str, Any]) -> None:
-    """One row for each budget and condition."""
+def _show_budgets(report: Mapping[str, Any]) -> None:
+    """One row for each policy and condition."""
     rows = []
-    for name, conditions in budgets.items():
+    for name, conditions in merged_budgets(report):
         first = f"{name} ≤{short_macs(conditions['budget_macs'])}"
         for condition, entry in conditions.items():
             if condition == "budget_macs":
@@ -154,7 +157,7 @@ def _show_budgets(budgets: Mapping[str, Any]) -> None:
             rows.append([first, condition, output.with_error(entry), *cost])
             first = ""
     columns = ["budget", "images", "accuracy", "mean MACs", "exits taken"]
-    attacked = any("worst" in conditions for conditions in budgets.values())
+    attacked = any("worst" in conditions for conditions in report["budgets"].values())
     caption = "worst: correct under every attack, the slowdown attacks included" if attacked else ""
     output.table("accuracy and cost of the deployed policy", columns, rows, caption)
 

@@ -13,6 +13,7 @@ from mexit.calibrate.expected import load as load_expected
 from mexit.core.budget import format_macs
 from mexit.core.versions import VERSION
 from mexit.evaluate.config import GROUPS
+from mexit.evaluate.reports import merged_budgets
 from mexit.evaluate.target import EvaluationTarget
 from mexit.train.config import TrainSettings, resolve
 
@@ -21,14 +22,23 @@ _NO_FLAG = {"data", "preset", "options", "teachers", "test_steps", "momentum", "
             "craft_train_mode", "selection_steps", "steps_done"}  # fmt: skip
 
 
-def model_card(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
-    """The model card in Markdown, from what was evaluated and the report of `flows.evaluate`."""
+def model_card(
+    target: EvaluationTarget, report: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """The model card in Markdown.
+
+    Args:
+        target: what was evaluated.
+        report: of `flows.evaluate`.
+        others: file name to an earlier report of other attacks on the same weights.
+    """
     sections = [
         f"# {target.path.name}\n\n{_summary(target, report)}",
         "## Network\n\n" + _network(target),
         "## Data\n\n" + _data(target, report["settings"]),
         "## Training\n\n" + _training(target),
         "## Results\n\n" + _results(report),
+        *_others(report, others or {}),
         *_expected(target),
         "## Flags\n\n" + _flags(report),
         "## Limitations\n\n" + _limitations(target, report),
@@ -90,16 +100,26 @@ def _results(report: Mapping[str, Any]) -> str:
     rows = [[str(row["exit"]), *(_cell(row.get(name)) for name in names)] for row in exits]
     lines.append(_table(["exit", *names], rows))
     if report["budgets"]:
-        lines.append(_budgets(report["budgets"]))
+        lines.append(_budgets(report))
     if report["corruptions"]:
         lines.append(_corruptions(report["corruptions"]))
     return "\n\n".join(lines)
 
 
-def _budgets(budgets: Mapping[str, Any]) -> str:
-    """One row for each budget and condition, with its cost."""
+def _others(report: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The section with the results of earlier evaluations with other attacks, or none."""
+    parts = ["## Earlier results with other attacks"]
+    for name, other in others.items():
+        same = other["settings"].get("policies_sha256") == report["settings"]["policies_sha256"]
+        shown = other if same else {**other, "budgets": {}}  # thresholds that are no longer in use
+        parts.append(f"`{name}`: {_results(shown)}")
+    return ["\n\n".join(parts)] if others else []
+
+
+def _budgets(report: Mapping[str, Any]) -> str:
+    """One row for each policy and condition, with its cost."""
     rows = []
-    for name, row in budgets.items():
+    for name, row in merged_budgets(report):
         for condition, entry in row.items():
             if condition == "budget_macs":
                 continue

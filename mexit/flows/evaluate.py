@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mexit.core.artifact_paths import BUNDLES, RUNS, newest
-from mexit.core.atomic_io import to_json, write_bytes
+from mexit.core.atomic_io import sha256_bytes, sha256_file, to_json, write_bytes
+from mexit.core.exit_policy import Policy
 from mexit.core.progress import Progress, Silent
 from mexit.data.dataset import evenly_spaced
 from mexit.errors import UsageError, requires_extra
-from mexit.evaluate import plots
+from mexit.evaluate import plots, reports
 from mexit.evaluate.config import EvaluateOptions
+from mexit.evaluate.reports import merged_budgets
 
 with requires_extra("train", "Evaluating a network"):
     from mexit.attacks.autoattack import import_pyautoattack
@@ -39,7 +41,7 @@ with requires_extra("train", "Evaluating a network"):
 
 SAMPLES = 1000
 REPORTS = Path("reports")
-JSON, CARD = "evaluation.json", "model_card.md"
+CARD = "model_card.md"
 PICTURE, TRANSFER, CURVE = "evaluation.png", "transfer.png", "accuracy_against_eps.png"
 CORRUPTIONS = "corruptions.png"
 
@@ -51,11 +53,13 @@ class EvaluateResult:
     Attributes:
         report: what `--json` prints: exits, budgets, transfer, curve, corruptions, checks,
             flags, settings.
-        written: paths of the JSON file, the pictures and the model card.
+        written: paths of the JSON files, the pictures and the model card.
+        kept: paths of earlier reports of other attacks on the same weights.
     """
 
     report: Mapping[str, Any]
     written: tuple[Path, ...]
+    kept: tuple[Path, ...] = ()
 
 
 @exact_float32()
@@ -117,7 +121,7 @@ def evaluate_model(
         "details": details.to_json() if details else {},
         "settings": settings | {"seconds": round(time.monotonic() - start, 1)},
     }
-    return EvaluateResult(report, _write(target, report, details))
+    return _write(target, report, details)
 
 
 def _newest(progress: Progress) -> Path:
@@ -200,6 +204,8 @@ def _settings(
     """The report's `settings`."""
     return {
         "source": str(target.path),
+        "model_sha256": _model_sha256(target),
+        "engine": target.engine,
         "data": target.data.name,
         "data_sha256": target.data.sha256,
         "split": "test",
@@ -218,6 +224,8 @@ def _settings(
         "autoattack_steps": options.autoattack_steps,
         "transfer_from": None if options.transfer is None else str(options.transfer),
         "budgets": list(target.budgets),
+        "same_policy": _same_policy(target),
+        "policies_sha256": _policies_sha256(target),
         "budgets_named": options.budgets is not None,
         "batch": target.batch,
         "seed": 0,
@@ -226,16 +234,38 @@ def _settings(
     }
 
 
-def _write(target: EvaluationTarget, report: Mapping[str, Any], details: Details | None) -> tuple[Path, ...]:
-    """Write the report, its pictures (with matplotlib), the page and the model card; returns the paths."""
+def _model_sha256(target: EvaluationTarget) -> str:
+    """The id of a bundle, or the sha256 of the weights of a run."""
+    return sha256_file(target.path / checkpoint.WEIGHTS) if target.runtime is None else target.runtime.bundle.id
+
+
+def _same_policy(target: EvaluationTarget) -> list[list[str]]:
+    """The names of the budgets, those with one policy together."""
+    groups: dict[Policy, list[str]] = {}
+    for name, budget in target.budgets.items():
+        groups.setdefault(budget.policy, []).append(name)
+    return list(groups.values())
+
+
+def _policies_sha256(target: EvaluationTarget) -> str:
+    """The sha256 of the policies by name."""
+    return sha256_bytes(to_json({name: asdict(budget.policy) for name, budget in target.budgets.items()}))
+
+
+def _write(target: EvaluationTarget, report: Mapping[str, Any], details: Details | None) -> EvaluateResult:
+    """Write the report, its pictures (with matplotlib), the page and the model card."""
     folder = target.path / REPORTS
-    written = [folder / JSON]
-    write_bytes(written[0], to_json(report))
+    saved = reports.save(folder, report)
+    written = list(saved.written)
+    if saved.replaced:  # these pictures are not drawn for every report
+        for name in (TRANSFER, CURVE, CORRUPTIONS):
+            (folder / name).unlink(missing_ok=True)
     if plots.available():
         title = f"{target.path.name}: test split"
         budgets = {name: row["budget_macs"] for name, row in report["budgets"].items()}
+        merged = {names: row["budget_macs"] for names, row in merged_budgets(report)}
         written.append(folder / PICTURE)
-        plots.accuracy_against_macs(_lines(target, report), budgets, written[-1], title)
+        plots.accuracy_against_macs(_lines(target, report), merged, written[-1], title)
         if report["transfer"]:
             written.append(folder / TRANSFER)
             plots.transfer_matrix([[cell["value"] for cell in row] for row in report["transfer"]], written[-1], title)
@@ -248,8 +278,8 @@ def _write(target: EvaluationTarget, report: Mapping[str, Any], details: Details
     if details is not None:
         written += write_details(details, report, folder, target.path.name)
     written.append(folder / CARD)
-    write_bytes(written[-1], model_card(target, report).encode())
-    return tuple(written)
+    write_bytes(written[-1], model_card(target, report, saved.others).encode())
+    return EvaluateResult(report, tuple(written), tuple(folder / name for name in saved.others))
 
 
 def _lines(target: EvaluationTarget, report: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:

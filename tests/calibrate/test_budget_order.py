@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mexit.calibrate.frontier import frontier
+from mexit.calibrate.threshold_search import clearly_better
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.budget import Budget
 from mexit.core.cost import Costs
@@ -49,7 +50,7 @@ def select(evaluator: TraceEvaluator, policy: str) -> tuple[tuple[FrontierPoint,
 
 
 def check(points: tuple[FrontierPoint, ...], evaluator: TraceEvaluator) -> None:
-    """Costs and accuracies rise with the budget; the full network, which selects nothing, may be less accurate."""
+    """Costs and accuracies rise with the budget, the full network included, unless early exits are clearly better."""
     costs = [point.calibration.mean_macs for point in points]
     assert costs == sorted(costs)
     assert all(point.calibration.mean_macs <= point.budget_macs * (1 + 1e-9) for point in points)
@@ -58,6 +59,13 @@ def check(points: tuple[FrontierPoint, ...], evaluator: TraceEvaluator) -> None:
     if evaluator.labels is not None:
         accuracies = [point.calibration.accuracy for point in below]
         assert accuracies == sorted(accuracies)
+        last = points[-1]
+        for point in below:
+            assert (
+                point.calibration.accuracy <= last.calibration.accuracy
+                or clearly_better(evaluator, point.thresholds, last.thresholds)
+                or below[0].calibration.accuracy > last.calibration.accuracy  # exit 1 alone is
+            )
     for point in points[len(below) :]:
         assert set(point.thresholds) <= {None}
     assert len(below) < len(points)
@@ -80,13 +88,49 @@ def test_cost_rises_with_the_budget_without_labels(policy: str) -> None:
         check(select(evaluator, policy)[0], evaluator)
 
 
-def test_a_cheaper_and_more_accurate_search_result_replaces_smaller_budgets() -> None:
-    """Somewhere among the traces the search result of one budget is cheaper than the thresholds of a smaller one."""
-    coincide = 0
-    for seed in range(24):
-        points, named = select(random_case(seed, 3), "search")
-        coincide += points[named["medium"]].thresholds == points[named["high"]].thresholds
-    assert 0 < coincide < 24
+def noisy_trace(samples: int, seed: int, later_accuracy: float) -> TraceEvaluator:
+    """Two exits: the first is correct on 90 % of the samples, its confidence says nothing; then `later_accuracy`."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, CLASSES, samples)
+    logits = np.zeros((2, samples, CLASSES))
+    for k, accuracy in enumerate((0.9, later_accuracy)):
+        answer = np.where(rng.random(samples) < accuracy, truth, (truth + 1) % CLASSES)
+        logits[k, np.arange(samples), answer] = rng.uniform(1, 3, samples)
+    origin = Origin("m", "fp32", "ort", "fp32", "calibration", "clean", "d")
+    trace = Trace(logits.astype(np.float32), truth, np.arange(samples), origin)
+    return TraceEvaluator.of(trace, Scorer("max-probability", False, (1.0,) * 2, CLASSES), Costs((100, 1000)))
+
+
+def lucky_trace() -> TraceEvaluator:
+    """Two exits of 10 % errors, 200 samples by falling confidence. Only costs of 415 to 460 have one error less."""
+    samples = 200
+    wrong = np.zeros((2, samples), np.bool_)
+    wrong[:, 20:40] = True
+    wrong[1, 120] = True  # exit 1 is correct
+    wrong[0, [10, 11, 130, 140]] = True  # exit 2 is correct
+    truth = np.zeros(samples, np.int64)
+    logits = np.zeros((2, samples, CLASSES), np.float32)
+    for k in range(2):
+        logits[k, np.arange(samples), wrong[k].astype(np.int64)] = np.linspace(9, 1, samples)
+    origin = Origin("m", "fp32", "ort", "fp32", "calibration", "clean", "d")
+    trace = Trace(logits, truth, np.arange(samples), origin)
+    return TraceEvaluator.of(trace, Scorer("max-probability", False, (1.0,) * 2, CLASSES), Costs((100, 1000)))
+
+
+@pytest.mark.parametrize("policy", ["search", "geometric"])
+def test_one_lucky_sample_does_not_keep_budgets_from_being_used(policy: str) -> None:
+    points, named = select(lucky_trace(), policy)
+    for name in ("low", "medium", "high"):
+        point = points[named[name]]
+        assert point.calibration.mean_macs > 0.95 * point.budget_macs
+
+
+@pytest.mark.parametrize("policy", ["search", "geometric"])
+def test_budgets_coincide_where_later_exits_are_clearly_worse(policy: str) -> None:
+    for seed in range(4):
+        points, named = select(noisy_trace(1000, seed, 0.5), policy)
+        assert points[named["medium"]].thresholds == points[named["high"]].thresholds
+        assert points[named["high"]].calibration.accuracy > points[named["full"]].calibration.accuracy + 0.2
 
 
 @pytest.mark.parametrize("policy", ["search", "geometric"])
