@@ -17,6 +17,7 @@ from mexit.evaluate.details import Details
 from mexit.evaluate.names import abbreviate
 from mexit.evaluate.report_charts import matrix_table, reliability_chart
 from mexit.evaluate.report_style import STYLE
+from mexit.evaluate.reports import merged_budgets
 
 MAX_BYTES = 4 << 20  # of a page; the numbers below keep every page under it
 _OPEN_CLASSES = 25  # classes that are listed without a click
@@ -87,16 +88,16 @@ def _lead(report: Mapping[str, Any], details: Details) -> str:
 
 def _results(report: Mapping[str, Any]) -> str:
     """Accuracy of every exit, and accuracy and cost of every budget; under attack where there was one."""
-    exits, budgets = report["exits"], report["budgets"]
+    exits = report["exits"]
     conditions = [name for name in ("clean", "average", "worst") if name in exits[0]]
     titles = {"clean": "clean", "average": "average attack", "worst": "worst attack"}
     heads = [titles[name] for name in conditions]
     parts = []
-    if budgets:
+    if report["budgets"]:
         rows = [
             [f"<bdi>{_text(name)}</bdi>", *(_with_error(row[one]) for one in conditions),
              short_macs(row["budget_macs"]), short_macs(row["clean"]["mean_macs"]), _shares(row["clean"]["exits"])]
-            for name, row in budgets.items()
+            for name, row in merged_budgets(report)
         ]  # fmt: skip
         columns = ["budget", *heads, "MACs allowed", "mean MACs", "exits taken, %"]
         parts.append(_table(columns, rows))
