@@ -74,6 +74,12 @@ def serve(
     path = bundle or newest(BUNDLES, output.RichProgress())
 
     def announce(url: str) -> None:
+        try:
+            show_address(url)
+        except (OSError, SystemExit):  # rich exits on a closed pipe; a server goes on
+            output.RichProgress().note(f"standard output cannot be written; serving at {url}")
+
+    def show_address(url: str) -> None:
         output.say(f"serving {path} at {url} within budget {budget}; Ctrl-C stops it")
         header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None else ""
         output.next_commands(f"curl {header}--data-binary @IMAGE.png {url}/v1/classify", f"curl {header}{url}/metrics")

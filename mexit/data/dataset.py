@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from mexit.core.manifest import InputSpec
 from mexit.data.preprocess import prepare, prepare_batch, read_image
-from mexit.errors import BadInput, MissingExtra, NotFound
+from mexit.errors import BadInput, MissingExtra, NotFound, UsageError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+_MAX_NAMES = 5  # in a message
 
 
 class ImageStore(Protocol):
@@ -144,10 +145,36 @@ class DataSet:
         """
         return _prepare_images(self.images, index, spec)
 
+    def with_classes(self, classes: tuple[str, ...], owner: str) -> DataSet:
+        """The same images, with the classes in the given order.
+
+        Args:
+            classes: names, (C,).
+            owner: what has these classes, for the message.
+
+        Raises:
+            UsageError: the data set has other classes.
+        """
+        if self.classes == classes:
+            return self
+        if sorted(self.classes) != sorted(classes):
+            raise UsageError(
+                f"{self.name} has the classes {_shown(self.classes)}; {owner} has {_shown(classes)}: give the class "
+                "folders these names, or name them in classes.txt"
+            )
+        places = {name: place for place, name in enumerate(classes)}
+        order = np.asarray([places[name] for name in self.classes], np.int64)
+        return replace(self, classes=classes, labels=order[self.labels])
+
     @property
     def streamed(self) -> bool:
         """Whether images are read and decoded on each access."""
         return isinstance(self.images, FileImages)
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"{', '.join(map(repr, names[:_MAX_NAMES]))}{more}"
 
 
 def split_batches(array: NDArray[Scalar], size: int) -> list[NDArray[Scalar]]:

@@ -208,8 +208,8 @@ def _neighbours_look_alike(keys: Sequence[Key], labels: Sequence[int], thumbs: T
                 break
     if not triples:
         return False
-    first, neighbour, stranger = np.array(triples, np.int64).T
-    near, far = thumbs.rms(first, neighbour), thumbs.rms(first, stranger)
+    first, neighbour, outsider = np.array(triples, np.int64).T
+    near, far = thumbs.rms(first, neighbour), thumbs.rms(first, outsider)
     wins = float(((near < far) + 0.5 * (near == far)).mean())
     return wins >= MIN_WINS and wins - 1 / sqrt(len(triples)) >= 0.5
 

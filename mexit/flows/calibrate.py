@@ -351,9 +351,8 @@ def _load_data(
     """The named data set, or the bundle's own, with the stored splits or new ones."""
     if data is None:
         return registry.load_bundle_data(bundle, data_dir)
-    data_set, stored = registry.load(data, data_dir), bundle.manifest.splits
-    if data_set.classes != bundle.manifest.classes:
-        raise UsageError(f"{data} has the classes {data_set.classes}, {bundle.path} {bundle.manifest.classes}")
+    data_set = registry.load(data, data_dir).with_classes(bundle.manifest.classes, str(bundle.path))
+    stored = bundle.manifest.splits
     own = stored is not None and data_set.sha256 == stored.sha256
     if own:
         return data_set, Splits.of_bundle(bundle)

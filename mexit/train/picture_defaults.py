@@ -19,9 +19,12 @@ from mexit.models.exit_costs import exit_costs
 from mexit.train.config import TrainSettings
 from mexit.train.precision import Precision
 
-# Networks from small to large, and sides of square images, in pixels. Below 32 pixels photographs lose their content.
-NETWORKS = ("wide-cnn-10m", "wide-cnn-20m", "wide-cnn-40m", "wide-cnn")
+# Networks from small to large: the channels of the last stage, and the training images below which they are not chosen.
+NETWORKS = {
+    "wide-cnn-10m": (96, 0), "wide-cnn-20m": (128, 0), "wide-cnn-40m": (192, 3000), "wide-cnn": (256, 30_000),
+}  # fmt: skip
 BASIC = "wide-cnn-20m"
+# Sides of square images, in pixels. Below 32 pixels photographs lose their content.
 SIDES = (16, 24, 32, 48, 64, 96, 128)
 SMALLEST_SIDE = 32
 PASSES, FEW_PASSES, MOST_PASSES = 50, 20, 300  # over the training split: enough, too few, more than it takes
@@ -52,8 +55,8 @@ def fit_to_pictures(
     """Choose channels, size, network, learning rate and length where they are not given.
 
     The size is the largest one, up to that of the pictures, at which `wide-cnn-20m` passes `PASSES` times over the
-    training split within the time; the network is the widest one that does so at that size. A run in which it would
-    pass more than `MOST_PASSES` times is shortened.
+    training split within the time. The network is the widest one that does so at that size and that suits the number
+    of images and classes. A run in which it would pass more than `MOST_PASSES` times is shortened.
 
     Args:
         settings: settings of the run.
@@ -80,7 +83,7 @@ def fit_to_pictures(
         basic = settings if "model" in given else replace(settings, model=BASIC)
         settings = choose([replace(basic, size=(side, side)) for side in _sides(pictures.size)])
     if "model" not in given:
-        settings = choose([replace(settings, model=name) for name in NETWORKS])
+        settings = choose([replace(settings, model=name) for name in _networks(images, classes)])
     if "lr" not in given and not _has_batch_norm(settings, classes):
         settings = replace(settings, lr=LR_WITHOUT_NORMS)
     if "minutes" not in given and settings.minutes and passes(settings) > MOST_PASSES:
@@ -134,6 +137,17 @@ def measure_normalisation(data: DataSet, index: NDArray[np.int64], settings: Tra
     mean = sums / count
     std = np.sqrt(np.maximum(squares / count - np.square(mean), _LEAST_STD**2))
     return replace(settings, mean=tuple(mean.round(4).tolist()), std=tuple(std.round(4).tolist()))
+
+
+def _networks(images: int, classes: int) -> list[str]:
+    """Networks wide enough for the classes, and not wider than the number of training images can fill.
+
+    Logits of C classes from fewer than C features are linearly dependent. More pictures support more weights.
+    """
+    names = list(NETWORKS)
+    first = next((k for k, (channels, _) in enumerate(NETWORKS.values()) if channels >= classes), len(names) - 1)
+    last = max(k for k, (_, least) in enumerate(NETWORKS.values()) if images >= least)
+    return names[first : max(first, last) + 1]
 
 
 def _sides(size: tuple[int, int]) -> list[int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,3 +108,23 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(line: str, words: str, works
     assert done.returncode == 1
     assert not Path("x").exists()
     assert not Path("bundles/full").exists()
+
+
+@pytest.mark.parametrize("target", ["/dev/full", "a closed pipe"])
+def test_a_server_goes_on(target: str, digits_bundle: Path) -> None:
+    """Its address is then a message."""
+    if target == "a closed pipe":
+        reading, output = os.pipe()
+        os.close(reading)
+    else:
+        output = os.open(target, os.O_WRONLY)
+    command = [*MEXIT, "serve", str(digits_bundle), "--port", "0"]
+    with subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, env=quiet(), text=True) as process:
+        os.close(output)
+        assert process.stderr is not None
+        url = re.search(r"serving at (http://\S+)$", process.stderr.readline().strip())
+        assert url is not None
+        with urllib.request.urlopen(f"{url[1]}/v2/health/live") as response:
+            assert response.status == 200
+        process.terminate()
+        assert process.wait(20) == 0

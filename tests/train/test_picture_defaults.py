@@ -61,12 +61,26 @@ def test_grey_pictures_get_one_channel() -> None:
 
 
 def test_more_time_or_a_faster_machine_gives_a_wider_network_and_less_a_smaller_size() -> None:
-    assert fit(speed=100 * TWO_CORES).settings.model == fit(minutes=1000.0).settings.model == "wide-cnn"
+    assert fit(speed=100 * TWO_CORES).settings.model == fit(minutes=1000.0).settings.model == "wide-cnn-40m"
     slow = fit(images=50_000)
     assert chosen(slow) == ("wide-cnn-10m", (32, 32), 3, 10)
     assert slow.passes < PASSES
     macs = [training_macs(fit(images=n).settings, 43) for n in (100_000, 20_000, 8_000, 4_000, 1_000)]
     assert macs == sorted(macs)
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "model"),
+    [
+        (2_000, 10, "wide-cnn-20m"),
+        (20_000, 10, "wide-cnn-40m"),
+        (40_000, 10, "wide-cnn"),
+        (2_000, 150, "wide-cnn-40m"),
+        (2_000, 1000, "wide-cnn"),
+    ],
+)
+def test_the_network_fits_the_number_of_pictures_and_classes(images: int, classes: int, model: str) -> None:
+    assert fit_to_pictures(resolve("folder:x", None, {}), {}, SIGNS, images, classes, 1e15).settings.model == model
 
 
 def test_training_against_attacks_counts_their_steps() -> None:
