@@ -11,7 +11,7 @@ def main(bundle: str, *images: str) -> None:
     predictions = runtime([Path(image).read_bytes() for image in images])
     for image, prediction in zip(images, predictions, strict=True):
         print(
-            f"{image}: {prediction.label} ({prediction.confidence:.1%}), exit {prediction.exit}, "
+            f"{image}: {prediction.label or prediction.reason} ({prediction.confidence:.1%}), exit {prediction.exit}, "
             f"{prediction.macs:,} MACs"
         )
     stats = runtime.stats.snapshot()

@@ -14,7 +14,7 @@ def main(bundle: str, source: str, max_frames: str = "0") -> None:
             last_label = prediction.label
             height, width, _ = frame.shape
             print(
-                f"frame {prediction.frame_index} ({width} x {height}): {prediction.label} "
+                f"frame {prediction.frame_index} ({width} x {height}): {prediction.label or prediction.reason} "
                 f"({prediction.confidence:.0%}), exit {prediction.exit}, {prediction.age_ms:.0f} ms old, "
                 f"{prediction.dropped} dropped"
             )

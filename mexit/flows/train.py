@@ -109,7 +109,8 @@ def train_model(
             the run.
         preset: published schedule, see `train.presets`; None = the first of the data set.
         settings: fields of `train.config.TrainSettings`, such as {"method": "neo-kd", "epochs": 20}; they win over
-            the preset.
+            the preset. {"robust": 8 / 255} trains against attacks of that radius. For a folder, what is not given
+            is chosen from the pictures and the time, see `train.picture_defaults`.
         data_dir: directory of the data sets, default `MEXIT_DATA`.
         out: run directory, default a free name in `runs/`.
         resume: continue `out`, or the newest run, from its checkpoint with its stored settings. Of `settings`, those in

@@ -300,19 +300,24 @@ def _run(backend: Backend, image: NDArray[np.float32]) -> list[float]:
 
 
 def _usable(bundle: Bundle, timings: Sequence[Timing]) -> list[Timing]:
-    """The timings of calibrated engines; without any calibration, those of engines in the reference precision."""
+    """The timings of calibrated engines; without any calibration, those of engines in the reference precision.
+
+    If some engines have a reject option, only those: a faster engine must not answer where they are unsure.
+    """
     try:
         policies = bundle.policies()
     except MexitError:  # damaged policies are reported where they are needed
         return [one for one in timings if _is_parity(one.backend)]
+    rejecting = any(entry.reject for entry in policies.entries)
     usable = []
     for one in timings:
         engine = ENGINES[one.backend]
         try:
-            policies.entry(engine.engine, engine.precision, engine.variant)
+            entry = policies.entry(engine.engine, engine.precision, engine.variant)
         except NotCalibrated:
             continue
-        usable.append(one)
+        if entry.reject or not rejecting:
+            usable.append(one)
     return usable
 
 

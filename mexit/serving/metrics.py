@@ -86,8 +86,6 @@ class Metrics:
             ["model", "budget"],
             registry=registry,
         )
-        for name in self._budgets:
-            self._unsure.labels(self._model, name)  # shown from the start, at zero
         self._macs = Counter("mexit_macs_total", "Multiply-adds spent", ["model"], registry=registry)
         self._saved_macs = Counter(
             "mexit_saved_macs_total", "Multiply-adds that the full network would have cost more", ["model"],
@@ -131,6 +129,7 @@ class Metrics:
 
     def _create_series(self, exits: int) -> None:
         for budget in (*self._budgets, CUSTOM_BUDGET):
+            self._unsure.labels(self._model, budget)
             for k in range(1, exits + 1):
                 self._predictions.labels(self._model, str(k), budget)
         for counter in (self._macs, self._saved_macs):

@@ -12,6 +12,8 @@ from pathlib import Path
 import av
 import pytest
 from camera_media import grey_frames, read_video, write_video
+from command_line import typed
+from PIL import Image
 
 from mexit.errors import UsageError
 from mexit.flows.camera import CameraOptions, run_camera
@@ -90,6 +92,24 @@ def test_a_limit_ends_the_run(digits_bundle: Path, video: Path, tmp_path: Path) 
     assert len(read_video(tmp_path / "b.mp4")[0]) == 4
     with pytest.raises(UsageError, match="limit must be at least 1, found 0"):
         run_camera(digits_bundle, str(video), CameraOptions(limit=0))
+
+
+def test_unsure_frames_have_no_label_and_are_counted(reject_bundle: Path, test_digits, tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number, pixels in enumerate(test_digits[0][:40]):
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    options = CameraOptions(out=tmp_path / "out.mp4", jsonl=tmp_path / "out.jsonl")
+    report = run_camera(reject_bundle, str(folder), options)
+    lines = lines_of(tmp_path / "out.jsonl")
+    unsure = [line for line in lines if line["reason"] == "unsure"]
+    assert report.unsure == len(unsure) > 0
+    assert all((line["label"], line["index"]) == (None, None) for line in unsure)
+    assert len(read_video(tmp_path / "out.mp4")[0]) == 40
+    shown = typed("camera", reject_bundle, "--source", folder).output
+    assert ": unsure, " in shown
+    assert any(f": {line['label']}, " in shown for line in lines if line["label"] is not None)
+    assert f"unsure │ {len(unsure)}" in " ".join(shown.split()).replace("┃", "│")
 
 
 def test_signal_handlers_are_restored(digits_bundle: Path, video: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import stat
 from pathlib import Path
 
@@ -147,6 +148,18 @@ def test_a_faster_engine_is_taken_once_it_is_calibrated_without_measuring_again(
     bundle.save_policies(policies.with_entry(entry))
     assert [row.state for row in autotune.explain(bundle).rows] == ["usable", "chosen", "usable"]
     assert chosen(bundle) == ("other:bf16", 1)
+
+
+def test_a_faster_engine_without_the_reject_option_of_others_is_not_taken(reject_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(Path(shutil.copytree(reject_bundle, tmp_path / "reject")))
+    policies = bundle.policies()
+    points = tuple(dataclasses.replace(point, reject=None) for point in policies.entries[0].frontier)
+    plain = dataclasses.replace(policies.entries[0], engine="other", frontier=points, reject=None)
+    bundle.save_policies(policies.with_entry(plain))
+    store(bundle, ("ort", 1, 300), ("other", 1, 100))
+    assert chosen(bundle) == ("ort", 1)
+    bundle.save_policies(policies.with_entry(dataclasses.replace(policies.entries[0], engine="other")))
+    assert chosen(bundle) == ("other", 1)
 
 
 def test_without_usable_policies_only_the_reference_precision_is_taken(bundle_copy: Path) -> None:
