@@ -41,7 +41,7 @@ def report_page(title: str, report: Mapping[str, Any], details: Details, notes: 
     """
     sections = {
         "Accuracy and cost": _results(report),
-        "Accuracy per class": _classes(details),
+        "Accuracy per class": _classes(details, _columns(report, details)),
         "Confusion": _confusion(details),
         **{sheet.title: _sheet(sheet, details.classes) for sheet in details.sheets},
         "Confidence": _confidence(details),
@@ -95,9 +95,9 @@ def _results(report: Mapping[str, Any]) -> str:
     parts = []
     if report["budgets"]:
         rows = [
-            [f"<bdi>{_text(name)}</bdi>", *(_with_error(row[one]) for one in conditions),
+            [f"<bdi>{_text(names)}</bdi>", *(_with_error(row[one]) for one in conditions),
              short_macs(row["budget_macs"]), short_macs(row["clean"]["mean_macs"]), _shares(row["clean"]["exits"])]
-            for name, row in merged_budgets(report)
+            for names, row in merged_budgets(report)
         ]  # fmt: skip
         columns = ["budget", *heads, "MACs allowed", "mean MACs", "exits taken, %"]
         parts.append(_table(columns, rows))
@@ -107,7 +107,14 @@ def _results(report: Mapping[str, Any]) -> str:
     return text + "".join(parts)
 
 
-def _classes(details: Details) -> str:
+def _columns(report: Mapping[str, Any], details: Details) -> dict[str, str]:
+    """Titles of the further columns of the table of classes, and their names; budgets that share a policy are one."""
+    if report["budgets"]:
+        return {names: names.split(", ")[0] for names, _ in merged_budgets(report)}
+    return {name: name for row in details.rows for name in row.columns}
+
+
+def _classes(details: Details, others: Mapping[str, str]) -> str:
     """The classes, the worst first."""
     rows = sorted(details.rows, key=lambda row: (row.value is None, row.value, row.high))
     shown, rest = rows[:_OPEN_CLASSES], rows[_OPEN_CLASSES:_LISTED_CLASSES]
@@ -116,16 +123,15 @@ def _classes(details: Details) -> str:
         f"<p>Share of the images of a class that {_text(details.answers.name)} answers correctly, with a 95 % interval "
         f"that counts {counted}. The worst class comes first.</p>"
     )
-    text += _class_table(shown, details)
+    text += _class_table(shown, details, others)
     if rest:
-        text += f"<details><summary>{len(rest)} more classes</summary>{_class_table(rest, details)}</details>"
+        text += f"<details><summary>{len(rest)} more classes</summary>{_class_table(rest, details, others)}</details>"
     left = len(rows) - len(shown) - len(rest)
     return text + (f"<p>{left:,} more classes are in evaluation.json.</p>" if left else "")
 
 
-def _class_table(rows: Sequence[ClassAccuracy], details: Details) -> str:
+def _class_table(rows: Sequence[ClassAccuracy], details: Details, others: Mapping[str, str]) -> str:
     grouped = details.answers.groups is not None
-    others = list(next((row.columns for row in rows if row.columns), {}))
     columns = ["class", "accuracy, %", "", "95 % interval", "images", *(["groups"] if grouped else []), *others]
     lines = []
     for row in rows:
@@ -136,7 +142,7 @@ def _class_table(rows: Sequence[ClassAccuracy], details: Details) -> str:
             line += [_percent(row.value), _bar(row.value, row.low, row.high)]
             line.append(f"{_percent(row.low)} to {_percent(row.high)}")
         line += [f"{row.n:,}", *([f"{row.groups:,}"] if grouped else [])]
-        line += [_percent(row.columns[other]) if other in row.columns else "-" for other in others]
+        line += [_percent(row.columns[other]) if other in row.columns else "-" for other in others.values()]
         error = row.answered
         line.append("" if error is None else f"<bdi>{_name(details.classes[error[0]])}</bdi>&nbsp;({error[1]:,})")
         lines.append(line)
