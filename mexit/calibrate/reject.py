@@ -1,8 +1,8 @@
 """The reject option: thresholds below which an answer is withheld, so that the error among the answered is bounded.
 
 An answer of exit k that did not reach the threshold of the exit is "unsure" below the reject threshold of exit k. That
-concerns the last exit of the policy (the first one that no row passes), and exits at which `max_exit`, a deadline or the
-rate limiter ended a row. For each policy of the frontier and each exit k, the hypothesis is "the error among the
+concerns the last exit of the policy (the first one that no row passes), and exits at which `max_exit`, a deadline or
+the rate limiter ended a row. For each policy of the frontier and each exit k, the hypothesis is "the error among the
 answered is above `max_error` if exit k is the last one that may answer". Answers at earlier exits count. The answered
 pictures are the sample of the test (selective risk: Y. Geifman, R. El-Yaniv, NeurIPS 2017), which holds in finite
 samples; with groups, the grouped test holds.
