@@ -24,7 +24,7 @@ def show_policies(entry: PolicyEntry) -> None:
     columns = ["budget", "MACs", "exits taken", *(["attacked: mean", "accuracy"] if attacked else [])]
     output.table("policies on held-out data", columns, rows, _caption(entry))
     if names := entry.more_accurate_than_full():
-        output.say(
+        output.paragraph(
             f"{', '.join(names)}: more accurate than full on the calibration images; full never exits early, so "
             "nothing is selected for it"
         )
@@ -37,7 +37,7 @@ def show_expected(table: Mapping[str, Any] | None) -> None:
         table: the result of `calibrate.expected.expected_and_test`; None if none is stored.
     """
     if table is None:
-        output.say("no test results are stored: mexit calibrate measures them")
+        output.paragraph("no test results are stored: mexit calibrate measures them")
         return
     rows = []
     for row in table["budgets"]:
@@ -49,7 +49,7 @@ def show_expected(table: Mapping[str, Any] | None) -> None:
     columns = ["budget", "expected\naccuracy", "test", "difference", "expected\nMACs", "test", "difference"]
     output.table("expected and test results", columns, rows, _expected_caption(table))
     for sentence in table["warnings"]:
-        output.say(sentence)
+        output.paragraph(sentence)
 
 
 def show_reject(entry: PolicyEntry, table: Mapping[str, Any] | None) -> None:
@@ -77,7 +77,7 @@ def show_reject(entry: PolicyEntry, table: Mapping[str, Any] | None) -> None:
     others = [] if entry.reject.n_unknown is None else ["other things\nanswered"]
     columns = ["budget", "answered", "test", "wrong\nanswers", "test", *others]
     output.table(f"reject option: at most {_share(entry.reject.max_error)} wrong answers", columns, rows, caption)
-    output.say(entry.reject.promise)
+    output.paragraph(entry.reject.promise)
 
 
 def _share(value: float | None) -> str:

@@ -113,7 +113,8 @@ def show_calibration(result: CalibrateResult) -> None:
         output.table(title, columns, rows, f"chosen: {score_name(result.entry)}")
     show_policies(result.entry)
     say_certificates(result.entry)
-    output.say("wrote " + ", ".join(str(path) for path in (result.bundle / "policies.json", *result.written)))
+    written = [str(path.relative_to(result.bundle)) for path in result.written]
+    output.paragraph(f"wrote into {result.bundle}: {', '.join(['policies.json', *written])}")
     show_expected(result.expected)
     show_reject(result.entry, result.expected)
     if result.unavailable:

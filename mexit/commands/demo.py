@@ -32,16 +32,17 @@ def show_demo(result: DemoResult) -> None:
     report = result.report
     rows = [
         [
-            name,
+            ", ".join(names),
             output.percent(row["accuracy"]),
             output.percent(row["attacked"]),
             short_macs(row["budget_macs"]),
             short_macs(row["mean_macs"]),
             output.percent(row["saved"]),
             output.counts(row["exits"]),
-            f"{result.latency_us[name]:.0f}",
+            f"{result.latency_us[names[0]]:.0f}",
         ]
-        for name, row in report["budgets"].items()
+        for names in report["same_policy"]
+        for row in [report["budgets"][names[0]]]
     ]
     columns = ["budget", "clean", "attacked", "MACs", "mean", "saved", "exits taken", "us"]
     exits = ", ".join(f"exit {row['exit']} {output.percent(row['clean'])}" for row in report["exits"])

@@ -79,37 +79,37 @@ def official_parts(data: DataSet) -> dict[str, NDArray[np.int64]]:
 def _unreadable(data: DataSet, scan: PictureScan) -> Iterator[Problem]:
     if scan.errors:
         reasons = "; ".join(list(scan.errors.values())[:SHOWN]) + _more(scan.errors)
-        text = f"{_pictures(scan.errors)} that cannot be read: {reasons}: remove or replace what is named"
+        text = f"{_count(scan.errors, 'picture')} that cannot be read: {reasons}: remove or replace what is named"
         yield Problem("unreadable", True, text, _names(data, scan.errors))
 
 
 def _two_classes(data: DataSet, pairs: NDArray[np.int64]) -> Iterator[Problem]:
     apart = pairs[data.labels[pairs[:, 0]] != data.labels[pairs[:, 1]]]
     if len(apart):
-        text = (
-            f"the same picture in two classes, {len(apart):,} times: {_shown_pairs(data, apart)}: keep it in one class"
-        )
+        pairs_shown = f"{_count(apart, 'pair')}: {_shown_pairs(data, apart)}"
+        text = f"the same picture in two classes, {pairs_shown}: keep it in one class"
         yield Problem("contradictory labels", False, text, _pair_names(data, apart))
 
 
 def _across_parts(data: DataSet, pairs: NDArray[np.int64]) -> Iterator[Problem]:
-    part_of = np.zeros(len(data), np.int64)
-    parts = official_parts(data)
-    for number, part in enumerate(parts.values()):
-        part_of[part] = number
-    across = pairs[part_of[pairs[:, 0]] != part_of[pairs[:, 1]]]
+    parts = _part_of(data)
+    across = pairs[parts[pairs[:, 0]] != parts[pairs[:, 1]]]
     if len(across):
         text = (
-            f"copies or near-duplicates in different parts ({', '.join(parts)}), {len(across):,} pairs: "
-            f"{_shown_pairs(data, across)}: the test accuracy will be too high"
+            f"copies or near-duplicates in different parts ({', '.join(official_parts(data))}), "
+            f"{_count(across, 'pair')}: {_shown_pairs(data, across)}: the test accuracy will be too high"
         )
         yield Problem("copies across parts", False, text, _pair_names(data, across))
 
 
 def _copies(data: DataSet, identical: NDArray[np.int64]) -> Iterator[Problem]:
-    if len(identical):
-        text = f"{_pictures(identical)} with the content of another one: {_shown_pairs(data, identical)}"
-        yield Problem("copies", False, text, _pair_names(data, identical))
+    """Copies in one part and class: the others are problems of their own."""
+    parts = _part_of(data)
+    first, second = identical.T
+    copies = identical[(parts[first] == parts[second]) & (data.labels[first] == data.labels[second])]
+    if len(copies):
+        text = f"{_count(copies, 'picture')} with the content of another one: {_shown_pairs(data, copies)}"
+        yield Problem("copies", False, text, _pair_names(data, copies))
 
 
 def _tiny(data: DataSet, scan: PictureScan) -> Iterator[Problem]:
@@ -119,7 +119,7 @@ def _tiny(data: DataSet, scan: PictureScan) -> Iterator[Problem]:
     limit = min(max(TINY_SIDE, TINY_SHARE * float(np.median(sides))), float(np.median(sides)))
     tiny = scan.index[sides < limit]
     if len(tiny):
-        text = f"{_pictures(tiny)} with a side below {limit:.0f} pixels: {_shown(data, tiny)}"
+        text = f"{_count(tiny, 'picture')} with a side below {limit:.0f} pixels: {_shown(data, tiny)}"
         yield Problem("tiny", False, text, _names(data, tiny))
 
 
@@ -133,8 +133,8 @@ def _dark(data: DataSet, scan: PictureScan) -> Iterator[Problem]:
     ]
     if len(dark):
         text = (
-            f"{_pictures(dark)} with no value above {DARK} of 255, nearly black: {_shown(data, dark)}: multiply values "
-            "of 12 bits in 16-bit files by 16, so that white is 65535"
+            f"{_count(dark, 'picture')} with no value above {DARK} of 255, nearly black: {_shown(data, dark)}: "
+            "multiply values of 12 bits in 16-bit files by 16, so that white is 65535"
         )
         yield Problem("dark", False, text, _names(data, dark))
 
@@ -142,7 +142,7 @@ def _dark(data: DataSet, scan: PictureScan) -> Iterator[Problem]:
 def _blank(data: DataSet, scan: PictureScan) -> Iterator[Problem]:
     blank = scan.index[[picture.darkest == picture.brightest for picture in scan.pictures]]
     if len(blank):
-        text = f"{_pictures(blank)} of a single colour: {_shown(data, blank)}"
+        text = f"{_count(blank, 'picture')} of a single colour: {_shown(data, blank)}"
         yield Problem("blank", False, text, _names(data, blank))
 
 
@@ -190,6 +190,14 @@ def _class_counts(data: DataSet) -> NDArray[np.int64]:
     return np.bincount(labels, minlength=len(data.classes))
 
 
+def _part_of(data: DataSet) -> NDArray[np.int64]:
+    """Number of the official part of each picture, (N,)."""
+    numbers = np.zeros(len(data), np.int64)
+    for number, part in enumerate(official_parts(data).values()):
+        numbers[part] = number
+    return numbers
+
+
 def _identical_pairs(scan: PictureScan) -> NDArray[np.int64]:
     """Pairs (P, 2) of pictures with the same content: each copy with the first of its kind."""
     first: dict[bytes, int] = {}
@@ -201,8 +209,8 @@ def _identical_pairs(scan: PictureScan) -> NDArray[np.int64]:
     return np.asarray(pairs, np.int64).reshape(-1, 2)
 
 
-def _pictures(found: Sized) -> str:
-    return f"{len(found):,} picture{'s' if len(found) != 1 else ''}"
+def _count(found: Sized, noun: str) -> str:
+    return f"{len(found):,} {noun}{'s' if len(found) != 1 else ''}"
 
 
 def _names(data: DataSet, index: Iterable[int]) -> tuple[str, ...]:

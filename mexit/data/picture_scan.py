@@ -92,7 +92,8 @@ def scan_pictures(data: DataSet, *, most_seconds: float | None = None, progress:
         try:
             return _read(data, i)
         except MexitError as error:
-            return str(error) if str(data.images.name(i)) in str(error) else f"{data.images.name(i)}: {error}"
+            text, name = str(error).partition(": supported are ")[0], data.images.name(i)
+            return text if name in text else f"{name}: {text}"
 
     start_s, count = time.monotonic(), 0
     with (

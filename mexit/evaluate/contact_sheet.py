@@ -15,13 +15,13 @@ from mexit.core.printable import printable
 from mexit.data.dataset import DataSet, FileImages
 from mexit.data.preprocess import decode_rgb
 from mexit.evaluate.answers import NO_ANSWER, Answers
-from mexit.evaluate.fonts import class_label, draw_text, drawable, fit_width, text_width
+from mexit.evaluate.fonts import class_label, draw_text, drawable, fit_width, wrap
 
 PICTURES = 24  # per sheet
 SIDE = 160  # pixels of a picture on the sheet
 _COLUMNS, _GAP, _MARGIN = 6, 14, 24
-_TEXT, _LINE, _TITLE, _SUBTITLE = 13, 18, 20, 16
-_LINES = 4
+_TEXT, _LINE, _TITLE, _SUBTITLE = 13, 17, 20, 16
+_LINES = 7  # of the longest texts of a tile
 _HEAD, _SUBHEAD = 48, 54  # heights of the title and of the two lines above each group
 _TILE_HEIGHT = SIDE + 6 + _LINES * _LINE + _GAP
 _ENLARGED = 64  # pictures up to this side are enlarged without smoothing, to show their pixels
@@ -140,23 +140,22 @@ def _height(sheet: Sheet) -> int:
 def _draw_tile(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], tile: Tile, classes: Sequence[str]
 ) -> None:
-    """The picture on a frame, and four lines below it: true class, answer, confidence and exit, file."""
+    """The picture on a frame, and lines of text below it: true class, answer, confidence and exit, file."""
     x, y = at
     picture = _fit(tile.picture)
     left, top = x + (SIDE - picture.width) // 2, y + (SIDE - picture.height) // 2
     draw.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline="#d0d7de", fill="#f1f3f5")
     canvas.paste(picture, (left, top))
     answer = "no answer" if tile.predicted is None else class_label(tile.predicted, classes[tile.predicted])
-    lines = (
-        ("true: ", class_label(tile.true, classes[tile.true]), _INK),
-        ("answer: ", answer, _GREEN if tile.correct else _RED),
-        ("", f"{100 * tile.confidence:.1f} % at exit {tile.exit}", _INK),
-        ("", drawable(tile.file), _GREY),
+    texts = (
+        (f"true: {class_label(tile.true, classes[tile.true])}", _INK),
+        (f"answer: {answer}", _GREEN if tile.correct else _RED),
+        (f"{100 * tile.confidence:.1f} % at exit {tile.exit}", _INK),
+        (drawable(tile.file), _GREY),
     )
-    for number, (label, text, colour) in enumerate(lines):
-        space = SIDE + _GAP / 2 - text_width(label, _TEXT)
-        place = (x, y + SIDE + 6 + number * _LINE)
-        draw_text(draw, place, label + fit_width(text, _TEXT, space), _TEXT, colour)
+    lines = [(line, colour) for text, colour in texts for line in wrap(text, _TEXT, SIDE + _GAP / 2)]
+    for number, (line, colour) in enumerate(lines):
+        draw_text(draw, (x, y + SIDE + 6 + number * _LINE), line, _TEXT, colour)
 
 
 def _fit(picture: Image.Image) -> Image.Image:

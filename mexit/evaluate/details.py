@@ -83,7 +83,7 @@ def measure_details(target: EvaluationTarget, index: Index, results: AttackResul
     scored = ScoredExits.of(policy, logits)
     unscaled = Policy("max-probability", False, (1.0,) * results.exits, policy.thresholds)
     rows = compare_reliability(ScoredExits.of(unscaled, logits).top, scored.top, labels)
-    answers = scored.answers(name, policy, labels, index, target.splits.groups_of(index))
+    answers = scored.answers(name, policy, labels, index, results.groups)
     return describe_answers(answers, _columns(target, scored, labels), rows, target.data)
 
 

@@ -76,6 +76,18 @@ def fit_width(text: str, size: int, width: float) -> str:
     return abbreviate(text, kept) if kept < len(text) else text
 
 
+def wrap(text: str, size: int, width: float, most: int = 2) -> list[str]:
+    """The text on at most `most` lines of at most `width` pixels, broken after spaces or else slashes if it can."""
+    lines: list[str] = []
+    while len(lines) < most - 1 and text_width(text, size) > width:
+        end = next(end for end in range(len(text), 0, -1) if end == 1 or text_width(text[:end], size) <= width)
+        start = end // 3  # a first line is not much shorter than it can be
+        end = text.rfind(" ", start, end) + 1 or text.rfind("/", start, end) + 1 or end
+        lines.append(text[:end].rstrip())
+        text = text[end:]
+    return [*lines, fit_width(text, size, width)]
+
+
 def _runs(text: str, size: int) -> Iterator[tuple[str, Font]]:
     """Parts of the text that are drawn in one font each."""
     part, file = "", None

@@ -43,3 +43,9 @@ def write_details(details: Details, report: Mapping[str, Any], folder: Path, nam
         detail_plots.reliability(details.reliability, drawn[2], f"{name}: test split")
     write_bytes(written[1], report_page(name, report, details, () if drawn else (_MISSING,)))
     return drawn + written
+
+
+def remove_details(folder: Path) -> None:
+    """Remove the files of an earlier evaluation, which do not belong to the present report."""
+    for name in (CONFUSION, CLASSES, SHEET, RELIABILITY, PAGE):
+        (folder / name).unlink(missing_ok=True)

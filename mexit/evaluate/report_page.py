@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -17,6 +18,7 @@ from mexit.evaluate.details import Details
 from mexit.evaluate.names import abbreviate
 from mexit.evaluate.report_charts import matrix_table, reliability_chart
 from mexit.evaluate.report_style import STYLE
+from mexit.evaluate.reports import merged_budgets
 
 MAX_BYTES = 4 << 20  # of a page; the numbers below keep every page under it
 _OPEN_CLASSES = 25  # classes that are listed without a click
@@ -39,8 +41,8 @@ def report_page(title: str, report: Mapping[str, Any], details: Details, notes: 
         UTF-8, at most `MAX_BYTES`.
     """
     sections = {
-        "Accuracy and cost": _results(report),
-        "Accuracy per class": _classes(details),
+        "Accuracy and cost": _results(report, not details.answers.answered.all()),
+        "Accuracy per class": _classes(details, _columns(report, details)),
         "Confusion": _confusion(details),
         **{sheet.title: _sheet(sheet, details.classes) for sheet in details.sheets},
         "Confidence": _confidence(details),
@@ -85,28 +87,36 @@ def _lead(report: Mapping[str, Any], details: Details) -> str:
     return f'<p class="soft">{data}</p><dl class="facts">{items}</dl>'
 
 
-def _results(report: Mapping[str, Any]) -> str:
+def _results(report: Mapping[str, Any], unsure: bool) -> str:
     """Accuracy of every exit, and accuracy and cost of every budget; under attack where there was one."""
-    exits, budgets = report["exits"], report["budgets"]
+    exits = report["exits"]
     conditions = [name for name in ("clean", "average", "worst") if name in exits[0]]
     titles = {"clean": "clean", "average": "average attack", "worst": "worst attack"}
     heads = [titles[name] for name in conditions]
     parts = []
-    if budgets:
+    if report["budgets"]:
         rows = [
-            [f"<bdi>{_text(name)}</bdi>", *(_with_error(row[one]) for one in conditions),
+            [f"<bdi>{_text(names)}</bdi>", *(_with_error(row[one]) for one in conditions),
              short_macs(row["budget_macs"]), short_macs(row["clean"]["mean_macs"]), _shares(row["clean"]["exits"])]
-            for name, row in budgets.items()
+            for names, row in merged_budgets(report)
         ]  # fmt: skip
         columns = ["budget", *heads, "MACs allowed", "mean MACs", "exits taken, %"]
         parts.append(_table(columns, rows))
     rows = [[f"exit {row['exit']}", *(_with_error(row[one]) for one in conditions)] for row in exits]
     parts.append(_table(["exit", *heads], rows))
-    text = "<p>Accuracy in percent, ± standard error. Each exit is measured as if it answered alone.</p>"
-    return text + "".join(parts)
+    text = "Accuracy in percent, ± standard error. Each exit is measured as if it answered alone."
+    text += " Here an unsure answer counts with the class that it withholds." if unsure else ""
+    return f"<p>{text}</p>" + "".join(parts)
 
 
-def _classes(details: Details) -> str:
+def _columns(report: Mapping[str, Any], details: Details) -> dict[str, str]:
+    """Titles of the further columns of the table of classes, and their names; budgets that share a policy are one."""
+    if report["budgets"]:
+        return {names: names.split(", ")[0] for names, _ in merged_budgets(report)}
+    return {name: name for row in details.rows for name in row.columns}
+
+
+def _classes(details: Details, others: Mapping[str, str]) -> str:
     """The classes, the worst first."""
     rows = sorted(details.rows, key=lambda row: (row.value is None, row.value, row.high))
     shown, rest = rows[:_OPEN_CLASSES], rows[_OPEN_CLASSES:_LISTED_CLASSES]
@@ -115,27 +125,29 @@ def _classes(details: Details) -> str:
         f"<p>Share of the images of a class that {_text(details.answers.name)} answers correctly, with a 95 % interval "
         f"that counts {counted}. The worst class comes first.</p>"
     )
-    text += _class_table(shown, details)
+    text += _class_table(shown, details, others)
     if rest:
-        text += f"<details><summary>{len(rest)} more classes</summary>{_class_table(rest, details)}</details>"
+        text += f"<details><summary>{len(rest)} more classes</summary>{_class_table(rest, details, others)}</details>"
     left = len(rows) - len(shown) - len(rest)
     return text + (f"<p>{left:,} more classes are in evaluation.json.</p>" if left else "")
 
 
-def _class_table(rows: Sequence[ClassAccuracy], details: Details) -> str:
+def _class_table(rows: Sequence[ClassAccuracy], details: Details, others: Mapping[str, str]) -> str:
     grouped = details.answers.groups is not None
-    others = list(next((row.columns for row in rows if row.columns), {}))
-    columns = ["class", "accuracy, %", "", "95 % interval", "images", *(["groups"] if grouped else []), *others]
+    lowest = min((row.low for row in details.rows if row.low is not None), default=0.0)
+    left = min(0.9, math.floor(10 * lowest) / 10)  # where the bars begin: intervals near 1 are short
+    columns = ["class", "accuracy, %", f"{100 * left:.0f} to 100 %", "95 % interval", "images"]
+    columns += [*(["groups"] if grouped else []), *others]
     lines = []
     for row in rows:
         line = [f"<bdi>{_name(row.name)}</bdi>"]
         if row.value is None or row.low is None or row.high is None:
             line += ["-", "", "-"]
         else:
-            line += [_percent(row.value), _bar(row.value, row.low, row.high)]
-            line.append(f"{_percent(row.low)} to {_percent(row.high)}")
+            ends = [(share - left) / (1 - left) for share in (row.value, row.low, row.high)]
+            line += [_percent(row.value), _bar(*ends), f"{_percent(row.low)} to {_percent(row.high)}"]
         line += [f"{row.n:,}", *([f"{row.groups:,}"] if grouped else [])]
-        line += [_percent(row.columns[other]) if other in row.columns else "-" for other in others]
+        line += [_percent(row.columns[other]) if other in row.columns else "-" for other in others.values()]
         error = row.answered
         line.append("" if error is None else f"<bdi>{_name(details.classes[error[0]])}</bdi>&nbsp;({error[1]:,})")
         lines.append(line)
@@ -143,6 +155,7 @@ def _class_table(rows: Sequence[ClassAccuracy], details: Details) -> str:
 
 
 def _bar(value: float, low: float, high: float) -> str:
+    """A point and its interval as shares of the width of the bar."""
     return (
         f'<span class="bar" aria-hidden="true"><i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
         f'<b style="left:{100 * value:.1f}%"></b></span>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from mexit.core.printable import printable
@@ -53,7 +54,7 @@ def check_data(data: DataSet, progress: Progress | None = None) -> int | None:
     progress = progress or Silent()
     shown = ", ".join(map(printable, data.classes[:_SHOWN_CLASSES]))
     more = len(data.classes) - _SHOWN_CLASSES
-    progress.note(f"{len(data.classes)} classes: {shown}{f' and {more} more' if more > 0 else ''}")
+    _note(progress, f"{len(data.classes)} classes: {shown}{f' and {more} more' if more > 0 else ''}")
     _note_parts(data, progress)
     if not data.streamed:
         return None
@@ -63,26 +64,34 @@ def check_data(data: DataSet, progress: Progress | None = None) -> int | None:
     if blocking:
         raise BadInput(f"{'; '.join(problem.text for problem in blocking)}; {_command(data)} lists all problems")
     for problem in problems:
-        progress.note(f"warning: {problem.text}")
+        _note(progress, f"warning: {problem.text}")
     if not scan.complete:
         seen = len(scan.pictures)
-        progress.note(
-            f"{seen:,} of {len(data):,} pictures were checked in {MAX_SCAN_S:.0f} s; {_command(data)} checks all"
+        _note(
+            progress,
+            f"{seen:,} of {len(data):,} pictures were checked in {MAX_SCAN_S:.0f} s; {_command(data)} checks all",
         )
     bits = grey_bits(scan)
     if bits not in (None, 16):
-        progress.note(
-            f"grey values of 16-bit files use {bits} bits: they are divided by {1 << (bits - 8)}, in serving too"
+        _note(
+            progress,
+            f"grey values of 16-bit files use {bits} bits: they are divided by {1 << (bits - 8)}, in serving too",
         )
     return bits
 
 
 def _note_parts(data: DataSet, progress: Progress) -> None:
     if data.official_val is not None:
-        progress.note(
+        _note(
+            progress,
             f"the {len(data.official_val):,} pictures of the validation part and those of the training part are "
-            "divided into train, selection, calibration and certification; the test part stays"
+            "divided into train, selection, calibration and certification; the test part stays",
         )
+
+
+def _note(progress: Progress, text: str) -> None:
+    """Note a sentence in lines of 80 columns."""
+    progress.note(textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
 
 
 def _command(data: DataSet) -> str:

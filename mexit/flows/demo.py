@@ -102,6 +102,7 @@ def _report(evaluation: Mapping[str, Any], bundle: Path, run: Path, seconds: flo
     return {
         "exits": exits,
         "budgets": budgets,
+        "same_policy": evaluation["settings"]["same_policy"],
         "n": evaluation["settings"]["n"],
         "attack": evaluation["settings"]["attack"],
         "run": str(run),

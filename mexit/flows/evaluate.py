@@ -32,7 +32,7 @@ with requires_extra("train", "Evaluating a network"):
     from mexit.evaluate.corruptions import corruption_report, run_corruptions_group
     from mexit.evaluate.details import Details, measure_details
     from mexit.evaluate.model_card import model_card
-    from mexit.evaluate.report_files import write_details
+    from mexit.evaluate.report_files import remove_details, write_details
     from mexit.evaluate.results import AttackResults, budget_rows, curve_rows, exit_rows, transfer_matrix
     from mexit.evaluate.target import EvaluationTarget, Index, open_target
     from mexit.flows.run_policies import run_policies
@@ -52,8 +52,8 @@ class EvaluateResult:
 
     Attributes:
         report: what `--json` prints: exits, budgets, transfer, curve, corruptions, checks,
-            flags, settings.
-        written: paths of the JSON files, the pictures and the model card.
+            flags, details, settings.
+        written: paths of the JSON files, the pictures, the page and the model card.
         kept: paths of earlier reports of other attacks on the same weights.
     """
 
@@ -275,6 +275,7 @@ def _write(target: EvaluationTarget, report: Mapping[str, Any], details: Details
         if report["corruptions"]:
             written.append(folder / CORRUPTIONS)
             plots.corruptions(report["corruptions"], budgets, written[-1], title)
+    remove_details(folder)
     if details is not None:
         written += write_details(details, report, folder, target.path.name)
     written.append(folder / CARD)

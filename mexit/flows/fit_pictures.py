@@ -46,8 +46,8 @@ def fit_settings(
     fit = fit_to_pictures(settings, names, sample_pictures(data, index), len(index), len(data.classes), speed)
     if fit.settings.minutes and fit.passes < FEW_PASSES:
         progress.note(
-            f"{fit.settings.minutes:g} minutes are about {fit.passes:.0f} passes over the pictures: more --minutes, a "
-            "smaller --size or a GPU give better results"
+            f"{fit.settings.minutes:g} minutes are about {fit.passes:.0f} passes over the pictures, fewer than "
+            f"{FEW_PASSES}:\nmore --minutes, a smaller --size or a GPU give better results"
         )
     return fit.settings
 

@@ -162,7 +162,7 @@ class UnlabelledSource:
     def of(
         images: UnlabelledImages | DataSet, spec: InputSpec, condition: str = "clean", progress: Progress | None = None
     ) -> UnlabelledSource:
-        """Images with their groups, as training finds them in a data set of that name; `progress` is told of them."""
+        """Images with their groups, as training finds them in a data set of that name; `progress` reports them."""
         grouping = find_groups(images, default_group(images.name), progress)
         if grouping is None or not grouping.has_groups:
             return UnlabelledSource(images, spec, condition)

@@ -109,6 +109,20 @@ def test_groups_are_counted_instead_of_pictures(entry: PolicyEntry) -> None:
     assert wide == pytest.approx(narrow * np.sqrt(30), rel=0.15)
 
 
+def test_chance_alone_is_seldom_outside_if_groups_are_counted(entry: PolicyEntry) -> None:
+    """Ten pictures of each object: about 5 % of the differences lie outside; counting pictures, half of them do."""
+    outside = {True: 0, False: 0}
+    entry = dataclasses.replace(entry, named={"low": entry.named["low"]})
+    for seed in range(20):
+        pair = [make_evaluator(800, 2 * seed + k, group_size=10) for k in (100, 101)]
+        alone = [dataclasses.replace(evaluator, groups=None) for evaluator in pair]
+        for grouped, evaluators in ((True, pair), (False, alone)):
+            low = expected_and_test(entry, *evaluators)["budgets"][0]
+            outside[grouped] += low["accuracy"]["outside"] + low["cost"]["outside"]
+    assert outside[True] <= 6, "of 40"
+    assert outside[False] >= 13, "of 40"
+
+
 def test_a_single_group_has_no_interval(entry: PolicyEntry) -> None:
     test = make_evaluator(100, 2)
     test = dataclasses.replace(test, groups=np.zeros(100, np.int64))

@@ -96,6 +96,8 @@ def test_training_notes_class_names_and_problems_before_the_first_step(pets: Pat
     assert done.exit_code == 0, done.output
     said = done.stderr
     assert said.index("2 classes: Siamese cat, Border collie :dog:") < said.index("training ")
+    assert max(map(len, said[: said.index("training ")].splitlines())) <= 80
+    said = " ".join(said.split())
     assert "warning: skipped, because they are no pictures of a class: 1 .txt" in said
     assert "warning: 1 picture with a side below 8 pixels: 01/tiny.png" in said
     assert "grey values of 16-bit files use 12 bits: they are divided by 16, in serving too" in said

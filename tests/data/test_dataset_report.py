@@ -122,6 +122,7 @@ def test_one_picture_in_two_classes(tmp_path: Path) -> None:
     problem = found(tmp_path, "contradictory labels")
     assert not problem.blocks
     assert problem.files == ("cat/p3.png = dog/again.png",)
+    assert "copies" not in {problem.kind for problem in report(tmp_path).problems}
 
 
 def test_copies_and_near_duplicates_across_parts(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mexit.evaluate.fonts import class_label, draw_text, drawable, fit_width, font_files, text_width
+from mexit.evaluate.fonts import class_label, draw_text, drawable, fit_width, font_files, text_width, wrap
 
 UNKNOWN = "\U0010fffd"  # never a character
 
@@ -50,3 +50,14 @@ def test_text_is_abbreviated_to_a_width() -> None:
     assert shown.endswith("s")
     assert fit_width("stop", 13, 120) == "stop"
     assert len(fit_width(long, 13, 1)) == 5
+
+
+def test_text_is_wrapped_at_words_and_the_last_line_is_abbreviated() -> None:
+    assert wrap("stop", 13, 120) == ["stop"]
+    assert wrap("Speed limit (80 km/h) zone", 13, 130) == ["Speed limit (80", "km/h) zone"]
+    first, second = wrap("x" * 60, 13, 100)
+    assert text_width(first, 13) <= 100
+    assert text_width(second, 13) <= 100
+    assert first == "x" * len(first)
+    assert "..." in second
+    assert wrap("ab", 13, 1) == ["a", "b"]

@@ -118,6 +118,17 @@ def test_a_perfect_network_has_a_page(make_details, report) -> None:
     assert "None: there are no wrong answers with the highest confidence." in text
 
 
+def test_budgets_that_share_a_policy_are_one_row_and_one_column(make_details, report) -> None:
+    report["budgets"]["full"] = report["budgets"]["low"]
+    apart = Page(report_page("run", report, make_details(NAMES)))
+    report["settings"]["same_policy"] = [["low", "full"]]
+    together = Page(report_page("run", report, make_details(NAMES)))
+    assert "low, full" in together.text
+    assert "low, full" not in apart.text
+    assert len(together.all("th")) == len(apart.all("th")) - 1
+    assert len(together.all("tr")) == len(apart.all("tr")) - 1
+
+
 def test_unsure_answers_have_a_column_and_a_count(make_details, report) -> None:
     details = make_details(["a", "b"])
     predicted = np.where(np.arange(60) < 9, NO_ANSWER, details.answers.predicted)

@@ -73,7 +73,8 @@ def test_a_run_is_described_by_its_last_exit_with_temperatures_of_the_calibratio
 
 def test_no_report_writes_neither_pictures_nor_page(tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(BUNDLE, tmp_path / "digits"))
-    shutil.rmtree(bundle / "reports", ignore_errors=True)
+    (bundle / "reports").mkdir(exist_ok=True)
+    (bundle / "reports" / "report.html").write_text("of an earlier evaluation")
     command = ["evaluate", str(bundle), "--samples", "30", "--attacks", "clean", "--no-report", "--json"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
