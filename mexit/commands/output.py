@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -24,9 +25,18 @@ from mexit.core.printable import json_text, printable, printable_lines
 from mexit.core.progress import Advance, duration
 from mexit.core.redact import redact_text
 
+
+class _Console(Console):
+    """A console that raises `BrokenPipeError` for a closed pipe, where rich ends the program."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 # Names of files may hold `:cat:` and `[red]`: neither emoji codes nor markup is replaced in them.
-out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
+out = _Console(highlight=False, emoji=False)
+err = _Console(stderr=True, highlight=False, emoji=False)
 
 
 class RichProgress:
@@ -144,6 +154,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], cap
     for row in rows:
         grid.add_row(*map(_plain, row))
     out.print(grid)
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print one unwrapped line per row under a header, in columns without borders; the last one is not padded."""
+    lines = [columns, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)][:-1]
+    for number, (*cells, last) in enumerate(lines):
+        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+        out.print(escape("  ".join([*padded, last])), style=None if number else "bold", soft_wrap=True)
 
 
 def _plain(text: str) -> str:

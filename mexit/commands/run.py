@@ -12,6 +12,7 @@ from mexit.commands import output
 from mexit.commands.options import Backend, BudgetOption, Burst, Deadline, Json, Rate, Threads
 from mexit.core.artifact_paths import is_bundle
 from mexit.core.budget import short_macs
+from mexit.core.wrong_path import BUNDLE, found_instead
 from mexit.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def run(
 
     if len(paths) > 1 and not paths[0].exists() and not paths[0].suffix:
         raise NotFound(f"bundle {paths[0]} does not exist")
+    if (paths[0].is_dir() or paths[0].suffix == ".onnx") and not is_bundle(paths[0]):
+        raise UsageError(found_instead(paths[0], BUNDLE) or f"{paths[0]} is a folder, neither a bundle nor an image")
     bundle, images = (paths[0], paths[1:]) if is_bundle(paths[0]) else (None, paths)
     if not images:
         raise UsageError("no image named: mexit run [BUNDLE] IMAGE...")
@@ -67,7 +70,7 @@ def answers_to_json(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def show_answers(answers: Sequence[Answer]) -> None:
-    """Print one row per classified image, then the errors."""
+    """Print one line per classified image, its name last because it may be long, then the errors."""
     rows = []
     for answer in answers:
         prediction = answer.prediction
@@ -75,7 +78,6 @@ def show_answers(answers: Sequence[Answer]) -> None:
             saved = prediction.saved_macs / (prediction.macs + prediction.saved_macs)
             rows.append(
                 [
-                    answer.image.name,
                     prediction.label or "-",
                     output.percent(prediction.confidence),
                     str(prediction.exit),
@@ -83,10 +85,11 @@ def show_answers(answers: Sequence[Answer]) -> None:
                     short_macs(prediction.macs),
                     output.percent(saved),
                     f"{prediction.latency_ms:.2f} ms",
+                    answer.image.name,
                 ]
             )
     if rows:
-        output.table("", ["image", "label", "confidence", "exit", "reason", "MACs", "saved", "time"], rows)
+        output.aligned(["label", "confidence", "exit", "reason", "MACs", "saved", "time", "image"], rows)
     for answer in answers:
         if answer.error is not None:
             output.error(

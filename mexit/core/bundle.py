@@ -33,7 +33,8 @@ from mexit.core.manifest import FileSpec, Manifest
 from mexit.core.onnx_safety import refuse_external_data
 from mexit.core.policies_file import Policies, TraceRef
 from mexit.core.trace import MAX_TRACE_BYTES, Trace
-from mexit.errors import Damaged, NotCalibrated, NotFound, StalePolicy, Untrusted
+from mexit.core.wrong_path import BUNDLE, found_instead
+from mexit.errors import Damaged, NotCalibrated, NotFound, StalePolicy, Untrusted, UsageError
 
 MANIFEST = "bundle.json"
 POLICIES = "policies.json"
@@ -63,13 +64,16 @@ class Bundle:
 
         Raises:
             NotFound: the directory or its `bundle.json` does not exist.
+            UsageError: the path is a file or a run.
             Damaged: a field or file is missing, or a file does not have its recorded hash; the message names it.
             Untrusted: a path leads out of the directory, or an ONNX file refers to another file.
             SchemaTooNew: a newer mexit wrote the bundle.
         """
         path = Path(path)
-        if not path.is_dir():
+        if not path.exists():
             raise NotFound(f"bundle {path} does not exist: make one with mexit export, or name its directory")
+        if instead := found_instead(path, BUNDLE):
+            raise UsageError(instead)
         content = read_bytes(resolve_inside(path, MANIFEST), "bundle manifest", MAX_JSON_BYTES)
         manifest = Manifest.from_json(parse_json(content, path / MANIFEST, "bundle manifest"))
         files = {spec.file: _read_checked(path, spec) for spec in manifest.files}

@@ -8,7 +8,9 @@ _DOTTED_HOST = re.compile(r"(\[[^\]]*\]|[^:/?#@]*\.[^:/?#@]*)(:\d+)?(?=[/?#]|$)"
 _SECRET_START = re.compile(r"[?#]|[^/?#]*=")  # some cameras take user=...&password=... in the path
 _END = r"(?::\d+)?(?:[/?#\s'\",;)]|[.:]?(?:\s|$))"  # of a host in a text
 _PLAIN_HOST = rf"(?:\[[^\]\s]*\]|[^\s/@:?#'\"]*\.[^\s/@:?#'\"]*|(?!\S*@)[^\s/@:?#'\"]*){_END}"
-_USER_IN_TEXT = re.compile(rf"([a-z][a-z0-9+.-]*://)(?!{_PLAIN_HOST}).*@", re.IGNORECASE)
+# A path of Python holds one slash of the two.
+_START = r"(?:[a-z][a-z0-9+.-]*://|\b(?:https?|rtsps?|rtmps?|ftps?|tcp|udp|rtp|srt|mqtts?|wss?):/(?!/))"
+_USER_IN_TEXT = re.compile(rf"({_START})(?!{_PLAIN_HOST}).*@", re.IGNORECASE)
 _SECRET_IN_TEXT = re.compile(r"((?:user|login|usr|pass|pwd|token|key|secret|auth)\w*=)[^\s&;'\"]+", re.IGNORECASE)
 _SCHEME = "://"
 
@@ -28,6 +30,6 @@ def redact(url: str) -> str:
 
 def redact_text(text: str) -> str:
     """A text whose addresses have no user and password, and no values of parameters such as `password=`."""
-    if _SCHEME not in text:
+    if ":/" not in text:
         return text
     return _SECRET_IN_TEXT.sub(r"\1...", _USER_IN_TEXT.sub(r"\1", text))

@@ -14,6 +14,7 @@ import numpy as np
 
 from mexit.calibrate.expected import load as load_expected
 from mexit.core.budget import format_macs
+from mexit.core.pixel_range import format_fraction
 from mexit.core.versions import VERSION
 from mexit.evaluate.config import GROUPS
 from mexit.evaluate.reports import merged_budgets
@@ -22,7 +23,7 @@ from mexit.train.config import TrainSettings, resolve
 
 # Settings whose flag has another name, or that have no flag.
 _NO_FLAG = {"data", "preset", "options", "teachers", "test_steps", "momentum", "decay_at", "decay_factor",
-            "craft_train_mode", "selection_steps", "steps_done"}  # fmt: skip
+            "craft_train_mode", "selection_steps", "steps_done", "changes"}  # fmt: skip
 
 
 def model_card(
@@ -231,7 +232,7 @@ def _commands(target: EvaluationTarget, report_settings: Mapping[str, Any]) -> s
 def _evaluate_flags(target: EvaluationTarget, settings: Mapping[str, Any]) -> list[str]:
     flags = [f"--samples {settings['n']}", f"--attacks {','.join(settings['attacks']) or 'clean'}"]
     if "pgd" in settings["attacks"]:
-        flags += [f"--eps {settings['eps']:.6g}", f"--steps {settings['steps']}"]
+        flags += [f"--eps {format_fraction(settings['eps'])}", f"--steps {settings['steps']}"]
     if settings["strong_n"]:
         flags += [f"--strong-samples {settings['strong_n']}", f"--targets {settings['targets']}"]
         flags += [f"--queries {settings['queries']}", f"--exits {settings['exits']}"]
@@ -280,6 +281,8 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
 def _flag(name: str, value: Any) -> str:
     """A setting as a flag of `mexit train`."""
     flag = name.replace("_", "-")
+    if name in ("eps", "step"):
+        return f"--{flag} {format_fraction(value)}"
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
     return f"--{flag} {shlex.quote(_flag_value(value))}"

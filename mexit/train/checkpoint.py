@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mexit.core.atomic_io import parse_json, read_bytes, read_json, sha256_file, to_json, write_bytes
 from mexit.core.schema import decode
+from mexit.core.wrong_path import RUN, found_instead
 from mexit.data.splits import Splits
 from mexit.errors import Damaged, MexitError, NotFound, UsageError
 from mexit.models import MultiExit
@@ -204,11 +205,13 @@ def load_settings(run: Path) -> TrainSettings:
 
     Raises:
         NotFound: the run does not exist.
+        UsageError: the path is a file or a bundle.
         Damaged: its settings are damaged.
     """
-    if not run.is_dir():
-        found = "is a file, not the directory of a run" if run.exists() else "does not exist"
-        raise NotFound(f"run {run} {found}: make one with mexit train")
+    if not run.exists():
+        raise NotFound(f"run {run} does not exist: make one with mexit train")
+    if instead := found_instead(run, RUN):
+        raise UsageError(instead)
     value = read_json(run / SETTINGS, "settings")
     try:
         return TrainSettings.from_json(value, str(run / SETTINGS))

@@ -127,3 +127,41 @@ def test_files_are_not_looked_at(tmp_path: Path, name: str) -> None:
     write_images(tmp_path, ["a.png"])
     source = parse_source(str(tmp_path / name))
     assert identify_source(source, SETTINGS) is source
+
+
+def test_a_file_of_a_server_that_was_not_ready(tmp_path: Path) -> None:
+    """It is read as a stream, and is at its end nevertheless."""
+    video = write_video(tmp_path / "a.mp4", grey_frames(30), TIMES).read_bytes()
+    counters = Counters()
+
+    def answer(reply: Reply) -> None:
+        if len(reply.seen) == 1:
+            reply.give(status=503)
+        else:
+            reply.give(video, Content_Type="video/mp4")
+
+    with web_server(answer) as server:
+        answers = list(classify_frames(slow_runtime(), f"{server.url}/video", live=SETTINGS, counters=counters))
+    assert answers
+    assert (counters.arrived, counters.reconnects) == (30, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/snap.jpg", "/video", "/live"])
+def test_a_stop_signal_does_not_wait_for_the_server(tmp_path: Path, path: str) -> None:
+    """The server announces a picture, a video or a stream, and sends nothing."""
+    types = {"/snap.jpg": "image/jpeg", "/video": "video/mp4", "/live": MJPEG}
+    finished: list[bool] = []
+
+    def answer(reply: Reply) -> None:
+        reply.send_response(200)
+        reply.send_header("Content-Type", types[path])
+        if path != "/live":
+            reply.send_header("Content-Length", "1000")
+        reply.end_headers()
+        reply.over.wait(60)
+        finished.append(True)
+
+    with web_server(answer) as server:
+        assert list(classify_frames(slow_runtime(), server.url + path, stopped=lambda: len(server.seen) == 2)) == []
+        assert not finished

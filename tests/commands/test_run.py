@@ -32,3 +32,12 @@ def test_an_unsure_image_has_no_label(reject_bundle: Path, test_digits, tmp_path
     shown = typed("run", reject_bundle, *(one["image"] for one in unsure))
     assert shown.exit_code == 0
     assert shown.output.count("unsure") == len(unsure)
+
+
+def test_each_picture_is_one_line_however_long_its_name(digits_bundle: Path, tmp_path: Path) -> None:
+    names = ["a.png", f"{'long' * 40}.png", "日本 :cat: [red].png"]
+    for name in names:
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    header, *lines = typed("run", digits_bundle, *(tmp_path / name for name in names)).stdout.splitlines()
+    assert header.split() == ["label", "confidence", "exit", "reason", "MACs", "saved", "time", "image"]
+    assert [line[header.index("image") :] for line in lines] == names

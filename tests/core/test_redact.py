@@ -67,10 +67,18 @@ def test_every_scheme_and_every_password(scheme: str, secret: str) -> None:
         "serving at http://127.0.0.1:8000: write to me@example.org",
         "give rtsp://HOST[:PORT]/PATH",
         "choose a key= value",
+        "folder:/data/a@b.png",
+        "C:/data/a@b.png",
     ],
 )
 def test_other_texts_stay(text: str) -> None:
     assert redact_text(text) == text
+
+
+@pytest.mark.parametrize("address", ["http:/admin:geheim@10.0.0.5/a.png", "image rtsp:/geheim@cam/live"])
+def test_addresses_that_became_paths(address: str) -> None:
+    """`pathlib` drops one of the two slashes."""
+    assert "geheim" not in redact_text(address)
 
 
 def test_parameters_of_addresses() -> None:

@@ -49,14 +49,22 @@ def test_threads_follow_the_smaller_of_affinity_and_quota() -> None:
     assert [ResourceLimits(8, quota, None).threads for quota in (None, 0.2, 1.5, 2.0, 64.0)] == [8, 1, 2, 2, 8]
 
 
-# A child process on eight processors, in a control group that may use the time of one.
-QUOTA = """
+# A child process on eight processors, in a control group that bounds its time.
+IN_GROUP = """
 import os, pathlib
-files = {"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "100000 100000"}
+files = FILES
 read_text = pathlib.Path.read_text
 os.sched_getaffinity = lambda _: set(range(8))
 pathlib.Path.read_text = lambda path, *given, **more: files.get(str(path)) or read_text(path, *given, **more)
 """
+ONE_PROCESSOR = {"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "100000 100000"}
+PART_OF_THREE = {"/proc/self/cgroup": "0::/box", "/sys/fs/cgroup/box/cpu.max": "250000 100000"}
+OF_THE_PARENT = {
+    "/proc/self/cgroup": "0::/pod/box",
+    "/sys/fs/cgroup/pod/box/cpu.max": "max 100000",
+    "/sys/fs/cgroup/pod/cpu.max": "200000 100000",
+}
+QUOTA = IN_GROUP.replace("FILES", repr(ONE_PROCESSOR))
 USERS = """
 import sys
 import torch
@@ -72,10 +80,18 @@ service.close()
 """
 
 
-def test_training_and_server_follow_the_quota(digits_bundle: Path) -> None:
-    command = [sys.executable, "-c", QUOTA + USERS, str(digits_bundle)]
+@pytest.mark.parametrize(
+    ("files", "threads"),
+    [
+        (ONE_PROCESSOR, "1"),
+        pytest.param(PART_OF_THREE, "3", marks=pytest.mark.slow),
+        pytest.param(OF_THE_PARENT, "2", marks=pytest.mark.slow),
+    ],
+)
+def test_training_and_server_follow_the_quota(digits_bundle: Path, files: dict[str, str], threads: str) -> None:
+    command = [sys.executable, "-c", IN_GROUP.replace("FILES", repr(files)) + USERS, str(digits_bundle)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout.split() == ["1", "1", "1"], done.stderr
+    assert done.stdout.split() == [threads] * 3, done.stderr
 
 
 @pytest.mark.slow

@@ -156,10 +156,12 @@ def test_a_test_part_that_divides_most_groups_is_kept_with_a_warning() -> None:
     assert "warning: 320 training pictures belong to 80 groups that are in the test part too" in splits.grouping
 
 
-def test_groups_of_one_image_change_nothing() -> None:
+def test_groups_of_one_image_divide_images_with_more_for_certification() -> None:
     data = data_set(official_test=np.arange(150, 200))
-    assert split(data, Grouping(np.arange(200), "no groups")).hashes() == split(data).hashes()
-    assert split(data, Grouping(np.arange(200), "no groups")).groups is None
+    own, plain = split(data, Grouping(np.arange(200), "no groups")), split(data)
+    assert own.groups is None
+    assert own.hashes()["test"] == plain.hashes()["test"]
+    assert (len(own.part("certification")), len(plain.part("certification"))) == (21, 9)
 
 
 @pytest.mark.parametrize("with_groups", [False, True])
