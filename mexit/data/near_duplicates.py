@@ -137,10 +137,17 @@ def _thumbnail(images: ImageStore, i: int) -> NDArray[np.float32]:
         image = images.at(np.array([i], np.int64))[0]
         opened = pillow.fromarray(image) if isinstance(image, np.ndarray) else open_image(image)
         opened.draft("L", (8 * WIDTH, 8 * HEIGHT))  # JPEG: decodes at a fraction of the size, ten times faster
-        small = opened.convert("L").resize((WIDTH, HEIGHT), pillow.Resampling.BOX)
+        grey = _reduce_depth(opened) if opened.mode.startswith("I") else opened.convert("L")
+        small = grey.resize((WIDTH, HEIGHT), pillow.Resampling.BOX)
         return np.asarray(small, np.float32).ravel()
     except Exception:  # Pillow's decoders raise many exceptions on damaged files
         return np.zeros(HEIGHT * WIDTH, np.float32)
+
+
+def _reduce_depth(image: Any) -> Any:
+    """Grey values of more than 8 bits in the bits that the picture uses; `convert` would clip them at 255."""
+    values = np.asarray(image)
+    return _pillow().fromarray((values >> max(0, int(values.max()).bit_length() - 8)).astype(np.uint8))
 
 
 def _pillow() -> Any:

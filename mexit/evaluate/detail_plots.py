@@ -128,7 +128,7 @@ def _draw_exit(axes: Axes, row: Mapping[str, Any]) -> None:
             np.array([bin_[name] for bin_ in row[key]]) for name in ("confidence", "accuracy", "n")
         )
         axes.plot(confidence, accuracy, color=colour, linewidth=width, label=label)
-        axes.scatter(confidence, accuracy, s=8 + 130 * n / n.sum(), color=colour, zorder=3)
+        axes.scatter(confidence, accuracy, s=8 + 130 * n / n.sum(), color=colour, zorder=3, clip_on=False)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.set_title(f"exit {row['exit']}: ECE {row['ece_before']:.3f} to {row['ece']:.3f}", fontsize=10)
 

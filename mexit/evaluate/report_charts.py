@@ -14,7 +14,7 @@ _NAME = 40  # characters of a class name beside the matrix
 # Cells stronger than this have inverted text, in the dark and in the light style.
 _INVERTED = {"inverted-dark": 0.65, "inverted-light": 0.88}
 # The plot of a reliability diagram, in units of the SVG: left, top, width and height.
-_LEFT, _TOP, _WIDTH, _HEIGHT = 34, 8, 200, 200
+_LEFT, _TOP, _WIDTH, _HEIGHT = 44, 8, 200, 200
 
 
 def matrix_table(thinned: Thinned, classes: Sequence[str]) -> str:
@@ -46,7 +46,7 @@ def reliability_chart(row: Mapping[str, Any]) -> str:
         for value in (0, 0.5, 1)
     )
     return (
-        f'<figure><figcaption>{title}</figcaption><svg viewBox="0 0 250 244" role="img" aria-label="Reliability of '
+        f'<figure><figcaption>{title}</figcaption><svg viewBox="0 0 260 244" role="img" aria-label="Reliability of '
         f'{title}"><rect class="axis" x="{_LEFT}" y="{_TOP}" width="{_WIDTH}" height="{_HEIGHT}"/>'
         f'<path class="ideal" d="M{_x(0):.0f} {_y(0):.0f}L{_x(1):.0f} {_y(1):.0f}"/>{lines}'
         f'{ticks}<text x="{_x(0.5):.0f}" y="{bottom + 30}" text-anchor="middle">confidence</text>'

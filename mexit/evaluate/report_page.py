@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -40,7 +41,7 @@ def report_page(title: str, report: Mapping[str, Any], details: Details, notes: 
         UTF-8, at most `MAX_BYTES`.
     """
     sections = {
-        "Accuracy and cost": _results(report),
+        "Accuracy and cost": _results(report, not details.answers.answered.all()),
         "Accuracy per class": _classes(details, _columns(report, details)),
         "Confusion": _confusion(details),
         **{sheet.title: _sheet(sheet, details.classes) for sheet in details.sheets},
@@ -86,7 +87,7 @@ def _lead(report: Mapping[str, Any], details: Details) -> str:
     return f'<p class="soft">{data}</p><dl class="facts">{items}</dl>'
 
 
-def _results(report: Mapping[str, Any]) -> str:
+def _results(report: Mapping[str, Any], unsure: bool) -> str:
     """Accuracy of every exit, and accuracy and cost of every budget; under attack where there was one."""
     exits = report["exits"]
     conditions = [name for name in ("clean", "average", "worst") if name in exits[0]]
@@ -103,8 +104,9 @@ def _results(report: Mapping[str, Any]) -> str:
         parts.append(_table(columns, rows))
     rows = [[f"exit {row['exit']}", *(_with_error(row[one]) for one in conditions)] for row in exits]
     parts.append(_table(["exit", *heads], rows))
-    text = "<p>Accuracy in percent, ± standard error. Each exit is measured as if it answered alone.</p>"
-    return text + "".join(parts)
+    text = "Accuracy in percent, ± standard error. Each exit is measured as if it answered alone."
+    text += " Here an unsure answer counts with the class that it withholds." if unsure else ""
+    return f"<p>{text}</p>" + "".join(parts)
 
 
 def _columns(report: Mapping[str, Any], details: Details) -> dict[str, str]:
@@ -132,15 +134,18 @@ def _classes(details: Details, others: Mapping[str, str]) -> str:
 
 def _class_table(rows: Sequence[ClassAccuracy], details: Details, others: Mapping[str, str]) -> str:
     grouped = details.answers.groups is not None
-    columns = ["class", "accuracy, %", "", "95 % interval", "images", *(["groups"] if grouped else []), *others]
+    lowest = min((row.low for row in details.rows if row.low is not None), default=0.0)
+    left = min(0.9, math.floor(10 * lowest) / 10)  # where the bars begin: intervals near 1 are short
+    columns = ["class", "accuracy, %", f"{100 * left:.0f} to 100 %", "95 % interval", "images"]
+    columns += [*(["groups"] if grouped else []), *others]
     lines = []
     for row in rows:
         line = [f"<bdi>{_name(row.name)}</bdi>"]
         if row.value is None or row.low is None or row.high is None:
             line += ["-", "", "-"]
         else:
-            line += [_percent(row.value), _bar(row.value, row.low, row.high)]
-            line.append(f"{_percent(row.low)} to {_percent(row.high)}")
+            ends = [(share - left) / (1 - left) for share in (row.value, row.low, row.high)]
+            line += [_percent(row.value), _bar(*ends), f"{_percent(row.low)} to {_percent(row.high)}"]
         line += [f"{row.n:,}", *([f"{row.groups:,}"] if grouped else [])]
         line += [_percent(row.columns[other]) if other in row.columns else "-" for other in others.values()]
         error = row.answered
@@ -150,6 +155,7 @@ def _class_table(rows: Sequence[ClassAccuracy], details: Details, others: Mappin
 
 
 def _bar(value: float, low: float, high: float) -> str:
+    """A point and its interval as shares of the width of the bar."""
     return (
         f'<span class="bar" aria-hidden="true"><i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
         f'<b style="left:{100 * value:.1f}%"></b></span>'

@@ -147,6 +147,8 @@ def train_model(
                 data = data or "digits"
                 data_set = registry.load(data, data_dir)
                 resolved = resolve(data, preset, settings or {})
+                name = f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}"
+                run = processes.on_main(lambda: stack.enter_context(new_run(out, name)))
                 resolved = replace(resolved, grey_bits=processes.on_main(lambda: check_data(data_set, progress)))
                 splits = split(data_set, find_groups(data_set, resolved.group, progress), resolved.split_seed)
                 splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
@@ -154,8 +156,6 @@ def train_model(
                 resolved = processes.broadcast(resolved)  # each process has measured its own speed
                 data_set = _read_pictures(data_set, splits, resolved, options, progress)
                 resolved = normalise(resolved, data_set, splits)
-                name = f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}"
-                run = processes.on_main(lambda: stack.enter_context(new_run(out, name)))
             session = _Session(run, data_set, splits, options, progress, processes)
             finished, resolved = session.train_with_teachers(resolved)
         records = checkpoint.read_log(run)
@@ -297,12 +297,14 @@ def _headline(trainer: Trainer) -> str:
     arithmetic = f"{'bf16' if precision.bf16 else 'fp32'} on {precision.device}"
     arithmetic += f", {processes} processes" if processes > 1 else ""
     folder = is_folder(settings.data)
-    name = settings.data.rpartition("/")[2] if folder else settings.data
+    name = trainer.data.name.rpartition("/")[2]
+    flip = settings.augment.endswith("flip") if settings.flip is None else settings.flip
     channels, height, width = trainer.model.input_shape
     lines = [
         f"training {settings.model} on {name} with {settings.method}: {len(trainer.train_index)} images of "
         f"{trainer.model.classes} classes, {length}, {arithmetic}, into {trainer.run}",
-        f"{width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}, augmentation {settings.augment}, {attack}",
+        f"{width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}, augmentation {settings.augment} "
+        f"{'with' if flip else 'without'} mirror images, {attack}",
     ]
     if folder:
         lines.append("change it with --model, --size, --channels, --minutes, --flip, --robust 8/255")

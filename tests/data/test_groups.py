@@ -145,6 +145,24 @@ def test_near_duplicates_join_sequences(tmp_path: Path) -> None:
     assert np.bincount(grouping.ids).max() == FRAMES + 1
 
 
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_near_duplicates_of_deep_grey_pictures(bits: int, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    scale = (1 << bits) - 1
+    for k in range(8):
+        smooth = Image.fromarray(noise(5, 5, seed=k)).resize((50, 40), Image.Resampling.BICUBIC)
+        values = (0.25 + np.asarray(smooth, np.float64) / 340) * scale
+        for name, factor in (
+            ((f"a/{k}.png", 1.0), ("b/copy.png", 0.98)) if k == 3 else ((f"{'ab'[k % 2]}/{k}.png", 1.0),)
+        ):
+            Image.fromarray((values * factor).astype(np.uint8 if bits == 8 else np.uint16)).save(tmp_path / name)
+    data = folder.load(tmp_path)
+    pairs = near_duplicates(thumbnails(data.images, len(data), data.sha256))
+    names = data.images.names  # type: ignore[attr-defined]
+    assert [(names[i], names[j]) for i, j in pairs.tolist()] == [("a/3.png", "b/copy.png")]
+
+
 def test_plain_pictures_have_no_near_duplicates(tmp_path: Path) -> None:
     for name, level in (("a", 0), ("b", 255)):
         (tmp_path / name).mkdir()
