@@ -37,7 +37,7 @@ PRESENT = "present.npz"
 MNIST_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 COLUMNS, TILES = 64, 4096  # of a mosaic
 MAX_BYTES = 1 << 30
-# Pictures of each split that travel; None = all. 46,500 of 60,000 take 79 MB.
+# Pictures of each split that are packed; None = all. 46,500 of 60,000 take 79 MB.
 COUNTS: dict[str, int | None] = {
     "train": None, "selection": 1500, "calibration": 2000, "certification": 1000, "test": 2000,
 }  # fmt: skip
@@ -91,7 +91,7 @@ def pack(
         raise UsageError(f"cannot pack '{name}': choose from mnist, {', '.join(LAYOUTS)}")
     data = registry.load(name, data_dir)
     assert isinstance(data.images, ArrayImages)
-    index = travelling(data, counts)
+    index = packed_positions(data, counts)
     written = []
     for number in range(1, parts + 1):
         # Every part holds an equal share of each split, so one part alone can be trained on.
@@ -101,8 +101,8 @@ def pack(
     return written
 
 
-def travelling(data: DataSet, counts: Mapping[str, int | None]) -> Index:
-    """Sorted positions of the pictures that travel. Test pictures are evenly spaced, others so within each class."""
+def packed_positions(data: DataSet, counts: Mapping[str, int | None]) -> Index:
+    """Sorted positions of the packed pictures. Test pictures are evenly spaced, others so within each class."""
     chosen = []
     for name, part in split(data).parts.items():
         ordered = part if name == "test" else part[np.argsort(data.labels[part], kind="stable")]

@@ -95,10 +95,15 @@ MNIST_RECIPE: dict[str, Any] = {
 _SMALL_CNN = {"model": "small-cnn", "epochs": 150, "keep": "last", "validate_every": 10}
 
 
-def _queue() -> Iterator[Item]:
+def _checks() -> Iterator[Item]:
+    """Group a: the device computes what the CPU computes, and how fast."""
     yield Item("gpu-tests", "a", "tests", "tests/gpu", 2.0)
     yield Item("graphs-equal", "a", "equality", "20 steps with and without CUDA graphs end with equal weights", 0.7)
     yield Item("timing", "a", "timing", "20 timed steps of every network, with and without CUDA graphs", 2.5)
+
+
+def _cifar10_by_the_clock() -> Iterator[Item]:
+    """Group b: the fast schedule."""
     yield _train(
         "wide-cnn-adversarial", "b", "4 minutes by the clock, preset fast", 5.0, "cifar10", "fast",
         {"model": "wide-cnn", "minutes": 4.0, **_HALF_CLEAN}, cut=True,
@@ -107,6 +112,10 @@ def _queue() -> Iterator[Item]:
         "wide-cnn-neo-kd", "b", "the same with NEO-KD", 5.0, "cifar10", "fast",
         {"model": "wide-cnn", "minutes": 4.0, "method": "neo-kd"}, cut=True, transfer="wide-cnn-adversarial",
     )  # fmt: skip
+
+
+def _published_schedules() -> Iterator[Item]:
+    """Groups c to e: networks and schedules of papers."""
     for method in ("adversarial", "neo-kd"):
         yield _train(
             f"msdnet-cifar10-{method}", "c", "150 epochs by NEO-KD's schedule", 8.0, "cifar10", "neo_kd",
@@ -122,6 +131,10 @@ def _queue() -> Iterator[Item]:
             f"msdnet-cifar100-{method}", "e", f"7 exits, schedule of {method}", 8.0, "cifar100", preset,
             {"model": "msdnet-cifar100", "keep": "last", "validate_every": 10}, cut=True,
         )  # fmt: skip
+
+
+def _distillation() -> Iterator[Item]:
+    """Group f: a large teacher and its student."""
     yield _train(
         "resnet18-teacher", "f", "7 minutes by the clock, weights perturbed too", 8.0, "cifar10", "fast",
         {"model": "resnet18-single", "minutes": 7.0, "awp": 0.005, **_HALF_CLEAN}, cut=True,
@@ -134,6 +147,10 @@ def _queue() -> Iterator[Item]:
         },
         needs=("resnet18-teacher",), cut=True, transfer="wide-cnn-adversarial",
     )  # fmt: skip
+
+
+def _mnist() -> Iterator[Item]:
+    """Group g: MNIST."""
     for seed in range(2):
         yield _train(
             f"mnist-cnn-{seed}", "g", "recipe of mnist_recipes.py", 4.0, "mnist", "neo_kd",
@@ -169,7 +186,8 @@ def with_autoattack(items: Iterator[Item]) -> Iterator[Item]:
             )  # fmt: skip
 
 
-QUEUE: tuple[Item, ...] = tuple(with_autoattack(_queue()))
+_GROUPS = (_checks, _cifar10_by_the_clock, _published_schedules, _distillation, _mnist)
+QUEUE: tuple[Item, ...] = tuple(with_autoattack(item for group in _GROUPS for item in group()))
 
 
 def find(name: str) -> Item:

@@ -1,4 +1,4 @@
-"""Pack what travels to a GPU machine, and bring its results into the repository.
+"""Pack what is copied to a GPU machine, and bring its results into the repository.
 
     python benchmarks/gpu/pack.py data cifar10 OUT [--data-dir DIR] [--parts 2]
     python benchmarks/gpu/pack.py autoattack OUT

@@ -241,7 +241,7 @@ def prepare(source: Path, folder: Path) -> Path:
 
 
 def add_packages(source: Path, folder: Path) -> None:
-    """Let this process and those of the items import from the zip archives that travel with the data."""
+    """Let this process and those of the items import from the zip archives that are copied with the data."""
     for archive in source.glob("*.zip"):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(archive, folder / archive.name)  # a later session on this machine may bring other data

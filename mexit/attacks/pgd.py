@@ -35,6 +35,7 @@ from torch import Tensor
 
 from mexit.attacks.losses import LOSSES, sample_loss
 from mexit.attacks.rng import CounterRNG
+from mexit.core.pixel_range import format_fraction
 from mexit.errors import UsageError
 from mexit.models.multi_exit import MultiExit
 
@@ -95,11 +96,11 @@ class PGDConfig:
         """Norm, radius, step and start, as reports print them."""
         norm = {"linf": "Linf", "l2": "L2"}[self.norm]
         if self.rule == "penalty":
-            return f"L2 penalty, eps {self.eps:.6g}"
+            return f"L2 penalty, eps {format_fraction(self.eps)}"
         start = "random start" if self.random_start else "no random start"
         start = f"{self.restarts} random starts" if self.restarts > 1 else start
         rule = "" if self.rule == "sign" else f" {self.rule}"
-        return f"{norm} eps {self.eps:.6g}, step {self.step_size:.6g}{rule}, {start}"
+        return f"{norm} eps {format_fraction(self.eps)}, step {format_fraction(self.step_size)}{rule}, {start}"
 
 
 @dataclass(frozen=True)

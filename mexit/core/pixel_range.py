@@ -7,6 +7,8 @@ _TOLERANCE = 1e-9
 
 
 def format_fraction(value: float) -> str:
-    """Format a length in the pixel range: `8/255` for a whole number of the 255 levels, else `0.1`."""
+    """Format a length in the pixel range as it was typed: `0.1`, or `8/255` for a number of the 255 levels."""
     level = round(value * LEVELS)
-    return f"{level}/{LEVELS}" if 0 < level < LEVELS and abs(value * LEVELS - level) < _TOLERANCE else f"{value:.6g}"
+    if float(f"{value:.6g}") != value and 0 < level < LEVELS and abs(value * LEVELS - level) < _TOLERANCE:
+        return f"{level}/{LEVELS}"
+    return f"{value:.6g}"

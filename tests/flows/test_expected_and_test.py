@@ -93,7 +93,7 @@ def test_warnings_and_shared_rows_are_shown(bundle_copy: Path, capsys: pytest.Ca
     table["budgets"][0]["names"] = ["low", "night"]
     (bundle_copy / FILE).write_bytes(to_json(content))
     show_inspection(inspect_bundle(bundle_copy))
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert "lies outside the expected interval, 90.0% to 99.0%" in shown
     assert "low, night" in shown
 
