@@ -1,10 +1,11 @@
 """The reject option: thresholds below which an answer is withheld, so that the error among the answered is bounded.
 
 An answer of exit k that did not reach the threshold of the exit is "unsure" below the reject threshold of exit k. That
-concerns the last exit, and exits at which `max_exit`, a deadline or the rate limiter ended a row. For each policy of
-the frontier and each exit k, the hypothesis is "the error among the answered is above `max_error` if exit k is the last
-one that may answer". Answers at earlier exits count. The answered pictures are the sample of the test (selective risk:
-Y. Geifman, R. El-Yaniv, NeurIPS 2017), which holds in finite samples; with groups, the grouped test holds.
+concerns the last exit of the policy (the first one that no row passes), and exits at which `max_exit`, a deadline or
+the rate limiter ended a row. For each policy of the frontier and each exit k, the hypothesis is "the error among the
+answered is above `max_error` if exit k is the last one that may answer". Answers at earlier exits count. The answered
+pictures are the sample of the test (selective risk: Y. Geifman, R. El-Yaniv, NeurIPS 2017), which holds in finite
+samples; with groups, the grouped test holds.
 
 Candidates for the threshold, their order and the first one come from the calibration split. On the certification split
 they are tested from the first one to laxer ones, each at the full level, up to the first that is not rejected
@@ -132,10 +133,15 @@ def add_reject_thresholds(
 
 def reject_outcome(samples: RejectSamples, point: FrontierPoint) -> RejectOutcome | None:
     """What the reject option of a frontier point does to other samples with labels; None without a reject option."""
-    if point.reject is None or point.rejected is None or point.reject[-1] is None:
+    last = _last_exit(point.thresholds)
+    if point.reject is None or point.rejected is None or (reject := point.reject[last - 1]) is None:
         return None
-    case = _Case.of(samples, point.thresholds, len(point.reject))
-    return case.outcome(point.reject[-1], point.rejected.exits)
+    return _Case.of(samples, point.thresholds, last).outcome(reject, point.rejected.exits)
+
+
+def _last_exit(thresholds: Thresholds) -> int:
+    """The first exit, from 1, that no row passes."""
+    return thresholds.index(LOWEST) + 1 if LOWEST in thresholds else len(thresholds) + 1
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,8 @@ class _Rows:
     """The answers of the rows of a trace if exit k is the last one that may answer.
 
     Attributes:
-        early: whether a row reached the threshold of an exit up to k, (N,); it is answered in any case.
+        early: whether a row reached the threshold of an exit up to k that other rows pass, (N,); it is answered in any
+            case.
         score: at exit k, (N,).
         wrong: whether the answer is wrong, (N,); true without labels.
         groups: group ids, (N,), or None.
@@ -157,7 +164,7 @@ class _Rows:
     @staticmethod
     def of(evaluator: TraceEvaluator, thresholds: Thresholds, k: int) -> _Rows:
         exits = evaluator.exits(thresholds)
-        early = exits <= min(k, len(thresholds))
+        early = exits <= min(k, _last_exit(thresholds) - 1)
         answers = evaluator.predictions[np.where(early, exits, k) - 1, np.arange(len(exits))]
         wrong = np.ones(len(exits), np.bool_) if evaluator.labels is None else answers != evaluator.labels
         return _Rows(early, evaluator.scores[k - 1], wrong, evaluator.groups)
@@ -222,9 +229,10 @@ def _reject_thresholds(
 ) -> tuple[Thresholds, RejectOutcome] | None:
     """The reject threshold of every exit and their outcome; None if the last exit has none.
 
-    An exit at which none is certified withholds every answer that did not reach the threshold of the exit.
+    An exit at which none is certified withholds every answer that did not reach the threshold of the exit. So do the
+    exits after the last one of the policy, which only rows with a NaN score reach.
     """
-    last = len(thresholds) + 1
+    last = _last_exit(thresholds)
     chosen: list[float | None] = []
     for k in range(1, last + 1):
         case = _Case.of(certification, thresholds, k)
@@ -234,8 +242,9 @@ def _reject_thresholds(
     reject = chosen[-1]
     if reject is None:
         return None
-    exits = tuple(k for k, value in enumerate(chosen, start=1) if value is not None)
-    filled = tuple(HIGHEST if value is None else value for value in chosen)
+    beyond = range(last + 1, len(thresholds) + 2)
+    exits = (*(k for k, value in enumerate(chosen, start=1) if value is not None), *beyond)
+    filled = (*(HIGHEST if value is None else value for value in chosen), *(HIGHEST for _ in beyond))
     return filled, _Case.of(certification, thresholds, last).outcome(reject, exits)
 
 
@@ -290,7 +299,7 @@ def _explain_failure(
     thresholds: Thresholds, calibration: RejectSamples, certification: RejectSamples, request: RejectRequest
 ) -> str:
     """The message of `RiskInfeasible`: what was measured at the first threshold, and how much data would be enough."""
-    k = len(thresholds) + 1
+    k = _last_exit(thresholds)
     case = _Case.of(certification, thresholds, k)
     reject = _sequence(_Case.of(calibration, thresholds, k), case, request)[0]
     measured, known = case.outcome(reject, ()), case.known

@@ -30,7 +30,8 @@ class Policy:
         temperatures: one per exit, (E,).
         thresholds: one per exit but the last, (E-1,), in units of the score; None means that no row leaves there.
         reject: one per exit, (E,), in units of the score; an answer of exit k that did not reach `thresholds[k - 1]` is
-            unsure below `reject[k - 1]`. None, for one exit or for all: it is never unsure.
+            unsure below `reject[k - 1]`, and so is every answer of an exit that no row passes (threshold `LOWEST`).
+            None, for one exit or for all: it is never unsure.
     """
 
     measure: str
@@ -84,11 +85,20 @@ class Policy:
         Args:
             exits: the exit of each answer, from 1, (B,).
             scores: the score of that exit, (B,). NaN reaches no threshold.
-            confident: whether it reached the threshold of that exit, (B,); false at the last exit.
+            confident: whether it reached the threshold of that exit, (B,).
         """
         if self.reject is None:
             return None
-        return ~confident & ~should_exit(scores, self.reject_thresholds[exits - 1])
+        sure = confident & np.array(self.selective)[exits - 1]
+        return np.asarray(~sure & ~should_exit(scores, self.reject_thresholds[exits - 1]))
+
+    @cached_property
+    def selective(self) -> tuple[bool, ...]:
+        """Whether reaching the threshold of each exit means confidence, (E,).
+
+        It does not at the last exit, nor at one whose threshold is the lowest float, where every row leaves.
+        """
+        return (*(value is not None and value > LOWEST for value in self.thresholds), False)
 
     @cached_property
     def reject_thresholds(self) -> Floats:

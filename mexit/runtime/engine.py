@@ -129,7 +129,9 @@ def _answer_one(task: _Task, image: NDArray[np.float32]) -> Answers:
             break
     unsure = None
     if task.policy.reject is not None:
-        sure = (confident and k < task.exits) or scorer.reaches(float(task.policy.reject_thresholds[k - 1]))
+        sure = (confident and task.policy.selective[k - 1]) or scorer.reaches(
+            float(task.policy.reject_thresholds[k - 1])
+        )
         unsure = np.array([not sure])
     probabilities = scorer.probabilities()
     if pool is not None:
@@ -178,7 +180,7 @@ def _answer_rows(task: _Task, images: NDArray[np.float32]) -> Answers:
             leaving[continuing[task.permit(k + 1, len(continuing)) :]] = True
         left = rows[leaving]
         exits[left], probabilities[left], seconds[left] = k, exit_probabilities[leaving], now
-        scores[left], early[left] = score[leaving], confident[leaving] & (k < task.exits)
+        scores[left], early[left] = score[leaving], confident[leaving]
         for row, is_confident in zip(left.tolist(), confident[leaving].tolist(), strict=True):
             reasons[row] = task.reason(k, is_confident, late)
         ends.append(now)

@@ -41,8 +41,8 @@ def answer_slowly(
         continuing = np.flatnonzero(exits >= k)
         if permit is not None and len(continuing):
             exits[continuing[permit(k, len(continuing)) :]] = k - 1
-    confident = (exits == by_policy) & (exits < len(backend.segments))
-    unsure = policy.unsure(exits, np.array([one[k - 1] for one, k in zip(scores, exits, strict=True)]), confident)
+    taken = np.array([one[k - 1] for one, k in zip(scores, exits, strict=True)])
+    unsure = policy.unsure(exits, taken, exits == by_policy)
     probabilities = []
     for one, chosen in zip(logits, exits.tolist(), strict=True):
         state = scorer.start(1)

@@ -11,7 +11,7 @@ from mexit.calibrate.frontier import frontier
 from mexit.calibrate.reject import RejectRequest, RejectResult, RejectSamples, add_reject_thresholds
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.cost import Costs
-from mexit.core.exit_policy import HIGHEST, Policy
+from mexit.core.exit_policy import HIGHEST, LOWEST, Policy
 from mexit.core.policies_file import FrontierPoint
 from mexit.errors import RiskInfeasible, UsageError
 
@@ -147,6 +147,21 @@ def test_an_exit_that_cannot_keep_the_bound_withholds_its_forced_answers() -> No
     [point] = add(calibration, certification, RejectRequest(0.05)).points
     assert point.rejected.exits == (2, 3)
     assert point.reject[0] == HIGHEST > point.reject[1]
+
+
+@pytest.mark.parametrize(("thresholds", "last"), [((LOWEST, None), 1), ((3.5, LOWEST), 2), ((LOWEST, LOWEST), 1)])
+def test_a_policy_that_never_reaches_the_last_exit_withholds_answers_at_the_exit_that_no_row_passes(
+    thresholds, last
+) -> None:
+    calibration, certification = population(3000, 0), population(3000, 1)
+    point = add(calibration, certification, RejectRequest(0.05), thresholds).points[0]
+    assert point.thresholds == thresholds
+    error, coverage = error_and_coverage(certification, point)
+    assert (point.rejected.error, point.rejected.coverage) == (error, coverage)
+    assert error <= 0.05
+    assert 0.1 < coverage < 1
+    assert point.reject[last:] == (HIGHEST,) * (3 - last)
+    assert set(range(last, 4)) <= set(point.rejected.exits)
 
 
 def test_pictures_of_other_things_tighten_the_threshold_until_few_are_answered() -> None:

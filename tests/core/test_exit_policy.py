@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mexit.core.exit_policy import Policy, first_exit, should_exit
+from mexit.core.exit_policy import LOWEST, Policy, first_exit, should_exit
 from mexit.errors import UsageError
 
 SCORES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, math.nan, math.inf, -math.inf]), st.floats(-3, 3))
@@ -134,3 +134,10 @@ def test_the_policy_of_full_keeps_its_reject_thresholds_and_that_of_a_latency_pr
     policy = Policy("margin", False, (1.0, 1.0), (2.0,), (1.0, 0.5))
     assert policy.without_early_exit().reject == (1.0, 0.5)
     assert policy.evaluate_all_heads().reject is None
+
+
+def test_reaching_a_threshold_that_every_score_reaches_is_no_confidence() -> None:
+    policy = Policy("margin", False, (1.0, 1.0, 1.0), (2.0, LOWEST), (3.0, 1.0, 1.0))
+    assert policy.selective == (True, False, False)
+    exits, scores, confident = np.array([1, 2, 2]), np.array([2.5, 0.5, 1.5]), np.array([True, True, True])
+    assert policy.unsure(exits, scores, confident).tolist() == [False, True, False]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexit import Runtime
-from mexit.core.exit_policy import Policy
+from mexit.core.exit_policy import LOWEST, Policy
 from mexit.core.scores import MEASURES
 from mexit.errors import UsageError
 from mexit.runtime.backends.fake import FakeBackend, images_for
@@ -48,7 +48,7 @@ def test_engine_equals_reference_for_every_measure(measure, ensemble) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 1000),
-    st.lists(st.one_of(st.none(), st.floats(-3, 3)), min_size=2, max_size=2),
+    st.lists(st.one_of(st.none(), st.just(LOWEST), st.floats(-3, 3)), min_size=2, max_size=2),
     st.none() | st.lists(st.one_of(st.none(), st.floats(-3, 3)), min_size=3, max_size=3).map(tuple),
     st.lists(st.integers(0, 39), min_size=0, max_size=12),
     st.sampled_from([None, lambda _, rows: rows // 2]),
@@ -61,6 +61,9 @@ def test_any_batch_in_any_order_equals_the_reference(seed, thresholds, reject, r
     np.testing.assert_array_equal(fast.exits, exits)
     assert fast.probabilities.tolist() == probabilities.tolist()
     assert (fast.unsure is None) == (reject is None)
+    for row in range(len(rows) if permit is None else 0):
+        alone = answer(fake, images(rows[row : row + 1]), policy, 5)
+        assert reject is None or alone.unsure.tolist() == [unsure[row]]
     assert (
         np.zeros(len(rows)).tolist() == unsure.tolist() if reject is None else fast.unsure.tolist() == unsure.tolist()
     )
