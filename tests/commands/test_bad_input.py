@@ -162,7 +162,7 @@ def test_other_classes_and_broken_images_are_named(digits_bundle: Path, picture:
         image.write_bytes(b"no image")
     said = refused("train", "--data", "folder:pets", "--method", "clean", "--epochs", "1", "--threads", "1", code=1)
     assert "pictures that cannot be read: image pets/cat/" in said
-    assert "8 bytes that are not an image: supported are PNG, JPEG" in said
+    assert "8 bytes that are not an image" in said
 
 
 def test_an_uncalibrated_bundle_answers_only_with_the_full_budget(bundle_copy: Path, picture: Path) -> None:
