@@ -36,6 +36,7 @@ JSON_FILE, WEIGHTS = "results.json", "weights-{}.safetensors"
 STORED = ROOT / "benchmarks" / "results" / "gpu"
 CLAIMS = ROOT / "benchmarks" / "results" / "method_claims_gpu"  # a folder of `stored_answers.py`
 ZOO, UNFINISHED = ROOT / "zoo" / "gpu", ROOT / "runs" / "gpu"
+CHECKPOINT = "checkpoint.safetensors"
 SMALL_FILES = ("settings.json", "splits.npz", "log.jsonl")
 
 
@@ -66,7 +67,7 @@ def collect(folder: Path, data_dir: Path, out: Path) -> list[Path]:
                 files[str(path.relative_to(folder))] = _encode(path)
         if done:
             files[f"runs/{item.name}/splits.npz"] = _complete_splits(run, item.data, data_dir)
-        source = run / ("weights.safetensors" if done else "checkpoint.safetensors")
+        source = run / ("weights.safetensors" if done else CHECKPOINT)
         if source.exists() and (item.keep or not done):
             tensors[str(source.relative_to(folder))] = source
     content = {"format": FORMAT, "version": VERSION, "state": state.to_json(), "files": files}
@@ -149,6 +150,8 @@ def _place(staged: Path, state: State, root: Path) -> list[Path]:
             continue  # only its reports are kept
         base, other = (ZOO, UNFINISHED) if done else (UNFINISHED, ZOO)
         target = root / base.relative_to(ROOT) / run.name
+        if not done and (target / CHECKPOINT).exists() and not (run / CHECKPOINT).exists():
+            continue  # it was left out: the one of an earlier collection is kept
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(run, target)
