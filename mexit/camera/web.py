@@ -29,6 +29,7 @@ from urllib.request import (
     parse_keqv_list,
 )
 
+from mexit.core.versions import VERSION
 from mexit.data.preprocess import MAX_ENCODED_BYTES
 from mexit.errors import MexitError, NotFound, TooLarge
 
@@ -36,6 +37,7 @@ TLS_PORTS = {"https": 443, "rtsps": 322, "rtmps": 443}
 REQUEST_ERRORS = (OSError, ValueError, HTTPException)  # of `open_url` and of reading its response
 _PICTURE_S = 60.0  # for one picture, after the server has answered
 _CHUNK_BYTES = 1 << 16
+_HEADERS = {"User-Agent": f"mexit/{VERSION}"}  # some servers refuse Python's own
 _CERTIFICATE_FILES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 _HASHES: dict[str, str] = {"MD5": "md5", "SHA": "sha1", "SHA-256": "sha256", "SHA-512-256": "sha512_256"}
 
@@ -55,7 +57,7 @@ def open_url(url: str, timeout_s: float, *, insecure: bool) -> HTTPResponse:
     credentials, _, host = parts.netloc.rpartition("@")
     bare = parts._replace(netloc=host, fragment="")
     opener = build_opener(HTTPSHandler(context=tls_context(insecure=insecure)), _Authentication(bare, credentials))
-    response: HTTPResponse = opener.open(Request(urlunsplit(bare)), timeout=timeout_s)
+    response: HTTPResponse = opener.open(Request(urlunsplit(bare), headers=_HEADERS), timeout=timeout_s)
     return response
 
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 
 PREFIX = "MEXIT_"
-SECRET = "MEXIT_TOKEN"
+SECRETS = ("MEXIT_SOURCE", "MEXIT_TOKEN")  # an address may hold a password
 VARIABLES = (
     "MEXIT_BACKEND",
     "MEXIT_BATCHING",
@@ -15,9 +15,10 @@ VARIABLES = (
     "MEXIT_DATA",
     "MEXIT_DEVICE",
     "MEXIT_HOST",
+    "MEXIT_NAME",
     "MEXIT_PORT",
     "MEXIT_THREADS",
-    SECRET,
+    *SECRETS,
 )
 _SIMILARITY = 0.75
 

@@ -4,7 +4,7 @@
     selection      selects checkpoints and hyper-parameters
     calibration    selects temperatures, the score and the thresholds
     certification  measures what a budget promises; selects nothing
-    test           is printed by evaluate and demo; selects nothing
+    test           is measured by export, calibrate, evaluate and demo; selects nothing
 
 All splits have the same class frequencies. They depend on the data set, its groups and the seed of the split, not on a
 training seed. Pictures of one group (one object, film or burst) lie in one split (`data.groups`).

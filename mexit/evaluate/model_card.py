@@ -6,8 +6,11 @@ comes from the stored settings and the report.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from mexit.calibrate.expected import load as load_expected
 from mexit.core.budget import format_macs
@@ -71,18 +74,24 @@ def _network(target: EvaluationTarget) -> str:
 
 
 def _data(target: EvaluationTarget, settings: Mapping[str, Any]) -> str:
-    parts = _table(["split", "images"], [[name, str(len(part))] for name, part in target.splits.parts.items()])
+    splits, columns = target.splits, ["split", "images"]
+    rows = [[name, str(len(part))] for name, part in splits.parts.items()]
+    grouping = f" Groups: {splits.grouping}." if splits.grouping else ""
+    if splits.groups is not None:
+        columns = [*columns, "groups"]
+        rows = [[name, n, str(len(np.unique(splits.groups[splits.part(name)])))] for name, n in rows]
+    parts = _table(columns, rows)
     return (
         f"`{target.data.name}`, sha256 `{settings['data_sha256'][:16]}`. Nothing was chosen on the test split: "
         "weights come from train, checkpoints from selection, thresholds from calibration, guarantees from "
-        f"certification.\n\n{parts}"
+        f"certification.{grouping}\n\n{parts}"
     )
 
 
 def _training(target: EvaluationTarget) -> str:
     values = target.source.settings.to_json()
     used = {name: value for name, value in values.items() if value or name == "seed"}
-    rows = [[name, f"`{_flag_value(value)}`"] for name, value in used.items()]
+    rows = [[name, f"`{_flag_value(value)}`".replace("|", "\\|")] for name, value in used.items()]
     return _table(["setting", "value"], rows)
 
 
@@ -243,7 +252,7 @@ def _train_command(settings: TrainSettings) -> str:
     """The training command, with every flag whose value differs from the preset's."""
     given = {"method": settings.method, "model": settings.model}
     preset, values = resolve(settings.data, settings.preset, given).to_json(), settings.to_json()
-    words = [f"mexit train --data {settings.data} --preset {settings.preset} --method {settings.method}"]
+    words = [f"mexit train --data {shlex.quote(settings.data)} --preset {settings.preset} --method {settings.method}"]
     words += [_flag(name, value) for name, value in values.items() if name not in _NO_FLAG and value != preset[name]]
     if settings.craft_train_mode != preset["craft_train_mode"]:
         words.append("--craft-train-mode" if settings.craft_train_mode else "--craft-eval-mode")
@@ -276,7 +285,7 @@ def _flag(name: str, value: Any) -> str:
         return f"--{flag} {format_fraction(value)}"
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {_flag_value(value)}"
+    return f"--{flag} {shlex.quote(_flag_value(value))}"
 
 
 def _flag_value(value: Any) -> str:

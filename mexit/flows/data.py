@@ -17,7 +17,7 @@ from mexit.errors import BadInput
 
 __all__ = ["DatasetReport", "check_data", "report_data"]
 
-MAX_SCAN_S = 60.0  # before training; 8,000 small pictures take 2 s on two cores
+MAX_SCAN_S = 60.0  # before training; thousands of small pictures take seconds
 _SHOWN_CLASSES = 10
 
 

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle
-from mexit.core.environment import SECRET, VARIABLES, unknown_variables
+from mexit.core.environment import SECRETS, VARIABLES, unknown_variables
 from mexit.core.policies_file import PARITY
 from mexit.core.progress import Progress, Silent
 from mexit.core.resource_limits import ResourceLimits, read_limits
@@ -269,7 +269,7 @@ def check_variables(environment: Mapping[str, str] = os.environ) -> Iterator[Fin
     for variable, near in unknown_variables(environment).items():
         fix = f"did you mean {near}? unset {variable}" if near else f"unset {variable}"
         yield Finding(name, WARNING, f"{variable} is set, but mexit does not read it", fix)
-    known = [variable if variable == SECRET else f"{variable}={environment[variable]}"
+    known = [variable if variable in SECRETS else f"{variable}={environment[variable]}"
              for variable in VARIABLES if variable in environment]  # fmt: skip
     yield Finding(name, OK, ", ".join(known) or "no MEXIT_* variable is set")
 

@@ -112,16 +112,18 @@ def test_certificates_of_clustered_data_hold_where_groups_are_counted(points, lo
     delta, rng = 0.1, np.random.default_rng(2)
     request = CertificateRequest(epsilon, 1 - delta, loss)
     frames = np.split(np.arange(len(population.groups)), np.flatnonzero(np.diff(population.groups)) + 1)
-    violations = {"groups": 0, "pictures": 0}
+    violations, useful = {"groups": 0, "pictures": 0}, 0
     for _ in range(draws):
         drawn = [frames[film] for film in rng.integers(0, len(frames), 150)]
         rows, groups = np.concatenate(drawn), np.repeat(np.arange(150), [len(own) for own in drawn])
         for unit, counted in (("groups", groups), ("pictures", None)):
             first = _first_certified(table[:, rows], request, counted)
             violations[unit] += first < len(points) and true[first] > epsilon
+            useful += unit == "groups" and first < len(points) / 2
     lower = {unit: 1 - upper_rate(draws - count, draws, 0.01) for unit, count in violations.items()}
     assert lower["groups"] <= delta, violations
     assert lower["pictures"] > delta, violations
+    assert useful > 0.9 * draws, "a test that certifies nothing violates nothing"
 
 
 def test_a_stricter_risk_or_more_confidence_certifies_less(points) -> None:

@@ -38,7 +38,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def running(digits_bundle: Path, video: Path, tmp_path: Path) -> subprocess.Popen[str]:
-    """A process in the middle of a long video, with an earlier output video."""
+    """A process in the middle of a long video, after two fragments of its output; there is an earlier output."""
     (tmp_path / "out.mp4").write_text("an earlier video")
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(digits_bundle), str(video)],
@@ -48,7 +48,7 @@ def running(digits_bundle: Path, video: Path, tmp_path: Path) -> subprocess.Pope
         text=True,
     )
     end_s = time.monotonic() + 120
-    while not (tmp_path / "out.jsonl").exists() or (tmp_path / "out.jsonl").read_bytes().count(b"\n") < 130:
+    while not (tmp_path / "out.jsonl").exists() or (tmp_path / "out.jsonl").read_bytes().count(b"\n") < 260:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end_s
         time.sleep(0.02)

@@ -48,6 +48,12 @@ def test_a_video_that_ends(tmp_path: Path, path: str, suffix: str, content_type:
     assert [result.frame_index for result in results] == list(range(30))
 
 
+def test_an_address_in_capitals(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4", grey_frames(3), TIMES[:3]).read_bytes()
+    with web_server(lambda reply: reply.give(video, Content_Type="video/mp4")) as server:
+        assert len(list(classify_frames(slow_runtime(), f"{server.url.replace('http', 'HTTP')}/Clip.MP4"))) == 3
+
+
 def test_a_list_of_parts_that_ends(tmp_path: Path) -> None:
     video = b"".join(transport_stream(grey_frames(30), 25))
     playlist = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.2,\npart.ts\n"

@@ -15,7 +15,6 @@ from mexit.errors import NotFound, UsageError
     ("text", "kind", "live"),
     [
         ("rtsp://10.0.0.5/stream", "stream", True),
-        ("RTSPS://10.0.0.5/stream", "stream", True),
         ("rtmp://host/app/key", "stream", True),
         ("tcp://127.0.0.1:5000", "stream", True),
         ("udp://@:5000", "stream", True),
@@ -30,6 +29,14 @@ from mexit.errors import NotFound, UsageError
 def test_urls(text: str, kind: str, live: bool) -> None:
     source = parse_source(text)
     assert (source.kind, source.live, source.address) == (kind, live, text)
+
+
+@pytest.mark.parametrize("scheme", ["RTSP", "Rtsp", "HTTPS"])
+def test_the_scheme_in_capitals(scheme: str) -> None:
+    """FFmpeg knows small letters only; user, password and path keep their case."""
+    source = parse_source(f"{scheme}://Me:GeHeim@10.0.0.5/Stream")
+    assert source.address == f"{scheme.lower()}://Me:GeHeim@10.0.0.5/Stream"
+    assert source.name == f"{scheme.lower()}://10.0.0.5/Stream"
 
 
 @pytest.mark.parametrize("text", ["", "  ", "gopher://host/x", "rtsp://", "rtsp:///path", "http://[::1"])

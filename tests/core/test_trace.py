@@ -42,6 +42,13 @@ def test_a_trace_comes_back_as_it_was_stored(labels: np.ndarray | None) -> None:
     assert trace.origin == ORIGIN
 
 
+def test_groups_are_kept_and_may_be_absent() -> None:
+    groups = np.repeat(np.arange(4), 2)
+    trace = Trace.from_bytes(Trace(LOGITS, LABELS, INDEX, ORIGIN, groups).to_bytes(), Path("trace.npz"))
+    assert trace.groups.tolist() == groups.tolist()
+    assert Trace.from_bytes(stored(), Path("trace.npz")).groups is None
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -59,6 +66,8 @@ def test_a_trace_comes_back_as_it_was_stored(labels: np.ndarray | None) -> None:
         stored(labels=LABELS - 1),
         stored(labels=LABELS.astype(np.float64)),
         stored(index=INDEX.reshape(2, 4)),
+        stored(groups=INDEX[:5]),
+        stored(groups=INDEX.astype(np.float64)),
         stored(origin=text({"model": "x"})),
         stored(origin=text([1])),
         stored(origin=text({**dataclasses.asdict(ORIGIN), "split": 5})),
@@ -66,6 +75,7 @@ def test_a_trace_comes_back_as_it_was_stored(labels: np.ndarray | None) -> None:
     ],
     ids=["empty", "no zip", "cut short", "no logits", "no index", "no origin", "pickle", "float64", "two axes",
          "fewer labels", "label too large", "label negative", "label float", "index of two axes",
+         "fewer groups", "group float",
          "origin incomplete", "origin a list", "split a number", "origin no text"],
 )  # fmt: skip
 def test_a_damaged_trace_file_is_named(content: bytes) -> None:

@@ -17,7 +17,7 @@ from mexit.evaluate.report_files import write_details
 ODD = ("Straße <b>", "$\\frac{1$", "Знак «Стоп»", "علامة", "速度", "a" * 200, "दूरी", "\U0010fffd")
 
 
-@pytest.mark.parametrize("classes", [2, 60])
+@pytest.mark.parametrize("classes", [2, pytest.param(60, marks=pytest.mark.slow)])
 def test_every_number_of_classes_and_every_script_can_be_drawn(make_details, report, tmp_path, classes: int) -> None:
     pytest.importorskip("matplotlib")
     details = make_details([f"{ODD[i % len(ODD)]} {i}" for i in range(classes)])

@@ -238,13 +238,14 @@ def test_the_measured_threads_of_auto_are_compared_with_the_processors(digits_bu
 
 
 def test_misspelt_variables_are_named() -> None:
-    given = {"MEXIT_BUDGT": "low", "MEXIT_TOKEN": "secret", "MEXIT_PORT": "80", "HOME": "/", "MEXIT_XYZQ": "1"}
+    secrets = {"MEXIT_TOKEN": "secret", "MEXIT_SOURCE": "rtsp://me:secret@10.0.0.5/"}
+    given = {"MEXIT_BUDGT": "low", **secrets, "MEXIT_PORT": "80", "HOME": "/", "MEXIT_XYZQ": "1"}
     findings = list(doctor.check_variables(given))
     assert only(findings, "warning") == [
         "MEXIT_BUDGT is set, but mexit does not read it -> did you mean MEXIT_BUDGET? unset MEXIT_BUDGT",
         "MEXIT_XYZQ is set, but mexit does not read it -> unset MEXIT_XYZQ",
     ]
-    assert only(findings, "ok") == ["MEXIT_PORT=80, MEXIT_TOKEN -> "]
+    assert only(findings, "ok") == ["MEXIT_PORT=80, MEXIT_SOURCE, MEXIT_TOKEN -> "]
 
 
 def test_every_variable_that_the_code_reads_is_known() -> None:

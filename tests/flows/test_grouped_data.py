@@ -95,11 +95,15 @@ def test_certificates_count_groups(trained: tuple[TrainResult, Path], tmp_path: 
 
 
 def test_evaluation_counts_groups(trained: tuple[TrainResult, Path]) -> None:
-    report = evaluate_model(trained[1], options=EvaluateOptions(groups=(), device="cpu")).report
+    result = evaluate_model(trained[1], options=EvaluateOptions(groups=(), device="cpu"))
+    report = result.report
     row = report["budgets"]["full"]["clean"]
     assert row["groups"] == row["n"] / FRAMES
     naive = np.sqrt(row["value"] * (1 - row["value"]) / row["n"])
     assert row["stderr"] > 1.2 * naive
+    card = next(path for path in result.written if path.suffix == ".md").read_text()
+    assert "Groups: 120 groups of pictures by track_frame" in card
+    assert f"| test | {row['n']} | {row['groups']} |" in " ".join(card.split(" "))
 
 
 def test_a_seed_and_a_regular_expression_are_settings(films: Path, tmp_path: Path) -> None:
