@@ -27,7 +27,9 @@ BASIC = "wide-cnn-20m"
 # Sides of square images, in pixels. Below 32 pixels photographs lose their content.
 SIDES = (16, 24, 32, 48, 64, 96, 128)
 SMALLEST_SIDE = 32
-PASSES, FEW_PASSES, MOST_PASSES = 50, 20, 300  # over the training split: enough, too few, more than it takes
+# Passes over the training split: enough, too few, more than it takes. For the same time, more passes at a smaller size
+# are better until there are enough (benchmarks/results/folder_defaults_*).
+PASSES, FEW_PASSES, MOST_PASSES = 120, 40, 300
 LR_WITHOUT_NORMS = 0.01
 _SPEED_BATCH, _SPEED_STEPS = 64, 12
 _USED_FOR_STEPS = 0.8  # of the time; the rest goes into validation, augmentation and loading

@@ -162,7 +162,7 @@ def test_other_classes_and_broken_images_are_named(digits_bundle: Path, picture:
         image.write_bytes(b"no image")
     said = refused("train", "--data", "folder:pets", "--method", "clean", "--epochs", "1", "--threads", "1", code=1)
     assert "pictures that cannot be read: image pets/cat/" in said
-    assert "8 bytes that are not an image: supported are PNG, JPEG" in said
+    assert "8 bytes that are not an image" in said
 
 
 def test_an_uncalibrated_bundle_answers_only_with_the_full_budget(bundle_copy: Path, picture: Path) -> None:
@@ -228,7 +228,7 @@ MISTAKES = {
     "train --preset x": "no preset 'x' for digits: choose from demo",
     "train --data x": "unknown data set 'x': choose from digits",
     "train --data mnist --data-dir /nowhere": "no mnist in /nowhere/mnist",
-    "train --epochs 0": "epochs and batch must be at least 1, found 0",
+    "train --epochs 0": "--epochs must be at least 1, found 0",
     "train --epochs many": "Invalid value for '--epochs'",
     "train --lr nan": "lr must be above 0",
     "train --eps nan": "0 < eps <= 1",
@@ -266,7 +266,7 @@ def test_export_replaces_only_bundles(workspace: Path) -> None:
 RUN_DAMAGE: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "weights changed": (lambda run: (run / "weights.safetensors").write_bytes(b"\xff" * 99), 5, "is not readable"),
     "weights empty": (lambda run: (run / "weights.safetensors").write_bytes(b""), 5, "is not readable"),
-    "weights gone": (lambda run: (run / "weights.safetensors").unlink(), 2, "not finished: mexit train --resume"),
+    "weights gone": (lambda run: (run / "weights.safetensors").unlink(), 2, "mexit train --resume"),
     "settings gone": (lambda run: (run / "settings.json").unlink(), 2, "settings.json does not exist"),
     "settings no json": (lambda run: (run / "settings.json").write_bytes(b"{"), 5, "is not valid JSON"),
     "settings without lr": (lambda run: without(run / "settings.json", "lr"), 5, "settings.json: missing lr"),
@@ -285,6 +285,8 @@ def test_a_damaged_run_file_is_named(
     command: str, damage: Callable[[Path], object], code: int, words: str, run_copy: Path
 ) -> None:
     damage(run_copy)
+    if command == "export":  # without its weights a run is exported from its checkpoint
+        (run_copy / "checkpoint.safetensors").unlink()
     assert words in refused(command, run_copy, code=code)
 
 

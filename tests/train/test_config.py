@@ -120,7 +120,7 @@ def test_the_penalty_rule_starts_at_the_image() -> None:
         ({"loss": "hinge"}, "margin"),
         ({"restarts": 0}, "at least 1"),
         ({"method": "neo-kd", "attack": "none"}, "--attack average"),
-        ({"trades": 6.0, "method": "clean"}, "TRADES"),
+        ({"trades": 6.0, "method": "clean"}, "--trades needs attacked images"),
         ({"fraction": 0.0}, "fraction"),
         ({"ema": 1.0}, "ema"),
     ],
