@@ -62,5 +62,6 @@ def _commit() -> str:
 
 
 def _typed(argument: str) -> str:
-    """Strip the directory of an absolute path, which is specific to this machine."""
-    return Path(argument).name if Path(argument).is_absolute() else argument
+    """Strip the directory of an absolute path, also after `folder:`, which is specific to this machine."""
+    prefix, colon, path = argument.rpartition(":")
+    return prefix + colon + Path(path).name if Path(path).is_absolute() else argument

@@ -77,7 +77,7 @@ def record(path: Path, unknown: str | None, data_dir: Path | None) -> Recorded:
         pictures = registry.load_any(unknown, data_dir)
         everything = np.arange(len(pictures), dtype=np.int64)
         others = _trace(runtime, pictures, None, everything, UNKNOWN)
-    return Recorded(runtime, _trace(runtime, data, splits, index, "clean"), others, omitted or unknown or "")
+    return Recorded(runtime, _trace(runtime, data, splits, index, "clean"), others, omitted or Path(unknown or "").name)
 
 
 def _trace(runtime: Runtime, data: DataSet, splits: Splits | None, index: NDArray[np.int64], condition: str) -> Trace:

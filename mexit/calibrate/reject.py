@@ -292,7 +292,10 @@ def _evidence(losses: int, n: int, bound: float) -> float:
 
 
 def _ratio(one: _Rows | None, other: _Rows | None) -> float:
-    return 1.0 if one is None or other is None else len(one.score) / len(other.score)
+    """Independent units of `one` for each picture of `other`: groups, or pictures where each is its own group."""
+    if one is None or other is None:
+        return 1.0
+    return (_group_count(one.groups) or len(one.score)) / len(other.score)
 
 
 def _explain_failure(
