@@ -137,7 +137,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_its_settings() -> 
 def test_a_file_at_the_place_of_the_run_is_named() -> None:
     Path("x").write_text("a file")
     assert "could not create x: File exists" in refused("train", *FLAGS, "--out", "x", code=1)
-    assert "run x is a file, not the directory of a run" in refused("train", "--resume", "--out", "x", code=2)
+    assert "x is a file, the directory of a run is expected" in refused("train", "--resume", "--out", "x", code=2)
     Path("runs").write_text("a file")
     with pytest.raises(MexitError, match="could not create runs/digits-clean: Not a directory"):
         train_model(settings=QUICK, options=TrainOptions(threads=1))
