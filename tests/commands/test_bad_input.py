@@ -94,7 +94,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "policies cut short": (lambda path: (path / "policies.json").write_bytes(b"{"), "is not valid JSON"),
     "policies changed": (lambda path: with_value(path / "policies.json", "entries", []), "checksum does not match"),
     "policies of another": (lambda path: with_value(path / "policies.json", "model", "f" * 64), "belongs to"),
-    "policies too new": (lambda path: with_value(path / "policies.json", "version", 2), "is newer than this"),
+    "policies too new": (lambda path: with_value(path / "policies.json", "version", 3), "is newer than this"),
 }  # fmt: skip
 
 

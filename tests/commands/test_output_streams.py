@@ -93,7 +93,7 @@ def test_json_lines_on_a_full_disk_are_one_line(line: str, words: str, digits_bu
     ("line", "words"),
     [
         ("train --method clean --epochs 1 --out x --threads 1", "could not write x/splits.npz: File too large"),
-        ("evaluate {bundle} --samples 20 --steps 1", "evaluation.json: File too large"),
+        ("evaluate {bundle} --samples 20 --steps 1", "evaluation-pgd.json: File too large"),
         ("export {run} --out bundles/full", "could not write"),
     ],
 )
