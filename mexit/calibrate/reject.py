@@ -198,12 +198,14 @@ class _Case:
         """Whether both bounds are certified at the level of the request."""
         known, unknown = self.known, self.unknown
         answered = known.answered(reject)
-        if not answered.any() or _p_value(known.wrong, answered, known.groups, request.max_error) > request.delta:
+        if not answered.any():
+            return False
+        if not _bound_holds(known.wrong, answered, known.groups, request.max_error, request.delta):
             return False
         if unknown is None:
             return True
         every = np.ones(len(unknown.wrong), np.bool_)
-        return _p_value(unknown.answered(reject), every, unknown.groups, request.max_unknown) <= request.delta
+        return _bound_holds(unknown.answered(reject), every, unknown.groups, request.max_unknown, request.delta)
 
     def evidence(self, reject: float, request: RejectRequest, weights: tuple[float, float]) -> float:
         """About -log of the larger p-value on data of other sizes; `weights` are those sizes over the present ones."""
@@ -272,12 +274,12 @@ def _candidates(rows: _Rows) -> list[float]:
     return [HIGHEST, *middles.tolist(), LOWEST]
 
 
-def _p_value(
-    losses: NDArray[np.bool_], rows: NDArray[np.bool_], groups: NDArray[np.int64] | None, bound: float
-) -> float:
-    """The p-value of "the mean loss of these rows is above the bound"; losses (N,)."""
+def _bound_holds(
+    losses: NDArray[np.bool_], rows: NDArray[np.bool_], groups: NDArray[np.int64] | None, bound: float, level: float
+) -> bool:
+    """Whether "the mean loss of these rows is above the bound" is rejected at the level; losses (N,)."""
     of_rows = None if groups is None else groups[rows]
-    return p_value("binomial", losses[rows].astype(np.float64), bound, of_rows)
+    return p_value("binomial", losses[rows].astype(np.float64), bound, of_rows, level) <= level
 
 
 def _evidence(losses: int, n: int, bound: float) -> float:

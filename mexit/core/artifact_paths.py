@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import time
+import unicodedata
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,6 +51,12 @@ def newest(folder: Path, progress: Progress) -> Path:
         raise NotFound(f"{pointer} names {path}, which is gone: type {_COMMANDS[folder]}, or name a directory")
     progress.note(f"using {path}, {_age(path)} old")
     return path
+
+
+def plain_name(text: str) -> str:
+    """The text with only characters that the name of a bundle can have, at most 50 of them."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_text).lstrip("._-")[:50] or "pictures"
 
 
 def create_free(folder: Path, name: str) -> Path:

@@ -171,7 +171,7 @@ def split(data: DataSet, grouping: Grouping | None = None, seed: int = 0) -> Spl
         seed: another seed draws other splits; an official test part stays.
 
     Raises:
-        BadInput: a split would lack a class; with groups, `train` or `test` would.
+        BadInput: a split would lack a class; with groups, `train` or `test` would lack one, or a split be empty.
     """
     rng = np.random.default_rng([_SEED, seed] if seed else _SEED)
     if grouping is None or not grouping.has_groups:
@@ -182,6 +182,7 @@ def split(data: DataSet, grouping: Grouping | None = None, seed: int = 0) -> Spl
         raise BadInput(f"{data.name} has {len(data)} images, found {len(grouping.ids)} group ids")
     parts, sentence = _divide_groups(data, grouping, rng)
     _check_classes(data, {name: parts[name] for name in ("train", "test")}, grouping.ids)
+    _check_not_empty(data, parts, grouping)
     return _splits(data, parts, grouping.ids, f"{grouping.how}{sentence}")
 
 
@@ -234,6 +235,16 @@ def _stratified_shuffle(
         members = np.flatnonzero(labels == label)
         rank[members] = (np.arange(len(members)) + rng.random()) / len(members)
     return indices[np.argsort(rank, kind="stable")]
+
+
+def _check_not_empty(data: DataSet, parts: dict[str, NDArray[np.int64]], grouping: Grouping) -> None:
+    empty = [name for name, indices in parts.items() if not len(indices)]
+    if empty:
+        raise BadInput(
+            f"{data.name}: {len(np.unique(grouping.ids))} groups of images in {len(data.classes)} classes are too few "
+            f"for five splits ({', '.join(empty)} would be empty), because a group stays in one split: add images of "
+            "other objects (seven for each class are enough), or divide images one by one with --group none"
+        )
 
 
 def _check_classes(data: DataSet, parts: dict[str, NDArray[np.int64]], groups: NDArray[np.int64] | None = None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mexit.core.artifact_paths import RUNS, newest
+from mexit.core.artifact_paths import RUNS, newest, plain_name
 from mexit.core.progress import Progress, Silent, duration
 from mexit.core.resource_limits import check_threads
 from mexit.data import registry
@@ -147,7 +147,7 @@ def train_model(
                 data = data or "digits"
                 data_set = registry.load(data, data_dir)
                 resolved = resolve(data, preset, settings or {})
-                name = f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}"
+                name = plain_name(f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}")
                 run = processes.on_main(lambda: stack.enter_context(new_run(out, name)))
                 resolved = replace(resolved, grey_bits=processes.on_main(lambda: check_data(data_set, progress)))
                 splits = split(data_set, find_groups(data_set, resolved.group, progress), resolved.split_seed)

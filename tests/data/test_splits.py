@@ -108,6 +108,19 @@ def test_a_class_with_few_groups_is_in_the_splits_that_need_it_most(tracks: int,
     assert {name for name in NAMES if 2 in data.labels[splits.part(name)]} == set(present)
 
 
+@pytest.mark.parametrize(("tracks", "official"), [(4, 0), (6, 0), (4, 1)])
+def test_too_few_groups_for_five_splits_are_refused(tracks: int, official: int) -> None:
+    data, grouping = grouped(classes=3, tracks=tracks, official=official)
+    with pytest.raises(BadInput, match=r"too few for five splits \(.*would be empty\).*--group none"):
+        split(data, grouping)
+    assert len(split(data).part("certification"))
+
+
+def test_seven_groups_for_each_class_are_enough() -> None:
+    data, grouping = grouped(classes=3, tracks=7)
+    assert all(len(split(data, grouping).part(name)) for name in NAMES)
+
+
 def test_a_class_of_one_group_is_refused_with_the_number_of_groups() -> None:
     data, grouping = grouped(classes=3, tracks=20)
     ids = np.where(data.labels == 1, 20, grouping.ids)
