@@ -290,7 +290,8 @@ def test_an_attack_from_given_starts_equals_craft(model, batch, target_exits: st
 def test_settings_of_earlier_runs_have_the_plain_schedule() -> None:
     stored = TrainSettings().to_json()
     new = {"minutes", "steps_done", "lr_schedule", "warmup", "nesterov", "decay_norms", "recompute_norms",
-           "short_attack_until", "average_attack_until", "exit_weights", "validate_every", "changes", "mean", "std"}  # fmt: skip
+           "short_attack_until", "average_attack_until", "exit_weights", "validate_every", "changes",
+           "mean", "std"}  # fmt: skip
     old = {name: value for name, value in stored.items() if name not in new}
     old |= {"decay_at": list(old["decay_at"]), "teachers": list(old["teachers"])}
     assert TrainSettings.from_json(old, "settings.json") == TrainSettings()
