@@ -157,7 +157,7 @@ class _Authentication(HTTPDigestAuthHandler):
     def __init__(self, address: SplitResult, credentials: str) -> None:
         passwords = HTTPPasswordMgrWithDefaultRealm()
         super().__init__(passwords)
-        self._host = address.netloc
+        self._server = (address.scheme, address.netloc)
         user, _, password = credentials.partition(":")
         self._credentials = (unquote(user), unquote(password)) if credentials else None
         if self._credentials is not None:
@@ -168,7 +168,7 @@ class _Authentication(HTTPDigestAuthHandler):
     ) -> Any:  # urllib's handlers return a response, or None for the next handler
         del fp, code, msg
         challenges = headers.get_all("WWW-Authenticate", [])
-        if self._credentials is None or req.host != self._host or req.has_header("Authorization"):
+        if self._credentials is None or (req.type, req.host) != self._server or req.has_header("Authorization"):
             return None
         for challenge in challenges:
             if challenge.lower().startswith("digest ") and _algorithm(challenge) in _HASHES:

@@ -230,7 +230,7 @@ def _confidence(details: Details) -> str:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """A table of HTML cells in a region that scrolls; the columns `left` hold text."""
+    """A table of HTML cells below columns with plain names, in a region that scrolls; the columns `left` hold text."""
 
     def cells(tag: str, line: Sequence[str]) -> str:
         return "".join(
@@ -240,7 +240,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence
     label = _text(", ".join(filter(None, columns)))
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table><thead><tr>{cells("th", columns)}'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table><thead><tr>{cells("th", list(map(_text, columns)))}'
         f"</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

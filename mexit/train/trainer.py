@@ -340,7 +340,9 @@ class Trainer:
             return
         average = {} if self.ema is None else self.ema.weights
         self._read_metrics()
-        position = replace(self.position, elapsed_s=self.clock.elapsed_s())
+        # A run by the clock that ended has used its time, also where its last validation took less than expected.
+        used_s = 60 * self.settings.minutes if self.position.steps_done else 0.0
+        position = replace(self.position, elapsed_s=max(self.clock.elapsed_s(), used_s))
         state = TrainState(position, self.kept, self.method.state_dict(), average)
         checkpoint.save(self.run, self.model, self.optimiser, state)
 
