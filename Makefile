@@ -1,6 +1,6 @@
 # make demo     the whole pipeline on embedded data, about a minute after the set-up
 # make quick    lint, types and the fast tests: under three minutes
-# make test     lint, types and every test but the long ones: under twelve minutes
+# make test     lint, types and every test but the long ones: under fourteen minutes
 # make long     the long tests: soak, fuzz, simulations, large networks, clean installs; goes on where it was stopped
 #
 # Each makes .venv from this project's files first. PYTHON picks the interpreter (3.10 or newer).

@@ -265,9 +265,8 @@ def test_a_failed_item_is_recorded_and_the_next_one_runs(tmp_path: Path) -> None
     assert list(done_items(state)) == [second]
 
 
-@pytest.mark.parametrize(
-    "kills", [pytest.param("few", marks=pytest.mark.slow), pytest.param("twenty", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("kills", ["few", "twenty"])
 def test_kills_lose_no_finished_item_and_change_no_result(tmp_path: Path, kills: str) -> None:
     undisturbed, state = tmp_path / "undisturbed", tmp_path / "state"
     began_s = time.monotonic()
