@@ -238,9 +238,10 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence
         )
 
     label = _text(", ".join(filter(None, columns)))
+    head = cells("th", [_text(column) for column in columns])
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table><thead><tr>{cells("th", list(map(_text, columns)))}'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table><thead><tr>{head}'
         f"</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
