@@ -18,7 +18,7 @@ from mexit.data.dataset import DataSet
 from mexit.data.groups import find_groups
 from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
-from mexit.errors import BadInput, Damaged, NotFound, requires_extra
+from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
 from mexit.flows.data import check_data
 
 with requires_extra("train", "Training a network"):
@@ -270,6 +270,10 @@ def _changed(run: Path, given: Mapping[str, Any], data: str | None, preset: str 
     named = {"data": data, "preset": preset, **given}
     robust = named.pop("robust", None)
     if robust is not None:
+        if stored.attack == "none":
+            raise UsageError(
+                f"{run} trains on clean images, which --robust cannot change: begin another run with --out"
+            )
         named["eps"] = robust
     return change_settings(run, stored, named, checkpoint.load_position(run))
 

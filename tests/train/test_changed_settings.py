@@ -148,3 +148,9 @@ def test_changes_add_up_and_old_runs_have_none() -> None:
     assert TrainSettings.from_json(stored, "") == twice
     del stored["changes"]
     assert TrainSettings.from_json(stored, "").changes == ()
+
+
+def test_a_clean_run_does_not_become_robust(run: Path) -> None:
+    assert "x trains on clean images, which --robust cannot change" in refused(
+        "train", "--resume", "--out", run, "--robust", "8/255", code=2
+    )
