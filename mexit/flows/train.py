@@ -19,7 +19,7 @@ from mexit.data.groups import find_groups
 from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
-from mexit.flows.data import check_data
+from mexit.flows.data import check_data, note_grey_bits, note_splits
 
 with requires_extra("train", "Training a network"):
     from mexit.evaluate import plots
@@ -138,19 +138,21 @@ def train_model(
             if resume:
                 run = out or newest(RUNS, progress)
                 processes.on_main(lambda: stack.enter_context(existing_run(run)))
-                resolved = _changed(run, settings or {}, data, preset)
+                resolved = _changed(run, settings or {}, data and registry.plain_name(data), preset)
                 data_set = registry.load(resolved.data, data_dir)
                 splits = Splits.load(run / checkpoint.SPLITS)
                 splits.check(data_set)
                 data_set = _read_pictures(data_set, splits, resolved, options, progress)
             else:
-                data = data or "digits"
+                data = registry.plain_name(data or "digits")
                 data_set = registry.load(data, data_dir)
                 resolved = resolve(data, preset, settings or {})
                 name = plain_name(f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}")
                 run = processes.on_main(lambda: stack.enter_context(new_run(out, name)))
-                resolved = replace(resolved, grey_bits=processes.on_main(lambda: check_data(data_set, progress)))
+                scan = processes.on_main(lambda: check_data(data_set, progress))
                 splits = split(data_set, find_groups(data_set, resolved.group, progress), resolved.split_seed)
+                note_splits(splits, progress)
+                resolved = replace(resolved, grey_bits=note_grey_bits(scan, splits, progress))
                 splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
                 resolved = fit_settings(resolved, settings or {}, data_set, splits, options.device, progress)
                 resolved = processes.broadcast(resolved)  # each process has measured its own speed
