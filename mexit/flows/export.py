@@ -22,7 +22,8 @@ from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import MexitError, UsageError, requires_extra
-from mexit.flows.calibrate import CalibrateOptions, CalibrateResult, calibrate_bundle, default_attack, network_attack
+from mexit.flows.calibrate import CalibrateOptions, CalibrateResult, calibrate_bundle
+from mexit.flows.calibration_source import default_attack, network_attack
 from mexit.flows.sample_sources import Attack, DatasetSource, gather
 from mexit.runtime import autotune
 from mexit.runtime.backends.ort import OrtBackend, open_session
