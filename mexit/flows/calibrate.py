@@ -39,6 +39,15 @@ from mexit.runtime.trace_recorder import record_trace
 
 REPORTS = Path("reports")
 ATTACKS = ("none", "single", "average", "max-average")
+_MAX_RISK = (("max_risk",), "--max-risk, such as 0.02")
+_BELONGS_TO = {  # an option to the options of which one must be given too, and the words for them
+    "loss": _MAX_RISK,
+    "risk_method": _MAX_RISK,
+    "max_cost": _MAX_RISK,
+    "confidence": (("max_risk", "max_error"), "--max-risk or --max-error, such as 0.02"),
+    "reject_from": (("max_error",), "--max-error, such as 0.02"),
+    "max_unknown": (("reject_from",), "--reject-from, such as folder:PATH"),
+}
 CLEAN_RUN = "the run was trained on clean images (--attack average measures it)"
 
 
@@ -54,15 +63,19 @@ class CalibrateOptions:
         attack: attack under which cost and accuracy are measured too: "single", "average", "max-average" or "none".
             None = "none" for a run that was trained on clean images, else "average".
         max_risk: certify that the mean loss is at most this value, in (0, 1); None = no certificate.
-        confidence: of the certificate and of the reject option, in (0, 1), of each for itself.
-        loss: certified loss: "early-error", "disagreement" or "accuracy-gap".
-        risk_method: test: "binomial", "betting", or "auto".
+        confidence: of the certificate and of the reject option, in (0, 1), of each for itself; None = 0.95.
+        loss: certified loss: "early-error", "disagreement" or "accuracy-gap"; None = "early-error".
+        risk_method: test: "binomial", "betting", or "auto"; None = "auto".
         max_cost: certify this bound on the mean cost too, written as a budget, such as "50%".
         max_error: reject option: of the answers given at most this share is wrong, in (0, 1); other inputs are
             "unsure". None = every input has an answer.
         reject_from: pictures of other things that the reject option must withhold: "folder:PATH" or a data set.
-        max_unknown: largest share of such pictures that is answered, in (0, 1).
+        max_unknown: largest share of such pictures that is answered, in (0, 1); None = 0.1.
         device: device of the torch network that crafts the attack: "auto", "cpu" or "cuda".
+
+    Raises:
+        UsageError: an option without the one that it belongs to, such as `loss` without `max_risk`, or an unknown
+            attack.
     """
 
     budgets: Mapping[str, str] = field(default_factory=dict)
@@ -71,18 +84,19 @@ class CalibrateOptions:
     policy: str = "search"
     attack: str | None = None
     max_risk: float | None = None
-    confidence: float = 0.95
-    loss: str = "early-error"
-    risk_method: str = AUTO
+    confidence: float | None = None
+    loss: str | None = None
+    risk_method: str | None = None
     max_cost: str | None = None
     max_error: float | None = None
     reject_from: str | None = None
-    max_unknown: float = 0.1
+    max_unknown: float | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.reject_from is not None and self.max_error is None:
-            raise UsageError("--reject-from names pictures for the reject option: add --max-error, such as 0.02")
+        for name, (others, remedy) in _BELONGS_TO.items():
+            if getattr(self, name) is not None and all(getattr(self, other) is None for other in others):
+                raise UsageError(f"--{name.replace('_', '-')} has no effect alone: add {remedy}")
         if self.attack not in (None, *ATTACKS):
             raise UsageError(f"unknown attack '{self.attack}': choose from {', '.join(ATTACKS)}")
 
@@ -100,9 +114,17 @@ class CalibrateOptions:
         request = (
             None
             if self.max_risk is None
-            else CertificateRequest(self.max_risk, self.confidence, self.loss, self.risk_method, max_macs)
+            else CertificateRequest(
+                self.max_risk,
+                max_macs=max_macs,
+                **_given(confidence=self.confidence, loss=self.loss, method=self.risk_method),
+            )
         )
-        reject = None if self.max_error is None else RejectRequest(self.max_error, self.confidence, self.max_unknown)
+        reject = (
+            None
+            if self.max_error is None
+            else RejectRequest(self.max_error, **_given(confidence=self.confidence, max_unknown=self.max_unknown))
+        )
         return CalibrationConfig(self.measure, self.ensemble, self.policy, budgets, request, reject)
 
 
@@ -183,6 +205,11 @@ def calibrate_bundle(
     return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not, table, unavailable)
 
 
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that are not None; the others keep their defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _check_name(name: str) -> str:
     """A name that is not itself a budget."""
     try:
@@ -236,7 +263,8 @@ def _measure_test(
         trace = record_samples(run_batch, test.samples, certification.origin, progress)
     except MexitError as error:  # the bundle is calibrated without test results
         return expected.expected_and_test(entry, evaluator, None, missing=f"the test images cannot be used: {error}")
-    return expected.expected_and_test(entry, evaluator, TraceEvaluator.of(trace, scorer, runtime.costs), of=test.of)
+    tested, classes = TraceEvaluator.of(trace, scorer, runtime.costs), runtime.bundle.manifest.classes
+    return expected.expected_and_test(entry, evaluator, tested, of=test.of, classes=classes)
 
 
 def _record_traces(
