@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mexit.core.artifact_paths import RUNS, newest, plain_name
+from mexit.core.artifact_paths import RUNS, newest, plain_name, remember
+from mexit.core.printable import shell_path
 from mexit.core.progress import Progress, Silent, duration
 from mexit.core.resource_limits import check_threads
 from mexit.data import registry
@@ -25,6 +26,7 @@ with requires_extra("train", "Training a network"):
     from mexit.evaluate import plots
     from mexit.flows.fit_pictures import fit_settings, normalise, read_pictures
     from mexit.train import checkpoint
+    from mexit.train.augment import mirrors
     from mexit.train.changed_settings import change_settings, describe_change
     from mexit.train.config import TrainSettings, resolve
     from mexit.train.dataloader import worker_count
@@ -135,37 +137,75 @@ def train_model(
         set_threads(options.threads, processes.local_size)
         keep_freed_memory()
         with ExitStack() as stack:
+            opening = _Opening(stack, data_dir, options, progress, processes)
             if resume:
-                run = out or newest(RUNS, progress)
-                processes.on_main(lambda: stack.enter_context(existing_run(run)))
-                resolved = _changed(run, settings or {}, data and registry.plain_name(data), preset)
-                data_set = registry.load(resolved.data, data_dir)
-                splits = Splits.load(run / checkpoint.SPLITS)
-                splits.check(data_set)
-                data_set = _read_pictures(data_set, splits, resolved, options, progress)
+                run, named = out or newest(RUNS, progress), None if data is None else registry.plain_name(data)
+                session, resolved = opening.stopped(run, named, preset, settings or {})
             else:
-                data = registry.plain_name(data or "digits")
-                data_set = registry.load(data, data_dir)
-                resolved = resolve(data, preset, settings or {})
-                name = plain_name(f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}")
-                run = processes.on_main(lambda: stack.enter_context(new_run(out, name)))
-                scan = processes.on_main(lambda: check_data(data_set, progress))
-                splits = split(data_set, find_groups(data_set, resolved.group, progress), resolved.split_seed)
-                note_splits(splits, progress)
-                resolved = replace(resolved, grey_bits=note_grey_bits(scan, splits, progress))
-                splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
-                resolved = fit_settings(resolved, settings or {}, data_set, splits, options.device, progress)
-                resolved = processes.broadcast(resolved)  # each process has measured its own speed
-                data_set = _read_pictures(data_set, splits, resolved, options, progress)
-                resolved = normalise(resolved, data_set, splits)
-            session = _Session(run, data_set, splits, options, progress, processes)
+                name = registry.plain_name(data or "digits")
+                session, resolved = opening.new(out, name, preset, settings or {})
             finished, resolved = session.train_with_teachers(resolved)
-        records = checkpoint.read_log(run)
-        curves = run / checkpoint.CURVES if records and processes.is_main and plots.available() else None
-        if curves is not None:
-            plots.training_curves(records, curves, f"{resolved.method}, {resolved.model}, {resolved.data}")
-        seconds = time.monotonic() - start_s
-        return TrainResult(run, finished, resolved.to_json(), seconds, tuple(records), curves, processes.is_main)
+        return _result(session, finished, resolved, time.monotonic() - start_s)
+
+
+def _result(session: _Session, finished: bool, settings: TrainSettings, seconds: float) -> TrainResult:
+    """The result of a call, with a plot of the log where matplotlib is installed."""
+    run, is_main = session.run, session.processes.is_main
+    records = checkpoint.read_log(run)
+    curves = run / checkpoint.CURVES if records and is_main and plots.available() else None
+    if curves is not None:
+        plots.training_curves(records, curves, f"{settings.method}, {settings.model}, {settings.data}")
+    return TrainResult(run, finished, settings.to_json(), seconds, tuple(records), curves, is_main)
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """Opens the directory of a run, with its data, splits and settings; `stack` closes it."""
+
+    stack: ExitStack
+    data_dir: str | Path | None
+    options: TrainOptions
+    progress: Progress
+    processes: ProcessGroup
+
+    def stopped(
+        self, run: Path, data: str | None, preset: str | None, given: Mapping[str, Any]
+    ) -> tuple[_Session, TrainSettings]:
+        """Continue a run, with the given changes of its settings. It becomes the newest run unless it is refused."""
+        self.processes.on_main(lambda: self.stack.enter_context(existing_run(run)))
+        settings = _changed(run, given, data, preset)
+        data_set = registry.load(settings.data, self.data_dir)
+        splits = Splits.load(run / checkpoint.SPLITS)
+        splits.check(data_set)
+        self.processes.on_main(lambda: remember(RUNS, run))
+        return self._session(run, self._read(data_set, splits, settings), splits), settings
+
+    def new(
+        self, out: Path | None, data: str, preset: str | None, given: Mapping[str, Any]
+    ) -> tuple[_Session, TrainSettings]:
+        """Begin a run; for a folder, what is not given is chosen from the pictures and the time."""
+        processes, progress = self.processes, self.progress
+        data_set = registry.load(data, self.data_dir)
+        settings = resolve(data, preset, given)
+        name = plain_name(f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{settings.method}")
+        run = processes.on_main(lambda: self.stack.enter_context(new_run(out, name)))
+        scan = processes.on_main(lambda: check_data(data_set, progress))
+        splits = split(data_set, find_groups(data_set, settings.group, progress), settings.split_seed)
+        note_splits(splits, progress)
+        settings = replace(settings, grey_bits=note_grey_bits(scan, splits, progress))
+        splits = splits.thinned(data_set, settings.fraction, settings.omit_class)
+        settings = fit_settings(settings, given, data_set, splits, self.options.device, progress)
+        settings = processes.broadcast(settings)  # each process has measured its own speed
+        data_set = self._read(data_set, splits, settings)
+        return self._session(run, data_set, splits), normalise(settings, data_set, splits)
+
+    def _read(self, data: DataSet, splits: Splits, settings: TrainSettings) -> DataSet:
+        if not self.options.cache:
+            return data
+        return read_pictures(data, splits, settings, self.options.workers, self.progress)
+
+    def _session(self, run: Path, data: DataSet, splits: Splits) -> _Session:
+        return _Session(run, data, splits, self.options, self.progress, self.processes)
 
 
 @dataclass(frozen=True)
@@ -256,14 +296,8 @@ class _Session:
             except (NotFound, BadInput, Damaged) as error:  # an image that was readable when the run began
                 if not has_progress(self.run):
                     raise
-                hint = f"once it can be read again: mexit train --resume --out {self.run}"
+                hint = f"once it can be read again: mexit train --resume --out {shell_path(self.run)}"
                 raise type(error)(f"{error}; {hint}") from None
-
-
-def _read_pictures(
-    data: DataSet, splits: Splits, settings: TrainSettings, options: TrainOptions, progress: Progress
-) -> DataSet:
-    return read_pictures(data, splits, settings, options.workers, progress) if options.cache else data
 
 
 def _changed(run: Path, given: Mapping[str, Any], data: str | None, preset: str | None) -> TrainSettings:
@@ -304,7 +338,7 @@ def _headline(trainer: Trainer) -> str:
     arithmetic += f", {processes} processes" if processes > 1 else ""
     folder = is_folder(settings.data)
     name = trainer.data.name.rpartition("/")[2]
-    flip = settings.augment.endswith("flip") if settings.flip is None else settings.flip
+    flip = mirrors(settings.augment, settings.flip)
     channels, height, width = trainer.model.input_shape
     lines = [
         f"training {settings.model} on {name} with {settings.method}: {len(trainer.train_index)} images of "
