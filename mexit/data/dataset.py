@@ -159,8 +159,8 @@ class DataSet:
             return self
         if sorted(self.classes) != sorted(classes):
             raise UsageError(
-                f"{self.name} has the classes {listed(self.classes, show=repr)}; {owner} has {listed(classes, show=repr)}: give the class "
-                "folders these names, or name them in classes.txt"
+                f"{self.name} has the classes {listed(self.classes, show=repr)}; {owner} has "
+                f"{listed(classes, show=repr)}: give the class folders these names, or name them in classes.txt"
             )
         places = {name: place for place, name in enumerate(classes)}
         order = np.asarray([places[name] for name in self.classes], np.int64)

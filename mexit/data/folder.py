@@ -161,4 +161,3 @@ def _check_same_classes(root: Path, train: str, train_classes: list[str], test: 
         f"{root / train} has {len(train_classes)} classes, {root / test} {len(test_classes)}; they must be the same: "
         f"{differences}"
     )
-

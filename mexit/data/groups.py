@@ -127,9 +127,7 @@ def _describe(data: DataSet, named: NDArray[np.int64], ids: NDArray[np.int64], r
     return f"{count:,} groups of pictures{in_test}{' ' if rules else ': '}{'; '.join(sources)}"
 
 
-def _separable(
-    pairs: NDArray[np.int64], data: DataSet, thumbs: Thumbnails
-) -> tuple[NDArray[np.int64], list[int]]:
+def _separable(pairs: NDArray[np.int64], data: DataSet, thumbs: Thumbnails) -> tuple[NDArray[np.int64], list[int]]:
     """The links of near-duplicates without those that join most of a class, and these classes.
 
     Drawings and other plain pictures look alike without being copies of each other; exact copies stay linked.
@@ -211,8 +209,8 @@ def _by_expression(data: DataSet, names: Sequence[str], how: str) -> Grouping:
     keys = [None if match is None else _key(match) for match in map(pattern.search, names)]
     if "" in keys:
         raise UsageError(
-            f"--group {how!r} matches an empty text in {names[keys.index('')]!r}, which would put all such pictures into "
-            "one group: write it so that it matches at least one character, such as '+' in place of '*'"
+            f"--group {how!r} matches an empty text in {names[keys.index('')]!r}, which would put all such pictures "
+            "into one group: write it so that it matches at least one character, such as '+' in place of '*'"
         )
     alone = keys.count(None)
     if alone == len(keys):

@@ -5,8 +5,8 @@
     subfolder     `cat/film1/0001`: the subfolders of a class folder
     copies        `x.rf.0a1b2c3d`: augmented copies of one picture, as Roboflow exports them
 
-The folder of a split (`train`, `test`) does not count: a track with frames in both is one group. If the pictures of such
-groups do not look alike across these folders, each folder numbers its own tracks, and the folder counts.
+The folder of a split (`train`, `test`) does not count: a track with frames in both is one group. If the pictures of
+such groups do not look alike across these folders, each folder numbers its own tracks, and the folder counts.
 
 A rule may be wrong: `cat_001`, `cat_002`, ... is a counter, and pictures of a class then have nothing in common but the
 class. So a rule is used only if its groups are much smaller than the classes, and if neighbours in a group look much
@@ -262,9 +262,7 @@ def _share_of_wins(
         members[labels[i]].append(i)
     group_of = [None if key is None else key[0] for key in keys]
     pairs = [
-        (i, j)
-        for i, j in pairwise(order)
-        if group_of[i] == group_of[j] and (splits is None or splits[i] != splits[j])
+        (i, j) for i, j in pairwise(order) if group_of[i] == group_of[j] and (splits is None or splits[i] != splits[j])
     ]
     triples = []
     for k in rng.permutation(len(pairs))[:_MAX_PAIRS].tolist():

@@ -69,4 +69,3 @@ def _is_grey(images: FileImages, i: int) -> bool:
     except Exception:  # as in `_size`
         return True
     return int(np.ptp(pixels, axis=2).max()) <= GREY_DIFFERENCE
-
