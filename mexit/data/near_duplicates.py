@@ -82,7 +82,7 @@ class Thumbnails:
         self.read(np.concatenate([first, second]))
         parts = zip(split_batches(first, _BLOCK), split_batches(second, _BLOCK), strict=True)
         pixels = ((self.pixels[a].astype(np.float32), self.pixels[b]) for a, b in parts)
-        return np.sqrt(np.concatenate([((one - other) ** 2).mean(axis=1) for one, other in pixels]))
+        return np.asarray(np.sqrt(np.concatenate([((one - other) ** 2).mean(axis=1) for one, other in pixels])))
 
     def alike(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether pictures have nearly the same pixels: each of A indices and each of B, (A, B)."""

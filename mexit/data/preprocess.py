@@ -124,9 +124,8 @@ def open_image(content: bytes | Path) -> Image.Image:
         TooLarge: it announces too many pixels.
         MissingExtra: as `prepare` raises it.
     """
-    encoded = isinstance(content, bytes)
-    with _decoder_errors(content if encoded else b""):
-        image = _identify(io.BytesIO(content) if encoded else content)
+    with _decoder_errors(content if isinstance(content, bytes) else b""):
+        image = _identify(io.BytesIO(content) if isinstance(content, bytes) else content)
         try:
             _check_pixels(*image.size, _slow_kind(image))
         except TooLarge:
