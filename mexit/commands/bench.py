@@ -21,7 +21,9 @@ def bench(
     backend: Backend = "auto",
     threads: Threads = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeatable. Default: 1, 8, 64.")] = None,
-    repeats: Annotated[int, typer.Option(help="Timed calls of each budget with one image; larger batches get fewer.")] = 200,
+    repeats: Annotated[
+        int, typer.Option(help="Timed calls of each budget with one image; larger batches get fewer.")
+    ] = 200,
     tune: Annotated[
         bool,
         typer.Option("--tune", help="First measure every engine here; --backend auto then uses the fastest."),

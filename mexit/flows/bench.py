@@ -2,8 +2,8 @@
 
 The budget `full` is the static network. The other budgets leave as their policies decide on the bundle's own
 calibration images, or on random images where the data set is missing; `exit 1` stops at the first exit. All paths run
-the same prepared images through the same call of the runtime, in turns (see `paired_times`). Budgets that share a policy
-are timed once. Accuracy changes and MACs are those expected from the traces of the calibration.
+the same prepared images through the same call of the runtime, in turns (see `paired_times`). Budgets that share a
+policy are timed once. Accuracy changes and MACs are those expected from the traces of the calibration.
 """
 
 from __future__ import annotations

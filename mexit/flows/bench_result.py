@@ -101,9 +101,7 @@ class BenchResult:
         """
         if not self.real_images:
             return None
-        faster = sorted(
-            (row for row in self.budgets() if row.of_static.high < 1), key=lambda row: row.of_static.value
-        )
+        faster = sorted((row for row in self.budgets() if row.of_static.high < 1), key=lambda row: row.of_static.value)
         good = [row for row in faster if (row.accuracy_change or 0.0) >= -SMALL_LOSS]
         return next(iter([*good, *faster]), None)
 

@@ -47,7 +47,7 @@ def time_in_turns(
     batch: int,
     calls: int,
     rounds: int = ROUNDS,
-    on_turn: Callable[[int], object] = lambda calls: None,
+    on_turn: Callable[[int], object] = lambda _: None,
 ) -> dict[str, NDArray[np.float64]]:
     """Time each way on the same batches.
 
