@@ -81,10 +81,8 @@ def bench_bundle(
     calls = {batch: max(MIN_REPEATS, repeats // batch) // ROUNDS for batch in batches}
     with progress.track("timing", len(ways) * ROUNDS * sum(calls.values())) as advance:
         for batch in batches:
-            detail = f"batch {batch}"
-            times_us = time_in_turns(
-                ways, images, batch, calls[batch], on_turn=lambda done, detail=detail: advance(done, detail)
-            )
+            on_turn = partial(advance, detail=f"batch {batch}")
+            times_us = time_in_turns(ways, images, batch, calls[batch], on_turn=on_turn)
             rows += _rows(runtime, batch, policies, times_us, trace)
     expected_on = "" if trace is None else f"{trace.logits.shape[1]} {trace.origin.split} images"
     return BenchResult(tuple(rows), machine(), description, real, expected_on, _advice(runtime), tuning)
