@@ -154,9 +154,7 @@ def _note_known(bundle: Bundle, data: str, sentence: str, progress: Progress) ->
     """Note which pictures are known, or that a bundle from a folder does not store them."""
     if sentence:
         progress.note(sentence)
-    elif (
-        _folder_settings(bundle, data) and bundle.manifest.splits and Splits.of_bundle(bundle).fingerprints is None
-    ):
+    elif _folder_settings(bundle, data) and bundle.manifest.splits and Splits.of_bundle(bundle).fingerprints is None:
         progress.note(
             f"{bundle.path} does not store which pictures trained it, so that those in {data} are not left out: "
             "name pictures that did not"

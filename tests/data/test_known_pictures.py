@@ -41,7 +41,7 @@ def part_of(splits: Splits, count: int) -> np.ndarray:
 
 def test_moved_and_renamed_pictures_keep_their_split_and_edited_ones_do_not(root: Path) -> None:
     stored, before = stored_splits(root), folder.load(root)
-    first = {encode_name: part for encode_name, part in zip(before.images.names, part_of(stored, 80), strict=True)}
+    first = dict(zip(before.images.names, part_of(stored, 80), strict=True))
     (root / "a" / "07.png").rename(root / "b" / "moved.png")
     (root / "a" / "08.png").write_bytes(encode(noise(12, 12, seed=999)))
     (root / "a" / "09.png").unlink()
@@ -139,7 +139,7 @@ def test_fingerprints_are_stored_and_checked(root: Path, tmp_path: Path) -> None
     assert stored.fingerprints is not None
     np.testing.assert_array_equal(again.fingerprints, stored.fingerprints)
     short = replace(stored, fingerprints=stored.fingerprints[:-1])
-    with pytest.raises(Damaged, match="these splits have 79 fingerprints, folder:.* has 80 images"):
+    with pytest.raises(Damaged, match=r"these splits have 79 fingerprints, folder:.* has 80 images"):
         short.check(folder.load(root))
     with pytest.raises(BadInput, match=r"fingerprints must be uint64 \(N,\), found float64"):
         replace(stored, fingerprints=np.zeros(80))  # type: ignore[arg-type]
