@@ -1,4 +1,4 @@
-"""Merges consecutive segments, each an ONNX file, into one file without the heads between them, without the onnx package.
+"""Merges consecutive ONNX segments into one without the heads between them; needs no onnx package.
 
 The outputs of a segment and the inputs of the next one are connected by name. All other names get the prefix `s<k>.`,
 k the place of the segment from 1, so that names of different segments do not collide. Nodes and weights on which no
@@ -69,9 +69,7 @@ def merge_models(contents: Sequence[bytes], name: str, *, only_logits: bool = Fa
     outputs = list(graphs[-1].outputs)
     merged.outputs = {one: graphs[-1].outputs[one] for one in (outputs[-1:] if only_logits else outputs)}
     header = b"".join(
-        _encode(number, value)
-        for number, value in models[0]
-        if number not in (_GRAPH, _OPSET, _METADATA)
+        _encode(number, value) for number, value in models[0] if number not in (_GRAPH, _OPSET, _METADATA)
     )
     return header + _encode(_GRAPH, _pruned(merged)) + _opsets(models, name)
 
@@ -107,10 +105,13 @@ def _read_node(view: memoryview, name: str) -> _Node:
     for number, value in fields(view, name):
         if number in names and isinstance(value, memoryview):
             names[number].append(bytes(value))
-        elif number == _NODE_ATTRIBUTE and isinstance(value, memoryview):
-            if any(inner in _SUBGRAPHS for inner, _ in fields(value, name)):
-                raise Damaged(f"{name}: nodes that hold graphs of their own cannot be merged")
+        elif number == _NODE_ATTRIBUTE and isinstance(value, memoryview) and _has_subgraph(value, name):
+            raise Damaged(f"{name}: nodes that hold graphs of their own cannot be merged")
     return _Node(tuple(names[_NODE_INPUT]), tuple(names[_NODE_OUTPUT]), bytes(view))
+
+
+def _has_subgraph(attribute: memoryview, name: str) -> bool:
+    return any(number in _SUBGRAPHS for number, _ in fields(attribute, name))
 
 
 def _append(merged: _Graph, graph: _Graph, prefix: bytes) -> None:
@@ -137,9 +138,9 @@ def _node_bytes(node: _Node, inputs: Sequence[bytes], outputs: Sequence[bytes], 
     parts = []
     for number, value in fields(memoryview(node.content), ""):
         if number in names:
-            value = next(names[number])  # noqa: PLW2901
+            value = next(names[number])
         elif number == _NODE_NAME and isinstance(value, memoryview):
-            value = prefix + bytes(value)  # noqa: PLW2901
+            value = prefix + bytes(value)
         parts.append(_encode(number, value))
     return b"".join(parts)
 
