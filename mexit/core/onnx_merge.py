@@ -138,10 +138,11 @@ def _node_bytes(node: _Node, inputs: Sequence[bytes], outputs: Sequence[bytes], 
     parts = []
     for number, value in fields(memoryview(node.content), ""):
         if number in names:
-            value = next(names[number])
+            parts.append(_encode(number, next(names[number])))
         elif number == _NODE_NAME and isinstance(value, memoryview):
-            value = prefix + bytes(value)
-        parts.append(_encode(number, value))
+            parts.append(_encode(number, prefix + bytes(value)))
+        else:
+            parts.append(_encode(number, value))
     return b"".join(parts)
 
 

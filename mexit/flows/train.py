@@ -15,8 +15,9 @@ from mexit.core.printable import shell_path
 from mexit.core.progress import Progress, Silent, duration
 from mexit.core.resource_limits import check_threads
 from mexit.data import registry
-from mexit.data.dataset import DataSet
+from mexit.data.dataset import DataSet, FileImages
 from mexit.data.groups import find_groups
+from mexit.data.known_pictures import fingerprints
 from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
@@ -193,6 +194,8 @@ class _Opening:
         splits = split(data_set, find_groups(data_set, settings.group, progress), settings.split_seed)
         note_splits(splits, progress)
         settings = replace(settings, grey_bits=note_grey_bits(scan, splits, progress))
+        if isinstance(data_set.images, FileImages) and is_folder(data):
+            splits = replace(splits, fingerprints=fingerprints(data_set.images))
         splits = splits.thinned(data_set, settings.fraction, settings.omit_class)
         settings = fit_settings(settings, given, data_set, splits, self.options.device, progress)
         settings = processes.broadcast(settings)  # each process has measured its own speed
