@@ -52,6 +52,7 @@ class Splits:
         parts: sorted indices (n,) int64 of each split, by name.
         groups: group id of each sample of the data set, (N,) int64, or None without groups.
         grouping: how many groups were found and how, one sentence; "" without a search.
+        fingerprints: of the picture of each sample, (N,) uint64, see `known_pictures`; None if they are not stored.
     """
 
     data_set: str
@@ -59,6 +60,7 @@ class Splits:
     parts: dict[str, NDArray[np.int64]]
     groups: NDArray[np.int64] | None = None
     grouping: str = ""
+    fingerprints: NDArray[np.uint64] | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.parts) != NAMES:
@@ -71,6 +73,9 @@ class Splits:
             raise BadInput("the five splits overlap")
         if self.groups is not None and (self.groups.ndim != 1 or self.groups.dtype != np.int64):
             raise BadInput(f"group ids must be int64 (N,), found {self.groups.dtype} {self.groups.shape}")
+        prints = self.fingerprints
+        if prints is not None and (prints.ndim != 1 or prints.dtype != np.uint64):
+            raise BadInput(f"fingerprints must be uint64 (N,), found {prints.dtype} {prints.shape}")
 
     def groups_of(self, index: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """The group ids of the samples at some indices, or None without groups."""
@@ -121,16 +126,18 @@ class Splits:
             raise Damaged(
                 f"these splits have the indices {indices.min()} to {indices.max()}, {data.name} has {len(data)} images"
             )
-        if self.groups is not None and len(self.groups) != len(data):
-            raise Damaged(f"these splits have {len(self.groups)} group ids, {data.name} has {len(data)} images")
+        for what, array in (("group ids", self.groups), ("fingerprints", self.fingerprints)):
+            if array is not None and len(array) != len(data):
+                raise Damaged(f"these splits have {len(array)} {what}, {data.name} has {len(data)} images")
 
     def to_bytes(self) -> bytes:
         """The npz file."""
         about = {"data_set": self.data_set, "data_sha256": self.data_sha256}
         if self.grouping:
             about["grouping"] = self.grouping
-        groups = {} if self.groups is None else {"groups": self.groups}
-        return to_npz(about=about, **self.parts, **groups)
+        optional = {"groups": self.groups, "fingerprints": self.fingerprints}
+        stored = {name: array for name, array in optional.items() if array is not None}
+        return to_npz(about=about, **self.parts, **stored)
 
     @staticmethod
     def from_bytes(content: bytes, path: Path) -> Splits:
@@ -139,8 +146,8 @@ class Splits:
             arrays = read_npz(content, MAX_BYTES)
             about = decode(json.loads(arrays["about"].tobytes()), Mapping[str, str], "about")
             parts = {name: arrays[name] for name in NAMES}
-            groups, grouping = arrays.get("groups"), about.get("grouping", "")
-            return Splits(about["data_set"], about["data_sha256"], parts, groups, grouping)
+            optional = (arrays.get("groups"), about.get("grouping", ""), arrays.get("fingerprints"))
+            return Splits(about["data_set"], about["data_sha256"], parts, *optional)
         except KeyError as error:
             raise Damaged(f"splits {path} have no {error}") from None
         except (ValueError, RecursionError, BadInput, Damaged) as error:

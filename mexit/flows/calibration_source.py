@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mexit.core.bundle import Bundle
 from mexit.core.progress import Progress
 from mexit.core.trace import UNKNOWN
 from mexit.data import registry
-from mexit.data.dataset import DataSet
-from mexit.data.groups import default_group, find_groups
+from mexit.data.dataset import DataSet, UnlabelledImages
+from mexit.data.groups import Grouping, default_group, find_groups
+from mexit.data.known_pictures import keep_known, known_splits
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
 from mexit.flows.sample_sources import Attack, BundleSource, DatasetSource, SampleSource, UnlabelledSource
@@ -63,7 +66,7 @@ def choose_source(
     if pictures is not None:
         progress.note(f"{data} has no labels: of its {len(pictures)} pictures half calibrate and half certify")
         why_not = NO_ATTACK if attack == "none" else f"{data} has no labels to attack"
-        return UnlabelledSource.of(pictures, bundle.manifest.input, progress=progress), why_not
+        return _unlabelled(bundle, pictures, progress), why_not
     data_set, splits = _load_data(bundle, data, data_dir, progress)
     crafted, why_not = None, NO_ATTACK
     if attack != "none" and data is None:
@@ -105,10 +108,57 @@ def _load_data(
     own = stored is not None and data_set.sha256 == stored.sha256
     if own:
         return data_set, Splits.of_bundle(bundle)
-    splits = split(data_set, find_groups(data_set, default_group(data), progress))
+    splits = split(data_set, _groups(bundle, data_set, progress), _folder_settings(bundle, data).get("split_seed", 0))
     if splits.grouping:
         progress.note(splits.grouping)
+    if stored is not None:
+        splits, sentence = keep_known(data_set, splits, Splits.of_bundle(bundle))
+        _note_known(bundle, data, sentence, progress)
     return data_set, splits
+
+
+def _unlabelled(bundle: Bundle, pictures: UnlabelledImages, progress: Progress) -> UnlabelledSource:
+    """Pictures without labels, without those that trained the bundle. Raises `BadInput` if none are left."""
+    grouping = _groups(bundle, pictures, progress)
+    if grouping is not None and grouping.has_groups:
+        progress.note(grouping.how)
+    known = None if bundle.manifest.splits is None else known_splits(pictures.images, Splits.of_bundle(bundle))
+    source = UnlabelledSource.of(pictures, bundle.manifest.input, grouping=grouping, known=known)
+    count = int(np.isin(source.ids, source.left_out).sum())
+    sentence = f"{count:,} of these pictures trained the network, or are in a group with such, and are left out"
+    if len(source.used) < 2:
+        raise BadInput(f"{pictures.name}: {sentence}, which leaves {len(source.used)}: add pictures that did not")
+    _note_known(bundle, pictures.name, sentence if count else "", progress)
+    return source
+
+
+def _folder_settings(bundle: Bundle, data: str) -> Mapping[str, Any]:
+    """The settings of the run behind a bundle, if the run and `data` are folders of pictures; else none."""
+    settings = bundle.manifest.provenance.get("settings")
+    own = isinstance(settings, Mapping) and registry.is_folder(str(settings.get("data"))) and registry.is_folder(data)
+    return settings if own and isinstance(settings, Mapping) else {}
+
+
+def _groups(bundle: Bundle, data: DataSet | UnlabelledImages, progress: Progress) -> Grouping | None:
+    """The groups of pictures, found as the run found them if both are folders and it is possible."""
+    own = default_group(data.name)
+    how = _folder_settings(bundle, data.name).get("group", own)
+    try:
+        return find_groups(data, how, progress)
+    except UsageError as error:
+        progress.note(f"the groups are found by --group {own}, because those of the run cannot be: {error}")
+        return find_groups(data, own, progress)
+
+
+def _note_known(bundle: Bundle, data: str, sentence: str, progress: Progress) -> None:
+    """Note which pictures are known, or that a bundle from a folder does not store them."""
+    if sentence:
+        progress.note(sentence)
+    elif _folder_settings(bundle, data) and bundle.manifest.splits and Splits.of_bundle(bundle).fingerprints is None:
+        progress.note(
+            f"{bundle.path} does not store which pictures trained it, so that those in {data} are not left out: "
+            "name pictures that did not"
+        )
 
 
 def unknown_source(
@@ -122,7 +172,12 @@ def unknown_source(
     """
     if name is None:
         return None
-    source = UnlabelledSource.of(registry.load_any(name, data_dir), bundle.manifest.input, UNKNOWN, progress)
-    if source.count < 2:
-        raise BadInput(f"--reject-from {name} has {source.count} picture or group of pictures, at least 2 are needed")
+    pictures = registry.load_any(name, data_dir)
+    grouping = find_groups(pictures, default_group(pictures.name), progress)
+    if grouping is not None and grouping.has_groups:
+        progress.note(grouping.how)
+    source = UnlabelledSource.of(pictures, bundle.manifest.input, UNKNOWN, grouping)
+    count = len(source.used)
+    if count < 2:
+        raise BadInput(f"--reject-from {name} has {count} picture or group of pictures, at least 2 are needed")
     return source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +14,8 @@ from mexit.core.manifest import InputSpec
 from mexit.core.progress import Progress
 from mexit.data.calibration_images import CalibrationImages
 from mexit.data.dataset import DataSet, UnlabelledImages, evenly_spaced, split_batches
-from mexit.data.groups import default_group, find_groups
+from mexit.data.groups import Grouping
+from mexit.data.known_pictures import groups_that_trained
 from mexit.data.splits import Splits
 from mexit.errors import Damaged
 from mexit.runtime.trace_recorder import Batch
@@ -151,41 +152,51 @@ class UnlabelledSource:
         spec: the input of the bundle.
         condition: of the traces, see `core.trace.Origin`.
         groups: group id of each image, (N,); a group lies in one half. None = each image is its own group.
+        left_out: ids of groups that are in no half.
     """
 
     images: UnlabelledImages | DataSet
     spec: InputSpec
     condition: str = "clean"
     groups: NDArray[np.int64] | None = None
+    left_out: tuple[int, ...] = ()
 
     @staticmethod
     def of(
-        images: UnlabelledImages | DataSet, spec: InputSpec, condition: str = "clean", progress: Progress | None = None
+        images: UnlabelledImages | DataSet,
+        spec: InputSpec,
+        condition: str = "clean",
+        grouping: Grouping | None = None,
+        known: NDArray[np.int64] | None = None,
     ) -> UnlabelledSource:
-        """Images with their groups, as training finds them in a data set of that name; `progress` reports them."""
-        grouping = find_groups(images, default_group(images.name), progress)
-        if grouping is None or not grouping.has_groups:
-            return UnlabelledSource(images, spec, condition)
-        if progress is not None:
-            progress.note(grouping.how)
-        return UnlabelledSource(images, spec, condition, grouping.ids)
+        """Images, without those that trained the network and those of their groups.
+
+        Args:
+            images, spec, condition: as in the class.
+            grouping: groups of the images.
+            known: stored split of each image, see `known_pictures.known_splits`.
+        """
+        groups = grouping.ids if grouping is not None and grouping.has_groups else None
+        source = UnlabelledSource(images, spec, condition, groups)
+        return source if known is None else replace(source, left_out=tuple(groups_that_trained(known, source.ids)))
 
     @property
-    def _ids(self) -> Index:
+    def ids(self) -> Index:
+        """Group id of each image, (N,)."""
         return np.arange(len(self.images), dtype=np.int64) if self.groups is None else self.groups
 
     @property
-    def count(self) -> int:
-        """Number of groups, or of images without groups."""
-        return len(np.unique(self._ids))
+    def used(self) -> Index:
+        """Ids of the groups, or of the images without groups, that are not left out."""
+        return np.setdiff1d(self.ids, np.asarray(self.left_out, np.int64))
 
     @property
     def data_sha256(self) -> str:
         return self.images.sha256
 
     def clean(self, split: str) -> SampleBatches:
-        ids = self._ids
-        order = np.random.default_rng(_SEED).permutation(np.unique(ids))
+        ids = self.ids
+        order = np.random.default_rng(_SEED).permutation(self.used)
         halves = dict(zip(MAX_ATTACKED, np.array_split(order, len(MAX_ATTACKED)), strict=True))
         index = np.flatnonzero(np.isin(ids, halves[split])).astype(np.int64)
         groups = None if self.groups is None else self.groups[index]

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import refused, typed
 from PIL import Image
 
 from mexit import Bundle, UsageError
 from mexit.data import digits, folder
+from mexit.data.dataset import DataSet
 from mexit.data.splits import NAMES, Splits
 from mexit.errors import RiskInfeasible
 from mexit.evaluate.config import EvaluateOptions
@@ -130,7 +132,9 @@ def test_unlabelled_films_are_divided_by_film(trained: tuple[TrainResult, Path],
     result = calibrate_bundle(bundle, data=f"folder:{root}")
     traces = [Bundle.open(bundle).load_trace(ref) for ref in (result.entry.trace, *result.entry.evidence)]
     assert not set(traces[0].groups) & set(traces[1].groups)
-    assert sum(len(trace.index) for trace in traces) == FILMS * FRAMES
+    stored, labels = Splits.of_bundle(Bundle.open(bundle)), folder.load(films).labels
+    unseen = sum((labels[stored.part(name)] == 0).sum() for name in ("calibration", "certification", "test"))
+    assert sum(len(trace.index) for trace in traces) == unseen < FILMS * FRAMES, "films that trained are left out"
 
 
 def test_other_labelled_films_are_split_by_film(trained: tuple[TrainResult, Path], films: Path, tmp_path: Path) -> None:
@@ -141,3 +145,90 @@ def test_other_labelled_films_are_split_by_film(trained: tuple[TrainResult, Path
     trace = Bundle.open(bundle).load_trace(entry.trace)
     assert len(np.unique(trace.groups)) < len(trace.groups)
     assert folder.load(changed).sha256 != folder.load(films).sha256
+
+
+def test_pictures_that_trained_do_not_calibrate_after_the_folder_has_changed(
+    trained: tuple[TrainResult, Path], films: Path, tmp_path: Path
+) -> None:
+    """Class 1 has new names, half of class 2 is gone, and class 0 has new films."""
+    changed = shutil.copytree(films, tmp_path / "changed")
+    for path in sorted((changed / "1").iterdir()):
+        path.rename(path.with_name(f"9{path.name}"))
+    for path in sorted((changed / "2").iterdir())[::8]:
+        path.unlink()
+    rng = np.random.default_rng(0)
+    for film in range(500, 540):
+        scene = np.asarray(Image.fromarray(rng.integers(0, 256, (6, 6), np.uint8)).resize((32, 32)))
+        for frame in range(FRAMES):
+            Image.fromarray(np.roll(scene, frame, axis=1)).save(changed / "0" / f"{film}_{frame:02}.png")
+    bundle = shutil.copytree(trained[1], tmp_path / "bundle")
+    assert typed("calibrate", bundle, "--data", f"folder:{changed}", "--attack", "none").exit_code == 0
+    before, after = folder.load(films), folder.load(changed)
+    stored = Splits.of_bundle(Bundle.open(bundle))
+    content = {name: {path_bytes(before, i) for i in stored.part(name)} for name in NAMES}
+    entry = Bundle.open(bundle).policies().entries[0]
+    for ref in (entry.trace, *entry.evidence):
+        trace = Bundle.open(bundle).load_trace(ref)
+        own = {path_bytes(after, i) for i in trace.index}
+        assert not own & (content["train"] | content["selection"])
+        assert own & content[trace.origin.split]
+        assert any(after.images.names[i].startswith("0/5") for i in trace.index), "new films"
+
+
+def path_bytes(data: DataSet, i: int) -> bytes:
+    return bytes(data.images.at(np.array([i]))[0])
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["labelled", "unlabelled"])
+def test_a_folder_of_trained_pictures_is_refused(
+    trained: tuple[TrainResult, Path], films: Path, tmp_path: Path, labels: bool
+) -> None:
+    data, stored = folder.load(films), Splits.of_bundle(Bundle.open(trained[1]))
+    for i in stored.part("train"):
+        name = data.images.names[i]
+        path = tmp_path / "own" / (name if labels else name.replace("/", "-"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(films / name, path)
+    bundle = shutil.copytree(trained[1], tmp_path / "bundle")
+    before = (bundle / "policies.json").read_bytes()
+    said = refused("calibrate", bundle, "--data", f"folder:{tmp_path / 'own'}", "--attack", "none", code=1)
+    assert "trained the network" in said
+    assert "add pictures that did not" in said
+    assert (bundle / "policies.json").read_bytes() == before
+
+
+def test_a_changed_folder_has_the_groups_and_the_seed_of_the_run(films: Path, tmp_path: Path) -> None:
+    settings = SETTINGS | {"group": r"/(\d+)_", "split_seed": 3, "epochs": 1, "fraction": 0.3}
+    own = shutil.copytree(films, tmp_path / "own")
+    run = train_model(f"folder:{own}/", settings=settings, out=tmp_path / "run", options=OPTIONS).run
+    bundle = export_bundle(run, out=tmp_path / "bundle", options=ExportOptions(calibrate=False)).bundle
+    for path in own.glob("*/*_00.png"):
+        path.unlink()
+    shown = typed("calibrate", bundle, "--data", f"folder:{own}", "--attack", "none")
+    said = " ".join(shown.stderr.split())
+    assert "40 groups of pictures by" in said
+    assert "360 of the 360 pictures" not in said, "three quarters of the training films were left out by --fraction"
+    assert "keep their split" in said
+    stored, entry = Splits.load(run / "splits.npz"), Bundle.open(bundle).policies().entries[0]
+    trace, after = Bundle.open(bundle).load_trace(entry.trace), folder.load(own)
+    names = {folder.load(films).images.names[i] for i in stored.part("calibration")}
+    assert {after.images.names[i] for i in trace.index} == {name for name in names if not name.endswith("_00.png")}
+    for path in sorted(own.rglob("*.png")):
+        path.rename(path.with_name(path.name.replace("_", "-")))
+    said = " ".join(typed("calibrate", bundle, "--data", f"folder:{own}", "--attack", "none").stderr.split())
+    assert "the groups are found by --group auto, because those of the run cannot be" in said
+
+
+def test_a_hundred_pictures_without_groups_are_trained_and_exported(tmp_path: Path) -> None:
+    data = digits.load()
+    for label in range(2):
+        (tmp_path / "own" / str(label)).mkdir(parents=True)
+        for index in np.flatnonzero(data.labels == label)[:50]:
+            image = np.asarray(data.images.at(np.array([index]))[0])
+            Image.fromarray(image).save(tmp_path / "own" / str(label) / f"{index}.png")
+    run = train_model(f"folder:{tmp_path / 'own'}", settings=SETTINGS, out=tmp_path / "run", options=OPTIONS).run
+    stored = Splits.load(run / "splits.npz")
+    assert stored.groups is None
+    assert (len(stored.part("calibration")), len(stored.part("test"))) == (20, 25)
+    export_bundle(run, out=tmp_path / "bundle", options=ExportOptions())
+    assert Bundle.open(tmp_path / "bundle").policies().entries[0].frontier[-1].calibration.n == 20
