@@ -10,6 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, cast
 
 import numpy as np
@@ -55,8 +56,6 @@ class EarlyonNetwork:
 
 def open_network(network: PageNetwork) -> EarlyonNetwork | str:
     """The network with earlyon, trained and calibrated once; or the reason why earlyon cannot run it."""
-    from earlyon.staged import staged_model
-
     torch.set_num_threads(1)
     try:
         wrapper = _calibrated(network)
@@ -64,7 +63,7 @@ def open_network(network: PageNetwork) -> EarlyonNetwork | str:
         return str(error)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        staged = staged_model(wrapper)
+        staged = import_module("earlyon.staged").staged_model(wrapper)
     backbone = wrapper.backbone
 
     @torch.inference_mode()
@@ -84,18 +83,17 @@ def open_network(network: PageNetwork) -> EarlyonNetwork | str:
 
 def _calibrated(network: PageNetwork) -> Any:
     """The wrapper with its heads and thresholds, from its file if there is one. Raises `ValueError`."""
-    from earlyon.core.thresholds import calibrate_thresholds
-    from earlyon.training.two_stage_trainer import stage2_train_exits
-    from earlyon.utils import load_wrapper, save_wrapper
-
+    train, files = import_module("earlyon.training.two_stage_trainer"), import_module("earlyon.utils")
     path = network.folder / "earlyon" / f"{network.name}.pth"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a custom backbone cannot be rebuilt from the file alone
         if path.exists():
-            return load_wrapper(path, factory=lambda: _wrapped(network)).eval()
+            return files.load_wrapper(path, factory=lambda: _wrapped(network)).eval()
         torch.manual_seed(SEED)
-        wrapper = stage2_train_exits(_wrapped(network), _loader(network, "train", TRAIN_IMAGES), epochs=EPOCHS)
-        calibrate_thresholds(
+        wrapper = train.stage2_train_exits(
+            _wrapped(network), _loader(network, "train", TRAIN_IMAGES), epochs=EPOCHS
+        )
+        import_module("earlyon.core.thresholds").calibrate_thresholds(
             wrapper,
             _loader(network, "calibration"),
             target_accuracy_drop=TARGET_DROP,
@@ -103,19 +101,17 @@ def _calibrated(network: PageNetwork) -> Any:
             temperature_loader=_loader(network, "selection"),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_wrapper(wrapper, path)
+        files.save_wrapper(wrapper, path)
     return wrapper.eval()
 
 
 def _wrapped(network: PageNetwork) -> Any:
     """The backbone with untrained heads after the exits of the bundle. Raises `ValueError`."""
-    from earlyon.models import custom_ee
-
     model = network.model.eval()
     places = [f"stage_{k}" for k in Bundle.open(network.bundle).manifest.numbers[:-1]]
     if not places:
         raise ValueError("the bundle has only the last exit")
-    return custom_ee(
+    return import_module("earlyon.models").custom_ee(
         _sequential(model),
         places,
         len(network.data.classes),

@@ -218,7 +218,7 @@ def _fastest_budget(network: PageNetwork, part: Part) -> tuple[str, str]:
         (mean_us(part, engine, name), engine, name)
         for engine in network.engines
         for name, values in part.values[f"accuracy/{engine}"]["certification"]["budgets"].items()
-        if values["value"] >= -SMALL_LOSS
+        if values["value"] >= -SMALL_LOSS and part.values[f"accuracy/{engine}"]["same"][name] == name
     ]
     return min(candidates)[1:]
 

@@ -33,10 +33,10 @@ def sections(name: str, values: Values) -> Iterator[str]:
         f"{sizes['certification']} certification images."
     )
     yield f"### {name}: budgets against the static network, batch 1, one thread"
-    columns = ["engine", "budget", "us", "95 % of calls, us", "of static", "MACs", "points", "expected points", "as"]
+    columns = ["engine", "budget", "us", "95 % of calls, us", "of static", "MACs", "points", "expected points"]
     yield table(columns, [row for engine in engines for row in _budget_rows(values, engine)])
-    yield f"### {name}: share of the static network's time, by threads and batch"
-    shape = [f"{threads} thread(s), batch {batch}" for threads in THREADS for batch in BATCHES]
+    yield f"### {name}: us per image of the static network, and shares of its time, by threads and batch"
+    shape = [f"{threads} thread{'s' * (threads > 1)}, batch {batch}" for threads in THREADS for batch in BATCHES]
     yield table(["engine", "budget", *shape], [row for engine in engines for row in _shape_rows(values, engine)])
     yield f"### {name}: static networks cut at an exit, batch 1, one thread"
     yield table(
@@ -86,13 +86,11 @@ def verdicts(parts: Mapping[str, Values]) -> Iterator[str]:
             yield from _medium_verdicts(name, values, recipe.target_ratio)
 
 
-def budget_ratios(values: Values, engine: str, shape: str = PROTOCOL) -> dict[str, Ratio]:
+def budget_ratios(values: Values, engine: str) -> dict[str, Ratio]:
     """The share of the static network's time of each budget that is not the static network."""
-    times = values[f"budgets/{engine}/{shape}"]
+    times = values[f"budgets/{engine}/{PROTOCOL}"]
     same = values[f"accuracy/{engine}"]["same"]
-    return {
-        name: _ratio(times[first], times[STATIC]) for name, first in same.items() if first not in (STATIC, BARE)
-    }
+    return {name: _ratio(times[first], times[STATIC]) for name, first in same.items() if first != STATIC}
 
 
 def overhead(values: Values) -> tuple[float, float]:
@@ -103,27 +101,33 @@ def overhead(values: Values) -> tuple[float, float]:
     return float(more.mean()), half
 
 
+def _names(values: Values, engine: str) -> dict[str, str]:
+    """The names of the budgets that share a policy, by the first of them."""
+    same: Mapping[str, str] = values[f"accuracy/{engine}"]["same"]
+    return {first: ", ".join(name for name in same if same[name] == first) for first in dict.fromkeys(same.values())}
+
+
 def _budget_rows(values: Values, engine: str) -> Iterator[list[str]]:
     times, accuracy = values[f"budgets/{engine}/{PROTOCOL}"], values[f"accuracy/{engine}"]
-    for name, first in accuracy["same"].items():
-        tested, expected = (accuracy[part]["budgets"][name] for part in ("test", "certification"))
+    for first, names in _names(values, engine).items():
+        tested, expected = (accuracy[part]["budgets"][first] for part in ("test", "certification"))
         yield [
-            engine, name, *_times(times[first]), share(_ratio(times[first], times[STATIC])),
+            engine, names, *_times(times[first]), share(_ratio(times[first], times[STATIC])),
             short_macs(tested["macs"]), *(points(one["value"], one["stderr"]) for one in (tested, expected)),
-            "" if first == name else f"`{first}`",
         ]  # fmt: skip
     if BARE in times:
-        yield [engine, BARE, *_times(times[BARE]), share(_ratio(times[BARE], times[STATIC])), "", "", "", ""]
+        yield [engine, BARE, *_times(times[BARE]), share(_ratio(times[BARE], times[STATIC])), "", "", ""]
 
 
 def _shape_rows(values: Values, engine: str) -> Iterator[list[str]]:
-    shapes = [f"{threads}/{batch}" for threads in THREADS for batch in BATCHES]
-    times = [values[f"budgets/{engine}/{shape}"][STATIC] for shape in shapes]
-    batches = [int(shape.split("/")[1]) for shape in shapes]
-    yield [engine, STATIC, *(f"{_mean(one) / batch:.0f} us/image" for one, batch in zip(times, batches, strict=True))]
-    ratios = [budget_ratios(values, engine, shape) for shape in shapes]
-    for name in ratios[0]:
-        yield [engine, name, *(share(one[name]) if name in one else "as full" for one in ratios)]
+    shapes = [(threads, batch) for threads in THREADS for batch in BATCHES]
+    times = [values[f"budgets/{engine}/{threads}/{batch}"] for threads, batch in shapes]
+    for first, names in _names(values, engine).items():
+        if first == STATIC:
+            cells = [f"{_mean(one[STATIC]) / batch:.0f} us" for one, (_, batch) in zip(times, shapes, strict=True)]
+        else:
+            cells = [share(_ratio(one[first], one[STATIC])) for one in times]
+        yield [engine, names, *cells]
 
 
 def _cut_rows(values: Values, engine: str) -> Iterator[list[str]]:
