@@ -42,7 +42,7 @@ def convert_fp16(segment: OnnxSegment) -> OnnxSegment:
     converter = OnnxModel(proto)
     converter.convert_float_to_float16(keep_io_types=True, use_symbolic_shape_infer=False)
     converter.topological_sort()  # the converter appends its Cast nodes at the end
-    return finalize(converter.model, segment.parameters)
+    return finalize(converter.model, segment.parameters, segment.head_parameters)
 
 
 class HalfModule:

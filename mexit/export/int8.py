@@ -51,7 +51,7 @@ def quantize_int8(segment: OnnxSegment, inputs: Sequence[NDArray[np.float32]]) -
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=[node.name for node in model.graph.node if logits in node.output],
         )
-        return finalize(onnx.load(quantised), segment.parameters)
+        return finalize(onnx.load(quantised), segment.parameters, segment.head_parameters)
 
 
 class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types

@@ -28,6 +28,7 @@ class OnnxSegment:
         content: the bytes of the file.
         inputs, outputs: names, shapes (batch = -1) and dtypes; the last output is the logits.
         parameters: number of trained values in the torch module; the file may store equal tensors once.
+        head_parameters: those of them that only the logits need; 0 for the last segment.
     """
 
     model: onnx.ModelProto
@@ -35,6 +36,7 @@ class OnnxSegment:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parameters: int
+    head_parameters: int = 0
 
 
 def export_segment(segment: TorchSegment) -> OnnxSegment:
@@ -53,15 +55,16 @@ def export_segment(segment: TorchSegment) -> OnnxSegment:
             verbose=False,
         )
     assert program is not None
-    return finalize(program.model_proto, sum(parameter.numel() for parameter in segment.module.parameters()))
+    parameters = sum(parameter.numel() for parameter in segment.module.parameters())
+    return finalize(program.model_proto, parameters, segment.head_parameters)
 
 
-def finalize(model: onnx.ModelProto, parameters: int) -> OnnxSegment:
+def finalize(model: onnx.ModelProto, parameters: int, head_parameters: int = 0) -> OnnxSegment:
     """Infer all shapes of a segment's model, check it and serialise it."""
     model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     onnx.checker.check_model(model, full_check=True)
     inputs, outputs = _tensor_specs(model.graph.input), _tensor_specs(model.graph.output)
-    return OnnxSegment(model, model.SerializeToString(), inputs, outputs, parameters)
+    return OnnxSegment(model, model.SerializeToString(), inputs, outputs, parameters, head_parameters)
 
 
 def _tensor_specs(values: Sequence[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:

@@ -23,12 +23,14 @@ class TorchSegment:
         module: `forward(*inputs)` returns the outputs.
         inputs, outputs: names; the last output is the logits.
         example: inputs with batch size 2 (the exporter takes a batch of 1 for a constant).
+        head_parameters: number of trained values that only the logits need; 0 for the last segment.
     """
 
     module: nn.Module
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     example: tuple[Tensor, ...]
+    head_parameters: int = 0
 
 
 class StageModule(nn.Module):
@@ -60,6 +62,7 @@ def cut_segments(model: MultiExit, input_name: str = "input") -> list[TorchSegme
         with torch.no_grad():
             *features, _ = module(*carried)
         outputs = tuple(f"features_{k}_{i}" for i in range(1, len(features) + 1))
-        segments.append(TorchSegment(module, inputs, (*outputs, f"logits_{k}"), carried))
+        head = 0 if k == model.exits else sum(value.numel() for value in module.stage.head.parameters())
+        segments.append(TorchSegment(module, inputs, (*outputs, f"logits_{k}"), carried, head))
         carried, inputs = tuple(features), outputs
     return segments
