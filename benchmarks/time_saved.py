@@ -6,10 +6,10 @@ For each network: trains it (`time_saved_networks.RECIPES`), exports the bundle 
 calibrates every engine, and compares. A stopped run goes on: trainings resume, and each measurement is made once and
 stored in `results/time_saved/`. `--prepare` stops before the export: everything after it needs a quiet machine.
 
-*static*: the network with its last exit only, in one graph, which the budget `full` runs. Thresholds of the budgets
-are selected by time on this machine. All ways of a comparison run the same prepared test images, in turns of 20 calls
-in random order; budgets and static network go through the same call of `Runtime`. A share of the static network's time
-is the mean over rounds, with half its 95 % interval. Budgets with one policy are timed once ("as").
+*static*: the network with its last exit only, in one graph, which the budget `full` runs. The other budgets have the
+thresholds that `mexit serve` uses on this machine. All ways of a comparison run the same prepared test images, in turns
+of 20 calls in random order; budgets and static network go through the same call of `Runtime`. A share of the static
+network's time is the mean over rounds, with half its 95 % interval. Budgets with one policy share a row.
 *points*: change of the accuracy against the static network in the same engine, paired, with its standard error, on
 test images, which chose nothing; *expected points* are those on certification images.
 *cut at an exit*: the same weights, ending at that exit, without the other heads, as a static network.
