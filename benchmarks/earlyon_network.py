@@ -1,4 +1,4 @@
-"""The PyPI package `earlyon` on the backbone of a network of `time_saved.py`: its heads, its calibration, its inference.
+"""The PyPI package `earlyon` on a backbone of `time_saved.py`: its own heads, calibration and inference.
 
 The backbone has the same weights, and the exits the same places as in the bundle. earlyon trains its own heads on the
 frozen backbone and selects thresholds for a loss of at most half a point; it answers one image at a time in torch.
@@ -90,9 +90,7 @@ def _calibrated(network: PageNetwork) -> Any:
         if path.exists():
             return files.load_wrapper(path, factory=lambda: _wrapped(network)).eval()
         torch.manual_seed(SEED)
-        wrapper = train.stage2_train_exits(
-            _wrapped(network), _loader(network, "train", TRAIN_IMAGES), epochs=EPOCHS
-        )
+        wrapper = train.stage2_train_exits(_wrapped(network), _loader(network, "train", TRAIN_IMAGES), epochs=EPOCHS)
         import_module("earlyon.core.thresholds").calibrate_thresholds(
             wrapper,
             _loader(network, "calibration"),

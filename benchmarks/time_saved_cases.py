@@ -76,9 +76,7 @@ def measure(network: PageNetwork, part: Part, protocol_s: float, other_s: float)
                         budget_calls(network, engine, threads), images, batch, seconds
                     ),
                 )
-        part.once(
-            f"cuts/{engine}", lambda engine=engine: time_ways(cut_calls(network, engine), images, 1, other_s)
-        )
+        part.once(f"cuts/{engine}", lambda engine=engine: time_ways(cut_calls(network, engine), images, 1, other_s))
     part.once("final", lambda: final(network, part, images, protocol_s))
 
 
@@ -247,7 +245,13 @@ def _answers(network: PageNetwork, engine: str, budget: str) -> NDArray[np.int64
 def _trace(network: PageNetwork, engine: str, part: str) -> Trace:
     logits = network.logits(network.bundle, engine, part)
     origin = Origin("", "", engine, "", part, "clean", "")
-    return Trace(logits, network.labels(part), network.splits.part(part), origin, network.splits.groups_of(network.splits.part(part)))
+    return Trace(
+        logits,
+        network.labels(part),
+        network.splits.part(part),
+        origin,
+        network.splits.groups_of(network.splits.part(part)),
+    )
 
 
 def _first(policies: Mapping[str, Any], name: str) -> str:

@@ -130,9 +130,7 @@ class PageNetwork:
         if data.startswith("folder:") and self.data_dir is not None:
             data = f"folder:{self.data_dir / data.removeprefix('folder:')}"
         preset = "pictures" if data.startswith("folder:") else {"digits": "demo"}.get(data, "neo_kd")
-        train_or_resume(
-            self.run, data, preset, self.recipe.settings, TrainOptions(threads=self.threads), self.data_dir
-        )
+        train_or_resume(self.run, data, preset, self.recipe.settings, TrainOptions(threads=self.threads), self.data_dir)
 
     @cached_property
     def _loaded(self) -> tuple[MultiExit, Any, Splits, DataSet]:
@@ -176,9 +174,7 @@ class PageNetwork:
         for engine in ENGINES:
             try:
                 if not Runtime.open(self.bundle, "full", backend=engine).calibrated:
-                    calibrate_bundle(
-                        self.bundle, options=CalibrateOptions(), data_dir=self.data_dir, backend=engine
-                    )
+                    calibrate_bundle(self.bundle, options=CalibrateOptions(), data_dir=self.data_dir, backend=engine)
             except MexitError as error:
                 self.failed[engine] = str(error)
 
