@@ -75,7 +75,8 @@ def bench_bundle(
     images, description, real = _images(runtime, data_dir)
     policies = named_policies(runtime)
     trace = _trace(runtime)
-    ways = {**distinct_calls(runtime, policies), "exit 1": partial(runtime.answer_tensor, budget=STATIC, max_exit=1)}
+    ways = distinct_calls(runtime, policies)
+    ways["exit 1"] = partial(runtime.answer_tensor, budget=STATIC, max_exit=1)
     rows: list[Row] = []
     calls = {batch: max(MIN_REPEATS, repeats // batch) // ROUNDS for batch in batches}
     with progress.track("timing", len(ways) * ROUNDS * sum(calls.values())) as advance:
@@ -103,8 +104,10 @@ def named_policies(runtime: Runtime) -> dict[str, Policy]:
 
 def distinct_calls(runtime: Runtime, policies: Mapping[str, Policy]) -> dict[str, Call]:
     """One call for each policy, by the first budget that has it; a call answers a batch of prepared images."""
-    first = {policy: name for name, policy in reversed(policies.items())}
-    return {name: partial(runtime.answer_tensor, budget=name) for name in reversed(first.values())}
+    first: dict[Policy, str] = {}
+    for name, policy in policies.items():
+        first.setdefault(policy, name)
+    return {name: partial(runtime.answer_tensor, budget=name) for name in first.values()}
 
 
 def _entry(runtime: Runtime) -> PolicyEntry | None:
