@@ -1,9 +1,9 @@
 """Selects thresholds for rising budgets so that neither cost nor accuracy falls from a budget to a larger one.
 
-Among all choices in this order, the one of the largest total of accuracy + price x cost / static cost is taken. The price
-is two standard errors of the accuracy: differences within the noise of the calibration data do not keep a budget from
-being used, larger ones do. Choices that are more accurate than the static network, but not clearly, are avoided, so that
-the static network is in order too; where early exits are clearly more accurate, it is not.
+Among all choices in this order, the one of the largest total of accuracy + price x cost / static cost is taken. The
+price is two standard errors of the accuracy: differences within the noise of the calibration data do not keep a budget
+from being used, larger ones do. Choices that are more accurate than the static network, but not clearly, are avoided,
+so that the static network is in order too; where early exits are clearly more accurate, it is not.
 """
 
 from __future__ import annotations

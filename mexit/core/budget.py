@@ -22,7 +22,9 @@ Macs = int | float | str  # a number of MACs as a user gives it
 _MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _MAX_MACS = 10**18
 _PATTERN = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|ms|[kMG]?)")
-HOW_TO_WRITE = "write low, medium, high, full, MACs (800k, 12M), a share of the static network's cost (40%) or time (5ms)"
+HOW_TO_WRITE = (
+    "write low, medium, high, full, MACs (800k, 12M), a share of the static network's cost (40%) or time (5ms)"
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Budget:
     Attributes:
         text: as the user wrote it; predictions and reports show it.
         kind: "named", "macs", "share" or "ms".
-        value: MACs, a share of the static network's cost in (0, 1], milliseconds, or for a named budget the share of the
-            way from the cost of exit 1 to that of the static network, in [0, 1].
+        value: MACs, a share of the static network's cost in (0, 1], milliseconds, or for a named budget the share of
+            the way from the cost of exit 1 to that of the static network, in [0, 1].
     """
 
     text: str

@@ -12,8 +12,8 @@ import pytest
 
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import Budget
-from mexit.core.cost import Costs
 from mexit.core.bundle import Bundle
+from mexit.core.cost import Costs
 from mexit.core.policies_file import Policies
 from mexit.errors import BudgetInfeasible, Damaged, NotCalibrated, SchemaTooNew, StalePolicy, Untrusted, UsageError
 
@@ -190,7 +190,9 @@ def test_below_the_smallest_point_both_ways_out_can_be_typed(policies: Policies)
 def test_a_budget_of_ones_own_is_known_by_its_name(policies: Policies) -> None:
     names = {"night": policies.entries[0].frontier[7].budget_macs}
     assert (
-        policies.entries[0].frontier[policies.entries[0].frontier_index(Budget.parse("night", names), Costs((1, 10**9), 10**9))]
+        policies.entries[0].frontier[
+            policies.entries[0].frontier_index(Budget.parse("night", names), Costs((1, 10**9), 10**9))
+        ]
         is policies.entries[0].frontier[7]
     )
     with pytest.raises(UsageError, match="'night' is not a budget"):
