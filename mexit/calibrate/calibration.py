@@ -156,7 +156,7 @@ def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig
     if config.certify is not None:
         certificate = make_certificate(points, evaluators, config.certify, clean.origin)
         named = {**named, "certified": certificate.first}
-    rates = [_disagreement_bound(held_out, point) for point in points]
+    rates = [disagreement_bound(held_out, point) for point in points]
     drift = {"alpha": DRIFT_ALPHA, "confidence": DRIFT_CONFIDENCE, "rates": rates}
     return CalibrationResult(scorer, scores, points, named, certificate, drift, rejection)
 
@@ -204,7 +204,7 @@ def _select_score(
     return best.measure, best.ensemble, scores
 
 
-def _disagreement_bound(evaluator: TraceEvaluator, point: FrontierPoint) -> float | None:
+def disagreement_bound(evaluator: TraceEvaluator, point: FrontierPoint) -> float | None:
     """Upper confidence bound of the rate at which early predictions differ from the full network's.
 
     None if no sample exits early, or if the bound is 1.

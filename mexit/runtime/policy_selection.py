@@ -7,11 +7,13 @@ from functools import lru_cache
 
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
+from mexit.core.cost import MACS
 from mexit.core.exit_policy import Policy
 from mexit.core.policies_file import PolicyEntry
 from mexit.errors import NotCalibrated
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.latency_profile import RunToExit, exit_times_ms, index_within
+from mexit.runtime.time_policies import TimePolicies
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class PolicySelector:
                 milliseconds need, calls it when it is measured.
             all_heads: the budget `full` evaluates every head, although no row exits early.
         """
-        self.entry = entry
+        self.entry = self._macs_entry = entry
+        self._costs = bundle.manifest.costs
         self._bundle, self._backend, self._threads = bundle, backend, threads
         self._run_to_exit, self._all_heads = run_to_exit, all_heads
         self.select = lru_cache(maxsize=256)(self._select)
@@ -69,7 +72,14 @@ class PolicySelector:
         return budget if isinstance(budget, Budget) else self._parse(budget)
 
     def _read(self, text: str) -> Budget:
-        return Budget.parse(text, self.entry.names if self.entry else None)
+        entries = (self._macs_entry, self.entry)
+        return Budget.parse(text, {name: macs for entry in entries if entry for name, macs in entry.names.items()})
+
+    def use_time(self, timed: TimePolicies) -> None:
+        """Select budgets in time from now on; those that exist in MACs alone stay."""
+        self.entry, self._costs = timed.entry, timed.costs
+        for cached in (self.select, self.at, self._parse):
+            cached.cache_clear()
 
     def _select(self, budget: Budget) -> PolicyChoice:
         """The choice of a budget. Raises `NotCalibrated`, `BudgetInfeasible`."""
@@ -80,10 +90,15 @@ class PolicySelector:
             last = len(entry.frontier) - 1
             policy = self._full(entry.policy(entry.frontier[last]))
             return PolicyChoice(policy, last, self._certificates(policy, last))
-        if budget.kind == "ms":
+        if budget.kind == "ms" and entry.unit == MACS:
             times_ms = exit_times_ms(self._bundle, self._backend, self._threads, self._run_to_exit)
             return self.at(index_within(entry.frontier, budget.value, times_ms))
-        return self.at(entry.frontier_index(budget, self._bundle.manifest.costs))
+        own = self._macs_entry
+        if own is not None and own is not entry and budget.kind == "macs" and budget.text not in entry.named:
+            # A certificate that was lost, or a number of MACs that no policy in time keeps.
+            if budget.text in own.named or budget.value < entry.frontier[0].calibration.mean_macs:
+                return _choice_in_macs(own, own.frontier_index(budget, self._bundle.manifest.costs))
+        return self.at(entry.frontier_index(budget, self._costs))
 
     def _at(self, index: int) -> PolicyChoice:
         """The choice of one frontier point."""
@@ -107,3 +122,9 @@ class PolicySelector:
 
     def _full(self, policy: Policy) -> Policy:
         return policy.evaluate_all_heads() if self._all_heads else policy.without_early_exit()
+
+
+def _choice_in_macs(entry: PolicyEntry, index: int) -> PolicyChoice:
+    """The choice of a point that was selected in MACs, where other budgets are selected in time."""
+    certificates = tuple(one["id"] for one in entry.certificates if one["first"] <= index <= one["last"])
+    return PolicyChoice(entry.policy(entry.frontier[index]), None, certificates)
