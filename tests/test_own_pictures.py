@@ -18,6 +18,7 @@ from PIL import Image
 from mexit.data import digits
 
 GUIDE = Path(__file__).parents[1] / "docs" / "own-pictures.md"
+START_S = 60
 SHORTER = {"mexit train": ["--epochs", "6", "--threads", "1"]}  # than ten minutes
 
 
@@ -45,14 +46,18 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def start_server(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
-    """Start the server and wait until it answers."""
+    """Start the server and wait until it answers, at most `START_S` seconds."""
     address = f"http://127.0.0.1:{arguments[arguments.index('--port') + 1]}/v2/health/ready"
     process = subprocess.Popen([*MEXIT, *arguments], cwd=folder, env=quiet())
+    deadline = time.monotonic() + START_S
     while True:
         try:
             urllib.request.urlopen(address, timeout=5).close()
         except OSError:
-            assert process.poll() is None, "the server ended"
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                process.wait()
+                raise AssertionError("the server ended, or did not answer in time") from None
             time.sleep(0.1)
         else:
             return process

@@ -30,6 +30,7 @@ from mexit.core.atomic_io import (
     write_bytes,
 )
 from mexit.core.manifest import FileSpec, Manifest
+from mexit.core.onnx_merge import merge_models
 from mexit.core.onnx_safety import refuse_external_data
 from mexit.core.policies_file import Policies, TraceRef
 from mexit.core.printable import shell_path
@@ -84,9 +85,16 @@ class Bundle:
 
     @staticmethod
     def from_parts(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-        """Make a bundle in memory, which `write` stores; `files` maps every path in the manifest to its content."""
+        """Make a bundle in memory, which `write` stores.
+
+        Args:
+            path: the directory.
+            manifest: its manifest.
+            files: content of every path in the manifest; that of a static network is optional.
+        """
         names = {spec.file for spec in manifest.files}
-        if names != set(files):
+        static = {variant.static.file for variant in manifest.variants.values() if variant.static is not None}
+        if not names <= set(files) <= names | static:
             raise ValueError(f"the manifest names {sorted(names)}, the files are {sorted(files)}")
         return Bundle(path, manifest, sha256_bytes(to_json(manifest.to_json())), files)
 
@@ -109,6 +117,27 @@ class Bundle:
     def segment(self, variant: str, k: int) -> bytes:
         """The checked ONNX bytes of segment `k`, from 1."""
         return self._content[self.manifest.variants[variant].segments[k - 1].file]
+
+    def static(self, variant: str) -> bytes:
+        """The ONNX bytes of the static network, derived from the checked segments.
+
+        A file with the weights again would double the size of a bundle and the memory of an opened one.
+
+        Raises:
+            ValueError: the bundle has none; see `Variant.static`.
+            Damaged: the derived bytes do not have the recorded hash.
+        """
+        variants = self.manifest.variants[variant]
+        if variants.static is None:
+            raise ValueError(f"{self.path} has no static network")
+        segments = [self._content[spec.file] for spec in variants.segments]
+        content = merge_models(segments, variants.static.file, only_logits=True)
+        if sha256_bytes(content) != variants.static.sha256:
+            raise Damaged(
+                f"the static network {self.path / variants.static.file} does not follow from the segments: "
+                "export the bundle again"
+            )
+        return content
 
     def content(self, file: str) -> bytes:
         """The checked bytes of a file in the manifest."""

@@ -18,7 +18,7 @@ from mexit.core.schema import check_format, decode
 from mexit.errors import Damaged
 
 FORMAT = "mexit-bundle"
-VERSION = 1
+VERSION = 2
 _PREPARE_CHOICES = {
     "resize": ("bilinear", "box"),
     "fit": ("stretch", "cover", "contain"),
@@ -94,11 +94,21 @@ class ExitSpec:
         head_macs: MACs of the layers that only this exit needs; 0 for the last exit, which is never dropped.
         cumulative_macs: MACs of all segments up to this exit, heads included.
         parameters: number of parameters of all segments up to this exit, heads included.
+        number: number of the exit in the network, from 1. Export may leave exits out, so numbers can have gaps.
     """
 
     trunk_macs: int
     head_macs: int
     cumulative_macs: int
+    parameters: int
+    number: int
+
+
+@dataclass(frozen=True)
+class StaticSpec:
+    """Cost of the static network, which is the same trunk with the last head alone: MACs and number of parameters."""
+
+    macs: int
     parameters: int
 
 
@@ -130,10 +140,18 @@ class SegmentSpec(FileSpec):
 
 @dataclass(frozen=True)
 class Variant:
-    """A set of segments, such as `fp32`; `single_file` is all of them in one graph, or None."""
+    """A set of segments, such as `fp32`.
+
+    Attributes:
+        segments: one per exit, in order.
+        single_file: all segments in one graph, or None.
+        static: the static network, from the image to the logits of the last exit; None in version 1. `Bundle.static`
+            derives its bytes from the segments, so the file itself is optional.
+    """
 
     segments: tuple[SegmentSpec, ...]
     single_file: FileSpec | None
+    static: SegmentSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +174,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything in `bundle.json`."""
+    """Everything in `bundle.json`; `static` is None in version 1."""
 
     format: str
     version: int
@@ -168,6 +186,7 @@ class Manifest:
     splits: DataSpec | None
     calibration: tuple[FileSpec, ...]
     provenance: Mapping[str, Any]
+    static: StaticSpec | None = None
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
@@ -189,9 +208,20 @@ class Manifest:
                     f"variant {name} has {len(variant.segments)}"
                 )
             _check_chain(name, variant, self.input.shape, len(self.classes))
+            if (variant.static is None) != (self.static is None):
+                raise Damaged(f"bundle.json: static and the static network of variant {name} must both be there")
+        if self.static is not None and self.static.macs <= 0:
+            raise Damaged(f"bundle.json: static.macs must be positive, found {self.static.macs}")
+        if any(later <= earlier for earlier, later in pairwise((0, *self.numbers))):
+            raise Damaged(f"bundle.json: the numbers of the exits must increase from 1, found {self.numbers}")
         costs = self.cumulative_macs
         if any(later < earlier for earlier, later in pairwise(costs)) or costs[0] <= 0:
             raise Damaged(f"bundle.json: cumulative_macs must be positive and not decrease, found {costs}")
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Number of each exit in the network, (E,)."""
+        return tuple(spec.number for spec in self.exits)
 
     @property
     def cumulative_macs(self) -> tuple[int, ...]:
@@ -221,14 +251,27 @@ class Manifest:
         value: dict[str, Any] = dataclasses.asdict(self)
         if self.input.prepare.grey_bits is None:
             del value["input"]["prepare"]["grey_bits"]
+        if self.version == 1:
+            del value["static"]
+            for part in (*value["variants"].values(), *value["exits"]):
+                del part["static" if "segments" in part else "number"]
         return value
 
     @staticmethod
     def from_json(value: Any) -> Manifest:
         """Decode `bundle.json`. Raises `Damaged` naming the field, `SchemaTooNew`."""
         check_format(value, FORMAT, VERSION, "bundle.json")
-        manifest: Manifest = decode(value, Manifest, "bundle.json")
+        manifest: Manifest = decode(_with_numbers(value) if value["version"] == 1 else value, Manifest, "bundle.json")
         return manifest
+
+
+def _with_numbers(value: Any) -> Any:
+    """The content of a `bundle.json` of version 1, in which every exit of the network was kept."""
+    exits = value.get("exits")
+    if not isinstance(exits, list):
+        return value
+    numbered = [{**one, "number": k} if isinstance(one, dict) else one for k, one in enumerate(exits, start=1)]
+    return {**value, "exits": numbered}
 
 
 def _check_chain(name: str, variant: Variant, image: tuple[int, ...], classes: int) -> None:
@@ -242,6 +285,13 @@ def _check_chain(name: str, variant: Variant, image: tuple[int, ...], classes: i
         if not _match(logits, (-1, classes)):
             raise Damaged(f"bundle.json: segment {k} of variant {name} has logits {logits}, expected {(-1, classes)}")
         expected = carried
+    if variant.static is not None:
+        shapes = [tensor.shape for tensor in (*variant.static.inputs, *variant.static.outputs)]
+        if len(shapes) != 2 or not _match(shapes[0], (-1, *image)) or not _match(shapes[1], (-1, classes)):
+            raise Damaged(
+                f"bundle.json: the static network of variant {name} has the tensors {shapes}, "
+                f"expected {[(-1, *image), (-1, classes)]}"
+            )
 
 
 def _match(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

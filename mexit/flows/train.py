@@ -53,6 +53,7 @@ class TrainOptions:
         tensorboard: whether to write TensorBoard scalars into the run as well.
         graphs: whether to use CUDA graphs on a CUDA device.
         cache: whether to keep images of files in memory, if they fit into a quarter of it.
+        on_ready: called when the pictures are read, before anything of the run is stored.
         should_stop: called after every step; True writes a checkpoint and ends training.
     """
 
@@ -62,6 +63,7 @@ class TrainOptions:
     tensorboard: bool = False
     graphs: bool = True
     cache: bool = True
+    on_ready: Callable[[], None] = lambda: None
     should_stop: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
@@ -228,6 +230,7 @@ class _Session:
         Returns:
             Whether the run is finished, and its settings with those teachers and, by the clock, the steps done.
         """
+        self.options.on_ready()
         teachers = own_teachers(self.run, settings)
         if teachers:
             self._create(self.run, settings)

@@ -36,6 +36,20 @@ def test_an_opened_bundle_returns_the_checked_bytes(digits_bundle: Path) -> None
     assert bundle.content("splits.npz") == (digits_bundle / "splits.npz").read_bytes()
 
 
+def test_the_static_network_is_derived_from_the_segments_and_checked(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    spec = bundle.manifest.variants["fp32"].static
+    assert spec is not None
+    assert not (bundle_copy / spec.file).exists()
+    content = bundle.static("fp32")
+    assert (sha256_bytes(content), len(content)) == (spec.sha256, spec.bytes)
+    assert len(content) < sum(len(bundle.segment("fp32", k)) for k in (1, 2, 3))
+
+    edit(bundle_copy, lambda manifest: manifest["variants"]["fp32"]["static"].update(sha256="0" * 64))
+    with pytest.raises(Damaged, match=r"static\.onnx does not follow from the segments: export the bundle again"):
+        Bundle.open(bundle_copy).static("fp32")
+
+
 def test_the_bytes_stay_the_same_when_the_file_changes(bundle_copy: Path) -> None:
     before = (bundle_copy / FILES[0]).read_bytes()
     bundle = Bundle.open(bundle_copy)
@@ -91,7 +105,7 @@ def test_a_damaged_manifest_is_named(bundle_copy: Path) -> None:
 
 
 def test_a_newer_bundle_is_not_called_damaged(bundle_copy: Path) -> None:
-    edit(bundle_copy, lambda manifest: manifest.update(version=2))
+    edit(bundle_copy, lambda manifest: manifest.update(version=3))
     with pytest.raises(SchemaTooNew):
         Bundle.open(bundle_copy)
 

@@ -19,9 +19,10 @@ LOGITS = {"name": "logits", "shape": [-1, 4], "dtype": "float32"}
 FILE = {"file": "segments/fp32/1.onnx", "sha256": "0" * 64, "bytes": 5}
 FIRST = {**FILE, "inputs": [IMAGE], "outputs": [FEATURES, LOGITS]}
 SECOND = {**FILE, "inputs": [FEATURES], "outputs": [LOGITS]}
+STATIC = {**FILE, "file": "segments/fp32/static.onnx", "inputs": [IMAGE], "outputs": [LOGITS]}
 GOOD: dict[str, Any] = {
     "format": "mexit-bundle",
-    "version": 1,
+    "version": 2,
     "name": "digits",
     "classes": ["zero", "eins", "dùe", "三"],
     "input": {
@@ -36,10 +37,11 @@ GOOD: dict[str, Any] = {
         },
     },
     "exits": [
-        {"trunk_macs": 10, "head_macs": 2, "cumulative_macs": 12, "parameters": 100},
-        {"trunk_macs": 30, "head_macs": 0, "cumulative_macs": 42, "parameters": 300},
+        {"trunk_macs": 10, "head_macs": 2, "cumulative_macs": 12, "parameters": 100, "number": 1},
+        {"trunk_macs": 30, "head_macs": 0, "cumulative_macs": 42, "parameters": 300, "number": 3},
     ],
-    "variants": {"fp32": {"segments": [FIRST, SECOND], "single_file": None}},
+    "variants": {"fp32": {"segments": [FIRST, SECOND], "single_file": None, "static": STATIC}},
+    "static": {"macs": 40, "parameters": 290},
     "calibration": [{"file": "calibration/calibration-clean.npz", "sha256": "4" * 64, "bytes": 9}],
     "splits": {
         "data_set": "digits",
@@ -62,7 +64,7 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 SEGMENTS = ("variants", "fp32", "segments")
 ALL = list(paths(GOOD))
-FIELDS = [path for path in ALL if isinstance(path[-1], str) and path[-1] not in ("fp32", "train")]
+FIELDS = [path for path in ALL if isinstance(path[-1], str) and path[-1] not in ("fp32", "train", "static")]
 
 
 def changed(path: tuple[Any, ...], value: Any = ...) -> dict[str, Any]:
@@ -99,12 +101,23 @@ def wrong_types(path: tuple[Any, ...]) -> list[Any]:
         wrong.remove(5)
     if path[-1] == "single_file":
         return [value for value in wrong if value != {}]
-    return [*wrong, None] if path[-1] != "splits" else wrong
+    return [*wrong, None] if path[-1] not in ("splits", "static") else wrong
 
 
 def test_a_manifest_is_read_and_written_unchanged() -> None:
     assert json.loads(json.dumps(Manifest.from_json(GOOD).to_json())) == GOOD
     assert Manifest.from_json(GOOD).cumulative_macs == (12, 42)
+    assert Manifest.from_json(GOOD).numbers == (1, 3)
+
+
+def test_version_1_has_all_exits_and_no_static_network() -> None:
+    old = copy.deepcopy(GOOD)
+    old["version"] = 1
+    del old["static"], old["variants"]["fp32"]["static"], old["exits"][0]["number"], old["exits"][1]["number"]
+    manifest = Manifest.from_json(old)
+    assert manifest.numbers == (1, 2)
+    assert manifest.static is manifest.variants["fp32"].static is None
+    assert json.loads(json.dumps(manifest.to_json())) == old
 
 
 def test_the_range_of_deep_grey_files_is_stored() -> None:
@@ -165,6 +178,13 @@ def test_a_field_of_another_type_is_named(path: tuple[Any, ...]) -> None:
         (SEGMENTS, [FIRST], "2 exits need 2 segments, variant fp32 has 1"),
         (("exits", 1, "cumulative_macs"), 11, r"must be positive and not decrease, found \(12, 11\)"),
         (("exits", 0, "cumulative_macs"), 0, "must be positive and not decrease"),
+        (("exits", 0, "number"), 0, r"numbers of the exits must increase from 1, found \(0, 3\)"),
+        (("exits", 1, "number"), 1, r"numbers of the exits must increase from 1, found \(1, 1\)"),
+        (("static",), None, "static and the static network of variant fp32 must both be there"),
+        (("variants", "fp32", "static"), None, "static and the static network of variant fp32 must both be there"),
+        (("static", "macs"), 0, "static.macs must be positive, found 0"),
+        (("variants", "fp32", "static", "outputs"), [FEATURES, LOGITS], "static network of variant fp32 has the"),
+        (("variants", "fp32", "static", "outputs"), [FEATURES], r"expected \[\(-1, 1, 8, 8\), \(-1, 4\)\]"),
         (SEGMENTS, [FIRST, {**SECOND, "inputs": []}], r"segment 2 of variant fp32 has inputs \[\], expected"),
         (SEGMENTS, [FIRST, {**SECOND, "inputs": [IMAGE]}], r"has inputs .*, expected \[\(-1, 16, 4, 4\)\]"),
         (SEGMENTS, [FIRST, {**SECOND, "outputs": []}], r"segment 2 .* has logits \(\), expected \(-1, 4\)"),
@@ -198,8 +218,8 @@ def test_all_missing_fields_are_named() -> None:
 
 
 def test_a_newer_version_is_refused() -> None:
-    with pytest.raises(SchemaTooNew, match=r"version 2 is newer than this mexit reads \(1\): upgrade mexit, or export"):
-        Manifest.from_json(changed(("version",), 2))
+    with pytest.raises(SchemaTooNew, match=r"version 3 is newer than this mexit reads \(2\): upgrade mexit, or export"):
+        Manifest.from_json(changed(("version",), 3))
 
 
 def test_the_version_is_checked_before_the_fields() -> None:

@@ -217,3 +217,18 @@ def test_a_changed_folder_has_the_groups_and_the_seed_of_the_run(films: Path, tm
         path.rename(path.with_name(path.name.replace("_", "-")))
     said = " ".join(typed("calibrate", bundle, "--data", f"folder:{own}", "--attack", "none").stderr.split())
     assert "the groups are found by --group auto, because those of the run cannot be" in said
+
+
+def test_a_hundred_pictures_without_groups_are_trained_and_exported(tmp_path: Path) -> None:
+    data = digits.load()
+    for label in range(2):
+        (tmp_path / "own" / str(label)).mkdir(parents=True)
+        for index in np.flatnonzero(data.labels == label)[:50]:
+            image = np.asarray(data.images.at(np.array([index]))[0])
+            Image.fromarray(image).save(tmp_path / "own" / str(label) / f"{index}.png")
+    run = train_model(f"folder:{tmp_path / 'own'}", settings=SETTINGS, out=tmp_path / "run", options=OPTIONS).run
+    stored = Splits.load(run / "splits.npz")
+    assert stored.groups is None
+    assert (len(stored.part("calibration")), len(stored.part("test"))) == (20, 25)
+    export_bundle(run, out=tmp_path / "bundle", options=ExportOptions())
+    assert Bundle.open(tmp_path / "bundle").policies().entries[0].frontier[-1].calibration.n == 20
