@@ -37,6 +37,7 @@ SAME = 0.01
 MIN_SAVED = 0.03
 MEASURABLE = 8  # exits for which the times of all merged segments are measured
 MIN_SAMPLES = 50
+NANOSECONDS = 1000  # of a microsecond
 
 Subset = tuple[int, ...]  # early exits, from 1, rising
 
@@ -134,7 +135,9 @@ class ExitSearch:
         """
         sizes = [part.logits.shape[1] for part in parts]
         if len(parts) != 2 or min(sizes) < MIN_SAMPLES or any(part.labels is None for part in parts):
-            raise BadInput(f"two parts with labels and at least {MIN_SAMPLES} samples are needed, found {sizes} samples")
+            raise BadInput(
+                f"two parts with labels and at least {MIN_SAMPLES} samples are needed, found {sizes} samples"
+            )
         self.parts, self.times, self.exits = parts, times, parts[0].logits.shape[0]
         self._results: dict[Subset, SubsetResult | None] = {}
 
@@ -211,7 +214,8 @@ def choose_exits(search: ExitSearch, candidates: Sequence[int] | None = None) ->
 def _evaluator(part: Trace, exits: Sequence[int], leaving: tuple[float, ...]) -> TraceEvaluator:
     logits = part.logits[np.asarray(exits) - 1]
     scorer = Scorer("max-probability", False, (1.0,) * len(exits), logits.shape[2])
-    return TraceEvaluator.of(replace(part, logits=logits), scorer, Costs(leaving))
+    costs = Costs(tuple(round(us * NANOSECONDS) for us in leaving))
+    return TraceEvaluator.of(replace(part, logits=logits), scorer, costs)
 
 
 def _smallest_equal(allowed: Sequence[SubsetResult], static_us: float) -> SubsetResult:

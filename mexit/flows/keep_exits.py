@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
-import numpy as np
-
 from mexit.calibrate.exit_choice import MEASURABLE, ExitChoice, ExitSearch, SegmentTimes, choose_exits, shortlist
 from mexit.core.manifest import InputSpec
 from mexit.core.progress import Progress
@@ -134,7 +132,8 @@ def _record(choice: ExitChoice) -> dict[str, Any]:
     values = asdict(choice)
     kept = values.pop("kept")
     dropped = {str(k): why for k, why in values.pop("dropped").items()}
-    return {"option": AUTO, "kept": kept, "dropped": dropped, "choice": {"engine": "ort fp32, 1 thread", **values}}
+    measured = {name: round(value, 4) for name, value in values.items()}
+    return {"option": AUTO, "kept": kept, "dropped": dropped, "choice": {"engine": "ort fp32, 1 thread", **measured}}
 
 
 def _text(choice: ExitChoice) -> str:
@@ -145,7 +144,8 @@ def _text(choice: ExitChoice) -> str:
     kept = ", ".join(map(str, choice.kept))
     return (
         f"the exits {kept} are kept and save {saved:.0%} of the time: {choice.mean_us:.0f} us in the mean, {static}; "
-        f"they lose {POINTS * choice.loss:.1f} +- {POINTS * choice.loss_error:.1f} points (--exits all keeps every exit)"
+        f"they lose {POINTS * choice.loss:.1f} +- {POINTS * choice.loss_error:.1f} points of accuracy "
+        "(--exits all keeps every exit)"
     )
 
 

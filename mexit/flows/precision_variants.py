@@ -32,8 +32,8 @@ def convert_segments(
     data: DataSet,
     splits: Splits,
     spec: InputSpec,
-    numbers: Sequence[int],
     progress: Progress,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[list[OnnxSegment], PrecisionReport]:
     """Convert every segment to another precision.
 
@@ -45,8 +45,8 @@ def convert_segments(
         segments: the same segments in ONNX, float32.
         precision: "int8" or "fp16".
         data, splits, spec: source of the images.
-        numbers: the number of each exit in the network, (E,), from 1.
         progress: receives the progress.
+        numbers: the number of each exit in the network, (E,); default 1..E.
 
     Returns:
         The converted segments, and their comparison with float32 on the selection split.

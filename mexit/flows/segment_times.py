@@ -44,7 +44,7 @@ class SegmentTimer:
         self._us: dict[Pair, float] = {}
 
     def times(self, pairs: Iterable[Pair]) -> SegmentTimes:
-        """Measure the segments from after exit i (0 = the image) to exit j, and the static network; (0, E) is among them."""
+        """Measure the segments from after exit i (0 = the image) to exit j, by (i, j); the static network is (0, E)."""
         missing = [pair for pair in pairs if pair not in self._us]
         self._us |= dict(zip(missing, self._measure(missing), strict=True))
         last = len(self._segments)
@@ -75,17 +75,16 @@ class SegmentTimer:
         before, after = pair
         segment = ort_segment(merge_segments(self._segments[before:after]))
         features = self._features[before]
-        inputs, outputs = [np.empty_like(array) for array in features[0]], segment.buffers()
-        run = segment.bind(inputs, outputs)
+        buffers = [np.empty_like(array) for array in features[0]], segment.buffers()
+        run = segment.bind(*buffers)
 
         def timed(number: int) -> float:
-            for buffer, array in zip(inputs, features[number % len(features)], strict=True):
+            for buffer, array in zip(buffers[0], features[number % len(features)], strict=True):
                 np.copyto(buffer, array)
             start = time.perf_counter()
             run()
             return (time.perf_counter() - start) * 1e6
 
-        timed.buffers = outputs
         return timed
 
 

@@ -44,7 +44,9 @@ def times(trunk_us: list[float], head_us: float, cut_us: float) -> SegmentTimes:
     reach = np.cumsum([0, *trunk_us])
     last = len(trunk_us)
     us = {
-        (i, j): float(reach[j] - reach[i] + head_us + (cut_us if i else 0)) for j in range(1, last + 1) for i in range(j)
+        (i, j): float(reach[j] - reach[i] + head_us + (cut_us if i else 0))
+        for j in range(1, last + 1)
+        for i in range(j)
     }
     return SegmentTimes(us, us[0, last])
 
