@@ -12,12 +12,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from command_line import MEXIT, quiet
+from command_line import MEXIT, quiet, typed
 from PIL import Image
 
 from mexit.data import digits
 
 GUIDE = Path(__file__).parents[1] / "docs" / "own-pictures.md"
+APART = ("mexit train", "mexit export")
 START_S = 60
 SHORTER = {"mexit train": ["--epochs", "6", "--threads", "1"]}  # than ten minutes
 
@@ -43,6 +44,13 @@ def run(command: list[str], folder: Path) -> str:
     done = subprocess.run(command, cwd=folder, env=quiet(), capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
+
+
+def run_here(arguments: list[str]) -> str:
+    """Run a command in this process, in the working directory."""
+    done = typed(*arguments)
+    assert done.exit_code == 0, f"{arguments}\n{done.output}"
+    return str(done.stdout)
 
 
 def start_server(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
@@ -73,8 +81,10 @@ def post(line: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_guide_works(tmp_path: Path) -> None:
+def test_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training, export, server and program have processes of their own."""
     draw_pictures(tmp_path)
+    monkeypatch.chdir(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -90,8 +100,10 @@ def test_the_guide_works(tmp_path: Path) -> None:
                     server = start_server(shlex.split(line)[1:], tmp_path)
                 elif line.startswith("curl"):
                     said["curl"] = post(line, tmp_path)
-                else:
+                elif command in APART:
                     said[command] = run([*MEXIT, *shlex.split(line)[1:], *SHORTER.get(command, [])], tmp_path)
+                else:
+                    said[command] = run_here(shlex.split(line)[1:])
     finally:
         if server is not None:
             server.terminate()
