@@ -17,7 +17,7 @@ from mexit.core.resource_limits import check_threads
 from mexit.data import registry
 from mexit.data.dataset import DataSet, FileImages
 from mexit.data.groups import find_groups
-from mexit.data.known_pictures import fingerprints
+from mexit.data.known_pictures import MAX_KNOWN, fingerprints
 from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
@@ -142,10 +142,10 @@ def train_model(
         with ExitStack() as stack:
             opening = _Opening(stack, data_dir, options, progress, processes)
             if resume:
-                run, named = out or newest(RUNS, progress), None if data is None else registry.plain_name(data)
+                run, named = out or newest(RUNS, progress), None if data is None else registry.canonical_name(data)
                 session, resolved = opening.stopped(run, named, preset, settings or {})
             else:
-                name = registry.plain_name(data or "digits")
+                name = registry.canonical_name(data or "digits")
                 session, resolved = opening.new(out, name, preset, settings or {})
             finished, resolved = session.train_with_teachers(resolved)
         return _result(session, finished, resolved, time.monotonic() - start_s)
@@ -196,7 +196,7 @@ class _Opening:
         splits = split(data_set, find_groups(data_set, settings.group, progress), settings.split_seed)
         note_splits(splits, progress)
         settings = replace(settings, grey_bits=note_grey_bits(scan, splits, progress))
-        if isinstance(data_set.images, FileImages) and is_folder(data):
+        if isinstance(data_set.images, FileImages) and is_folder(data) and len(data_set) <= MAX_KNOWN:
             splits = replace(splits, fingerprints=fingerprints(data_set.images))
         splits = splits.thinned(data_set, settings.fraction, settings.omit_class)
         settings = fit_settings(settings, given, data_set, splits, self.options.device, progress)
