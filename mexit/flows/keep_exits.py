@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from mexit.calibrate.exit_choice import MEASURABLE, ExitChoice, ExitSearch, SegmentTimes, choose_exits, shortlist
+from mexit.calibrate.exit_choice import MEASURABLE, MIN_SAMPLES, ExitChoice, ExitSearch, SegmentTimes, choose_exits, shortlist
 from mexit.core.manifest import InputSpec
 from mexit.core.progress import Progress
 from mexit.core.trace import Origin, Trace
 from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
-from mexit.errors import BadInput, UsageError
+from mexit.errors import UsageError
 from mexit.export.onnx_export import OnnxSegment
 from mexit.flows.calibrate import record_samples
 from mexit.flows.sample_sources import BATCH, SampleBatches
@@ -92,15 +92,16 @@ def choose(
     exits = len(segments)
     if exits == 1:
         return keep_all(exits)
+    sizes = [len(splits.part(split)) for split in SPLITS]
+    if min(sizes) < MIN_SAMPLES:
+        found = " and ".join(map(str, sizes))
+        text = f"all exits are kept: a choice needs {MIN_SAMPLES} samples in each of {' and '.join(SPLITS)}, found {found}"
+        return replace(keep_all(exits), text=text)
     chain = [ort_runner(segment) for segment in segments]
     parts = [_trace(chain, data, splits, spec, split, progress) for split in SPLITS]
     pictures = data.batch(evenly_spaced(splits.part("calibration"), PICTURES), spec)
     timer = SegmentTimer(segments, pictures, progress)
-    try:
-        choice = choose_exits(*_measured(timer, parts, exits))
-    except BadInput as error:
-        kept = keep_all(exits)
-        return KeptExits(kept.numbers, kept.record, f"all exits are kept: to choose exits, {error}")
+    choice = choose_exits(*_measured(timer, parts, exits))
     return KeptExits(choice.kept, _record(choice), _text(choice))
 
 
