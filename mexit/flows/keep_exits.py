@@ -7,7 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from mexit.calibrate.exit_choice import MEASURABLE, MIN_SAMPLES, ExitChoice, ExitSearch, SegmentTimes, choose_exits, shortlist
+from mexit.calibrate.exit_choice import (
+    MEASURABLE,
+    MIN_SAMPLES,
+    ExitChoice,
+    ExitSearch,
+    SegmentTimes,
+    choose_exits,
+    shortlist,
+)
 from mexit.core.manifest import InputSpec
 from mexit.core.progress import Progress
 from mexit.core.trace import Origin, Trace
@@ -95,7 +103,9 @@ def choose(
     sizes = [len(splits.part(split)) for split in SPLITS]
     if min(sizes) < MIN_SAMPLES:
         found = " and ".join(map(str, sizes))
-        text = f"all exits are kept: a choice needs {MIN_SAMPLES} samples in each of {' and '.join(SPLITS)}, found {found}"
+        text = (
+            f"all exits are kept: a choice needs {MIN_SAMPLES} samples in each of {' and '.join(SPLITS)}, found {found}"
+        )
         return replace(keep_all(exits), text=text)
     chain = [ort_runner(segment) for segment in segments]
     parts = [_trace(chain, data, splits, spec, split, progress) for split in SPLITS]

@@ -1,4 +1,4 @@
-"""`mexit export --exits`: the kept exits answer as those of the whole network, and the choice is recorded and reused."""
+"""`mexit export --exits`: kept exits answer as those of the whole network; the choice is recorded and reused."""
 
 from __future__ import annotations
 
