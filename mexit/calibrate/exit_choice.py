@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from mexit.calibrate.clusters import Estimate, mean_with_error
 from mexit.calibrate.threshold_search import search_thresholds
 from mexit.calibrate.trace_evaluator import TraceEvaluator
-from mexit.core.cost import Costs
+from mexit.core.cost import MICROSECONDS, Costs
 from mexit.core.scores import Floats, Scorer
 from mexit.core.trace import Trace
 from mexit.errors import BadInput
@@ -37,7 +37,6 @@ SAME = 0.01
 MIN_SAVED = 0.03
 MEASURABLE = 8  # exits for which the times of all merged segments are measured
 MIN_SAMPLES = 50
-NANOSECONDS = 1000  # of a microsecond
 
 Subset = tuple[int, ...]  # early exits, from 1, rising
 
@@ -156,13 +155,14 @@ class ExitSearch:
     def _judge(self, early: Subset) -> SubsetResult | None:
         exits = (*early, self.exits)
         leaving = self.times.leaving(exits) if early else (self.times.static_us,)
-        evaluators = [_evaluator(part, exits, leaving) for part in self.parts]
+        costs = Costs(leaving, self.times.static_us, MICROSECONDS)
+        evaluators = [_evaluator(part, exits, costs) for part in self.parts]
         times_us, losses = [], []
         for selecting, judging in (evaluators, evaluators[::-1]):
             least = float(selecting.correct[-1].mean()) - MAX_LOSS
             found = [one for one in search_thresholds(selecting) if one.accuracy >= least] if early else []
             thresholds = found[0].thresholds if found else (None,) * len(early)
-            times_us.append(np.asarray(leaving)[judging.exits(thresholds) - 1])
+            times_us.append(judging.spent(thresholds))
             losses.append(judging.correct[-1].astype(np.float64) - judging.hits(thresholds))
         groups = None
         if all(part.groups is not None for part in self.parts):
@@ -211,10 +211,9 @@ def choose_exits(search: ExitSearch, candidates: Sequence[int] | None = None) ->
     )
 
 
-def _evaluator(part: Trace, exits: Sequence[int], leaving: tuple[float, ...]) -> TraceEvaluator:
+def _evaluator(part: Trace, exits: Sequence[int], costs: Costs) -> TraceEvaluator:
     logits = part.logits[np.asarray(exits) - 1]
     scorer = Scorer("max-probability", False, (1.0,) * len(exits), logits.shape[2])
-    costs = Costs(tuple(round(us * NANOSECONDS) for us in leaving))
     return TraceEvaluator.of(replace(part, logits=logits), scorer, costs)
 
 
