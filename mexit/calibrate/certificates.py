@@ -351,7 +351,8 @@ def _promise(request: CertificateRequest, point: FrontierPoint, conditions: Sequ
     unit = MACS if point.budget_us is None else MICROSECONDS
     cost = f" and the mean cost is at most {format_macs(request.max_macs)}" if request.max_macs is not None else ""
     return (
-        f"At budgets of {format_cost(point.limit, unit)} and more, {_LOSS_IN_WORDS[request.loss](request.max_risk)}{cost}, "
+        f"At budgets of {format_cost(point.limit, unit)} and more, "
+        f"{_LOSS_IN_WORDS[request.loss](request.max_risk)}{cost}, "
         f"with confidence {request.confidence:.1%}, for inputs like the certification data: {'; '.join(conditions)}."
     )
 

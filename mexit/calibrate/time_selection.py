@@ -124,7 +124,10 @@ def _in_both_units(
 
 
 def _certificates(
-    entry: PolicyEntry, points: tuple[FrontierPoint, ...], evaluators: Mapping[tuple[str, str], _Evaluator], clean: Trace
+    entry: PolicyEntry,
+    points: tuple[FrontierPoint, ...],
+    evaluators: Mapping[tuple[str, str], _Evaluator],
+    clean: Trace,
 ) -> dict[str, dict[str, Any]]:
     """The certificates of an entry for new points, by the name of their cheapest budget; without those that fail."""
     certificates = {}

@@ -31,6 +31,14 @@ class PolicyChoice:
     certificates: tuple[str, ...] = ()
 
 
+def entry_or_none(bundle: Bundle, backend: Backend) -> PolicyEntry | None:
+    """The stored policies of an engine; None without calibration."""
+    try:
+        return bundle.policies().entry(backend.engine, backend.precision, backend.variant)
+    except NotCalibrated:
+        return None
+
+
 class PolicySelector:
     """Budgets to policies, for one bundle in one engine. Choices are cached. Thread-safe.
 
@@ -94,11 +102,16 @@ class PolicySelector:
             times_ms = exit_times_ms(self._bundle, self._backend, self._threads, self._run_to_exit)
             return self.at(index_within(entry.frontier, budget.value, times_ms))
         own = self._macs_entry
-        if own is not None and own is not entry and budget.kind == "macs" and budget.text not in entry.named:
-            # A certificate that was lost, or a number of MACs that no policy in time keeps.
-            if budget.text in own.named or budget.value < entry.frontier[0].calibration.mean_macs:
-                return _choice_in_macs(own, own.frontier_index(budget, self._bundle.manifest.costs))
+        if own is not None and own is not entry and self._only_in_macs(budget, own, entry):
+            return _choice_in_macs(own, own.frontier_index(budget, self._bundle.manifest.costs))
         return self.at(entry.frontier_index(budget, self._costs))
+
+    @staticmethod
+    def _only_in_macs(budget: Budget, own: PolicyEntry, timed: PolicyEntry) -> bool:
+        """Whether a budget has no policy in time: its certificate was lost, or none keeps its number of MACs."""
+        if budget.kind != "macs" or budget.text in timed.named:
+            return False
+        return budget.text in own.named or all(budget.value < point.calibration.mean_macs for point in timed.frontier)
 
     def _at(self, index: int) -> PolicyChoice:
         """The choice of one frontier point."""

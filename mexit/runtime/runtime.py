@@ -15,24 +15,20 @@ from numpy.typing import NDArray
 from mexit.core.budget import Budget, Macs
 from mexit.core.bundle import Bundle
 from mexit.core.exit_policy import Policy
-from mexit.core.policies_file import PolicyEntry
-from mexit.errors import MexitError, NotCalibrated, UsageError
+from mexit.errors import NotCalibrated
 from mexit.runtime.autotune import choose, open_chosen
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.registry import AUTO, find
 from mexit.runtime.drift import DriftWatch
-from mexit.runtime.input_images import prepare_images
 from mexit.runtime.engine import Answers, answer, last_exit
-from mexit.runtime.policy_selection import PolicyChoice, PolicySelector
-from mexit.runtime.profile_cache import read_profile
+from mexit.runtime.input_images import prepare_images
+from mexit.runtime.policy_selection import PolicyChoice, PolicySelector, entry_or_none
 from mexit.runtime.prediction import POLICY_REASONS, UNSURE, Prediction, Receipt
 from mexit.runtime.rate_limiter import RateLimiter, read_rate_limits
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.request import Request, RequestOptions
 from mexit.runtime.stats import RuntimeStats
-from mexit.runtime.time_policies import TimePolicies, time_policies
-
-COSTS = ("macs", "time")
+from mexit.runtime.time_policies import TimePolicies, check_cost, open_in_time
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -89,7 +85,7 @@ class Runtime:
         self.drift_watch: DriftWatch | None = None
         self.timing: TimePolicies | None = None
         self.why_not_time = ""
-        entry = _entry_or_none(bundle, backend) if use_policies else None
+        entry = entry_or_none(bundle, backend) if use_policies else None
         self._selector = PolicySelector(bundle, backend, entry, threads, self.run_to_exit, all_heads=all_heads)
         self.budget = budget
 
@@ -134,8 +130,7 @@ class Runtime:
             BudgetInfeasible: the budget is below the cost of exit 1.
             MissingExtra: the engine is not installed.
         """
-        if cost not in COSTS or (profile is not None and cost != "time"):
-            raise UsageError(f"cost must be one of {', '.join(COSTS)}, and time with a profile; found '{cost}'")
+        check_cost(cost, profile)
         if backend != AUTO:
             find(backend)
         bundle = Bundle.open(path)
@@ -158,31 +153,11 @@ class Runtime:
         return runtime
 
     def use_time(self, profile: str | Path | None = None, *, again: bool = False) -> None:
-        """Select budgets in time: with the device cache, or measured and stored there, which takes seconds.
-
-        `timing` has the result; without traces or a static network, the policies stay those in MACs.
-
-        Args:
-            profile: a file of stored times, which must fit.
-            again: measure also where the cache has times.
-
-        Raises:
-            NotFound, Damaged, UsageError: the file cannot be used.
-        """
-        entry = self._selector.entry
-        stored = None if profile is None else read_profile(Path(profile), self.bundle, self.backend, self.threads)
-        if entry is None:
-            return
-        calls = [partial(self.run_to_exit, k) for k in range(1, len(self.bundle.manifest.exits) + 1)]
-        static = Runtime(self.bundle, self.backend, "full", threads=self.threads)
-        calls.append(partial(static.answer_tensor, self._profiling_copy[1]))
-        key = (self.bundle, self.backend, self.threads, entry)
-        try:
-            self.timing = time_policies(*key, calls, profile=stored, again=again)
-        except (MexitError, KeyError) as error:
-            self.why_not_time = f"budgets are in MACs: {error}"
-            return
-        self._selector.use_time(self.timing)
+        """Select budgets in time; see `time_policies.open_in_time`, which raises and has the arguments."""
+        timed, self.why_not_time = open_in_time(self, self._selector.entry, self._profiling_copy[1], profile, again)
+        if timed is not None:
+            self.timing = timed
+            self._selector.use_time(timed)
 
     def watch_drift(self, share: float, on_drift: str = "alarm", seed: int | None = None) -> None:
         """Start to compare a share of the early answers with the full network's; see `drift`."""
@@ -419,10 +394,3 @@ class Runtime:
             self.bundle, self.backend, "full", threads=self.threads, use_policies=self.calibrated, all_heads=True
         )
         return runtime, np.full((1, *self.bundle.manifest.input.shape), 0.5, np.float32)
-
-
-def _entry_or_none(bundle: Bundle, backend: Backend) -> PolicyEntry | None:
-    try:
-        return bundle.policies().entry(backend.engine, backend.precision, backend.variant)
-    except NotCalibrated:
-        return None

@@ -7,10 +7,15 @@ number of threads and the installed packages. Of several processes one measures,
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mexit.calibrate.time_selection import select_by_time
 from mexit.core.atomic_io import read_json, sha256_bytes, to_json
@@ -24,9 +29,15 @@ from mexit.errors import MexitError, UsageError
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.device_cache import cache_folder, make_private, write_fact
 from mexit.runtime.latency_profile import Profile, TimedCalls
-from mexit.runtime.profile_cache import new_profile, why_not
+from mexit.runtime.profile_cache import new_profile, read_profile, why_not
+
+if TYPE_CHECKING:
+    from mexit.runtime.runtime import Runtime
+
+Call = Callable[[], object]
 
 WAIT_S = 30.0  # for the process that measures
+UNITS = ("macs", "time")
 SHOWN = ("low", "medium", "high")
 
 
@@ -60,6 +71,45 @@ class TimePolicies:
         shares = {name: 1 - (point.calibration.mean_us or static) / static for name, point in named}
         name = "medium" if shares.get("medium", 0.0) > 0 else max(shares, key=lambda one: shares[one])
         return f"{head}; {', '.join(times)} us; early exit saves {shares[name]:.0%} at {name}"
+
+
+def check_cost(cost: str, profile: str | Path | None) -> None:
+    """Check the cost unit of budgets. Raises `UsageError`."""
+    if cost not in UNITS:
+        raise UsageError(f"unknown cost '{cost}': choose from {', '.join(UNITS)}")
+    if profile is not None and cost != "time":
+        raise UsageError("a latency profile has no effect on budgets in MACs: give --cost time with --profile")
+
+
+def open_in_time(
+    runtime: Runtime, entry: PolicyEntry | None, image: NDArray[np.float32], profile: str | Path | None, again: bool
+) -> tuple[TimePolicies | None, str]:
+    """Select budgets in time, as `time_policies`.
+
+    Args:
+        runtime: the opened bundle.
+        entry: its stored policies, in MACs; None without calibration.
+        image: to measure with, (1, C, H, W) float32 in [0, 1].
+        profile: a file of times to use, which must fit; None reads the device cache, or measures.
+        again: measure also where the device cache has times.
+
+    Returns:
+        The policies, and ""; or None, and the reason in words why budgets stay in MACs.
+
+    Raises:
+        NotFound, Damaged, UsageError: the file cannot be used.
+    """
+    bundle, backend, threads = runtime.bundle, runtime.backend, runtime.threads
+    given = None if profile is None else read_profile(Path(profile), bundle, backend, threads)
+    if entry is None:
+        return None, ""
+    static = type(runtime)(bundle, backend, "full", threads=threads)
+    calls: list[Call] = [partial(runtime.run_to_exit, k) for k in range(1, len(bundle.manifest.exits) + 1)]
+    calls.append(partial(static.answer_tensor, image))
+    try:
+        return time_policies(bundle, backend, threads, entry, calls, profile=given, again=again), ""
+    except (MexitError, KeyError) as error:
+        return None, f"budgets are in MACs: {error}"
 
 
 def time_policies(
@@ -124,9 +174,7 @@ def load_traces(bundle: Bundle, entry: PolicyEntry) -> dict[tuple[str, str], Tra
     return traces
 
 
-def _select(
-    bundle: Bundle, entry: PolicyEntry, traces: dict[tuple[str, str], Trace], profile: Profile
-) -> TimePolicies:
+def _select(bundle: Bundle, entry: PolicyEntry, traces: dict[tuple[str, str], Trace], profile: Profile) -> TimePolicies:
     return TimePolicies(select_by_time(entry, traces, bundle.manifest.costs, profile.costs), profile, True)
 
 
