@@ -154,7 +154,11 @@ class Runtime:
 
     def use_time(self, profile: str | Path | None = None, *, again: bool = False) -> None:
         """Select budgets in time; see `time_policies.open_in_time`, which raises and has the arguments."""
-        timed, self.why_not_time = open_in_time(self, self._selector.entry, self._profiling_copy[1], profile, again)
+        static = Runtime(self.bundle, self.backend, "full", threads=self.threads)
+        exits = [partial(self.run_to_exit, k) for k in range(1, len(self.bundle.manifest.exits) + 1)]
+        calls = (*exits, partial(static.answer_tensor, self._profiling_copy[1]))
+        key = (self.bundle, self.backend, self.threads, self._selector.entry)
+        timed, self.why_not_time = open_in_time(*key, calls, profile, again)
         if timed is not None:
             self.timing = timed
             self._selector.use_time(timed)

@@ -10,12 +10,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from mexit.calibrate.time_selection import select_by_time
 from mexit.core.atomic_io import read_json, sha256_bytes, to_json
@@ -30,11 +26,6 @@ from mexit.runtime.backends.base import Backend
 from mexit.runtime.device_cache import cache_folder, make_private, write_fact
 from mexit.runtime.latency_profile import Profile, TimedCalls
 from mexit.runtime.profile_cache import new_profile, read_profile, why_not
-
-if TYPE_CHECKING:
-    from mexit.runtime.runtime import Runtime
-
-Call = Callable[[], object]
 
 WAIT_S = 30.0  # for the process that measures
 UNITS = ("macs", "time")
@@ -82,16 +73,19 @@ def check_cost(cost: str, profile: str | Path | None) -> None:
 
 
 def open_in_time(
-    runtime: Runtime, entry: PolicyEntry | None, image: NDArray[np.float32], profile: str | Path | None, again: bool
+    bundle: Bundle,
+    backend: Backend,
+    threads: int,
+    entry: PolicyEntry | None,
+    calls: TimedCalls,
+    profile: str | Path | None,
+    again: bool,
 ) -> tuple[TimePolicies | None, str]:
-    """Select budgets in time, as `time_policies`.
+    """Select budgets in time where that is possible.
 
     Args:
-        runtime: the opened bundle.
-        entry: its stored policies, in MACs; None without calibration.
-        image: to measure with, (1, C, H, W) float32 in [0, 1].
+        bundle, backend, threads, entry, calls, again: see `time_policies`; `entry` is None without calibration.
         profile: a file of times to use, which must fit; None reads the device cache, or measures.
-        again: measure also where the device cache has times.
 
     Returns:
         The policies, and ""; or None, and the reason in words why budgets stay in MACs.
@@ -99,17 +93,21 @@ def open_in_time(
     Raises:
         NotFound, Damaged, UsageError: the file cannot be used.
     """
-    bundle, backend, threads = runtime.bundle, runtime.backend, runtime.threads
     given = None if profile is None else read_profile(Path(profile), bundle, backend, threads)
     if entry is None:
         return None, ""
-    static = type(runtime)(bundle, backend, "full", threads=threads)
-    calls: list[Call] = [partial(runtime.run_to_exit, k) for k in range(1, len(bundle.manifest.exits) + 1)]
-    calls.append(partial(static.answer_tensor, image))
     try:
         return time_policies(bundle, backend, threads, entry, calls, profile=given, again=again), ""
     except (MexitError, KeyError) as error:
         return None, f"budgets are in MACs: {error}"
+
+
+def note_timing(timing: TimePolicies | None, why_not: str, note: Callable[[str], object]) -> None:
+    """Report what this start measured and selected, or why budgets are in MACs; nothing where the cache had it."""
+    if why_not:
+        note(why_not)
+    elif timing is not None and timing.measured:
+        note(timing.summary())
 
 
 def time_policies(
