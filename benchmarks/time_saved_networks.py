@@ -43,7 +43,7 @@ _CLEAN: dict[str, Any] = {
     "weight_decay": 5e-4, "ema": 0.998, "batch": 128, "lr": 0.05, "validate_every": 5,
 }  # fmt: skip
 _CIFAR = _CLEAN | {"augment": "reflect-crop-flip", "recompute_norms": 10_000}
-_FROZEN: dict[str, Any] = {"model": "efficientnet-lite0", "method": "clean", "freeze": True}
+_FROZEN: dict[str, Any] = {"model": "efficientnet-lite0", "freeze": True}
 FINETUNE_EPOCHS = 10
 
 
