@@ -122,7 +122,7 @@ def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig
 
     Args:
         traces: without labels, temperatures stay 1, the score is not selected, and thresholds are geometric.
-        costs: of leaving at each exit; if the heads are listed, those of exits without a threshold are not paid.
+        costs: of leaving at each exit; and of the static network.
         config: the settings.
 
     Raises:
@@ -212,7 +212,7 @@ def _disagreement_bound(evaluator: TraceEvaluator, point: FrontierPoint) -> floa
     early = evaluator.exits(point.thresholds) < len(evaluator.costs.cumulative)
     if not early.any():
         return None
-    differ = (evaluator.answers(point.thresholds)[early] != evaluator.predictions[-1][early]).astype(np.float64)
+    differ = (evaluator.answers(point.thresholds)[early] != evaluator.static[early]).astype(np.float64)
     groups = None if evaluator.groups is None else evaluator.groups[early]
     bound = upper_mean(differ, 1 - DRIFT_CONFIDENCE, groups)
     return bound if bound < 1 else None

@@ -126,7 +126,7 @@ class Certificate:
 
 def policy_losses(evaluator: TraceEvaluator, thresholds: Thresholds, loss: str) -> Floats:
     """The loss of every sample under a policy, (N,). Raises `UsageError` where the loss needs missing labels."""
-    predictions, full = evaluator.answers(thresholds), evaluator.predictions[-1]
+    predictions, full = evaluator.answers(thresholds), evaluator.static
     if loss == "disagreement":
         return np.asarray(predictions != full, np.float64)
     if evaluator.labels is None:
@@ -233,11 +233,11 @@ def make_certificate(
 def _cost_passes(evaluator: TraceEvaluator, thresholds: Thresholds, request: CertificateRequest) -> bool:
     """Whether the bound on the mean cost is certified on clean data; under attack the rate limiter bounds cost."""
     assert request.max_macs is not None
-    full = evaluator.costs.cumulative[-1]
-    if request.max_macs >= full:
+    largest = evaluator.costs.cumulative[-1]
+    if request.max_macs >= largest:
         return True
-    costs = evaluator.macs(thresholds) / full
-    return p_value("betting", costs, request.max_macs / full, evaluator.groups) <= request.delta
+    costs = evaluator.spent(thresholds) / largest
+    return p_value("betting", costs, request.max_macs / largest, evaluator.groups) <= request.delta
 
 
 def _resolve_method(request: CertificateRequest, evaluators: Mapping[str, TraceEvaluator]) -> str:

@@ -9,13 +9,14 @@ whose trace they were computed on.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import Budget, exact_macs, format_macs
+from mexit.core.cost import Costs
 from mexit.core.exit_policy import Policy
 from mexit.core.schema import check_format, decode
 from mexit.core.scores import MEASURES
@@ -208,11 +209,11 @@ class PolicyEntry:
         accuracies = {name: self.frontier[index].calibration.accuracy for name, index in self.named.items()}
         return tuple(name for name, accuracy in accuracies.items() if accuracy is not None and accuracy > full)
 
-    def frontier_index(self, budget: Budget, cumulative_macs: Sequence[int]) -> int:
+    def frontier_index(self, budget: Budget, costs: Costs) -> int:
         """The index of the largest frontier point not above the budget. Raises `BudgetInfeasible`."""
         if budget.kind == "named" and budget.text in self.named:
             return self.named[budget.text]
-        macs = budget.macs(cumulative_macs)
+        macs = budget.cost(costs)
         affordable = [i for i, point in enumerate(self.frontier) if point.budget_macs <= macs * (1 + 1e-9)]
         if not affordable:
             nearest = exact_macs(self.frontier[0].budget_macs)

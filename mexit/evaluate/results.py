@@ -181,7 +181,7 @@ def accuracy_and_cost(
     budget: BudgetPolicy,
     decision: Decision,
     labels: Labels,
-    cumulative_macs: tuple[int, ...],
+    cumulative_macs: tuple[float, ...],
     groups: Index | None = None,
 ) -> dict[str, Any]:
     """Accuracy, mean cost, exits and efficacy of a policy, from its decisions on N samples with labels, groups (N,)."""

@@ -98,7 +98,7 @@ class BudgetPolicy:
 
     policy: Policy
     budget_macs: float
-    exit_macs: tuple[int, ...]
+    exit_macs: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class EvaluationTarget:
     parameters: tuple[int, ...]
 
     @property
-    def cumulative_macs(self) -> tuple[int, ...]:
+    def cumulative_macs(self) -> tuple[float, ...]:
         """Cost of each exit if every head on the way runs, E numbers."""
         return self.costs.cumulative
 
@@ -195,6 +195,7 @@ def open_target(
     data = registry.load(source.settings.data, data_dir)
     splits.check(data)
     costs = exit_costs(source.to(device).model)
+    macs = [cost.macs for cost in costs]
     return EvaluationTarget(
         path,
         source,
@@ -206,7 +207,7 @@ def open_target(
         data,
         splits,
         source.settings.model_spec().input,
-        Costs(tuple(cost.macs for cost in costs), tuple(cost.head_macs for cost in costs)),
+        Costs(tuple(macs), macs[-1] - sum(cost.head_macs for cost in costs[:-1])),
         tuple(cost.parameters for cost in costs),
     )
 
@@ -226,5 +227,5 @@ def _budgets(runtime: Runtime, entry: PolicyEntry | None) -> dict[str, BudgetPol
     for name, frontier_index in entry.named.items():
         point = entry.frontier[frontier_index]
         policy = entry.policy(point)
-        budgets[name] = BudgetPolicy(policy, point.budget_macs, runtime.costs.under(policy.active_heads))
+        budgets[name] = BudgetPolicy(policy, point.budget_macs, runtime.costs.of_exits(policy.thresholds))
     return budgets

@@ -83,7 +83,7 @@ class PolicySelector:
         if budget.kind == "ms":
             times_ms = exit_times_ms(self._bundle, self._backend, self._threads, self._run_to_exit)
             return self.at(index_within(entry.frontier, budget.value, times_ms))
-        return self.at(entry.frontier_index(budget, self._bundle.manifest.cumulative_macs))
+        return self.at(entry.frontier_index(budget, self._bundle.manifest.costs))
 
     def _at(self, index: int) -> PolicyChoice:
         """The choice of one frontier point."""

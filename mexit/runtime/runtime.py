@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from mexit.core.budget import Budget, Macs
 from mexit.core.bundle import Bundle
-from mexit.core.cost import Costs
 from mexit.core.exit_policy import Policy
 from mexit.core.policies_file import PolicyEntry
 from mexit.data.preprocess import check_tensor, prepare_batch
@@ -44,7 +43,7 @@ class Runtime:
         bundle: the opened bundle.
         backend: the loaded engine.
         threads: number of threads of the engine.
-        costs: MACs of leaving at each exit in this engine.
+        costs: MACs of leaving at each exit, and of the static network.
         stats: running totals of all answers; `runtime.stats.snapshot()`.
         rate_limiter: bounds the MACs that are computed; None without a bound.
         drift_watch: compares early answers with the full network's; None unless `watch_drift` was called.
@@ -78,11 +77,10 @@ class Runtime:
         self.bundle = bundle
         self.backend = backend
         self.threads = threads
-        self.costs = bundle.manifest.costs if backend.drops_heads else Costs(bundle.manifest.cumulative_macs)
+        self.costs = bundle.manifest.costs
         self.stats = RuntimeStats(len(bundle.manifest.exits), bundle.manifest.cumulative_macs[-1])
         self.rate_limiter = rate_limiter
         self.drift_watch: DriftWatch | None = None
-        self._exit_macs = lru_cache(maxsize=256)(self.costs.under)
         entry = _entry_or_none(bundle, backend) if use_policies else None
         self._selector = PolicySelector(bundle, backend, entry, threads, self.run_to_exit, all_heads=all_heads)
         self.budget = budget
@@ -245,7 +243,7 @@ class Runtime:
             batch_rows: size of the batch in segment 1; default the number of answers.
         """
         classes, full = self.bundle.manifest.classes, self.bundle.manifest.cumulative_macs[-1]
-        macs, budget = self._exit_macs(answers.active_heads), request.budget.text
+        macs, budget = self.bundle.manifest.cumulative_macs, request.budget.text
         exits, latency_ms = answers.exits.tolist(), ((answers.seconds + start_s) * 1e3).tolist()
         indices = answers.probabilities.argmax(axis=1).tolist()
         receipts = self._receipts(request, answers, start_s, batch_rows)
