@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ from mexit.models import MultiExit, Stage
 
 EPOCHS, TRAIN_IMAGES, BATCH, SEED = 5, 5000, 128, 0  # of its heads
 TARGET_DROP = 0.005
+INSTALLED = find_spec("earlyon") is not None
 Answer = Callable[[NDArray[np.float32]], Any]
 
 

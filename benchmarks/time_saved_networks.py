@@ -169,7 +169,7 @@ class PageNetwork:
     def export(self) -> None:
         """Export the bundle with the exits that save time here, and calibrate every engine; once."""
         if not self.bundle.exists():
-            options = ExportOptions(precision="int8")
+            options = ExportOptions(precision="int8", exits="auto")
             export_bundle(self.run, out=self.bundle, data_dir=self.data_dir, options=options)
         for engine in ENGINES:
             try:
