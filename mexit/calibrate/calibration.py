@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -161,8 +161,8 @@ def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig
     return CalibrationResult(scorer, scores, points, named, certificate, drift, rejection)
 
 
-def report(result: CalibrationResult, certification: Trace) -> dict[str, Any]:
-    """The result as plain JSON values, with reliability measured on the certification trace."""
+def report(result: CalibrationResult, certification: Trace, numbers: Sequence[int]) -> dict[str, Any]:
+    """The result as plain JSON values, with reliability on the certification trace; `numbers` of the exits, (E,)."""
     return {
         "scores": [
             {"measure": one.measure, "ensemble": one.ensemble, "auroc": [_finite(value) for value in one.auroc]}
@@ -170,7 +170,7 @@ def report(result: CalibrationResult, certification: Trace) -> dict[str, Any]:
         ],
         "chosen": {"measure": result.scorer.measure, "ensemble": result.scorer.ensemble},
         "temperatures": list(result.scorer.temperatures),
-        "reliability": reliability(result.scorer, certification.logits, certification.labels),
+        "reliability": reliability(result.scorer, certification.logits, certification.labels, numbers),
         "promised_against_seen": [
             {
                 "budget_macs": point.budget_macs,

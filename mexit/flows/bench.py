@@ -179,8 +179,12 @@ def _row(
 
 def _advice(runtime: Runtime) -> list[str]:
     """What can be done where early exit saves no time with this bundle in this engine."""
-    explanation = autotune.explain(runtime.bundle)
-    advice = [] if explanation.rows else ["mexit bench --tune, which finds the fastest engine"]
+    advice = []
+    exits = runtime.bundle.manifest.provenance.get("exits", {})
+    if len(runtime.backend.segments) > 1 and exits.get("option") != "auto":
+        advice.append("mexit export --exits auto, which keeps only exits that save time")
+    if not autotune.explain(runtime.bundle).rows:
+        advice.append("mexit bench --tune, which finds the fastest engine")
     return [*advice, LARGER_NETWORK]
 
 

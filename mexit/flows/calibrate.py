@@ -197,7 +197,9 @@ def calibrate_bundle(
     traces = _record_traces(runtime, source, unknown, attack, progress)
     result = calibrate(traces, runtime.costs, config)
     entry = _store(runtime.bundle, traces, result)
-    written = _write_report(path, runtime.bundle.manifest.name, entry, report(result, traces.certification))
+    written = _write_report(
+        path, runtime.bundle.manifest.name, entry, report(result, traces.certification, runtime.bundle.manifest.numbers)
+    )
     table = _measure_test(runtime, source, traces.certification, entry, progress)
     written = (*written, expected.save(path, runtime.bundle.id, table))
     unavailable = result.rejection.unavailable if result.rejection else ()
