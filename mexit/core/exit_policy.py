@@ -69,6 +69,18 @@ class Policy:
         return replace(self, thresholds=(HIGHEST,) * len(self.thresholds), reject=None)
 
     @cached_property
+    def static(self) -> Policy | None:
+        """The same policy for the static network, whose only exit is the last one; None if other exits are needed.
+
+        They are needed for a threshold, and for a reject score that depends on the logits of earlier exits.
+        """
+        needed = self.reject is not None and (self.ensemble or self.measure == "agreement")
+        if needed or any(threshold is not None for threshold in self.thresholds):
+            return None
+        reject = None if self.reject is None else self.reject[-1:]
+        return Policy(self.measure, False, self.temperatures[-1:], (), reject)
+
+    @cached_property
     def active_heads(self) -> tuple[bool, ...]:
         """Whether the head of each exit must run, (E,); see `active_heads`."""
         return active_heads(self.measure, self.ensemble, self.thresholds)

@@ -1,14 +1,15 @@
-"""Selects the policy of a budget: a point of the calibrated frontier, or the full network."""
+"""Selects the policy of a budget: a point of the calibrated frontier, or the static network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
 from mexit.core.exit_policy import Policy
 from mexit.core.policies_file import PolicyEntry
+from mexit.core.scores import Scorer
 from mexit.errors import NotCalibrated
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.latency_profile import RunToExit, exit_times_ms, index_within
@@ -64,6 +65,12 @@ class PolicySelector:
         self.at = lru_cache(maxsize=256)(self._at)
         self._parse = lru_cache(maxsize=256)(self._read)
 
+    def scorer(self, classes: int) -> Scorer:
+        """The scorer of all policies that let rows leave early."""
+        entry = self.entry
+        policy = self._all_exits() if entry is None else entry.policy(entry.frontier[-1])
+        return policy.scorer(classes)
+
     def parse(self, budget: str | Budget) -> Budget:
         """A budget as typed, with the names that this bundle defines. Raises `UsageError`."""
         return budget if isinstance(budget, Budget) else self._parse(budget)
@@ -78,8 +85,7 @@ class PolicySelector:
             return PolicyChoice(self._uncalibrated(budget), None)
         if budget.is_full:
             last = len(entry.frontier) - 1
-            policy = self._full(entry.policy(entry.frontier[last]))
-            return PolicyChoice(policy, last, self._certificates(policy, last))
+            return self._choice(self._full(entry.policy(entry.frontier[last])), last)
         if budget.kind == "ms":
             times_ms = exit_times_ms(self._bundle, self._backend, self._threads, self._run_to_exit)
             return self.at(index_within(entry.frontier, budget.value, times_ms))
@@ -88,8 +94,13 @@ class PolicySelector:
     def _at(self, index: int) -> PolicyChoice:
         """The choice of one frontier point."""
         assert self.entry is not None
-        policy = self.entry.policy(self.entry.frontier[index])
-        return PolicyChoice(policy, index, self._certificates(policy, index))
+        return self._choice(self.entry.policy(self.entry.frontier[index]), index)
+
+    def _choice(self, policy: Policy, index: int) -> PolicyChoice:
+        certificates = self._certificates(policy, index)
+        if self._bundle.manifest.static is not None and policy.static is not None:
+            policy = replace(policy, ensemble=False)  # the answer of the static network, also where the segments run
+        return PolicyChoice(policy, index, certificates)
 
     def _certificates(self, policy: Policy, index: int) -> tuple[str, ...]:
         """Certificates are about the thresholds of a frontier point, from which those of `full` may differ."""
@@ -102,8 +113,12 @@ class PolicySelector:
         if not budget.is_full:
             self._bundle.policies().entry(self._backend.engine, self._backend.precision, self._backend.variant)
             raise NotCalibrated(f"the budget '{budget.text}' needs thresholds; only 'full' works without")
+        return self._full(self._all_exits())
+
+    def _all_exits(self) -> Policy:
+        """The policy without calibration."""
         exits = len(self._bundle.manifest.exits)
-        return self._full(Policy("max-probability", False, (1.0,) * exits, (None,) * (exits - 1)))
+        return Policy("max-probability", False, (1.0,) * exits, (None,) * (exits - 1))
 
     def _full(self, policy: Policy) -> Policy:
         return policy.evaluate_all_heads() if self._all_heads else policy.without_early_exit()

@@ -36,7 +36,9 @@ def model_metadata(runtime: Runtime, name: str) -> dict[str, Any]:
         "parameters": {
             "mexit_model": runtime.bundle.id,
             "mexit_budget": runtime.budget.text,
+            "mexit_exits": json.dumps(manifest.numbers),
             "mexit_exit_macs": json.dumps(manifest.cumulative_macs),
+            "mexit_static_macs": runtime.static_macs,
             "mexit_classes": json.dumps(manifest.classes),
         },
     }

@@ -18,12 +18,11 @@ from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.bundle import Bundle
 from mexit.errors import ArtifactError, Damaged, MexitError, NotFound, Untrusted
 from mexit.flows.tensorrt_engines import build_engines, stored_engines
+from mexit.runtime.backends.engine_slot import EngineSlot, cache_slot
 from mexit.runtime.backends.tensorrt_builder import (
     Engine,
     EngineConfig,
-    EngineSlot,
     TensorRT,
-    cache_slot,
     engine_config,
     load,
     load_tensorrt,
