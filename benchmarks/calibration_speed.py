@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     repeats = parser.parse_args().repeats
-    costs = Costs(tuple(range(10, 10 + 10 * EXITS, 10)))
+    costs = Costs(tuple(range(10, 10 + 10 * EXITS, 10)), 10 * EXITS)
     fast, searched = [], []
     for seed in range(repeats):
         scores, correct = make(seed)

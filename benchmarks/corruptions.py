@@ -73,7 +73,7 @@ def measure(run: Path, samples: int) -> Measured:
     data_dir = os.environ["MEXIT_DATA"]
     out = Path("bundles/zoo-corruptions") / f"{run.parent.name}-{run.name}"
     if not out.exists():
-        export_bundle(run, out=out, data_dir=data_dir, options=ExportOptions(calibrate=False))
+        export_bundle(run, out=out, data_dir=data_dir, options=ExportOptions(calibrate=False, exits="all"))
     if not (out / POLICIES).exists():
         calibrate_bundle(out, data_dir=data_dir, options=CalibrateOptions(attack="none"))
     target = open_target(out, data_dir, "ort", "cpu")

@@ -35,7 +35,7 @@ from mexit.train.trainer import Trainer
 from mexit.train.validation import attacked_batches, exit_logits
 
 TRAINING_IMAGES = 4_000
-COSTS = Costs((1_015_440, 8_529_056, 11_135_152))  # of small-cnn, as `mexit models` counts them
+COSTS = Costs((1_015_440, 8_529_056, 11_135_152), 11_135_152)  # of small-cnn, as `mexit models` counts them
 CONDITIONS = {"clean": None, "attacked, eps 0.1": Attack("average", PGDConfig(0.1, 0.02, 10))}
 
 

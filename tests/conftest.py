@@ -41,13 +41,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("MEXIT_") and name != "MEXIT_DATA":
             monkeypatch.delenv(name)
     monkeypatch.setenv("MEXIT_CACHE", str(tmp_path / "device-cache"))  # nothing timed yet: `auto` is `ort`
+    monkeypatch.setenv("MEXIT_COST", "macs")  # the same policies on every device, and no measurement
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a finished run `runs/digits` and its calibrated bundle `bundles/digits`."""
-    from mexit.flows.export import export_bundle
+    from mexit.flows.export import ExportOptions, export_bundle
     from mexit.flows.train import TrainOptions, train_model
 
     root = tmp_path_factory.mktemp("workspace")
@@ -59,7 +60,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             out=Path("runs/digits"),
             options=TrainOptions(threads=1),
         )
-        export_bundle(Path("runs/digits"))
+        export_bundle(Path("runs/digits"), options=ExportOptions(exits="all"))
     finally:
         os.chdir(before)
     return root
@@ -76,7 +77,7 @@ def int8_bundle(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The session's run with the variants fp32 and int8, not calibrated. Read it only."""
     from mexit.flows.export import ExportOptions, export_bundle
 
-    options = ExportOptions(precision="int8", calibrate=False)
+    options = ExportOptions(precision="int8", calibrate=False, exits="all")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("int8"))
         out = Path("bundles/int8").absolute()

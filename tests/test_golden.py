@@ -123,7 +123,7 @@ def compare_evaluations(evaluated: dict[str, Any], expected: dict[str, Any]) -> 
 
 def test_a_run_exports_to_a_bundle_with_the_same_costs() -> None:
     exported = Path("bundles/again")
-    output_of("export", "runs/demo", "--out", exported, "--no-calibrate")
+    output_of("export", "runs/demo", "--out", exported, "--no-calibrate", "--exits", "all")
     assert Bundle.open(exported).manifest.cumulative_macs == Bundle.open("bundles/demo").manifest.cumulative_macs
 
 

@@ -12,12 +12,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from command_line import MEXIT, quiet
+from command_line import MEXIT, quiet, typed
 from PIL import Image
 
 from mexit.data import digits
 
 GUIDE = Path(__file__).parents[1] / "docs" / "own-pictures.md"
+APART = ("mexit train", "mexit export")
+START_S = 60
 SHORTER = {"mexit train": ["--epochs", "6", "--threads", "1"]}  # than ten minutes
 
 
@@ -44,15 +46,26 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def run_here(arguments: list[str]) -> str:
+    """Run a command in this process, in the working directory."""
+    done = typed(*arguments)
+    assert done.exit_code == 0, f"{arguments}\n{done.output}"
+    return str(done.stdout)
+
+
 def start_server(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
-    """Start the server and wait until it answers."""
+    """Start the server and wait until it answers, at most `START_S` seconds."""
     address = f"http://127.0.0.1:{arguments[arguments.index('--port') + 1]}/v2/health/ready"
     process = subprocess.Popen([*MEXIT, *arguments], cwd=folder, env=quiet())
+    deadline = time.monotonic() + START_S
     while True:
         try:
             urllib.request.urlopen(address, timeout=5).close()
         except OSError:
-            assert process.poll() is None, "the server ended"
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                process.wait()
+                raise AssertionError("the server ended, or did not answer in time") from None
             time.sleep(0.1)
         else:
             return process
@@ -68,8 +81,10 @@ def post(line: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_guide_works(tmp_path: Path) -> None:
+def test_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training, export, server and program have processes of their own."""
     draw_pictures(tmp_path)
+    monkeypatch.chdir(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -85,8 +100,10 @@ def test_the_guide_works(tmp_path: Path) -> None:
                     server = start_server(shlex.split(line)[1:], tmp_path)
                 elif line.startswith("curl"):
                     said["curl"] = post(line, tmp_path)
-                else:
+                elif command in APART:
                     said[command] = run([*MEXIT, *shlex.split(line)[1:], *SHORTER.get(command, [])], tmp_path)
+                else:
+                    said[command] = run_here(shlex.split(line)[1:])
     finally:
         if server is not None:
             server.terminate()

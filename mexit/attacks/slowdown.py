@@ -38,7 +38,7 @@ def exit_taken(decision: Decision, labels: NDArray[np.int64]) -> NDArray[np.int6
     return decision.exits
 
 
-def efficacy(exits: NDArray[np.int64], cumulative_macs: Sequence[int]) -> float:
+def efficacy(exits: NDArray[np.int64], cumulative_macs: Sequence[float]) -> float:
     """Efficacy of DeepSloth: area under the share of samples that have left, over the share of the full cost.
 
     The curve joins (0, 0) and the points (cost of exit k, share that left by exit k) by straight lines, as in the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -122,7 +122,7 @@ def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig
 
     Args:
         traces: without labels, temperatures stay 1, the score is not selected, and thresholds are geometric.
-        costs: of leaving at each exit; if the heads are listed, those of exits without a threshold are not paid.
+        costs: of leaving at each exit; and of the static network.
         config: the settings.
 
     Raises:
@@ -156,13 +156,13 @@ def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig
     if config.certify is not None:
         certificate = make_certificate(points, evaluators, config.certify, clean.origin)
         named = {**named, "certified": certificate.first}
-    rates = [_disagreement_bound(held_out, point) for point in points]
+    rates = [disagreement_bound(held_out, point) for point in points]
     drift = {"alpha": DRIFT_ALPHA, "confidence": DRIFT_CONFIDENCE, "rates": rates}
     return CalibrationResult(scorer, scores, points, named, certificate, drift, rejection)
 
 
-def report(result: CalibrationResult, certification: Trace) -> dict[str, Any]:
-    """The result as plain JSON values, with reliability measured on the certification trace."""
+def report(result: CalibrationResult, certification: Trace, numbers: Sequence[int]) -> dict[str, Any]:
+    """The result as plain JSON values, with reliability on the certification trace; `numbers` of the exits, (E,)."""
     return {
         "scores": [
             {"measure": one.measure, "ensemble": one.ensemble, "auroc": [_finite(value) for value in one.auroc]}
@@ -170,7 +170,7 @@ def report(result: CalibrationResult, certification: Trace) -> dict[str, Any]:
         ],
         "chosen": {"measure": result.scorer.measure, "ensemble": result.scorer.ensemble},
         "temperatures": list(result.scorer.temperatures),
-        "reliability": reliability(result.scorer, certification.logits, certification.labels),
+        "reliability": reliability(result.scorer, certification.logits, certification.labels, numbers),
         "promised_against_seen": [
             {
                 "budget_macs": point.budget_macs,
@@ -204,7 +204,7 @@ def _select_score(
     return best.measure, best.ensemble, scores
 
 
-def _disagreement_bound(evaluator: TraceEvaluator, point: FrontierPoint) -> float | None:
+def disagreement_bound(evaluator: TraceEvaluator, point: FrontierPoint) -> float | None:
     """Upper confidence bound of the rate at which early predictions differ from the full network's.
 
     None if no sample exits early, or if the bound is 1.
@@ -212,7 +212,7 @@ def _disagreement_bound(evaluator: TraceEvaluator, point: FrontierPoint) -> floa
     early = evaluator.exits(point.thresholds) < len(evaluator.costs.cumulative)
     if not early.any():
         return None
-    differ = (evaluator.answers(point.thresholds)[early] != evaluator.predictions[-1][early]).astype(np.float64)
+    differ = (evaluator.answers(point.thresholds)[early] != evaluator.static[early]).astype(np.float64)
     groups = None if evaluator.groups is None else evaluator.groups[early]
     bound = upper_mean(differ, 1 - DRIFT_CONFIDENCE, groups)
     return bound if bound < 1 else None

@@ -18,13 +18,13 @@ from mexit.calibrate.budget_order import TOLERANCE, select_in_order
 from mexit.calibrate.geometric import geometric
 from mexit.calibrate.threshold_search import measure_thresholds, search_thresholds
 from mexit.calibrate.trace_evaluator import TraceEvaluator
-from mexit.core.budget import NAMED_FRACTIONS, Budget, format_macs
+from mexit.core.budget import NAMED_FRACTIONS, Budget, format_cost
 from mexit.core.exit_policy import Thresholds
 from mexit.core.policies_file import FrontierPoint
 from mexit.core.trace import MIN_SAMPLES
 from mexit.errors import BadInput, BudgetInfeasible, UsageError
 
-POINTS = 41  # every 2.5 % between the costs of exit 1 and the last exit, so the named budgets are among them
+POINTS = 41  # every 2.5 % between the costs of exit 1 and the static network, so the named budgets are among them
 RATIOS = np.concatenate([[0.0], np.geomspace(1e-3, 1e3, 481), [np.inf]])
 POLICIES = ("search", "geometric")
 
@@ -55,54 +55,54 @@ def frontier(
     """
     if policy not in POLICIES:
         raise UsageError(f"unknown policy '{policy}': choose from {', '.join(POLICIES)}")
-    costs = calibration.costs.cumulative
-    named = {name: Budget.parse(name).macs(costs) for name in NAMED_FRACTIONS}
-    named |= {name: budget.macs(costs) for name, budget in budgets.items()}
-    all_macs = sorted({*np.linspace(costs[0], costs[-1], POINTS).tolist(), *named.values()})
+    costs = calibration.costs
+    named = {name: Budget.parse(name).cost(costs) for name in NAMED_FRACTIONS}
+    named |= {name: budget.cost(costs) for name, budget in budgets.items()}
+    limits = sorted({*np.linspace(costs.first, costs.static, POINTS).tolist(), *named.values()})
     points = [
         FrontierPoint(
-            budget_macs=macs,
+            budget_macs=limit,
             thresholds=thresholds,
             calibration=calibration.outcome(thresholds),
             held_out=held_out.outcome(thresholds) if held_out else None,
             attacked=attacked.outcome(thresholds) if attacked else None,
         )
-        for macs, thresholds in zip(all_macs, _select(calibration, all_macs, policy), strict=True)
+        for limit, thresholds in zip(limits, _select(calibration, limits, policy), strict=True)
     ]
-    return tuple(points), {name: all_macs.index(macs) for name, macs in named.items()}
+    return tuple(points), {name: limits.index(limit) for name, limit in named.items()}
 
 
 def geometric_candidates(evaluator: TraceEvaluator) -> list[tuple[float, Thresholds]]:
-    """Mean cost in MACs and geometric thresholds for every q of `RATIOS`, by rising cost."""
+    """Mean cost and geometric thresholds for every q of `RATIOS`, by rising cost."""
     if evaluator.scores.shape[1] < MIN_SAMPLES:
         raise BadInput(
             f"{evaluator.scores.shape[1]} samples are too few to set thresholds: at least {MIN_SAMPLES} are needed"
         )
     distinct = {geometric(evaluator.ranking, float(q)) for q in RATIOS}
-    costed = [(float(evaluator.macs(thresholds).mean()), thresholds) for thresholds in distinct]
+    costed = [(float(evaluator.spent(thresholds).mean()), thresholds) for thresholds in distinct]
     return sorted(costed, key=lambda candidate: (candidate[0], str(candidate[1])))
 
 
 def _select(evaluator: TraceEvaluator, budgets: Sequence[float], policy: str) -> list[Thresholds]:
-    """Thresholds for rising budgets in MACs. Budgets of the full cost and more never exit early."""
-    full: Thresholds = (None,) * (len(evaluator.costs.cumulative) - 1)
-    full_macs = evaluator.costs.under([False] * len(full))[-1]
-    candidates = [candidate for candidate in geometric_candidates(evaluator) if candidate[0] < full_macs]
-    candidates.append((full_macs, full))
-    below = [macs for macs in budgets if macs < evaluator.costs.cumulative[-1]]
+    """Thresholds for rising budgets. Budgets of the static network's cost and more run it, and no policy costs more."""
+    costs = evaluator.costs
+    static: Thresholds = (None,) * (len(costs.cumulative) - 1)
+    candidates = [candidate for candidate in geometric_candidates(evaluator) if candidate[0] < costs.most_expensive]
+    candidates.append((costs.static, static))
+    below = [budget for budget in budgets if budget < costs.static]
     if below and below[0] * TOLERANCE < candidates[0][0]:
-        cheapest = format_macs(candidates[0][0])
-        raise BudgetInfeasible(f"no policy costs as little as {format_macs(below[0])}: the cheapest costs {cheapest}")
+        cheapest, asked = (format_cost(cost, costs.unit) for cost in (candidates[0][0], below[0]))
+        raise BudgetInfeasible(f"no policy costs as little as {asked}: the cheapest costs {cheapest}")
     if not below or evaluator.labels is None:
-        selected = [_largest_within(candidates, macs) for macs in below]
+        selected = [_largest_within(candidates, budget) for budget in below]
     else:
         found = search_thresholds(evaluator) if policy == "search" else []
         measured = [measure_thresholds(evaluator, thresholds) for _, thresholds in candidates]
-        searched = [measure_thresholds(evaluator, one.thresholds) for one in found if one.macs <= full_macs]
+        searched = [measure_thresholds(evaluator, one.thresholds) for one in found if one.cost < costs.most_expensive]
         selected = select_in_order(evaluator, below, measured, searched)
-    return selected + [full] * (len(budgets) - len(below))
+    return selected + [static] * (len(budgets) - len(below))
 
 
-def _largest_within(candidates: Sequence[tuple[float, Thresholds]], macs: float) -> Thresholds:
+def _largest_within(candidates: Sequence[tuple[float, Thresholds]], budget: float) -> Thresholds:
     """The thresholds of the costliest candidate within a budget; candidates by rising cost."""
-    return [thresholds for cost, thresholds in candidates if cost <= macs * TOLERANCE][-1]
+    return [thresholds for cost, thresholds in candidates if cost <= budget * TOLERANCE][-1]

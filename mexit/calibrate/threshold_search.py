@@ -28,7 +28,7 @@ from mexit.core.scores import Floats
 
 GRID_EXITS = 4
 GRID = {2: 512, 3: 128, 4: 40}
-PRICES = np.geomspace(0.02, 4.0, 24)  # share of correct answers that the full network's cost is worth
+PRICES = np.geomspace(0.02, 4.0, 24)  # share of correct answers that the static network's cost is worth
 STARTS = (0.1, 0.5, 1.0, 2.0)
 SWEEPS = 6
 STANDARD_ERRORS = 2.0
@@ -36,10 +36,10 @@ STANDARD_ERRORS = 2.0
 
 @dataclass(frozen=True)
 class ThresholdResult:
-    """Thresholds, their mean cost in MACs and their accuracy on the calibration trace."""
+    """Thresholds, their mean cost in the unit of the costs, and their accuracy on the calibration trace."""
 
     thresholds: Thresholds
-    macs: float
+    cost: float
     accuracy: float
 
 
@@ -53,14 +53,14 @@ def search_thresholds(evaluator: TraceEvaluator) -> list[ThresholdResult]:
 
 def measure_thresholds(evaluator: TraceEvaluator, thresholds: Thresholds) -> ThresholdResult:
     """Mean cost and accuracy of thresholds on the trace, which has labels."""
-    macs, accuracy = evaluator.macs(thresholds).mean(), evaluator.hits(thresholds).mean()
-    return ThresholdResult(thresholds, float(macs), float(accuracy))
+    cost, accuracy = evaluator.spent(thresholds).mean(), evaluator.hits(thresholds).mean()
+    return ThresholdResult(thresholds, float(cost), float(accuracy))
 
 
 def pareto_front(results: Iterable[ThresholdResult]) -> list[ThresholdResult]:
     """The results with higher accuracy than all cheaper ones, by rising cost."""
     front: list[ThresholdResult] = []
-    for result in sorted(results, key=lambda result: (result.macs, -result.accuracy)):
+    for result in sorted(results, key=lambda result: (result.cost, -result.accuracy)):
         if not front or result.accuracy > front[-1].accuracy:
             front.append(result)
     return front
@@ -85,17 +85,15 @@ def _search_grid(evaluator: TraceEvaluator) -> list[ThresholdResult]:
         np.searchsorted(-np.array(points), -evaluator.ranking.scores[k], side="left") for k, points in enumerate(cuts)
     ]
     sizes = [len(points) for points in cuts]
-    heads = evaluator.costs.heads or (0,) * exits
-    hits, cost, remaining = np.zeros(sizes), np.zeros(sizes), np.full([1] * len(sizes), float(samples))
+    hits, cost = np.zeros(sizes), np.zeros(sizes)
     for k in range(exits):
         shape = [size if axis <= k else 1 for axis, size in enumerate(sizes)]
         hits += _leaving(bins, sizes, k, evaluator.correct[k].astype(np.float64)).reshape(shape)
         leaving = _leaving(bins, sizes, k, np.ones(samples)).reshape(shape)
         cost += evaluator.costs.cumulative[k] * leaving
-        if k < exits - 1:  # the first cut point is "no exit here", which saves the head for all remaining samples
-            never = (slice(None),) * k + (slice(0, 1),)
-            cost[never] -= heads[k] * remaining
-        remaining = remaining - leaving
+    static = (0,) * len(sizes)  # the first cut point of every exit is "no exit here"
+    hits[static] = evaluator.hits((None,) * len(sizes)).sum()
+    cost[static] = evaluator.costs.static * samples
     return _front_of_grid(cuts, hits / samples, cost / samples)
 
 
@@ -127,15 +125,15 @@ def _leaving(bins: Sequence[NDArray[np.intp]], sizes: Sequence[int], k: int, wei
     return counts
 
 
-def _front_of_grid(cuts: Sequence[Sequence[float]], accuracy: Floats, macs: Floats) -> list[ThresholdResult]:
-    order = np.lexsort((-accuracy.ravel(), macs.ravel()))
+def _front_of_grid(cuts: Sequence[Sequence[float]], accuracy: Floats, cost: Floats) -> list[ThresholdResult]:
+    order = np.lexsort((-accuracy.ravel(), cost.ravel()))
     best = np.maximum.accumulate(accuracy.ravel()[order])
     results = []
     for position in order[np.concatenate([[True], best[1:] > best[:-1]])]:
         index = np.unravel_index(position, accuracy.shape)
         values = [points[i] for points, i in zip(cuts, index, strict=True)]
         thresholds = tuple(None if np.isinf(value) else float(value) for value in values)
-        results.append(ThresholdResult(thresholds, float(macs.flat[position]), float(accuracy.flat[position])))
+        results.append(ThresholdResult(thresholds, float(cost.flat[position]), float(accuracy.flat[position])))
     return results
 
 
@@ -148,7 +146,7 @@ def _ascend_from_all_starts(evaluator: TraceEvaluator) -> list[ThresholdResult]:
 
 
 def coordinate_ascent(evaluator: TraceEvaluator, price: float, start: Thresholds) -> Thresholds:
-    """Raise correct answers - price x cost / full cost, one threshold at a time, from `start`."""
+    """Raise correct answers - price x cost / static cost, one threshold at a time, from `start`."""
     current = list(start)
     for _ in range(SWEEPS):
         before = list(current)
@@ -162,11 +160,10 @@ def coordinate_ascent(evaluator: TraceEvaluator, price: float, start: Thresholds
 def _best_threshold(
     evaluator: TraceEvaluator, price: float, thresholds: Sequence[float | None], k: int
 ) -> float | None:
-    """The best threshold of exit k (from 0) with the others fixed; None if skipping its head is at least as good."""
-    ranking, full = evaluator.ranking, evaluator.costs.cumulative[-1]
+    """The best threshold of exit k (from 0) with the others fixed; None if no exit there is at least as good."""
+    ranking = evaluator.ranking
     scores = ranking.scores
-    with_head = [threshold is not None or number == k for number, threshold in enumerate(thresholds)]
-    value = evaluator.correct - price * np.asarray(evaluator.costs.under(with_head))[:, None] / full
+    value = evaluator.correct - price * np.asarray(evaluator.costs.cumulative)[:, None] / evaluator.costs.static
     reaches = np.ones(scores.shape[1], np.bool_)
     for earlier in range(k):
         reaches &= ~should_exit(scores[earlier], thresholds[earlier])
@@ -185,7 +182,6 @@ def _best_threshold(
     ends = np.append(falling[1:] < falling[:-1], True)  # tied scores leave together
     gains[~ends] = -np.inf
     best = int(np.argmax(gains))
-    head = evaluator.costs.heads[k] if evaluator.costs.heads else 0
-    if gains[best] <= price * head / full * reaches.sum():
+    if gains[best] <= 0:
         return None
     return ALWAYS if best + 1 >= len(falling) else float((falling[best] + falling[best + 1]) / 2)

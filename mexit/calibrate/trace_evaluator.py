@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mexit.calibrate.clusters import Estimate, mean_with_error
 from mexit.calibrate.geometric import Ranking
 from mexit.core.cost import Costs, exit_counts
-from mexit.core.exit_policy import Thresholds, active_heads, first_exit
+from mexit.core.exit_policy import Thresholds, first_exit
 from mexit.core.policies_file import Outcome
 from mexit.core.scores import Floats, Scorer
 from mexit.core.trace import Trace
@@ -26,8 +26,9 @@ class TraceEvaluator:
     Attributes:
         scores, predictions: of every exit and sample, (E, N).
         labels: (N,), or None.
-        costs: of leaving at each exit; if the heads are listed, those of exits without a threshold are not paid.
+        costs: of leaving at each exit, and of the static network.
         groups: group id of each sample, (N,), or None without groups.
+        last_alone: predictions of the last exit without an ensemble, (N,); None where they are `predictions[-1]`.
     """
 
     scores: Floats
@@ -35,16 +36,19 @@ class TraceEvaluator:
     labels: NDArray[np.int64] | None
     costs: Costs
     groups: NDArray[np.int64] | None = None
+    last_alone: NDArray[np.int64] | None = None
 
     @staticmethod
     def of(trace: Trace, scorer: Scorer, costs: Costs) -> TraceEvaluator:
-        """Score a trace; heads are paid where later scores need them. Raises `BadInput` for another number of exits."""
+        """Score a trace. Raises `BadInput` for another number of exits."""
         exits = len(costs.cumulative)
         if trace.logits.shape[0] != exits:
             raise BadInput(f"the trace has {trace.logits.shape[0]} exits, the model {exits}")
-        all_needed = all(active_heads(scorer.measure, scorer.ensemble, (None,) * (exits - 1)))
-        paid = Costs(costs.cumulative) if all_needed else costs
-        return TraceEvaluator(*scorer.answer(trace.logits), trace.labels, paid, trace.groups)
+        last_alone = None
+        if scorer.ensemble:
+            last = Scorer(scorer.measure, False, scorer.temperatures[-1:], scorer.classes)
+            last_alone = last.answer(trace.logits[-1:])[1][0]
+        return TraceEvaluator(*scorer.answer(trace.logits), trace.labels, costs, trace.groups, last_alone)
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -57,12 +61,19 @@ class TraceEvaluator:
         assert self.labels is not None
         return np.asarray(self.predictions == self.labels)
 
+    @property
+    def static(self) -> NDArray[np.int64]:
+        """The classes that the static network predicts, (N,)."""
+        return self.predictions[-1] if self.last_alone is None else self.last_alone
+
     def exits(self, thresholds: Thresholds) -> NDArray[np.int64]:
         """The exit that answers each sample, from 1, (N,)."""
         return first_exit(self.scores, thresholds)
 
     def answers(self, thresholds: Thresholds) -> NDArray[np.int64]:
         """The predicted class of each sample, (N,)."""
+        if all(threshold is None for threshold in thresholds):
+            return self.static
         exits = self.exits(thresholds)
         return self.predictions[exits - 1, np.arange(len(exits))]
 
@@ -70,10 +81,9 @@ class TraceEvaluator:
         """Whether each sample is classified correctly, (N,); needs labels."""
         return np.asarray(self.answers(thresholds) == self.labels)
 
-    def macs(self, thresholds: Thresholds) -> Floats:
-        """The cost of each sample in MACs, (N,)."""
-        exit_macs = self.costs.under([threshold is not None for threshold in thresholds])
-        return np.asarray(exit_macs, np.float64)[self.exits(thresholds) - 1]
+    def spent(self, thresholds: Thresholds) -> Floats:
+        """The cost of each sample in the unit of the costs, (N,)."""
+        return np.asarray(self.costs.of_exits(thresholds), np.float64)[self.exits(thresholds) - 1]
 
     def accuracy(self, thresholds: Thresholds) -> Estimate | None:
         """Accuracy with its standard error; None without labels."""
@@ -82,8 +92,8 @@ class TraceEvaluator:
         return mean_with_error(self.hits(thresholds).astype(np.float64), self.groups)
 
     def cost(self, thresholds: Thresholds) -> Estimate:
-        """Mean cost in MACs with its standard error."""
-        return mean_with_error(self.macs(thresholds), self.groups)
+        """Mean cost in the unit of the costs, with its standard error."""
+        return mean_with_error(self.spent(thresholds), self.groups)
 
     def outcome(self, thresholds: Thresholds) -> Outcome:
         """Mean cost, accuracy, their standard errors and exits taken."""

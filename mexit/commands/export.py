@@ -52,6 +52,13 @@ def export(
         bool,
         typer.Option("--single-file", help="Also write one ONNX graph with the exits inside, for other runtimes."),
     ] = False,
+    exits: Annotated[
+        str,
+        typer.Option(
+            help="The exits to keep: auto for those that save time on this machine (the segments between them are "
+            "merged), all, or numbers such as 1,3,7. The last exit is always kept.",
+        ),
+    ] = "auto",
     attack: AttackOption = None,
     device: Device = "auto",
     json: Json = False,
@@ -78,13 +85,14 @@ def export(
         out=out,
         data_dir=data_dir,
         replace=replace,
-        options=ExportOptions(precision, single_file, not no_calibrate, with_images, device, attack),
+        options=ExportOptions(precision, single_file, not no_calibrate, with_images, device, attack, exits),
         progress=output.RichProgress(),
     )
     fields = {
         "bundle": str(result.bundle),
         "model": result.model,
         "differences": result.differences,
+        "exits": result.exits,
         "unfinished": result.unfinished,
         "expected": result.calibration.expected if result.calibration else None,
         "parity": asdict(result.precision_report) if result.precision_report else None,

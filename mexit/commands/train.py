@@ -252,25 +252,31 @@ def train(
         "seed": seed,
         "precision": precision,
     }
-    with StopSignal(_note_stop) as stop:
-        result = train_model(
-            data=data,
-            preset=preset,
-            settings=settings,
-            data_dir=data_dir,
-            out=out,
-            resume=resume,
-            options=TrainOptions(
-                device=device,
-                threads=threads,
-                workers=workers,
-                tensorboard=tensorboard,
-                graphs=graphs,
-                cache=cache,
-                should_stop=lambda: stop.requested,
-            ),
-            progress=output.RichProgress(),
-        )
+    stop = StopSignal(_note_stop, interrupts=True)
+    try:
+        with stop:
+            result = train_model(
+                data=data,
+                preset=preset,
+                settings=settings,
+                data_dir=data_dir,
+                out=out,
+                resume=resume,
+                options=TrainOptions(
+                    device=device,
+                    threads=threads,
+                    workers=workers,
+                    tensorboard=tensorboard,
+                    graphs=graphs,
+                    cache=cache,
+                    on_ready=stop.defer,
+                    should_stop=lambda: stop.requested,
+                ),
+                progress=output.RichProgress(),
+            )
+    except KeyboardInterrupt:
+        output.error("stopped")
+        raise typer.Exit(stop.exit_code or 130) from None
     if not result.is_main:
         raise typer.Exit(stop.exit_code)
     if not result.finished:

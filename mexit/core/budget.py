@@ -1,8 +1,8 @@
-"""A compute budget: how it is written, and its value in MACs for one network.
+"""A compute budget: how it is written, and its value for one network, in MACs or in microseconds.
 
-`low`, `medium` and `high` lie 1/4, 1/2 and 3/4 of the way from the cost of exit 1 to the cost of the last
-exit, so they exist for every network; `full` never leaves early. `12M` (also `800k`, `1.2G`) is MACs, `40%`
-a share of the full cost, `5ms` milliseconds on this device.
+`low`, `medium` and `high` lie 1/4, 1/2 and 3/4 of the way from the cost of exit 1 to the cost of the static network, so
+they exist for every network; `full` is the static network. `12M` (also `800k`, `1.2G`) is MACs, `40%` a share of the
+static network's cost, `5ms` milliseconds on this device.
 
 A budget bounds the *expected* cost on data like the calibration data. Under attack the mean rises.
 """
@@ -10,10 +10,11 @@ A budget bounds the *expected* cost on data like the calibration data. Under att
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
+from mexit.core.cost import MACS, Costs
 from mexit.errors import BudgetInfeasible, UsageError
 
 NAMED_FRACTIONS = {"low": 0.25, "medium": 0.5, "high": 0.75, "full": 1.0}
@@ -21,7 +22,9 @@ Macs = int | float | str  # a number of MACs as a user gives it
 _MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _MAX_MACS = 10**18
 _PATTERN = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|ms|[kMG]?)")
-HOW_TO_WRITE = "write low, medium, high, full, MACs (800k, 12M), a share of the full cost (40%) or time (5ms)"
+HOW_TO_WRITE = (
+    "write low, medium, high, full, MACs (800k, 12M), a share of the static network's cost (40%) or time (5ms)"
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Budget:
     Attributes:
         text: as the user wrote it; predictions and reports show it.
         kind: "named", "macs", "share" or "ms".
-        value: MACs, a share of the full cost in (0, 1], milliseconds, or for a named budget the share of the way from
-            the cost of exit 1 to that of the last exit, in [0, 1].
+        value: MACs, a share of the static network's cost in (0, 1], milliseconds, or for a named budget the share of
+            the way from the cost of exit 1 to that of the static network, in [0, 1].
     """
 
     text: str
@@ -70,31 +73,33 @@ class Budget:
 
     @property
     def is_full(self) -> bool:
-        """Whether every input runs to the last exit."""
+        """Whether the static network answers every input."""
         return self.kind == "named" and self.value == 1.0
 
-    def macs(self, cumulative_macs: Sequence[int]) -> float:
-        """The budget in MACs for a network with these cumulative costs, (E,).
+    def cost(self, costs: Costs) -> float:
+        """The budget for a network with these costs, in their unit.
 
         Raises:
             BudgetInfeasible: the budget is below the cost of exit 1; the message names the nearest feasible value.
-            UsageError: the budget is a time, which needs a latency profile of the device.
+            UsageError: the budget is a time and the costs are MACs, or the other way round.
         """
-        first, full = cumulative_macs[0], cumulative_macs[-1]
-        if self.kind == "ms":
-            raise UsageError(
-                f"budget '{self.text}': this bundle has no times of this device yet; "
-                f"give MACs between {format_macs(first)} and {format_macs(full)}"
-            )
+        first, static, unit = costs.first, costs.static, costs.unit
         if self.kind == "named":
-            return first + self.value * (full - first)
-        macs = self.value * full if self.kind == "share" else self.value
-        if macs < first:
-            raise BudgetInfeasible(
-                f"budget '{self.text}' is {format_macs(macs)}, but exit 1 alone costs {format_macs(first)} "
-                f"({100 * first / full:.1f}% of full): the nearest feasible budget is {exact_macs(first)}"
+            return first + self.value * (static - first)
+        if self.kind == ("ms" if unit == MACS else "macs"):
+            found = "no times of this device" if unit == MACS else "times of this device, but no MACs"
+            raise UsageError(
+                f"budget '{self.text}': there are {found} here; give a budget between {format_cost(first, unit)} and "
+                f"{format_cost(static, unit)}"
             )
-        return macs
+        cost = {"share": static, "macs": 1.0, "ms": 1000.0}[self.kind] * self.value
+        if cost < first:
+            raise BudgetInfeasible(
+                f"budget '{self.text}' is {format_cost(cost, unit)}, but exit 1 alone costs "
+                f"{format_cost(first, unit)} ({100 * first / static:.1f}% of the static network): the nearest feasible "
+                f"budget is {exact_macs(first) if unit == MACS else f'{first * 1.0001 / 1000:.6g}ms'}"
+            )
+        return cost
 
 
 def parse_macs(value: Macs, name: str) -> int:
@@ -122,6 +127,11 @@ def parse_macs(value: Macs, name: str) -> int:
 def format_macs(macs: float) -> str:
     """MACs for people: `9.25M MACs`."""
     return f"{short_macs(macs)} MACs"
+
+
+def format_cost(cost: float, unit: str) -> str:
+    """A cost for people with its unit: `9.25M MACs`, or `1,337 us`."""
+    return format_macs(cost) if unit == MACS else f"{cost:,.0f} us"
 
 
 def short_macs(macs: float) -> str:

@@ -1,7 +1,8 @@
-"""The cost of leaving at an exit, in MACs.
+"""The cost of leaving at an exit, and of the static network, in MACs or in microseconds.
 
 One MAC is one multiply-add; the "MFLOPs" of papers on these networks are 10^6 MACs. The cost of exit k is the cost of
-everything that ran: the trunk up to exit k and the heads on the way. A head that the policy does not need does not run.
+everything that ran: the trunk up to exit k and the heads of exits 1..k. The static network is the trunk with the last
+head alone. It is the reference of every saving, and thresholds of only None mean it.
 """
 
 from __future__ import annotations
@@ -12,26 +13,40 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+MACS, MICROSECONDS = "macs", "us"
+# A share of the static network's cost. Savings below it are within the error of a measured time.
+SMALLEST_SAVING = {MACS: 0.0, MICROSECONDS: 0.02}
+
 
 @dataclass(frozen=True)
 class Costs:
-    """MACs of leaving at each exit.
+    """The cost of leaving at each exit.
 
     Attributes:
-        cumulative: if every head on the way runs, (E,).
-        heads: of the head of each exit alone, (E,); empty if the engine cannot leave heads out.
+        cumulative: of the segments up to each exit, (E,), not decreasing.
+        static: of the static network.
+        unit: "macs" or "us" (microseconds of a single image).
     """
 
-    cumulative: tuple[int, ...]
-    heads: tuple[int, ...] = ()
+    cumulative: tuple[float, ...]
+    static: float
+    unit: str = MACS
 
-    def under(self, active_heads: Sequence[bool]) -> tuple[int, ...]:
-        """MACs of leaving at each exit, (E,), if only some heads of exits 1..E-1 run, (E-1,) or longer."""
-        if not self.heads:
+    @property
+    def first(self) -> float:
+        """The cost of the cheapest policy: exit 1 alone, or the static network where exit 1 is not cheaper."""
+        return self.cumulative[0] if self.cumulative[0] < self.most_expensive else self.static
+
+    @property
+    def most_expensive(self) -> float:
+        """Policies with thresholds must cost less than this: the static network does the same without them."""
+        return self.static * (1 - SMALLEST_SAVING[self.unit])
+
+    def of_exits(self, thresholds: Sequence[float | None]) -> tuple[float, ...]:
+        """The cost of leaving at each exit under thresholds (E-1,), (E,); without any, the last one is the static's."""
+        if any(threshold is not None for threshold in thresholds):
             return self.cumulative
-        left_out = [0 if active else macs for active, macs in zip(active_heads, self.heads, strict=False)]
-        saved = np.concatenate([[0], np.cumsum(left_out)]).astype(np.int64).tolist()
-        return tuple(cost - saved[k] for k, cost in enumerate(self.cumulative))
+        return (*self.cumulative[:-1], self.static)
 
 
 def exit_counts(exits: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -39,8 +54,8 @@ def exit_counts(exits: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return np.bincount(exits - 1, minlength=count).astype(np.int64)
 
 
-def mean_macs(exits: NDArray[np.int64], cumulative_macs: Sequence[int]) -> float:
+def mean_macs(exits: NDArray[np.int64], exit_macs: Sequence[float]) -> float:
     """Mean cost of samples that left at `exits`, (N,), MACs; 0.0 without samples."""
     if not len(exits):
         return 0.0
-    return float(np.asarray(cumulative_macs, np.float64)[exits - 1].mean())
+    return float(np.asarray(exit_macs, np.float64)[exits - 1].mean())

@@ -230,8 +230,9 @@ class Manifest:
 
     @property
     def costs(self) -> Costs:
-        """Cumulative MACs and head MACs at each exit."""
-        return Costs(self.cumulative_macs, tuple(spec.head_macs for spec in self.exits))
+        """MACs of leaving at each exit and of the static network; in version 1 that is the network with every head."""
+        static = self.cumulative_macs[-1] if self.static is None else self.static.macs
+        return Costs(self.cumulative_macs, static)
 
     @property
     def graphs(self) -> tuple[FileSpec, ...]:

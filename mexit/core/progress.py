@@ -51,15 +51,17 @@ class StopSignal:
 
     Args:
         on_stop: called in the signal handler when a stop is requested.
+        interrupts: whether the first signal raises `KeyboardInterrupt` at once, until `defer` is called.
 
     Attributes:
         number: number of the signal; None while none came. A plain attribute, because a handler must not wait for
             a lock.
     """
 
-    def __init__(self, on_stop: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_stop: Callable[[], None] = lambda: None, *, interrupts: bool = False) -> None:
         self.number: int | None = None
         self._on_stop = on_stop
+        self._interrupts = interrupts
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     @property
@@ -71,6 +73,10 @@ class StopSignal:
     def exit_code(self) -> int:
         """128 + the number of the signal, as shells report it; 0 while none came."""
         return 0 if self.number is None else 128 + self.number
+
+    def defer(self) -> None:
+        """From now on, only record the first signal."""
+        self._interrupts = False
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
@@ -86,6 +92,8 @@ class StopSignal:
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.number = number
         self._restore()
+        if self._interrupts:
+            raise KeyboardInterrupt
         self._on_stop()
 
     def _restore(self) -> None:

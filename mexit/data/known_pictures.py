@@ -18,6 +18,7 @@ from mexit.data.read_threads import map_on_threads
 from mexit.data.splits import NAMES, Splits
 from mexit.errors import BadInput
 
+MAX_KNOWN = 100_000  # pictures of a folder whose fingerprints a run stores; each file has to be read for it
 MIDDLE_BYTES = 16 << 10
 UNKNOWN = len(NAMES)
 _TRAINED = 2  # the first splits in `NAMES`, which choose the weights

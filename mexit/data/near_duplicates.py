@@ -9,6 +9,7 @@ so memory and time stay bounded where all pictures look alike.
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import cached_property
 from typing import Any
 
@@ -59,8 +60,10 @@ class Thumbnails:
         missing = np.unique(index[~self._is_read[index]])
         if not len(missing):
             return
-        with self._progress.track("comparing pictures", len(missing)) as advance:
-            thumbs = map_on_threads(lambda i: _thumbnail(self._images, i), missing)
+        with (
+            self._progress.track("comparing pictures", len(missing)) as advance,
+            closing(map_on_threads(lambda i: _thumbnail(self._images, i), missing)) as thumbs,
+        ):
             for done, (i, pixels) in enumerate(zip(missing.tolist(), thumbs, strict=True), start=1):
                 self.pixels[i] = pixels
                 advance(1, "")

@@ -24,6 +24,7 @@ from mexit.errors import NotFound, StalePolicy, UsageError
 from mexit.models import MultiExit
 from mexit.models.device import device_of, resolve_device
 from mexit.models.exit_costs import exit_costs
+from mexit.models.multi_exit import keep_exits
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.runtime import Runtime
 from mexit.train import checkpoint
@@ -69,7 +70,7 @@ class GradientSource:
 
     @staticmethod
     def of_bundle(bundle: Bundle) -> GradientSource:
-        """The run that a bundle was exported from.
+        """The run that a bundle was exported from, with the exits that the bundle has.
 
         Raises:
             NotFound: the run does not exist here.
@@ -83,7 +84,8 @@ class GradientSource:
         if weights is None:
             raise StalePolicy(f"run {run} was trained again since {bundle.path} was exported: export it again")
         model, settings, _ = checkpoint.load_model(Path(run), weights)
-        return GradientSource(model, settings)
+        numbers = bundle.manifest.numbers
+        return GradientSource(model if numbers == model.numbers else keep_exits(model, numbers), settings)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class BudgetPolicy:
 
     policy: Policy
     budget_macs: float
-    exit_macs: tuple[int, ...]
+    exit_macs: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,12 @@ class EvaluationTarget:
     parameters: tuple[int, ...]
 
     @property
-    def cumulative_macs(self) -> tuple[int, ...]:
+    def numbers(self) -> tuple[int, ...]:
+        """The number of each exit in the network, (E,)."""
+        return self.source.model.numbers
+
+    @property
+    def cumulative_macs(self) -> tuple[float, ...]:
         """Cost of each exit if every head on the way runs, E numbers."""
         return self.costs.cumulative
 
@@ -195,6 +202,7 @@ def open_target(
     data = registry.load(source.settings.data, data_dir)
     splits.check(data)
     costs = exit_costs(source.to(device).model)
+    macs = [cost.macs for cost in costs]
     return EvaluationTarget(
         path,
         source,
@@ -206,7 +214,7 @@ def open_target(
         data,
         splits,
         source.settings.model_spec().input,
-        Costs(tuple(cost.macs for cost in costs), tuple(cost.head_macs for cost in costs)),
+        Costs(tuple(macs), macs[-1] - sum(cost.head_macs for cost in costs[:-1])),
         tuple(cost.parameters for cost in costs),
     )
 
@@ -226,5 +234,5 @@ def _budgets(runtime: Runtime, entry: PolicyEntry | None) -> dict[str, BudgetPol
     for name, frontier_index in entry.named.items():
         point = entry.frontier[frontier_index]
         policy = entry.policy(point)
-        budgets[name] = BudgetPolicy(policy, point.budget_macs, runtime.costs.under(policy.active_heads))
+        budgets[name] = BudgetPolicy(policy, point.budget_macs, runtime.costs.of_exits(policy.thresholds))
     return budgets

@@ -26,7 +26,7 @@ class ExitComparison:
     """One exit in another precision, compared with float32.
 
     Attributes:
-        exit: from 1.
+        exit: number of the exit in the network, from 1.
         largest_difference: largest |difference| of a logit.
         agreement: fraction of images with the same predicted class, in [0, 1].
         accuracy, accuracy_fp32: fraction of images classified correctly, in [0, 1].
@@ -67,7 +67,7 @@ def check_against_torch(model: MultiExit, run: Callable[[Floats], Floats], image
         expected = model.eval()(torch.from_numpy(images)).numpy()
     differences = np.abs(run(images) - expected).max(axis=(1, 2))
     tolerances = TOLERANCE * np.maximum(1.0, np.abs(expected).max(axis=(1, 2)))
-    for k, (difference, tolerance) in enumerate(zip(differences, tolerances, strict=True), start=1):
+    for k, difference, tolerance in zip(model.numbers, differences, tolerances, strict=True):
         if not difference <= tolerance:
             raise BackendError(
                 f"exit {k} of the exported network differs from torch by {difference:.2e}, more than {tolerance:.0e}"
@@ -75,18 +75,21 @@ def check_against_torch(model: MultiExit, run: Callable[[Floats], Floats], image
     return [float(difference) for difference in differences]
 
 
-def compare_precisions(logits_fp32: Floats, logits: Floats, labels: NDArray[np.int64]) -> tuple[ExitComparison, ...]:
+def compare_precisions(
+    logits_fp32: Floats, logits: Floats, labels: NDArray[np.int64], numbers: Sequence[int] | None = None
+) -> tuple[ExitComparison, ...]:
     """Compare the logits of another precision with those of float32.
 
     Args:
         logits_fp32, logits: (E, N, C).
         labels: (N,).
+        numbers: the number of each exit in the network, (E,); default 1..E.
 
     Raises:
         BackendError: a logit is not finite: an activation left the range of the precision.
     """
     exits = []
-    for k, (before, after) in enumerate(zip(logits_fp32, logits, strict=True), start=1):
+    for k, before, after in zip(numbers or range(1, len(logits) + 1), logits_fp32, logits, strict=True):
         if not np.isfinite(after).all():
             raise BackendError(f"exit {k} has logits that are not finite in this precision: export in fp32")
         predicted, predicted_fp32 = after.argmax(axis=1), before.argmax(axis=1)

@@ -9,7 +9,7 @@ policy are timed once. Accuracy changes and MACs are those expected from the tra
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,11 @@ def bench_bundle(
     path = bundle or newest(BUNDLES, progress)
     tuning = autotune.tune(Bundle.open(path)) if tune else None
     runtime = Runtime.open(path, STATIC, backend=backend, threads=threads)
-    entry = _entry(runtime)
     images, description, real = _images(runtime, data_dir)
-    policies = _policies(runtime, entry, images[:1])
-    trace = _trace(runtime.bundle, entry)
-    ways = _ways(runtime, policies)
+    policies = named_policies(runtime)
+    trace = _trace(runtime)
+    ways = distinct_calls(runtime, policies)
+    ways["exit 1"] = partial(runtime.answer_tensor, budget=STATIC, max_exit=1)
     rows: list[Row] = []
     calls = {batch: max(MIN_REPEATS, repeats // batch) // ROUNDS for batch in batches}
     with progress.track("timing", len(ways) * ROUNDS * sum(calls.values())) as advance:
@@ -93,6 +93,23 @@ def machine() -> dict[str, Any]:
     return {"cpu": processor_name(), "cores": read_limits().processors, "system": platform.platform()}
 
 
+def named_policies(runtime: Runtime) -> dict[str, Policy]:
+    """The policy of each named budget, by rising cost, after that of the static network, `full`."""
+    entry = _entry(runtime)
+    named = {} if entry is None else entry.named
+    names = [STATIC, *(name for name, _ in sorted(named.items(), key=lambda item: item[1]) if name != STATIC)]
+    image = np.zeros((1, *runtime.bundle.manifest.input.shape), np.float32)
+    return {name: runtime.begin(image, budget=name).choice.policy for name in names}
+
+
+def distinct_calls(runtime: Runtime, policies: Mapping[str, Policy]) -> dict[str, Call]:
+    """One call for each policy, by the first budget that has it; a call answers a batch of prepared images."""
+    first: dict[Policy, str] = {}
+    for name, policy in policies.items():
+        first.setdefault(policy, name)
+    return {name: partial(runtime.answer_tensor, budget=name) for name in first.values()}
+
+
 def _entry(runtime: Runtime) -> PolicyEntry | None:
     backend = runtime.backend
     if not runtime.calibrated:
@@ -100,31 +117,18 @@ def _entry(runtime: Runtime) -> PolicyEntry | None:
     return runtime.bundle.policies().entry(backend.engine, backend.precision, backend.variant)
 
 
-def _policies(runtime: Runtime, entry: PolicyEntry | None, image: NDArray[np.float32]) -> dict[str, Policy]:
-    """The policy of each named budget, by rising cost, after that of the static network."""
-    named = {} if entry is None else entry.named
-    names = [STATIC, *(name for name, _ in sorted(named.items(), key=lambda item: item[1]) if name != STATIC)]
-    return {name: runtime.begin(image, budget=name).choice.policy for name in names}
-
-
-def _trace(bundle: Bundle, entry: PolicyEntry | None) -> Trace | None:
+def _trace(runtime: Runtime) -> Trace | None:
     """The trace of clean images that selected nothing, or else the one that selected the thresholds."""
+    entry = _entry(runtime)
     if entry is None:
         return None
     clean = [ref for ref in entry.evidence if ref.condition == "clean"]
     for ref in (*clean, entry.trace):
         try:
-            return bundle.load_trace(ref)
+            return runtime.bundle.load_trace(ref)
         except (NotFound, Damaged):  # times need no trace
             continue
     return None
-
-
-def _ways(runtime: Runtime, policies: dict[str, Policy]) -> dict[str, Call]:
-    """One call for each policy, by the first budget that has it, and one for the first exit."""
-    first = {policy: name for name, policy in reversed(policies.items())}
-    ways: dict[str, Call] = {name: partial(runtime.answer_tensor, budget=name) for name in reversed(first.values())}
-    return {**ways, "exit 1": partial(runtime.answer_tensor, budget=STATIC, max_exit=1)}
 
 
 def _rows(
@@ -175,8 +179,12 @@ def _row(
 
 def _advice(runtime: Runtime) -> list[str]:
     """What can be done where early exit saves no time with this bundle in this engine."""
-    explanation = autotune.explain(runtime.bundle)
-    advice = [] if explanation.rows else ["mexit bench --tune, which finds the fastest engine"]
+    advice = []
+    exits = runtime.bundle.manifest.provenance.get("exits", {})
+    if len(runtime.backend.segments) > 1 and exits.get("option") != "auto":
+        advice.append("mexit export --exits auto, which keeps only exits that save time")
+    if not autotune.explain(runtime.bundle).rows:
+        advice.append("mexit bench --tune, which finds the fastest engine")
     return [*advice, LARGER_NETWORK]
 
 

@@ -25,6 +25,7 @@ from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.atomic_io import to_json, write_bytes
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
+from mexit.core.cost import Costs
 from mexit.core.policies_file import PolicyEntry
 from mexit.core.progress import Progress, Silent
 from mexit.core.scores import Scorer
@@ -100,7 +101,7 @@ class CalibrateOptions:
         if self.attack not in (None, *ATTACKS):
             raise UsageError(f"unknown attack '{self.attack}': choose from {', '.join(ATTACKS)}")
 
-    def config(self, cumulative_macs: tuple[int, ...]) -> CalibrationConfig:
+    def config(self, costs: Costs) -> CalibrationConfig:
         """Parse the budgets and the certificate for a bundle with these costs of its exits.
 
         Raises:
@@ -109,8 +110,8 @@ class CalibrateOptions:
         """
         budgets = {_check_name(name): Budget.parse(text) for name, text in self.budgets.items()}
         for budget in budgets.values():
-            budget.macs(cumulative_macs)
-        max_macs = None if self.max_cost is None else Budget.parse(self.max_cost).macs(cumulative_macs)
+            budget.cost(costs)
+        max_macs = None if self.max_cost is None else Budget.parse(self.max_cost).cost(costs)
         request = (
             None
             if self.max_risk is None
@@ -186,7 +187,7 @@ def calibrate_bundle(
     path = Path(bundle) if bundle else newest(BUNDLES, progress)
     runtime = Runtime.open(path, "full", backend=backend, threads=threads, use_policies=False)
     cumulative_macs = runtime.bundle.manifest.cumulative_macs
-    config = options.config(cumulative_macs)
+    config = options.config(runtime.costs)
     attack = options.attack or default_attack(runtime.bundle.manifest.provenance.get("settings"))
     source, why_not = choose_source(runtime.bundle, data, data_dir, attack, options.device, progress)
     if options.attack is None and attack == "none":
@@ -196,7 +197,9 @@ def calibrate_bundle(
     traces = _record_traces(runtime, source, unknown, attack, progress)
     result = calibrate(traces, runtime.costs, config)
     entry = _store(runtime.bundle, traces, result)
-    written = _write_report(path, runtime.bundle.manifest.name, entry, report(result, traces.certification))
+    written = _write_report(
+        path, runtime.bundle.manifest.name, entry, report(result, traces.certification, runtime.bundle.manifest.numbers)
+    )
     table = _measure_test(runtime, source, traces.certification, entry, progress)
     written = (*written, expected.save(path, runtime.bundle.id, table))
     unavailable = result.rejection.unavailable if result.rejection else ()

@@ -21,7 +21,7 @@ from mexit.core.progress import Progress, Silent
 from mexit.data import digits, splits
 from mexit.errors import requires_extra
 from mexit.flows.evaluate import evaluate_model
-from mexit.flows.export import export_bundle
+from mexit.flows.export import ExportOptions, export_bundle
 from mexit.flows.train import TrainOptions, train_model
 from mexit.runtime.runtime import Runtime
 
@@ -73,7 +73,7 @@ def run_demo(*, threads: int | None = None, progress: Progress | None = None) ->
         options=TrainOptions(threads=threads),
         progress=progress,
     )
-    export_bundle(run, out=bundle, replace=True, progress=progress)
+    export_bundle(run, out=bundle, replace=True, options=ExportOptions(exits="all"), progress=progress)
     evaluation = evaluate_model(bundle, samples=None, progress=progress)
     samples, latency_us = _write_samples(run / "samples"), _latencies(bundle)
     report = _report(evaluation.report, bundle, run, time.monotonic() - start_s)

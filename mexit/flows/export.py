@@ -6,7 +6,7 @@ import copy
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ with requires_extra("train", "Exporting a network"):
     from mexit.export.onnx_export import OnnxSegment, export_segment
     from mexit.export.segments import TorchSegment, cut_segments
     from mexit.export.validate import PrecisionReport, check_against_torch, check_single_file
+    from mexit.flows import keep_exits
     from mexit.flows.precision_variants import PRECISIONS, convert_segments
-    from mexit.models import MultiExit
+    from mexit.models import MultiExit, multi_exit
     from mexit.models.device import resolve_device
     from mexit.train import checkpoint, stopped_run
     from mexit.train.config import TrainSettings
@@ -60,6 +61,9 @@ class ExportOptions:
         calibration_images: put images, clean and attacked, into the bundle, for devices without the data set.
         device: device of the torch network that crafts attacked images: "auto", "cpu" or "cuda".
         attack: of the calibration and of the images in the bundle; see `CalibrateOptions.attack`.
+        exits: the exits to keep: "auto" for those that save time on this machine, "all", or numbers such as "1,3,7".
+            The last one is always kept. "auto" keeps the exits of the bundle that is replaced, if it has the same
+            weights and chose them.
     """
 
     precision: str = PARITY
@@ -68,11 +72,13 @@ class ExportOptions:
     calibration_images: bool = False
     device: str = "auto"
     attack: str | None = None
+    exits: str = keep_exits.AUTO
 
     def __post_init__(self) -> None:
         CalibrateOptions(attack=self.attack)  # checks the attack
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision '{self.precision}': choose from {', '.join(PRECISIONS)}")
+        keep_exits.check_option(self.exits)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class ExportResult:
         calibration: None where `ExportOptions.calibrate` is false.
         precision_report: the second precision compared with fp32; None with fp32 alone.
         unfinished: `epochs` done, and `steps` of the next, of a run that is not finished; None for a finished one.
+        exits: the exits that were kept and dropped, see `keep_exits.KeptExits.record`.
     """
 
     bundle: Path
@@ -94,6 +101,7 @@ class ExportResult:
     calibration: CalibrateResult | None
     precision_report: PrecisionReport | None = None
     unfinished: Mapping[str, int] | None = None
+    exits: Mapping[str, Any] = field(default_factory=dict)
 
 
 def export_bundle(
@@ -143,7 +151,8 @@ def export_bundle(
         progress.note(f"on this device {choice.backend} with {choice.threads} thread(s) serves {out}")
     except MexitError as error:  # the bundle is complete without timings
         progress.note(f"the engines of this device were not timed: {error}")
-    return ExportResult(out, bundle.id, tuple(differences), calibration, report, source.unfinished)
+    exits = bundle.manifest.provenance["exits"]
+    return ExportResult(out, bundle.id, tuple(differences), calibration, report, source.unfinished, exits)
 
 
 def _check_target(out: Path, replace: bool) -> None:
@@ -207,16 +216,17 @@ def _build(
     source: _Source, out: Path, options: ExportOptions, progress: Progress
 ) -> tuple[Bundle, list[float], PrecisionReport | None]:
     """Build the bundle in memory and check it; return it, the differences from torch and the precision report."""
-    model, settings, data, splits = source.model, source.settings, source.data, source.splits
+    settings, data, splits = source.settings, source.data, source.splits
     spec = settings.model_spec().input
-    torch_segments = cut_segments(model, spec.name)
-    segments = _export_segments(torch_segments, progress)
+    segments = _export_segments(cut_segments(source.model, spec.name), progress)
+    kept = _keep_exits(source, segments, out, options.exits, progress)
+    model, segments = multi_exit.keep_exits(source.model, kept.numbers), kept.merge(segments)
     variants: dict[str, Sequence[OnnxSegment]] = {PARITY: segments}
-    provenance = _provenance(source)
+    provenance = {**_provenance(source), "exits": kept.record}
     report = None
     if options.precision != PARITY:
         variants[options.precision], report = convert_segments(
-            torch_segments, segments, options.precision, data, splits, spec, progress
+            cut_segments(model), segments, options.precision, data, splits, spec, progress, kept.numbers
         )
         provenance["parity"] = asdict(report)
     calibration = {}
@@ -224,7 +234,7 @@ def _build(
         samples = DatasetSource(data, splits, spec, _attack(model, settings, options))
         calibration = {images.file: images.to_bytes() for images in gather(samples, progress)}
     single_file = build_single_file([segment.model for segment in segments]) if options.single_file else None
-    contents = BundleContents(data.classes, spec, splits, variants, provenance, calibration, single_file)
+    contents = BundleContents(data.classes, spec, splits, variants, provenance, calibration, single_file, kept.numbers)
     bundle = build_bundle(out, contents)
     backend = OrtBackend(bundle)
     images = data.batch(splits.part("selection")[:CHECK_IMAGES], spec)
@@ -234,6 +244,35 @@ def _build(
         logits = run_all_exits(backend, images)
         check_single_file(lambda feeds: session.run(list(OUTPUTS), feeds), spec.name, images, logits)
     return bundle, differences, report
+
+
+def _keep_exits(
+    source: _Source, segments: Sequence[OnnxSegment], out: Path, option: str, progress: Progress
+) -> keep_exits.KeptExits:
+    if option == keep_exits.ALL:
+        return keep_exits.keep_all(len(segments))
+    if option != keep_exits.AUTO:
+        kept = keep_exits.keep_named(option, len(segments))
+    elif record := _recorded_exits(source, out):
+        kept = keep_exits.keep_as_recorded(record)
+    else:
+        spec = source.settings.model_spec().input
+        kept = keep_exits.choose(segments, source.data, source.splits, spec, progress)
+    progress.note(kept.text)
+    return kept
+
+
+def _recorded_exits(source: _Source, out: Path) -> Mapping[str, Any] | None:
+    """The choice of the bundle at `out`, if that has the same weights and chose its exits."""
+    if not out.exists():
+        return None
+    try:
+        provenance = Bundle.open(out).manifest.provenance
+    except MexitError:  # a damaged bundle is replaced
+        return None
+    record: Mapping[str, Any] = provenance.get("exits", {})
+    same = provenance.get("weights_sha256") == sha256_file(source.run / source.weights)
+    return record if same and record.get("option") == keep_exits.AUTO else None
 
 
 def _attack(model: MultiExit, settings: TrainSettings, options: ExportOptions) -> Attack | None:

@@ -36,7 +36,7 @@ def run_policies(target: EvaluationTarget, names: Sequence[str], progress: Progr
     """
     own = {name: Budget.parse(name) for name in names if name not in NAMED_FRACTIONS}
     for budget in own.values():
-        budget.macs(target.cumulative_macs)
+        budget.cost(target.costs)
     name = default_attack(target.source.settings.to_json())
     attack = None if name == "none" else network_attack(target.source, name)
     source = DatasetSource(target.data, target.splits, target.input, attack)
@@ -57,5 +57,5 @@ def run_policies(target: EvaluationTarget, names: Sequence[str], progress: Progr
     for name in names:
         point, scorer = result.frontier[result.named[name]], result.scorer
         policy = Policy(scorer.measure, scorer.ensemble, scorer.temperatures, point.thresholds)
-        policies[name] = BudgetPolicy(policy, point.budget_macs, target.costs.under(policy.active_heads))
+        policies[name] = BudgetPolicy(policy, point.budget_macs, target.costs.of_exits(policy.thresholds))
     return policies

@@ -17,7 +17,7 @@ from mexit.core.resource_limits import check_threads
 from mexit.data import registry
 from mexit.data.dataset import DataSet, FileImages
 from mexit.data.groups import find_groups
-from mexit.data.known_pictures import fingerprints
+from mexit.data.known_pictures import MAX_KNOWN, fingerprints
 from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
@@ -53,6 +53,7 @@ class TrainOptions:
         tensorboard: whether to write TensorBoard scalars into the run as well.
         graphs: whether to use CUDA graphs on a CUDA device.
         cache: whether to keep images of files in memory, if they fit into a quarter of it.
+        on_ready: called when the pictures are read, before anything of the run is stored.
         should_stop: called after every step; True writes a checkpoint and ends training.
     """
 
@@ -62,6 +63,7 @@ class TrainOptions:
     tensorboard: bool = False
     graphs: bool = True
     cache: bool = True
+    on_ready: Callable[[], None] = lambda: None
     should_stop: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
@@ -140,10 +142,10 @@ def train_model(
         with ExitStack() as stack:
             opening = _Opening(stack, data_dir, options, progress, processes)
             if resume:
-                run, named = out or newest(RUNS, progress), None if data is None else registry.plain_name(data)
+                run, named = out or newest(RUNS, progress), None if data is None else registry.canonical_name(data)
                 session, resolved = opening.stopped(run, named, preset, settings or {})
             else:
-                name = registry.plain_name(data or "digits")
+                name = registry.canonical_name(data or "digits")
                 session, resolved = opening.new(out, name, preset, settings or {})
             finished, resolved = session.train_with_teachers(resolved)
         return _result(session, finished, resolved, time.monotonic() - start_s)
@@ -194,7 +196,7 @@ class _Opening:
         splits = split(data_set, find_groups(data_set, settings.group, progress), settings.split_seed)
         note_splits(splits, progress)
         settings = replace(settings, grey_bits=note_grey_bits(scan, splits, progress))
-        if isinstance(data_set.images, FileImages) and is_folder(data):
+        if isinstance(data_set.images, FileImages) and is_folder(data) and len(data_set) <= MAX_KNOWN:
             splits = replace(splits, fingerprints=fingerprints(data_set.images))
         splits = splits.thinned(data_set, settings.fraction, settings.omit_class)
         settings = fit_settings(settings, given, data_set, splits, self.options.device, progress)
@@ -228,6 +230,7 @@ class _Session:
         Returns:
             Whether the run is finished, and its settings with those teachers and, by the clock, the steps done.
         """
+        self.options.on_ready()
         teachers = own_teachers(self.run, settings)
         if teachers:
             self._create(self.run, settings)

@@ -317,8 +317,8 @@ class ContinuousBatcher:
         carried, logits = self._segments[k - 1].run(carried)
         state, probabilities, score = self._scorer.step(k, logits, state)
         now_s = self._clock()
-        if k == len(self._segments) and self._scorer.ensemble:
-            self._answer_alone(requests, sizes, logits, probabilities, score)
+        if self._scorer.ensemble:
+            self._answer_alone(k, requests, logits, probabilities, score)
         confident = np.zeros(sum(sizes), np.bool_)
         if k < len(self._segments):
             thresholds = np.array([pending.thresholds[k - 1] for pending in requests])
@@ -337,24 +337,24 @@ class ContinuousBatcher:
 
     def _answer_alone(
         self,
+        k: int,
         requests: Sequence[PendingRequest],
-        sizes: Sequence[int],
         logits: NDArray[np.float32],
         probabilities: Floats,
         scores: Floats,
     ) -> None:
         """Set the answers of requests whose policy is that of the static network, also where the others ensemble."""
-        policies = [pending.request.choice.policy for pending in requests]
-        alone = np.repeat([not policy.ensemble for policy in policies], sizes)
-        static = next((policy.static for policy in policies if not policy.ensemble), None)
-        if static is not None:
-            scorer = static.scorer(self._scorer.classes)
-            _, probabilities[alone], scores[alone] = scorer.step(1, logits[alone], scorer.start(int(alone.sum())))
+        policies = [pending.request.choice.policy for pending in requests for _ in pending.rows]
+        alone = np.array([not policy.ensemble for policy in policies])
+        if alone.any():
+            scorer = policies[int(alone.argmax())].scorer(self._scorer.classes)
+            _, probabilities[alone], scores[alone] = scorer.step(k, logits[alone], scorer.start(int(alone.sum())))
 
     def _step_static(self, requests: Sequence[PendingRequest]) -> None:
         """Run the static network, which answers all rows."""
         backend, policy = self._runtime.backend, requests[0].request.choice.policy.static
-        assert backend.static is not None and policy is not None
+        assert backend.static is not None
+        assert policy is not None
         sizes = [len(pending.rows) for pending in requests]
         carried, start_s = _join(requests), self._clock()
         scorer = policy.scorer(self._scorer.classes)

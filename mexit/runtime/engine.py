@@ -106,7 +106,8 @@ def answer(
     exits = len(backend.segments)
     last = last_exit(exits, max_exit)
     if runs_static(backend, policy, last, any_exit=permit is not None or deadline_s is not None):
-        assert backend.static is not None and policy.static is not None
+        assert backend.static is not None
+        assert policy.static is not None
         pool = getattr(backend, "static_runners", None)
         answers = _answer(_Task([backend.static], pool, backend.carry, policy.static, classes, 1), images)
         return replace(answers, exits=np.full(len(images), exits), static=True)

@@ -11,17 +11,12 @@ from mexit.runtime.request import Request
 
 
 class PredictionBuilder:
-    """Adds labels, numbers of exits, costs and receipts to answers.
-
-    Attributes:
-        static_macs: MACs of the static network; of the full network in bundles without it.
-    """
+    """Adds labels, numbers of exits, costs and receipts to answers."""
 
     def __init__(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
         self._model, self._classes, self._numbers = bundle.id, manifest.classes, manifest.numbers
-        self._exit_macs = manifest.cumulative_macs
-        self.static_macs = self._exit_macs[-1] if manifest.static is None else manifest.static.macs
+        self._exit_macs, self._static_macs = manifest.cumulative_macs, int(manifest.costs.static)
 
     def build(self, request: Request, answers: Answers, start_s: float, batch_rows: int | None) -> list[Prediction]:
         """The predictions of the next rows of a request; arguments as in `Runtime.complete`."""
@@ -29,7 +24,7 @@ class PredictionBuilder:
         indices = answers.probabilities.argmax(axis=1).tolist()
         receipts = self._receipts(request, answers, start_s, batch_rows)
         unsure = [False] * len(exits) if answers.unsure is None else answers.unsure.tolist()
-        static, budget = self.static_macs, request.budget.text
+        static, budget = self._static_macs, request.budget.text
         predictions = []
         for row, (k, index, probabilities) in enumerate(zip(exits, indices, answers.probabilities, strict=True)):
             macs, withheld = static if answers.static else self._exit_macs[k - 1], unsure[row]

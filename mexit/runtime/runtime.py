@@ -13,24 +13,23 @@ from numpy.typing import NDArray
 
 from mexit.core.budget import Budget, Macs
 from mexit.core.bundle import Bundle
-from mexit.core.cost import Costs
 from mexit.core.exit_policy import Policy
-from mexit.core.policies_file import PolicyEntry
 from mexit.core.scores import Scorer
-from mexit.data.preprocess import check_tensor, prepare_batch
-from mexit.errors import BadInput, NotCalibrated
+from mexit.errors import NotCalibrated
 from mexit.runtime.autotune import choose, open_chosen
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.registry import AUTO, find
 from mexit.runtime.drift import DriftWatch
 from mexit.runtime.engine import Answers, answer, exit_position, runs_static
-from mexit.runtime.policy_selection import PolicyChoice, PolicySelector
+from mexit.runtime.input_images import prepare_images
+from mexit.runtime.policy_selection import PolicyChoice, PolicySelector, entry_or_none
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.prediction_builder import PredictionBuilder
 from mexit.runtime.rate_limiter import RateLimiter, read_rate_limits
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.request import Request, RequestOptions
 from mexit.runtime.stats import RuntimeStats
+from mexit.runtime.time_policies import TimePolicies, check_cost, open_in_time
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,11 +44,12 @@ class Runtime:
         bundle: the opened bundle.
         backend: the loaded engine.
         threads: number of threads of the engine.
-        costs: MACs of leaving at each exit.
-        static_macs: MACs of the static network; of the full network in bundles without it.
+        costs: MACs of leaving at each exit, and of the static network.
         stats: running totals of all answers; `runtime.stats.snapshot()`.
         rate_limiter: bounds the MACs that are computed; None without a bound.
         drift_watch: compares early answers with the full network's; None unless `watch_drift` was called.
+        timing: the policies in time; None where budgets are in MACs.
+        why_not_time: why `use_time` left them in MACs, in words.
     """
 
     def __init__(
@@ -80,13 +80,14 @@ class Runtime:
         self.bundle = bundle
         self.backend = backend
         self.threads = threads
-        self.costs = Costs(bundle.manifest.cumulative_macs)
+        self.costs = bundle.manifest.costs
         self._builder = PredictionBuilder(bundle)
-        self.static_macs = self._builder.static_macs
-        self.stats = RuntimeStats(len(bundle.manifest.exits), self.static_macs)
+        self.stats = RuntimeStats(len(bundle.manifest.exits), int(self.costs.static))
         self.rate_limiter = rate_limiter
         self.drift_watch: DriftWatch | None = None
-        entry = _entry_or_none(bundle, backend) if use_policies else None
+        self.timing: TimePolicies | None = None
+        self.why_not_time = ""
+        entry = entry_or_none(bundle, backend) if use_policies else None
         self._selector = PolicySelector(bundle, backend, entry, threads, self.run_to_exit, all_heads=all_heads)
         self.budget = budget
 
@@ -104,6 +105,8 @@ class Runtime:
         burst: Macs | None = None,
         client_rate: Macs | None = None,
         client_burst: Macs | None = None,
+        cost: str = "macs",
+        profile: str | Path | None = None,
     ) -> Runtime:
         """Open a bundle directory.
 
@@ -119,6 +122,9 @@ class Runtime:
             rate: MACs per second (`40M`, `1.5G`) that bound all requests together; see `rate_limiter`.
             burst: MACs that can be saved up; default the MACs of one second, or of a full image if that is more.
             client_rate, client_burst: the same for each client.
+            cost: "macs": the stored policies; "time": policies that are selected in time on this device, see
+                `use_time`.
+            profile: file of the times to select with; default the device cache, or measured. It needs "time".
 
         Raises:
             NotFound, Damaged, Untrusted, SchemaTooNew, StalePolicy: see `Bundle.open` and `Bundle.policies`.
@@ -126,6 +132,7 @@ class Runtime:
             BudgetInfeasible: the budget is below the cost of exit 1.
             MissingExtra: the engine is not installed.
         """
+        check_cost(cost, profile)
         if backend != AUTO:
             find(backend)
         bundle = Bundle.open(path)
@@ -135,14 +142,28 @@ class Runtime:
         runtime = Runtime(
             bundle,
             open_chosen(bundle, choice),
-            budget,
+            "full" if cost == "time" else budget,
             threads=choice.threads,
             use_policies=use_policies,
             rate_limiter=RateLimiter(costs, limits) if limits.overall or limits.client else None,
         )
+        if cost == "time":
+            runtime.use_time(profile)
+            runtime.budget = budget
         if watch_drift:
             runtime.watch_drift(watch_drift, on_drift)
         return runtime
+
+    def use_time(self, profile: str | Path | None = None, *, again: bool = False) -> None:
+        """Select budgets in time; see `time_policies.open_in_time`, which raises and has the arguments."""
+        static = Runtime(self.bundle, self.backend, "full", threads=self.threads)
+        exits = [partial(self.run_to_exit, k) for k in range(1, len(self.bundle.manifest.exits) + 1)]
+        calls = (*exits, partial(static.answer_tensor, self._profiling_copy[1]))
+        key = (self.bundle, self.backend, self.threads, self._selector.entry)
+        timed, self.why_not_time = open_in_time(*key, calls, profile, again)
+        if timed is not None:
+            self.timing = timed
+            self._selector.use_time(timed)
 
     def watch_drift(self, share: float, on_drift: str = "alarm", seed: int | None = None) -> None:
         """Start to compare a share of the early answers with the full network's; see `drift`."""
@@ -269,22 +290,13 @@ class Runtime:
         rows = self.drift_watch.choose(index, answers.reasons)
         if len(rows):
             predicted = answers.probabilities[rows].argmax(axis=1)
-            check = partial(
-                self._compare,
-                self.drift_watch,
-                index,
-                request.choice.policy,
-                request.client,
-                images[rows],
-                predicted,
-            )
+            check = partial(self._compare, self.drift_watch, index, request.client, images[rows], predicted)
             self.drift_watch.submit(check)
 
     def _compare(
         self,
         watch: DriftWatch,
         frontier_index: int,
-        policy: Policy,
         client: str,
         images: NDArray[np.float32],
         predicted: NDArray[np.int64],
@@ -294,36 +306,23 @@ class Runtime:
         if self.rate_limiter is not None:
             rows = self.rate_limiter.acquire_full_pass(client, rows)
         if rows:
-            full, macs = self._full_network(policy, images[:rows])
+            full, macs = self._full_network(images[:rows])
             self.stats.add_watched(rows * macs)
             watch.observe(frontier_index, predicted[:rows] != full)
 
-    def _full_network(self, policy: Policy, images: NDArray[np.float32]) -> tuple[NDArray[np.int64], int]:
+    def _full_network(self, images: NDArray[np.float32]) -> tuple[NDArray[np.int64], int]:
         """Classes (R,) that the budget `full` predicts for images, and the MACs of one of them."""
         segments, full = self.backend.segments, self._selector.select(Budget.parse("full")).policy
         # The rate limiter's tokens are those of the segments.
         if self.rate_limiter is None and runs_static(self.backend, full, len(segments), any_exit=False):
             answers = answer(self.backend, images, full, len(self.bundle.manifest.classes))
-            return answers.probabilities.argmax(axis=1), self.static_macs
+            return answers.probabilities.argmax(axis=1), int(self.costs.static)
         scorer = full.scorer(len(self.bundle.manifest.classes))
-        return scorer.answer(run_all_exits(self.backend, images))[1][-1], self.costs.cumulative[-1]
+        return scorer.answer(run_all_exits(self.backend, images))[1][-1], self.bundle.manifest.cumulative_macs[-1]
 
     def prepare(self, images: NDArray[Any] | Sequence[Any] | bytes) -> NDArray[np.float32]:
         """Convert accepted images to the input tensor, (B, C, H, W) float32 in [0, 1]."""
-        spec = self.bundle.manifest.input
-        if isinstance(images, np.ndarray):
-            if images.dtype.kind == "f":
-                return check_tensor(images, spec)
-            if images.dtype != np.uint8:
-                raise BadInput(f"expected uint8 or float32 images, found {images.dtype}")
-            if images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)):
-                return prepare_batch(images[None], spec)
-            if images.ndim != 4:
-                raise BadInput(f"expected uint8 (H, W), (H, W, 3) or (B, H, W, 3), found {images.shape}")
-            return prepare_batch(images, spec)
-        if isinstance(images, list | tuple):
-            return prepare_batch(images, spec)
-        return prepare_batch([images], spec)
+        return prepare_images(images, self.bundle.manifest.input)
 
     def camera(self, source: str, **options: Any) -> Generator[AnsweredFrame, None, None]:
         """Answer the frames of a video, an image, a folder, a glob or a live camera.
@@ -363,10 +362,3 @@ class Runtime:
             self.bundle, self.backend, "full", threads=self.threads, use_policies=self.calibrated, all_heads=True
         )
         return runtime, np.full((1, *self.bundle.manifest.input.shape), 0.5, np.float32)
-
-
-def _entry_or_none(bundle: Bundle, backend: Backend) -> PolicyEntry | None:
-    try:
-        return bundle.policies().entry(backend.engine, backend.precision, backend.variant)
-    except NotCalibrated:
-        return None

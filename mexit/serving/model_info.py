@@ -38,7 +38,7 @@ def model_metadata(runtime: Runtime, name: str) -> dict[str, Any]:
             "mexit_budget": runtime.budget.text,
             "mexit_exits": json.dumps(manifest.numbers),
             "mexit_exit_macs": json.dumps(manifest.cumulative_macs),
-            "mexit_static_macs": runtime.static_macs,
+            "mexit_static_macs": int(manifest.costs.static),
             "mexit_classes": json.dumps(manifest.classes),
         },
     }

@@ -13,7 +13,7 @@ from mexit.core.exit_policy import Policy
 from mexit.core.trace import Origin, Trace
 
 N, CLASSES = 300, 5
-COSTS = Costs((10, 30))
+COSTS = Costs((10, 30), 30)
 EARLY = Policy("max-probability", False, (1.0, 1.0), (0.5,))
 
 

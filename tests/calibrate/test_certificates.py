@@ -20,7 +20,7 @@ from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 from mexit.errors import RiskInfeasible, UsageError
 
-COSTS = Costs((100, 400, 1000))
+COSTS = Costs((100, 400, 1000), 1000)
 SCORER = Scorer("max-probability", False, (1.0,) * 3, 4)
 ORIGIN = Origin("m", "fp32", "ort", "fp32", "calibration", "clean", "d")
 

@@ -17,7 +17,7 @@ from mexit.core.policies_file import PolicyEntry, TraceRef
 from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 
-COSTS = Costs((100, 400, 1000))
+COSTS = Costs((100, 400, 1000), 1000)
 SCORER = Scorer("max-probability", False, (1.0,) * 3, 4)
 
 
@@ -70,7 +70,7 @@ def test_alike_splits_agree_and_each_budget_has_its_row(entry: PolicyEntry) -> N
         assert accuracy["expected"]["value"] == certification.hits(thresholds).mean()
         assert accuracy["test"]["value"] == test.hits(thresholds).mean()
         assert accuracy["difference"] == pytest.approx(accuracy["test"]["value"] - accuracy["expected"]["value"])
-        assert cost["test"]["value"] == test.macs(thresholds).mean()
+        assert cost["test"]["value"] == test.spent(thresholds).mean()
         p, q = accuracy["expected"]["value"], accuracy["test"]["value"]
         plain = 1.96 * np.sqrt(p * (1 - p) / 500 + q * (1 - q) / 900)
         assert accuracy["half_width"] == pytest.approx(plain, rel=0.1)

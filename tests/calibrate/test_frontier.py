@@ -13,7 +13,7 @@ from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
 from mexit.errors import BadInput, BudgetInfeasible, UsageError
 
-COSTS = Costs((100, 400, 1000))
+COSTS = Costs((100, 400, 1000), 1000)
 SCORER = Scorer("max-probability", False, (1.0,) * 3, 4)
 
 
@@ -147,39 +147,33 @@ def test_an_unknown_policy_is_refused(evaluator) -> None:
         frontier(evaluator, None, None, {}, "greedy")
 
 
-HEADS = Costs((100, 400, 1000), (50, 250, 0))
+STATIC = Costs((100, 400, 1000), 700)
 
 
 @pytest.mark.parametrize("policy", ["geometric", "search"])
-def test_heads_of_exits_without_a_threshold_are_not_paid(policy) -> None:
-    evaluator = TraceEvaluator.of(make_trace(800), SCORER, HEADS)
-    points, _ = frontier(evaluator, None, None, {}, policy)
-    macs = [point.calibration.mean_macs for point in points]
-    assert macs == sorted(macs)
-    for point in points:
-        plain = np.array(HEADS.cumulative, float)
-        for k in range(2):
-            plain[k + 1 :] -= HEADS.heads[k] if point.thresholds[k] is None else 0
-        assert point.calibration.mean_macs == pytest.approx(np.dot(point.calibration.exits, plain) / 800)
-        assert point.calibration.mean_macs <= point.budget_macs
+def test_no_policy_costs_more_than_the_static_network(policy) -> None:
+    evaluator = TraceEvaluator.of(make_trace(800), SCORER, STATIC)
+    points, named = frontier(evaluator, None, None, {}, policy)
+    assert [points[named[name]].budget_macs for name in ("low", "medium", "high", "full")] == [250, 400, 550, 700]
+    for point in points[:-1]:
+        assert point.calibration.mean_macs < 700
+        plain = np.dot(point.calibration.exits, STATIC.cumulative) / 800
+        assert point.calibration.mean_macs == pytest.approx(plain)
+    assert points[-1].thresholds == (None, None)
     assert points[-1].calibration.mean_macs == 700
-    # A budget that covers the full network without its early heads gets exactly that.
-    full = points[-1].calibration.accuracy
-    covering = [point for point in points if point.budget_macs >= 700]
-    assert len(covering) > 10
-    assert all(point.calibration.accuracy >= full for point in covering)
-    assert policy == "search" or all(point.thresholds == (None, None) for point in covering)
 
 
-@pytest.mark.parametrize(("measure", "ensemble"), [("agreement", False), ("max-probability", True)])
-def test_scores_that_use_earlier_exits_need_every_head(measure, ensemble) -> None:
-    evaluator = TraceEvaluator.of(make_trace(200), Scorer(measure, ensemble, (1.0,) * 3, 4), HEADS)
-    assert evaluator.costs.under([False, False]) == (100, 400, 1000)
-    assert frontier(evaluator, None, None, {})[0][-1].calibration.mean_macs == 1000
+def test_every_budget_is_the_static_network_where_exit_1_is_not_cheaper() -> None:
+    evaluator = TraceEvaluator.of(make_trace(200), SCORER, Costs((990, 1400, 2000), 1000, "us"))
+    points, named = frontier(evaluator, None, None, {})
+    assert named == {"low": 0, "medium": 0, "high": 0, "full": 0}
+    assert [(point.thresholds, point.calibration.mean_macs) for point in points] == [((None, None), 1000)]
 
 
-def test_a_removed_head_lowers_the_cost_of_all_later_exits() -> None:
-    assert HEADS.under((True, True, True)) == (100, 400, 1000)
-    assert HEADS.under((False, True, True)) == (100, 350, 950)
-    assert HEADS.under((True, False)) == (100, 400, 750)
-    assert COSTS.under((False, False)) == COSTS.cumulative
+def test_the_static_network_answers_without_the_ensemble() -> None:
+    trace = make_trace(400)
+    evaluator = TraceEvaluator.of(trace, Scorer("max-probability", True, (1.0,) * 3, 4), STATIC)
+    alone = trace.logits[-1].argmax(axis=1)
+    assert (evaluator.answers((None, None)) == alone).all()
+    assert (evaluator.predictions[-1] != alone).any()
+    assert evaluator.outcome((None, None)).accuracy == pytest.approx((alone == trace.labels).mean())

@@ -15,7 +15,7 @@ from mexit.core.exit_policy import HIGHEST, LOWEST, Policy
 from mexit.core.policies_file import FrontierPoint
 from mexit.errors import RiskInfeasible, UsageError
 
-COSTS = Costs((100, 400, 1000))
+COSTS = Costs((100, 400, 1000), 1000)
 LEVELS = (0.0, 0.7, 1.4)  # how much better each exit is than the first
 
 

@@ -110,7 +110,7 @@ def test_training_notes_class_names_and_problems_before_the_first_step(pets: Pat
     assert "warning: skipped, because they are no pictures of a class: 1 .txt" in said
     assert "warning: 1 picture with a side below 8 pixels: 01/tiny.png" in said
     assert "grey values of 16-bit files use 12 bits: they are divided by 16, in serving too" in said
-    exported = typed("export", "runs/pets", "--out", "bundles/pets", "--no-calibrate")
+    exported = typed("export", "runs/pets", "--out", "bundles/pets", "--no-calibrate", "--exits", "all")
     assert exported.exit_code == 0, exported.output
     manifest = json.loads(Path("bundles/pets/bundle.json").read_text())
     assert manifest["classes"] == ["Siamese cat", "Border collie :dog:"]

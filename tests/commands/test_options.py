@@ -68,7 +68,7 @@ def test_a_misspelt_option_or_command_has_a_hint(line: str, hint: str) -> None:
 def test_a_misspelt_variable_has_a_hint(name: str, near: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert unknown_variables({name: "1", "HOME": "/", **dict.fromkeys(VARIABLES, "x")}) == {name: near}
     monkeypatch.setenv(name, "1")
-    said = typed("models", "--json").stderr
+    said = typed("inspect", "nowhere").stderr
     warned = f"warning: {name} is set, but mexit does not read it: did you mean {near}?"
     assert (warned in " ".join(said.split())) == (near is not None)
 

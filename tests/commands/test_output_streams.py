@@ -17,7 +17,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.slow
 COMMANDS = {
-    "models, json": "models --json",
+    "inspect, json": "inspect {bundle} --json",
     "help": "train --help",
     "run": "run {bundle} x.png",
     "camera": "camera {bundle} --source x.png",
@@ -48,7 +48,7 @@ def test_a_full_standard_output_is_one_line(line: str, bundle_copy: Path) -> Non
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize("line", ["models --json", "run {bundle} x.png"])
+@pytest.mark.parametrize("line", ["inspect {bundle} --json", "run {bundle} x.png"])
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 def test_a_closed_standard_output_is_no_error(line: str, unbuffered: str, digits_bundle: Path) -> None:
     reading, writing = os.pipe()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mexit.core.budget import Budget, exact_macs, format_macs, parse_macs
+from mexit.core.cost import Costs
 from mexit.errors import BudgetInfeasible, UsageError
 
-COSTS = (1_000_000, 3_000_000, 9_250_000)
+COSTS = Costs((1_000_000, 3_000_000, 9_500_000), 9_250_000)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ COSTS = (1_000_000, 3_000_000, 9_250_000)
 def test_budgets_as_people_type_them(text: str, kind: str, macs: float) -> None:
     budget = Budget.parse(text)
     assert (budget.kind, budget.text) == (kind, text.strip())
-    assert budget.macs(COSTS) == pytest.approx(macs, rel=1e-12)
+    assert budget.cost(COSTS) == pytest.approx(macs, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -59,27 +60,27 @@ def test_more_than_everything_is_refused(text: str) -> None:
 
 def test_below_exit_1_the_nearest_feasible_budget_is_named_and_can_be_typed() -> None:
     with pytest.raises(BudgetInfeasible) as caught:
-        Budget.parse("5%").macs(COSTS)
+        Budget.parse("5%").cost(COSTS)
     message = str(caught.value)
     assert message == (
-        "budget '5%' is 462k MACs, but exit 1 alone costs 1M MACs (10.8% of full): "
+        "budget '5%' is 462k MACs, but exit 1 alone costs 1M MACs (10.8% of the static network): "
         "the nearest feasible budget is 1000000"
     )
-    assert Budget.parse(message.rpartition(" ")[2]).macs(COSTS) == COSTS[0]
+    assert Budget.parse(message.rpartition(" ")[2]).cost(COSTS) == COSTS.cumulative[0]
 
 
 def test_the_nearest_feasible_budget_is_exact_where_people_would_round() -> None:
-    odd = (1_234_567, 9_876_543)
+    odd = Costs((1_234_567, 9_876_543), 9_876_543)
     with pytest.raises(BudgetInfeasible, match=r"the nearest feasible budget is 1234567$"):
-        Budget.parse("1M").macs(odd)
-    assert Budget.parse(exact_macs(odd[0])).macs(odd) == odd[0]
+        Budget.parse("1M").cost(odd)
+    assert Budget.parse(exact_macs(odd.first)).cost(odd) == odd.first
 
 
 def test_milliseconds_need_a_device_that_measured_itself() -> None:
     budget = Budget.parse("5ms")
     assert (budget.kind, budget.value) == ("ms", 5.0)
-    with pytest.raises(UsageError, match=r"budget '5ms': .*give MACs between 1M MACs and 9.25M MACs"):
-        budget.macs(COSTS)
+    with pytest.raises(UsageError, match=r"budget '5ms': .*give a budget between 1M MACs and 9.25M MACs"):
+        budget.cost(COSTS)
 
 
 def test_only_full_is_full() -> None:
@@ -89,7 +90,7 @@ def test_only_full_is_full() -> None:
 
 
 def test_a_network_with_one_exit_has_one_budget() -> None:
-    assert {Budget.parse(name).macs((500,)) for name in ("low", "medium", "high", "full", "100%")} == {500}
+    assert {Budget.parse(name).cost(Costs((500,), 500)) for name in ("low", "medium", "high", "full", "100%")} == {500}
 
 
 @pytest.mark.parametrize(

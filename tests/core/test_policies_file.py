@@ -13,6 +13,7 @@ import pytest
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import Budget
 from mexit.core.bundle import Bundle
+from mexit.core.cost import Costs
 from mexit.core.policies_file import Policies
 from mexit.errors import BudgetInfeasible, Damaged, NotCalibrated, SchemaTooNew, StalePolicy, Untrusted, UsageError
 
@@ -159,8 +160,8 @@ def test_a_new_entry_takes_the_place_of_the_same_engine_only(policies: Policies)
 
 def test_a_budget_takes_the_largest_point_not_above_it(policies: Policies) -> None:
     entry = policies.entries[0]
-    costs = (entry.frontier[0].budget_macs, entry.frontier[-1].budget_macs)
-    macs = tuple(int(cost) for cost in costs)
+    static = entry.frontier[-1].budget_macs
+    macs = Costs((int(entry.frontier[0].budget_macs), static), static)
     for place, point in enumerate(entry.frontier[:-1]):
         between = (point.budget_macs + entry.frontier[place + 1].budget_macs) / 2
         assert entry.frontier[entry.frontier_index(Budget("x", "macs", between), macs)] is point
@@ -171,7 +172,7 @@ def test_a_budget_takes_the_largest_point_not_above_it(policies: Policies) -> No
 def test_named_budgets_take_their_own_points(policies: Policies) -> None:
     entry = policies.entries[0]
     for name, index in entry.named.items():
-        assert entry.frontier[entry.frontier_index(Budget.parse(name), (1, 2))] is entry.frontier[index]
+        assert entry.frontier[entry.frontier_index(Budget.parse(name), Costs((1, 2), 2))] is entry.frontier[index]
         assert entry.names[name] == entry.frontier[index].budget_macs
 
 
@@ -179,7 +180,7 @@ def test_below_the_smallest_point_both_ways_out_can_be_typed(policies: Policies)
     entry = dataclasses.replace(policies.entries[0], frontier=policies.entries[0].frontier[5:], named={})
     smallest = round(entry.frontier[0].budget_macs)
     with pytest.raises(BudgetInfeasible) as caught:
-        entry.frontier[entry.frontier_index(Budget.parse("1000"), (500, 10_000_000))]
+        entry.frontier[entry.frontier_index(Budget.parse("1000"), Costs((500, 10_000_000), 10_000_000))]
     assert str(caught.value) == (
         f"budget '1000' is 1k MACs; the smallest calibrated one is {smallest}: use that, "
         "or run mexit calibrate --budget mine=1000"
@@ -189,7 +190,9 @@ def test_below_the_smallest_point_both_ways_out_can_be_typed(policies: Policies)
 def test_a_budget_of_ones_own_is_known_by_its_name(policies: Policies) -> None:
     names = {"night": policies.entries[0].frontier[7].budget_macs}
     assert (
-        policies.entries[0].frontier[policies.entries[0].frontier_index(Budget.parse("night", names), (1, 10**9))]
+        policies.entries[0].frontier[
+            policies.entries[0].frontier_index(Budget.parse("night", names), Costs((1, 10**9), 10**9))
+        ]
         is policies.entries[0].frontier[7]
     )
     with pytest.raises(UsageError, match="'night' is not a budget"):

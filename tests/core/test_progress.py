@@ -34,6 +34,31 @@ def test_the_first_signal_is_recorded_and_the_second_has_its_previous_effect(num
     assert done.returncode == 0, done.stderr
 
 
+INTERRUPTS = """
+import signal, sys
+from mexit.core.progress import StopSignal
+number, received = int(sys.argv[1]), []
+stop = StopSignal(lambda: received.append(0), interrupts=True)
+try:
+    with stop:
+        signal.raise_signal(number)
+        raise AssertionError
+except KeyboardInterrupt:
+    assert (stop.number, stop.exit_code, received) == (number, int(sys.argv[2]), [])
+with StopSignal(lambda: received.append(0), interrupts=True) as stop:
+    stop.defer()
+    signal.raise_signal(number)
+assert (stop.number, received) == (number, [0])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_interrupts_until_it_is_deferred(number: int, code: int) -> None:
+    arguments = [sys.executable, "-c", INTERRUPTS, str(int(number)), str(code)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_handlers_are_restored_without_a_signal() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopSignal():

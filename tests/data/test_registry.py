@@ -98,4 +98,4 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     ],
 )
 def test_spellings_of_a_folder_have_one_name(name: str, plain: str) -> None:
-    assert registry.plain_name(name) == plain
+    assert registry.canonical_name(name) == plain

@@ -210,7 +210,18 @@ def test_export_single_file_by_the_command_and_the_example_of_the_docs(
     workspace = Path(shutil.copytree(workspace, tmp_path / "workspace"))  # the newest bundle stays what it was
     monkeypatch.chdir(workspace)
     done = CliRunner().invoke(
-        app, ["export", "runs/digits", "--out", "bundles/whole", "--single-file", "--no-calibrate", "--json"]
+        app,
+        [
+            "export",
+            "runs/digits",
+            "--out",
+            "bundles/whole",
+            "--single-file",
+            "--no-calibrate",
+            "--exits",
+            "all",
+            "--json",
+        ],
     )
     assert done.exit_code == 0, done.output
     done = CliRunner().invoke(app, ["calibrate", "bundles/whole", "--measure", "margin", "--attack", "none", "--json"])

@@ -40,7 +40,7 @@ def stopped_after(steps: int, **settings: Any) -> Path:
 
 def exported(run: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The provenance of an export without calibration, and the weights that it exported."""
-    result = export_bundle(run, out=Path("bundles/b"), options=ExportOptions(calibrate=False))
+    result = export_bundle(run, out=Path("bundles/b"), options=ExportOptions(calibrate=False, exits="all"))
     bundle = Bundle.open(result.bundle)
     model = GradientSource.of_bundle(bundle).model
     assert max(result.differences) < 1e-4
@@ -57,7 +57,7 @@ def kept_weights(run: Path) -> dict[str, torch.Tensor]:
 
 def test_the_checkpoint_is_exported_calibrated_and_evaluated() -> None:
     run = stopped_after(7)
-    done = typed("export", run, "--json")
+    done = typed("export", run, "--exits", "all", "--json")
     assert json.loads(done.stdout)["unfinished"] == {"epochs": 1, "steps": 2}
     assert "runs/x is not finished: its weights after 1 epochs and 2 steps are exported" in " ".join(
         done.stderr.split()

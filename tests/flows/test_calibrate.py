@@ -31,7 +31,7 @@ def with_images(workspace, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("with-images") / "digits"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
-        options = ExportOptions(calibrate=False, calibration_images=True)
+        options = ExportOptions(calibrate=False, calibration_images=True, exits="all")
         return export_bundle(Path("runs/digits"), out=out, options=options).bundle
 
 

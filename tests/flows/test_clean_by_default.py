@@ -46,7 +46,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Notes]:
     os.chdir(root)
     try:
         train_model(settings={"method": "clean", "epochs": 2}, out=RUN, options=TrainOptions(threads=1))
-        export_bundle(RUN, options=ExportOptions(calibration_images=True), progress=notes)
+        export_bundle(RUN, options=ExportOptions(calibration_images=True, exits="all"), progress=notes)
     finally:
         os.chdir(before)
     return root, notes

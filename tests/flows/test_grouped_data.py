@@ -53,7 +53,7 @@ def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trai
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         result = train_model(f"folder:{films}", settings=SETTINGS, out=root / "run", options=OPTIONS)
-        options = ExportOptions(calibration_images=True)
+        options = ExportOptions(calibration_images=True, exits="all")
         export_bundle(root / "run", out=root / "bundle", options=options)
     return result, root / "bundle"
 
@@ -201,7 +201,7 @@ def test_a_changed_folder_has_the_groups_and_the_seed_of_the_run(films: Path, tm
     settings = SETTINGS | {"group": r"/(\d+)_", "split_seed": 3, "epochs": 1, "fraction": 0.3}
     own = shutil.copytree(films, tmp_path / "own")
     run = train_model(f"folder:{own}/", settings=settings, out=tmp_path / "run", options=OPTIONS).run
-    bundle = export_bundle(run, out=tmp_path / "bundle", options=ExportOptions(calibrate=False)).bundle
+    bundle = export_bundle(run, out=tmp_path / "bundle", options=ExportOptions(calibrate=False, exits="all")).bundle
     for path in own.glob("*/*_00.png"):
         path.unlink()
     shown = typed("calibrate", bundle, "--data", f"folder:{own}", "--attack", "none")
@@ -217,3 +217,18 @@ def test_a_changed_folder_has_the_groups_and_the_seed_of_the_run(films: Path, tm
         path.rename(path.with_name(path.name.replace("_", "-")))
     said = " ".join(typed("calibrate", bundle, "--data", f"folder:{own}", "--attack", "none").stderr.split())
     assert "the groups are found by --group auto, because those of the run cannot be" in said
+
+
+def test_a_hundred_pictures_without_groups_are_trained_and_exported(tmp_path: Path) -> None:
+    data = digits.load()
+    for label in range(2):
+        (tmp_path / "own" / str(label)).mkdir(parents=True)
+        for index in np.flatnonzero(data.labels == label)[:50]:
+            image = np.asarray(data.images.at(np.array([index]))[0])
+            Image.fromarray(image).save(tmp_path / "own" / str(label) / f"{index}.png")
+    run = train_model(f"folder:{tmp_path / 'own'}", settings=SETTINGS, out=tmp_path / "run", options=OPTIONS).run
+    stored = Splits.load(run / "splits.npz")
+    assert stored.groups is None
+    assert (len(stored.part("calibration")), len(stored.part("test"))) == (20, 25)
+    export_bundle(run, out=tmp_path / "bundle", options=ExportOptions(exits="all"))
+    assert Bundle.open(tmp_path / "bundle").policies().entries[0].frontier[-1].calibration.n == 20

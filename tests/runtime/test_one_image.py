@@ -164,11 +164,11 @@ def test_a_runner_that_failed_is_not_used_again(digits_bundle, images) -> None:
     backend = OrtBackend(Bundle.open(digits_bundle))
     never = Policy("max-probability", False, (1.0,) * 3, (None, None))
     expected = answer(backend, images[:1], never, 10).probabilities
-    runner = backend.runners.take()
-    backend.runners.give_back(runner)
+    runner = backend.static_runners.take()
+    backend.static_runners.give_back(runner)
     with pytest.raises(BackendError, match=r"given an image \(1, 1, 1, 1\), expected \(1, 1, 8, 8\)"):
         answer(backend, images[:1, :, :1, :1], never, 10)
-    assert backend.runners.take() is not runner
+    assert backend.static_runners.take() is not runner
     assert answer(backend, images[:1], never, 10).probabilities.tobytes() == expected.tobytes()
 
 

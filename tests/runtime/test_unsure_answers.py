@@ -126,6 +126,6 @@ def test_the_file_has_version_2_with_reject_thresholds_and_version_1_without(
 def test_a_budget_below_the_first_point_that_keeps_the_bound_names_it(reject_bundle: Path, tmp_path: Path) -> None:
     entry = Bundle.open(reject_bundle).policies().entries[0]
     left = replace(entry, frontier=entry.frontier[20:], named={"full": 20})
-    macs = Bundle.open(reject_bundle).manifest.cumulative_macs
+    costs = Bundle.open(reject_bundle).manifest.costs
     with pytest.raises(BudgetInfeasible, match=r"the smallest one with at most 2.00% wrong answers is \d+"):
-        left.frontier_index(Budget.parse("low"), macs)
+        left.frontier_index(Budget.parse("low"), costs)

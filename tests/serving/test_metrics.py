@@ -35,7 +35,7 @@ def test_predictions_and_macs(server: Server, runtime: Runtime, images: Images) 
         exits = [sum(prediction.exit == k for prediction in expected) for k in (1, 2, 3)]
         costs = [
             sum(prediction.macs for prediction in expected),
-            runtime.static_macs * len(images),
+            int(runtime.costs.static) * len(images),
         ]
         assert np.subtract(counts(label), before).tolist() == [*exits, *costs]
 

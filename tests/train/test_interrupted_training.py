@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import MEXIT, quiet, refused, typed
+from PIL import Image
 from safetensors.numpy import load_file
 
 from mexit.flows.train import TrainOptions, train_model
@@ -139,6 +141,30 @@ def test_an_unfinished_run_is_not_evaluated(stops: dict[str, Stop], folder: Path
     message = refused("evaluate", folder / "runs/x", code=2)
     assert f"run {folder}/runs/x is not finished: mexit train --resume --out {folder}/runs/x" in message
     assert "mexit export takes its checkpoint" in message
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_pictures_are_read_stops_at_once_and_leaves_nothing(
+    number: int, code: int, tmp_path: Path
+) -> None:
+    """The pictures take much longer to read than the test may last."""
+    for label, name in enumerate("ab"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        Image.new("L", (4000, 4000), label).save(tmp_path / f"{name}.png")
+        for k in range(2000):
+            os.link(tmp_path / f"{name}.png", tmp_path / "pictures" / name / f"{k}.png")
+    process = started(tmp_path, "--data", "folder:pictures")
+    assert process.stderr is not None
+    try:
+        assert "2 classes: a, b" in process.stderr.readline()
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=TIMEOUT_S / 2)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code
+    assert stderr == "error: stopped\n"
+    assert not list((tmp_path / "runs").iterdir())
 
 
 @pytest.mark.parametrize("steps_before", [3, 8, 40])

@@ -2,8 +2,8 @@
 
 `Segment.run` returns features that stay valid as long as they are referenced, so it allocates memory for each call. A
 `BoundRunner` connects the outputs of segment k to the inputs of segment k+1 once, and every image overwrites the same
-buffers. An engine that supports this has the attributes `runners` and `static_runners`, each a `RunnerPool` or None; for
-others there is `PlainRunner`.
+buffers. An engine that supports this has the attributes `runners` and `static_runners`, each a `RunnerPool` or None;
+for others there is `PlainRunner`.
 """
 
 from __future__ import annotations
