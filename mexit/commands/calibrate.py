@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mexit.commands import output
-from mexit.commands.budget_tables import show_expected, show_policies, show_reject
-from mexit.commands.options import AttackOption, Backend, BundleArg, DataDir, Device, Json, Threads, pairs
+from mexit.commands.budget_tables import show_expected, show_policies, show_reject, show_times
+from mexit.commands.options import AttackOption, Backend, BundleArg, CostOption, DataDir, Device, Json, Threads, pairs
 
 if TYPE_CHECKING:
     from mexit.core.policies_file import PolicyEntry
@@ -60,6 +60,14 @@ def calibrate(
         str | None,
         typer.Option(help="With --max-risk: certify this bound on the mean cost too, written as a budget."),
     ] = None,
+    target_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Certify the budget target: the cheapest that loses at most this accuracy against the static network, "
+            "such as 0.005."
+        ),
+    ] = None,
+    cost: CostOption = "time",
     max_error: Annotated[
         float | None,
         typer.Option(help="Answer 'unsure' so that at most this share of the answers given is wrong, such as 0.02."),
@@ -94,6 +102,8 @@ def calibrate(
         loss=loss,
         risk_method=risk_method,
         max_cost=max_cost,
+        target_drop=target_drop,
+        cost=cost,
         max_error=max_error,
         reject_from=reject_from,
         max_unknown=max_unknown,
@@ -109,7 +119,14 @@ def calibrate(
         progress=output.RichProgress(),
     )
     if json:
-        output.print_json({"bundle": str(result.bundle), "entry": asdict(result.entry), "expected": result.expected})
+        output.print_json(
+            {
+                "bundle": str(result.bundle),
+                "entry": asdict(result.entry),
+                "expected": result.expected,
+                "timed": None if result.timed is None else asdict(result.timed),
+            }
+        )
     else:
         show_calibration(result)
 
@@ -127,6 +144,9 @@ def show_calibration(result: CalibrateResult) -> None:
         output.table(title, columns, rows, f"chosen: {score_name(result.entry)}")
     show_policies(result.entry)
     say_certificates(result.entry)
+    if result.timed is not None:
+        show_times(result.timed)
+        say_certificates(result.timed)
     written = [str(path.relative_to(result.bundle)) for path in result.written]
     output.paragraph(f"wrote into {result.bundle}: {', '.join(['policies.json', *written])}")
     show_expected(result.expected)

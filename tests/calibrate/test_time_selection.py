@@ -17,6 +17,7 @@ from mexit.core.cost import Costs
 from mexit.core.policies_file import PolicyEntry, TraceRef
 from mexit.core.scores import Scorer
 from mexit.core.trace import Origin, Trace
+from mexit.errors import RiskInfeasible
 
 CLASSES = 4
 MACS = Costs((100, 400, 1000), 800)
@@ -51,7 +52,7 @@ def calibrated(
     entry = PolicyEntry(
         "ort", "fp32", "fp32", ref, (replace(ref, split="certification"),),
         result.scorer.measure, result.scorer.ensemble, result.scorer.temperatures, result.frontier, result.named,
-        (asdict(result.certificate),) if result.certificate else (), result.drift,
+        tuple(asdict(one) for one in result.certificates), result.drift,
         result.rejection.terms if result.rejection else None, {"night": "60%", "few": "300"},
     )  # fmt: skip
     return entry, traces
@@ -137,6 +138,20 @@ def test_a_certificate_is_computed_again_or_absent() -> None:
     lost = select_by_time(entry, traces, MACS, NO_SAVING)
     assert lost.certificates == ()
     assert "certified" not in lost.named
+
+
+def test_the_target_is_the_cheapest_certified_budget_in_both_units() -> None:
+    config = replace(PLAIN, target=CertificateRequest(0.05, loss="accuracy-gap"))
+    entry, traces = calibrated(7, config, samples=2000)
+    timed = select_by_time(entry, traces, MACS, TIMES)
+    for one in (entry, timed):
+        (certificate,) = one.certificates
+        assert (certificate["name"], certificate["loss"]) == ("target", "accuracy-gap")
+        assert one.named["target"] == certificate["first"] < len(one.frontier) - 1
+        point = one.frontier[one.named["target"]]
+        assert point.held_out.accuracy > one.frontier[-1].held_out.accuracy - 0.05
+    with pytest.raises(RiskInfeasible, match=r"cannot certify .*\(accuracy-gap\).* samples would do"):
+        calibrated(7, replace(PLAIN, target=CertificateRequest(0.005, loss="accuracy-gap")), samples=100)
 
 
 @pytest.mark.parametrize("draws", [100, pytest.param(1000, marks=pytest.mark.long)])
