@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, cast
 
 import numpy as np
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 from time_saved_networks import PageNetwork
 from torch import Tensor, nn
 
+from mexit.core.atomic_io import to_npz, write_bytes
 from mexit.core.bundle import Bundle
 from mexit.data.dataset import split_batches
 from mexit.models import MultiExit, Stage
 
 EPOCHS, TRAIN_IMAGES, BATCH, SEED = 5, 5000, 128, 0  # of its heads
 TARGET_DROP = 0.005
+INSTALLED = find_spec("earlyon") is not None
 Answer = Callable[[NDArray[np.float32]], Any]
 
 
@@ -75,7 +78,9 @@ def open_network(network: PageNetwork) -> EarlyonNetwork | str:
         "earlyon, hooks in torch": lambda images: wrapper(torch.from_numpy(images), mode="inference").prediction,
         "earlyon, stages in torch": lambda images: staged.infer(torch.from_numpy(images)).prediction,
     }
-    answers = {name: _answers(network, call) for name, call in calls.items()}
+    early = _answers(network, "earlyon", lambda images: np.stack([_logits(staged, image) for image in images]))
+    last = _answers(network, "torch", lambda images: static(images).numpy())
+    answers = dict(zip(calls, (last, early, early), strict=True))  # earlyon checks that hooks and stages agree
     config = wrapper.config
     pairs = zip(config.confidence_thresholds, config.enabled_exits, strict=True)
     return EarlyonNetwork(calls, answers, tuple(value if enabled else None for value, enabled in pairs))
@@ -140,8 +145,19 @@ def _loader(network: PageNetwork, part: str, limit: int | None = None) -> Sequen
     ]
 
 
-def _answers(network: PageNetwork, call: Answer) -> NDArray[np.int64]:
-    """The predicted class of each test image, (N,)."""
-    index = network.splits.part("test")
-    answers = [int(call(network.data.batch(index[i : i + 1], network.spec)).argmax()) for i in range(len(index))]
-    return np.array(answers, np.int64)
+def _logits(staged: Any, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The logits (C,) of the exit that answers an image, (C, H, W)."""
+    logits: NDArray[np.float32] = staged.infer(torch.from_numpy(image[None])).prediction[0].numpy()
+    return logits
+
+
+def _answers(network: PageNetwork, name: str, call: Answer) -> NDArray[np.int64]:
+    """The predicted class of each test image, (N,); computed once. `call` maps a batch to its logits (B, C)."""
+    path = network.folder / "logits" / f"{network.name}-{name}-test.npz"
+    if not path.exists():
+        chunks = split_batches(network.splits.part("test"), BATCH)
+        logits = [call(network.data.batch(chunk, network.spec)) for chunk in chunks]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, to_npz(answers=np.concatenate(logits).argmax(axis=1)))
+    with np.load(path) as stored:
+        return np.asarray(stored["answers"])

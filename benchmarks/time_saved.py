@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from earlyon_network import INSTALLED, open_network
 from page import ROOT, write_page
 from time_saved_cases import ROUNDS, Part, measure
 from time_saved_networks import MINIATURE, RECIPES, PageNetwork
@@ -65,6 +66,8 @@ def main(typed: Sequence[str] | None = None) -> None:
         part = Part(arguments.results / f"{name}_{hardware}.json")
         try:
             network.prepare()
+            if arguments.prepare and network.bundle.exists() and INSTALLED:
+                open_network(network)
             if not arguments.prepare:
                 network.export()
                 measure(network, part, arguments.seconds, arguments.other_seconds)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import earlyon_network
 import numpy as np
+from earlyon_network import INSTALLED, open_network
 from numpy.typing import NDArray
 from time_saved_networks import PARTS, PageNetwork
 
@@ -116,7 +115,7 @@ def time_ways(
 
 def open_runtime(network: PageNetwork, engine: str, threads: int) -> Runtime:
     """The bundle in an engine, with thresholds selected by the time on this machine."""
-    return Runtime.open(network.bundle, STATIC, backend=engine, threads=threads)
+    return Runtime.open(network.bundle, STATIC, backend=engine, threads=threads, cost="time")
 
 
 def budget_calls(network: PageNetwork, engine: str, threads: int) -> dict[str, Call]:
@@ -183,7 +182,7 @@ def final(network: PageNetwork, part: Part, images: NDArray[np.float32], seconds
             network.cuts[int(cut.split()[1]) - 1], cut_engine, "test"
         )[-1].argmax(axis=1),
     }
-    found = earlyon_network.open_network(network) if importlib.util.find_spec("earlyon") else NOT_INSTALLED
+    found = open_network(network) if INSTALLED else NOT_INSTALLED
     part.values["earlyon"] = found if isinstance(found, str) else {"thresholds": found.thresholds}
     if not isinstance(found, str):
         ways |= found.calls

@@ -43,7 +43,7 @@ _CLEAN: dict[str, Any] = {
     "weight_decay": 5e-4, "ema": 0.998, "batch": 128, "lr": 0.05, "validate_every": 5,
 }  # fmt: skip
 _CIFAR = _CLEAN | {"augment": "reflect-crop-flip", "recompute_norms": 10_000}
-_FROZEN: dict[str, Any] = {"model": "efficientnet-lite0", "method": "clean", "freeze": True}
+_FROZEN: dict[str, Any] = {"model": "efficientnet-lite0", "freeze": True}
 FINETUNE_EPOCHS = 10
 
 
@@ -169,7 +169,7 @@ class PageNetwork:
     def export(self) -> None:
         """Export the bundle with the exits that save time here, and calibrate every engine; once."""
         if not self.bundle.exists():
-            options = ExportOptions(precision="int8")
+            options = ExportOptions(precision="int8", exits="auto")
             export_bundle(self.run, out=self.bundle, data_dir=self.data_dir, options=options)
         for engine in ENGINES:
             try:

@@ -134,15 +134,15 @@ def _cut_rows(values: Values, engine: str) -> Iterator[list[str]]:
     times, accuracy = values[f"cuts/{engine}"], values[f"accuracy/{engine}"]
     last = list(times)[-1]
     for name, one in times.items():
-        changes = (accuracy[part]["cuts"][name] for part in ("test", "certification"))
-        ratio = share(_ratio(one, times[last]))
-        yield [engine, name, f"{_mean(one):.0f}", ratio, *(points(each["value"], each["stderr"]) for each in changes)]
+        changes = [accuracy[part]["cuts"][name] for part in ("test", "certification")]
+        shown = ["", ""] if name == last else [points(each["value"], each["stderr"]) for each in changes]
+        yield [engine, name, f"{_mean(one):.0f}", share(_ratio(one, times[last])), *shown]
 
 
 def _final_rows(final: Values) -> Iterator[list[str]]:
     static = next(iter(final.values()))
     for name, one in final.items():
-        change = points(one["change"]["value"], one["change"]["stderr"])
+        change = "" if one is static else points(one["change"]["value"], one["change"]["stderr"])
         yield [name, *_times(one), share(_ratio(one, static)), change]
 
 

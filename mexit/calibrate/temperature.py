@@ -65,7 +65,12 @@ def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_], b
     return float(error)
 
 
-def reliability(scorer: Scorer, logits: NDArray[np.float32], labels: NDArray[np.int64] | None) -> list[dict[str, Any]]:
+def reliability(
+    scorer: Scorer,
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64] | None,
+    numbers: Sequence[int] | None = None,
+) -> list[dict[str, Any]]:
     """Calibration errors and reliability diagrams of every exit before and after temperature scaling.
 
     Before: the softmax of the exit's own logits. After: the confidence that predictions report, with temperatures and,
@@ -75,20 +80,25 @@ def reliability(scorer: Scorer, logits: NDArray[np.float32], labels: NDArray[np.
         scorer: measure, ensemble and temperatures.
         logits: (E, N, C).
         labels: (N,); an empty list is returned without.
+        numbers: of the exits in the network, (E,); default 1..E.
     """
     if labels is None:
         return []
     unscaled = Scorer(scorer.measure, False, (1.0,) * len(scorer.temperatures), scorer.classes)
     before, after = (_top_probabilities(one, logits) for one in (unscaled, scorer))
-    return compare_reliability(before, after, labels)
+    return compare_reliability(before, after, labels, numbers)
 
 
 def compare_reliability(
-    before: Sequence[TopProbability], after: Sequence[TopProbability], labels: NDArray[np.int64]
+    before: Sequence[TopProbability],
+    after: Sequence[TopProbability],
+    labels: NDArray[np.int64],
+    numbers: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """The result of `reliability` from the confidences of every exit before and after temperature scaling."""
     rows = []
-    for k, ((raw, raw_classes), (scaled, scaled_classes)) in enumerate(zip(before, after, strict=True), start=1):
+    numbers = numbers or range(1, len(before) + 1)
+    for k, (raw, raw_classes), (scaled, scaled_classes) in zip(numbers, before, after, strict=True):
         rows.append(
             {
                 "exit": k,

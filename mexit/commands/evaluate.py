@@ -101,16 +101,17 @@ def evaluate(
 def show_evaluation(result: EvaluateResult) -> None:
     """Print accuracy per exit and per budget, the transfer between exits, and failed checks."""
     report = result.report
+    exits = [f"exit {row['exit']}" for row in report["exits"]]
     _show_exits(report)
     if report["transfer"]:
-        _show_transfer(report["transfer"])
+        _show_transfer(report["transfer"], exits)
     if report["budgets"]:
         _show_budgets(report)
         _show_slowdown(report["budgets"], report["settings"])
     if report["curve"]:
-        _show_curve(report["curve"])
+        _show_curve(report["curve"], exits)
     if report["corruptions"]:
-        _show_corruptions(report["corruptions"], report["settings"])
+        _show_corruptions(report["corruptions"], exits, report["settings"])
     if report["checks"]:
         _show_flags(report)
     if result.written:
@@ -136,8 +137,7 @@ def _show_exits(report: Mapping[str, Any]) -> None:
     output.table(f"{settings['source']}: accuracy per exit", ["exit", *conditions], rows, caption)
 
 
-def _show_transfer(transfer: list[list[dict[str, Any]]]) -> None:
-    exits = [f"exit {k}" for k in range(1, len(transfer) + 1)]
+def _show_transfer(transfer: list[list[dict[str, Any]]], exits: list[str]) -> None:
     rows = [[name, *(output.percent(cell["value"]) for cell in row)] for name, row in zip(exits, transfer, strict=True)]
     title = "accuracy when one exit is attacked (row) and another answers (column)"
     output.table(title, ["attacked", *exits], rows)
@@ -179,8 +179,8 @@ def _show_slowdown(budgets: Mapping[str, Any], settings: Mapping[str, Any]) -> N
     output.table("slowdown attacks: efficacy of the exits", ["budget", *conditions], rows, caption)
 
 
-def _show_curve(curve: list[dict[str, Any]]) -> None:
-    names = [f"exit {k}" for k in range(1, len(curve[0]["exits"]) + 1)] + list(curve[0]["budgets"])
+def _show_curve(curve: list[dict[str, Any]], exits: list[str]) -> None:
+    names = [*exits, *curve[0]["budgets"]]
     rows = [
         [f"{row['eps']:.4g}"] + [output.percent(entry["value"]) for entry in (*row["exits"], *row["budgets"].values())]
         for row in curve
@@ -188,12 +188,11 @@ def _show_curve(curve: list[dict[str, Any]]) -> None:
     output.table("accuracy against the radius of the attack", ["eps", *names], rows)
 
 
-def _show_corruptions(corruptions: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _show_corruptions(corruptions: Mapping[str, Any], exits: list[str], settings: Mapping[str, Any]) -> None:
     """Accuracy under each corruption, mean over severities: per exit; per budget with its cost; exits taken."""
     clean, mean = corruptions["clean"], corruptions["mean"]
     spaced = [(row["corruption"].replace("_", " "), row) for row in corruptions["per_corruption"]]  # to wrap at words
     named = [("clean", clean), *spaced, ("mean", mean)]
-    exits = [f"exit {k}" for k in range(1, len(clean["exits"]) + 1)]
     rows = [[name, *(output.percent(entry["value"]) for entry in row["exits"])] for name, row in named]
     rows.append(["drop, points", *(f"{100 * entry['drop']:.1f}" for entry in mean["exits"])])
     caption = f"{settings['n']} images at each of 5 severities; the report has every severity and standard errors"

@@ -24,7 +24,7 @@ class Answers:
         labels: true classes, (N,).
         predicted: the answers, (N,); `NO_ANSWER` where there is none, because the policy is unsure or a logit is NaN.
         confidence: probability of the answer, in [0, 1], (N,).
-        exits: exit that answered, from 1, (N,).
+        exits: number of the exit that answered, (N,).
         groups: group of each image, (N,); None without groups.
     """
 

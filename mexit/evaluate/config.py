@@ -99,15 +99,16 @@ class EvaluateOptions:
             return self
         return replace(self, groups=() if attack == "none" else ("pgd",))
 
-    def autoattack_exits(self, count: int) -> tuple[int, ...]:
-        """The exits that AutoAttack attacks in a network with `count` exits.
+    def autoattack_exits(self, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        """The exits that AutoAttack attacks in a network whose exits have these numbers, (E,).
 
         Raises:
             UsageError: the network does not have them all.
         """
-        exits = self.exits or tuple(range(1, count + 1))
-        if not all(1 <= k <= count for k in exits):
-            raise UsageError(f"--exits {','.join(map(str, exits))}: this network has exits 1 to {count}")
+        exits = self.exits or numbers
+        if not set(exits) <= set(numbers):
+            has = f"1 to {numbers[-1]}" if len(numbers) == numbers[-1] else ", ".join(map(str, numbers))
+            raise UsageError(f"--exits {','.join(map(str, exits))}: this network has exits {has}")
         return exits
 
 

@@ -7,7 +7,7 @@ server uses if a request names none; of the first budget if there is no `low`; a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,8 +82,9 @@ def measure_details(target: EvaluationTarget, index: Index, results: AttackResul
     name, policy = _policy(target, results.exits)
     scored = ScoredExits.of(policy, logits)
     unscaled = Policy("max-probability", False, (1.0,) * results.exits, policy.thresholds)
-    rows = compare_reliability(ScoredExits.of(unscaled, logits).top, scored.top, labels)
+    rows = compare_reliability(ScoredExits.of(unscaled, logits).top, scored.top, labels, target.numbers)
     answers = scored.answers(name, policy, labels, index, results.groups)
+    answers = replace(answers, exits=np.asarray(target.numbers)[answers.exits - 1])
     return describe_answers(answers, _columns(target, scored, labels), rows, target.data)
 
 
@@ -111,7 +112,7 @@ def _policy(target: EvaluationTarget, exits: int) -> tuple[str, Policy]:
     index = evenly_spaced(target.splits.part("calibration"), _TEMPERATURE_IMAGES)
     logits = np.concatenate([target.run_batch(target.load(part)[0]) for part in split_batches(index, target.batch)], 1)
     temperatures = fit_temperatures(logits, target.data.labels[index])
-    return f"exit {exits}", Policy("max-probability", False, temperatures, (None,) * (exits - 1))
+    return f"exit {target.numbers[-1]}", Policy("max-probability", False, temperatures, (None,) * (exits - 1))
 
 
 def _columns(target: EvaluationTarget, scored: ScoredExits, labels: Labels) -> Mapping[str, Correct]:
@@ -121,7 +122,7 @@ def _columns(target: EvaluationTarget, scored: ScoredExits, labels: Labels) -> M
     """
     if target.budgets:
         return {name: scored.correct(one.policy, labels) for name, one in target.budgets.items()}
-    return {f"exit {k}": classes == labels for k, classes in enumerate(scored.classes, start=1)}
+    return {f"exit {k}": classes == labels for k, classes in zip(target.numbers, scored.classes, strict=True)}
 
 
 def _sheets(answers: Answers, data: DataSet) -> tuple[Sheet, ...]:

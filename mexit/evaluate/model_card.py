@@ -67,7 +67,7 @@ def _network(target: EvaluationTarget) -> str:
     full = target.cumulative_macs[-1]
     rows = [
         [str(k), format_macs(macs), f"{100 * macs / full:.0f}%", f"{parameters:,}"]
-        for k, (macs, parameters) in enumerate(zip(target.cumulative_macs, target.parameters, strict=True), 1)
+        for k, macs, parameters in zip(target.numbers, target.cumulative_macs, target.parameters, strict=True)
     ]
     columns = ["exit", "cost", "of full", "parameters"]
     text = f"Input {shape}, pixels in [0, 1]. The cost of an exit includes the heads before it."
@@ -113,7 +113,7 @@ def _results(report: Mapping[str, Any]) -> str:
     if report["budgets"]:
         lines.append(_budgets(report))
     if report["corruptions"]:
-        lines.append(_corruptions(report["corruptions"]))
+        lines.append(_corruptions(report["corruptions"], [row["exit"] for row in exits]))
     return "\n\n".join(lines)
 
 
@@ -144,10 +144,10 @@ def _budgets(report: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, (_table(columns, rows), text, reject_sentence(report))))
 
 
-def _corruptions(corruptions: Mapping[str, Any]) -> str:
+def _corruptions(corruptions: Mapping[str, Any], numbers: Sequence[int]) -> str:
     """Accuracy of every exit and budget under each corruption, mean over severities."""
     first = corruptions["clean"]
-    columns = ["corruption", *(f"exit {k}" for k in range(1, len(first["exits"]) + 1)), *first["budgets"]]
+    columns = ["corruption", *(f"exit {k}" for k in numbers), *first["budgets"]]
     named = [("clean", first), *((row["corruption"], row) for row in corruptions["per_corruption"])]
     named.append(("mean of corruptions", corruptions["mean"]))
     rows = [[name, *map(_cell, (*row["exits"], *row["budgets"].values()))] for name, row in named]

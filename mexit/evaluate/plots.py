@@ -79,11 +79,12 @@ def calibration(content: Mapping[str, Any], budgets: Mapping[str, float], path: 
     save(figure, path)
 
 
-def transfer_matrix(accuracy: Sequence[Sequence[float]], path: Path, title: str) -> None:
+def transfer_matrix(accuracy: Sequence[Sequence[float]], numbers: Sequence[int], path: Path, title: str) -> None:
     """Accuracy if one exit is attacked and another answers.
 
     Args:
         accuracy: (E, E) in [0, 1]; row = the attacked exit, column = the answering exit.
+        numbers: of the exits in the network, (E,).
         path, title: the PNG to write, and its title.
     """
     figure, (axes,) = new_figure(1)
@@ -95,7 +96,7 @@ def transfer_matrix(accuracy: Sequence[Sequence[float]], path: Path, title: str)
             value = 100 * accuracy[row][column]
             colour = "black" if value > 60 else "white"
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=9)
-    names = [f"exit {k + 1}" for k in exits]
+    names = [f"exit {k}" for k in numbers]
     axes.set_xticks(list(exits), names)
     axes.set_yticks(list(exits), names)
     axes.set(xlabel="answers", ylabel="was attacked", title=title)
@@ -103,18 +104,21 @@ def transfer_matrix(accuracy: Sequence[Sequence[float]], path: Path, title: str)
     save(figure, path)
 
 
-def accuracy_against_eps(rows: Sequence[Mapping[str, Any]], eps: float, path: Path, title: str) -> None:
+def accuracy_against_eps(
+    rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], eps: float, path: Path, title: str
+) -> None:
     """Accuracy against the radius of the attack, for every exit and every budget.
 
     Args:
         rows: the `curve` of a report.
+        numbers: of the exits in the network, (E,).
         eps: radius of the training attack, drawn as a vertical line.
         path, title: the PNG to write, and its title.
     """
     budgets = rows[0]["budgets"]
     figure, panels = new_figure(2 if budgets else 1)
     radii = [row["eps"] for row in rows]
-    lines = [{f"exit {k}": [row["exits"][k - 1] for row in rows] for k in range(1, len(rows[0]["exits"]) + 1)}]
+    lines = [{f"exit {number}": [row["exits"][k] for row in rows] for k, number in enumerate(numbers)}]
     lines.append({name: [row["budgets"][name] for row in rows] for name in budgets})
     subtitles = ("each exit attacked by itself", "each budget, worst of the attacks on exits")
     for axes, panel_lines, subtitle in zip(panels, lines, subtitles, strict=False):
@@ -129,16 +133,19 @@ def accuracy_against_eps(rows: Sequence[Mapping[str, Any]], eps: float, path: Pa
     save(figure, path)
 
 
-def corruptions(content: Mapping[str, Any], budgets: Mapping[str, float], path: Path, title: str) -> None:
+def corruptions(
+    content: Mapping[str, Any], numbers: Sequence[int], budgets: Mapping[str, float], path: Path, title: str
+) -> None:
     """Accuracy under each corruption; accuracy, and the cost of budgets, against the severity.
 
     Args:
         content: the `corruptions` of a report.
+        numbers: of the exits in the network, (E,).
         budgets: name to MACs; empty for a run, whose exits are drawn instead.
         path, title: the PNG to write, and its title.
     """
     clean, rows = content["clean"], content["per_corruption"]
-    names = list(budgets) or [f"exit {k}" for k in range(1, len(clean["exits"]) + 1)]
+    names = list(budgets) or [f"exit {k}" for k in numbers]
     kind = "budgets" if budgets else "exits"
 
     def entries(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:

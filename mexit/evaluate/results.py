@@ -41,8 +41,9 @@ class AttackResults:
             clean alone.
         transfer: condition to logits (E, S, C): images crafted on another run.
         budgets: budget and condition to logits (E, S, C): attacks on the policy of one budget.
-        autoattack: exit (from 1) to logits (E, S, C): AutoAttack on this exit.
+        autoattack: number of an exit to logits (E, S, C): AutoAttack on this exit.
         groups: group ids of all N samples, (N,), which standard errors count; None without groups.
+        exit_numbers: the number of each exit in the network, (E,); empty = 1..E. Conditions and rows name them.
     """
 
     labels: Labels
@@ -52,6 +53,7 @@ class AttackResults:
     budgets: dict[str, dict[str, Logits]] = field(default_factory=dict)
     autoattack: dict[int, Logits] = field(default_factory=dict)
     groups: Index | None = None
+    exit_numbers: tuple[int, ...] = ()
 
     def groups_at(self, index: Index) -> Index | None:
         """The group ids of the samples at some positions; None without groups."""
@@ -61,6 +63,11 @@ class AttackResults:
     def exits(self) -> int:
         """Number of exits, E."""
         return len(self.pgd["clean"])
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The number of each exit in the network, (E,)."""
+        return self.exit_numbers or tuple(range(1, self.exits + 1))
 
     @property
     def attacked(self) -> bool:
@@ -108,16 +115,16 @@ def exit_rows(results: AttackResults) -> list[dict[str, Any]]:
     worst = worst_per_exit(results)
     strong_labels, strong_groups = results.labels[results.strong_index], results.groups_at(results.strong_index)
     rows: list[dict[str, Any]] = []
-    for k in range(1, results.exits + 1):
-        row: dict[str, Any] = {"exit": k}
+    for k, number in enumerate(results.numbers, start=1):
+        row: dict[str, Any] = {"exit": number}
         shown = [name for name in SHOWN if name in results.pgd]
         row |= {name: accuracy(correct_at(results.pgd[name], results.labels, k), results.groups) for name in shown}
         row |= {
             name: accuracy(correct_at(logits, strong_labels, k), strong_groups)
             for name, logits in results.transfer.items()
         }
-        if k in results.autoattack:
-            row["autoattack"] = accuracy(correct_at(results.autoattack[k], strong_labels, k), strong_groups)
+        if number in results.autoattack:
+            row["autoattack"] = accuracy(correct_at(results.autoattack[number], strong_labels, k), strong_groups)
         if results.attacked:
             row["worst"] = accuracy(worst[k - 1], results.groups_at(results.common_index))
         rows.append(row)
@@ -136,7 +143,7 @@ def transfer_matrix(results: AttackResults) -> list[list[dict[str, Any]]]:
     """The report's `transfer`: row = the attacked exit, column = the exit that answers; empty without attacks."""
     if not results.attacked:
         return []
-    attacked = [results.pgd[f"exit {k}"] for k in range(1, results.exits + 1)]
+    attacked = [results.pgd[f"exit {k}"] for k in results.numbers]
     return [
         [accuracy(correct, results.groups) for correct in correct_predictions(logits, results.labels)]
         for logits in attacked

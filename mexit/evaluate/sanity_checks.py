@@ -231,10 +231,11 @@ def autoattack_checks(
 ) -> list[Check]:
     """AutoAttack against PGD on the same exit and samples, and the package's warnings by attacked network."""
     checks = []
-    for k, logits in results.autoattack.items():
-        by_pgd = correct_at(results.pgd[f"exit {k}"][:, results.strong_index], context.labels, k)
+    for number, logits in results.autoattack.items():
+        k = results.numbers.index(number) + 1
+        by_pgd = correct_at(results.pgd[f"exit {number}"][:, results.strong_index], context.labels, k)
         by_autoattack = correct_at(logits, context.labels, k)
-        checks.append(autoattack_is_stronger(float(by_autoattack.mean()), float(by_pgd.mean()), f"exit {k}"))
+        checks.append(autoattack_is_stronger(float(by_autoattack.mean()), float(by_pgd.mean()), f"exit {number}"))
     for name, texts in warnings.items():
         checks.append(
             Check(
@@ -252,9 +253,9 @@ def _worst_case_checks(context: AttackContext, results: AttackResults) -> list[C
     labels = results.labels[results.common_index]
     worst = worst_per_exit(results)
     checks = []
-    for k in range(1, results.exits + 1):
+    for k, number in enumerate(results.numbers, start=1):
         singles = {name: float(correct_at(logits, labels, k).mean()) for name, logits in results.attacks().items()}
-        checks.append(worst_case_is_lowest(float(worst[k - 1].mean()), singles, f"exit {k}"))
+        checks.append(worst_case_is_lowest(float(worst[k - 1].mean()), singles, f"exit {number}"))
     for name, budget in context.target.budgets.items():
         attacks = results.attacks(name)
         singles = {attack: float(robust_under(results, name, budget, [attack]).mean()) for attack in attacks}

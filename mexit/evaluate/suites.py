@@ -116,7 +116,7 @@ def pgd_suite(
         "average": craft(model, pixels, truth, Attack("average", config), rng=rng, index=positions),
         "max-average": keep_worst(model, singles, truth),
     }
-    suite |= {f"exit {k}": attacked for k, attacked in enumerate(singles, start=1)}
+    suite |= {f"exit {k}": attacked for k, attacked in zip(model.numbers, singles, strict=True)}
     return {name: attacked.cpu().numpy() for name, attacked in suite.items()}
 
 
@@ -192,9 +192,10 @@ def run_autoattack_group(context: AttackContext, results: AttackResults) -> dict
     Returns:
         The package's warnings by attacked network.
     """
-    exits = context.options.autoattack_exits(context.model.exits)
+    numbers = context.model.numbers
     networks: dict[str, ExitClassifier | DeployedPolicy] = {
-        f"exit {k}": ExitClassifier(context.model, k) for k in exits
+        f"exit {k}": ExitClassifier(context.model, numbers.index(k) + 1)
+        for k in context.options.autoattack_exits(numbers)
     }
     for name, budget in context.target.budgets.items():
         networks[name] = DeployedPolicy(context.model, context.soft_policy(budget))
@@ -217,7 +218,7 @@ def run_autoattack_group(context: AttackContext, results: AttackResults) -> dict
         warnings[name] = result.warnings
         logits = context.target.exit_logits(result.images.cpu().numpy())
         if isinstance(network, ExitClassifier):
-            results.autoattack[network.k] = logits
+            results.autoattack[numbers[network.k - 1]] = logits
         else:
             results.add_budget(name, "autoattack", logits)
     return warnings
@@ -229,7 +230,7 @@ def accuracy_curve(context: AttackContext) -> dict[float, dict[str, Logits]]:
     The step size grows with the radius. Radius 0 holds the clean logits.
     """
     clean = context.target.exit_logits(context.images)
-    curve = {0.0: {f"exit {k}": clean for k in range(1, len(clean) + 1)}}
+    curve = {0.0: {f"exit {k}": clean for k in context.model.numbers}}
     largest = 1.0 if context.pgd.norm == "linf" else math.inf
     radii = sorted({share * context.pgd.eps for share in CURVE} | {context.large_eps})
     with context.progress.track("accuracy against the radius", len(radii)) as advance:
@@ -248,7 +249,8 @@ def single_attacks(context: AttackContext, config: PGDConfig) -> dict[str, Logit
         for images, labels, index in context.batches()
     ]
     attacked = torch.cat(parts, dim=1).cpu().numpy()
-    return {f"exit {k}": context.target.exit_logits(images) for k, images in enumerate(attacked, start=1)}
+    named = zip(context.model.numbers, attacked, strict=True)
+    return {f"exit {k}": context.target.exit_logits(images) for k, images in named}
 
 
 def to_levels(images: Images) -> Images:

@@ -24,6 +24,7 @@ from mexit.errors import NotFound, StalePolicy, UsageError
 from mexit.models import MultiExit
 from mexit.models.device import device_of, resolve_device
 from mexit.models.exit_costs import exit_costs
+from mexit.models.multi_exit import keep_exits
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.runtime import Runtime
 from mexit.train import checkpoint
@@ -69,7 +70,7 @@ class GradientSource:
 
     @staticmethod
     def of_bundle(bundle: Bundle) -> GradientSource:
-        """The run that a bundle was exported from.
+        """The run that a bundle was exported from, with the exits that the bundle has.
 
         Raises:
             NotFound: the run does not exist here.
@@ -83,7 +84,8 @@ class GradientSource:
         if weights is None:
             raise StalePolicy(f"run {run} was trained again since {bundle.path} was exported: export it again")
         model, settings, _ = checkpoint.load_model(Path(run), weights)
-        return GradientSource(model, settings)
+        numbers = bundle.manifest.numbers
+        return GradientSource(model if numbers == model.numbers else keep_exits(model, numbers), settings)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,11 @@ class EvaluationTarget:
     input: InputSpec
     costs: Costs
     parameters: tuple[int, ...]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The number of each exit in the network, (E,)."""
+        return self.source.model.numbers
 
     @property
     def cumulative_macs(self) -> tuple[float, ...]:

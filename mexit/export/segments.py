@@ -6,7 +6,6 @@ logits only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -49,30 +48,6 @@ class StageModule(nn.Module):
             carried = (self.normalise(carried[0]),)
         features, logits = self.stage(*carried)
         return (logits,) if self.is_last else (*features, logits)
-
-
-class MergedModule(nn.Module):
-    """Consecutive segments as one; the logits of all but the last are discarded."""
-
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, *carried: Tensor) -> tuple[Tensor, ...]:
-        """Map carried features to the outputs of the last segment."""
-        for part in self.parts:
-            *features, logits = part(*carried)
-            carried = tuple(features)
-        return (*carried, logits)
-
-
-def merge_torch_segments(segments: Sequence[TorchSegment]) -> TorchSegment:
-    """Merge consecutive segments into one. One segment is returned as it is."""
-    first, last = segments[0], segments[-1]
-    if first is last:
-        return first
-    module = MergedModule([one.module for one in segments]).eval()
-    return TorchSegment(module, first.inputs, last.outputs, first.example, last.head_parameters)
 
 
 def cut_segments(model: MultiExit, input_name: str = "input") -> list[TorchSegment]:

@@ -52,27 +52,22 @@ class PrecisionReport:
     exits: tuple[ExitComparison, ...]
 
 
-def check_against_torch(
-    model: MultiExit, run: Callable[[Floats], Floats], images: Floats, numbers: Sequence[int] | None = None
-) -> list[float]:
+def check_against_torch(model: MultiExit, run: Callable[[Floats], Floats], images: Floats) -> list[float]:
     """Compare the exported segments with torch and return the largest |difference| of a logit at each exit, (E,).
 
     Args:
         model: the network that was exported.
         run: maps images (B, C, H, W) to the logits (E, B, C) of the exported segments.
         images: (B, C, H, W) float32 in [0, 1], from the data set.
-        numbers: the number of each exported exit in the network, (E,); default 1..E.
 
     Raises:
         BackendError: an exit differs by more than `TOLERANCE` times its largest logit (at least 1).
     """
     with torch.no_grad():
         expected = model.eval()(torch.from_numpy(images)).numpy()
-    numbers = numbers or range(1, len(expected) + 1)
-    expected = expected[np.asarray(numbers) - 1]
     differences = np.abs(run(images) - expected).max(axis=(1, 2))
     tolerances = TOLERANCE * np.maximum(1.0, np.abs(expected).max(axis=(1, 2)))
-    for k, difference, tolerance in zip(numbers, differences, tolerances, strict=True):
+    for k, difference, tolerance in zip(model.numbers, differences, tolerances, strict=True):
         if not difference <= tolerance:
             raise BackendError(
                 f"exit {k} of the exported network differs from torch by {difference:.2e}, more than {tolerance:.0e}"

@@ -105,7 +105,7 @@ def evaluate_model(
     else:
         logits = suites.run_clean(target, index)
     groups = target.splits.groups_of(index)
-    results = AttackResults(target.data.labels[index], strong, logits, groups=groups)
+    results = AttackResults(target.data.labels[index], strong, logits, groups=groups, exit_numbers=target.numbers)
     context = suites.AttackContext(target, options, progress, *target.load(index[strong]), index[strong], attack.pgd)
     curve, checks = _run_strong_groups(context, results)
     settings = _settings(target, options, attack, len(index), len(strong))
@@ -138,7 +138,7 @@ def _with_groups(options: EvaluateOptions, target: EvaluationTarget, progress: P
 
 def _check(options: EvaluateOptions, target: EvaluationTarget) -> None:
     """Reject what would otherwise fail after long work."""
-    options.autoattack_exits(target.source.model.exits)
+    options.autoattack_exits(target.numbers)
     if "policy" in options.chosen or "autoattack" in options.chosen:
         import_pyautoattack()
     if options.transfer is not None:
@@ -268,13 +268,14 @@ def _write(target: EvaluationTarget, report: Mapping[str, Any], details: Details
         plots.accuracy_against_macs(_lines(target, report), merged, written[-1], title)
         if report["transfer"]:
             written.append(folder / TRANSFER)
-            plots.transfer_matrix([[cell["value"] for cell in row] for row in report["transfer"]], written[-1], title)
+            accuracy = [[cell["value"] for cell in row] for row in report["transfer"]]
+            plots.transfer_matrix(accuracy, target.numbers, written[-1], title)
         if report["curve"]:
             written.append(folder / CURVE)
-            plots.accuracy_against_eps(report["curve"], report["settings"]["eps"], written[-1], title)
+            plots.accuracy_against_eps(report["curve"], target.numbers, report["settings"]["eps"], written[-1], title)
         if report["corruptions"]:
             written.append(folder / CORRUPTIONS)
-            plots.corruptions(report["corruptions"], budgets, written[-1], title)
+            plots.corruptions(report["corruptions"], target.numbers, budgets, written[-1], title)
     remove_details(folder)
     if details is not None:
         written += write_details(details, report, folder, target.path.name)
@@ -294,5 +295,7 @@ def _lines(target: EvaluationTarget, report: Mapping[str, Any]) -> dict[str, lis
             lines[f"{name}, per budget"] = [
                 (row[condition]["mean_macs"], row[condition]["value"]) for row in report["budgets"].values()
             ]
-        lines[f"{name}, single exits"] = [(costs[row["exit"] - 1], row[condition]["value"]) for row in report["exits"]]
+        lines[f"{name}, single exits"] = [
+            (macs, row[condition]["value"]) for macs, row in zip(costs, report["exits"], strict=True)
+        ]
     return lines

@@ -33,14 +33,13 @@ from mexit.runtime.reference import run_all_exits
 with requires_extra("train", "Exporting a network"):
     from mexit.evaluate.target import GradientSource
     from mexit.export.bundle_writer import BundleContents, build_bundle
-    from mexit.export.merge import merge_segments
     from mexit.export.nested_if import OUTPUTS, build_single_file
     from mexit.export.onnx_export import OnnxSegment, export_segment
-    from mexit.export.segments import TorchSegment, cut_segments, merge_torch_segments
+    from mexit.export.segments import TorchSegment, cut_segments
     from mexit.export.validate import PrecisionReport, check_against_torch, check_single_file
     from mexit.flows import keep_exits
     from mexit.flows.precision_variants import PRECISIONS, convert_segments
-    from mexit.models import MultiExit
+    from mexit.models import MultiExit, multi_exit
     from mexit.models.device import resolve_device
     from mexit.train import checkpoint, stopped_run
     from mexit.train.config import TrainSettings
@@ -217,18 +216,17 @@ def _build(
     source: _Source, out: Path, options: ExportOptions, progress: Progress
 ) -> tuple[Bundle, list[float], PrecisionReport | None]:
     """Build the bundle in memory and check it; return it, the differences from torch and the precision report."""
-    model, settings, data, splits = source.model, source.settings, source.data, source.splits
+    settings, data, splits = source.settings, source.data, source.splits
     spec = settings.model_spec().input
-    torch_segments = cut_segments(model, spec.name)
-    segments = _export_segments(torch_segments, progress)
+    segments = _export_segments(cut_segments(source.model, spec.name), progress)
     kept = _keep_exits(source, segments, out, options.exits, progress)
-    torch_segments, segments = kept.merge(torch_segments, merge_torch_segments), kept.merge(segments, merge_segments)
+    model, segments = multi_exit.keep_exits(source.model, kept.numbers), kept.merge(segments)
     variants: dict[str, Sequence[OnnxSegment]] = {PARITY: segments}
     provenance = {**_provenance(source), "exits": kept.record}
     report = None
     if options.precision != PARITY:
         variants[options.precision], report = convert_segments(
-            torch_segments, segments, options.precision, data, splits, spec, progress, kept.numbers
+            cut_segments(model), segments, options.precision, data, splits, spec, progress, kept.numbers
         )
         provenance["parity"] = asdict(report)
     calibration = {}
@@ -240,7 +238,7 @@ def _build(
     bundle = build_bundle(out, contents)
     backend = OrtBackend(bundle)
     images = data.batch(splits.part("selection")[:CHECK_IMAGES], spec)
-    differences = check_against_torch(model, lambda batch: run_all_exits(backend, batch), images, kept.numbers)
+    differences = check_against_torch(model, lambda batch: run_all_exits(backend, batch), images)
     if single_file is not None:
         session = open_session(single_file, "the single file")
         logits = run_all_exits(backend, images)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 from mexit.calibrate.exit_choice import (
     MEASURABLE,
@@ -22,6 +22,7 @@ from mexit.core.trace import Origin, Trace
 from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
 from mexit.errors import UsageError
+from mexit.export.merge import merge_segments
 from mexit.export.onnx_export import OnnxSegment
 from mexit.flows.calibrate import record_samples
 from mexit.flows.sample_sources import BATCH, SampleBatches
@@ -33,8 +34,6 @@ SPLITS = ("selection", "calibration")
 MAX_SAMPLES = 2000  # of each split
 PICTURES = 8  # on which segments are timed
 POINTS = 100
-
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,9 @@ class KeptExits:
     record: Mapping[str, Any]
     text: str
 
-    def merge(self, parts: Sequence[Part], merge: Callable[[Sequence[Part]], Part]) -> list[Part]:
+    def merge(self, segments: Sequence[OnnxSegment]) -> list[OnnxSegment]:
         """The segments of all exits, merged to those of the kept exits."""
-        return [merge(parts[before:after]) for before, after in pairwise((0, *self.numbers))]
+        return [merge_segments(segments[before:after]) for before, after in pairwise((0, *self.numbers))]
 
 
 def check_option(option: str) -> None:

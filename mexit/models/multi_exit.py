@@ -7,6 +7,7 @@ and the logits of exit k. Training, attacks, cost counting and export all iterat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -87,6 +88,7 @@ class MultiExit(nn.Module):
         classes: C.
         normalise: maps pixels in [0, 1] to the input of stage 1; None = identity. It is part of the network, so
             attacks, calibration and camera all work on pixels in [0, 1] with the same eps.
+        numbers: the number of each exit, (E,), rising; default 1..E. With some exits left out they have gaps.
     """
 
     def __init__(
@@ -95,12 +97,14 @@ class MultiExit(nn.Module):
         input_shape: tuple[int, int, int],
         classes: int,
         normalise: nn.Module | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.normalise = normalise or nn.Identity()
         self.input_shape = input_shape
         self.classes = classes
+        self.numbers = tuple(numbers or range(1, len(stages) + 1))
 
     @property
     def exits(self) -> int:
@@ -133,20 +137,31 @@ class MultiExit(nn.Module):
         return logits
 
 
-def single_exit(network: MultiExit) -> MultiExit:
-    """The static network: the same backbone with its last exit only.
-
-    This is the single-exit baseline of RDI-Nets (T.-K. Hu, T. Chen, H. Wang, Z. Wang, ICLR 2020).
+def keep_exits(network: MultiExit, numbers: Sequence[int]) -> MultiExit:
+    """The same network with some of its exits only.
 
     Args:
         network: its modules are shared with the result, not copied.
+        numbers: the exits to keep, from 1, rising.
 
     Returns:
-        A network with one stage that holds all trunks and the last head.
+        A network with one stage for each kept exit, which holds the trunks since the one before; layers behind the
+        last kept exit are left out.
     """
     stages = [cast("Stage", stage) for stage in network.stages]
-    stage = Stage(Chain([stage.trunk for stage in stages]), stages[-1].head)
-    return MultiExit([stage], network.input_shape, network.classes, network.normalise)
+    kept = []
+    for before, after in pairwise((0, *numbers)):
+        trunks = [stage.trunk for stage in stages[before:after]]
+        kept.append(Stage(trunks[0] if len(trunks) == 1 else Chain(trunks), stages[after - 1].head))
+    return MultiExit(kept, network.input_shape, network.classes, network.normalise, numbers)
+
+
+def single_exit(network: MultiExit) -> MultiExit:
+    """The static network: the same backbone with its last exit only, the modules shared with the network.
+
+    This is the single-exit baseline of RDI-Nets (T.-K. Hu, T. Chen, H. Wang, Z. Wang, ICLR 2020).
+    """
+    return keep_exits(network, (network.exits,))
 
 
 def check_sides(input_shape: tuple[int, int, int], smallest: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from command_line import refused, typed
 
 from mexit import UsageError
+from mexit.core.budget import format_macs
 from mexit.core.bundle import Bundle
 from mexit.flows.export import ExportOptions, export_bundle
 from mexit.flows.keep_exits import keep_all, keep_named
@@ -108,6 +110,19 @@ def test_wrong_exits_are_refused(run) -> None:
     with pytest.raises(UsageError, match="the network has the exits 1 to 3"):
         keep_named("1,7", 3)
     assert keep_named("3, 1,1", 5).numbers == (1, 3, 5)
-    assert keep_named("5", 5).merge("abcde", "".join) == ["abcde"]
-    assert keep_named("2,3", 5).merge("abcde", "".join) == ["ab", "c", "de"]
-    assert keep_all(3).merge("abc", "".join) == ["a", "b", "c"]
+    assert keep_all(3).numbers == (1, 2, 3)
+
+
+def test_an_evaluation_names_the_exits_by_their_numbers_in_the_network(int8_without_exit_1, tmp_path) -> None:
+    """The network that is attacked has the kept exits alone, and its costs are those of the bundle."""
+    bundle = shutil.copytree(int8_without_exit_1.path, tmp_path / "kept")
+    done = typed("evaluate", bundle, "--samples", "40", "--attacks", "pgd", "--steps", "1", "--no-report")
+    assert "exit 2" in done.stdout
+    assert "exit 1" not in done.stdout
+    report = json.loads((bundle / "reports" / "evaluation.json").read_text())
+    assert [row["exit"] for row in report["exits"]] == [2, 3]
+    assert len(report["transfer"]) == 2
+    card = (bundle / "reports" / "model_card.md").read_text()
+    for number, macs in zip((2, 3), int8_without_exit_1.manifest.cumulative_macs, strict=True):
+        assert f"| {number} | {format_macs(macs)}" in card
+    assert "this network has exits 2, 3" in refused("evaluate", bundle, "--exits", "1", "--attacks", "pgd", code=2)

@@ -7,7 +7,7 @@ import torch
 
 from mexit.models import MODELS, build_model
 from mexit.models.exit_costs import exit_costs
-from mexit.models.multi_exit import single_exit
+from mexit.models.multi_exit import keep_exits, single_exit
 
 
 @pytest.mark.slow
@@ -53,3 +53,17 @@ def test_the_static_network_is_the_backbone_with_the_last_head(name) -> None:
     assert [tuple(value.shape) for value in build_model(f"{name}-single", 10).parameters()] == [
         tuple(value.shape) for value in static.parameters()
     ]
+
+
+def test_a_network_with_some_of_its_exits_has_their_logits_numbers_and_costs() -> None:
+    torch.manual_seed(0)
+    network = build_model("digits-cnn", 10).eval()
+    kept = keep_exits(network, (2, 3))
+    images = torch.rand(2, *network.input_shape)
+    with torch.no_grad():
+        torch.testing.assert_close(kept(images), network(images)[1:])
+        torch.testing.assert_close(kept.forward_exit(images, 1), network.forward_exit(images, 2))
+    assert network.numbers == (1, 2, 3)
+    assert kept.numbers == (2, 3)
+    head = exit_costs(network)[0].head_macs
+    assert [one.macs for one in exit_costs(kept)] == [one.macs - head for one in exit_costs(network)[1:]]
