@@ -142,10 +142,11 @@ def test_a_module_that_branches_on_values_is_refused_with_the_reason() -> None:
         def forward(self, images: Tensor, scale: float | None = None) -> Tensor:
             return super().forward(images) if images.sum() > 0 else super().forward(-images)
 
-    with pytest.raises(UsageError, match="torch.fx cannot trace this Branching"):
+    with pytest.raises(UsageError, match=r"torch\.fx cannot trace this Branching"):
         attach(Branching())
 
 
+@pytest.mark.slow
 def test_macs_count_convolutions_and_attention() -> None:
     network = attach(Network(), ["blocks.0", "blocks.2"])
     conv, stem = 8 * 8 * 8 * 8 * 9, 8 * 8 * 8 * 27
