@@ -115,7 +115,7 @@ def time_ways(
 
 def open_runtime(network: PageNetwork, engine: str, threads: int) -> Runtime:
     """The bundle in an engine, with thresholds selected by the time on this machine."""
-    return Runtime.open(network.bundle, STATIC, backend=engine, threads=threads)
+    return Runtime.open(network.bundle, STATIC, backend=engine, threads=threads, cost="time")
 
 
 def budget_calls(network: PageNetwork, engine: str, threads: int) -> dict[str, Call]:

@@ -41,6 +41,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("MEXIT_") and name != "MEXIT_DATA":
             monkeypatch.delenv(name)
     monkeypatch.setenv("MEXIT_CACHE", str(tmp_path / "device-cache"))  # nothing timed yet: `auto` is `ort`
+    monkeypatch.setenv("MEXIT_COST", "macs")  # the same policies on every device, and no measurement
     monkeypatch.chdir(tmp_path)
 
 

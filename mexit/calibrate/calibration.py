@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mexit.calibrate.certificates import Certificate, CertificateRequest, make_certificate
+from mexit.calibrate.certificates import TARGET, Certificate, CertificateRequest, make_certificate
 from mexit.calibrate.frontier import frontier
 from mexit.calibrate.hypothesis_tests import upper_mean
 from mexit.calibrate.reject import RejectRequest, RejectResult, RejectSamples, add_reject_thresholds
@@ -81,6 +81,7 @@ class CalibrationConfig:
         budgets: further budgets by name.
         certify: the guarantee to certify, or None.
         reject: the bound on the error among the answered, or None.
+        target: the loss of accuracy against the static network that the budget `target` is certified for, or None.
     """
 
     measure: str = AUTO
@@ -89,6 +90,7 @@ class CalibrationConfig:
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     certify: CertificateRequest | None = None
     reject: RejectRequest | None = None
+    target: CertificateRequest | None = None
 
     def __post_init__(self) -> None:
         if self.measure not in (AUTO, *MEASURES):
@@ -103,7 +105,7 @@ class CalibrationResult:
         scorer: measure, ensemble and temperatures.
         scores: the quality of every score; empty without labels.
         frontier, named: see `core.policies_file.PolicyEntry`.
-        certificate: None if none was requested.
+        certificates: those that were requested.
         drift: reference rates of the drift test; see `core.policies_file.PolicyEntry`.
         rejection: the result of the reject option, or None.
     """
@@ -112,7 +114,7 @@ class CalibrationResult:
     scores: tuple[ScoreQuality, ...]
     frontier: tuple[FrontierPoint, ...]
     named: Mapping[str, int]
-    certificate: Certificate | None
+    certificates: tuple[Certificate, ...]
     drift: Mapping[str, Any]
     rejection: RejectResult | None = None
 
@@ -152,13 +154,15 @@ def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig
             config.reject,
         )
         points, named = rejection.points, dict(rejection.named)
-    certificate = None
+    certificates = []
     if config.certify is not None:
-        certificate = make_certificate(points, evaluators, config.certify, clean.origin)
-        named = {**named, "certified": certificate.first}
-    rates = [_disagreement_bound(held_out, point) for point in points]
+        certificates.append(make_certificate(points, evaluators, config.certify, clean.origin))
+    if config.target is not None:
+        certificates.append(make_certificate(points, {"clean": held_out}, config.target, clean.origin, TARGET))
+    named |= {certificate.name: certificate.first for certificate in certificates}
+    rates = [disagreement_bound(held_out, point) for point in points]
     drift = {"alpha": DRIFT_ALPHA, "confidence": DRIFT_CONFIDENCE, "rates": rates}
-    return CalibrationResult(scorer, scores, points, named, certificate, drift, rejection)
+    return CalibrationResult(scorer, scores, points, named, tuple(certificates), drift, rejection)
 
 
 def report(result: CalibrationResult, certification: Trace, numbers: Sequence[int]) -> dict[str, Any]:
@@ -204,7 +208,7 @@ def _select_score(
     return best.measure, best.ensemble, scores
 
 
-def _disagreement_bound(evaluator: TraceEvaluator, point: FrontierPoint) -> float | None:
+def disagreement_bound(evaluator: TraceEvaluator, point: FrontierPoint) -> float | None:
     """Upper confidence bound of the rate at which early predictions differ from the full network's.
 
     None if no sample exits early, or if the bound is 1.

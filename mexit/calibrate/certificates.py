@@ -35,7 +35,8 @@ from mexit.calibrate.hypothesis_tests import (
 )
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.atomic_io import sha256_bytes, to_json
-from mexit.core.budget import format_macs
+from mexit.core.budget import format_cost, format_macs
+from mexit.core.cost import MACS, MICROSECONDS
 from mexit.core.exit_policy import Thresholds
 from mexit.core.policies_file import FrontierPoint
 from mexit.core.scores import Floats
@@ -43,6 +44,7 @@ from mexit.core.trace import Origin
 from mexit.errors import RiskInfeasible, UsageError
 
 LOSSES = ("early-error", "disagreement", "accuracy-gap")
+CERTIFIED, TARGET = "certified", "target"  # names of budgets
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Certificate:
         risk: mean loss on them at the cheapest certified point, per condition.
         model, engine, precision, data_sha256: the certified model and engine, and the data set.
         promise, limits: the guarantee and its limits in words.
+        name: of the budget of the cheapest certified point.
     """
 
     id: str
@@ -122,6 +125,7 @@ class Certificate:
     data_sha256: str
     promise: str
     limits: str
+    name: str = CERTIFIED
 
 
 def policy_losses(evaluator: TraceEvaluator, thresholds: Thresholds, loss: str) -> Floats:
@@ -182,8 +186,7 @@ def certify(
     if request.max_macs is not None:
         clean = next(iter(evaluators.values()))
         last = certified_prefix([_cost_passes(clean, thresholds, request) for thresholds in points]) - 1
-    full_macs = frontier[-1].calibration.mean_macs
-    if first >= len(points) or first > last or frontier[first].calibration.mean_macs >= full_macs:
+    if first >= len(points) or first > last or points[first] == points[-1]:
         raise RiskInfeasible(_explain_failure(frontier, evaluators, request, first, last))
     return first, last
 
@@ -193,12 +196,14 @@ def make_certificate(
     evaluators: Mapping[str, TraceEvaluator],
     request: CertificateRequest,
     origin: Origin,
+    name: str = CERTIFIED,
 ) -> Certificate:
     """Certify a frontier and describe the result.
 
     Args:
         frontier, evaluators, request: see `certify`.
         origin: of the calibration trace; the certificate names its model, engine, precision and data set.
+        name: of the budget of the cheapest certified point.
 
     Raises:
         RiskInfeasible: see `certify`.
@@ -224,8 +229,9 @@ def make_certificate(
         "engine": origin.engine,
         "precision": origin.precision,
         "data_sha256": origin.data_sha256,
-        "promise": _promise(request, frontier[first].budget_macs, list(evaluators)),
+        "promise": _promise(request, frontier[first], list(evaluators)),
         "limits": _limits(list(evaluators), _group_counts(evaluators)),
+        "name": name,
     }
     return Certificate(id=sha256_bytes(to_json(values))[:16], **values)
 
@@ -341,10 +347,12 @@ _LOSS_IN_WORDS: dict[str, Callable[[float], str]] = {
 }
 
 
-def _promise(request: CertificateRequest, budget_macs: float, conditions: Sequence[str]) -> str:
+def _promise(request: CertificateRequest, point: FrontierPoint, conditions: Sequence[str]) -> str:
+    unit = MACS if point.budget_us is None else MICROSECONDS
     cost = f" and the mean cost is at most {format_macs(request.max_macs)}" if request.max_macs is not None else ""
     return (
-        f"At budgets of {format_macs(budget_macs)} and more, {_LOSS_IN_WORDS[request.loss](request.max_risk)}{cost}, "
+        f"At budgets of {format_cost(point.limit, unit)} and more, "
+        f"{_LOSS_IN_WORDS[request.loss](request.max_risk)}{cost}, "
         f"with confidence {request.confidence:.1%}, for inputs like the certification data: {'; '.join(conditions)}."
     )
 

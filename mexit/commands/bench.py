@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mexit.commands import output
-from mexit.commands.options import Backend, BundleArg, DataDir, Json, Threads
+from mexit.commands.options import Backend, BundleArg, CostOption, DataDir, Json, ProfileOption, Threads
 from mexit.core.budget import short_macs
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def bench(
         bool,
         typer.Option("--tune", help="First measure every engine here; --backend auto then uses the fastest."),
     ] = False,
+    cost: CostOption = "time",
+    profile: ProfileOption = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
@@ -41,6 +43,8 @@ def bench(
         batches=batch or BATCHES,
         repeats=repeats,
         tune=tune,
+        cost=cost,
+        profile=profile,
         data_dir=data_dir,
         progress=output.RichProgress(),
     )
@@ -67,7 +71,11 @@ def show_bench(result: BenchResult) -> None:
     ]
     first = result.rows[0]
     expected = f"; accuracy and MACs expected from {result.expected_on}" if result.expected_on else ""
-    caption = f"{first.engine}, {first.threads} thread(s), {result.machine['cpu']}; {result.images}{expected}"
+    unit = {"macs": "MACs", "time": "time"}[result.cost]
+    caption = (
+        f"{first.engine}, {first.threads} thread(s), {result.machine['cpu']}; budgets in {unit}; "
+        f"{result.images}{expected}"
+    )
     columns = ["budget", "batch", "us/image", "p95 us", "of static", "points", "MACs"]
     output.table("every budget against the static network (full)", columns, rows, caption)
     if slower := result.slower_than_static():

@@ -9,7 +9,7 @@ import typer
 
 from mexit.commands import output
 from mexit.commands.budget_tables import show_expected, show_policies, show_reject
-from mexit.commands.options import AttackOption, Backend, BundleArg, DataDir, Device, Json, Threads, pairs
+from mexit.commands.options import AttackOption, Backend, BundleArg, CostOption, DataDir, Device, Json, Threads, pairs
 
 if TYPE_CHECKING:
     from mexit.core.policies_file import PolicyEntry
@@ -60,6 +60,14 @@ def calibrate(
         str | None,
         typer.Option(help="With --max-risk: certify this bound on the mean cost too, written as a budget."),
     ] = None,
+    target_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Certify the budget target: the cheapest that loses at most this accuracy against the static network, "
+            "such as 0.005."
+        ),
+    ] = None,
+    cost: CostOption = "time",
     max_error: Annotated[
         float | None,
         typer.Option(help="Answer 'unsure' so that at most this share of the answers given is wrong, such as 0.02."),
@@ -94,6 +102,8 @@ def calibrate(
         loss=loss,
         risk_method=risk_method,
         max_cost=max_cost,
+        target_drop=target_drop,
+        cost=cost,
         max_error=max_error,
         reject_from=reject_from,
         max_unknown=max_unknown,

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mexit.commands import output
-from mexit.commands.options import Backend, BudgetOption, BundleArg, Burst, Deadline, Json, Rate, Threads
+from mexit.commands.options import (
+    Backend,
+    BudgetOption,
+    BundleArg,
+    Burst,
+    CostOption,
+    Deadline,
+    Json,
+    ProfileOption,
+    Rate,
+    Threads,
+)
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.budget import format_macs
 
@@ -28,6 +39,8 @@ def camera(
         ),
     ],
     budget: BudgetOption = "low",
+    cost: CostOption = "time",
+    profile: ProfileOption = None,
     out: Annotated[Path | None, typer.Option(help="Write an annotated H.264 video.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Write one JSON line per frame.")] = None,
     backend: Backend = "auto",
@@ -48,6 +61,8 @@ def camera(
     path = bundle or newest(BUNDLES, progress)
     options = CameraOptions(
         budget=budget,
+        cost=cost,
+        profile=profile,
         backend=backend,
         threads=threads,
         deadline_ms=deadline,

@@ -28,7 +28,25 @@ BudgetOption = Annotated[
     str,
     typer.Option(
         envvar="MEXIT_BUDGET",
-        help="Mean cost per image: low, medium, high, full, MACs (12M), or a share of the full cost (40%).",
+        help="Mean cost per image: low, medium, high, full, MACs (12M), a share of the static network's cost (40%), or "
+        "time (5ms).",
+    ),
+]
+CostOption = Annotated[
+    str,
+    typer.Option(
+        "--cost",
+        envvar="MEXIT_COST",
+        help="Unit in which budgets are selected: time, measured on this device at the first start, or macs.",
+    ),
+]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        envvar="MEXIT_PROFILE",
+        help="File of the times to select with, such as one of the device cache. [dim]Default: this device's.[/]",
+        show_default=False,
     ),
 ]
 Backend = Annotated[

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mexit.commands import output
-from mexit.commands.options import Backend, BudgetOption, Burst, Deadline, Json, Rate, Threads
+from mexit.commands.options import (
+    Backend,
+    BudgetOption,
+    Burst,
+    CostOption,
+    Deadline,
+    Json,
+    ProfileOption,
+    Rate,
+    Threads,
+)
 from mexit.core.artifact_paths import is_bundle
 from mexit.core.budget import short_macs
 from mexit.core.wrong_path import BUNDLE, found_instead
@@ -26,6 +36,8 @@ def run(
     ],
     *,
     budget: BudgetOption = "low",
+    cost: CostOption = "time",
+    profile: ProfileOption = None,
     backend: Backend = "auto",
     threads: Threads = None,
     deadline: Deadline = None,
@@ -47,6 +59,8 @@ def run(
         images,
         bundle=bundle,
         budget=budget,
+        cost=cost,
+        profile=profile,
         backend=backend,
         threads=threads,
         deadline_ms=deadline,

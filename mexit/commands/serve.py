@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from mexit.commands import output
-from mexit.commands.options import Backend, BudgetOption, BundleArg, Burst, Deadline, Rate, Threads
+from mexit.commands.options import (
+    Backend,
+    BudgetOption,
+    BundleArg,
+    Burst,
+    CostOption,
+    Deadline,
+    ProfileOption,
+    Rate,
+    Threads,
+)
 from mexit.core.artifact_paths import BUNDLES, newest
 
 
@@ -15,6 +25,8 @@ def serve(
     bundle: BundleArg = None,
     *,
     budget: BudgetOption = "low",
+    cost: CostOption = "time",
+    profile: ProfileOption = None,
     host: Annotated[
         str, typer.Option(envvar="MEXIT_HOST", help="Address to listen on; all but loopback require --token.")
     ] = "127.0.0.1",
@@ -86,6 +98,8 @@ def serve(
 
     options = ServeOptions(
         budget=budget,
+        cost=cost,
+        profile=profile,
         host=host,
         port=port,
         token=token,
@@ -101,4 +115,4 @@ def serve(
         batching=batching,
         name=name,
     )
-    serve_bundle(path, options, ready=announce)
+    serve_bundle(path, options, ready=announce, note=output.RichProgress().note)

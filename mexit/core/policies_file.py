@@ -16,7 +16,7 @@ from typing import Any
 
 from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.budget import Budget, exact_macs, format_macs
-from mexit.core.cost import Costs
+from mexit.core.cost import MACS, MICROSECONDS, Costs
 from mexit.core.exit_policy import Policy
 from mexit.core.schema import check_format, decode
 from mexit.core.scores import MEASURES
@@ -39,6 +39,8 @@ class Outcome:
         macs_error, accuracy_error: standard errors of `mean_macs` and `accuracy`; None in files of mexit 0.1, and with
             a single sample or group.
         groups: number of groups (objects, films, bursts) that the samples belong to; None without groups.
+        mean_us, us_error: mean time of a single image in microseconds on one device, and its standard error; None
+            in `policies.json`.
     """
 
     n: int
@@ -48,6 +50,8 @@ class Outcome:
     macs_error: float | None = None
     accuracy_error: float | None = None
     groups: int | None = None
+    mean_us: float | None = None
+    us_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,13 +111,14 @@ class FrontierPoint:
     """One budget and its thresholds.
 
     Attributes:
-        budget_macs: bound on the expected cost, MACs.
-        thresholds: (E-1,); None means that no row leaves there.
+        budget_macs: bound on the expected cost, MACs; with `budget_us` the expected MACs.
+        thresholds: (E-1,); None means that no row leaves there. Without any the static network answers.
         calibration: on the split that the thresholds were chosen on.
         held_out: on the certification split, on which nothing was chosen; None without that split.
         attacked: on the certification split under the attack of the entry's evidence; None without an attack.
         reject: reject threshold of each exit, (E,); see `core.exit_policy.Policy`. None without a reject option.
         rejected: what it does; None without.
+        budget_us: bound on the expected time of a single image on one device, microseconds; None in `policies.json`.
     """
 
     budget_macs: float
@@ -123,6 +128,12 @@ class FrontierPoint:
     attacked: Outcome | None
     reject: tuple[float | None, ...] | None = None
     rejected: RejectOutcome | None = None
+    budget_us: float | None = None
+
+    @property
+    def limit(self) -> float:
+        """The budget in the unit that the thresholds were selected in."""
+        return self.budget_macs if self.budget_us is None else self.budget_us
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,7 @@ class PolicyEntry:
         certificates: statistical guarantees, each for a range of the frontier.
         drift: expected rates of disagreement for the drift watch; may be empty.
         reject: the bound that the reject option keeps; None without one.
+        budgets: the user's own budgets as typed, by name; None in files of mexit 0.1.
     """
 
     engine: str
@@ -165,14 +177,15 @@ class PolicyEntry:
     certificates: tuple[Any, ...]
     drift: Mapping[str, Any]
     reject: RejectTerms | None = None
+    budgets: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise Damaged(f"policies.json: unknown measure '{self.measure}'")
         if not self.frontier:
             raise Damaged("policies.json: an entry without frontier")
-        budgets = [point.budget_macs for point in self.frontier]
-        if budgets != sorted(budgets):
+        limits = [point.limit for point in self.frontier]
+        if limits != sorted(limits):
             raise Damaged("policies.json: the frontier must rise in budget")
         exits = len(self.temperatures)
         if any(len(point.thresholds) != exits - 1 for point in self.frontier):
@@ -183,6 +196,11 @@ class PolicyEntry:
             raise Damaged(f"policies.json: temperatures must be positive, found {self.temperatures}")
         if any(not 0 <= index < len(self.frontier) for index in self.named.values()):
             raise Damaged("policies.json: a named budget points outside the frontier")
+
+    @property
+    def unit(self) -> str:
+        """The unit that the thresholds were selected in: "macs" or "us"."""
+        return MACS if self.frontier[0].budget_us is None else MICROSECONDS
 
     @property
     def names(self) -> Mapping[str, float]:
@@ -210,12 +228,26 @@ class PolicyEntry:
         return tuple(name for name, accuracy in accuracies.items() if accuracy is not None and accuracy > full)
 
     def frontier_index(self, budget: Budget, costs: Costs) -> int:
-        """The index of the largest frontier point not above the budget. Raises `BudgetInfeasible`."""
-        if budget.kind == "named" and budget.text in self.named:
+        """The index of the largest frontier point not above the budget.
+
+        Args:
+            budget: a number of MACs bounds the expected MACs, also where the thresholds were selected in time.
+            costs: of leaving at each exit, in `unit`.
+
+        Raises:
+            BudgetInfeasible: no point is within the budget.
+            UsageError: the budget is a time, but the thresholds were selected in MACs.
+        """
+        if budget.text in self.named:
             return self.named[budget.text]
-        macs = budget.cost(costs)
-        affordable = [i for i, point in enumerate(self.frontier) if point.budget_macs <= macs * (1 + 1e-9)]
+        if self.unit == MICROSECONDS and budget.kind == "macs":
+            macs, values = budget.value, [point.calibration.mean_macs for point in self.frontier]
+        else:
+            macs, values = budget.cost(costs), [point.limit for point in self.frontier]
+        affordable = [i for i, value in enumerate(values) if value <= macs * (1 + 1e-9)]
         if not affordable:
+            if self.unit == MICROSECONDS:
+                raise BudgetInfeasible(f"budget '{budget.text}' is below the cheapest policy that was selected in time")
             nearest = exact_macs(self.frontier[0].budget_macs)
             found = f"budget '{budget.text}' is {format_macs(macs)}; the smallest"
             if self.reject is not None:
@@ -258,7 +290,7 @@ class Policies:
 
     def to_bytes(self) -> bytes:
         """The content of the file, with its checksum."""
-        entries = [dataclasses.asdict(entry) for entry in self.entries]
+        entries = [entry_to_json(entry) for entry in self.entries]
         version = VERSION if any(entry.reject for entry in self.entries) else 1
         head = {"format": FORMAT, "version": version, "model": self.model}
         return to_json({**head, "checksum": _checksum(self.model, entries), "entries": entries})
@@ -276,6 +308,17 @@ class Policies:
         if value.get("checksum") != _checksum(model, entries):
             raise Damaged(f"{path}: the checksum does not match the content; run mexit calibrate to write it again")
         return Policies(model, decode(entries, tuple[PolicyEntry, ...], str(path)))
+
+
+def entry_to_json(entry: PolicyEntry) -> dict[str, Any]:
+    """An entry as JSON values, without the times where there are none."""
+    value: dict[str, Any] = dataclasses.asdict(entry)
+    for point in value["frontier"]:
+        for part in (point, *(point[name] for name in ("calibration", "held_out", "attacked") if point[name])):
+            for name in ("budget_us", "mean_us", "us_error"):
+                if part.get(name, 0) is None:
+                    del part[name]
+    return value
 
 
 def _checksum(model: str, entries: Any) -> str:

@@ -31,6 +31,7 @@ from mexit.flows.bench_result import STATIC, BenchResult, Row
 from mexit.flows.paired_times import ROUNDS, Call, time_in_turns, time_ratio
 from mexit.runtime import autotune
 from mexit.runtime.runtime import Runtime
+from mexit.runtime.time_policies import note_timing
 
 BATCHES = (1, 8, 64)
 REPEATS = 200
@@ -48,6 +49,8 @@ def bench_bundle(
     repeats: int = REPEATS,
     data_dir: str | Path | None = None,
     tune: bool = False,
+    cost: str = "macs",
+    profile: Path | None = None,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Compare every budget of a bundle with the static network.
@@ -59,7 +62,9 @@ def bench_bundle(
         batches: batch sizes, at least 1.
         repeats: timed calls of each path with one image, at least 20; larger batches have fewer calls, at least 20.
         data_dir: folder of the data sets; default `MEXIT_DATA`.
-        tune: measure every engine of this device first, and store the result for "auto".
+        tune: measure every engine of this device first, and store the result for "auto"; with `cost` "time" also the
+            times that select thresholds.
+        cost, profile: unit of the budgets, and file of times, as in `Runtime.open`.
         progress: receives the progress.
 
     Raises:
@@ -71,7 +76,10 @@ def bench_bundle(
         raise UsageError(f"at least {MIN_REPEATS} repeats and batches of 1, found {repeats} and {list(batches)}")
     path = bundle or newest(BUNDLES, progress)
     tuning = autotune.tune(Bundle.open(path)) if tune else None
-    runtime = Runtime.open(path, STATIC, backend=backend, threads=threads)
+    runtime = Runtime.open(path, STATIC, backend=backend, threads=threads, cost=cost, profile=profile)
+    if tune and runtime.timing is not None and profile is None:
+        runtime.use_time(again=True)
+    note_timing(runtime.timing, runtime.why_not_time, progress.note)
     images, description, real = _images(runtime, data_dir)
     policies = named_policies(runtime)
     trace = _trace(runtime)
@@ -85,7 +93,8 @@ def bench_bundle(
             times_us = time_in_turns(ways, images, batch, calls[batch], on_turn=on_turn)
             rows += _rows(runtime, batch, policies, times_us, trace)
     expected_on = "" if trace is None else f"{trace.logits.shape[1]} {trace.origin.split} images"
-    return BenchResult(tuple(rows), machine(), description, real, expected_on, _advice(runtime), tuning)
+    unit = "macs" if runtime.timing is None else "time"
+    return BenchResult(tuple(rows), machine(), unit, description, real, expected_on, _advice(runtime), tuning)
 
 
 def machine() -> dict[str, Any]:
@@ -183,6 +192,8 @@ def _advice(runtime: Runtime) -> list[str]:
     exits = runtime.bundle.manifest.provenance.get("exits", {})
     if len(runtime.backend.segments) > 1 and exits.get("option") != "auto":
         advice.append("mexit export --exits auto, which keeps only exits that save time")
+    if runtime.calibrated and runtime.timing is None and not runtime.why_not_time:
+        advice.append("--cost time, which selects thresholds by the times on this device")
     if not autotune.explain(runtime.bundle).rows:
         advice.append("mexit bench --tune, which finds the fastest engine")
     return [*advice, LARGER_NETWORK]

@@ -58,6 +58,7 @@ class BenchResult:
     Attributes:
         rows: one row per path and batch size.
         machine: processor, number of cores and system.
+        cost: unit in which the budgets were selected, "macs" or "time".
         images: description of the timed images.
         real_images: whether they are images of the data set; random ones leave at other exits.
         expected_on: description of the images behind the expected accuracies and MACs; "" without calibration.
@@ -67,6 +68,7 @@ class BenchResult:
 
     rows: tuple[Row, ...]
     machine: dict[str, Any]
+    cost: str
     images: str
     real_images: bool = True
     expected_on: str = ""
@@ -78,6 +80,7 @@ class BenchResult:
         fields = {
             "rows": [asdict(row) for row in self.rows],
             "machine": self.machine,
+            "cost": self.cost,
             "images": self.images,
             "expected_on": self.expected_on,
             "saves_time": self.fastest() is not None,

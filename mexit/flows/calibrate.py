@@ -36,6 +36,7 @@ from mexit.flows.calibration_source import choose_source, default_attack, unknow
 from mexit.flows.sample_sources import Images, Logits, SampleBatches, SampleSource, UnlabelledSource
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.runtime import Runtime
+from mexit.runtime.time_policies import note_timing
 from mexit.runtime.trace_recorder import record_trace
 
 REPORTS = Path("reports")
@@ -45,7 +46,7 @@ _BELONGS_TO = {  # an option to the options of which one must be given too, and 
     "loss": _MAX_RISK,
     "risk_method": _MAX_RISK,
     "max_cost": _MAX_RISK,
-    "confidence": (("max_risk", "max_error"), "--max-risk or --max-error, such as 0.02"),
+    "confidence": (("max_risk", "max_error", "target_drop"), "--max-risk or --max-error, such as 0.02"),
     "reject_from": (("max_error",), "--max-error, such as 0.02"),
     "max_unknown": (("reject_from",), "--reject-from, such as folder:PATH"),
 }
@@ -70,6 +71,9 @@ class CalibrateOptions:
         max_cost: certify this bound on the mean cost too, written as a budget, such as "50%".
         max_error: reject option: of the answers given at most this share is wrong, in (0, 1); other inputs are
             "unsure". None = every input has an answer.
+        target_drop: certify the budget `target`: the cheapest one that loses at most this share of the accuracy of the
+            static network, in (0, 1).
+        cost: "time": measure and select budgets in time too, for the device cache; "macs": only the stored policies.
         reject_from: pictures of other things that the reject option must withhold: "folder:PATH" or a data set.
         max_unknown: largest share of such pictures that is answered, in (0, 1); None = 0.1.
         device: device of the torch network that crafts the attack: "auto", "cpu" or "cuda".
@@ -90,6 +94,8 @@ class CalibrateOptions:
     risk_method: str | None = None
     max_cost: str | None = None
     max_error: float | None = None
+    target_drop: float | None = None
+    cost: str = "macs"
     reject_from: str | None = None
     max_unknown: float | None = None
     device: str = "auto"
@@ -126,7 +132,12 @@ class CalibrateOptions:
             if self.max_error is None
             else RejectRequest(self.max_error, **_given(confidence=self.confidence, max_unknown=self.max_unknown))
         )
-        return CalibrationConfig(self.measure, self.ensemble, self.policy, budgets, request, reject)
+        target = (
+            None
+            if self.target_drop is None
+            else CertificateRequest(self.target_drop, loss="accuracy-gap", **_given(confidence=self.confidence))
+        )
+        return CalibrationConfig(self.measure, self.ensemble, self.policy, budgets, request, reject, target)
 
 
 @dataclass(frozen=True)
@@ -196,13 +207,17 @@ def calibrate_bundle(
     unknown = unknown_source(runtime.bundle, options.reject_from, data_dir, progress)
     traces = _record_traces(runtime, source, unknown, attack, progress)
     result = calibrate(traces, runtime.costs, config)
-    entry = _store(runtime.bundle, traces, result)
+    entry = _store(runtime.bundle, traces, result, options.budgets)
     written = _write_report(
         path, runtime.bundle.manifest.name, entry, report(result, traces.certification, runtime.bundle.manifest.numbers)
     )
     table = _measure_test(runtime, source, traces.certification, entry, progress)
     written = (*written, expected.save(path, runtime.bundle.id, table))
     unavailable = result.rejection.unavailable if result.rejection else ()
+    if options.cost == "time":
+        timed = Runtime(runtime.bundle, runtime.backend, "full", threads=runtime.threads)
+        timed.use_time(again=True)
+        note_timing(timed.timing, timed.why_not_time, progress.note)
     if why_not:
         progress.note(f"nothing is promised under attack: {why_not}")
     return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not, table, unavailable)
@@ -226,8 +241,9 @@ def _check_labels(source: SampleSource, config: CalibrationConfig) -> None:
     if not isinstance(source, UnlabelledSource):
         return
     name, request = source.images.name, config.certify
-    if config.reject is not None:
-        raise UsageError(f"{name} has no labels, which --max-error needs: put the pictures into one folder per class")
+    if config.reject is not None or config.target is not None:
+        option = "--max-error" if config.reject is not None else "--target-drop"
+        raise UsageError(f"{name} has no labels, which {option} needs: put the pictures into one folder per class")
     if request is not None and request.loss != "disagreement":
         raise UsageError(
             f"{name} has no labels, which the loss {request.loss} needs: add --loss disagreement, "
@@ -290,7 +306,9 @@ def _record_traces(
     return CalibrationTraces(*both("calibration"), *both("certification"), *others)
 
 
-def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult) -> PolicyEntry:
+def _store(
+    bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult, budgets: Mapping[str, str]
+) -> PolicyEntry:
     """Save the traces and the policies in the bundle."""
     origin = traces.calibration.origin
     refs = [bundle.save_trace(trace) for trace in traces.all]
@@ -305,9 +323,10 @@ def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult)
         temperatures=result.scorer.temperatures,
         frontier=result.frontier,
         named=result.named,
-        certificates=(asdict(result.certificate),) if result.certificate else (),
+        certificates=tuple(asdict(certificate) for certificate in result.certificates),
         drift=result.drift,
         reject=result.rejection.terms if result.rejection else None,
+        budgets=dict(budgets),
     )
     bundle.save_policies(bundle.policies_or_empty().with_entry(entry))
     return entry

@@ -21,6 +21,7 @@ from mexit.errors import UsageError
 from mexit.runtime import Runtime
 from mexit.runtime.prediction import UNSURE
 from mexit.runtime.stats import RuntimeStats
+from mexit.runtime.time_policies import note_timing
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class CameraOptions:
 
     Attributes:
         budget: budget of each frame.
-        backend, threads, rate, burst: as in `Runtime.open`.
+        cost, profile, backend, threads, rate, burst: as in `Runtime.open`.
         deadline_ms: deadline of each frame, milliseconds.
         out: annotated video to write, `.mp4`.
         jsonl: file to write with one JSON line per frame.
@@ -77,6 +78,8 @@ class CameraOptions:
     """
 
     budget: str = "low"
+    cost: str = "macs"
+    profile: Path | None = None
     backend: str = "auto"
     threads: int | None = None
     deadline_ms: float | None = None
@@ -106,7 +109,7 @@ def run_camera(
         source: camera number, URL, file, folder or glob; see `camera.parse_source`.
         options: options of the run.
         on_result: called with each prediction after it was written.
-        on_event: called with a message when a stream is lost or back.
+        on_event: called with a message when a stream is lost or back, and when times were measured.
 
     Raises:
         UsageError: an invalid source, limit or output.
@@ -121,7 +124,10 @@ def run_camera(
         threads=options.threads,
         rate=options.rate,
         burst=options.burst,
+        cost=options.cost,
+        profile=options.profile,
     )
+    note_timing(runtime.timing, runtime.why_not_time, on_event or (lambda _: None))
     live = LiveSettings(insecure=options.insecure)
     parsed = identify_source(parsed, live)
     costs = runtime.bundle.manifest.cumulative_macs

@@ -12,6 +12,7 @@ from mexit.core.progress import Progress, Silent
 from mexit.data.preprocess import read_image
 from mexit.errors import MexitError
 from mexit.runtime import Prediction, Runtime
+from mexit.runtime.time_policies import note_timing
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ def classify_files(
     *,
     bundle: Path | None = None,
     budget: str = "low",
+    cost: str = "macs",
+    profile: Path | None = None,
     backend: str = "auto",
     threads: int | None = None,
     deadline_ms: float | None = None,
@@ -47,18 +50,23 @@ def classify_files(
         images: paths of the image files.
         bundle: a bundle directory; default the newest.
         budget: mean cost per image, such as "low", "12M" or "40%".
+        cost, profile: unit of the budgets, and file of times, as in `Runtime.open`.
         backend: name of the engine, or "auto".
         threads: threads of the engine; default the fastest measured number, else 1.
         deadline_ms: milliseconds per image, after which the deepest exit computed so far answers.
         rate: limit in MACs per second; an image waits for it until its deadline.
         burst: MACs that can be saved up for `rate`; default one second, at least one full image.
-        progress: receives the name of the default bundle.
+        progress: receives the name of the default bundle, and one line about times that were measured.
 
     Raises:
         MexitError: the bundle or the engine cannot be opened.
     """
-    path = bundle or newest(BUNDLES, progress or Silent())
-    runtime = Runtime.open(path, budget, backend=backend, threads=threads, rate=rate, burst=burst)
+    progress = progress or Silent()
+    path = bundle or newest(BUNDLES, progress)
+    runtime = Runtime.open(
+        path, budget, backend=backend, threads=threads, rate=rate, burst=burst, cost=cost, profile=profile
+    )
+    note_timing(runtime.timing, runtime.why_not_time, progress.note)
     answers = []
     for image in images:
         try:

@@ -11,6 +11,7 @@ from mexit.core.budget import Macs
 from mexit.core.manifest import NAME_PATTERN
 from mexit.errors import UsageError, missing_extra
 from mexit.runtime import Runtime
+from mexit.runtime.time_policies import note_timing
 from mexit.serving.limits import Limits
 
 _PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
@@ -22,6 +23,8 @@ class ServeOptions:
 
     Attributes:
         budget: budget of requests that name none.
+        cost: "macs" or "time", as in `Runtime.open`.
+        profile: as in `Runtime.open`.
         host: address to listen on.
         port: port to listen on; 0 for any free one.
         token: bearer token of the requests; required unless the host is loopback. Several tokens, separated by
@@ -35,6 +38,8 @@ class ServeOptions:
     """
 
     budget: str = "low"
+    cost: str = "macs"
+    profile: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = None
@@ -57,6 +62,7 @@ def serve_bundle(
     *,
     limits: Limits | None = None,
     ready: Callable[[str], None] | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then answer the requests in flight and return.
 
@@ -65,6 +71,7 @@ def serve_bundle(
         options: options of the server.
         limits: sizes, counts and times that bound the server; default `Limits()`.
         ready: called with the URL once the server accepts connections.
+        note: called with one line about the times that were measured, if they were.
 
     Raises:
         UsageError: a public host without a token, a port in use, or an invalid deadline, token, batching or name.
@@ -100,7 +107,10 @@ def serve_bundle(
             burst=options.burst,
             client_rate=options.client_rate,
             client_burst=options.client_burst,
+            cost=options.cost,
+            profile=options.profile,
         )
+        note_timing(runtime.timing, runtime.why_not_time, note)
         served = service.Service(
             runtime,
             limits or Limits(),

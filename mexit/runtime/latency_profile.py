@@ -1,23 +1,30 @@
-"""The latency profile: mean milliseconds of one image that leaves at each exit, measured on this device.
+"""The latency profile: the time of one image that leaves at each exit, and of the static network, on this device.
 
-Budgets in milliseconds rest on it. It is stored in the device cache, and measured again if it is missing or damaged.
+Thresholds that are selected in time rest on a `Profile`. With thresholds in MACs, budgets in milliseconds rest on the
+mean times of the exits, which the device cache keeps too.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mexit.core.atomic_io import read_json
 from mexit.core.bundle import Bundle
+from mexit.core.cost import MICROSECONDS, Costs
 from mexit.core.policies_file import FrontierPoint
-from mexit.errors import BudgetInfeasible, MexitError
+from mexit.errors import BudgetInfeasible, Damaged, MexitError
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.device_cache import cache_folder, write_fact
 
+TimedCalls = Sequence[Callable[[], object]]
+"""A call for each exit, which answers one image there, then one for the static network."""
 RunToExit = Callable[[int], object]
 """Answers one image that leaves at the given exit (from 1), with everything that a real answer takes."""
 
@@ -25,6 +32,66 @@ ROUNDS = 200
 WARM_UP = 20
 # The measurement repeats one image; a stream of different images is slower (benchmarks/milliseconds.py).
 MARGIN = 1.06
+PROFILE_SECONDS = 1.2
+MIN_PROFILE_ROUNDS, MAX_PROFILE_ROUNDS = 30, 2000
+STEP = 0.01  # of the static network's time: smaller differences are noise, and should select the same thresholds
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Times of a single image in one engine on one device.
+
+    Attributes:
+        exits_us: microseconds of leaving at each exit, end to end through the runtime, (E,).
+        static_us: microseconds of the static network.
+        model: id of the bundle.
+        engine, precision, threads: the engine and its number of threads.
+        versions: installed versions of the packages that the times depend on.
+    """
+
+    exits_us: tuple[float, ...]
+    static_us: float
+    model: str
+    engine: str
+    precision: str
+    threads: int
+    versions: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if not self.exits_us or not all(isfinite(us) and us > 0 for us in (*self.exits_us, self.static_us)):
+            raise Damaged(f"a latency profile needs positive times, found {self.exits_us} and {self.static_us}")
+
+    @property
+    def costs(self) -> Costs:
+        """The times as costs in microseconds, rounded to `STEP` of the static network's time; not decreasing."""
+        step = STEP * self.static_us
+        shares = np.maximum.accumulate(np.maximum(np.rint(np.array(self.exits_us) / step), 1.0))
+        return Costs(tuple(float(share * step) for share in shares), self.static_us, MICROSECONDS)
+
+
+def measure_times_us(calls: TimedCalls) -> tuple[tuple[float, ...], float]:
+    """Median microseconds of each call, and of the last one (the static network); about `PROFILE_SECONDS` seconds.
+
+    Each round makes every call once, in an order that changes, so that other work on the machine slows all alike. The
+    medians of other work's pauses do not count.
+    """
+    rng = np.random.default_rng(0)
+    for call in calls:
+        for _ in range(WARM_UP):
+            call()
+    rounds: list[NDArray[np.float64]] = []
+    start = time.perf_counter()
+    while len(rounds) < MAX_PROFILE_ROUNDS:
+        if len(rounds) >= MIN_PROFILE_ROUNDS and time.perf_counter() - start > PROFILE_SECONDS:
+            break
+        times_us = np.zeros(len(calls))
+        for i in rng.permutation(len(calls)):
+            before = time.perf_counter()
+            calls[i]()
+            times_us[i] = (time.perf_counter() - before) * 1e6
+        rounds.append(times_us)
+    *exits_us, static_us = np.median(np.array(rounds), axis=0).tolist()
+    return tuple(exits_us), static_us
 
 
 def exit_times_ms(bundle: Bundle, backend: Backend, threads: int, run_to_exit: RunToExit) -> tuple[float, ...]:

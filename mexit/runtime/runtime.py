@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from mexit.core.budget import Budget, Macs
 from mexit.core.bundle import Bundle
 from mexit.core.exit_policy import Policy
-from mexit.core.policies_file import PolicyEntry
-from mexit.data.preprocess import check_tensor, prepare_batch
-from mexit.errors import BadInput, NotCalibrated
+from mexit.errors import NotCalibrated
 from mexit.runtime.autotune import choose, open_chosen
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.registry import AUTO, find
 from mexit.runtime.drift import DriftWatch
 from mexit.runtime.engine import Answers, answer, last_exit
-from mexit.runtime.policy_selection import PolicyChoice, PolicySelector
+from mexit.runtime.input_images import prepare_images
+from mexit.runtime.policy_selection import PolicyChoice, PolicySelector, entry_or_none
 from mexit.runtime.prediction import POLICY_REASONS, UNSURE, Prediction, Receipt
 from mexit.runtime.rate_limiter import RateLimiter, read_rate_limits
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.request import Request, RequestOptions
 from mexit.runtime.stats import RuntimeStats
+from mexit.runtime.time_policies import TimePolicies, check_cost, open_in_time
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -47,6 +47,8 @@ class Runtime:
         stats: running totals of all answers; `runtime.stats.snapshot()`.
         rate_limiter: bounds the MACs that are computed; None without a bound.
         drift_watch: compares early answers with the full network's; None unless `watch_drift` was called.
+        timing: the policies in time; None where budgets are in MACs.
+        why_not_time: why `use_time` left them in MACs, in words.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class Runtime:
         self.stats = RuntimeStats(len(bundle.manifest.exits), bundle.manifest.cumulative_macs[-1])
         self.rate_limiter = rate_limiter
         self.drift_watch: DriftWatch | None = None
-        entry = _entry_or_none(bundle, backend) if use_policies else None
+        self.timing: TimePolicies | None = None
+        self.why_not_time = ""
+        entry = entry_or_none(bundle, backend) if use_policies else None
         self._selector = PolicySelector(bundle, backend, entry, threads, self.run_to_exit, all_heads=all_heads)
         self.budget = budget
 
@@ -99,6 +103,8 @@ class Runtime:
         burst: Macs | None = None,
         client_rate: Macs | None = None,
         client_burst: Macs | None = None,
+        cost: str = "macs",
+        profile: str | Path | None = None,
     ) -> Runtime:
         """Open a bundle directory.
 
@@ -114,6 +120,9 @@ class Runtime:
             rate: MACs per second (`40M`, `1.5G`) that bound all requests together; see `rate_limiter`.
             burst: MACs that can be saved up; default the MACs of one second, or of a full image if that is more.
             client_rate, client_burst: the same for each client.
+            cost: "macs": the stored policies; "time": policies that are selected in time on this device, see
+                `use_time`.
+            profile: file of the times to select with; default the device cache, or measured. It needs "time".
 
         Raises:
             NotFound, Damaged, Untrusted, SchemaTooNew, StalePolicy: see `Bundle.open` and `Bundle.policies`.
@@ -121,6 +130,7 @@ class Runtime:
             BudgetInfeasible: the budget is below the cost of exit 1.
             MissingExtra: the engine is not installed.
         """
+        check_cost(cost, profile)
         if backend != AUTO:
             find(backend)
         bundle = Bundle.open(path)
@@ -130,14 +140,28 @@ class Runtime:
         runtime = Runtime(
             bundle,
             open_chosen(bundle, choice),
-            budget,
+            "full" if cost == "time" else budget,
             threads=choice.threads,
             use_policies=use_policies,
             rate_limiter=RateLimiter(costs, limits) if limits.overall or limits.client else None,
         )
+        if cost == "time":
+            runtime.use_time(profile)
+            runtime.budget = budget
         if watch_drift:
             runtime.watch_drift(watch_drift, on_drift)
         return runtime
+
+    def use_time(self, profile: str | Path | None = None, *, again: bool = False) -> None:
+        """Select budgets in time; see `time_policies.open_in_time`, which raises and has the arguments."""
+        static = Runtime(self.bundle, self.backend, "full", threads=self.threads)
+        exits = [partial(self.run_to_exit, k) for k in range(1, len(self.bundle.manifest.exits) + 1)]
+        calls = (*exits, partial(static.answer_tensor, self._profiling_copy[1]))
+        key = (self.bundle, self.backend, self.threads, self._selector.entry)
+        timed, self.why_not_time = open_in_time(*key, calls, profile, again)
+        if timed is not None:
+            self.timing = timed
+            self._selector.use_time(timed)
 
     def watch_drift(self, share: float, on_drift: str = "alarm", seed: int | None = None) -> None:
         """Start to compare a share of the early answers with the full network's; see `drift`."""
@@ -334,20 +358,7 @@ class Runtime:
 
     def prepare(self, images: NDArray[Any] | Sequence[Any] | bytes) -> NDArray[np.float32]:
         """Convert accepted images to the input tensor, (B, C, H, W) float32 in [0, 1]."""
-        spec = self.bundle.manifest.input
-        if isinstance(images, np.ndarray):
-            if images.dtype.kind == "f":
-                return check_tensor(images, spec)
-            if images.dtype != np.uint8:
-                raise BadInput(f"expected uint8 or float32 images, found {images.dtype}")
-            if images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)):
-                return prepare_batch(images[None], spec)
-            if images.ndim != 4:
-                raise BadInput(f"expected uint8 (H, W), (H, W, 3) or (B, H, W, 3), found {images.shape}")
-            return prepare_batch(images, spec)
-        if isinstance(images, list | tuple):
-            return prepare_batch(images, spec)
-        return prepare_batch([images], spec)
+        return prepare_images(images, self.bundle.manifest.input)
 
     def camera(self, source: str, **options: Any) -> Generator[AnsweredFrame, None, None]:
         """Answer the frames of a video, an image, a folder, a glob or a live camera.
@@ -387,10 +398,3 @@ class Runtime:
             self.bundle, self.backend, "full", threads=self.threads, use_policies=self.calibrated, all_heads=True
         )
         return runtime, np.full((1, *self.bundle.manifest.input.shape), 0.5, np.float32)
-
-
-def _entry_or_none(bundle: Bundle, backend: Backend) -> PolicyEntry | None:
-    try:
-        return bundle.policies().entry(backend.engine, backend.precision, backend.variant)
-    except NotCalibrated:
-        return None

@@ -36,6 +36,7 @@ def model_metadata(runtime: Runtime, name: str) -> dict[str, Any]:
         "parameters": {
             "mexit_model": runtime.bundle.id,
             "mexit_budget": runtime.budget.text,
+            "mexit_budget_unit": "macs" if runtime.timing is None else "time",
             "mexit_exit_macs": json.dumps(manifest.cumulative_macs),
             "mexit_classes": json.dumps(manifest.classes),
         },

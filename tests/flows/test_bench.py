@@ -23,7 +23,7 @@ def result(real: bool = True, **of_static: tuple[float, float]) -> BenchResult:
     for path, (value, half) in of_static.items():
         ratio = Ratio(value, value - half, value + half)
         rows.append(Row("ort", 1, 1, path, 9.0, 9.0, 9.0, 20, ratio, 1e6, -0.001, 0.002))
-    return BenchResult(tuple(rows), {"cpu": "one"}, "images", real, "100 certification images", ["a", "b", "c"])
+    return BenchResult(tuple(rows), {"cpu": "one"}, "macs", "images", real, "100 certification images", ["a", "b", "c"])
 
 
 def printed(capsys: pytest.CaptureFixture[str], shown: BenchResult) -> str:
@@ -81,12 +81,28 @@ def test_the_verdict_names_the_budget_that_saves_most(capsys: pytest.CaptureFixt
     assert "slower here than the static network: high (batch 1, 1.10 ± 0.02)" in text
 
 
+def test_budgets_are_selected_by_time(bundle_copy: Path, tmp_path: Path) -> None:
+    """`--tune` measures the times again; without `--cost time` the advice names it."""
+    in_macs = bench_bundle(bundle_copy, batches=[1], repeats=20)
+    assert in_macs.cost == "macs"
+    assert any("--cost time" in one for one in in_macs.advice)
+    in_time = bench_bundle(bundle_copy, batches=[1], repeats=20, cost="time")
+    assert in_time.cost == in_time.to_json()["cost"] == "time"
+    assert not any("--cost time" in one for one in in_time.advice)
+    [stored] = (tmp_path / "device-cache").rglob("policies-*.json")
+    before = stored.stat().st_mtime_ns
+    bench_bundle(bundle_copy, batches=[1], repeats=20, cost="time")
+    assert stored.stat().st_mtime_ns == before
+    bench_bundle(bundle_copy, batches=[1], repeats=20, cost="time", tune=True)
+    assert stored.stat().st_mtime_ns > before
+
+
 def test_a_budget_that_loses_accuracy_comes_second() -> None:
     shown = result(low=(0.6, 0.05), medium=(0.72, 0.01))
     full, low, medium = shown.rows
     lossy = Row(**{**vars(low), "accuracy_change": -0.02})
-    assert BenchResult((full, lossy, medium), {}, "images").fastest() == medium
-    assert BenchResult((full, lossy), {}, "images").fastest() == lossy
+    assert BenchResult((full, lossy, medium), {}, "macs", "images").fastest() == medium
+    assert BenchResult((full, lossy), {}, "macs", "images").fastest() == lossy
 
 
 def test_without_a_significant_saving_the_verdict_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

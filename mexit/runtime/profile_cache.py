@@ -1,0 +1,52 @@
+"""Latency profiles of a device: read from a file or the device cache, and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mexit.core.atomic_io import read_json
+from mexit.core.bundle import Bundle
+from mexit.core.schema import decode
+from mexit.core.versions import installed_versions
+from mexit.errors import UsageError
+from mexit.runtime.autotune import PACKAGES
+from mexit.runtime.backends.base import Backend
+from mexit.runtime.latency_profile import Profile, TimedCalls, measure_times_us
+
+
+def new_profile(bundle: Bundle, backend: Backend, threads: int, calls: TimedCalls) -> Profile:
+    """Measure the profile of an engine, which takes a second or two."""
+    exits_us, static_us = measure_times_us(calls)
+    key = (bundle.id, backend.engine, backend.precision, threads, installed_versions(PACKAGES))
+    return Profile(exits_us, static_us, *key)
+
+
+def why_not(profile: Profile, bundle: Bundle, backend: Backend, threads: int) -> str:
+    """Why a profile does not hold for an engine, with a place for its name; "" if it holds."""
+    expected = (bundle.id, backend.engine, backend.precision, threads, len(bundle.manifest.exits))
+    found = (profile.model, profile.engine, profile.precision, profile.threads, len(profile.exits_us))
+    what = ("the model", "the engine", "the precision", "the number of threads", "the number of exits")
+    for name, one, other in zip(what, found, expected, strict=True):
+        if one != other:
+            return f"{name} is {str(one)[:12]}, expected {str(other)[:12]}"
+    now, then = installed_versions(PACKAGES), profile.versions
+    changed = sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
+    return f"it was measured with other versions of {', '.join(changed)}" if changed else ""
+
+
+def read_profile(path: Path, bundle: Bundle, backend: Backend, threads: int) -> Profile:
+    """Read a profile that a user names.
+
+    Raises:
+        NotFound, Damaged: there is no such file, or it is not a profile.
+        UsageError: it is a profile of another model, engine or installation.
+    """
+    value = read_json(path, "latency profile")
+    nested = value.get("profile") if isinstance(value, dict) else None
+    profile: Profile = decode(nested or value, Profile, str(path))
+    if reason := why_not(profile, bundle, backend, threads):
+        raise UsageError(
+            f"the latency profile {path} is not for this bundle and engine: {reason}; leave out --profile to measure, "
+            "or give --cost macs"
+        )
+    return profile
