@@ -134,8 +134,8 @@ def check_single_file(
             difference = float(np.abs(actual[0] - expected[i]).max())
             if exit_taken[0] != number or not difference <= tolerance:
                 raise BackendError(
-                    f"the single file, forced to exit {number}, answered at exit {exit_taken[0]} with logits that differ "
-                    f"from those of the segments by {difference:.1e}, more than {tolerance:.0e}"
+                    f"the single file, forced to exit {number}, answered at exit {exit_taken[0]} with logits that "
+                    f"differ from those of the segments by {difference:.1e}, more than {tolerance:.0e}"
                 )
 
 
