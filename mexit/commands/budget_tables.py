@@ -30,6 +30,21 @@ def show_policies(entry: PolicyEntry) -> None:
         )
 
 
+def show_times(entry: PolicyEntry) -> None:
+    """Print the budgets that were selected in time on this device, with mean time and MACs on held-out data."""
+    static = entry.frontier[-1].calibration.mean_us
+    rows = []
+    for names, point in entry.by_policy():
+        outcome = point.held_out or point.calibration
+        share = outcome.mean_us / static if outcome.mean_us and static else None
+        cells = [f"{point.limit:,.0f}", f"{outcome.mean_us or 0:,.0f}", output.percent(share)]
+        rows.append([", ".join(names), *cells, short_macs(outcome.mean_macs), output.percent(outcome.accuracy)])
+    columns = ["budget", "us", "mean us", "of static", "mean MACs", "accuracy"]
+    output.table(
+        "budgets in time on this device", columns, rows, "measured on held-out images; full is the static network"
+    )
+
+
 def show_expected(table: Mapping[str, Any] | None) -> None:
     """Print expected and test accuracy and cost of each budget, and a sentence for each unexpected test result.
 

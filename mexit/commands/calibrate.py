@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mexit.commands import output
-from mexit.commands.budget_tables import show_expected, show_policies, show_reject
+from mexit.commands.budget_tables import show_expected, show_policies, show_reject, show_times
 from mexit.commands.options import AttackOption, Backend, BundleArg, CostOption, DataDir, Device, Json, Threads, pairs
 
 if TYPE_CHECKING:
@@ -119,7 +119,14 @@ def calibrate(
         progress=output.RichProgress(),
     )
     if json:
-        output.print_json({"bundle": str(result.bundle), "entry": asdict(result.entry), "expected": result.expected})
+        output.print_json(
+            {
+                "bundle": str(result.bundle),
+                "entry": asdict(result.entry),
+                "expected": result.expected,
+                "timed": None if result.timed is None else asdict(result.timed),
+            }
+        )
     else:
         show_calibration(result)
 
@@ -137,6 +144,9 @@ def show_calibration(result: CalibrateResult) -> None:
         output.table(title, columns, rows, f"chosen: {score_name(result.entry)}")
     show_policies(result.entry)
     say_certificates(result.entry)
+    if result.timed is not None:
+        show_times(result.timed)
+        say_certificates(result.timed)
     written = [str(path.relative_to(result.bundle)) for path in result.written]
     output.paragraph(f"wrote into {result.bundle}: {', '.join(['policies.json', *written])}")
     show_expected(result.expected)

@@ -153,6 +153,7 @@ class CalibrateResult:
         expected: expected and test results of each budget, see `calibrate.expected.expected_and_test`.
         why_not_attacked: the reason why nothing is measured under attack; empty if it is.
         unavailable: named budgets that cannot keep the bound of the reject option.
+        timed: the policies in time that were stored in the device cache; None where none were requested or possible.
     """
 
     bundle: Path
@@ -163,6 +164,7 @@ class CalibrateResult:
     why_not_attacked: str
     expected: Mapping[str, Any]
     unavailable: tuple[str, ...] = ()
+    timed: PolicyEntry | None = None
 
 
 def calibrate_bundle(
@@ -214,13 +216,15 @@ def calibrate_bundle(
     table = _measure_test(runtime, source, traces.certification, entry, progress)
     written = (*written, expected.save(path, runtime.bundle.id, table))
     unavailable = result.rejection.unavailable if result.rejection else ()
+    timed = None
     if options.cost == "time":
-        timed = Runtime(runtime.bundle, runtime.backend, "full", threads=runtime.threads)
-        timed.use_time(again=True)
-        note_timing(timed.timing, timed.why_not_time, progress.note)
+        again = Runtime(runtime.bundle, runtime.backend, "full", threads=runtime.threads)
+        again.use_time(again=True)
+        note_timing(again.timing, again.why_not_time, progress.note)
+        timed = again.timing.entry if again.timing else None
     if why_not:
         progress.note(f"nothing is promised under attack: {why_not}")
-    return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not, table, unavailable)
+    return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not, table, unavailable, timed)
 
 
 def _given(**options: Any) -> dict[str, Any]:
