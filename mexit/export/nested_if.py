@@ -7,7 +7,7 @@ exited yet. One image a call.
              thresholds (E-1,) float64, NaN = never exit here; temperatures (E,) float64
              measure int64 scalar, an index into `MEASURES`; ensemble bool scalar
     outputs  logits (1, C) float32 and probabilities (1, C) float64 of the exit that answers,
-             exit (1,) int64 from 1, score (1,) float64
+             exit (1,) int64, its number in the network, score (1,) float64
 
 Scores are computed in float64 as in `core.scores` and agree with it to about 1e-12. The measure `agreement` is not
 available: it needs an arc tangent in float64, which common engines lack.
@@ -33,11 +33,12 @@ OUTPUTS = ("logits", "probabilities", "exit", "score")
 MAX_EXITS = 20  # each exit is one level of nesting, and ONNX loaders limit the depth
 
 
-def build_single_file(segments: Sequence[onnx.ModelProto]) -> bytes:
+def build_single_file(segments: Sequence[onnx.ModelProto], numbers: Sequence[int] | None = None) -> bytes:
     """Nest the segments of one network in one ONNX file.
 
     Args:
         segments: float32 segments in order, as `onnx_export.export_segment` makes them.
+        numbers: of the exits in the network, (E,), which the output `exit` names; default 1..E.
 
     Raises:
         UsageError: the network has more than `MAX_EXITS` exits.
@@ -52,6 +53,7 @@ def build_single_file(segments: Sequence[onnx.ModelProto]) -> bytes:
     image = builder.input(first.input[0].name, ir.DataType.FLOAT, [1, *image_shape])
     network = _NestedNetwork(
         segments=[ir.from_proto(segment).graph for segment in segments],
+        numbers=numbers or range(1, len(segments) + 1),
         classes=classes,
         thresholds=builder.input("thresholds", ir.DataType.DOUBLE, [len(segments) - 1]),
         temperatures=builder.input("temperatures", ir.DataType.DOUBLE, [len(segments)]),
@@ -93,11 +95,13 @@ class _NestedNetwork:
 
     Attributes:
         segments: in order.
+        numbers: of their exits in the network.
         classes: C.
         thresholds, temperatures, measure, ensemble: inputs of the whole graph.
     """
 
     segments: Sequence[ir.Graph]
+    numbers: Sequence[int]
     classes: int
     thresholds: ir.Value
     temperatures: ir.Value
@@ -125,7 +129,7 @@ class _NestedNetwork:
         score = self._add_score(op, log_probabilities, probabilities)
 
         def answer(op: OpBuilder) -> Sequence[ir.Value]:
-            return [op.Identity(value) for value in (logits, probabilities, [k], score)]
+            return [op.Identity(value) for value in (logits, probabilities, [self.numbers[k - 1]], score)]
 
         def go_on(op: OpBuilder) -> Sequence[ir.Value]:
             return self.add_exit(op, k + 1, features, log_total)

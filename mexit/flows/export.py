@@ -233,7 +233,9 @@ def _build(
     if options.calibration_images:
         samples = DatasetSource(data, splits, spec, _attack(model, settings, options))
         calibration = {images.file: images.to_bytes() for images in gather(samples, progress)}
-    single_file = build_single_file([segment.model for segment in segments]) if options.single_file else None
+    single_file = None
+    if options.single_file:
+        single_file = build_single_file([segment.model for segment in segments], kept.numbers)
     contents = BundleContents(data.classes, spec, splits, variants, provenance, calibration, single_file, kept.numbers)
     bundle = build_bundle(out, contents)
     backend = OrtBackend(bundle)
@@ -242,7 +244,7 @@ def _build(
     if single_file is not None:
         session = open_session(single_file, "the single file")
         logits = run_all_exits(backend, images)
-        check_single_file(lambda feeds: session.run(list(OUTPUTS), feeds), spec.name, images, logits)
+        check_single_file(lambda feeds: session.run(list(OUTPUTS), feeds), spec.name, images, logits, kept.numbers)
     return bundle, differences, report
 
 

@@ -42,7 +42,7 @@ def run(workspace: Path) -> Path:
 @pytest.fixture(scope="module")
 def int8_without_exit_1(run, tmp_path_factory) -> Bundle:
     out = tmp_path_factory.mktemp("kept") / "kept"
-    result = export_bundle(run, out=out, options=ExportOptions("int8", calibrate=True, exits="2"))
+    result = export_bundle(run, out=out, options=ExportOptions("int8", single_file=True, exits="2"))
     assert result.precision_report is not None
     assert [row.exit for row in result.precision_report.exits] == [2, 3]
     return Bundle.open(out)
