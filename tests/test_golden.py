@@ -85,6 +85,9 @@ def test_the_server_gives_the_same_answers(answers, images) -> None:
             server.terminate()
 
 
+HEADS_LEFT_OUT = 3  # last points of the frontier, for which 0.1.0 left out heads that now run
+
+
 def test_calibrating_again_gives_the_same_thresholds_and_then_the_same_evaluation(answers) -> None:
     bundle, expected = Path("bundles/demo"), answers["calibration"]
     entry = output_of("calibrate", bundle, "--attack", "none", "--max-risk", 0.05)["entry"]
@@ -92,9 +95,9 @@ def test_calibrating_again_gives_the_same_thresholds_and_then_the_same_evaluatio
         expected[key] for key in ("measure", "ensemble", "named")
     )
     np.testing.assert_allclose(entry["temperatures"], expected["temperatures"], rtol=1e-3)
-    points = entry["frontier"]
-    assert [point["calibration"]["mean_macs"] for point in points] == expected["mean_macs"]
-    for point, thresholds in zip(points, expected["thresholds"], strict=True):
+    points, count = entry["frontier"][:-HEADS_LEFT_OUT], len(entry["frontier"]) - HEADS_LEFT_OUT
+    assert [point["calibration"]["mean_macs"] for point in points] == expected["mean_macs"][:count]
+    for point, thresholds in zip(points, expected["thresholds"][:count], strict=True):
         np.testing.assert_allclose(
             np.array(point["thresholds"], float), np.array(thresholds, float), rtol=1e-3, equal_nan=True
         )
@@ -105,7 +108,8 @@ def test_calibrating_again_gives_the_same_thresholds_and_then_the_same_evaluatio
     compare_evaluations(evaluated, answers["evaluation"]["bundle"])
     for name, was in answers["evaluation"]["bundle"]["budgets"].items():
         assert evaluated["budgets"][name]["clean"]["value"] == was["clean"]
-        assert evaluated["budgets"][name]["clean"]["mean_macs"] == was["mean_macs"]
+        if name != "full":
+            assert evaluated["budgets"][name]["clean"]["mean_macs"] == was["mean_macs"]
 
 
 def test_a_run_evaluates_the_same(answers) -> None:
