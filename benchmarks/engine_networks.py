@@ -113,7 +113,7 @@ class TorchSegment:
 class TorchBackend:
     """torch in float32, or in bfloat16 with the memory format channels_last."""
 
-    engine, variant, drops_heads = "torch", "fp32", False
+    engine, variant, static = "torch", "fp32", None
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype, compiled: bool = False) -> None:
         self.precision = "fp32" if dtype is torch.float32 else "bf16"

@@ -38,6 +38,7 @@ from mexit.runtime import Prediction, Runtime
 
 if TYPE_CHECKING:
     from mexit.evaluate.config import EvaluateOptions
+    from mexit.flows.attach_exits import attach_exits
     from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
     from mexit.flows.evaluate import evaluate_model
     from mexit.flows.export import ExportOptions, export_bundle
@@ -72,6 +73,7 @@ __all__ = [
     "TrainOptions",
     "Untrusted",
     "UsageError",
+    "attach_exits",
     "calibrate_bundle",
     "evaluate_model",
     "export_bundle",
@@ -83,6 +85,7 @@ _LAZY = {
     "EvaluateOptions": "mexit.evaluate.config",
     "ExportOptions": "mexit.flows.export",
     "TrainOptions": "mexit.flows.train",
+    "attach_exits": "mexit.flows.attach_exits",
     "calibrate_bundle": "mexit.flows.calibrate",
     "evaluate_model": "mexit.flows.evaluate",
     "export_bundle": "mexit.flows.export",

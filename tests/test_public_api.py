@@ -16,7 +16,7 @@ ERRORS = {
     name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.MexitError)
 }
 CLASSES = {"Budget", "Bundle", "Prediction", "Runtime"}
-FUNCTIONS = {"calibrate_bundle", "evaluate_model", "export_bundle", "train_model"}
+FUNCTIONS = {"attach_exits", "calibrate_bundle", "evaluate_model", "export_bundle", "train_model"}
 OPTIONS = {"CalibrateOptions", "EvaluateOptions", "ExportOptions", "TrainOptions"}
 
 

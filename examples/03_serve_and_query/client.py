@@ -90,7 +90,7 @@ def noisy_sevens(rows: int, shape: list[int]) -> NDArray[np.float32]:
 def print_costs(url: str) -> None:
     """Print the server's counters of predictions and MACs."""
     for line in send(f"{url}/metrics").decode().splitlines():
-        if line.startswith(("mexit_predictions_total", "mexit_macs_total", "mexit_saved_macs_total")):
+        if line.startswith(("mexit_predictions_total", "mexit_macs_total", "mexit_static_macs_total")):
             print(line)
 
 

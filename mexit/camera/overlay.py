@@ -26,9 +26,14 @@ _MIN_TEXT, _MAX_TEXT = 11, 34  # text height in pixels
 class Overlay:
     """Draws predictions into frames."""
 
-    def __init__(self, cumulative_macs: Sequence[int]) -> None:
-        """`cumulative_macs` is the cost of leaving at each exit, (E,); it marks the exits on the cost bar."""
-        self._costs = tuple(cumulative_macs)
+    def __init__(self, numbers: Sequence[int], cumulative_macs: Sequence[int]) -> None:
+        """An overlay for one bundle.
+
+        Args:
+            numbers: number of each exit in the network, (E,).
+            cumulative_macs: cost of leaving at each exit, (E,); it marks the exits on the cost bar.
+        """
+        self._last_exit, self._costs = numbers[-1], tuple(cumulative_macs)
 
     def draw(self, frame: RGB, prediction: Prediction) -> RGB:
         """A copy of the frame, (H, W, 3) uint8, with the panel in its top left corner."""
@@ -52,7 +57,7 @@ class Overlay:
         label = _shorten(to_ascii(prediction.label or UNSURE), title.getlength, label_room)
         lines = [
             _shorten(line, detail.getlength, room)
-            for line in describe_cost(prediction, len(self._costs), detail.getlength, room)
+            for line in describe_cost(prediction, self._last_exit, detail.getlength, room)
         ]
         text_width = max(title.getlength(f"{label}  {percent}"), *(detail.getlength(line) for line in lines))
         size = (round(text_width) + 2 * height, round(height * (3.5 + 1.35 * len(lines))))
@@ -68,7 +73,7 @@ class Overlay:
 
     def _cost_bar(self, canvas: Any, position: tuple[int, int, int], height: int, prediction: Prediction) -> None:
         left, top, right = position
-        full = prediction.macs + prediction.saved_macs
+        full = max(prediction.macs + prediction.saved_macs, self._costs[-1])  # of side heads, if all segments run
         share = prediction.macs / full
         colour = (*np.rint(_LOW_COST + (_HIGH_COST - _LOW_COST) * share).astype(int).tolist(), 255)
         canvas.rectangle((left, top, right, top + height - 1), fill=_TRACK)
@@ -83,7 +88,7 @@ def describe_cost(prediction: Prediction, exits: int, width_of: Callable[[str], 
 
     Args:
         prediction: the prediction.
-        exits: number of exits.
+        exits: number of the last exit in the network.
         width_of: returns the width of a text, pixels.
         room: available width, pixels.
     """

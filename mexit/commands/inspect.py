@@ -24,21 +24,24 @@ def inspect(bundle: BundleArg = None, *, json: Json = False) -> None:
 def show_inspection(result: InspectResult) -> None:
     """Print exits, splits, engines and policies."""
     manifest = result.bundle.manifest
-    full = manifest.cumulative_macs[-1]
+    static = manifest.static
+    reference = manifest.cumulative_macs[-1] if static is None else static.macs
     rows = [
         [
-            str(k),
+            str(spec.number),
             format_macs(spec.cumulative_macs),
-            output.percent(spec.cumulative_macs / full),
+            output.percent(spec.cumulative_macs / reference),
             format_macs(spec.trunk_macs),
             format_macs(spec.head_macs),
             f"{spec.parameters:,}",
         ]
-        for k, spec in enumerate(manifest.exits, start=1)
+        for spec in manifest.exits
     ]
+    if static is not None:
+        rows.append(["static network", format_macs(static.macs), output.percent(1), "", "", f"{static.parameters:,}"])
     shape = " x ".join(str(side) for side in manifest.input.shape)
     title = f"{manifest.name}, model {result.bundle.id[:12]}: input {shape}, {len(manifest.classes)} classes"
-    columns = ["exit", "cost", "of full", "trunk", "head", "parameters"]
+    columns = ["exit", "cost", "of static", "trunk", "head", "parameters"]
     output.table(title, columns, rows, "every file matches its recorded checksum")
     if manifest.splits:
         parts = ", ".join(f"{name} {part.n}" for name, part in manifest.splits.parts.items())

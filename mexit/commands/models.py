@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mexit.commands import output
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 def models(*, json: Json = False) -> None:
     """List the networks with their input, classes, and cost per exit."""
-    from mexit.flows.models import network_costs
+    from mexit.flows.models import FORMS, network_costs
 
     networks = network_costs()
-    output.print_json([network.to_json() for network in networks]) if json else show_models(networks)
+    output.print_json([network.to_json() for network in networks]) if json else show_models(networks, FORMS)
 
 
-def show_models(networks: Sequence[NetworkCosts]) -> None:
-    """Print one line per exit of every network."""
+def show_models(networks: Sequence[NetworkCosts], own: Mapping[str, str]) -> None:
+    """Print one line per exit of every network, and how to name a network of the user."""
     rows = []
     for network in networks:
         shape = " x ".join(str(side) for side in network.input_shape)
@@ -38,4 +38,7 @@ def show_models(networks: Sequence[NetworkCosts]) -> None:
         "-single: the same backbone with only its last exit, as a baseline"
     )
     output.table("networks for mexit train --model", columns, rows, caption)
+    output.say("your own network, with exits attached to it (docs/training.md):")
+    for form, meaning in own.items():
+        output.say(f"  {form}: {meaning}")
     output.next_commands("mexit train --model NAME --data NAME")

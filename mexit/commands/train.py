@@ -36,7 +36,20 @@ def train(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Network, one of mexit models. Default: by preset and data set.")
+        str | None,
+        typer.Option(
+            help="Network, one of mexit models, or your own: efficientnet-lite0, timm:NAME or module:PATH.py:FUNCTION "
+            "(executes your file). Default: by preset and data set.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="File with pretrained weights of your own network: safetensors or a state dict. Default: those that "
+            "it brings.",
+            show_default=False,
+        ),
     ] = None,
     size: Annotated[
         str | None,
@@ -209,6 +222,7 @@ def train(
 
     settings = {
         "model": model,
+        "weights": weights,
         "size": image_size(size),
         "channels": channels,
         "robust": fraction(robust),

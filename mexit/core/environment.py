@@ -12,6 +12,7 @@ VARIABLES = (
     "MEXIT_BATCHING",
     "MEXIT_BUDGET",
     "MEXIT_CACHE",
+    "MEXIT_COST",
     "MEXIT_DATA",
     "MEXIT_DEVICE",
     "MEXIT_HOST",

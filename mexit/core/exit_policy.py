@@ -69,9 +69,16 @@ class Policy:
         return replace(self, thresholds=(HIGHEST,) * len(self.thresholds), reject=None)
 
     @cached_property
-    def active_heads(self) -> tuple[bool, ...]:
-        """Whether the head of each exit must run, (E,); see `active_heads`."""
-        return active_heads(self.measure, self.ensemble, self.thresholds)
+    def static(self) -> Policy | None:
+        """The same policy for the static network, whose only exit is the last one; None if other exits are needed.
+
+        They are needed for a threshold, and for a reject score that depends on the logits of earlier exits.
+        """
+        needed = self.reject is not None and (self.ensemble or self.measure == "agreement")
+        if needed or any(threshold is not None for threshold in self.thresholds):
+            return None
+        reject = None if self.reject is None else self.reject[-1:]
+        return Policy(self.measure, False, self.temperatures[-1:], (), reject)
 
     def threshold(self, k: int) -> float | None:
         """The threshold of exit `k`, from 1; the last exit has none."""
@@ -110,15 +117,6 @@ class Policy:
     def _scorers(self) -> dict[int, Scorer]:
         """Scorers by number of classes: making one takes longer than scoring a row."""
         return {}
-
-
-def active_heads(measure: str, ensemble: bool, thresholds: Thresholds) -> tuple[bool, ...]:
-    """Whether the head of each exit must run, (E,).
-
-    A head without a threshold runs only if the scores of later exits depend on its logits.
-    """
-    needed = ensemble or measure == "agreement"
-    return (*(needed or threshold is not None for threshold in thresholds), True)
 
 
 def should_exit(score: Floats, threshold: float | Floats | None) -> NDArray[np.bool_]:

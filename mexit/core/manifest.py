@@ -20,7 +20,7 @@ from mexit.errors import Damaged
 FORMAT = "mexit-bundle"
 VERSION = 2
 _PREPARE_CHOICES = {
-    "resize": ("bilinear", "box"),
+    "resize": ("bilinear", "bicubic", "box"),
     "fit": ("stretch", "cover", "contain"),
     "grey": ("luma",),
     "alpha": ("black", "white"),
@@ -33,7 +33,7 @@ class PrepareSpec:
     """How `data.preprocess` converts an image to the input tensor.
 
     Attributes:
-        resize: antialiased Pillow filter, "bilinear" or "box".
+        resize: antialiased Pillow filter, "bilinear", "bicubic" or "box".
         fit: "stretch", "cover" (scale and crop) or "contain" (scale and pad with black).
         crop: fraction of each side to keep around the centre, before fitting, in (0, 1].
         grey: conversion for inputs with one channel, "luma" (ITU-R 601).

@@ -27,7 +27,6 @@ SMALLEST_SUM = 1e-280  # a smaller sum of weights has lost digits to subnormal n
 # The estimate of `ScalarScorer` and the score of `Scorer` each have an error of about 1e-16 times
 # (1000 + C + the largest tempered logit). This factor leaves four orders of magnitude to spare.
 _ERROR = 1e-12
-_NO_LOGITS = np.zeros((1, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ class ScalarScorer:
     number is not finite, `Scorer.step` computes the score. Decisions and probabilities are therefore those of
     `Scorer`, to the last bit.
 
-    Call `add` or `skip` for each exit in order, and then `reaches`.
+    Call `add` for each exit in order, and then `reaches`.
 
     Attributes:
         exact: whether some decision needed `Scorer.step`.
@@ -223,10 +222,6 @@ class ScalarScorer:
             raise BadInput(f"exit {len(self._logits) + 1} gave logits of shape {logits.shape}, expected {expected}")
         self._logits.append(logits)
 
-    def skip(self) -> None:
-        """Pass an exit whose head did not run."""
-        self._logits.append(_NO_LOGITS)
-
     def reaches(self, threshold: float | None) -> bool:
         """Whether the score of the exit just added is at least `threshold`; false for None."""
         if threshold is None:
@@ -248,8 +243,7 @@ class ScalarScorer:
         self.exact = True
         step = self._step or (self._scorer.start(1), np.zeros((1, self._scorer.classes)), np.zeros(1))
         for k in range(self._stepped + 1, len(self._logits) + 1):
-            if self._logits[k - 1] is not _NO_LOGITS:
-                step = self._scorer.step(k, self._logits[k - 1], step[0])
+            step = self._scorer.step(k, self._logits[k - 1], step[0])
         self._stepped, self._step = len(self._logits), step
         return step
 

@@ -130,11 +130,12 @@ def run_camera(
     note_timing(runtime.timing, runtime.why_not_time, on_event or (lambda _: None))
     live = LiveSettings(insecure=options.insecure)
     parsed = identify_source(parsed, live)
-    costs = runtime.bundle.manifest.cumulative_macs
+    manifest = runtime.bundle.manifest
     sinks: list[Sink] = [JsonLines(options.jsonl)] if options.jsonl else []
-    sinks += [VideoWriter(options.out, Overlay(costs), live=parsed.live)] if options.out else []
+    overlay = Overlay(manifest.numbers, manifest.cumulative_macs)
+    sinks += [VideoWriter(options.out, overlay, live=parsed.live)] if options.out else []
     counters = Counters()
-    stats = RuntimeStats(len(costs), costs[-1])  # the latencies in it are the ages of answers
+    stats = RuntimeStats(len(manifest.exits), int(manifest.costs.static))  # the latencies in it are the ages of answers
     outputs: list[Path | None] = []
     start_s: float | None = None
     seconds = 0.0
@@ -152,7 +153,8 @@ def run_camera(
         )
         stack.enter_context(closing(answers))
         for count, (frame, result) in enumerate(answers, start=1):
-            stats.add([result.exit], [result.age_ms], result.macs, unsure=int(result.reason == UNSURE))
+            position = manifest.numbers.index(result.exit) + 1
+            stats.add([position], [result.age_ms], result.macs, unsure=int(result.reason == UNSURE))
             start_s = result.captured_s if start_s is None else start_s
             seconds = result.captured_s + result.age_ms / 1e3 - start_s
             for sink in sinks:

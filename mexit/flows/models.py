@@ -11,7 +11,11 @@ with requires_extra("train", "Counting the cost of a network"):
     import torch
 
     from mexit.models import MODELS
+    from mexit.models.backbones import FORMS
     from mexit.models.exit_costs import exit_costs
+
+
+__all__ = ["FORMS", "ExitRow", "NetworkCosts", "network_costs"]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mexit.core.policies_file import PARITY
 from mexit.core.printable import shell_path
 from mexit.core.progress import Progress, Silent
 from mexit.errors import BackendError, MexitError, MissingExtra
+from mexit.runtime.backends import engine_slot
 from mexit.runtime.backends import tensorrt_builder as builder
 from mexit.runtime.backends.registry import ENGINES
 from mexit.runtime.backends.tensorrt import TrtBackend, find_gpu
@@ -29,7 +30,7 @@ class EngineRow:
     """One engine.
 
     Attributes:
-        variant, segment: the segment (from 1) that it runs.
+        variant, segment: the segment that it runs, from 1, or "static".
         targets: compute capabilities that it is built for, or the GPU that it was built on.
         bytes: size of the plan.
         seconds: duration of the build.
@@ -38,12 +39,17 @@ class EngineRow:
     """
 
     variant: str
-    segment: int
+    segment: int | str
     targets: tuple[str, ...]
     bytes: int
     seconds: float
     state: str
     file: Path
+
+    @property
+    def name(self) -> str:
+        """The segment in words."""
+        return str(self.segment) if self.segment == "static" else f"segment {self.segment}"
 
 
 @dataclass(frozen=True)
@@ -110,19 +116,20 @@ def build_engines(
     progress = progress or Silent()
     opened = Bundle.open(bundle or newest(BUNDLES, progress))
     tensorrt = _load_tensorrt(opened.path)
-    if not trust_engines and (opened.path / builder.ENGINES).exists():
+    if not trust_engines and (opened.path / engine_slot.ENGINES).exists():
         progress.note(f"the engines in {opened.path} are not used: --trust-engines uses them")
     rows: list[EngineRow] = []
     skipped = {}
     supported = [engine.variant for engine in ENGINES.values() if engine.engine == TrtBackend.engine]
     variants = [name for name in supported if name in opened.manifest.variants]
-    with progress.track("TensorRT engines", len(variants) * len(opened.manifest.exits)) as advance:
+    count = sum(len(engine_slot.engine_segments(opened, variant)) for variant in variants)
+    with progress.track("TensorRT engines", count) as advance:
         for variant in variants:
             try:
                 for row in _build_variant(opened, tensorrt, variant, replace, trust_engines):
-                    progress.note(f"{variant} segment {row.segment}: {row.state}, {row.bytes / MB:.2f} MB")
+                    progress.note(f"{variant} {row.name}: {row.state}, {row.bytes / MB:.2f} MB")
                     rows.append(row)
-                    advance(1, f"{variant} segment {row.segment}")
+                    advance(1, f"{variant} {row.name}")
             except BackendError as error:
                 if variant == PARITY:
                     raise
@@ -134,12 +141,12 @@ def build_engines(
 def stored_engines(bundle: Bundle) -> tuple[EngineRow, ...]:
     """The engines in the device cache, and whether they would be opened. Opens none."""
     slots = [
-        builder.cache_slot(bundle, package, variant, k)
+        engine_slot.cache_slot(bundle, package, variant, k)
         for package in builder.PACKAGES
         for variant in bundle.manifest.variants
-        for k in range(1, len(bundle.manifest.exits) + 1)
+        for k in engine_slot.engine_segments(bundle, variant)
     ]
-    return tuple(_stored_row(slot) for slot in slots if (slot.folder / builder.RECORD).exists())
+    return tuple(_stored_row(slot) for slot in slots if (slot.folder / engine_slot.RECORD).exists())
 
 
 def _load_tensorrt(bundle: Path) -> builder.TensorRT:
@@ -157,37 +164,37 @@ def _config(tensorrt: builder.TensorRT, variant: str) -> builder.EngineConfig:
     return builder.engine_config(tensorrt, variant, "" if tensorrt.ahead_of_time else str(find_gpu()[1]))
 
 
-def _bundle_slot(bundle: Bundle, package: str, variant: str, segment: int) -> builder.EngineSlot:
+def _bundle_slot(bundle: Bundle, package: str, variant: str, segment: int) -> engine_slot.EngineSlot:
     """The place of an engine that came with a bundle. Raises `Untrusted` if a link leads out of the bundle."""
-    folder = f"{builder.ENGINES}/{package}/{variant}/{segment}"
-    for file in (builder.PLAN, builder.RECORD):
+    folder = f"{engine_slot.ENGINES}/{package}/{variant}/{engine_slot.folder_name(segment)}"
+    for file in (engine_slot.PLAN, engine_slot.RECORD):
         resolve_inside(bundle.path, f"{folder}/{file}")
-    return builder.EngineSlot(bundle.path / folder, bundle, variant, segment)
+    return engine_slot.EngineSlot(bundle.path / folder, bundle, variant, segment)
 
 
 def _build_variant(
     bundle: Bundle, tensorrt: builder.TensorRT, variant: str, replace: bool, trust_engines: bool
 ) -> Iterator[EngineRow]:
     config = _config(tensorrt, variant)
-    for k in range(1, len(bundle.manifest.exits) + 1):
+    for k in engine_slot.engine_segments(bundle, variant):
         key = bundle, tensorrt.package, variant, k
         trusted = _bundle_slot(*key) if trust_engines else None
-        slot = builder.cache_slot(*key)
+        slot = engine_slot.cache_slot(*key)
         engine = builder.provide(slot, tensorrt, config, rebuild=replace, trusted=trusted)
         yield _row(slot, engine.record, engine.origin)
 
 
-def _stored_row(slot: builder.EngineSlot) -> EngineRow:
+def _stored_row(slot: engine_slot.EngineSlot) -> EngineRow:
     try:
         record, _ = builder.load(slot, device_key())
         staleness = record.staleness(_config(builder.load_tensorrt(), slot.variant), slot.spec.sha256)
         return _row(slot, record, f"stale, to be built anew: {staleness}" if staleness else "ready")
     except MexitError as error:
-        return EngineRow(slot.variant, slot.segment, (), 0, 0.0, str(error), slot.folder / builder.PLAN)
+        return EngineRow(slot.variant, slot.segment or "static", (), 0, 0.0, str(error), slot.folder / engine_slot.PLAN)
 
 
-def _row(slot: builder.EngineSlot, record: builder.Record, state: str) -> EngineRow:
+def _row(slot: engine_slot.EngineSlot, record: builder.Record, state: str) -> EngineRow:
     return EngineRow(
-        slot.variant, slot.segment, record.config.targets, record.plan_bytes, record.seconds, state,
-        slot.folder / builder.PLAN,
+        slot.variant, slot.segment or "static", record.config.targets, record.plan_bytes, record.seconds, state,
+        slot.folder / engine_slot.PLAN,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 from mexit.core.manifest import InputSpec, PrepareSpec
 from mexit.errors import UsageError
 from mexit.models import digits_cnn, mnist_cnn, mobilenetv2, msdnet, resnet, resnet18, small_cnn, wide_cnn
+from mexit.models.backbones import FORMS, Backbone, count_exits, data_config, is_backbone
 from mexit.models.msdnet import MSDNetConfig
 from mexit.models.multi_exit import MultiExit, single_exit
 
@@ -27,6 +28,7 @@ class ModelSpec:
         exits: E.
         prepare: how images are prepared for the network.
         classes: number of classes of the data set that the architecture was published for.
+        initial: like `build`, with pretrained weights; None for networks that are trained from random weights.
         any_input: whether `build` also takes `input_shape`, `mean` and `std`, see `with_input`.
     """
 
@@ -36,6 +38,7 @@ class ModelSpec:
     prepare: PrepareSpec
     classes: int = 10
     any_input: bool = False
+    initial: Callable[..., MultiExit] | None = None
 
     def with_input(
         self, input_shape: tuple[int, int, int], mean: Sequence[float] = (), std: Sequence[float] = ()
@@ -60,9 +63,11 @@ class ModelSpec:
             )
         channels = input_shape[0]
         values = {"mean": tuple(mean), "std": tuple(std)} if mean else {}
-        if not mean and channels != self.input_shape[0]:
+        if not mean and channels != self.input_shape[0] and self.initial is None:
             values = {"mean": (0.5,) * channels, "std": (0.5,) * channels}
-        return replace(self, build=partial(self.build, input_shape=input_shape, **values), input_shape=input_shape)
+        build = partial(self.build, input_shape=input_shape, **values)
+        initial = self.initial and partial(self.initial, input_shape=input_shape, **values)
+        return replace(self, build=build, initial=initial, input_shape=input_shape)
 
     @property
     def input(self) -> InputSpec:
@@ -139,14 +144,32 @@ for _name, _spec in _MULTI_EXIT.items():
     MODELS[f"{_name}-single"] = replace(_spec, build=partial(_build_single, _spec.build), exits=1)
 
 
-def model_spec(name: str) -> ModelSpec:
-    """The architecture registered under `name`.
+def model_spec(name: str, weights: str | None = None) -> ModelSpec:
+    """The architecture registered under `name`, or one of the user, see `models.backbones`.
+
+    Args:
+        name: as typed after `--model`.
+        weights: file with pretrained weights of a network of the user; None = those that it brings.
 
     Raises:
         UsageError: there is none; the message lists the known names.
+        MissingExtra: the package of the network is not installed.
     """
+    if is_backbone(name):
+        backbone, config = Backbone(name, weights), data_config(name)
+        return ModelSpec(
+            backbone.build,
+            config.input_shape,
+            count_exits(name),
+            config.prepare,
+            config.classes,
+            True,
+            backbone.initial,
+        )
     if name not in MODELS:
-        raise UsageError(f"unknown model '{name}': choose from {', '.join(MODELS)}")
+        raise UsageError(f"unknown model '{name}': choose from {', '.join([*MODELS, *FORMS])}")
+    if weights is not None:
+        raise UsageError(f"--weights is for {', '.join(FORMS)}; {name} is trained from random weights")
     return MODELS[name]
 
 

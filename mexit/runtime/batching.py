@@ -2,7 +2,8 @@
 
 Every segment has a queue of requests, the earliest deadline first. A worker takes the most urgent request, joins it
 with others of the same queue, runs the segment once, and decides for each row by the thresholds of its own request.
-Rows that continue wait in the queue of the next segment. A request never waits for others to join it.
+Rows that continue wait in the queue of the next segment. A request never waits for others to join it. Requests that
+the static network answers have a queue of their own.
 
 A measured table of batch latencies decides the rest:
 
@@ -34,11 +35,12 @@ from mexit.core.scores import Floats, Scorer, State
 from mexit.errors import DeadlineExceeded, Overloaded
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.batch_latency import BatchLatencyTable
-from mexit.runtime.engine import Answers, last_exit
+from mexit.runtime.engine import Answers, last_exit, runs_static
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.request import MAX_BATCH, Request
 from mexit.runtime.runtime import Runtime
 
+STATIC = 0  # the queue of the static network; queue k is that of segment k
 PATIENCE_S = 1.0  # a request without a deadline is as urgent as one with this deadline
 
 
@@ -56,9 +58,10 @@ class PendingRequest:
         due_s: the deadline for the order of the queues.
         thresholds: of its policy, (E-1,) float64; NaN stands for None.
         last: the last exit that may answer.
+        static: whether the static network answers.
     """
 
-    def __init__(self, request: Request, backend: Backend, scorer: Scorer) -> None:
+    def __init__(self, request: Request, backend: Backend, scorer: Scorer, *, rate_limited: bool) -> None:
         self.request, self.future = request, Future[list[Prediction]]()
         self.is_new = not request.predictions
         self.images = request.take_granted()
@@ -67,12 +70,19 @@ class PendingRequest:
         self.deadline_s = float("inf") if request.deadline_s is None else request.start_s + request.deadline_s
         self.due_s = min(self.deadline_s, request.start_s + PATIENCE_S)
         self.thresholds = np.array([np.nan if t is None else t for t in request.choice.policy.thresholds])
-        self.last = last_exit(len(backend.segments), request.max_exit)
+        self.last = last_exit(len(backend.segments), request.last_exit)
+        any_exit = rate_limited or request.deadline_s is not None
+        self.static = runs_static(backend, request.choice.policy, self.last, any_exit=any_exit)
         self.start_s, self.batch_rows = 0.0, 0
         self._exits, self._seconds = np.zeros(len(self.images), np.int64), np.zeros(len(self.images))
         self._probabilities, self._scores = np.zeros((len(self.images), scorer.classes)), np.zeros(len(self.images))
         self._reasons = [""] * len(self.images)
         self._segment_seconds: list[float] = []
+
+    @property
+    def queue(self) -> int:
+        """Index of the queue in which it waits."""
+        return STATIC if self.static else self.k
 
     def add_segment(self, start_s: float, end_s: float, batch_rows: int, probabilities: Floats, scores: Floats) -> None:
         """Segment k ran in a batch of `batch_rows` rows.
@@ -111,16 +121,22 @@ class PendingRequest:
             else:
                 self.future.set_result(result)
 
-    def answers(self, exits: int) -> Answers:
+    def answers(self) -> Answers:
         """The answers of all rows, when none is under way."""
-        times, heads = tuple(self._segment_seconds), (True,) * exits  # a row may have to leave at any exit
         confident = np.array([reason == "confident" for reason in self._reasons])
         unsure = self.request.choice.policy.unsure(self._exits, self._scores, confident)
-        return Answers(self._exits, self._probabilities, tuple(self._reasons), self._seconds, times, heads, unsure)
+        reasons, times = tuple(self._reasons), tuple(self._segment_seconds)
+        return Answers(self._exits, self._probabilities, reasons, self._seconds, times, unsure, self.static)
+
+
+def _join(requests: Sequence[PendingRequest]) -> Any:
+    """The carried features of all rows under way, in the order of the requests."""
+    first, *others = [pending.carried for pending in requests]
+    return first.concat(others) if others else first
 
 
 class RequestQueue:
-    """The requests that wait for segment k, from 1, the earliest due first; `rows` of them. Not thread-safe."""
+    """The requests that wait for segment k, the earliest due first; `rows` of them. Not thread-safe."""
 
     def __init__(self, k: int) -> None:
         self.k, self.rows = k, 0
@@ -175,10 +191,10 @@ class ContinuousBatcher:
         """
         self._runtime, self._segments = runtime, runtime.backend.segments
         manifest = runtime.bundle.manifest
-        self._scorer = runtime.policy("full").scorer(len(manifest.classes))  # budgets differ in thresholds alone
+        self._scorer = runtime.scorer
         self._table = table or BatchLatencyTable.measure(runtime.backend, self._scorer, manifest.input.shape)
         self._batch_rows = min(max_batch, self._table.efficient_rows)
-        self._queues = [RequestQueue(k) for k in range(1, len(self._segments) + 1)]
+        self._queues = [RequestQueue(k) for k in range(len(self._segments) + 1)]
         self._start, self._workers, self._on_predictions, self._clock = start, workers, on_predictions, clock
         self._started = 0  # workers that have not returned
         self._running = 0  # workers that run a batch
@@ -192,7 +208,8 @@ class ContinuousBatcher:
             Their predictions. Cancel it if they are not needed any more. Its exception is `DeadlineExceeded` (before
             segment 1), `Overloaded` (the batcher is closed) or an error of the engine.
         """
-        pending = PendingRequest(request, self._runtime.backend, self._scorer)
+        limited = self._runtime.rate_limiter is not None
+        pending = PendingRequest(request, self._runtime.backend, self._scorer, rate_limited=limited)
         self._enqueue([pending])
         return pending.future
 
@@ -208,7 +225,7 @@ class ContinuousBatcher:
         with self._lock:
             closed = self._closed
             for pending in () if closed else requests:
-                self._queues[pending.k - 1].push(pending)
+                self._queues[pending.queue].push(pending)
             starts = max(0, min(self._workers - self._started, sum(map(len, self._queues))))
             self._started += starts
         for pending in requests if closed else ():
@@ -268,12 +285,15 @@ class ContinuousBatcher:
             return True
         if pending.k == 1 and not pending.is_new:
             return False  # earlier rows of the request have answers, so its other rows get exit 1 too
-        return self._table.segment_s(pending.k, len(pending.rows)) > time_left_s
+        return not pending.static and self._table.segment_s(pending.k, len(pending.rows)) > time_left_s
 
     def _run(self, requests: Sequence[PendingRequest]) -> None:
         """Run the next segment of requests; those with rows under way wait for the segment after it."""
         try:
-            self._step(requests)
+            if requests and requests[0].static:
+                self._step_static(requests)
+            else:
+                self._step(requests)
         except BaseException as error:  # every caller of the batch gets the error
             for pending in requests:
                 self._end(pending, error)
@@ -290,15 +310,15 @@ class ContinuousBatcher:
         requests = [pending for pending in requests if len(pending.rows)]
         if not requests:
             return
-        k, carried = requests[0].k, requests[0].carried
+        k, carried = requests[0].k, _join(requests)
         sizes = [len(pending.rows) for pending in requests]
-        if others := [pending.carried for pending in requests[1:]]:
-            carried = carried.concat(others)
         state = State.concat([pending.state for pending in requests])
         start_s = self._clock()
         carried, logits = self._segments[k - 1].run(carried)
         state, probabilities, score = self._scorer.step(k, logits, state)
         now_s = self._clock()
+        if self._scorer.ensemble:
+            self._answer_alone(k, requests, logits, probabilities, score)
         confident = np.zeros(sum(sizes), np.bool_)
         if k < len(self._segments):
             thresholds = np.array([pending.thresholds[k - 1] for pending in requests])
@@ -314,6 +334,36 @@ class ContinuousBatcher:
                 pending.leave_all("max-exit", now_s)
             elif len(staying):
                 pending.carried, pending.state = carried.take(staying), state.take(staying)
+
+    def _answer_alone(
+        self,
+        k: int,
+        requests: Sequence[PendingRequest],
+        logits: NDArray[np.float32],
+        probabilities: Floats,
+        scores: Floats,
+    ) -> None:
+        """Set the answers of requests whose policy is that of the static network, also where the others ensemble."""
+        policies = [pending.request.choice.policy for pending in requests for _ in pending.rows]
+        alone = np.array([not policy.ensemble for policy in policies])
+        if alone.any():
+            scorer = policies[int(alone.argmax())].scorer(self._scorer.classes)
+            _, probabilities[alone], scores[alone] = scorer.step(k, logits[alone], scorer.start(int(alone.sum())))
+
+    def _step_static(self, requests: Sequence[PendingRequest]) -> None:
+        """Run the static network, which answers all rows."""
+        backend, policy = self._runtime.backend, requests[0].request.choice.policy.static
+        assert backend.static is not None
+        assert policy is not None
+        sizes = [len(pending.rows) for pending in requests]
+        carried, start_s = _join(requests), self._clock()
+        scorer = policy.scorer(self._scorer.classes)
+        _, probabilities, scores = scorer.step(1, backend.static.run(carried)[1], scorer.start(sum(sizes)))
+        now_s = self._clock()
+        for pending, (first, end) in zip(requests, pairwise(np.cumsum([0, *sizes]).tolist()), strict=True):
+            pending.add_segment(start_s, now_s, sum(sizes), probabilities[first:end], scores[first:end])
+            pending.k = len(self._segments) + 1
+            pending.leave_all("last", now_s)
 
     def _admit(self, pending: PendingRequest) -> None:
         """Take the tokens of segment k > 1; rows without tokens leave."""
@@ -334,7 +384,7 @@ class ContinuousBatcher:
         if pending.k == 1:  # nothing ran
             pending.resolve([])
             return
-        request, answers = pending.request, pending.answers(len(self._segments))
+        request, answers = pending.request, pending.answers()
         try:
             start_s = pending.start_s - request.start_s
             predictions = self._runtime.complete(request, answers, start_s, pending.batch_rows)

@@ -2,13 +2,16 @@
 
 A batch of one image takes a faster path. Its features stay in buffers of the engine (`backends.bound_runner`), and
 plain floats decide (`scores.ScalarScorer`). `reference.py` computes the same answers without either optimisation.
+
+A policy that lets no row leave early runs the static network in place of the segments.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +20,8 @@ from numpy.typing import NDArray
 from mexit.core.exit_policy import Policy, should_exit
 from mexit.core.scores import ScalarScorer
 from mexit.errors import UsageError
-from mexit.runtime.backends import bound_runner
-from mexit.runtime.backends.base import Backend
+from mexit.runtime.backends.base import Backend, Carried, Segment
+from mexit.runtime.backends.bound_runner import PlainRunner, Runner, RunnerPool
 
 Permit = Callable[[int, int], int]
 
@@ -32,9 +35,9 @@ class Answers:
         probabilities: of the exit that answered, (B, C) float64.
         reasons: why each row left at its exit: one of `prediction.REASONS`, never "unsure".
         seconds: from the start of segment 1 to the answer, (B,) float64.
-        segment_seconds: of each segment that ran, with its decision.
-        active_heads: whether the head of each exit ran with its segment, (E,).
+        segment_seconds: of each segment that ran, with its decision; of the static network, which is one segment.
         unsure: whether each answer is unsure, (B,); None without a reject option.
+        static: whether the static network ran, in place of the segments.
     """
 
     exits: NDArray[np.int64]
@@ -42,24 +45,25 @@ class Answers:
     reasons: tuple[str, ...]
     seconds: NDArray[np.float64]
     segment_seconds: tuple[float, ...]
-    active_heads: tuple[bool, ...]
     unsure: NDArray[np.bool_] | None = None
+    static: bool = False
 
 
 class _Task(NamedTuple):  # a frozen dataclass takes microseconds to make
-    """The arguments of both paths."""
+    """The arguments of both paths; `pool` as `Backend.runners`, `carry` as `Backend.carry`."""
 
-    backend: Backend
+    segments: Sequence[Segment]
+    pool: RunnerPool | None
+    carry: Callable[[NDArray[np.float32]], Carried]
     policy: Policy
     classes: int
-    heads: tuple[bool, ...]
     last: int
-    deadline_s: float
-    permit: Permit | None
+    deadline_s: float = np.inf
+    permit: Permit | None = None
 
     @property
     def exits(self) -> int:
-        return len(self.backend.segments)
+        return len(self.segments)
 
     def reason(self, k: int, confident: bool, late: bool) -> str:
         """Why a row leaves at exit k."""
@@ -84,8 +88,7 @@ def answer(
 ) -> Answers:
     """Answer each image at the first exit whose score reaches its threshold; see `core.exit_policy`.
 
-    Heads that the policy does not need are left out, except where a deadline or a rate limiter may need the answer of
-    any exit.
+    The static network answers where `runs_static` says so.
 
     Args:
         backend: the loaded segments.
@@ -100,26 +103,31 @@ def answer(
     Raises:
         UsageError: `max_exit` is not in 1..E.
     """
-    last = last_exit(len(backend.segments), max_exit)
-    heads = active_heads(backend, policy, last, any_exit=permit is not None or deadline_s is not None)
-    task = _Task(backend, policy, classes, heads, last, np.inf if deadline_s is None else deadline_s, permit)
+    exits = len(backend.segments)
+    last = last_exit(exits, max_exit)
+    if runs_static(backend, policy, last, any_exit=permit is not None or deadline_s is not None):
+        assert backend.static is not None
+        assert policy.static is not None
+        pool = getattr(backend, "static_runners", None)
+        answers = _answer(_Task([backend.static], pool, backend.carry, policy.static, classes, 1), images)
+        return replace(answers, exits=np.full(len(images), exits), static=True)
+    pool, latest_s = getattr(backend, "runners", None), np.inf if deadline_s is None else deadline_s
+    return _answer(_Task(backend.segments, pool, backend.carry, policy, classes, last, latest_s, permit), images)
+
+
+def _answer(task: _Task, images: NDArray[np.float32]) -> Answers:
     return _answer_one(task, images) if len(images) == 1 else _answer_rows(task, images)
 
 
 def _answer_one(task: _Task, image: NDArray[np.float32]) -> Answers:
     """As `_answer_rows` for B = 1. A runner that raised is not returned to the pool."""
     start = time.perf_counter()
-    pool = bound_runner.runner_pool(task.backend)
-    runner: bound_runner.Runner = bound_runner.PlainRunner(task.backend) if pool is None else pool.take()
+    pool = task.pool
+    runner: Runner = PlainRunner(task.carry, task.segments) if pool is None else pool.take()
     runner.start(image)
     scorer, thresholds = ScalarScorer(task.policy.scorer(task.classes)), task.policy.thresholds
     ends: list[float] = []
     for k in range(1, task.last + 1):
-        if not task.heads[k - 1]:
-            runner.features(k)
-            scorer.skip()
-            ends.append(time.perf_counter() - start)
-            continue
         scorer.add(runner.run(k))
         confident = k == task.exits or scorer.reaches(thresholds[k - 1])
         now = time.perf_counter() - start
@@ -142,14 +150,13 @@ def _answer_one(task: _Task, image: NDArray[np.float32]) -> Answers:
         (task.reason(k, confident, late),),
         np.array([now]),
         tuple(end - before for before, end in zip([0.0, *ends], ends, strict=False)),
-        task.heads,
         unsure,
     )
 
 
 def _answer_rows(task: _Task, images: NDArray[np.float32]) -> Answers:
     start = time.perf_counter()
-    segments, count = task.backend.segments, len(images)
+    segments, count = task.segments, len(images)
     scorer = task.policy.scorer(task.classes)
     state = scorer.start(count)
     exits, seconds = np.zeros(count, np.int64), np.zeros(count)
@@ -157,14 +164,10 @@ def _answer_rows(task: _Task, images: NDArray[np.float32]) -> Answers:
     reasons = [""] * count
     ends: list[float] = []
     rows = np.arange(count)
-    carried = task.backend.carry(images)
+    carried = task.carry(images)
     for k in range(1, task.last + 1):
         if not len(rows):
             break
-        if not task.heads[k - 1]:
-            carried = segments[k - 1].features(carried)
-            ends.append(time.perf_counter() - start)
-            continue
         carried, logits = segments[k - 1].run(carried)
         state, exit_probabilities, score = scorer.step(k, logits, state)
         now = time.perf_counter() - start
@@ -189,28 +192,38 @@ def _answer_rows(task: _Task, images: NDArray[np.float32]) -> Answers:
             rows, carried, state = rows[staying], carried.take(staying), state.take(staying)
     segment_seconds = tuple(end - before for before, end in zip([0.0, *ends], ends, strict=False))
     unsure = task.policy.unsure(exits, scores, early)
-    return Answers(exits, probabilities, tuple(reasons), seconds, segment_seconds, task.heads, unsure)
+    return Answers(exits, probabilities, tuple(reasons), seconds, segment_seconds, unsure)
 
 
-def active_heads(backend: Backend, policy: Policy, last: int, *, any_exit: bool) -> tuple[bool, ...]:
-    """Whether the head of each exit runs, (E,).
+def runs_static(backend: Backend, policy: Policy, last: int, *, any_exit: bool) -> bool:
+    """Whether the static network answers in place of the segments.
 
     Args:
-        backend: the loaded segments.
+        backend: the loaded engine.
         policy: scorer and thresholds.
-        last: the last exit that may answer; its head always runs.
-        any_exit: whether rows may have to leave at any exit, which needs every head.
+        last: the last exit that may answer.
+        any_exit: whether rows may have to leave at any exit, as a deadline and a rate limiter want it.
     """
-    if any_exit or not backend.drops_heads:
-        return (True,) * len(backend.segments)
-    heads = policy.active_heads
-    return heads if heads[last - 1] else (*heads[: last - 1], True, *heads[last:])
+    if any_exit or last < len(backend.segments) or policy.static is None:
+        return False
+    return backend.static is not None
 
 
 def last_exit(exits: int, max_exit: int | None) -> int:
     """The last exit that may answer, of `exits` ones. Raises `UsageError` if `max_exit` is not in 1..exits."""
-    if max_exit is None:
-        return exits
-    if not 1 <= max_exit <= exits:
-        raise UsageError(f"max_exit must lie in 1..{exits}, found {max_exit}")
-    return max_exit
+    return exits if max_exit is None else exit_position(range(1, exits + 1), max_exit)
+
+
+def exit_position(numbers: Sequence[int], number: int) -> int:
+    """The position, from 1, of an exit by its number in the network; of the nearest one below, if it was left out.
+
+    Args:
+        numbers: of the exits that were kept, (E,), ascending.
+        number: of the exit.
+
+    Raises:
+        UsageError: there is no exit below, or the network has no such exit.
+    """
+    if not numbers[0] <= number <= numbers[-1]:
+        raise UsageError(f"max_exit must lie in {numbers[0]}..{numbers[-1]}, found {number}")
+    return bisect_right(numbers, number)

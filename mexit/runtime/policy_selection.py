@@ -1,8 +1,8 @@
-"""Selects the policy of a budget: a point of the calibrated frontier, or the full network."""
+"""Selects the policy of a budget: a point of the calibrated frontier, or the static network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from mexit.core.budget import Budget
@@ -10,6 +10,7 @@ from mexit.core.bundle import Bundle
 from mexit.core.cost import MACS
 from mexit.core.exit_policy import Policy
 from mexit.core.policies_file import PolicyEntry
+from mexit.core.scores import Scorer
 from mexit.errors import NotCalibrated
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.latency_profile import RunToExit, exit_times_ms, index_within
@@ -75,6 +76,12 @@ class PolicySelector:
         self.at = lru_cache(maxsize=256)(self._at)
         self._parse = lru_cache(maxsize=256)(self._read)
 
+    def scorer(self, classes: int) -> Scorer:
+        """The scorer of all policies that let rows leave early."""
+        entry = self.entry
+        policy = self._all_exits() if entry is None else entry.policy(entry.frontier[-1])
+        return policy.scorer(classes)
+
     def parse(self, budget: str | Budget) -> Budget:
         """A budget as typed, with the names that this bundle defines. Raises `UsageError`."""
         return budget if isinstance(budget, Budget) else self._parse(budget)
@@ -96,14 +103,13 @@ class PolicySelector:
             return PolicyChoice(self._uncalibrated(budget), None)
         if budget.is_full:
             last = len(entry.frontier) - 1
-            policy = self._full(entry.policy(entry.frontier[last]))
-            return PolicyChoice(policy, last, self._certificates(policy, last))
+            return self._choice(self._full(entry.policy(entry.frontier[last])), last)
         if budget.kind == "ms" and entry.unit == MACS:
             times_ms = exit_times_ms(self._bundle, self._backend, self._threads, self._run_to_exit)
             return self.at(index_within(entry.frontier, budget.value, times_ms))
         own = self._macs_entry
         if own is not None and own is not entry and self._only_in_macs(budget, own, entry):
-            return _choice_in_macs(own, own.frontier_index(budget, self._bundle.manifest.costs))
+            return self._choice_in_macs(own, own.frontier_index(budget, self._bundle.manifest.costs))
         return self.at(entry.frontier_index(budget, self._costs))
 
     @staticmethod
@@ -116,8 +122,20 @@ class PolicySelector:
     def _at(self, index: int) -> PolicyChoice:
         """The choice of one frontier point."""
         assert self.entry is not None
-        policy = self.entry.policy(self.entry.frontier[index])
-        return PolicyChoice(policy, index, self._certificates(policy, index))
+        return self._choice(self.entry.policy(self.entry.frontier[index]), index)
+
+    def _choice(self, policy: Policy, index: int) -> PolicyChoice:
+        return PolicyChoice(self._alone(policy), index, self._certificates(policy, index))
+
+    def _choice_in_macs(self, entry: PolicyEntry, index: int) -> PolicyChoice:
+        """The choice of a point that was selected in MACs, where other budgets are selected in time."""
+        certificates = tuple(one["id"] for one in entry.certificates if one["first"] <= index <= one["last"])
+        return PolicyChoice(self._alone(entry.policy(entry.frontier[index])), None, certificates)
+
+    def _alone(self, policy: Policy) -> Policy:
+        """A policy of the static network without an ensemble, also where the segments run in its place."""
+        static = self._bundle.manifest.static is not None and policy.static is not None
+        return replace(policy, ensemble=False) if static else policy
 
     def _certificates(self, policy: Policy, index: int) -> tuple[str, ...]:
         """Certificates are about the thresholds of a frontier point, from which those of `full` may differ."""
@@ -130,14 +148,12 @@ class PolicySelector:
         if not budget.is_full:
             self._bundle.policies().entry(self._backend.engine, self._backend.precision, self._backend.variant)
             raise NotCalibrated(f"the budget '{budget.text}' needs thresholds; only 'full' works without")
+        return self._full(self._all_exits())
+
+    def _all_exits(self) -> Policy:
+        """The policy without calibration."""
         exits = len(self._bundle.manifest.exits)
-        return self._full(Policy("max-probability", False, (1.0,) * exits, (None,) * (exits - 1)))
+        return Policy("max-probability", False, (1.0,) * exits, (None,) * (exits - 1))
 
     def _full(self, policy: Policy) -> Policy:
         return policy.evaluate_all_heads() if self._all_heads else policy.without_early_exit()
-
-
-def _choice_in_macs(entry: PolicyEntry, index: int) -> PolicyChoice:
-    """The choice of a point that was selected in MACs, where other budgets are selected in time."""
-    certificates = tuple(one["id"] for one in entry.certificates if one["first"] <= index <= one["last"])
-    return PolicyChoice(entry.policy(entry.frontier[index]), None, certificates)

@@ -18,8 +18,8 @@ class Receipt:
     """Details of what one answer cost. The MACs of all predictions add up to those of `RuntimeStats`, exactly.
 
     Attributes:
-        segment_us: microseconds of each segment that ran, with its decision, (exit,). Every row of a batch has the
-            time of the whole batch.
+        segment_us: microseconds of each segment that ran, with its decision, in order; of the static network alone if
+            it ran in their place. Every row of a batch has the time of the whole batch.
         rows: size of the batch in segment 1.
         queue_us: microseconds from the arrival of the request to the start of segment 1: waiting for a worker, for
             earlier rows of the request and for tokens.
@@ -44,11 +44,11 @@ class Prediction:
         label: its name, or None.
         confidence: the largest probability.
         probabilities: of all classes, (C,) float64.
-        exit: the exit that answered, from 1.
+        exit: number of the exit in the network, from 1.
         reason: why that exit answered, one of `REASONS`. "unsure" stands in place of the other reasons where the score
             is below the reject threshold of the policy.
         macs: MACs of everything that ran for this row, earlier heads included.
-        saved_macs: MACs that the full network, with every head, would have cost on top.
+        saved_macs: MACs that the static network would have cost on top; negative if it would have cost less.
         latency_ms: milliseconds from the call to the answer.
         budget: the budget as typed.
         receipt: details of the cost; None unless the call asked for receipts.

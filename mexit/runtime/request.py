@@ -31,7 +31,7 @@ class RequestOptions(TypedDict, total=False):
         budget: budget of this request, such as `low`, `12M`, `40%` or `5ms`; default `runtime.budget`.
         deadline_ms: milliseconds from the call. When they are over, each row under way answers with the deepest exit
             that it has reached. The first exit always runs.
-        max_exit: the last exit that may answer, from 1.
+        max_exit: number of the last exit that may answer, from 1. The nearest exit of the bundle below it counts.
         receipts: whether every prediction has a `Receipt`.
         client: name of the client, for the rate limiter's limit of each client.
         wait_ms: milliseconds that rows may wait for the tokens of segment 1; 0 means that they may not wait.
@@ -60,6 +60,7 @@ class Request:
         waited_s: seconds spent waiting for tokens.
         deadline_s, wait_s: seconds from `start_s`, or None; see `RequestOptions`.
         max_exit, receipts, client, queued_s: see `RequestOptions`.
+        last_exit: position of the exit of `max_exit` in the bundle, from 1; None for the last one.
         start_s: time of the call on the clock of `time.perf_counter`.
     """
 
@@ -88,6 +89,7 @@ class Request:
         self.deadline_s = None if deadline_ms is None else deadline_ms / 1e3
         self.wait_s = None if wait_ms is None else wait_ms / 1e3
         self.max_exit = options.get("max_exit")
+        self.last_exit: int | None = None
         self.receipts = options.get("receipts", False)
         self.client = options.get("client", "")
         self.queued_s = options.get("queued_s", 0.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +14,17 @@ from numpy.typing import NDArray
 from mexit.core.budget import Budget, Macs
 from mexit.core.bundle import Bundle
 from mexit.core.exit_policy import Policy
+from mexit.core.scores import Scorer
 from mexit.errors import NotCalibrated
 from mexit.runtime.autotune import choose, open_chosen
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.registry import AUTO, find
 from mexit.runtime.drift import DriftWatch
-from mexit.runtime.engine import Answers, answer, last_exit
+from mexit.runtime.engine import Answers, answer, exit_position, runs_static
 from mexit.runtime.input_images import prepare_images
 from mexit.runtime.policy_selection import PolicyChoice, PolicySelector, entry_or_none
-from mexit.runtime.prediction import POLICY_REASONS, UNSURE, Prediction, Receipt
+from mexit.runtime.prediction import Prediction
+from mexit.runtime.prediction_builder import PredictionBuilder
 from mexit.runtime.rate_limiter import RateLimiter, read_rate_limits
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.request import Request, RequestOptions
@@ -71,7 +72,7 @@ class Runtime:
             threads: number of threads of the engine.
             use_policies: whether to read `policies.json`; without it only the budget `full` works.
             rate_limiter: bounds the MACs of all requests.
-            all_heads: whether the budget `full` evaluates every head, as the latency profile needs it.
+            all_heads: whether the budget `full` runs every segment, as the latency profile needs it.
 
         Raises:
             NotCalibrated, BudgetInfeasible, UsageError: see `open`.
@@ -80,7 +81,8 @@ class Runtime:
         self.backend = backend
         self.threads = threads
         self.costs = bundle.manifest.costs
-        self.stats = RuntimeStats(len(bundle.manifest.exits), bundle.manifest.cumulative_macs[-1])
+        self._builder = PredictionBuilder(bundle)
+        self.stats = RuntimeStats(len(bundle.manifest.exits), int(self.costs.static))
         self.rate_limiter = rate_limiter
         self.drift_watch: DriftWatch | None = None
         self.timing: TimePolicies | None = None
@@ -192,6 +194,11 @@ class Runtime:
         """Whether thresholds exist for the engine."""
         return self._selector.entry is not None
 
+    @property
+    def scorer(self) -> Scorer:
+        """The scorer of all policies that let rows leave early."""
+        return self._selector.scorer(len(self.bundle.manifest.classes))
+
     def __call__(
         self, images: NDArray[Any] | Sequence[Any] | bytes, **options: Unpack[RequestOptions]
     ) -> list[Prediction]:
@@ -236,7 +243,8 @@ class Runtime:
         parsed = self._budget if budget is None else self._selector.parse(budget)
         choice = self._choose(parsed)
         request = Request(tensor, parsed, choice, self.rate_limiter, options)
-        last_exit(len(self.backend.segments), request.max_exit)
+        if request.max_exit is not None:
+            request.last_exit = exit_position(self.bundle.manifest.numbers, request.max_exit)
         return request
 
     def run(self, request: Request) -> list[Prediction]:
@@ -247,7 +255,7 @@ class Runtime:
             images,
             request.choice.policy,
             len(self.bundle.manifest.classes),
-            max_exit=request.max_exit,
+            max_exit=request.last_exit,
             deadline_s=None if request.deadline_s is None else request.deadline_s - start_s,
             permit=None if self.rate_limiter is None else request.acquire_segment,
         )
@@ -266,36 +274,10 @@ class Runtime:
             start_s: seconds from the call to the start of segment 1.
             batch_rows: size of the batch in segment 1; default the number of answers.
         """
-        classes, full = self.bundle.manifest.classes, self.bundle.manifest.cumulative_macs[-1]
-        macs, budget = self.bundle.manifest.cumulative_macs, request.budget.text
-        exits, latency_ms = answers.exits.tolist(), ((answers.seconds + start_s) * 1e3).tolist()
-        indices = answers.probabilities.argmax(axis=1).tolist()
-        receipts = self._receipts(request, answers, start_s, batch_rows)
-        predictions = [
-            Prediction(
-                index=index,
-                label=classes[index],
-                confidence=float(probabilities[index]),
-                probabilities=probabilities,
-                exit=k,
-                reason=reason,
-                macs=macs[k - 1],
-                saved_macs=full - macs[k - 1],
-                latency_ms=ms,
-                budget=budget,
-                receipt=receipt,
-            )
-            for k, index, probabilities, reason, ms, receipt in zip(
-                exits, indices, answers.probabilities, answers.reasons, latency_ms, receipts, strict=True
-            )
-        ]
-        if answers.unsure is not None:
-            predictions = [
-                replace(prediction, index=None, label=None, reason=UNSURE) if unsure else prediction
-                for prediction, unsure in zip(predictions, answers.unsure.tolist(), strict=True)
-            ]
+        predictions = self._builder.build(request, answers, start_s, batch_rows)
         spent = sum([prediction.macs for prediction in predictions])
         unsure_rows = 0 if answers.unsure is None else int(answers.unsure.sum())
+        exits, latency_ms = answers.exits.tolist(), [prediction.latency_ms for prediction in predictions]
         self.stats.add(exits, latency_ms, spent, answers.reasons.count("rate-limit"), unsure_rows)
         request.predictions += predictions
         return predictions
@@ -308,22 +290,13 @@ class Runtime:
         rows = self.drift_watch.choose(index, answers.reasons)
         if len(rows):
             predicted = answers.probabilities[rows].argmax(axis=1)
-            check = partial(
-                self._compare,
-                self.drift_watch,
-                index,
-                request.choice.policy,
-                request.client,
-                images[rows],
-                predicted,
-            )
+            check = partial(self._compare, self.drift_watch, index, request.client, images[rows], predicted)
             self.drift_watch.submit(check)
 
     def _compare(
         self,
         watch: DriftWatch,
         frontier_index: int,
-        policy: Policy,
         client: str,
         images: NDArray[np.float32],
         predicted: NDArray[np.int64],
@@ -333,28 +306,19 @@ class Runtime:
         if self.rate_limiter is not None:
             rows = self.rate_limiter.acquire_full_pass(client, rows)
         if rows:
-            scorer = policy.scorer(len(self.bundle.manifest.classes))
-            full = scorer.answer(run_all_exits(self.backend, images[:rows]))[1][-1]
-            self.stats.add_watched(rows)
+            full, macs = self._full_network(images[:rows])
+            self.stats.add_watched(rows * macs)
             watch.observe(frontier_index, predicted[:rows] != full)
 
-    def _receipts(
-        self, request: Request, answers: Answers, start_s: float, batch_rows: int | None
-    ) -> Sequence[Receipt | None]:
-        if not request.receipts:
-            return [None] * len(answers.exits)
-        segment_us = tuple(seconds * 1e6 for seconds in answers.segment_seconds)
-        rows, queue_us = batch_rows or len(answers.exits), (request.queued_s + start_s) * 1e6
-        return [
-            Receipt(
-                segment_us[:k],
-                rows,
-                queue_us,
-                request.choice.certificates if reason in POLICY_REASONS else (),
-                self.bundle.id,
-            )
-            for k, reason in zip(answers.exits.tolist(), answers.reasons, strict=True)
-        ]
+    def _full_network(self, images: NDArray[np.float32]) -> tuple[NDArray[np.int64], int]:
+        """Classes (R,) that the budget `full` predicts for images, and the MACs of one of them."""
+        segments, full = self.backend.segments, self._selector.select(Budget.parse("full")).policy
+        # The rate limiter's tokens are those of the segments.
+        if self.rate_limiter is None and runs_static(self.backend, full, len(segments), any_exit=False):
+            answers = answer(self.backend, images, full, len(self.bundle.manifest.classes))
+            return answers.probabilities.argmax(axis=1), int(self.costs.static)
+        scorer = full.scorer(len(self.bundle.manifest.classes))
+        return scorer.answer(run_all_exits(self.backend, images))[1][-1], self.bundle.manifest.cumulative_macs[-1]
 
     def prepare(self, images: NDArray[Any] | Sequence[Any] | bytes) -> NDArray[np.float32]:
         """Convert accepted images to the input tensor, (B, C, H, W) float32 in [0, 1]."""
@@ -380,9 +344,9 @@ class Runtime:
         return self._choose(self._budget if budget is None else self._selector.parse(budget)).policy
 
     def run_to_exit(self, k: int) -> list[Prediction]:
-        """Answer one grey image that leaves at exit k, with every head on the way; `stats` do not count it."""
+        """Answer one grey image that leaves at the k-th exit of the bundle, from 1; `stats` do not count it."""
         runtime, image = self._profiling_copy
-        return runtime.answer_tensor(image, budget="full", max_exit=k)
+        return runtime.answer_tensor(image, budget="full", max_exit=self.bundle.manifest.numbers[k - 1])
 
     def _choose(self, budget: Budget) -> PolicyChoice:
         choice = self._selector.select(budget)
@@ -393,7 +357,7 @@ class Runtime:
 
     @cached_property
     def _profiling_copy(self) -> tuple[Runtime, NDArray[np.float32]]:
-        """A runtime on the same engine that evaluates every head, with separate statistics, and a grey image."""
+        """A runtime on the same engine that runs every segment, with separate statistics, and a grey image."""
         runtime = Runtime(
             self.bundle, self.backend, "full", threads=self.threads, use_policies=self.calibrated, all_heads=True
         )

@@ -23,7 +23,7 @@ class StatsSnapshot:
         predictions: number of answers.
         exits: number of answers at each exit, (E,).
         macs: MACs spent on them.
-        saved_macs: MACs that the full network, with every head, would have cost on top.
+        saved_macs: MACs that the static network would have cost on top; negative if it would have cost less.
         rate_limited: answers at an earlier exit because the rate limiter had no tokens for the next segment.
         watch_macs: MACs of the drift check, which come on top of `macs`.
         latency_ms: 50th, 95th and 99th percentile, within 6 %; None before the first answer.
@@ -46,26 +46,26 @@ class StatsSnapshot:
 
     @property
     def saved(self) -> float:
-        """Share of the full cost that was not spent, in [0, 1]."""
-        full = self.macs + self.saved_macs
-        return self.saved_macs / full if full else 0.0
+        """Share of the cost of the static network that was not spent, at most 1; negative if more was spent."""
+        static = self.macs + self.saved_macs
+        return self.saved_macs / static if static else 0.0
 
 
 class RuntimeStats:
     """Running totals of a runtime. Thread-safe."""
 
-    def __init__(self, exits: int, full_macs: int) -> None:
+    def __init__(self, exits: int, static_macs: int) -> None:
         """All totals start at zero.
 
         Args:
             exits: number of exits, E.
-            full_macs: MACs of the full network with every head.
+            static_macs: MACs of the static network.
         """
-        self._full_macs, self._macs = full_macs, 0
+        self._static_macs, self._macs = static_macs, 0
         self._exits = [0] * exits
         self._latencies = [0] * (len(_EDGES_MS) + 1)
         self._rate_limited = self._unsure = 0
-        self._watched = 0
+        self._watch_macs = 0
         self._lock = threading.Lock()
 
     def add(
@@ -95,20 +95,19 @@ class RuntimeStats:
             self._unsure += unsure
             self._macs += macs
 
-    def add_watched(self, rows: int) -> None:
-        """Count rows that the drift check ran through the full network."""
+    def add_watched(self, macs: int) -> None:
+        """Count MACs that the drift check spent."""
         with self._lock:
-            self._watched += rows
+            self._watch_macs += macs
 
     def snapshot(self) -> StatsSnapshot:
         """A consistent copy."""
         with self._lock:
             exits, latencies = tuple(self._exits), self._latencies.copy()
-            rate_limited, watched, macs, unsure = self._rate_limited, self._watched, self._macs, self._unsure
+            rate_limited, watch_macs, macs, unsure = self._rate_limited, self._watch_macs, self._macs, self._unsure
         predictions = sum(exits)
         percentiles = {f"p{q}": _quantile_ms(latencies, q / 100) for q in (50, 95, 99)} if predictions else None
-        saved = predictions * self._full_macs - macs
-        watch_macs = watched * self._full_macs
+        saved = predictions * self._static_macs - macs
         return StatsSnapshot(predictions, exits, macs, saved, rate_limited, watch_macs, percentiles, unsure)
 
 

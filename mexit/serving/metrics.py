@@ -87,8 +87,8 @@ class Metrics:
             registry=registry,
         )
         self._macs = Counter("mexit_macs_total", "Multiply-adds spent", ["model"], registry=registry)
-        self._saved_macs = Counter(
-            "mexit_saved_macs_total", "Multiply-adds that the full network would have cost more", ["model"],
+        self._static_macs = Counter(
+            "mexit_static_macs_total", "Multiply-adds that the static network would have spent", ["model"],
             registry=registry,
         )  # fmt: skip
         self._durations = Histogram(
@@ -98,7 +98,7 @@ class Metrics:
         self._in_flight = Gauge("mexit_requests_in_flight", "Requests in flight", ["route"], registry=registry)
         self._errors = Counter("mexit_errors_total", "Responses by error status", ["status"], registry=registry)
         self.statistics = TritonStatistics(self._model)
-        self._create_series(len(runtime.bundle.manifest.exits))
+        self._create_series(runtime.bundle.manifest.numbers)
 
     @contextmanager
     def measure(self, route: str) -> Iterator[None]:
@@ -121,18 +121,19 @@ class Metrics:
         if unsure := sum(prediction.reason == UNSURE for prediction in predictions):
             self._unsure.labels(self._model, label).inc(unsure)
         self._macs.labels(self._model).inc(sum(prediction.macs for prediction in predictions))
-        self._saved_macs.labels(self._model).inc(sum(prediction.saved_macs for prediction in predictions))
+        static = sum(prediction.macs + prediction.saved_macs for prediction in predictions)
+        self._static_macs.labels(self._model).inc(static)
 
     def prometheus_text(self) -> bytes:
         """All series in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def _create_series(self, exits: int) -> None:
+    def _create_series(self, exits: Sequence[int]) -> None:
         for budget in (*self._budgets, CUSTOM_BUDGET):
             self._unsure.labels(self._model, budget)
-            for k in range(1, exits + 1):
+            for k in exits:
                 self._predictions.labels(self._model, str(k), budget)
-        for counter in (self._macs, self._saved_macs):
+        for counter in (self._macs, self._static_macs):
             counter.labels(self._model)
         for route in ROUTES:
             self._durations.labels(route)

@@ -37,7 +37,9 @@ def model_metadata(runtime: Runtime, name: str) -> dict[str, Any]:
             "mexit_model": runtime.bundle.id,
             "mexit_budget": runtime.budget.text,
             "mexit_budget_unit": "macs" if runtime.timing is None else "time",
+            "mexit_exits": json.dumps(manifest.numbers),
             "mexit_exit_macs": json.dumps(manifest.cumulative_macs),
+            "mexit_static_macs": int(manifest.costs.static),
             "mexit_classes": json.dumps(manifest.classes),
         },
     }

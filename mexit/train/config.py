@@ -13,6 +13,7 @@ from mexit.core.schema import decode
 from mexit.data.groups import default_group
 from mexit.errors import UsageError
 from mexit.models import ModelSpec, model_spec
+from mexit.models.backbones import check_file, file_hash
 from mexit.train.augment import AUGMENTS
 from mexit.train.methods import method_class
 from mexit.train.presets import DEFAULT_MODELS, PRESETS, default_preset, expand_robust
@@ -29,7 +30,7 @@ _ADDED: dict[str, Any] = {
     "minutes": 0.0, "steps_done": 0, "lr_schedule": "steps", "warmup": 0.0, "nesterov": False, "decay_norms": True,
     "recompute_norms": 0, "short_attack_until": 0.0, "average_attack_until": 0.0, "exit_weights": [],
     "validate_every": 1, "size": None, "channels": None, "mean": [], "std": [], "flip": None, "grey_bits": None,
-    "group": "none", "split_seed": 0, "changes": [],
+    "group": "none", "split_seed": 0, "changes": [], "weights": None, "code_sha256": None,
 }  # fmt: skip
 # Fields of mexit 0.1 that have another name now.
 _RENAMED = {"recipe": "precision"}
@@ -50,6 +51,7 @@ _OPTION_NAMES = {"options": "--set", "teachers": "--teacher"} | {
         "mean",
         "std",
         "grey_bits",
+        "code_sha256",
     )
 }
 
@@ -67,7 +69,9 @@ class TrainSettings:
 
     Attributes:
         data: data set, as given to `--data`.
-        model: name of a network, one of `mexit.models.MODELS`.
+        model: name of a network, one of `mexit.models.MODELS` or of `mexit.models.backbones`.
+        weights: file with pretrained weights of the network; None = those that it brings, if any.
+        code_sha256: hash of the file of a network `module:PATH.py:FUNCTION`.
         method: name of a training method, one of `methods.METHODS`.
         options: options of the method that differ from its defaults.
         preset: published schedule that the settings started from.
@@ -184,6 +188,8 @@ class TrainSettings:
     group: str = "none"
     split_seed: int = 0
     changes: tuple[Mapping[str, Any], ...] = ()
+    weights: str | None = None
+    code_sha256: str | None = None
 
     def __post_init__(self) -> None:
         self._check(self.epochs >= 1, "epochs", "must be at least 1")
@@ -237,7 +243,8 @@ class TrainSettings:
         Raises:
             UsageError: the network is unknown, or takes images of one shape only.
         """
-        spec = model_spec(self.model)
+        check_file(self.model, self.code_sha256)
+        spec = model_spec(self.model, self.weights)
         channels, *sides = spec.input_shape
         height, width = self.size or sides
         spec = spec.with_input((self.channels or channels, height, width), self.mean, self.std)
@@ -338,6 +345,7 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     model = DEFAULT_MODELS.get(data.partition(":")[0], "small-cnn")
     values: dict[str, Any] = {"data": data, "preset": preset, "model": model, "group": default_group(data)}
     values |= presets[preset] | given
+    values["code_sha256"] = file_hash(values["model"])
     if "epochs" in given:
         values["minutes"] = 0.0
     if given.get("keep") == "best" and "recompute_norms" not in given:

@@ -77,7 +77,7 @@ def fit_to_pictures(
         """The last candidate that passes often enough, else the first."""
         return next((one for one in reversed(candidates) if passes(one) >= PASSES), candidates[0])
 
-    if "model" in given and not model_spec(settings.model).any_input:
+    if "model" in given and not _fits_any_pictures(settings):
         return Fit(settings, passes(settings))
     if "channels" not in given:
         settings = replace(settings, channels=1 if pictures.grey else 3)
@@ -128,7 +128,7 @@ def measure_normalisation(data: DataSet, index: NDArray[np.int64], settings: Tra
         settings: settings with the network and its input.
     """
     spec = settings.model_spec()
-    if not spec.any_input:
+    if not _fits_any_pictures(settings):
         return settings
     sums, squares, count = np.zeros(spec.input.channels), np.zeros(spec.input.channels), 0
     for part in split_batches(evenly_spaced(index, _MEASURED_PICTURES), _SPEED_BATCH):
@@ -139,6 +139,12 @@ def measure_normalisation(data: DataSet, index: NDArray[np.int64], settings: Tra
     mean = sums / count
     std = np.sqrt(np.maximum(squares / count - np.square(mean), _LEAST_STD**2))
     return replace(settings, mean=tuple(mean.round(4).tolist()), std=tuple(std.round(4).tolist()))
+
+
+def _fits_any_pictures(settings: TrainSettings) -> bool:
+    """Whether size and normalisation may follow the pictures; a pretrained network has its own."""
+    spec = settings.model_spec()
+    return spec.any_input and spec.initial is None
 
 
 def _networks(images: int, classes: int) -> list[str]:

@@ -79,7 +79,7 @@ class Trainer:
     def __post_init__(self) -> None:
         settings, precision = self.settings, self.precision
         torch.manual_seed(settings.seed)
-        self.model = precision.prepare(self._build())
+        self.model = precision.prepare(self._initial())
         self.input = settings.model_spec().input
         self.attack = settings.training_attack()
         self.optimiser = build_optimiser(self.model, settings)
@@ -318,6 +318,13 @@ class Trainer:
     def _build(self) -> MultiExit:
         """A freshly initialised network of the run."""
         return self.settings.model_spec().build(len(self.data.classes))
+
+    def _initial(self) -> MultiExit:
+        """The network that a new run starts from: a pretrained one, where there is one."""
+        build = self.settings.model_spec().initial
+        if build is None or (self.run / checkpoint.CHECKPOINT).exists():
+            return self._build()
+        return build(len(self.data.classes))
 
     def _network(self, weights: Mapping[str, Tensor]) -> MultiExit:
         """A float32 network with these weights, on the device."""

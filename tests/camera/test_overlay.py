@@ -15,7 +15,7 @@ COSTS = (250, 600, 1000)
 @pytest.mark.parametrize("size", [(320, 320), (432, 768), (1080, 1920)])
 def test_the_panel_is_readable_on_any_frame(grey: int, size: tuple[int, int]) -> None:
     frame = np.full((*size, 3), grey, np.uint8)
-    drawn = Overlay(COSTS).draw(frame, prediction(label="traffic light"))
+    drawn = Overlay((1, 2, 3), COSTS).draw(frame, prediction(label="traffic light"))
     assert drawn.shape == frame.shape
     assert (frame == grey).all(), "the caller's frame was changed"
     changed = (drawn != grey).any(axis=2)
@@ -35,14 +35,14 @@ def test_the_description_of_the_cost() -> None:
 
 def test_a_long_label_is_cut() -> None:
     frame = np.zeros((320, 320, 3), np.uint8)
-    drawn = Overlay(COSTS).draw(frame, prediction(label="a very long label " * 10))
+    drawn = Overlay((1, 2, 3), COSTS).draw(frame, prediction(label="a very long label " * 10))
     assert not drawn[:, -4:].any()
 
 
 def test_an_unsure_answer_is_drawn_as_such() -> None:
     frame = np.zeros((320, 320, 3), np.uint8)
-    unsure = Overlay(COSTS).draw(frame, prediction(label=None, index=None, reason="unsure"))
-    assert (unsure == Overlay(COSTS).draw(frame, prediction(label="unsure"))).all()
+    unsure = Overlay((1, 2, 3), COSTS).draw(frame, prediction(label=None, index=None, reason="unsure"))
+    assert (unsure == Overlay((1, 2, 3), COSTS).draw(frame, prediction(label="unsure"))).all()
     assert describe_cost(prediction(label=None, reason="unsure"), 3, len, 40)[0] == "exit 1 of 3  ·  25% of full cost"
 
 

@@ -28,7 +28,7 @@ def write_all(sink: VideoWriter, frames: Sequence[NDArray[np.uint8]]) -> None:
 
 
 def annotate(path: Path, frames: list[NDArray[np.uint8]], times: list[float | None]) -> None:
-    sink = VideoWriter(path, Overlay(COSTS), live=False)
+    sink = VideoWriter(path, Overlay((1, 2, 3), COSTS), live=False)
     for i, (frame, time_s) in enumerate(zip(frames, times, strict=True)):
         sink.write(frame, camera_prediction(time_s, captured_s=i / 10))
     assert sink.close() == path
@@ -118,7 +118,7 @@ def test_equal_timestamps_increase() -> None:
 def test_an_earlier_video_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"the old one")
-    sink = VideoWriter(path, Overlay(COSTS), live=False)
+    sink = VideoWriter(path, Overlay((1, 2, 3), COSTS), live=False)
     write_all(sink, grey_frames(80, (320, 320)))
     assert path.read_bytes() == b"the old one"
     assert [entry.name for entry in tmp_path.iterdir() if entry != path] == [f".a.mp4.tmp-{os.getpid()}"]
@@ -146,7 +146,7 @@ def test_a_write_error_leaves_the_earlier_video(tmp_path: Path) -> None:
     """The system refuses to let the file grow beyond 40 kB."""
     (tmp_path / "a.mp4").write_text("earlier")
     noise = list(np.random.default_rng(0).integers(0, 256, (100, 320, 320, 3), np.uint8))
-    sink = VideoWriter(tmp_path / "a.mp4", Overlay(COSTS), live=False)
+    sink = VideoWriter(tmp_path / "a.mp4", Overlay((1, 2, 3), COSTS), live=False)
     previous = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, previous[1]))
     try:
@@ -160,12 +160,12 @@ def test_a_write_error_leaves_the_earlier_video(tmp_path: Path) -> None:
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"must end in \.mp4"):
-        VideoWriter(tmp_path / "a.avi", Overlay(COSTS), live=False)
+        VideoWriter(tmp_path / "a.avi", Overlay((1, 2, 3), COSTS), live=False)
 
 
 def test_a_missing_encoder(tmp_path: Path) -> None:
     with pytest.raises(MissingExtra, match=r"no H.264 encoder .*libnothing.*pip install .*mexit\[camera\]"):
-        VideoWriter(tmp_path / "a.mp4", Overlay(COSTS), live=False, encoders=("libnothing",))
+        VideoWriter(tmp_path / "a.mp4", Overlay((1, 2, 3), COSTS), live=False, encoders=("libnothing",))
 
 
 @pytest.mark.parametrize(

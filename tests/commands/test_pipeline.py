@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import urllib.request
@@ -43,11 +42,8 @@ def printed(*arguments: object) -> dict[str, Any]:
 
 
 def mexit(home: Path, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MEXIT_")}
-    environment["MEXIT_CACHE"] = str(home / "cache")
-    done = subprocess.run(
-        [*MEXIT, *arguments], cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
+    """Run a command in a process of its own, with the environment of the fixtures."""
+    done = subprocess.run([*MEXIT, *arguments], cwd=home, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == expect, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done

@@ -132,16 +132,3 @@ def test_logits_of_another_shape_say_found_and_expected() -> None:
     row = ScalarScorer(Scorer("margin", False, (1.0, 1.0), 5))
     with pytest.raises(BadInput, match=r"exit 1 gave logits of shape \(1, 4\), expected \(1, 5\)"):
         row.add(np.zeros((1, 4), np.float32))
-
-
-@pytest.mark.parametrize("last", [1.5, np.nan], ids=["a tie", "NaN"])
-def test_exits_without_a_head_are_skipped_by_step_too(last) -> None:
-    logits = np.array([[1.0, 2.0, 0.5], [0.25, last, 3.0]], np.float32)[:, None]
-    policy = Policy("margin", False, (1.0, 1.0, 2.0), (None, 1.5))
-    row = ScalarScorer(policy.scorer(3))
-    row.skip()
-    row.add(logits[1])
-    scorer = policy.scorer(3)
-    _, probabilities, score = scorer.step(2, logits[1], scorer.start(1))
-    assert row.reaches(1.5) == bool(should_exit(score, 1.5)[0]) == (last == 1.5)
-    np.testing.assert_array_equal(row.probabilities(), probabilities[0])

@@ -63,10 +63,13 @@ class Setup:
         table: BatchLatencyTable = FLAT,
         rate_limiter: RateLimiter | None = None,
         workers: int = 1,
+        *,
+        static: bool = False,
         **options: Any,
     ) -> None:
         rng = np.random.default_rng(seed)
-        self.backend = FakeBackend((2 * rng.normal(size=(3, SAMPLES, CLASSES))).astype(np.float32))
+        logits = (2 * rng.normal(size=(3, SAMPLES, CLASSES))).astype(np.float32)
+        self.backend = FakeBackend(logits, static=static)
         self.now_s, self.table = 0.0, table
         self.batches: list[tuple[int, int]] = []
         self.before_segment: Callable[[int], Any] = lambda _: None

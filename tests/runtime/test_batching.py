@@ -55,6 +55,23 @@ def test_requests_with_different_budgets_share_every_segment(recited_bundle) -> 
         setup.check(rows, budget, future.result(0))
 
 
+def test_requests_of_the_static_network_share_batches_of_their_own(recited_bundle) -> None:
+    setup = Setup(recited_bundle, static=True)
+    sent = [([place, place + 1], budget, setup.send([place, place + 1], budget, receipts=True))
+            for place, budget in enumerate(("full", "low", "full"))]  # fmt: skip
+    late = setup.send([5], "full", deadline_ms=60_000.0)
+    setup.workers.finish()
+    assert setup.backend.static.rows_run == 4
+    assert setup.sizes(1) == [3]
+    for rows, budget, future in sent:
+        setup.check(rows, budget, future.result(0))
+    static = setup.runtime.costs.static
+    assert [(one.macs, len(one.receipt.segment_us), one.receipt.rows) for one in sent[0][2].result(0)] == [
+        (static, 1, 4), (static, 1, 4),
+    ]  # fmt: skip
+    assert late.result(0)[0].macs == setup.runtime.costs.cumulative[-1]
+
+
 @pytest.mark.parametrize(
     ("table", "options", "requests", "rows", "sizes"),
     [

@@ -115,7 +115,7 @@ def test_answers_are_returned_before_they_are_checked(mixed_bundle, test_digits)
     answered.set()
     assert runtime.drift_watch is not None
     runtime.drift_watch.join()
-    assert runtime.stats.snapshot().watch_macs == 5 * runtime.bundle.manifest.cumulative_macs[-1]
+    assert runtime.stats.snapshot().watch_macs == 5 * runtime.costs.static
 
 
 def test_checks_are_dropped_and_counted_if_too_many_wait(mixed_bundle, caplog) -> None:
@@ -173,7 +173,7 @@ def test_the_macs_of_the_watch_are_in_the_statistics(digits_bundle, test_digits)
     answers = answer_and_check(runtime, list(test_digits[0]))
     early = sum(one.reason == "confident" for one in answers)
     snapshot = runtime.stats.snapshot()
-    assert snapshot.watch_macs == early * runtime.bundle.manifest.cumulative_macs[-1]
+    assert snapshot.watch_macs == early * runtime.costs.static
     assert snapshot.macs == sum(one.macs for one in answers)
 
 
@@ -181,7 +181,7 @@ def test_the_given_share_of_early_answers_is_watched(digits_bundle, test_digits)
     runtime = Runtime.open(digits_bundle, "low")
     runtime.watch_drift(0.1, seed=1)
     early = sum(one.reason == "confident" for _ in range(5) for one in answer_and_check(runtime, list(test_digits[0])))
-    watched = runtime.stats.snapshot().watch_macs / runtime.bundle.manifest.cumulative_macs[-1]
+    watched = runtime.stats.snapshot().watch_macs / runtime.costs.static
     assert abs(watched - 0.1 * early) < 5 * np.sqrt(0.09 * early)
 
 

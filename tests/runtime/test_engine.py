@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexit import Runtime
+from mexit.core.bundle import Bundle
 from mexit.core.exit_policy import LOWEST, Policy
 from mexit.core.scores import MEASURES
 from mexit.errors import UsageError
@@ -124,71 +125,90 @@ def test_never_leaving_equals_the_full_network(digits_bundle, test_digits) -> No
     assert {found.reason for found in predictions} == {"last"}
 
 
-LEFT_OUT = Policy("max-probability", False, (1.0,) * 3, (None, 0.5))
+NEVER = Policy("max-probability", False, (1.0, 2.0, 0.5), (None, None))
 
 
-def test_a_head_that_nobody_asks_does_not_run() -> None:
-    fake = backend()
-    answers = answer(fake, images(range(40)), LEFT_OUT, 5)
-    exits, probabilities, _ = answer_slowly(backend(), images(range(40)), LEFT_OUT, 5)
-    np.testing.assert_array_equal(answers.exits, exits)
-    np.testing.assert_array_equal(answers.probabilities, probabilities)
-    assert answers.active_heads == (False, True, True)
-    assert len(answers.segment_seconds) == 3
-    staying = int((exits > 2).sum())
-    assert [segment.rows_run for segment in fake.segments] == [40, 40, staying]
-    assert [segment.rows_answered for segment in fake.segments] == [0, 40, staying]
+def static_backend() -> FakeBackend:
+    """`backend()` with a static network."""
+    return FakeBackend(np.stack([segment.logits for segment in backend().segments]), static=True)
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("reject", [None, (0.0, 0.0, 1.0)], ids=["answers", "reject option"])
+def test_a_policy_without_early_exit_runs_the_static_network(rows, reject) -> None:
+    policy = dataclasses.replace(NEVER, reject=reject)
+    fake, asked = static_backend(), images(range(rows))
+    answers = answer(fake, asked, policy, 5)
+    chain = answer(backend(), asked, policy, 5)
+    assert (answers.static, chain.static) == (True, False)
+    assert fake.static.rows_run == rows
+    assert [segment.rows_run for segment in fake.segments] == [0, 0, 0]
+    assert answers.exits.tolist() == [3] * rows
+    assert answers.reasons == ("last",) * rows
+    assert len(answers.segment_seconds) == 1
+    np.testing.assert_array_equal(answers.probabilities, chain.probabilities)
+    assert (answers.unsure is None) == (reject is None)
+    assert reject is None or answers.unsure.tolist() == chain.unsure.tolist()
+
+
+@pytest.mark.parametrize("builds", [{"ensemble": True}, {"measure": "agreement"}], ids=str)
+def test_the_static_network_answers_with_the_last_exit_alone_unless_a_reject_score_needs_more(builds) -> None:
+    policy, asked = dataclasses.replace(NEVER, **builds), images(range(40))
+    answers = answer(static_backend(), asked, policy, 5)
+    assert answers.static
+    np.testing.assert_array_equal(answers.probabilities, answer(backend(), asked, NEVER, 5).probabilities)
+    rejecting = dataclasses.replace(policy, reject=(0.0, 0.0, 0.0))
+    assert not answer(static_backend(), asked, rejecting, 5).static
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"deadline_s": 100.0}, {"permit": lambda _, rows: rows}],
-    ids=["deadline", "rate-limit"],
+    [{"deadline_s": 100.0}, {"permit": lambda _, rows: rows}, {"max_exit": 2}],
+    ids=["deadline", "rate-limit", "max-exit"],
 )
-def test_every_head_runs_where_any_exit_may_have_to_answer(options) -> None:
-    fake = backend()
-    answers = answer(fake, images(range(40)), LEFT_OUT, 5, **options)
-    assert answers.active_heads == (True, True, True)
-    assert fake.segments[0].rows_answered == 40
-    np.testing.assert_array_equal(answers.exits, answer(fake, images(range(40)), LEFT_OUT, 5).exits)
+def test_the_segments_run_where_another_exit_may_have_to_answer(options) -> None:
+    fake = static_backend()
+    answers = answer(fake, images(range(40)), NEVER, 5, **options)
+    assert not answers.static
+    assert fake.static.rows_run == 0
+    assert answer(fake, images(range(40)), NEVER, 5, max_exit=3).static
+    assert not answer(fake, images(range(40)), dataclasses.replace(NEVER, thresholds=(None, 0.5)), 5).static
 
 
-@pytest.mark.parametrize("builds", [{"measure": "agreement"}, {"ensemble": True}], ids=str)
-def test_scores_that_build_on_earlier_exits_ask_every_head(builds) -> None:
-    fake = backend()
-    policy = dataclasses.replace(LEFT_OUT, **builds)
-    assert answer(fake, images(range(40)), policy, 5).active_heads == (True, True, True)
-    assert fake.segments[0].rows_answered == 40
-
-
-def test_an_engine_that_cannot_leave_heads_out_is_not_credited() -> None:
-    fake = backend()
-    fake.drops_heads = False
-    assert answer(fake, images(range(40)), LEFT_OUT, 5).active_heads == (True, True, True)
-
-
-def test_the_exit_where_a_call_ends_answers_even_if_the_policy_does_not_ask_it() -> None:
-    fake = backend()
-    answers = answer(fake, images(range(40)), LEFT_OUT.without_early_exit(), 5, max_exit=2)
-    assert answers.active_heads == (False, True, True)
-    assert set(answers.exits) == {2}
-    np.testing.assert_array_equal(
-        answers.probabilities.argmax(axis=1), run_all_exits(fake, images(range(40)))[1].argmax(axis=1)
-    )
-
-
-def test_predictions_receipts_and_statistics_count_the_heads_that_ran(mixed_bundle, test_digits) -> None:
+def test_predictions_receipts_and_statistics_count_the_static_network(mixed_bundle, test_digits) -> None:
     runtime = Runtime.open(mixed_bundle, "full")
-    exits = runtime.bundle.manifest.exits
-    heads = exits[0].head_macs + exits[1].head_macs
-    assert heads > 0
+    manifest = runtime.bundle.manifest
+    full, static = manifest.cumulative_macs[-1], manifest.static.macs
+    assert static == full - sum(spec.head_macs for spec in manifest.exits) < full
     found = runtime(list(test_digits[0][:3]), receipts=True)
-    kept = runtime(list(test_digits[0][:3]), receipts=True, deadline_ms=60_000)
-    for plain, whole in zip(found, kept, strict=True):
-        np.testing.assert_array_equal(plain.probabilities, whole.probabilities)
-        assert whole.macs == exits[-1].cumulative_macs
-        assert plain.macs == plain.receipt_json()["macs"] == whole.macs - heads
-        assert (whole.saved_macs, plain.saved_macs) == (0, heads)
+    chain = runtime(list(test_digits[0][:3]), receipts=True, deadline_ms=60_000)
+    for plain, whole in zip(found, chain, strict=True):
+        np.testing.assert_allclose(plain.probabilities, whole.probabilities, atol=1e-6)
+        assert (plain.exit, plain.reason, len(plain.receipt.segment_us)) == (3, "last", 1)
+        assert len(whole.receipt.segment_us) == 3
+        assert (plain.macs, plain.receipt_json()["macs"], whole.macs) == (static, static, full)
+        assert (plain.saved_macs, whole.saved_macs) == (0, static - full)
     snapshot = runtime.stats.snapshot()
-    assert snapshot.macs == 3 * (2 * exits[-1].cumulative_macs - heads)
-    assert snapshot.saved_macs == 3 * heads
+    assert snapshot.macs == 3 * (full + static)
+    assert snapshot.saved_macs == 3 * (static - full)
+    assert snapshot.saved == (static - full) / (2 * static)
+
+
+def test_exits_have_the_numbers_of_the_network(digits_bundle, tmp_path, test_digits) -> None:
+    """A bundle whose three segments are the exits 2, 3 and 5 of a network."""
+    bundle = Bundle.open(digits_bundle)
+    exits = [dataclasses.replace(one, number=k) for one, k in zip(bundle.manifest.exits, (2, 3, 5), strict=True)]
+    manifest = dataclasses.replace(bundle.manifest, exits=tuple(exits))
+    Bundle.from_parts(
+        tmp_path / "kept", manifest, {one.file: bundle.content(one.file) for one in manifest.files}
+    ).write()
+    runtime = Runtime.open(tmp_path / "kept", "full", use_policies=False)
+    image = test_digits[0][:1]
+    found = {k: runtime(list(image), max_exit=k)[0] for k in (2, 3, 4, 5)}
+    assert {k: one.exit for k, one in found.items()} == {2: 2, 3: 3, 4: 3, 5: 5}
+    assert {k: one.reason for k, one in found.items()} == {2: "max-exit", 3: "max-exit", 4: "max-exit", 5: "last"}
+    assert runtime.stats.snapshot().exits == (1, 2, 1)
+    for k in (0, 1, 6):
+        with pytest.raises(UsageError, match=rf"max_exit must lie in 2\.\.5, found {k}"):
+            runtime(list(image), max_exit=k)
+    assert [one.exit for one in (runtime.run_to_exit(k)[0] for k in (1, 2, 3))] == [2, 3, 5]

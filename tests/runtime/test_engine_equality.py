@@ -14,6 +14,7 @@ from mexit.errors import BackendError, MissingExtra, UsageError
 from mexit.runtime.backends.base import HostCarried
 from mexit.runtime.backends.ort import OrtBackend
 from mexit.runtime.backends.registry import ENGINES, open_backend
+from mexit.runtime.reference import run_all_exits
 
 ALWAYS = {"ort", "ort:int8", "openvino", "openvino:int8"}  # their packages are in the dev extra
 
@@ -43,22 +44,17 @@ def test_an_engine_answers_as_the_slow_reference(name: str, int8_bundle: Path, i
 
 
 @pytest.mark.parametrize("name", sorted(ALWAYS))
-def test_features_without_the_head_are_those_with_it(name: str, int8_bundle: Path, images) -> None:
+def test_the_static_network_answers_as_the_segments_do(name: str, int8_bundle: Path, images) -> None:
     backend = open_backend(Bundle.open(int8_bundle), name)
-    assert backend.drops_heads
-    tolerance = 0.0 if name.startswith("ort") else TOLERANCES[ENGINES[name].precision]
-    carried = backend.carry(images[:20])
-    for segment in backend.segments[:-1]:
-        alone, (carried, _) = segment.features(carried), segment.run(carried)
-        for mine, whole in zip(alone.arrays, carried.arrays, strict=True):
-            assert np.abs(mine - whole).max() <= tolerance * np.abs(whole).max()
-
-
-def test_a_dropped_head_is_not_in_the_session(digits_bundle: Path) -> None:
-    backend = OrtBackend(Bundle.open(digits_bundle))
-    for segment in backend.segments[:-1]:
-        names = [[output.name for output in session.get_outputs()] for session in (segment.session, segment.headless)]
-        assert names[1] == names[0][:-1]
+    assert "static" not in vars(backend), "it is opened at the first use"
+    tolerance = TOLERANCES[ENGINES[name].precision]
+    last = run_all_exits(backend, images)[-1]
+    features, logits = backend.static.run(backend.carry(images))
+    assert features.arrays == ()
+    assert np.abs(logits - last).max() <= tolerance * np.abs(last).max()
+    runner = backend.static_runners.take()
+    runner.start(images[:1])
+    assert np.abs(runner.run(1) - logits[:1]).max() <= tolerance * np.abs(last).max()
 
 
 class Disturbed(OrtBackend):

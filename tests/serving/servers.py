@@ -200,7 +200,7 @@ class HookBackend:
     engine = "hook"
     precision = "fp32"
     variant = "fp32"
-    drops_heads = False
+    static = None
 
     def __init__(self, hook: Callable[[NDArray[np.float32]], None]) -> None:
         self.segments = (HookSegment(hook), HookSegment(), HookSegment())
@@ -212,9 +212,6 @@ class HookBackend:
 class HookSegment:
     def __init__(self, hook: Callable[[NDArray[np.float32]], None] | None = None) -> None:
         self._hook = hook
-
-    def features(self, carried: HostCarried) -> HostCarried:
-        return self.run(carried)[0]
 
     def run(self, carried: HostCarried) -> tuple[HostCarried, NDArray[np.float32]]:
         if self._hook is not None:

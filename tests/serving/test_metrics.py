@@ -26,7 +26,7 @@ def test_predictions_and_macs(server: Server, runtime: Runtime, images: Images) 
         exits = [
             server.series("mexit_predictions_total", exit=str(k), budget=budget, model="digits") for k in (1, 2, 3)
         ]
-        return [*exits, server.series("mexit_macs_total"), server.series("mexit_saved_macs_total")]
+        return [*exits, server.series("mexit_macs_total"), server.series("mexit_static_macs_total")]
 
     for budget, label in (("low", "low"), ("full", "full"), ("60%", "custom")):
         before = counts(label)
@@ -35,7 +35,7 @@ def test_predictions_and_macs(server: Server, runtime: Runtime, images: Images) 
         exits = [sum(prediction.exit == k for prediction in expected) for k in (1, 2, 3)]
         costs = [
             sum(prediction.macs for prediction in expected),
-            sum(prediction.saved_macs for prediction in expected),
+            int(runtime.costs.static) * len(images),
         ]
         assert np.subtract(counts(label), before).tolist() == [*exits, *costs]
 
@@ -48,7 +48,7 @@ def test_series_begin_at_zero(digits_bundle: Path) -> None:
         for k in (1, 2, 3):
             assert f'mexit_predictions_total{{budget="{budget}",exit="{k}",model="digits"}} 0.0' in text
     for series in (
-        *('mexit_macs_total{model="digits"}', 'mexit_saved_macs_total{model="digits"}'),
+        *('mexit_macs_total{model="digits"}', 'mexit_static_macs_total{model="digits"}'),
         *(f'mexit_errors_total{{status="{status}"}}' for status in (400, 404, 413, 499, 500, 503, 504)),
         *(f'mexit_requests_in_flight{{route="{route}"}}' for route in ("infer", "classify")),
         *(f'mexit_request_duration_seconds_count{{route="{route}"}}' for route in ("infer", "classify")),

@@ -1,11 +1,11 @@
-"""The interface of an engine: a `Backend` with one `Segment` per exit.
+"""The interface of an engine: a `Backend` with one `Segment` per exit, and the static network.
 
 To add an engine, write one file in this package with a class that has the members of `Backend`, and register it in
 `registry.py`. Its segments need one method, `run`. Carried features on the host are a `HostCarried`; an engine with
 other memory brings its own `Carried` class and keeps the features there.
 
-Two optional parts make an engine faster. With `drops_heads` its segments can run without their head (`features`).
-With `runners` a single image runs through buffers that are bound once (`bound_runner`).
+An engine is faster if it has `runners` and `static_runners`: a single image then runs through buffers that are bound
+once (`bound_runner`).
 """
 
 from __future__ import annotations
@@ -45,27 +45,25 @@ class Segment(Protocol):
             The next carried features, and logits (B, C) float32 on the host.
         """
 
-    def features(self, carried: Any) -> Carried:
-        """The next carried features alone; the head does not run if `Backend.drops_heads`."""
-        return self.run(carried)[0]
-
 
 class Backend(Protocol):
     """An engine with every segment of one bundle loaded.
 
     Attributes:
         engine, precision, variant: the key of its entry in `policies.json`.
-        drops_heads: whether `Segment.features` saves the cost of the head.
     """
 
     engine: str
     precision: str
     variant: str
-    drops_heads: bool
 
     @property
     def segments(self) -> Sequence[Segment]:
         """One segment per exit."""
+
+    @property
+    def static(self) -> Segment | None:
+        """The static network, opened at the first use; None if the bundle has none. It carries no features."""
 
     def carry(self, images: NDArray[np.float32]) -> Carried:
         """Images (B, C, H, W) float32 in [0, 1] as the carried features of segment 1."""

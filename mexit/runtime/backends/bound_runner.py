@@ -2,7 +2,8 @@
 
 `Segment.run` returns features that stay valid as long as they are referenced, so it allocates memory for each call. A
 `BoundRunner` connects the outputs of segment k to the inputs of segment k+1 once, and every image overwrites the same
-buffers. An engine that supports this has an attribute `runners`, a `RunnerPool`; for others there is `PlainRunner`.
+buffers. An engine that supports this has the attributes `runners` and `static_runners`, each a `RunnerPool` or None;
+for others there is `PlainRunner`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.errors import BackendError
-from mexit.runtime.backends.base import Backend, Carried
+from mexit.runtime.backends.base import Carried, Segment
 
 Buffers = list[NDArray[Any]]
 
@@ -28,9 +29,6 @@ class Runner(Protocol):
     def run(self, k: int) -> NDArray[np.float32]:
         """Run segment k (from 1, in order); returns logits (1, C), which are valid until the next `start`."""
 
-    def features(self, k: int) -> None:
-        """Run segment k without its head."""
-
 
 class Bindable(Protocol):
     """A segment that can be bound to buffers."""
@@ -39,7 +37,7 @@ class Bindable(Protocol):
         """New buffers for one row of every output; the logits come last."""
 
     def bind(self, inputs: Buffers, outputs: Buffers) -> Callable[[], None]:
-        """A function that runs the segment from `inputs` into `outputs`; without its head if the logits are missing."""
+        """A function that runs the segment from `inputs` into `outputs`."""
 
 
 class BoundRunner:
@@ -47,15 +45,13 @@ class BoundRunner:
 
     def __init__(self, image: NDArray[np.float32], segments: Sequence[Bindable]) -> None:
         """`image`: a buffer for one image, (1, C, H, W)."""
-        self._image, self._segments = image, segments
-        # A binding stores addresses only; these lists keep the arrays alive.
-        self._buffers: list[tuple[Buffers, Buffers]] = []
+        self._image = image
+        self._buffers: list[Buffers] = []  # a binding stores addresses only, so this list keeps the arrays alive
         self._calls: list[Callable[[], None]] = []
-        self._headless_calls: dict[int, Callable[[], None]] = {}
         inputs: Buffers = [image]
         for segment in segments:
             outputs = segment.buffers()
-            self._buffers.append((inputs, outputs))
+            self._buffers.append(outputs)
             self._calls.append(segment.bind(inputs, outputs))
             inputs = outputs[:-1]
 
@@ -66,13 +62,7 @@ class BoundRunner:
 
     def run(self, k: int) -> NDArray[np.float32]:
         self._calls[k - 1]()
-        return self._buffers[k - 1][1][-1]
-
-    def features(self, k: int) -> None:
-        if k not in self._headless_calls:
-            inputs, outputs = self._buffers[k - 1]
-            self._headless_calls[k] = self._segments[k - 1].bind(inputs, outputs[:-1])
-        self._headless_calls[k]()
+        return self._buffers[k - 1][-1]
 
 
 class RunnerPool:
@@ -81,6 +71,11 @@ class RunnerPool:
     def __init__(self, make: Callable[[], Runner]) -> None:
         self._make = make
         self._free: list[Runner] = []
+
+    @staticmethod
+    def of(segments: Sequence[Bindable], shape: Sequence[int]) -> RunnerPool:
+        """A pool of bound runners of segments, for images of shape (C, H, W)."""
+        return RunnerPool(lambda: BoundRunner(np.zeros((1, *shape), np.float32), segments))
 
     def take(self) -> Runner:
         """A runner that no other call uses."""
@@ -97,22 +92,14 @@ class RunnerPool:
 class PlainRunner:
     """A `Runner` for any engine, by `Segment.run`."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, carry: Callable[[NDArray[np.float32]], Carried], segments: Sequence[Segment]) -> None:
+        """`carry`: see `Backend.carry`."""
+        self._carry, self._segments = carry, segments
         self._carried: Carried | None = None
 
     def start(self, image: NDArray[np.float32]) -> None:
-        self._carried = self._backend.carry(image)
+        self._carried = self._carry(image)
 
     def run(self, k: int) -> NDArray[np.float32]:
-        self._carried, logits = self._backend.segments[k - 1].run(self._carried)
+        self._carried, logits = self._segments[k - 1].run(self._carried)
         return logits
-
-    def features(self, k: int) -> None:
-        self._carried = self._backend.segments[k - 1].features(self._carried)
-
-
-def runner_pool(backend: Backend) -> RunnerPool | None:
-    """The pool of bound runners of an engine; None if it has none."""
-    runners: RunnerPool | None = getattr(backend, "runners", None)
-    return runners

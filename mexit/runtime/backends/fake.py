@@ -19,22 +19,15 @@ class FakeSegment:
 
     Attributes:
         rows_run: number of rows that it ran.
-        rows_answered: number of rows that it ran with its head.
     """
 
     def __init__(self, logits: NDArray[np.float32]) -> None:
         """`logits`: (N, C) float32."""
         self.logits = logits
         self.rows_run = 0
-        self.rows_answered = 0
-
-    def features(self, carried: HostCarried) -> HostCarried:
-        self.rows_run += carried.rows
-        return carried
 
     def run(self, carried: HostCarried) -> tuple[HostCarried, NDArray[np.float32]]:
-        self.features(carried)
-        self.rows_answered += carried.rows
+        self.rows_run += carried.rows
         first_pixels = carried.arrays[0].reshape(carried.rows, -1)[:, 0]
         return carried, self.logits[np.rint(first_pixels / _STEP).astype(np.int64)]
 
@@ -45,11 +38,16 @@ class FakeBackend:
     engine = "fake"
     precision = "fp32"
     variant = "fp32"
-    drops_heads = True
 
-    def __init__(self, logits: NDArray[np.float32]) -> None:
-        """`logits`: (E, N, C) float32."""
+    def __init__(self, logits: NDArray[np.float32], *, static: bool = False) -> None:
+        """Return given logits.
+
+        Args:
+            logits: (E, N, C) float32.
+            static: whether there is a static network, which returns the logits of the last exit.
+        """
         self.segments = tuple(FakeSegment(exit_logits) for exit_logits in logits)
+        self.static = FakeSegment(logits[-1]) if static else None
 
     def carry(self, images: NDArray[np.float32]) -> HostCarried:
         return HostCarried([images])

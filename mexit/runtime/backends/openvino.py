@@ -22,8 +22,7 @@ from mexit.core.manifest import SegmentSpec, TensorSpec
 from mexit.core.resource_limits import check_threads
 from mexit.errors import BackendError, missing_extra
 from mexit.runtime.backends.base import HostCarried, Segment
-from mexit.runtime.backends.bound_runner import BoundRunner, Buffers, RunnerPool
-from mexit.runtime.backends.head_removal import without_outputs
+from mexit.runtime.backends.bound_runner import Buffers, RunnerPool
 
 MULTIPLYING_LAYERS = frozenset({"Convolution", "FullyConnected", "MatMul"})
 
@@ -67,7 +66,7 @@ class _Compiler:
     threads: int
 
     def compile(self, content: bytes, spec: SegmentSpec, *, takes_images: bool) -> Any:
-        """Compile a segment, with or without its head; segment 1 takes float32 images in place of features."""
+        """Compile a segment; segment 1 takes float32 images in place of features."""
         settings = {
             "INFERENCE_PRECISION_HINT": self.precision.hint,
             "INFERENCE_NUM_THREADS": self.threads,
@@ -84,12 +83,10 @@ class _Compiler:
     def _with_feature_types(self, model: Any, spec: SegmentSpec, takes_images: bool) -> Any:
         changed = self.openvino.preprocess.PrePostProcessor(model)
         features = getattr(self.openvino.Type, self.precision.features)
-        outputs = {name for port in model.outputs for name in port.get_names()}
         for tensor in spec.inputs:
             changed.input(tensor.name).tensor().set_element_type(self.openvino.Type.f32 if takes_images else features)
         for tensor in spec.outputs[:-1]:
-            if tensor.name in outputs:
-                changed.output(tensor.name).tensor().set_element_type(features)
+            changed.output(tensor.name).tensor().set_element_type(features)
         return changed.build()
 
 
@@ -149,43 +146,27 @@ class _Model:
 
 
 class OpenVinoSegment(Segment):
-    """One compiled segment, and the same segment without its head, compiled at the first use."""
+    """One compiled segment."""
 
     def __init__(self, compiler: _Compiler, content: bytes, spec: SegmentSpec, *, takes_images: bool) -> None:
-        self._compiler, self._content, self._spec, self._takes_images = compiler, content, spec, takes_images
         self.compiled = compiler.compile(content, spec, takes_images=takes_images)
-        self._whole = self._model(self.compiled, spec.outputs)
-
-    @cached_property
-    def _headless(self) -> _Model:
-        spec = self._spec
-        content = without_outputs(self._content, [spec.outputs[-1].name], spec.file)
-        compiled = self._compiler.compile(content, spec, takes_images=self._takes_images)
-        return self._model(compiled, spec.outputs[:-1])
+        self._model = _Model(compiler.openvino, self.compiled, spec.inputs, spec.outputs, spec.file)
 
     def run(self, carried: HostCarried) -> tuple[HostCarried, NDArray[np.float32]]:
-        *features, logits = self._whole.run(carried)
+        *features, logits = self._model.run(carried)
         return HostCarried(features), logits
 
-    def features(self, carried: HostCarried) -> HostCarried:
-        return HostCarried(self._headless.run(carried))
-
     def buffers(self) -> Buffers:
-        return self._whole.buffers()
+        return self._model.buffers()
 
     def bind(self, inputs: Buffers, outputs: Buffers) -> Callable[[], None]:
-        model = self._whole if len(outputs) == len(self._spec.outputs) else self._headless
-        return model.bind(inputs, outputs)
-
-    def _model(self, compiled: Any, outputs: Sequence[TensorSpec]) -> _Model:
-        return _Model(self._compiler.openvino, compiled, self._spec.inputs, outputs, self._spec.file)
+        return self._model.bind(inputs, outputs)
 
 
 class OpenVinoBackend:
     """All segments of one variant of a bundle in OpenVINO."""
 
     engine = "openvino"
-    drops_heads = True
 
     def __init__(self, bundle: Bundle, threads: int = 1, precision: str = "fp32") -> None:
         """Compile all segments.
@@ -210,9 +191,22 @@ class OpenVinoBackend:
             for k, spec in enumerate(specs, start=1)
         ]
         refuse_other_precision(precision, set().union(*(_layer_precisions(one.compiled) for one in segments)))
+        self._bundle, self._compiler = bundle, compiler
         self.segments: Sequence[Segment] = segments
-        shape = (1, *bundle.manifest.input.shape)
-        self.runners = RunnerPool(lambda: BoundRunner(np.zeros(shape, np.float32), segments))
+        self.runners = RunnerPool.of(segments, bundle.manifest.input.shape)
+
+    @cached_property
+    def static(self) -> OpenVinoSegment | None:
+        spec = self._bundle.manifest.variants[self.variant].static
+        if spec is None:
+            return None
+        segment = OpenVinoSegment(self._compiler, self._bundle.static(self.variant), spec, takes_images=True)
+        refuse_other_precision(self.precision, _layer_precisions(segment.compiled))
+        return segment
+
+    @cached_property
+    def static_runners(self) -> RunnerPool | None:
+        return None if self.static is None else RunnerPool.of([self.static], self._bundle.manifest.input.shape)
 
     def carry(self, images: NDArray[np.float32]) -> HostCarried:
         return HostCarried([np.require(images, requirements=("C", "W"))])  # openvino refuses read-only memory

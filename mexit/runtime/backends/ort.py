@@ -19,8 +19,7 @@ from mexit.core.resource_limits import check_threads
 from mexit.core.versions import installed_version
 from mexit.errors import BackendError, missing_extra
 from mexit.runtime.backends.base import HostCarried, Segment
-from mexit.runtime.backends.bound_runner import BoundRunner, Buffers, RunnerPool
-from mexit.runtime.backends.head_removal import without_outputs
+from mexit.runtime.backends.bound_runner import Buffers, RunnerPool
 
 
 class OrtSegment(Segment):
@@ -48,31 +47,25 @@ class OrtSegment(Segment):
         self.session = open_session(content, file, threads)
         self._inputs, self._outputs = [one.name for one in inputs], [one.name for one in outputs]
         self._output_specs = outputs
-        self._content, self._file, self._threads = content, file, threads
-
-    @cached_property
-    def headless(self) -> Any:
-        """A session of the segment without its head, loaded at the first use."""
-        content = without_outputs(self._content, self._outputs[-1:], self._file)
-        return open_session(content, self._file, self._threads)
 
     def run(self, carried: HostCarried) -> tuple[HostCarried, NDArray[np.float32]]:
-        *features, logits = self._run(self.session, self._outputs, carried)
+        inputs = dict(zip(self._inputs, carried.arrays, strict=True))
+        try:
+            *features, logits = self.session.run(self._outputs, inputs)
+        except Exception as error:  # onnxruntime raises classes of its C++ module
+            raise BackendError(f"onnxruntime failed: {error}") from error
         return HostCarried(features), logits
-
-    def features(self, carried: HostCarried) -> HostCarried:
-        return HostCarried(self._run(self.headless, self._outputs[:-1], carried))
 
     def buffers(self) -> Buffers:
         return [np.zeros((1, *tensor.shape[1:]), tensor.dtype) for tensor in self._output_specs]
 
     def bind(self, inputs: Buffers, outputs: Buffers) -> Callable[[], None]:
-        session = self.session if len(outputs) == len(self._outputs) else self.headless
+        session = self.session
         binding = session.io_binding()
         try:
             for name, array in zip(self._inputs, inputs, strict=True):
                 binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-            for name, array in zip(self._outputs, outputs, strict=False):
+            for name, array in zip(self._outputs, outputs, strict=True):
                 binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         except Exception as error:
             raise BackendError(f"onnxruntime failed: {error}") from error
@@ -85,20 +78,11 @@ class OrtSegment(Segment):
 
         return call
 
-    def _run(self, session: Any, outputs: list[str], carried: HostCarried) -> list[NDArray[np.float32]]:
-        inputs = dict(zip(self._inputs, carried.arrays, strict=True))
-        try:
-            results: list[NDArray[np.float32]] = session.run(outputs, inputs)
-        except Exception as error:  # onnxruntime raises classes of its C++ module
-            raise BackendError(f"onnxruntime failed: {error}") from error
-        return results
-
 
 class OrtBackend:
     """All segments of one variant of a bundle in ONNX Runtime."""
 
     engine = "ort"
-    drops_heads = True
 
     def __init__(self, bundle: Bundle, threads: int = 1, precision: str = "fp32") -> None:
         """Load all segments.
@@ -120,11 +104,22 @@ class OrtBackend:
             OrtSegment(bundle.segment(self.variant, k), spec.inputs, spec.outputs, spec.file, threads)
             for k, spec in enumerate(specs, start=1)
         ]
+        self._bundle, self._threads = bundle, threads
         self.segments: Sequence[Segment] = segments
         self.runners: RunnerPool | None = None
         if all(map(_has_fixed_sizes, specs)):
-            shape = (1, *bundle.manifest.input.shape)
-            self.runners = RunnerPool(lambda: BoundRunner(np.zeros(shape, np.float32), segments))
+            self.runners = RunnerPool.of(segments, bundle.manifest.input.shape)
+
+    @cached_property
+    def static(self) -> OrtSegment | None:
+        spec = self._bundle.manifest.variants[self.variant].static
+        if spec is None:
+            return None
+        return OrtSegment(self._bundle.static(self.variant), spec.inputs, spec.outputs, spec.file, self._threads)
+
+    @cached_property
+    def static_runners(self) -> RunnerPool | None:
+        return None if self.static is None else RunnerPool.of([self.static], self._bundle.manifest.input.shape)
 
     def carry(self, images: NDArray[np.float32]) -> HostCarried:
         return HostCarried([np.ascontiguousarray(images)])

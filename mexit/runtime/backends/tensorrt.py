@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,11 +25,11 @@ from mexit.core.manifest import SegmentSpec
 from mexit.core.resource_limits import check_threads
 from mexit.errors import BackendError, missing_extra
 from mexit.runtime.backends.base import Segment
+from mexit.runtime.backends.engine_slot import STATIC, EngineSlot, cache_slot
 from mexit.runtime.backends.tensorrt_builder import (
     BATCHES,
     Engine,
     TensorRT,
-    cache_slot,
     check_tensors,
     engine_config,
     load_tensorrt,
@@ -77,7 +78,6 @@ class TrtBackend:
     """All segments of one variant of a bundle in TensorRT, on the first GPU."""
 
     engine = "trt"
-    drops_heads = False
 
     def __init__(self, bundle: Bundle, threads: int = 1, precision: str = "fp32") -> None:
         """Load all engines; missing and stale ones are built first, which takes seconds or more.
@@ -98,12 +98,17 @@ class TrtBackend:
         self.precision = self.variant = precision
         self._runtime = tensorrt.module.Runtime(logger(tensorrt.module))
         self._runtime.engine_host_code_allowed = False
-        config, lock = engine_config(tensorrt, precision, str(self._memory.gpu)), threading.Lock()
-        self._specs = bundle.manifest.variants[self.variant].segments
-        self.segments: list[Segment] = []
-        for k, spec in enumerate(self._specs, start=1):
-            engine = provide(cache_slot(bundle, tensorrt.package, self.variant, k), tensorrt, config)
-            self.segments.append(TrtSegment(self._open(tensorrt, engine, spec), spec, self._memory, lock))
+        self._tensorrt, self._config = tensorrt, engine_config(tensorrt, precision, str(self._memory.gpu))
+        self._bundle, self._lock = bundle, threading.Lock()
+        variant = bundle.manifest.variants[self.variant]
+        self._specs = variant.segments
+        self.segments: list[Segment] = [self._segment(k) for k in range(1, len(self._specs) + 1)]
+        if variant.static is not None:  # a build takes too long for the first request that needs it
+            self._provide(STATIC)
+
+    @cached_property
+    def static(self) -> Segment | None:
+        return None if self._bundle.manifest.variants[self.variant].static is None else self._segment(STATIC)
 
     def carry(self, images: NDArray[np.float32]) -> DeviceCarried:
         """Copy images (B, C, H, W) float32 in [0, 1] to the GPU."""
@@ -111,6 +116,14 @@ class TrtBackend:
         array = DeviceArray(self._memory, host.shape, host.dtype)
         self._memory.upload(array.address, host)
         return DeviceCarried([array])
+
+    def _segment(self, k: int) -> TrtSegment:
+        slot, engine = self._provide(k)
+        return TrtSegment(self._open(self._tensorrt, engine, slot.spec), slot.spec, self._memory, self._lock)
+
+    def _provide(self, k: int) -> tuple[EngineSlot, Engine]:
+        slot = cache_slot(self._bundle, self._tensorrt.package, self.variant, k)
+        return slot, provide(slot, self._tensorrt, self._config)
 
     def _open(self, tensorrt: TensorRT, engine: Engine, spec: SegmentSpec) -> Any:
         """Open a checked engine and compare its tensors with the bundle's; returns an execution context."""

@@ -3,7 +3,7 @@
 `tensorrt` 10 and 11 build for the GPU of this machine. `tensorrt_rtx` builds ahead of time for several generations of
 GPUs and needs none. Networks are strongly typed, so the precision of an engine is that of its graph, and TF32 is off.
 
-An engine is kept in `<device cache>/engines/<package>/<variant>/<k>/`:
+An engine is kept in `<device cache>/engines/<package>/<variant>/<k>/`, that of the static network in `static/`:
 
     engine.plan   the engine; opening it runs code in it, so only a checked one is opened
     engine.json   its `Record`, signed with HMAC-SHA256 and the key of this device
@@ -25,16 +25,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from mexit.core.atomic_io import new_directory, read_bytes, read_json, sha256_bytes, to_json, write_bytes
-from mexit.core.bundle import MAX_FILE_BYTES, Bundle
+from mexit.core.bundle import MAX_FILE_BYTES
 from mexit.core.manifest import SegmentSpec, TensorSpec
-from mexit.core.printable import shell_path
 from mexit.core.schema import check_format, decode
 from mexit.errors import BackendError, Damaged, NotFound, SchemaTooNew, Untrusted, missing_extra
+from mexit.runtime.backends.engine_slot import PLAN, RECORD, STATIC, EngineSlot
 from mexit.runtime.device_cache import cache_folder, device_key, make_private
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
@@ -43,7 +42,6 @@ BATCHES = (1, 8, 64)  # smallest, typical and largest batch of a call
 CAPABILITIES: tuple[str, ...] = ("7.5", "8.6", "8.9", "12.0")
 
 FORMAT, VERSION = "mexit-engine", 2
-ENGINES, PLAN, RECORD = "engines", "engine.plan", "engine.json"
 _DTYPES = {"FLOAT": "float32", "HALF": "float16"}  # other types keep their name, in lower case
 _BUILDING = threading.Lock()  # TensorRT has one logger per process, so builds run one at a time
 
@@ -86,7 +84,7 @@ class Record:
 
     Attributes:
         format, version: format of the record.
-        model, variant, segment: bundle id, variant, and segment (from 1) that the engine runs.
+        model, variant, segment: bundle id, variant, and segment (from 1, or `STATIC`) that the engine runs.
         onnx_sha256: SHA-256 of the ONNX bytes that it was built from.
         config: see `EngineConfig`.
         plan_sha256, plan_bytes: SHA-256 and size of the plan.
@@ -116,31 +114,6 @@ class Record:
             return "built from another segment"
         then, now = asdict(self.config), asdict(config)
         return ", ".join(f"{name} was {then[name]}, is {now[name]}" for name in then if then[name] != now[name])
-
-
-@dataclass(frozen=True)
-class EngineSlot:
-    """The folder of one engine.
-
-    Attributes:
-        folder: holds `engine.plan` and `engine.json`.
-        bundle, variant, segment: the segment (from 1) that the engine runs.
-    """
-
-    folder: Path
-    bundle: Bundle
-    variant: str
-    segment: int
-
-    @property
-    def spec(self) -> SegmentSpec:
-        """The segment in the manifest."""
-        return self.bundle.manifest.variants[self.variant].segments[self.segment - 1]
-
-    @property
-    def remedy(self) -> str:
-        """The command that repairs the cache."""
-        return f"mexit export {shell_path(self.bundle.path)} --trt --replace builds all engines anew"
 
 
 @dataclass(frozen=True)
@@ -193,12 +166,6 @@ def build(tensorrt: TensorRT, content: bytes, spec: SegmentSpec, config: EngineC
             stop.set()
 
 
-def cache_slot(bundle: Bundle, package: str, variant: str, segment: int) -> EngineSlot:
-    """The place of an engine in the device cache."""
-    folder = cache_folder(bundle.id) / ENGINES / package / variant / str(segment)
-    return EngineSlot(folder, bundle, variant, segment)
-
-
 def provide(
     slot: EngineSlot,
     tensorrt: TensorRT,
@@ -233,7 +200,7 @@ def provide(
                 record = record if origin == "cached" else store(slot, record, plan)
                 return Engine(record, plan, origin)
     start = perf_counter()
-    plan = build_plan(tensorrt, slot.bundle.segment(slot.variant, slot.segment), slot.spec, config)
+    plan = build_plan(tensorrt, slot.content, slot.spec, config)
     record = Record(
         FORMAT, VERSION, slot.bundle.id, slot.variant, slot.segment, slot.spec.sha256, config,
         sha256_bytes(plan), len(plan), perf_counter() - start, "",
@@ -390,4 +357,5 @@ def _stop_monitor(module: Any, stop: threading.Event) -> Any:
 
 
 def _segment_name(model: str, variant: str, segment: int) -> str:
-    return f"the engine of segment {segment}, {variant}, model {model[:12]}"
+    name = "the static network" if segment == STATIC else f"segment {segment}"
+    return f"the engine of {name}, {variant}, model {model[:12]}"

