@@ -29,6 +29,7 @@ with requires_extra("train", "Training a network"):
     from mexit.train.config import TrainSettings, resolve
     from mexit.train.dataloader import worker_count
     from mexit.train.distributed import ProcessGroup, process_group
+    from mexit.train.frozen_heads import train_heads
     from mexit.train.precision import keep_freed_memory, select_precision, set_threads
     from mexit.train.run_directory import existing_run, has_progress, new_run
     from mexit.train.step_report import StepReport
@@ -109,8 +110,9 @@ def train_model(
             the run.
         preset: published schedule, see `train.presets`; None = the first of the data set.
         settings: fields of `train.config.TrainSettings`, such as {"method": "neo-kd", "epochs": 20}; they win over
-            the preset. {"robust": 8 / 255} trains against attacks of that radius. For a folder, what is not given
-            is chosen from the pictures and the time, see `train.picture_defaults`.
+            the preset. {"robust": 8 / 255} trains against attacks of that radius. {"freeze": True} trains the heads of
+            a pretrained network only, and {"finetune": 5} all layers for 5 epochs after that. For a folder, what is
+            not given is chosen from the pictures and the time, see `train.picture_defaults`.
         data_dir: directory of the data sets, default `MEXIT_DATA`.
         out: run directory, default a free name in `runs/`.
         resume: continue `out`, or the newest run, from its checkpoint with its stored settings. Of `settings`, those in
@@ -147,7 +149,8 @@ def train_model(
                 data = data or "digits"
                 data_set = registry.load(data, data_dir)
                 resolved = resolve(data, preset, settings or {})
-                name = plain_name(f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{resolved.method}")
+                kind = "frozen" if resolved.heads_only else resolved.method
+                name = plain_name(f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{kind}")
                 run = processes.on_main(lambda: stack.enter_context(new_run(out, name)))
                 resolved = replace(resolved, grey_bits=processes.on_main(lambda: check_data(data_set, progress)))
                 splits = split(data_set, find_groups(data_set, resolved.group, progress), resolved.split_seed)
@@ -161,7 +164,8 @@ def train_model(
         records = checkpoint.read_log(run)
         curves = run / checkpoint.CURVES if records and processes.is_main and plots.available() else None
         if curves is not None:
-            plots.training_curves(records, curves, f"{resolved.method}, {resolved.model}, {resolved.data}")
+            kind = "frozen" if resolved.heads_only else resolved.method
+            plots.training_curves(records, curves, f"{kind}, {resolved.model}, {resolved.data}")
         seconds = time.monotonic() - start_s
         return TrainResult(run, finished, resolved.to_json(), seconds, tuple(records), curves, processes.is_main)
 
@@ -212,7 +216,30 @@ class _Session:
         self.progress.note(_headline(trainer))
         if self.splits.grouping:
             self.progress.note(self.splits.grouping)
+        if settings.freeze and not (run / checkpoint.CHECKPOINT).exists() and not self._train_heads(trainer):
+            return False, trainer.settings
         return self._run(trainer), trainer.settings
+
+    def _train_heads(self, trainer: Trainer) -> bool:
+        """Train the heads on the frozen network. Returns whether they are complete."""
+        if self.processes.size > 1:
+            raise UsageError(
+                "--freeze trains the heads in one process: start it without torchrun; --resume --finetune N takes any "
+                "number of processes after that"
+            )
+        accuracy = train_heads(
+            trainer.model,
+            trainer.settings,
+            self.data_set,
+            self.splits,
+            trainer.workers,
+            self.progress,
+            self.options.should_stop,
+        )
+        if accuracy is None:
+            return False
+        trainer.start_from_heads(accuracy)
+        return True
 
     def _resume(self, trainer: Trainer) -> None:
         if not (trainer.run / checkpoint.CHECKPOINT).exists():
@@ -234,6 +261,8 @@ class _Session:
 
     def _run(self, trainer: Trainer) -> bool:
         """Run the training loop with a progress bar and TensorBoard."""
+        if trainer.settings.heads_only:
+            return trainer.train()
         total = int(60 * trainer.settings.minutes) or trainer.settings.epochs * len(trainer.train_index)
         write = self.options.tensorboard and self.processes.is_main
         scalars = closing(TensorBoardWriter(trainer.run / FOLDER)) if write else nullcontext()
@@ -261,7 +290,8 @@ class _Session:
 def _read_pictures(
     data: DataSet, splits: Splits, settings: TrainSettings, options: TrainOptions, progress: Progress
 ) -> DataSet:
-    return read_pictures(data, splits, settings, options.workers, progress) if options.cache else data
+    once = settings.heads_only  # then each picture is read once
+    return read_pictures(data, splits, settings, options.workers, progress) if options.cache and not once else data
 
 
 def _changed(run: Path, given: Mapping[str, Any], data: str | None, preset: str | None) -> TrainSettings:
@@ -304,13 +334,22 @@ def _headline(trainer: Trainer) -> str:
     name = trainer.data.name.rpartition("/")[2]
     flip = settings.augment.endswith("flip") if settings.flip is None else settings.flip
     channels, height, width = trainer.model.input_shape
+    network, method, images = settings.model, f" with {settings.method}", f"{len(trainer.train_index)} images"
+    pixels = f"{width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}"
+    changes = f", augmentation {settings.augment} {'with' if flip else 'without'} mirror images, {attack}"
+    if settings.heads_only:
+        network, method, changes = f"the {trainer.model.exits} heads of {network}", "", ""
+        length, arithmetic = "one pass of the frozen network", f"fp32 on {precision.device}"
+    elif settings.freeze:
+        length = f"the heads first, then {length} of all layers"
     lines = [
-        f"training {settings.model} on {name} with {settings.method}: {len(trainer.train_index)} images of "
-        f"{trainer.model.classes} classes, {length}, {arithmetic}, into {trainer.run}",
-        f"{width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}, augmentation {settings.augment} "
-        f"{'with' if flip else 'without'} mirror images, {attack}",
+        f"training {network} on {name}{method}: {images} of {trainer.model.classes} classes, {length}, {arithmetic}, "
+        f"into {trainer.run}",
+        pixels + changes,
     ]
-    if folder:
+    if settings.heads_only:
+        lines.append("add --finetune 5 to train all layers after that")
+    elif folder and not settings.freeze:
         lines.append("change it with --model, --size, --channels, --minutes, --flip, --robust 8/255")
     wrapper = textwrap.TextWrapper(COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return "\n".join(wrapper.fill(line) for line in lines)

@@ -87,6 +87,10 @@ class MultiExit(nn.Module):
         classes: C.
         normalise: maps pixels in [0, 1] to the input of stage 1; None = identity. It is part of the network, so
             attacks, calibration and camera all work on pixels in [0, 1] with the same eps.
+
+    Attributes:
+        fixed_norms: whether BatchNorm keeps its running statistics in train mode too, as a pretrained network needs
+            that is trained on few images.
     """
 
     def __init__(
@@ -101,6 +105,16 @@ class MultiExit(nn.Module):
         self.normalise = normalise or nn.Identity()
         self.input_shape = input_shape
         self.classes = classes
+        self.fixed_norms = False
+
+    def train(self, mode: bool = True) -> MultiExit:
+        """Set train or eval mode; with `fixed_norms`, BatchNorm stays in eval mode."""
+        super().train(mode)
+        if self.fixed_norms:
+            for layer in self.modules():
+                if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                    layer.train(False)
+        return self
 
     @property
     def exits(self) -> int:

@@ -1,0 +1,45 @@
+"""Which settings a run has that starts from a frozen network: `freeze`, `finetune`, and those that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mexit.errors import UsageError
+from mexit.train.option_names import option_name
+
+FROZEN_MODEL = "efficientnet-lite0"  # the default of --freeze
+# Settings that determine the heads of a frozen network. All others belong to joint training.
+_OF_HEADS = frozenset(
+    (
+        "data", "model", "weights", "size", "channels", "fraction", "omit_class", "group", "split_seed", "seed",
+        "precision", "freeze", "finetune",
+    )
+)  # fmt: skip
+
+
+def check_frozen(given: Mapping[str, Any]) -> None:
+    """Reject settings that contradict a frozen network, or that would have no effect with it.
+
+    Args:
+        given: fields of `TrainSettings` that the user gave, and "robust".
+
+    Raises:
+        UsageError: `finetune` without `freeze`'s consent, a second length, or a setting of joint training without it.
+    """
+    frozen, finetune = given.get("freeze"), given.get("finetune")
+    if finetune and frozen is False:
+        raise UsageError("--finetune trains on from the heads of a frozen network: leave out freeze=False")
+    if not frozen and not finetune:
+        return
+    if "epochs" in given:
+        raise UsageError("--freeze trains the heads first: set the epochs of joint training after it by --finetune N")
+    if finetune and "minutes" in given:
+        raise UsageError("joint training ends after --finetune N epochs or after --minutes: give one of them")
+    unused = sorted(given.keys() - _OF_HEADS - {"minutes"})
+    if unused and not finetune and "minutes" not in given:
+        names = ", ".join(map(option_name, unused))
+        raise UsageError(
+            f"--freeze alone trains the heads on clean pictures, so {names} would change nothing: leave it out, or "
+            "add --finetune N to train all layers for N epochs after that"
+        )
