@@ -144,7 +144,10 @@ def summarise(
     rows: list[list[object]] = []
     for name in BUDGETS:
         results = [one[name] for one in found if name in one]
-        rows.append([name, f"{len(results)} of {splits}", *_row(results, request, target, use_unknown=use_unknown)])
+        cells = _row(results, request, target, use_unknown=use_unknown)
+        if 0 < len(results) < splits:
+            cells[-1] = f"{cells[-1]}, where there is a threshold: {len(results)} of {splits}"
+        rows.append([name, f"{len(results)} of {splits}", *cells])
     columns = ["budget", "with threshold", "bound kept", "error", "coverage", "other things answered", "verdict"]
     text = [table(columns, rows), *infeasible[:3]]
     if len(infeasible) > 3:
@@ -198,8 +201,8 @@ def main() -> None:
         f"{wrong.mean():.2%} of them. Confidence {arguments.confidence:.0%}. Each row is one budget over "
         f"{arguments.splits} divisions: the divisions with a threshold, those that keep the bound on the third that "
         "selected nothing, and median, smallest and largest value there. A bound is kept if it holds in at least "
-        f"{NEEDED:.0%} of the divisions; a target is met if also the median coverage is at least "
-        f"{arguments.coverage:.0%}."
+        f"{NEEDED:.0%} of the divisions with a threshold; a target is met if also the median coverage there is at "
+        f"least {arguments.coverage:.0%}. The verdict names the number of these divisions unless it is all."
     ]
     for number, max_error in enumerate(arguments.max_error):
         request = RejectRequest(max_error, arguments.confidence, arguments.max_unknown)

@@ -11,13 +11,14 @@ import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, ParamSpec
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads collapse under any other load
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from mexit import __version__
 from mexit.commands import (
@@ -37,6 +38,7 @@ from mexit.commands import (
     train,
 )
 from mexit.core.environment import unknown_variables
+from mexit.core.redact import redact_text
 from mexit.errors import MexitError
 
 P = ParamSpec("P")
@@ -103,8 +105,34 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+class Commands(TyperGroup):
+    """The group of all commands. Its usage errors show arguments without the passwords of addresses in them."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Parse what precedes the command. Raises the usage error of typer."""
+        with _hidden_passwords():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Find, parse and run the command. Raises the usage error of typer."""
+        with _hidden_passwords():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _hidden_passwords() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        message = getattr(error, "message", None)  # of the usage errors of every version of typer and click
+        if isinstance(message, str) and hasattr(error, "format_message"):
+            error.message = redact_text(message)  # type: ignore[attr-defined]
+        raise
+
+
 app = typer.Typer(
     name="mexit",
+    cls=Commands,
     help="Multi-exit networks: robust training, export, calibration to a budget, early-exit inference.\n\n"
     "Start with [bold]mexit demo[/]. With your own data, run [bold]train[/], [bold]export[/], "
     "[bold]calibrate[/] and [bold]serve[/] in this order.",

@@ -5,7 +5,7 @@ ICML 2020. The package is `pyautoattack` (extra `eval`). `torchattacks` has a cl
 instead of 100, which is not the standard AutoAttack.
 
 The standard version is a cascade: APGD on cross-entropy, APGD on the targeted DLR loss (9 target classes), FAB (9
-target classes), each with 100 steps, then Square with 5,000 queries. Every attack sees only the samples that are
+target classes), each with 100 steps, then Square with 5,000 queries. Every attack runs only on the samples that are
 still classified correctly.
 """
 

@@ -34,7 +34,7 @@ class CalibrationTraces:
     Attributes:
         calibration: selects temperatures, score and thresholds.
         calibration_attacked: takes part in the selection of the score; None without an attack.
-        certification: measures cost, accuracy and risk; selects nothing.
+        certification: measures cost, accuracy and risk; selects nothing but the reject thresholds.
         certification_attacked: the same under attack; None without an attack.
         unknown, certification_unknown: pictures of other things, for the reject option; None without.
 

@@ -309,9 +309,10 @@ def _too_few(evaluator: TraceEvaluator, request: CertificateRequest) -> str | No
         if risk_is_rejected(np.zeros(n), request, evaluator.groups):
             return None
         _, needed = _needed(np.zeros(n), evaluator.groups, request)
+        enough = f"more than {MAX_SAMPLES} would be needed" if needed is None else f"{needed} would do"
         return (
             f"{_count(evaluator)} groups cannot certify {{guarantee}}, even without a single loss in their {n} "
-            f"samples; {needed} would do (groups are objects, films or bursts, which a certificate counts)"
+            f"samples; {enough} (groups are objects, films or bursts, which a certificate counts)"
         )
     smallest = 1 - request.delta ** (1 / n)
     if smallest <= request.max_risk:

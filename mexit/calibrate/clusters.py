@@ -14,6 +14,7 @@ variance therefore includes one more group of zeros and one of ones (A. Agresti,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import exp, inf, lgamma, log, sqrt
 
 import numpy as np
@@ -107,6 +108,7 @@ def difference_interval(a: Estimate, b: Estimate, confidence: float = 0.95) -> t
     return difference - half, difference + half
 
 
+@lru_cache  # the classes of a data set have few different numbers of groups
 def t_quantile(probability: float, dof: float) -> float:
     """The quantile of Student's t distribution, for any positive number of degrees of freedom.
 

@@ -1,8 +1,8 @@
 """Expected and test results of each budget, and whether they differ by more than chance.
 
 The expected accuracy and cost are measured on the certification split, the test results on the test split. Neither
-split selects anything. The table is plain JSON values, `reports/expected_and_test.json` in a bundle, one entry for each
-engine.
+split selects anything but the reject thresholds, which the certification split selects. The table is plain JSON values,
+`reports/expected_and_test.json` in a bundle, one entry for each engine.
 """
 
 from __future__ import annotations
@@ -24,11 +24,18 @@ from mexit.errors import Damaged, NotFound
 
 FILE = Path("reports") / "expected_and_test.json"
 CONFIDENCE = 0.95
+MAX_NAMES = 3  # classes in a sentence
 MAX_EXCESS = 0.05  # share of the expected cost by which the test cost may exceed it
 
 
 def expected_and_test(
-    entry: PolicyEntry, certification: TraceEvaluator, test: TraceEvaluator | None, *, of: int = 0, missing: str = ""
+    entry: PolicyEntry,
+    certification: TraceEvaluator,
+    test: TraceEvaluator | None,
+    *,
+    of: int = 0,
+    missing: str = "",
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare the certification split with the test split, for every named budget.
 
@@ -38,12 +45,16 @@ def expected_and_test(
         test: measures the test results; None without a test split.
         of: number of images in the test split, of which `test` may have fewer.
         missing: the reason why there are no test results.
+        classes: names of the classes, (C,), for sentences about classes that one of the splits lacks.
 
     Returns:
         `engine`, `precision`, `variant`, `confidence`, `certification` and `test` (`n`, `groups`; the latter also `of`;
         None without a test split), `missing`, `budgets` (one row for each policy) and `warnings` (sentences).
     """
     rows = [_row(names, point, entry, certification, test) for names, point in entry.by_policy()]
+    unlike = (
+        [] if test is None else _lacking_classes(certification, test, classes) + _shared_groups(certification, test)
+    )
     return {
         "engine": entry.engine,
         "precision": entry.precision,
@@ -53,7 +64,7 @@ def expected_and_test(
         "test": None if test is None else _size(test) | {"of": of},
         "missing": missing,
         "budgets": rows,
-        "warnings": [sentence for row in rows for sentence in _warnings(row)],
+        "warnings": [*(sentence for row in rows for sentence in _warnings(row)), *unlike],
     }
 
 
@@ -160,7 +171,8 @@ def _warnings(row: Mapping[str, Any]) -> list[str]:
         low, high = max(value - half, 0.0), min(value + half, 1.0)
         sentences.append(
             f"{names}: the test accuracy, {accuracy['test']['value']:.1%}, lies outside the expected interval, "
-            f"{low:.1%} to {high:.1%}: the test images are unlike the images that calibrate and certify"
+            f"{low:.1%} to {high:.1%}: chance alone does that in {1 - CONFIDENCE:.0%} of the cases, else the test "
+            "images are unlike the images that calibrate and certify"
         )
     if cost["too_high"]:
         sentences.append(
@@ -168,6 +180,39 @@ def _warnings(row: Mapping[str, Any]) -> list[str]:
             f"{MAX_EXCESS:.0%} above the expected {format_macs(cost['expected']['value'])}"
         )
     return sentences
+
+
+def _lacking_classes(certification: TraceEvaluator, test: TraceEvaluator, classes: Sequence[str]) -> list[str]:
+    """One sentence for each split without pictures of some classes that the other one has."""
+    if certification.labels is None or test.labels is None:
+        return []
+    certified, tested = set(certification.labels.tolist()), set(test.labels.tolist())
+    sentences = []
+    for part, other, result, lacking in (
+        ("certification", "test", "expected", tested - certified),
+        ("test", "certification", "test", certified - tested),
+    ):
+        if lacking:
+            names = [classes[label] if label < len(classes) else str(label) for label in sorted(lacking)]
+            shown = ", ".join(names[:MAX_NAMES]) + (" and others" if len(names) > MAX_NAMES else "")
+            sentences.append(
+                f"the {part} split has no pictures of {len(names)} of the classes of the {other} split ({shown}): the "
+                f"{result} results do not count them"
+            )
+    return sentences
+
+
+def _shared_groups(certification: TraceEvaluator, test: TraceEvaluator) -> list[str]:
+    """A sentence if both splits have pictures of the same groups, which makes their results alike."""
+    if certification.groups is None or test.groups is None:
+        return []
+    shared = set(certification.groups.tolist()) & set(test.groups.tolist())
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} of the {len(set(test.groups.tolist()))} groups of the test split are in the certification "
+        "split too: the test results agree better with the expected ones than those of new objects would"
+    ]
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:

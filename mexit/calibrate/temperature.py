@@ -79,7 +79,8 @@ def reliability(scorer: Scorer, logits: NDArray[np.float32], labels: NDArray[np.
     if labels is None:
         return []
     unscaled = Scorer(scorer.measure, False, (1.0,) * len(scorer.temperatures), scorer.classes)
-    return compare_reliability(top_probabilities(unscaled, logits), top_probabilities(scorer, logits), labels)
+    before, after = (_top_probabilities(one, logits) for one in (unscaled, scorer))
+    return compare_reliability(before, after, labels)
 
 
 def compare_reliability(
@@ -100,19 +101,9 @@ def compare_reliability(
     return rows
 
 
-def top_probabilities(scorer: Scorer, logits: NDArray[np.float32]) -> list[TopProbability]:
-    """For every exit the largest probability of each sample, 0 for NaN, and its class, (N,) each.
-
-    Args:
-        scorer: ensemble and temperatures.
-        logits: (E, N, C).
-    """
-    state = scorer.start(logits.shape[1])
-    result = []
-    for k, exit_logits in enumerate(logits, start=1):
-        state, probabilities, _ = scorer.step(k, exit_logits, state)
-        result.append((np.nan_to_num(probabilities.max(axis=1)), probabilities.argmax(axis=1)))
-    return result
+def _top_probabilities(scorer: Scorer, logits: NDArray[np.float32]) -> list[TopProbability]:
+    _, classes, confidence = scorer.answer_exits(logits)
+    return list(zip(confidence, classes, strict=True))
 
 
 def _diagram(confidence: Floats, correct: NDArray[np.bool_]) -> list[dict[str, float]]:

@@ -79,7 +79,7 @@ def parse_source(text: str) -> Source:
         return _files(text)
     if scheme.lower() == "file":
         return _files(unquote(rest))
-    return _url(scheme.lower(), f"{scheme.lower()}://{rest}")  # FFmpeg knows schemes in small letters only
+    return _url(scheme.lower(), f"{scheme.lower()}://{rest}")  # FFmpeg accepts schemes in small letters only
 
 
 def is_image(name: str | Path) -> bool:

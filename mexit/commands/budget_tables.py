@@ -113,7 +113,9 @@ def _expected_caption(table: Mapping[str, Any]) -> str:
         lines.append(f"no test results: {table['missing']}")
     else:
         of = f", evenly spaced among {test['of']}" if test["of"] > test["n"] else ""
-        lines.append(f"test: {_size(test)} of the test split{of}; neither split selects anything")
+        rejects = any(row.get("reject") for row in table["budgets"])
+        use = "certification selects the reject thresholds alone" if rejects else "neither split selects anything"
+        lines.append(f"test: {_size(test)} of the test split{of}; {use}")
         lines.append(
             f"difference: in points and in % of the expected MACs, with its {table['confidence']:.0%} interval"
         )
@@ -128,7 +130,8 @@ def _caption(entry: PolicyEntry) -> str:
     held_out = entry.frontier[0].held_out
     parts = [f"thresholds selected on {entry.trace.n} calibration images"]
     if held_out is not None:
-        parts.append(f"measured on {held_out.n} certification images, which select nothing")
+        use = "nothing" if entry.reject is None else "the reject thresholds alone"
+        parts.append(f"measured on {held_out.n} certification images, which select {use}")
     if any(len(names) > 1 for names, _ in entry.by_policy()):
         parts.append("budgets in one row have the same thresholds")
     attacks = dict.fromkeys(ref.condition for ref in entry.evidence if ref.condition not in ("clean", UNKNOWN))

@@ -40,14 +40,25 @@ def calibrate(
         float | None, typer.Option(help="Certify that the loss is at most this value, such as 0.02.")
     ] = None,
     confidence: Annotated[
-        float, typer.Option(help="Confidence of the certificate and of --max-error, each for itself.")
-    ] = 0.95,
+        float | None,
+        typer.Option(
+            help="Confidence of --max-risk and of --max-error, each for itself. Default: 0.95.", show_default=False
+        ),
+    ] = None,
     loss: Annotated[
-        str, typer.Option(help="Certified loss: early-error, disagreement or accuracy-gap.")
-    ] = "early-error",
-    risk_method: Annotated[str, typer.Option(help="Test: auto, binomial or betting.")] = "auto",
+        str | None,
+        typer.Option(
+            help="With --max-risk, the certified loss: early-error (default), disagreement or accuracy-gap.",
+            show_default=False,
+        ),
+    ] = None,
+    risk_method: Annotated[
+        str | None,
+        typer.Option(help="With --max-risk, the test: auto (default), binomial or betting.", show_default=False),
+    ] = None,
     max_cost: Annotated[
-        str | None, typer.Option(help="Certify this bound on the mean cost too, written as a budget.")
+        str | None,
+        typer.Option(help="With --max-risk: certify this bound on the mean cost too, written as a budget."),
     ] = None,
     max_error: Annotated[
         float | None,
@@ -58,8 +69,11 @@ def calibrate(
         typer.Option(help="Pictures of other things, most of which must be 'unsure': folder:PATH, or a data set."),
     ] = None,
     max_unknown: Annotated[
-        float, typer.Option(help="Largest share of the --reject-from pictures that is answered.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            help="Largest share of the --reject-from pictures that is answered. Default: 0.1.", show_default=False
+        ),
+    ] = None,
     attack: AttackOption = None,
     device: Device = "auto",
     backend: Backend = "auto",
@@ -120,7 +134,8 @@ def show_calibration(result: CalibrateResult) -> None:
     if result.unavailable:
         names = ", ".join(result.unavailable)
         output.say(f"not available: {names}: the answers of early exits alone break the bound of --max-error")
-    output.next_commands("mexit serve --budget low", "mexit evaluate")
+    budget = "low" if "low" in result.entry.named else next(iter(result.entry.named))
+    output.next_commands(f"mexit serve --budget {budget}", "mexit evaluate")
 
 
 def say_certificates(entry: PolicyEntry) -> None:

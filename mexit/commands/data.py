@@ -8,6 +8,7 @@ import typer
 
 from mexit.commands import output
 from mexit.commands.options import DataDir, Json
+from mexit.core.printable import shell_path
 
 if TYPE_CHECKING:
     from mexit.flows.data import DatasetReport
@@ -70,7 +71,7 @@ def show_report(report: DatasetReport) -> None:
     if not report.problems:
         output.say("no problems found")
     if not report.blocked:
-        output.next_commands(f"mexit train --data {report.name}")
+        output.next_commands(f"mexit train --data {shell_path(report.name)}")
 
 
 def _facts(report: DatasetReport) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ import typer
 from mexit.commands import output
 from mexit.commands.options import Json
 from mexit.core.budget import short_macs
+from mexit.core.printable import shell_path
 
 if TYPE_CHECKING:
     from mexit.flows.demo import DemoResult
@@ -56,10 +57,10 @@ def show_demo(result: DemoResult) -> None:
     written = [report["run"], report["bundle"], result.picture, result.samples[0].parent]
     output.say("wrote " + ", ".join(str(path) for path in written if path))
     output.next_commands(
-        f"mexit run {result.samples[0]} {result.samples[1]} --budget low",
+        f"mexit run {shell_path(result.samples[0])} {shell_path(result.samples[1])} --budget low",
         "mexit serve --budget low",
-        f"curl --data-binary @{result.samples[0]} http://127.0.0.1:8000/v1/classify",
-        f"mexit camera --source '{result.samples[0].parent}/*.png' --out annotated.mp4",
+        f"curl --data-binary @{shell_path(result.samples[0])} http://127.0.0.1:8000/v1/classify",
+        f"mexit camera --source {shell_path(result.samples[0].parent / '*.png')} --out annotated.mp4",
         "mexit inspect",
         "mexit train --help",
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mexit.commands import output
+from mexit.core.printable import shell_path
 
 if TYPE_CHECKING:
     from mexit.flows.inspect import InspectResult
@@ -52,7 +53,8 @@ def _show(result: EnginesResult) -> None:
     for variant, reason in result.skipped.items():
         output.say(f"no {variant} engines: {reason}")
     output.say(f"stored for this device in {result.rows[0].file.parents[2]}, signed with its key")
-    output.next_commands(f"mexit run {result.bundle} IMAGE --backend trt", f"mexit inspect {result.bundle}")
+    bundle = shell_path(result.bundle)
+    output.next_commands(f"mexit run {bundle} IMAGE --backend trt", f"mexit inspect {bundle}")
 
 
 def _supported_gpus(result: EnginesResult) -> str:

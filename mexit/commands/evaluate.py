@@ -11,7 +11,7 @@ import typer
 from mexit.commands import output
 from mexit.commands.options import Backend, DataDir, Device, Json, SourceArg, fraction
 from mexit.core.budget import short_macs
-from mexit.evaluate.reports import merged_budgets
+from mexit.evaluate.reports import merged_budgets, reject_sentence
 
 if TYPE_CHECKING:
     from mexit.flows.evaluate import EvaluateResult
@@ -160,6 +160,8 @@ def _show_budgets(report: Mapping[str, Any]) -> None:
     attacked = any("worst" in conditions for conditions in report["budgets"].values())
     caption = "worst: correct under every attack, the slowdown attacks included" if attacked else ""
     output.table("accuracy and cost of the deployed policy", columns, rows, caption)
+    if sentence := reject_sentence(report):
+        output.paragraph(sentence)
 
 
 def _show_slowdown(budgets: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

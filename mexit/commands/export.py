@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mexit.commands import budget_tables, engines, output
-from mexit.commands.options import AttackOption, DataDir, Device, Json, SourceArg
+from mexit.commands.options import AttackOption, DataDir, Device, Json, SourceArg, given_options
 from mexit.core.artifact_paths import is_bundle
+from mexit.core.printable import shell_path
 from mexit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from mexit.flows.export import ExportResult
 
 
+_OF_A_BUNDLE = ("source", "trt", "trust_engines", "replace", "json")  # what applies to building the engines of a bundle
+
+
 def export(
+    context: typer.Context,
     source: SourceArg = None,
     *,
     out: Annotated[Path | None, typer.Option(help="The bundle directory. Default: bundles/NAME.")] = None,
@@ -56,10 +61,13 @@ def export(
         raise UsageError("--trust-engines applies to TensorRT engines: add --trt")
     if source is not None and is_bundle(source):
         if not trt:
-            raise UsageError(f"{source} is a bundle already; mexit export {source} --trt builds its engines")
-        for flag, given in (("--precision", precision != "fp32"), ("--single-file", single_file)):
-            if given:
-                raise UsageError(f"{flag} applies to the export of a run: name the run, and add --replace")
+            command = f"mexit export {shell_path(source)} --trt"
+            raise UsageError(f"{source} is a bundle already; {command} builds its engines")
+        if others := [option for name, option in given_options(context).items() if name not in _OF_A_BUNDLE]:
+            raise UsageError(
+                f"{' and '.join(others)}: for the export of a run, and {source} is a bundle; name the run, and add "
+                "--replace"
+            )
         engines.build(source, replace=replace, trust_engines=trust_engines, json=json)
         return
 

@@ -73,6 +73,16 @@ Burst = Annotated[
 ]
 
 
+def given_options(context: typer.Context) -> dict[str, str]:
+    """The options and arguments on the command line: name of the parameter to the option, such as `--out`."""
+    return {
+        name: parameter.opts[0]
+        for parameter in context.command.params
+        if (name := parameter.name) is not None
+        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+
+
 def fraction(text: str | None) -> float | None:
     """Parse a number such as `0.3` or `8/255`. Raises `UsageError`."""
     if text is None:

@@ -9,6 +9,7 @@ import typer
 
 from mexit.commands import output
 from mexit.commands.options import DataDir, Device, Json, fraction, image_size, numbers, pairs
+from mexit.core.printable import shell_path
 from mexit.core.progress import StopSignal
 
 if TYPE_CHECKING:
@@ -291,7 +292,7 @@ def train(
     if not result.is_main:
         raise typer.Exit(stop.exit_code)
     if not result.finished:
-        output.error(f"stopped; continue with: mexit train --resume --out {result.run}")
+        output.error(f"stopped; continue with: mexit train --resume --out {shell_path(result.run)}")
         raise typer.Exit(stop.exit_code)
     if json:
         output.print_json({"run": str(result.run), "settings": result.settings, "log": list(result.records)})
@@ -311,7 +312,7 @@ def _print_result(result: TrainResult) -> None:
     output.say(f"{result.run}: {done}, {result.seconds:.0f} s")
     output.table("", columns, rows)
     output.say(f"wrote {result.run}" + (f", {result.curves}" if result.curves else ""))
-    output.next_commands("mexit export", f"mexit evaluate {result.run}")
+    output.next_commands("mexit export", f"mexit evaluate {shell_path(result.run)}")
 
 
 def _note_stop() -> None:

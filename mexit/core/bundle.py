@@ -32,6 +32,7 @@ from mexit.core.atomic_io import (
 from mexit.core.manifest import FileSpec, Manifest
 from mexit.core.onnx_safety import refuse_external_data
 from mexit.core.policies_file import Policies, TraceRef
+from mexit.core.printable import shell_path
 from mexit.core.trace import MAX_TRACE_BYTES, Trace
 from mexit.core.wrong_path import BUNDLE, found_instead
 from mexit.errors import Damaged, NotCalibrated, NotFound, StalePolicy, Untrusted, UsageError
@@ -117,7 +118,7 @@ class Bundle:
         """Read the policies. Raises `NotCalibrated`, `Damaged`, `StalePolicy`, `SchemaTooNew`."""
         path = resolve_inside(self.path, POLICIES)
         if not path.exists():
-            raise NotCalibrated(f"{self.path} has no {POLICIES}: run mexit calibrate {self.path}")
+            raise NotCalibrated(f"{self.path} has no {POLICIES}: run mexit calibrate {shell_path(self.path)}")
         policies = Policies.from_json(read_json(path, "policies"), self.id, path)
         for entry in policies.entries:
             if len(entry.temperatures) != len(self.manifest.exits):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 from typing import Any
 
 # Control characters, which terminals interpret, and what Python reads bytes that are not UTF-8 as.
@@ -22,6 +24,20 @@ def printable_lines(text: str) -> str:
     return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
 
 
+def shell_path(path: str | os.PathLike[str]) -> str:
+    r"""A path, or another argument with a path in it, as it is typed in a shell.
+
+    Spaces and special characters are quoted, unprintable bytes are written as `$'\xe9'`, and `./` goes before a leading
+    dash, which would begin an option.
+    """
+    text = os.fspath(path)
+    text = f"./{text}" if text.startswith("-") else text
+    if text.isprintable():
+        return shlex.quote(text)
+    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{UNPRINTABLE.sub(_escape_bytes, quoted)}'"
+
+
 def json_text(value: Any, *, ascii_only: bool = True, indent: int | None = None, allow_nan: bool = False) -> str:
     r"""JSON text that every reader takes: bytes that are not UTF-8 become the text `\xe9`, not half a character.
 
@@ -37,6 +53,10 @@ def json_text(value: Any, *, ascii_only: bool = True, indent: int | None = None,
     text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=allow_nan)
     text = _SURROGATE.sub(lambda found: f"\\{_escape(found)}", text)
     return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text) if ascii_only else text
+
+
+def _escape_bytes(found: re.Match[str]) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(found[0]))
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -144,15 +144,29 @@ class Scorer:
 
     def answer(self, logits: NDArray[np.floating]) -> tuple[Floats, NDArray[np.int64]]:
         """Scores (E, N) and predicted classes (E, N) of logits (E, N, C)."""
+        return self.answer_exits(logits)[:2]
+
+    def answer_exits(self, logits: NDArray[np.floating]) -> tuple[Floats, NDArray[np.int64], Floats]:
+        """Scores, predicted classes and confidences of every exit on a data set.
+
+        Args:
+            logits: (E, N, C).
+
+        Returns:
+            (E, N) each; the confidence is the largest probability, 0 for NaN.
+
+        Raises:
+            BadInput: the logits have another shape.
+        """
         if logits.ndim != 3 or logits.shape[0] != len(self.temperatures):
             raise BadInput(f"expected logits ({len(self.temperatures)}, N, C), found shape {logits.shape}")
         state = self.start(logits.shape[1])
-        scores, predictions = [], []
+        rows = []
         for k, exit_logits in enumerate(logits, start=1):
             state, probabilities, score = self.step(k, exit_logits, state)
-            scores.append(score)
-            predictions.append(probabilities.argmax(axis=1))
-        return np.stack(scores), np.stack(predictions)
+            rows.append((score, probabilities.argmax(axis=1), np.nan_to_num(probabilities.max(axis=1))))
+        scores, predictions, confidence = (np.stack(column) for column in zip(*rows, strict=True))
+        return scores, predictions, confidence
 
     def _score(self, shifted: Floats, weights: Floats, state: State) -> Floats:
         """Scores from log-weights (B, C), whose largest in each row is 0, and their exponentials."""
@@ -230,7 +244,7 @@ class ScalarScorer:
         return probabilities
 
     def _exact_step(self) -> tuple[State, Floats, Floats]:
-        """State, probabilities and score by `Scorer.step`, over the exits that it has not seen yet."""
+        """State, probabilities and score by `Scorer.step`, over the exits that it has not scored yet."""
         self.exact = True
         step = self._step or (self._scorer.start(1), np.zeros((1, self._scorer.classes)), np.zeros(1))
         for k in range(self._stepped + 1, len(self._logits) + 1):

@@ -2,7 +2,7 @@
 
 A. Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009. A batch is a pickled dictionary with a uint8
 array (N, 3072), the red, green and blue planes of 32 x 32 pixels, and a list of labels. A pickle can name any function
-to call. The unpickler here knows the few names that a numpy array needs, and maps them to stand-ins of its own.
+to call. The unpickler here accepts the few names that a numpy array needs, and maps them to stand-ins of its own.
 """
 
 from __future__ import annotations

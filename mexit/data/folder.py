@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mexit.core.manifest import is_class_name
+from mexit.core.printable import shell_path
 from mexit.data.class_names import find_class_file, read_class_names
 from mexit.data.dataset import DataSet, FileImages, UnlabelledImages
 from mexit.data.image_files import HIDDEN, ImageFile, LabelledFiles, has_images, list_folders, list_images
@@ -129,7 +130,7 @@ def _inner_folder(path: Path, names: list[str]) -> str:
     """A hint at the only subfolder, where that has class folders, as after unpacking an archive."""
     if len(names) != 1 or len(class_folders(path, names[0])) < 2:
         return ""
-    return f", or name the folder inside: folder:{path / names[0]}"
+    return f", or name the folder inside: {shell_path(f'folder:{path / names[0]}')}"
 
 
 def _others(root: Path, parts: SplitFolders) -> dict[str, int]:

@@ -1,8 +1,9 @@
-"""Divides the groups of a data set among the splits: each group into one split, each class into all of them.
+"""Divides the groups of a data set among the splits: each group into one split, each class into as many as it can.
 
 The groups of a class are drawn at random and independently of their size, so that the groups of a split are a sample of
-all groups; certificates assume that. A class with few groups gets them in the order of the shares below, and at
-most half of them (rounded up) leave training.
+all groups; certificates assume that. One exception: a group with more than half of the samples of its class stays in
+training. At most half of the groups of a class (rounded up) leave training, for the splits in the order of the shares
+below. A class of one group is in training alone, and one of few groups is missing from the last splits.
 """
 
 from __future__ import annotations

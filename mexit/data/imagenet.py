@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mexit.core.atomic_io import read_bytes
 from mexit.core.manifest import is_class_name
+from mexit.core.printable import shell_path
 from mexit.data.dataset import DataSet, find_folder
 from mexit.data.folder import load_class_folders
 from mexit.data.image_files import list_folders, list_images
@@ -91,5 +92,5 @@ def _check_class_folders(part: Path) -> None:
     if unknown:
         raise BadInput(
             f"{part} holds {', '.join(unknown[:5])}, which are not WordNet numbers such as n01440764; "
-            f"--data folder:{part.parent} reads other class folders"
+            f"--data {shell_path(f'folder:{part.parent}')} reads other class folders"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mexit.core.bundle import Bundle
-from mexit.core.printable import printable
+from mexit.core.printable import printable, shell_path
 from mexit.data import cifar, digits, folder, idx, imagenet, tiny_imagenet
 from mexit.data.dataset import DataSet, UnlabelledImages
 from mexit.data.splits import Splits
@@ -37,7 +37,7 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
         _check_storable(name)
         return folder.load(path)
     if name not in NAMES:
-        hint = f"; for the folder write folder:{name}" if name and Path(name).is_dir() else ""
+        hint = f"; for the folder write {shell_path(f'folder:{name}')}" if name and Path(name).is_dir() else ""
         raise UsageError(f"unknown data set '{name}': choose from {', '.join(NAMES)} or folder:PATH{hint}")
     given = data_dir or os.environ.get("MEXIT_DATA")
     if not given:

@@ -3,7 +3,7 @@
     train          fits the weights
     selection      selects checkpoints and hyper-parameters
     calibration    selects temperatures, the score and the thresholds
-    certification  measures what a budget promises; selects nothing
+    certification  measures what a budget promises; selects nothing but the thresholds of the reject option
     test           is measured by export, calibrate, evaluate and demo; selects nothing
 
 All splits have the same class frequencies. They depend on the data set, its groups and the seed of the split, not on a

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mexit.core.printable import shell_path
 from mexit.data.dataset import DataSet, find_folder
 from mexit.data.image_files import ImageFile, LabelledFiles, list_folders, list_images
 from mexit.data.imagenet import WNID, WORDS, class_names, read_lines
@@ -113,7 +114,7 @@ def _val_images(root: Path, annotations: dict[str, int]) -> list[ImageFile]:
     if missing:
         raise NotFound(
             f"{len(missing)} of {len(annotations)} images of {ANNOTATIONS} are not in {folder}, such as {missing[0]}; "
-            f"if they were sorted into class folders, read the set with --data folder:{root}"
+            f"if they were sorted into class folders, read the set with --data {shell_path(f'folder:{root}')}"
         )
     if unlabelled:
         raise Damaged(f"{len(unlabelled)} images in {folder} have no line in {ANNOTATIONS}, such as {unlabelled[0]}")

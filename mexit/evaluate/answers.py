@@ -76,12 +76,7 @@ class ScoredExits:
     @staticmethod
     def of(policy: Policy, logits: Logits) -> ScoredExits:
         """Score logits (E, N, C) as a policy does."""
-        scorer = policy.scorer(logits.shape[-1])
-        state, rows = scorer.start(logits.shape[1]), []
-        for k, exit_logits in enumerate(logits, start=1):
-            state, probabilities, score = scorer.step(k, exit_logits, state)
-            rows.append((score, probabilities.argmax(axis=1), np.nan_to_num(probabilities.max(axis=1))))
-        scores, classes, confidence = (np.stack(column) for column in zip(*rows, strict=True))
+        scores, classes, confidence = policy.scorer(logits.shape[-1]).answer_exits(logits)
         return ScoredExits(scores, np.where(np.isnan(scores), NO_ANSWER, classes), confidence)
 
     @property

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.calibrate.clusters import mean_with_error, t_quantile
+from mexit.calibrate.clusters import mean_with_error
 from mexit.evaluate.answers import Answers
 from mexit.evaluate.confusion import Counts
 from mexit.evaluate.results import Correct
@@ -81,12 +80,5 @@ def share_interval(hits: Correct, groups: NDArray[np.int64] | None = None) -> tu
     Returns:
         The ends of the interval, in [0, 1]; 0 and 1 for a single group.
     """
-    estimate = mean_with_error(hits.astype(np.float64), groups)
-    half = estimate.stderr * _quantile(estimate.dof)
-    return max(0.0, estimate.value - half), min(1.0, estimate.value + half)
-
-
-@cache
-def _quantile(dof: float) -> float:
-    """Student's t; a thousand classes have few different numbers of images."""
-    return t_quantile((1 + CONFIDENCE) / 2, dof)
+    low, high = mean_with_error(hits.astype(np.float64), groups).interval(CONFIDENCE)
+    return max(0.0, low), min(1.0, high)

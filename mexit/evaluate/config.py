@@ -90,7 +90,7 @@ class EvaluateOptions:
 
     @property
     def strong_groups(self) -> bool:
-        """Whether an attack runs that sees the strong subset of the images alone."""
+        """Whether an attack runs on the strong subset of the images alone."""
         return bool(set(self.chosen) - {"pgd", "corruptions"}) or self.transfer is not None
 
     def for_run(self, attack: str) -> EvaluateOptions:

@@ -47,7 +47,7 @@ class Details:
     reliability: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        """The report's `details`; classes of `confusion` are class numbers."""
+        """The report's `details`; classes of `confusion` are class numbers, `accuracy_of` has each budget or exit."""
         wrong, uncertain = ([tile.to_json(self.classes) for tile in sheet.tiles] for sheet in self.sheets)
         return {
             "answers": self.answers.name,
@@ -58,7 +58,7 @@ class Details:
                     "groups": row.groups,
                     "accuracy": row.value,
                     "interval": None if row.low is None else [row.low, row.high],
-                    **row.columns,
+                    "accuracy_of": dict(row.columns),
                 }
                 for row in self.rows
             ],

@@ -15,9 +15,10 @@ import numpy as np
 from mexit.calibrate.expected import load as load_expected
 from mexit.core.budget import format_macs
 from mexit.core.pixel_range import format_fraction
+from mexit.core.printable import shell_path
 from mexit.core.versions import VERSION
 from mexit.evaluate.config import GROUPS
-from mexit.evaluate.reports import merged_budgets
+from mexit.evaluate.reports import merged_budgets, reject_sentence
 from mexit.evaluate.target import EvaluationTarget
 from mexit.train.config import TrainSettings, resolve
 
@@ -141,7 +142,7 @@ def _budgets(report: Mapping[str, Any]) -> str:
             rows.append([f"{name} ({limit})", condition, _cell(entry), macs, exits, efficacy])
     columns = ["budget", "images", "accuracy", "mean cost", "exits taken", "efficacy"]
     text = "Efficacy is 1 if all images leave at once; a slowdown attack moves it towards 0."
-    return _table(columns, rows) + "\n\n" + text
+    return "\n\n".join(filter(None, (_table(columns, rows), text, reject_sentence(report))))
 
 
 def _corruptions(corruptions: Mapping[str, Any]) -> str:
@@ -213,7 +214,7 @@ def _limitations(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
     ]
     missing = [name for name in GROUPS if name not in settings["attacks"]]
     if missing:
-        lines.append(f"Not run: {', '.join(missing)} (mexit evaluate {target.path} --attacks all).")
+        lines.append(f"Not run: {', '.join(missing)} (mexit evaluate {shell_path(target.path)} --attacks all).")
     if not target.budgets:
         lines.append("No thresholds were attacked: the results are those of single exits.")
     return "\n".join(f"- {line}" for line in lines)
@@ -224,9 +225,9 @@ def _commands(target: EvaluationTarget, report_settings: Mapping[str, Any]) -> s
     commit = ""
     if target.runtime is not None:
         provenance = target.runtime.bundle.manifest.provenance
-        lines.append(f"mexit export {provenance.get('run')}")
+        lines.append(f"mexit export {shell_path(str(provenance.get('run')))}")
         commit = f" at commit {str(provenance.get('commit'))[:12]}"
-    lines.append(f"mexit evaluate {target.path} " + " ".join(_evaluate_flags(target, report_settings)))
+    lines.append(f"mexit evaluate {shell_path(target.path)} " + " ".join(_evaluate_flags(target, report_settings)))
     return "```\n" + "\n".join(lines) + f"\n```\n\nmexit {VERSION}{commit}."
 
 
@@ -245,7 +246,7 @@ def _evaluate_flags(target: EvaluationTarget, settings: Mapping[str, Any]) -> li
     if settings["restarts"] > 1:
         flags.append(f"--restarts {settings['restarts']}")
     if settings["transfer_from"]:
-        flags.append(f"--transfer {settings['transfer_from']}")
+        flags.append(f"--transfer {shell_path(settings['transfer_from'])}")
     return flags
 
 
@@ -256,14 +257,14 @@ def _train_command(settings: TrainSettings) -> str:
         length = {"finetune": settings.finetune, "minutes": settings.minutes}
         given |= {"freeze": True} | {name: value for name, value in length.items() if value}
     preset, values = resolve(settings.data, settings.preset, given).to_json(), settings.to_json()
-    words = [f"mexit train --data {shlex.quote(settings.data)} --preset {settings.preset}"]
+    words = [f"mexit train --data {shell_path(settings.data)} --preset {settings.preset}"]
     words += [_flag(name, value) for name, value in given.items()]
     words += [_flag(name, value) for name, value in values.items() if name not in _NO_FLAG and value != preset[name]]
     if settings.craft_train_mode != preset["craft_train_mode"]:
         words.append("--craft-train-mode" if settings.craft_train_mode else "--craft-eval-mode")
     if not settings.heads_only:
         words += [f"--set {name}={_flag_value(value)}" for name, value in values["options"].items()]
-    words += [f"--teacher {run}" for run in settings.teachers]
+    words += [f"--teacher {shell_path(run)}" for run in settings.teachers]
     return " ".join(words)
 
 

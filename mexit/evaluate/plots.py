@@ -227,7 +227,7 @@ def _draw_costs(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
                                ("attacked", "attacked", ATTACKED)):  # fmt: skip
         if rows[0][key]:
             axes.plot(budgets, [row[key]["mean_macs"] / 1e6 for row in rows], ".", color=colour, label=label)
-    axes.set(xlabel="budget, million MACs", ylabel="mean cost, million MACs", title="cost: promised against seen")
+    axes.set(xlabel="budget, million MACs", ylabel="mean cost, million MACs", title="cost: promised and measured")
     axes.legend(fontsize=8)
 
 

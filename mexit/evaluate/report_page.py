@@ -18,7 +18,7 @@ from mexit.evaluate.details import Details
 from mexit.evaluate.names import abbreviate
 from mexit.evaluate.report_charts import matrix_table, reliability_chart
 from mexit.evaluate.report_style import STYLE
-from mexit.evaluate.reports import merged_budgets
+from mexit.evaluate.reports import merged_budgets, reject_sentence
 
 MAX_BYTES = 4 << 20  # of a page; the numbers below keep every page under it
 _OPEN_CLASSES = 25  # classes that are listed without a click
@@ -41,7 +41,7 @@ def report_page(title: str, report: Mapping[str, Any], details: Details, notes: 
         UTF-8, at most `MAX_BYTES`.
     """
     sections = {
-        "Accuracy and cost": _results(report, not details.answers.answered.all()),
+        "Accuracy and cost": _results(report),
         "Accuracy per class": _classes(details, _columns(report, details)),
         "Confusion": _confusion(details),
         **{sheet.title: _sheet(sheet, details.classes) for sheet in details.sheets},
@@ -87,7 +87,7 @@ def _lead(report: Mapping[str, Any], details: Details) -> str:
     return f'<p class="soft">{data}</p><dl class="facts">{items}</dl>'
 
 
-def _results(report: Mapping[str, Any], unsure: bool) -> str:
+def _results(report: Mapping[str, Any]) -> str:
     """Accuracy of every exit, and accuracy and cost of every budget; under attack where there was one."""
     exits = report["exits"]
     conditions = [name for name in ("clean", "average", "worst") if name in exits[0]]
@@ -105,8 +105,8 @@ def _results(report: Mapping[str, Any], unsure: bool) -> str:
     rows = [[f"exit {row['exit']}", *(_with_error(row[one]) for one in conditions)] for row in exits]
     parts.append(_table(["exit", *heads], rows))
     text = "Accuracy in percent, ± standard error. Each exit is measured as if it answered alone."
-    text += " Here an unsure answer counts with the class that it withholds." if unsure else ""
-    return f"<p>{text}</p>" + "".join(parts)
+    rejected = reject_sentence(report)
+    return f"<p>{text}</p>" + "".join(parts) + (f"<p>{_text(rejected)}</p>" if rejected else "")
 
 
 def _columns(report: Mapping[str, Any], details: Details) -> dict[str, str]:

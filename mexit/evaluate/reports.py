@@ -72,6 +72,20 @@ def merged_budgets(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, An
     return [(", ".join(names), budgets[names[0]]) for names in groups]
 
 
+def reject_sentence(report: Mapping[str, Any]) -> str:
+    """The share of clean images that the budgets with a reject option answer; empty without such budgets."""
+    parts = []
+    for names, row in merged_budgets(report):
+        entry = row["clean"]
+        if "answered" in entry:
+            correct = entry["answered_correctly"]
+            of_them = "" if correct is None else f", {correct:.1%} of them correctly"
+            parts.append(f"{names} answers {entry['answered']:.1%} of the clean images{of_them}")
+    if not parts:
+        return ""
+    return f"Reject option: {'; '.join(parts)}. Accuracy counts an unsure answer with the class that it withholds."
+
+
 def _keep_latest(folder: Path) -> None:
     """Give the latest report a file of its own if it has none, as after an evaluation by an earlier version."""
     latest = _read(folder / LATEST)

@@ -1,7 +1,7 @@
 """From logits under attack to the numbers of the report: accuracy per exit and per budget, cost, the worst case.
 
 The worst case is taken per sample: a sample counts as correct only if it is classified correctly under every attack. It
-covers the samples that every attack has seen.
+covers the samples on which every attack ran.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from mexit.attacks.slowdown import efficacy
 from mexit.attacks.soft_policy import Decision, decide
 from mexit.calibrate.clusters import mean_with_error
 from mexit.core.cost import exit_counts, mean_macs
+from mexit.core.exit_policy import Policy
+from mexit.evaluate.answers import ScoredExits
 from mexit.evaluate.target import BudgetPolicy, EvaluationTarget, Index, Labels, Logits
 from mexit.train.validation import correct_predictions
 
@@ -30,7 +32,7 @@ Correct = NDArray[np.bool_]
 class AttackResults:
     """Logits of every exit under every condition.
 
-    N samples saw the group pgd; S of them, the strong subset, saw the other groups of attacks.
+    The group pgd runs on N samples, the other groups of attacks on S of them, the strong subset.
 
     Attributes:
         labels: of all N samples, (N,).
@@ -67,7 +69,7 @@ class AttackResults:
 
     @property
     def common_index(self) -> Index:
-        """Positions of the samples that every attack has seen: S if a group beside pgd ran, else N."""
+        """Positions of the samples on which every attack ran: S if a group beside pgd ran, else N."""
         strong = self.transfer or self.budgets or self.autoattack
         return self.strong_index if strong else np.arange(len(self.labels))
 
@@ -142,7 +144,11 @@ def transfer_matrix(results: AttackResults) -> list[list[dict[str, Any]]]:
 
 
 def budget_rows(results: AttackResults, target: EvaluationTarget) -> dict[str, Any]:
-    """The report's `budgets`: accuracy and cost of each budget under each condition and in the worst case."""
+    """The report's `budgets`: accuracy and cost of each budget under each condition and in the worst case.
+
+    Accuracy counts an unsure answer with the class that it withholds. With a reject option, `clean` has the share of
+    images that are `answered`, and that of them that are answered correctly, `answered_correctly` (None without any).
+    """
     rows: dict[str, Any] = {}
     every, strong = np.arange(len(results.labels)), results.strong_index
     for name, budget in target.budgets.items():
@@ -154,11 +160,21 @@ def budget_rows(results: AttackResults, target: EvaluationTarget) -> dict[str, A
             labels, groups = results.labels[index], results.groups_at(index)
             decision = decide(budget.policy, logits)
             row[condition] = accuracy_and_cost(budget, decision, labels, target.cumulative_macs, groups)
+        if budget.policy.reject is not None:
+            row["clean"] |= _answered(budget.policy, results)
         if results.attacked:
             robust = robust_under(results, name, budget, results.attacks(name))
             row["worst"] = accuracy(robust, results.groups_at(results.common_index))
         rows[name] = row
     return rows
+
+
+def _answered(policy: Policy, results: AttackResults) -> dict[str, float | None]:
+    logits, labels = results.pgd["clean"], results.labels
+    answers = ScoredExits.of(policy, logits).answers("", policy, labels, np.arange(len(labels)))
+    answered = answers.answered
+    correct = float(answers.correct[answered].mean()) if answered.any() else None
+    return {"answered": float(answered.mean()), "answered_correctly": correct}
 
 
 def accuracy_and_cost(

@@ -1,6 +1,6 @@
 """Quantise a segment to int8 with ONNX Runtime: activations U8, weights S8 per channel, as Q/DQ nodes.
 
-The layer that computes the logits stays in float32. Quantised, it clips at the largest logit seen on the calibration
+The layer that computes the logits stays in float32. Quantised, it clips at the largest logit of the calibration
 images: on MNIST one logit was off by 4.7, against 0.3 with a float32 last layer. All other operators are quantised;
 quantising only convolutions and linear layers was slower and no closer on three networks. Features between segments
 are float32.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mexit.calibrate import expected
 from mexit.calibrate.calibration import (
@@ -28,34 +28,26 @@ from mexit.core.bundle import Bundle
 from mexit.core.policies_file import PolicyEntry
 from mexit.core.progress import Progress, Silent
 from mexit.core.scores import Scorer
-from mexit.core.trace import UNKNOWN, Origin, Trace
-from mexit.data import registry
-from mexit.data.dataset import DataSet
-from mexit.data.groups import default_group, find_groups
-from mexit.data.splits import Splits, split
-from mexit.errors import BadInput, MexitError, MissingExtra, NotFound, StalePolicy, UsageError, requires_extra
+from mexit.core.trace import Origin, Trace
+from mexit.errors import MexitError, UsageError
 from mexit.evaluate import plots
-from mexit.flows.sample_sources import (
-    Attack,
-    BundleSource,
-    DatasetSource,
-    Images,
-    Logits,
-    SampleBatches,
-    SampleSource,
-    UnlabelledSource,
-)
+from mexit.flows.calibration_source import choose_source, default_attack, unknown_source
+from mexit.flows.sample_sources import Images, Logits, SampleBatches, SampleSource, UnlabelledSource
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.runtime import Runtime
 from mexit.runtime.trace_recorder import record_trace
 
-if TYPE_CHECKING:
-    from mexit.evaluate.target import GradientSource
-
-IN_BUNDLE = "bundle"
 REPORTS = Path("reports")
 ATTACKS = ("none", "single", "average", "max-average")
-NO_ATTACK = "no attack was asked for"
+_MAX_RISK = (("max_risk",), "--max-risk, such as 0.02")
+_BELONGS_TO = {  # an option to the options of which one must be given too, and the words for them
+    "loss": _MAX_RISK,
+    "risk_method": _MAX_RISK,
+    "max_cost": _MAX_RISK,
+    "confidence": (("max_risk", "max_error"), "--max-risk or --max-error, such as 0.02"),
+    "reject_from": (("max_error",), "--max-error, such as 0.02"),
+    "max_unknown": (("reject_from",), "--reject-from, such as folder:PATH"),
+}
 CLEAN_RUN = "the run was trained on clean images (--attack average measures it)"
 
 
@@ -71,15 +63,19 @@ class CalibrateOptions:
         attack: attack under which cost and accuracy are measured too: "single", "average", "max-average" or "none".
             None = "none" for a run that was trained on clean images, else "average".
         max_risk: certify that the mean loss is at most this value, in (0, 1); None = no certificate.
-        confidence: of the certificate and of the reject option, in (0, 1), of each for itself.
-        loss: certified loss: "early-error", "disagreement" or "accuracy-gap".
-        risk_method: test: "binomial", "betting", or "auto".
+        confidence: of the certificate and of the reject option, in (0, 1), of each for itself; None = 0.95.
+        loss: certified loss: "early-error", "disagreement" or "accuracy-gap"; None = "early-error".
+        risk_method: test: "binomial", "betting", or "auto"; None = "auto".
         max_cost: certify this bound on the mean cost too, written as a budget, such as "50%".
         max_error: reject option: of the answers given at most this share is wrong, in (0, 1); other inputs are
             "unsure". None = every input has an answer.
         reject_from: pictures of other things that the reject option must withhold: "folder:PATH" or a data set.
-        max_unknown: largest share of such pictures that is answered, in (0, 1).
+        max_unknown: largest share of such pictures that is answered, in (0, 1); None = 0.1.
         device: device of the torch network that crafts the attack: "auto", "cpu" or "cuda".
+
+    Raises:
+        UsageError: an option without the one that it belongs to, such as `loss` without `max_risk`, or an unknown
+            attack.
     """
 
     budgets: Mapping[str, str] = field(default_factory=dict)
@@ -88,18 +84,19 @@ class CalibrateOptions:
     policy: str = "search"
     attack: str | None = None
     max_risk: float | None = None
-    confidence: float = 0.95
-    loss: str = "early-error"
-    risk_method: str = AUTO
+    confidence: float | None = None
+    loss: str | None = None
+    risk_method: str | None = None
     max_cost: str | None = None
     max_error: float | None = None
     reject_from: str | None = None
-    max_unknown: float = 0.1
+    max_unknown: float | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.reject_from is not None and self.max_error is None:
-            raise UsageError("--reject-from names pictures for the reject option: add --max-error, such as 0.02")
+        for name, (others, remedy) in _BELONGS_TO.items():
+            if getattr(self, name) is not None and all(getattr(self, other) is None for other in others):
+                raise UsageError(f"--{name.replace('_', '-')} has no effect alone: add {remedy}")
         if self.attack not in (None, *ATTACKS):
             raise UsageError(f"unknown attack '{self.attack}': choose from {', '.join(ATTACKS)}")
 
@@ -117,9 +114,17 @@ class CalibrateOptions:
         request = (
             None
             if self.max_risk is None
-            else CertificateRequest(self.max_risk, self.confidence, self.loss, self.risk_method, max_macs)
+            else CertificateRequest(
+                self.max_risk,
+                max_macs=max_macs,
+                **_given(confidence=self.confidence, loss=self.loss, method=self.risk_method),
+            )
         )
-        reject = None if self.max_error is None else RejectRequest(self.max_error, self.confidence, self.max_unknown)
+        reject = (
+            None
+            if self.max_error is None
+            else RejectRequest(self.max_error, **_given(confidence=self.confidence, max_unknown=self.max_unknown))
+        )
         return CalibrationConfig(self.measure, self.ensemble, self.policy, budgets, request, reject)
 
 
@@ -183,11 +188,11 @@ def calibrate_bundle(
     cumulative_macs = runtime.bundle.manifest.cumulative_macs
     config = options.config(cumulative_macs)
     attack = options.attack or default_attack(runtime.bundle.manifest.provenance.get("settings"))
-    source, why_not = _sample_source(runtime.bundle, data, data_dir, replace(options, attack=attack), progress)
+    source, why_not = choose_source(runtime.bundle, data, data_dir, attack, options.device, progress)
     if options.attack is None and attack == "none":
         why_not = CLEAN_RUN
     _check_labels(source, config)
-    unknown = _unknown_source(runtime.bundle, options.reject_from, data_dir, progress)
+    unknown = unknown_source(runtime.bundle, options.reject_from, data_dir, progress)
     traces = _record_traces(runtime, source, unknown, attack, progress)
     result = calibrate(traces, runtime.costs, config)
     entry = _store(runtime.bundle, traces, result)
@@ -200,10 +205,9 @@ def calibrate_bundle(
     return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not, table, unavailable)
 
 
-def default_attack(settings: Any) -> str:
-    """The attack to measure under, by the settings of a run: "none" if it was trained on clean images."""
-    trained_clean = isinstance(settings, Mapping) and settings.get("attack") == "none"
-    return "none" if trained_clean else "average"
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that are not None; the others keep their defaults."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _check_name(name: str) -> str:
@@ -226,18 +230,6 @@ def _check_labels(source: SampleSource, config: CalibrationConfig) -> None:
             f"{name} has no labels, which the loss {request.loss} needs: add --loss disagreement, "
             "or put the pictures into one folder per class"
         )
-
-
-def _unknown_source(
-    bundle: Bundle, name: str | None, data_dir: str | Path | None, progress: Progress
-) -> UnlabelledSource | None:
-    """Pictures of other things, if any. Raises `BadInput` for fewer than two: one half selects, the other one tests."""
-    if name is None:
-        return None
-    source = UnlabelledSource.of(registry.load_any(name, data_dir), bundle.manifest.input, UNKNOWN, progress)
-    if source.count < 2:
-        raise BadInput(f"--reject-from {name} has {source.count} picture or group of pictures, at least 2 are needed")
-    return source
 
 
 def record_samples(
@@ -271,7 +263,8 @@ def _measure_test(
         trace = record_samples(run_batch, test.samples, certification.origin, progress)
     except MexitError as error:  # the bundle is calibrated without test results
         return expected.expected_and_test(entry, evaluator, None, missing=f"the test images cannot be used: {error}")
-    return expected.expected_and_test(entry, evaluator, TraceEvaluator.of(trace, scorer, runtime.costs), of=test.of)
+    tested, classes = TraceEvaluator.of(trace, scorer, runtime.costs), runtime.bundle.manifest.classes
+    return expected.expected_and_test(entry, evaluator, tested, of=test.of, classes=classes)
 
 
 def _record_traces(
@@ -292,74 +285,6 @@ def _record_traces(
         () if unknown is None else (trace(unknown.clean(name), unknown) for name in ("calibration", "certification"))
     )
     return CalibrationTraces(*both("calibration"), *both("certification"), *others)
-
-
-def _sample_source(
-    bundle: Bundle, data: str | None, data_dir: str | Path | None, options: CalibrateOptions, progress: Progress
-) -> tuple[SampleSource, str]:
-    """The samples, and the reason why none are attacked (empty if some are).
-
-    The source is the named data; by default the bundle's own data set, else the images in the bundle.
-    """
-    attack, in_bundle = options.attack or "none", BundleSource.of(bundle)
-    if data == IN_BUNDLE or (
-        data is None and in_bundle is not None and not registry.bundle_data_is_readable(bundle, data_dir)
-    ):
-        if in_bundle is None:
-            raise UsageError(f"{bundle.path} carries no images: mexit export --with-calibration-images puts them in")
-        progress.note(f"using the images in {bundle.path}")
-        why_not = "" if in_bundle.attacked("certification") else "the bundle carries no attacked images"
-        return in_bundle, NO_ATTACK if attack == "none" else why_not
-    pictures = None if data is None else registry.load_unlabelled(data)
-    if pictures is not None:
-        progress.note(f"{data} has no labels: of its {len(pictures)} pictures half calibrate and half certify")
-        why_not = NO_ATTACK if attack == "none" else f"{data} has no labels to attack"
-        return UnlabelledSource.of(pictures, bundle.manifest.input, progress=progress), why_not
-    data_set, splits = _load_data(bundle, data, data_dir, progress)
-    crafted, why_not = None, NO_ATTACK
-    if attack != "none" and data is None:
-        crafted, why_not = _attack(bundle, attack, options.device)
-    elif attack != "none":
-        why_not = f"{data} is not the data that the run was trained on"
-    return DatasetSource(data_set, splits, bundle.manifest.input, crafted), why_not
-
-
-def _attack(bundle: Bundle, objective: str, device: str) -> tuple[Attack | None, str]:
-    """The test attack of the run behind a bundle, or None and the reason. Raises `UsageError` for a missing device."""
-    try:
-        with requires_extra("train", "Attacking a network"):
-            from mexit.evaluate.target import GradientSource  # torch is optional for calibration
-        source = GradientSource.of_bundle(bundle)
-    except (MissingExtra, NotFound, StalePolicy) as error:
-        return None, str(error)
-    except MexitError as error:
-        return None, f"the run behind {bundle.path} cannot be used: {error}"
-    return network_attack(source.to(device), objective), ""
-
-
-def network_attack(source: GradientSource, objective: str) -> Attack:
-    """The test attack of a run with the gradients of its network."""
-    from mexit.train.validation import attack_images  # torch is optional for calibration
-
-    attack = source.settings.test_attack(objective)
-    return Attack(attack.describe(), partial(attack_images, source.model, attack=attack))
-
-
-def _load_data(
-    bundle: Bundle, data: str | None, data_dir: str | Path | None, progress: Progress
-) -> tuple[DataSet, Splits]:
-    """The named data set, or the bundle's own, with the stored splits or new ones."""
-    if data is None:
-        return registry.load_bundle_data(bundle, data_dir)
-    data_set = registry.load(data, data_dir).with_classes(bundle.manifest.classes, str(bundle.path))
-    stored = bundle.manifest.splits
-    own = stored is not None and data_set.sha256 == stored.sha256
-    if own:
-        return data_set, Splits.of_bundle(bundle)
-    splits = split(data_set, find_groups(data_set, default_group(data), progress))
-    if splits.grouping:
-        progress.note(splits.grouping)
-    return data_set, splits
 
 
 def _store(bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult) -> PolicyEntry:

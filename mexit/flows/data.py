@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from mexit.core.printable import printable
+from mexit.core.printable import printable, shell_path
 from mexit.core.progress import Progress, Silent
 from mexit.data import registry
 from mexit.data.dataset import DataSet
@@ -19,6 +19,7 @@ __all__ = ["DatasetReport", "check_data", "report_data"]
 
 MAX_SCAN_S = 60.0  # before training; thousands of small pictures take seconds
 _SHOWN_CLASSES = 10
+_UNBROKEN = "\0"  # stands for a space at which no line ends
 
 
 def report_data(
@@ -66,10 +67,10 @@ def check_data(data: DataSet, progress: Progress | None = None) -> int | None:
     for problem in problems:
         _note(progress, f"warning: {problem.text}")
     if not scan.complete:
-        seen = len(scan.pictures)
+        seen, command = len(scan.pictures), _command(data).replace(" ", _UNBROKEN)
         _note(
             progress,
-            f"{seen:,} of {len(data):,} pictures were checked in {MAX_SCAN_S:.0f} s; {_command(data)} checks all",
+            f"{seen:,} of {len(data):,} pictures were checked in {MAX_SCAN_S:.0f} s; {command} checks all",
         )
     bits = grey_bits(scan)
     if bits not in (None, 16):
@@ -90,9 +91,10 @@ def _note_parts(data: DataSet, progress: Progress) -> None:
 
 
 def _note(progress: Progress, text: str) -> None:
-    """Note a sentence in lines of 80 columns."""
-    progress.note(textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    """Note a sentence in lines of 80 columns; a command in it stays whole."""
+    lines = textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    progress.note(lines.replace(_UNBROKEN, " "))
 
 
 def _command(data: DataSet) -> str:
-    return f"mexit data {printable(data.name)}"
+    return f"mexit data {shell_path(data.name)}"

@@ -21,6 +21,7 @@ from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle
 from mexit.core.environment import SECRETS, VARIABLES, unknown_variables
 from mexit.core.policies_file import PARITY
+from mexit.core.printable import shell_path
 from mexit.core.progress import Progress, Silent
 from mexit.core.resource_limits import ResourceLimits, read_limits
 from mexit.core.versions import installed_version
@@ -290,7 +291,8 @@ def check_cache(root: Path | None = None) -> Iterator[Finding]:
     if root.is_dir() and _mode(root) & 0o022:
         exposed.append(root)
     for path in exposed:
-        yield Finding(name, WARNING, f"{path} is open to other users (mode {_mode(path):04o})", f"chmod 700 {path}")
+        found = f"{path} is open to other users (mode {_mode(path):04o})"
+        yield Finding(name, WARNING, found, f"chmod 700 {shell_path(path)}")
     if not exposed:
         yield Finding(name, OK, f"{root}, {'writable by its owner only' if root.is_dir() else 'not created yet'}")
 
@@ -317,12 +319,12 @@ def check_bundle(bundle: Bundle) -> Iterator[Finding]:
         entries = bundle.policies().entries
     except NotCalibrated:
         found = "not calibrated: only the budget full works"
-        yield Finding(name, WARNING, found, f"mexit calibrate {bundle.path}")
+        yield Finding(name, WARNING, found, f"mexit calibrate {shell_path(bundle.path)}")
     except MexitError as error:
-        yield Finding(name, PROBLEM, str(error), f"mexit calibrate {bundle.path}")
+        yield Finding(name, PROBLEM, str(error), f"mexit calibrate {shell_path(bundle.path)}")
     else:
         engines = ", ".join(f"{entry.engine} {entry.precision}" for entry in entries)
         yield Finding(name, OK, f"every file matches its checksum; calibrated for {engines}")
     choice = autotune.choose(bundle)
     found = f"{choice.backend} with {choice.threads} thread(s), {choice.reason}"
-    yield Finding("auto", OK, found, "" if choice.measured else f"mexit bench {bundle.path} --tune")
+    yield Finding("auto", OK, found, "" if choice.measured else f"mexit bench {shell_path(bundle.path)} --tune")

@@ -16,13 +16,15 @@ from mexit.core.atomic_io import new_directory, sha256_file
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import NAME_PATTERN
 from mexit.core.policies_file import PARITY
+from mexit.core.printable import shell_path
 from mexit.core.progress import Progress, Silent
 from mexit.core.versions import VERSION, installed_versions
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import MexitError, UsageError, requires_extra
-from mexit.flows.calibrate import CalibrateOptions, CalibrateResult, calibrate_bundle, default_attack, network_attack
+from mexit.flows.calibrate import CalibrateOptions, CalibrateResult, calibrate_bundle
+from mexit.flows.calibration_source import default_attack, network_attack
 from mexit.flows.sample_sources import Attack, DatasetSource, gather
 from mexit.runtime import autotune
 from mexit.runtime.backends.ort import OrtBackend, open_session
@@ -196,7 +198,7 @@ def _load(run: Path, data_dir: str | Path | None, options: ExportOptions, progre
             unfinished = {"epochs": position.epoch, "steps": position.step}
             progress.note(
                 f"{run} is not finished: its weights after {position.epoch} epochs and {position.step} steps are "
-                f"exported; mexit train --resume --out {run} continues it"
+                f"exported; mexit train --resume --out {shell_path(run)} continues it"
             )
     return _Source(run, weights, model, settings, data, splits, unfinished)
 

@@ -11,7 +11,8 @@ from mexit.core.policies_file import PARITY
 from mexit.core.progress import Progress
 from mexit.core.trace import Origin, Trace
 from mexit.evaluate.target import BudgetPolicy, EvaluationTarget
-from mexit.flows.calibrate import default_attack, network_attack, record_samples
+from mexit.flows.calibrate import record_samples
+from mexit.flows.calibration_source import default_attack, network_attack
 from mexit.flows.sample_sources import DatasetSource, SampleBatches
 
 

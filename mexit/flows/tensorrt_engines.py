@@ -13,6 +13,7 @@ from typing import Any
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle, resolve_inside
 from mexit.core.policies_file import PARITY
+from mexit.core.printable import shell_path
 from mexit.core.progress import Progress, Silent
 from mexit.errors import BackendError, MexitError, MissingExtra
 from mexit.runtime.backends import tensorrt_builder as builder
@@ -147,7 +148,7 @@ def _load_tensorrt(bundle: Path) -> builder.TensorRT:
     except MissingExtra:
         raise MissingExtra(
             f"TensorRT is not installed here, so no engines were built; the ONNX bundle {bundle} is complete. "
-            f"On the device: pip install 'mexit[trt]', then mexit export {bundle} --trt"
+            f"On the device: pip install 'mexit[trt]', then mexit export {shell_path(bundle)} --trt"
         ) from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, nullcontext
@@ -10,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mexit.core.artifact_paths import RUNS, newest, plain_name
+from mexit.core.artifact_paths import RUNS, newest, plain_name, remember
+from mexit.core.printable import shell_path
 from mexit.core.progress import Progress, Silent, duration
 from mexit.core.resource_limits import check_threads
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.groups import find_groups
-from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
 from mexit.flows.data import check_data
@@ -24,6 +23,7 @@ from mexit.flows.data import check_data
 with requires_extra("train", "Training a network"):
     from mexit.evaluate import plots
     from mexit.flows.fit_pictures import fit_settings, normalise, read_pictures
+    from mexit.flows.train_headline import headline
     from mexit.train import checkpoint
     from mexit.train.changed_settings import change_settings, describe_change
     from mexit.train.config import TrainSettings, resolve
@@ -36,8 +36,6 @@ with requires_extra("train", "Training a network"):
     from mexit.train.teachers import own_teachers
     from mexit.train.tensorboard import FOLDER, TensorBoardWriter, require_tensorboard
     from mexit.train.trainer import Trainer
-
-COLUMNS = 80
 
 
 @dataclass(frozen=True)
@@ -137,37 +135,71 @@ def train_model(
         set_threads(options.threads, processes.local_size)
         keep_freed_memory()
         with ExitStack() as stack:
+            opening = _Opening(stack, data_dir, options, progress, processes)
             if resume:
-                run = out or newest(RUNS, progress)
-                processes.on_main(lambda: stack.enter_context(existing_run(run)))
-                resolved = _changed(run, settings or {}, data, preset)
-                data_set = registry.load(resolved.data, data_dir)
-                splits = Splits.load(run / checkpoint.SPLITS)
-                splits.check(data_set)
-                data_set = _read_pictures(data_set, splits, resolved, options, progress)
+                session, resolved = opening.stopped(out or newest(RUNS, progress), data, preset, settings or {})
             else:
-                data = data or "digits"
-                data_set = registry.load(data, data_dir)
-                resolved = resolve(data, preset, settings or {})
-                kind = "frozen" if resolved.heads_only else resolved.method
-                name = plain_name(f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{kind}")
-                run = processes.on_main(lambda: stack.enter_context(new_run(out, name)))
-                resolved = replace(resolved, grey_bits=processes.on_main(lambda: check_data(data_set, progress)))
-                splits = split(data_set, find_groups(data_set, resolved.group, progress), resolved.split_seed)
-                splits = splits.thinned(data_set, resolved.fraction, resolved.omit_class)
-                resolved = fit_settings(resolved, settings or {}, data_set, splits, options.device, progress)
-                resolved = processes.broadcast(resolved)  # each process has measured its own speed
-                data_set = _read_pictures(data_set, splits, resolved, options, progress)
-                resolved = normalise(resolved, data_set, splits)
-            session = _Session(run, data_set, splits, options, progress, processes)
+                session, resolved = opening.new(out, data or "digits", preset, settings or {})
             finished, resolved = session.train_with_teachers(resolved)
-        records = checkpoint.read_log(run)
-        curves = run / checkpoint.CURVES if records and processes.is_main and plots.available() else None
-        if curves is not None:
-            kind = "frozen" if resolved.heads_only else resolved.method
-            plots.training_curves(records, curves, f"{kind}, {resolved.model}, {resolved.data}")
-        seconds = time.monotonic() - start_s
-        return TrainResult(run, finished, resolved.to_json(), seconds, tuple(records), curves, processes.is_main)
+        return _result(session, finished, resolved, time.monotonic() - start_s)
+
+
+def _result(session: _Session, finished: bool, settings: TrainSettings, seconds: float) -> TrainResult:
+    """The result of a call, with a plot of the log where matplotlib is installed."""
+    run, is_main = session.run, session.processes.is_main
+    records = checkpoint.read_log(run)
+    curves = run / checkpoint.CURVES if records and is_main and plots.available() else None
+    if curves is not None:
+        plots.training_curves(records, curves, f"{settings.kind}, {settings.model}, {settings.data}")
+    return TrainResult(run, finished, settings.to_json(), seconds, tuple(records), curves, is_main)
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """Opens the directory of a run, with its data, splits and settings; `stack` closes it."""
+
+    stack: ExitStack
+    data_dir: str | Path | None
+    options: TrainOptions
+    progress: Progress
+    processes: ProcessGroup
+
+    def stopped(
+        self, run: Path, data: str | None, preset: str | None, given: Mapping[str, Any]
+    ) -> tuple[_Session, TrainSettings]:
+        """Continue a run, with the given changes of its settings. It becomes the newest run unless it is refused."""
+        self.processes.on_main(lambda: self.stack.enter_context(existing_run(run)))
+        settings = _changed(run, given, data, preset)
+        data_set = registry.load(settings.data, self.data_dir)
+        splits = Splits.load(run / checkpoint.SPLITS)
+        splits.check(data_set)
+        self.processes.on_main(lambda: remember(RUNS, run))
+        return self._session(run, self._read(data_set, splits, settings), splits), settings
+
+    def new(
+        self, out: Path | None, data: str, preset: str | None, given: Mapping[str, Any]
+    ) -> tuple[_Session, TrainSettings]:
+        """Begin a run; for a folder, what is not given is chosen from the pictures and the time."""
+        processes, progress = self.processes, self.progress
+        data_set = registry.load(data, self.data_dir)
+        settings = resolve(data, preset, given)
+        name = plain_name(f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{settings.kind}")
+        run = processes.on_main(lambda: self.stack.enter_context(new_run(out, name)))
+        settings = replace(settings, grey_bits=processes.on_main(lambda: check_data(data_set, progress)))
+        splits = split(data_set, find_groups(data_set, settings.group, progress), settings.split_seed)
+        splits = splits.thinned(data_set, settings.fraction, settings.omit_class)
+        settings = fit_settings(settings, given, data_set, splits, self.options.device, progress)
+        settings = processes.broadcast(settings)  # each process has measured its own speed
+        data_set = self._read(data_set, splits, settings)
+        return self._session(run, data_set, splits), normalise(settings, data_set, splits)
+
+    def _read(self, data: DataSet, splits: Splits, settings: TrainSettings) -> DataSet:
+        if not self.options.cache or settings.heads_only:  # heads read each picture once
+            return data
+        return read_pictures(data, splits, settings, self.options.workers, self.progress)
+
+    def _session(self, run: Path, data: DataSet, splits: Splits) -> _Session:
+        return _Session(run, data, splits, self.options, self.progress, self.processes)
 
 
 @dataclass(frozen=True)
@@ -213,7 +245,7 @@ class _Session:
             self._store_changes(trainer)
         else:
             self._create(run, settings)
-        self.progress.note(_headline(trainer))
+        self.progress.note(headline(trainer))
         if self.splits.grouping:
             self.progress.note(self.splits.grouping)
         if settings.freeze and not (run / checkpoint.CHECKPOINT).exists() and not self._train_heads(trainer):
@@ -227,15 +259,8 @@ class _Session:
                 "--freeze trains the heads in one process: start it without torchrun; --resume --finetune N takes any "
                 "number of processes after that"
             )
-        accuracy = train_heads(
-            trainer.model,
-            trainer.settings,
-            self.data_set,
-            self.splits,
-            trainer.workers,
-            self.progress,
-            self.options.should_stop,
-        )
+        model, workers, should_stop = trainer.model, trainer.workers, self.options.should_stop
+        accuracy = train_heads(model, trainer.settings, self.data_set, self.splits, workers, self.progress, should_stop)
         if accuracy is None:
             return False
         trainer.start_from_heads(accuracy)
@@ -283,15 +308,8 @@ class _Session:
             except (NotFound, BadInput, Damaged) as error:  # an image that was readable when the run began
                 if not has_progress(self.run):
                     raise
-                hint = f"once it can be read again: mexit train --resume --out {self.run}"
+                hint = f"once it can be read again: mexit train --resume --out {shell_path(self.run)}"
                 raise type(error)(f"{error}; {hint}") from None
-
-
-def _read_pictures(
-    data: DataSet, splits: Splits, settings: TrainSettings, options: TrainOptions, progress: Progress
-) -> DataSet:
-    once = settings.heads_only  # then each picture is read once
-    return read_pictures(data, splits, settings, options.workers, progress) if options.cache and not once else data
 
 
 def _changed(run: Path, given: Mapping[str, Any], data: str | None, preset: str | None) -> TrainSettings:
@@ -321,35 +339,3 @@ def _epoch_line(report: StepReport, record: Mapping[str, Any]) -> str:
     for name, accuracy in record.get("selection", {}).items():
         line += f"  selection{'' if name == 'clean' else ' attacked'} {100 * accuracy[-1]:.1f}%"
     return f"{line}  {duration(report.remaining_s)} left"
-
-
-def _headline(trainer: Trainer) -> str:
-    """What the run does, in lines of at most 80 columns; for a folder with the options that change the choices."""
-    settings, precision, processes = trainer.settings, trainer.precision, trainer.process_group.size
-    attack = trainer.attack.describe() if trainer.attack else "no attack"
-    length = f"{settings.minutes:g} minutes" if settings.minutes else f"{settings.epochs} epochs"
-    arithmetic = f"{'bf16' if precision.bf16 else 'fp32'} on {precision.device}"
-    arithmetic += f", {processes} processes" if processes > 1 else ""
-    folder = is_folder(settings.data)
-    name = trainer.data.name.rpartition("/")[2]
-    flip = settings.augment.endswith("flip") if settings.flip is None else settings.flip
-    channels, height, width = trainer.model.input_shape
-    network, method, images = settings.model, f" with {settings.method}", f"{len(trainer.train_index)} images"
-    pixels = f"{width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}"
-    changes = f", augmentation {settings.augment} {'with' if flip else 'without'} mirror images, {attack}"
-    if settings.heads_only:
-        network, method, changes = f"the {trainer.model.exits} heads of {network}", "", ""
-        length, arithmetic = "one pass of the frozen network", f"fp32 on {precision.device}"
-    elif settings.freeze:
-        length = f"the heads first, then {length} of all layers"
-    lines = [
-        f"training {network} on {name}{method}: {images} of {trainer.model.classes} classes, {length}, {arithmetic}, "
-        f"into {trainer.run}",
-        pixels + changes,
-    ]
-    if settings.heads_only:
-        lines.append("add --finetune 5 to train all layers after that")
-    elif folder and not settings.freeze:
-        lines.append("change it with --model, --size, --channels, --minutes, --flip, --robust 8/255")
-    wrapper = textwrap.TextWrapper(COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    return "\n".join(wrapper.fill(line) for line in lines)

@@ -38,7 +38,7 @@ def build(
     """
     check_sides(input_shape, SMALLEST)
     channels, *sides = input_shape
-    # Pixels that each classifier sees: convolutions take two rows and columns, pooling halves and rounds down.
+    # Receptive field of each classifier: convolutions take two rows and columns, pooling halves and rounds down.
     areas = [prod(count(side) for side in sides) for count in (_first_side, _second_side, _third_side)]
     first = Stage(
         nn.Sequential(nn.Conv2d(channels, 32, 3), nn.ReLU()),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mexit.core.atomic_io import read_json
 from mexit.core.bundle import Bundle
 from mexit.core.policies_file import PARITY
+from mexit.core.printable import shell_path
 from mexit.core.resource_limits import check_threads, read_limits
 from mexit.core.schema import decode
 from mexit.core.versions import installed_versions
@@ -159,8 +160,8 @@ def open_chosen(bundle: Bundle, choice: Choice) -> Backend:
         if not choice.measured:
             raise
         raise type(error)(
-            f"{error} ({choice.backend} was the fastest when measured; mexit bench {bundle.path} --tune measures "
-            f"again, --backend {DEFAULT} does without)"
+            f"{error} ({choice.backend} was the fastest when measured; mexit bench {shell_path(bundle.path)} --tune "
+            f"measures again, --backend {DEFAULT} does without)"
         ) from error
 
 
@@ -175,7 +176,7 @@ def explain(bundle: Bundle) -> Explanation:
     for one in timings:
         state = "chosen" if one in chosen else "usable" if one in usable else "not calibrated"
         faster = one not in usable and one.total_us < limit_us
-        command = f"mexit calibrate {bundle.path} --backend {one.backend}" if faster else None
+        command = f"mexit calibrate {shell_path(bundle.path)} --backend {one.backend}" if faster else None
         rows.append(Row(one, state, command))
     return Explanation(choice, tuple(rows), tuning.skipped if tuning else {})
 

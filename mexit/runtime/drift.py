@@ -11,6 +11,10 @@ supermartingale. By Ville's inequality the probability that it ever reaches 1/al
 often it is looked at. Several bets share the initial wealth of 1: large fractions find large shifts quickly, small
 fractions find small ones. New bets start at regular intervals, because a long period without drift uses up the wealth
 of the earlier bets.
+
+The test counts pictures, not groups: the bound p0 is that of calibration, which counts groups, but every compared
+picture is one observation. Where consecutive pictures are alike (a film), their disagreements come together, and false
+alarms are more frequent than alpha.
 """
 
 from __future__ import annotations

@@ -62,9 +62,14 @@ def augment(images: Tensor, kind: str, rng: CounterRNG, index: Tensor, flip: boo
     return _crop(padded, PAD, corners, mirrored)
 
 
+def mirrors(kind: str, flip: bool | None) -> bool:
+    """Whether an augmentation mirrors half of the images: `flip`; if it is None, whether `kind` ends in "flip"."""
+    return kind.endswith("flip") if flip is None else flip
+
+
 def _mirrored(kind: str, rng: CounterRNG, index: Tensor, flip: bool | None) -> Tensor:
     """Which images are mirrored, (B,) bool."""
-    if flip is False or (flip is None and not kind.endswith("flip")):
+    if not mirrors(kind, flip):
         return torch.zeros_like(index, dtype=torch.bool)
     if kind == "crop-flip":
         return rng.uniform("augment", index, (3,))[:, 2] < 0.5

@@ -24,6 +24,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from mexit.core.atomic_io import parse_json, read_bytes, read_json, sha256_file, to_json, write_bytes
+from mexit.core.printable import shell_path
 from mexit.core.schema import decode
 from mexit.core.wrong_path import RUN, found_instead
 from mexit.data.splits import Splits
@@ -191,7 +192,7 @@ def load_model(run: Path, file: str = WEIGHTS) -> tuple[MultiExit, TrainSettings
     settings = load_settings(run)
     if not (run / file).exists():
         also = ", and mexit export takes its checkpoint" if (run / CHECKPOINT).exists() else ""
-        raise NotFound(f"run {run} is not finished: mexit train --resume --out {run} continues it{also}")
+        raise NotFound(f"run {run} is not finished: mexit train --resume --out {shell_path(run)} continues it{also}")
     tensors, metadata = _read(run / file, "weights")
     if not metadata.get("classes", "").isdigit():
         raise Damaged(f"weights {run / file} do not name their number of classes")

@@ -223,6 +223,11 @@ class TrainSettings:
         """Whether the run trains the heads of a frozen network and nothing else."""
         return self.freeze and not self.finetune and not self.minutes
 
+    @property
+    def kind(self) -> str:
+        """The training method, or "frozen" for a run that trains the heads of a frozen network alone."""
+        return "frozen" if self.heads_only else self.method
+
     def model_spec(self) -> ModelSpec:
         """The architecture of the run, for its size, channels and normalisation.
 

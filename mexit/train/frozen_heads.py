@@ -11,17 +11,18 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mexit.core.progress import Advance, Progress
 from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
-from mexit.models.multi_exit import MultiExit
+from mexit.models.multi_exit import MultiExit, Stage
 from mexit.train.config import TrainSettings
 from mexit.train.dataloader import load_batches
 from mexit.train.feature_cache import classifiers, compute_features, most_images
@@ -41,21 +42,50 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True)
 class Regression:
-    """A fitted logistic regression: logits = features @ weight.T + bias.
+    """A fitted logistic regression: logits = (features - mean) / std @ weight.T + bias.
 
     Attributes:
+        mean, std: of the features of the training images, (D,) float32; std is 1 for a constant.
         weight: (C, D) float32.
         bias: (C,) float32.
         penalty: weight of the penalty, one of `PENALTIES`.
     """
 
+    mean: Tensor
+    std: Tensor
     weight: Tensor
     bias: Tensor
     penalty: float
 
     def logits(self, features: Tensor) -> Tensor:
         """Features (N, D) to logits (N, C)."""
-        return F.linear(features, self.weight, self.bias)
+        return F.linear((features - self.mean) / self.std, self.weight, self.bias)
+
+    @torch.no_grad()
+    def store(self, head: nn.Module, classifier: nn.Linear) -> None:
+        """Write the regression into a head that ends in `classifier`.
+
+        A BatchNorm before the classifier, whose own weights were not trained, standardises the features, so that
+        fine-tuning starts from inputs of one scale. Without one, the weights of the classifier do it.
+        """
+        layers = [layer for layer in head.modules() if not isinstance(layer, nn.Dropout)]
+        norm = layers[layers.index(classifier) - 1]
+        mean, std = self.mean, self.std
+        if isinstance(norm, nn.BatchNorm1d) and _is_untrained(norm):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            scale = (norm.running_var + norm.eps).sqrt()  # the features were measured behind this layer
+            norm.running_mean += scale * mean
+            norm.running_var.copy_(((scale * std).square() - norm.eps).clamp(min=0))
+            mean, std = torch.zeros_like(mean), scale * std / (norm.running_var + norm.eps).sqrt()
+        weight = self.weight / std
+        classifier.weight.copy_(weight)
+        classifier.bias.copy_(self.bias - weight @ mean)
+
+
+def _is_untrained(norm: nn.BatchNorm1d) -> bool:
+    """Whether a BatchNorm has no weights of its own, or those that it was created with."""
+    return not norm.affine or bool((norm.weight == 1).all() and (norm.bias == 0).all())
 
 
 def train_heads(
@@ -107,9 +137,7 @@ def train_heads(
                 if should_stop():
                     return None
                 fitted = fit_regression(train.exits[k], train.labels, held_out.exits[k], held_out.labels, model.classes)
-                with torch.no_grad():
-                    layer.weight.copy_(fitted.weight)
-                    layer.bias.copy_(fitted.bias)
+                fitted.store(cast("Stage", model.stages[k]).head, layer)
                 correct = fitted.logits(held_out.exits[k]).argmax(dim=1) == held_out.labels
                 accuracy.append(round(float(correct.float().mean()), 6))
                 advance(1, f"exit {k + 1}: {100 * accuracy[-1]:.1f}% of the selection split")
@@ -137,14 +165,13 @@ def fit_regression(
     standardised, tested = (features - mean) / std, (held_out - mean) / std
     weight = torch.zeros(classes, features.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
-    best, lowest, worse = Regression(weight.detach(), bias.detach(), PENALTIES[0]), math.inf, 0
+    best, lowest, worse = Regression(mean, std, weight.detach(), bias.detach(), PENALTIES[0]), math.inf, 0
     for penalty in PENALTIES:
         _minimise(weight, bias, standardised, labels, penalty)
         with torch.no_grad():
             loss = float(F.cross_entropy(F.linear(tested, weight, bias), held_out_labels))
             if loss < lowest:
-                scaled = weight / std
-                best, lowest, worse = Regression(scaled, bias - scaled @ mean, penalty), loss, 0
+                best, lowest, worse = Regression(mean, std, weight.clone(), bias.clone(), penalty), loss, 0
                 continue
         worse += 1
         if worse == _PATIENCE:

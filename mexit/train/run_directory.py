@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mexit.core.artifact_paths import RUNS, create_free, forget, remember
 from mexit.core.directory_lock import directory_lock
+from mexit.core.printable import shell_path
 from mexit.errors import MexitError, UsageError
 from mexit.train import checkpoint
 from mexit.train.tensorboard import FOLDER
@@ -16,7 +17,7 @@ from mexit.train.tensorboard import FOLDER
 
 @contextmanager
 def existing_run(run: Path) -> Iterator[Path]:
-    """Lock a run to continue it, and make it the newest.
+    """Lock a run to continue it.
 
     Raises:
         NotFound, Damaged: the run does not exist, or its settings are damaged.
@@ -24,7 +25,6 @@ def existing_run(run: Path) -> Iterator[Path]:
     """
     checkpoint.load_settings(run)
     with _locked(run):
-        remember(RUNS, run)
         yield run
 
 
@@ -48,7 +48,8 @@ def new_run(out: Path | None, name: str) -> Iterator[Path]:
         with _locked(run):
             if (run / checkpoint.SETTINGS).exists():
                 raise UsageError(
-                    f"run {run} exists already: continue it with --resume --out {run}, or choose another --out"
+                    f"run {run} exists already: continue it with --resume --out {shell_path(run)}, or choose another "
+                    "--out"
                 )
             previous = remember(RUNS, run)
             try:

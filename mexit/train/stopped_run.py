@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mexit.core.printable import shell_path
 from mexit.data.dataset import DataSet
 from mexit.data.splits import Splits
 from mexit.errors import NotFound
@@ -37,7 +38,7 @@ def write_weights(
         Damaged: the checkpoint is not readable, or belongs to another network.
     """
     if not (run / checkpoint.CHECKPOINT).exists():
-        raise NotFound(f"run {run} has no checkpoint yet: mexit train --resume --out {run} continues it")
+        raise NotFound(f"run {run} has no checkpoint yet: mexit train --resume --out {shell_path(run)} continues it")
     classes = len(data.classes)
     model = settings.model_spec().build(classes)
     state = checkpoint.restore(run, model, build_optimiser(model, settings))

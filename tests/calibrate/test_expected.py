@@ -78,6 +78,31 @@ def test_alike_splits_agree_and_each_budget_has_its_row(entry: PolicyEntry) -> N
     json.dumps(table)
 
 
+def test_classes_that_one_split_lacks_are_named(entry: PolicyEntry) -> None:
+    certification, test = make_evaluator(500, 1), make_evaluator(900, 2)
+    assert certification.labels is not None
+    fewer = dataclasses.replace(certification, labels=np.where(certification.labels == 2, 1, certification.labels))
+    names = ("stop", "yield", "no entry", "roundabout")
+    sentences = expected_and_test(entry, fewer, test, of=900, classes=names)["warnings"]
+    assert (
+        "the certification split has no pictures of 1 of the classes of the test split (no entry): the expected "
+        "results do not count them"
+    ) in sentences
+    assert any(
+        "the test split has no pictures of 1" in one for one in expected_and_test(entry, test, fewer)["warnings"]
+    )
+
+
+def test_groups_in_both_splits_are_counted(entry: PolicyEntry) -> None:
+    certification, test = make_evaluator(500, 1, group_size=10), make_evaluator(900, 2, group_size=10)
+    apart = dataclasses.replace(test, groups=np.asarray(test.groups) + 50)
+    assert not any("groups" in one for one in expected_and_test(entry, certification, apart)["warnings"])
+    assert (
+        "50 of the 90 groups of the test split are in the certification split too"
+        in (expected_and_test(entry, certification, test)["warnings"][-1])
+    )
+
+
 def test_other_test_images_are_outside_in_accuracy_and_cost(entry: PolicyEntry) -> None:
     table = expected_and_test(entry, make_evaluator(500, 1), make_evaluator(500, 2, signal=0.2), of=500)
     low, full = table["budgets"][0], table["budgets"][-1]

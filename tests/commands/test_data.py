@@ -36,6 +36,14 @@ def test_a_folder_is_reported_by_its_path(name: str, pets: Path) -> None:
     assert "mexit train --data folder:pets" in shown.stdout
 
 
+def test_the_next_command_can_be_typed_where_the_path_has_a_space(pets: Path) -> None:
+    pets.rename("my pets")
+    assert "mexit train --data 'folder:my pets'\n" in typed("data", "my pets").stdout
+    for k in range(30):
+        Path(f"my pets/00/{k}.png").write_bytes(b"no picture")
+    assert "mexit data 'folder:my pets' lists all problems" in refused(*TRAIN[:-1], "folder:my pets", code=1)
+
+
 def test_a_named_set_is_reported() -> None:
     assert "1,797" in typed("data", "digits").stdout
     assert "image folder nowhere does not exist" in refused("data", "nowhere", code=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import av
 import pytest
-from command_line import program
+from command_line import program, typed
 
 from mexit.commands import output
 
@@ -28,19 +28,29 @@ def test_an_error_of_pyav_that_no_code_expected(error: type, capsys: pytest.Capt
     assert shown.count("10.0.0.5") == 3
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "camera {bundle} --source http://admin:geheim@127.0.0.1:9/a.png",
-        "camera {bundle} --source http://admin:geheim@127.0.0.1:9/a.mp4 --json",
-        "camera {bundle} --source admin:geheim@127.0.0.1:9/a.mp4",
-        "run {bundle} http://admin:geheim@127.0.0.1:9/a.png",
-        "run {bundle} https://127.0.0.1:9/a.png?user=admin&password=geheim",
-        "train --data folder:https://admin:geheim@127.0.0.1/pictures",
-    ],
+LINES = (
+    "camera {bundle} --source http://admin:geheim@127.0.0.1:9/a.png",
+    "camera {bundle} --source http://admin:geheim@127.0.0.1:9/a.mp4 --json",
+    "camera {bundle} --source admin:geheim@127.0.0.1:9/a.mp4",
+    "run {bundle} http://admin:geheim@127.0.0.1:9/a.png",
+    "run {bundle} https://127.0.0.1:9/a.png?user=admin&password=geheim",
+    "train --data folder:https://admin:geheim@127.0.0.1/pictures",
+    "camera {bundle} rtsp://admin:geheim@127.0.0.1/stream --source 0",
+    "camera {bundle} --source 0 --limit rtsp://admin:geheim@127.0.0.1/stream",
+    "rtsp://admin:geheim@127.0.0.1/stream",
 )
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_commands(line: str, digits_bundle: Path) -> None:
-    done = program(*line.format(bundle=digits_bundle).split())
+    done = typed(*line.format(bundle=digits_bundle).split())
+    assert done.exit_code != 0
+    assert done.stderr.strip()
+    assert "geheim" not in done.output
+
+
+def test_a_command_in_a_process_of_its_own(digits_bundle: Path) -> None:
+    done = program(*LINES[0].format(bundle=digits_bundle).split())
     assert done.returncode != 0
     assert done.stderr.strip()
     assert "geheim" not in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The commands in the order of the pipeline, without arguments, each in a process of its own."""
+"""The commands in the order of the pipeline, without arguments; the first ones each in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,25 +7,39 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from command_line import MEXIT, refused, typed
 from PIL import Image
 
 from mexit.core.bundle import Bundle
 
 pytestmark = pytest.mark.slow
 
-MEXIT = [sys.executable, "-m", "mexit"]
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """The working directory of the commands below, which run one after the other."""
     return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process have the directory and the environment of those in a process of their own."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("MEXIT_CACHE", str(home / "cache"))
+
+
+def printed(*arguments: object) -> dict[str, Any]:
+    """The JSON object that a command prints in this process."""
+    done = typed(*arguments, "--json")
+    assert done.exit_code == 0, done.output
+    value: dict[str, Any] = json.loads(done.stdout)
+    return value
 
 
 def mexit(home: Path, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
@@ -91,37 +105,41 @@ def test_4_serve(home) -> None:
 
 
 def test_5_other_commands_print_json(home) -> None:
-    evaluation = json.loads(mexit(home, "evaluate", "--samples", "60", "--steps", "5", "--json").stdout)
+    evaluation = printed("evaluate", "--samples", 60, "--steps", 5)
     assert set(evaluation) >= {"exits", "budgets", "transfer", "settings", "flags"}
     assert set(evaluation["exits"][0]) == {"exit", "clean", "average", "max-average", "worst"}
     assert evaluation["exits"][0]["clean"].keys() == {"value", "n", "stderr"}
     assert len(evaluation["transfer"]) == 3
-    inspection = json.loads(mexit(home, "inspect", "--json").stdout)
+    inspection = printed("inspect")
     assert inspection["bundle"] == json.loads((home / "bundles/digits-neo-kd/bundle.json").read_text())
-    bench = json.loads(mexit(home, "bench", "--repeats", "20", "--batch", "1", "--json").stdout)
+    bench = printed("bench", "--repeats", 20, "--batch", 1)
     assert {row["path"] for row in bench["rows"]} == {"full", "exit 1", "low", "medium", "high"}
     assert all(0 < row["p50_us"] <= row["p95_us"] and row["mean_us"] > 0 for row in bench["rows"])
-    run = json.loads(mexit(home, "evaluate", "runs/digits-neo-kd", "--samples", "60", "--steps", "5", "--json").stdout)
+    run = printed("evaluate", "runs/digits-neo-kd", "--samples", 60, "--steps", 5)
     assert run["budgets"] == {}
     for deployed, trained in zip(evaluation["exits"], run["exits"], strict=True):
         assert deployed == trained, "the bundle answers as the network it was exported from"
 
 
-def test_6_tables(home) -> None:
-    assert "accuracy per exit" in mexit(home, "evaluate", "--samples", "60", "--steps", "2").stdout
-    assert "calibrated for ort fp32" in mexit(home, "inspect").stdout
-    assert "microseconds per call" in mexit(home, "bench", "--repeats", "20", "--batch", "1").stdout
-    assert "seven.png" in mexit(home, "run", "bundles/digits-neo-kd", "seven.png").stdout
+def test_6_tables() -> None:
+    for words, line in (
+        ("accuracy per exit", "evaluate --samples 60 --steps 2"),
+        ("calibrated for ort fp32", "inspect"),
+        ("microseconds per call", "bench --repeats 20 --batch 1"),
+        ("seven.png", "run bundles/digits-neo-kd seven.png"),
+    ):
+        assert words in typed(*line.split()).stdout
 
 
-def test_7_existing_runs_and_bundles_are_not_overwritten(home) -> None:
-    assert "--replace" in mexit(home, "export", expect=2).stderr
-    assert "--resume" in mexit(home, "train", "--out", "runs/digits-neo-kd", expect=2).stderr
-    mexit(home, "export", "--replace", "--no-calibrate")
-    assert "mexit calibrate" in mexit(home, "run", "seven.png", expect=3).stderr
-    assert "no thresholds" not in mexit(home, "run", "seven.png", "--budget", "full").stderr
+def test_7_existing_runs_and_bundles_are_not_overwritten() -> None:
+    assert "--replace" in refused("export", code=2)
+    assert "--resume" in refused("train", "--out", "runs/digits-neo-kd", code=2)
+    assert typed("export", "--replace", "--no-calibrate").exit_code == 0
+    assert "mexit calibrate" in refused("run", "seven.png", code=3)
+    assert "no thresholds" not in typed("run", "seven.png", "--budget", "full").stderr
 
 
+@pytest.mark.long
 def test_demo_keeps_its_promises(home) -> None:
     """Accuracy and cost of the demo's own settings on the test split."""
     report = json.loads(mexit(home, "demo", "--json").stdout)

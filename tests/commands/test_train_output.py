@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import MEXIT, program, quiet, typed
+from command_line import MEXIT, quiet, typed
 from drawn_pictures import draw
 
 from mexit.core.progress import duration
@@ -20,8 +20,8 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def test_a_pipe_gets_one_line_per_epoch() -> None:
-    done = program("train", *SMALL, "--out", "run")
-    assert done.returncode == 0
+    done = typed("train", *SMALL, "--out", "run")
+    assert done.exit_code == 0
     epochs = [EPOCH.fullmatch(line) for line in done.stderr.splitlines() if line.startswith("epoch")]
     assert [found and found[1] for found in epochs] == ["1", "2", "3"]
     assert "training digits-cnn on digits with clean" in done.stderr

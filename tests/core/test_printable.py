@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import subprocess
 
 import pytest
 
 from mexit.core.atomic_io import parse_json, to_json
-from mexit.core.printable import json_text, printable, printable_lines
+from mexit.core.printable import json_text, printable, printable_lines, shell_path
 
 NAMES = {
     "Latin-1": (os.fsdecode(b"caf\xe9.png"), r"caf\xe9.png"),
@@ -25,6 +27,18 @@ NAMES = {
 def test_a_name_is_shown_on_one_line(name: str, shown: str) -> None:
     assert printable(name) == shown
     assert printable(name).encode().decode() == shown
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("name", [*(name for name, _ in NAMES.values()), "my pictures/it's $HOME", "-x", "a\\\x9fb'"])
+def test_a_shell_reads_a_path_as_it_is(name: str) -> None:
+    read = subprocess.run(["bash", "-c", f"printf %s {shell_path(name)}"], capture_output=True, check=True).stdout
+    assert read == os.fsencode(f"./{name}" if name.startswith("-") else name)
+    assert printable(shell_path(name)) == shell_path(name)
+
+
+def test_a_plain_path_is_not_quoted() -> None:
+    assert shell_path("folder:/home/me/pictures-2") == "folder:/home/me/pictures-2"
 
 
 def test_line_breaks_of_a_text_stay() -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mexit.data.dataset import ArrayImages, DataSet
 from mexit.evaluate import plots
+from mexit.evaluate.details import describe_answers
 from mexit.evaluate.report_files import write_details
 
 ODD = ("Straße <b>", "$\\frac{1$", "Знак «Стоп»", "علامة", "速度", "a" * 200, "दूरी", "\U0010fffd")
@@ -51,13 +53,24 @@ def test_without_matplotlib_the_page_is_written_and_says_what_is_missing(
     assert "<svg" in page
 
 
+def test_a_budget_may_be_named_like_a_field(make_details) -> None:
+    details = make_details(["a", "b"])
+    hits = details.answers.correct
+    data = DataSet("x", ("a", "b"), ArrayImages(np.zeros((60, 8, 8), np.uint8)), details.answers.labels, "", None)
+    content = describe_answers(details.answers, {"class": hits, "n": hits}, details.reliability, data).to_json()
+    row = content["classes"][0]
+    assert (row["class"], row["n"]) == ("a", details.rows[0].n)
+    assert row["accuracy_of"] == {"class": row["accuracy"], "n": row["accuracy"]}
+
+
 def test_the_report_holds_the_details_as_json(make_details) -> None:
     details = make_details(["a", "b", "c"], groups=np.arange(60) // 2)
     content = details.to_json()
     assert content["answers"] == "budget low"
     assert [row["class"] for row in content["classes"]] == ["a", "b", "c"]
     assert sum(row["n"] for row in content["classes"]) == 60
-    assert set(content["classes"][0]) == {"class", "n", "groups", "accuracy", "interval", "low", "full"}
+    assert set(content["classes"][0]) == {"class", "n", "groups", "accuracy", "interval", "accuracy_of"}
+    assert set(content["classes"][0]["accuracy_of"]) == {"low", "full"}
     wrong = sum(n for _, _, n in content["confusion"])
     assert wrong == 60 - details.answers.correct.sum()
     assert [row["exit"] for row in content["reliability"]] == [1, 2]

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from command_line import refused, typed
@@ -21,7 +20,7 @@ from mexit.errors import MexitError
 from mexit.evaluate.target import GradientSource
 from mexit.flows.export import ExportOptions, export_bundle
 from mexit.flows.train import TrainOptions, train_model
-from mexit.train import checkpoint
+from mexit.train import checkpoint, stopped_run
 
 QUICK = {"method": "clean", "epochs": 3, "batch": 200, "precision": "fp32"}  # epochs of 5 steps
 
@@ -47,6 +46,13 @@ def exported(run: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     assert max(result.differences) < 1e-4
     assert result.unfinished == bundle.manifest.provenance.get("unfinished")
     return dict(bundle.manifest.provenance), model.state_dict()
+
+
+def kept_weights(run: Path) -> dict[str, torch.Tensor]:
+    """The weights that an export of a run that is not finished takes."""
+    stored = splits.Splits.load(run / checkpoint.SPLITS)
+    name, _ = stopped_run.write_weights(run, checkpoint.load_settings(run), digits.load(), stored, "cpu")
+    return checkpoint.load_model(run, name)[0].state_dict()
 
 
 def test_the_checkpoint_is_exported_calibrated_and_evaluated() -> None:
@@ -75,8 +81,7 @@ def test_without_averages_the_present_weights_are_exported() -> None:
 
 def test_averaged_weights_have_recomputed_statistics() -> None:
     run = stopped_after(7, ema=0.9, recompute_norms=200)
-    average = load_file(run / checkpoint.CHECKPOINT)
-    _, weights = exported(run)
+    average, weights = load_file(run / checkpoint.CHECKPOINT), kept_weights(run)
     same = {name: torch.equal(value, average[f"average.{name}"]) for name, value in weights.items()}
     assert not any(equal for name, equal in same.items() if "running_" in name)
     assert all(equal for name, equal in same.items() if "running_" not in name)
@@ -84,8 +89,7 @@ def test_averaged_weights_have_recomputed_statistics() -> None:
 
 def test_the_best_weights_are_exported_where_the_run_keeps_them() -> None:
     run = stopped_after(7, keep="best")
-    kept = load_file(run / checkpoint.CHECKPOINT)
-    _, weights = exported(run)
+    kept, weights = load_file(run / checkpoint.CHECKPOINT), kept_weights(run)
     assert all(torch.equal(value, kept[f"kept.{name}"]) for name, value in weights.items())
 
 
@@ -117,7 +121,7 @@ def test_a_damaged_checkpoint_exports_nothing() -> None:
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_an_export_whose_calibration_fails_leaves_no_bundle(replaced: bool, workspace: Path) -> None:
-    """The calibration split has a class that the bundle has not: recording its trace fails."""
+    """The calibration split is empty."""
     run = Path(shutil.copytree(workspace / "runs/digits", "runs/digits"))
     stored = splits.Splits.load(run / checkpoint.SPLITS)
     parts = {**stored.parts, "calibration": stored.parts["calibration"][:0]}
@@ -131,4 +135,3 @@ def test_an_export_whose_calibration_fails_leaves_no_bundle(replaced: bool, work
     assert result.exit_code != 0
     assert "no bundle was written, --no-calibrate exports without thresholds" in " ".join(result.stderr.split())
     assert {path: path.read_bytes() for path in Path("bundles").rglob("*") if path.is_file()} == before
-    assert len(digits.load().labels) == len(np.concatenate(list(stored.parts.values())))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import refused, typed
 from PIL import Image
 
 from mexit import Bundle, Damaged, RiskInfeasible, Runtime, UsageError
@@ -111,29 +112,16 @@ def test_certificate_is_stored_shown_and_selectable(bundle_copy) -> None:
     (certificate,) = result.entry.certificates
     runtime = Runtime.open(bundle_copy, "certified")
     assert runtime.policy() == result.entry.policy(result.entry.frontier[certificate["first"]])
-    shown = subprocess.run(
-        [sys.executable, "-m", "mexit", "inspect", str(bundle_copy)], capture_output=True, text=True, check=True
-    ).stdout
+    shown = typed("inspect", bundle_copy).stdout
     assert certificate["id"] in shown
     assert "with confidence 90.0%" in " ".join(shown.split())
 
 
 def test_an_infeasible_certificate_changes_nothing_and_has_its_own_exit_code(bundle_copy) -> None:
     before = (bundle_copy / "policies.json").read_bytes()
-    command = [
-        sys.executable,
-        "-m",
-        "mexit",
-        "calibrate",
-        str(bundle_copy),
-        "--max-risk",
-        "0.001",
-        "--attack",
-        "none",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == RiskInfeasible.exit_code == 3
-    assert "2995 samples would do" in done.stderr
+    said = refused("calibrate", bundle_copy, "--max-risk", 0.001, "--attack", "none", code=3)
+    assert RiskInfeasible.exit_code == 3
+    assert "2995 samples would do" in said
     assert (bundle_copy / "policies.json").read_bytes() == before
 
 
@@ -176,10 +164,8 @@ def test_calibration_and_certification_share_no_samples_with_each_other_or_with_
 
 @pytest.mark.parametrize("method", ["conformal", "hoeffding-bentkus"])
 def test_removed_risk_methods_are_refused_with_the_two_that_exist(bundle_copy, method) -> None:
-    command = [sys.executable, "-m", "mexit", "calibrate", str(bundle_copy), "--max-risk", "0.2"]
-    done = subprocess.run([*command, "--risk-method", method], capture_output=True, text=True, check=False)
-    assert done.returncode == UsageError.exit_code
-    assert f"unknown risk method '{method}': choose from auto, binomial, betting" in " ".join(done.stderr.split())
+    said = refused("calibrate", bundle_copy, "--max-risk", 0.2, "--risk-method", method, code=UsageError.exit_code)
+    assert f"unknown risk method '{method}': choose from auto, binomial, betting" in said
 
 
 def test_a_stored_certificate_of_a_removed_method_stays_readable(bundle_copy) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from command_line import refused, typed
 from PIL import Image
 
 from mexit import Bundle, Runtime
+from mexit.commands.calibrate import show_calibration
 from mexit.core.trace import UNKNOWN
 from mexit.data import digits, splits
 from mexit.errors import BadInput, UsageError
@@ -82,6 +84,19 @@ def test_the_command_shows_coverage_and_inspect_does_too(bundle_copy: Path) -> N
         assert "at most 20.00% of the answers are wrong, with confidence 95.0%" in words
     printed = typed("calibrate", bundle_copy, "--attack", "none", "--max-error", "0.2", "--json").stdout
     assert json.loads(printed)["entry"]["reject"]["max_error"] == 0.2
+
+
+def test_the_next_command_names_a_budget_that_is_available(
+    bundle_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = calibrate_bundle(bundle_copy, options=CalibrateOptions(max_error=0.2, attack="none"))
+    show_calibration(result)
+    assert "mexit serve --budget low" in capsys.readouterr().out
+    named = {name: index for name, index in result.entry.named.items() if name != "low"}
+    show_calibration(replace(result, entry=replace(result.entry, named=named), unavailable=("low",)))
+    shown = capsys.readouterr().out
+    assert "not available: low" in shown
+    assert "mexit serve --budget medium" in shown
 
 
 def test_an_error_that_cannot_be_certified_changes_nothing_and_has_exit_code_3(bundle_copy: Path) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import program
 from PIL import Image
 
 from mexit import Bundle, Runtime, UsageError
@@ -94,8 +93,7 @@ def test_too_few_pictures_are_refused(bundle_copy: Path, pictures: Path, tmp_pat
 
 @pytest.mark.slow
 def test_the_command_names_what_is_missing_without_labels(bundle_copy: Path, pictures: Path) -> None:
-    command = [sys.executable, "-m", "mexit", "calibrate", str(bundle_copy), "--data", f"folder:{pictures}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = program("calibrate", bundle_copy, "--data", f"folder:{pictures}")
     assert done.returncode == 0, done.stderr
     messages = " ".join(done.stderr.split())
     assert f"has no labels: of its {COUNT} pictures half calibrate and half certify" in messages

@@ -12,7 +12,8 @@ from mexit.core.bundle import Bundle
 from mexit.core.progress import Silent
 from mexit.errors import UsageError
 from mexit.evaluate.config import EvaluateOptions
-from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle, default_attack
+from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
+from mexit.flows.calibration_source import default_attack
 from mexit.flows.evaluate import evaluate_model
 from mexit.flows.export import ExportOptions, export_bundle
 from mexit.flows.train import TrainOptions, train_model

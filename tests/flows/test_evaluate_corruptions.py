@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import program
+from command_line import program, typed
 
 from mexit.attacks.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from mexit.evaluate.config import EvaluateOptions
@@ -186,9 +186,9 @@ def test_the_command_prints_tables_of_80_columns(folder, source) -> None:
     assert ("exits taken, %" in done.stdout) == bundle
 
 
-def test_json_holds_every_condition(folder) -> None:
+def test_json_holds_every_condition(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
     options = ("--attacks", "corruptions", "--samples", SAMPLES, "--json")
-    done = program("evaluate", "bundles/mixed", *options, cwd=folder)
-    printed = json.loads(done.stdout)
+    printed = json.loads(typed("evaluate", "bundles/mixed", *options).stdout)
     assert len(printed["corruptions"]["conditions"]) == 75
     assert printed == json.loads((folder / "bundles/mixed/reports/evaluation.json").read_text())

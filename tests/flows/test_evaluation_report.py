@@ -46,7 +46,7 @@ def test_a_bundle_is_described_by_the_answers_of_its_default_budget() -> None:
     errors = sum(n for _, _, n in details["confusion"])
     assert errors == low["n"] - round(low["value"] * low["n"])
     for name, row in result.report["budgets"].items():
-        total = sum(one["n"] * one[name] for one in details["classes"])
+        total = sum(one["n"] * one["accuracy_of"][name] for one in details["classes"])
         assert total == pytest.approx(row["clean"]["value"] * row["clean"]["n"])
     assert (BUNDLE / "policies.json").read_bytes() == policies, "the test images select nothing"
     test = set(open_target(RUN, None, "auto").splits.part("test").tolist())
@@ -64,11 +64,23 @@ def test_a_run_is_described_by_its_last_exit_with_temperatures_of_the_calibratio
     assert details["answers"] == "exit 3"
     assert sum(row["n"] for row in details["classes"]) == 200
     last = report["exits"][-1]["clean"]["value"]
-    assert sum(row["n"] * row["exit 3"] for row in details["classes"]) == pytest.approx(200 * last)
+    assert sum(row["n"] * row["accuracy_of"]["exit 3"] for row in details["classes"]) == pytest.approx(200 * last)
     assert [row["exit"] for row in details["reliability"]] == [1, 2, 3]
     assert np.mean([row["ece"] for row in details["reliability"]]) < 0.2
     chosen = evaluate_model(RUN, samples=50, options=EvaluateOptions(groups=(), budgets=("high",))).report["details"]
     assert chosen["answers"] == "budget high"
+
+
+@pytest.mark.slow
+def test_the_reject_option_is_reported_beside_the_accuracy(reject_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(reject_bundle, tmp_path / "digits"))
+    report = evaluate_model(bundle, samples=200, options=CLEAN).report
+    low, details = report["budgets"]["low"]["clean"], report["details"]
+    assert low["answered"] == pytest.approx(1 - details["no_answer"] / 200) < 1
+    wrong = sum(n for _, _, n in details["confusion"])
+    assert low["answered_correctly"] == pytest.approx(1 - wrong / (200 - details["no_answer"]))
+    for page in ("model_card.md", "report.html"):
+        assert f"answers {low['answered']:.1%} of the clean images" in (bundle / "reports" / page).read_text()
 
 
 def test_no_report_writes_neither_pictures_nor_page(tmp_path: Path) -> None:

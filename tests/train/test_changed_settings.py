@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,19 @@ def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs. Read it only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("trained"))
+        patch.setitem(sys.modules, "matplotlib", None)
+        return train_model(settings=QUICK, out=Path("x").absolute(), options=ONE).run
+
+
 @pytest.fixture
-def run() -> Path:
-    """A finished run of two epochs."""
-    train_model(settings=QUICK, out=Path("x"), options=ONE)
-    return Path("x")
+def run(trained: Path) -> Path:
+    """That run as a test's own run `x`."""
+    return Path(shutil.copytree(trained, "x"))
 
 
 def at(epoch: int, step: int = 0, **fields: Any) -> Position:

@@ -100,6 +100,15 @@ def test_the_newest_run_is_again_the_one_before_a_failed_one(tmp_path: Path) -> 
     assert sorted(path.name for path in Path("runs").iterdir()) == ["digits-clean", "latest"]
 
 
+def test_a_refused_resume_does_not_make_a_run_the_newest() -> None:
+    for name in ("first", "second"):
+        train_model(settings=QUICK, out=Path(name), options=TrainOptions(threads=1))
+    assert "its own --batch (943)" in refused("train", "--resume", "--out", "first", "--batch", "7", code=2)
+    assert Path("runs/latest").read_text() == "second\n"
+    train_model(settings={"epochs": 2}, out=Path("first"), resume=True, options=TrainOptions(threads=1))
+    assert Path("runs/latest").read_text() == "first\n"
+
+
 def test_a_run_with_a_checkpoint_survives_an_error() -> None:
     def fail() -> bool:
         if (Path("x") / checkpoint.CHECKPOINT).exists():

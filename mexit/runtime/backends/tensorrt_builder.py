@@ -32,6 +32,7 @@ from typing import Any
 from mexit.core.atomic_io import new_directory, read_bytes, read_json, sha256_bytes, to_json, write_bytes
 from mexit.core.bundle import MAX_FILE_BYTES, Bundle
 from mexit.core.manifest import SegmentSpec, TensorSpec
+from mexit.core.printable import shell_path
 from mexit.core.schema import check_format, decode
 from mexit.errors import BackendError, Damaged, NotFound, SchemaTooNew, Untrusted, missing_extra
 from mexit.runtime.device_cache import cache_folder, device_key, make_private
@@ -139,7 +140,7 @@ class EngineSlot:
     @property
     def remedy(self) -> str:
         """The command that repairs the cache."""
-        return f"mexit export {self.bundle.path} --trt --replace builds all engines anew"
+        return f"mexit export {shell_path(self.bundle.path)} --trt --replace builds all engines anew"
 
 
 @dataclass(frozen=True)
