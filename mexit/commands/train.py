@@ -99,8 +99,8 @@ def train(
         bool,
         typer.Option(
             "--freeze",
-            help="Keep a pretrained network as it is and train the heads of its exits alone, on features that one pass "
-            "over the images computes. Default network: efficientnet-lite0.",
+            help="Keep the network as it is and train the heads of its exits alone, on features that one pass over the "
+            "images computes.",
         ),
     ] = False,
     finetune: Annotated[

@@ -14,7 +14,7 @@ from mexit.data.groups import default_group
 from mexit.errors import UsageError
 from mexit.models import ModelSpec, model_spec
 from mexit.train.augment import AUGMENTS
-from mexit.train.frozen_settings import FROZEN_MODEL, check_frozen
+from mexit.train.frozen_settings import check_frozen
 from mexit.train.methods import method_class
 from mexit.train.option_names import option_name
 from mexit.train.presets import DEFAULT_MODELS, PRESETS, default_preset, expand_robust
@@ -340,7 +340,7 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
         values["minutes"] = 0.0
     if given.get("freeze") or given.get("finetune"):
         length = {"epochs": given.get("finetune", 0), "minutes": given.get("minutes", 0.0)}
-        values |= {"freeze": True, "model": given.get("model", FROZEN_MODEL), **length}
+        values |= {"freeze": True, **length}
     if given.get("keep") == "best" and "recompute_norms" not in given:
         values["recompute_norms"] = 0
     if values["method"] == presets[preset]["method"]:

@@ -8,7 +8,6 @@ from typing import Any
 from mexit.errors import UsageError
 from mexit.train.option_names import option_name
 
-FROZEN_MODEL = "efficientnet-lite0"  # the default of --freeze
 # Settings that determine the heads of a frozen network. All others belong to joint training.
 _OF_HEADS = frozenset(
     (
@@ -25,13 +24,15 @@ def check_frozen(given: Mapping[str, Any]) -> None:
         given: fields of `TrainSettings` that the user gave, and "robust".
 
     Raises:
-        UsageError: `finetune` without `freeze`'s consent, a second length, or a setting of joint training without it.
+        UsageError: no network, a second length, or a setting of joint training without joint training.
     """
     frozen, finetune = given.get("freeze"), given.get("finetune")
     if finetune and frozen is False:
         raise UsageError("--finetune trains on from the heads of a frozen network: leave out freeze=False")
     if not frozen and not finetune:
         return
+    if "model" not in given:
+        raise UsageError("--freeze keeps a network as it is: name one with --model")
     if "epochs" in given:
         raise UsageError("--freeze trains the heads first: set the epochs of joint training after it by --finetune N")
     if finetune and "minutes" in given:

@@ -109,6 +109,6 @@ def test_the_command_says_what_it_does_and_refuses_other_lengths() -> None:
     shown = typed("train", "--freeze", "--model", "digits-cnn", "--threads", "1", "--out", "x")
     assert "training the 3 heads of digits-cnn on digits" in " ".join(shown.stderr.split())
     assert "x: heads of the frozen network" in shown.stdout
-    assert "--finetune N" in refused("train", "--freeze", "--epochs", "3", code=2)
+    assert "--finetune N" in refused("train", "--freeze", "--model", "digits-cnn", "--epochs", "3", code=2)
     shown = typed("train", "--resume", "--finetune", "1", "--threads", "1", "--out", "x")
     assert "x: 1 epochs" in shown.stdout

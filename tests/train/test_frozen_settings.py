@@ -16,20 +16,21 @@ from mexit.train.checkpoint import Position, is_finished
 from mexit.train.config import TrainSettings, resolve
 from mexit.train.optimiser import BACKBONE_RATE, build_optimiser, set_lr
 
+NETWORK = {"model": "digits-cnn"}
 AT_HEADS = Position(0, 0, {}, None, 0)
 
 
 def test_freeze_alone_trains_heads_on_clean_images() -> None:
-    settings = resolve("folder:pictures", None, {"freeze": True})
+    settings = resolve("folder:pictures", None, {"model": "wide-cnn", "freeze": True})
     assert settings.heads_only
-    assert (settings.model, settings.preset, settings.kind) == ("efficientnet-lite0", "finetune", "frozen")
+    assert (settings.model, settings.preset, settings.kind) == ("wide-cnn", "finetune", "frozen")
     assert (settings.epochs, settings.minutes, settings.attack) == (0, 0.0, "none")
     assert is_finished(AT_HEADS, settings)
 
 
 @pytest.mark.parametrize("data", ["digits", "cifar10", "folder:pictures"])
 def test_finetune_implies_freeze_and_distils_from_the_last_exit(data: str) -> None:
-    settings = resolve(data, None, {"finetune": 4})
+    settings = resolve(data, None, NETWORK | {"finetune": 4})
     assert (settings.freeze, settings.finetune, settings.epochs, settings.minutes) == (True, 4, 4, 0.0)
     assert (settings.method, settings.attack, settings.kind) == ("skd", "none", "skd")
     assert settings.options["temperature"] == 2.0, "an adaptive one grows without end under a confident teacher"
@@ -37,16 +38,21 @@ def test_finetune_implies_freeze_and_distils_from_the_last_exit(data: str) -> No
 
 
 def test_finetuning_by_the_clock() -> None:
-    settings = resolve("digits", None, {"freeze": True, "minutes": 3.0})
+    settings = resolve("digits", None, NETWORK | {"freeze": True, "minutes": 3.0})
     assert (settings.epochs, settings.minutes, settings.heads_only) == (0, 3.0, False)
 
 
 def test_finetuning_against_attacks() -> None:
-    settings = resolve("digits", None, {"finetune": 4, "robust": 4 / 255})
+    settings = resolve("digits", None, NETWORK | {"finetune": 4, "robust": 4 / 255})
     assert (settings.preset, settings.method, settings.attack) == ("robust_finetune", "skd", "average")
     assert (settings.eps, settings.step) == pytest.approx((4 / 255, 2 / 255))
-    other = resolve("digits", None, {"finetune": 4, "method": "neo-kd"})
+    other = resolve("digits", None, NETWORK | {"finetune": 4, "method": "neo-kd"})
     assert (other.preset, other.method, other.attack) == ("robust_finetune", "neo-kd", "average")
+
+
+def test_freeze_needs_a_network() -> None:
+    with pytest.raises(UsageError, match="name one with --model"):
+        resolve("digits", None, {"freeze": True})
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -64,11 +70,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("given", "said"), REFUSED, ids=[",".join(given) for given, _ in REFUSED])
 def test_contradictions_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        resolve("digits", None, given)
+        resolve("digits", None, NETWORK | given)
 
 
 def test_settings_survive_their_file_and_those_of_older_runs_are_not_frozen() -> None:
-    settings = resolve("digits", None, {"finetune": 4})
+    settings = resolve("digits", None, NETWORK | {"finetune": 4})
     stored = json.loads(json.dumps(settings.to_json()))
     assert TrainSettings.from_json(stored, "x").finetune == 4
     del stored["freeze"], stored["finetune"]
@@ -80,7 +86,7 @@ def changed(given: dict[str, Any], stored: TrainSettings) -> TrainSettings:
 
 
 def test_resume_adds_finetuning_to_heads() -> None:
-    heads = resolve("digits", None, {"freeze": True})
+    heads = resolve("digits", None, NETWORK | {"freeze": True})
     settings = changed({"finetune": 3}, heads)
     assert (settings.finetune, settings.epochs, settings.heads_only) == (3, 3, False)
     by_clock = changed({"minutes": 2.0}, heads)
@@ -90,7 +96,7 @@ def test_resume_adds_finetuning_to_heads() -> None:
 
 
 def test_resume_refuses_the_length_of_the_other_kind_of_run() -> None:
-    heads, plain = resolve("digits", None, {"freeze": True}), resolve("digits", None, {"epochs": 3})
+    heads, plain = resolve("digits", None, NETWORK | {"freeze": True}), resolve("digits", None, {"epochs": 3})
     with pytest.raises(UsageError, match="give --finetune"):
         changed({"epochs": 3}, heads)
     with pytest.raises(UsageError, match="give --epochs"):
@@ -101,7 +107,7 @@ def test_resume_refuses_the_length_of_the_other_kind_of_run() -> None:
 
 def test_the_backbone_has_a_smaller_learning_rate_than_the_heads() -> None:
     model = model_spec("digits-cnn").build(10)
-    optimiser = build_optimiser(model, resolve("digits", None, {"finetune": 1}))
+    optimiser = build_optimiser(model, resolve("digits", None, NETWORK | {"finetune": 1}))
     set_lr(optimiser, 0.5)
     rates = {id(one): group["lr"] for group in optimiser.param_groups for one in group["params"]}
     expected = {name: 0.5 if ".head." in name else 0.5 * BACKBONE_RATE for name, _ in model.named_parameters()}
