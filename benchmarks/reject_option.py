@@ -8,7 +8,7 @@ Their logits are recorded once. Each division cuts them at random, by group wher
 One third calibrates (temperatures, score, thresholds, candidates), one certifies, and one measures the coverage and the
 error among the answered. Images of the class that the run was trained without (`mexit train --omit-class`) are the
 pictures of other things; for another bundle `--unknown` names them. The share of them that is answered is measured
-twice: where the thresholds do not know them, and where a third of them calibrates and a third certifies, as with
+twice: where they select no threshold, and where a third of them calibrates and a third certifies, as with
 `mexit calibrate --reject-from`.
 """
 

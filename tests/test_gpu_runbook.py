@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ FOLDER = ROOT / "benchmarks" / "gpu"
 MODULES = ("context", "data_parts", "items", "miniature", "results", "state")
 # Items whose results do not depend on the clock.
 REPEATABLE = ("small-cnn-adversarial-0", "small-cnn-lw-0", "small-cnn-neo-kd-0")
+FAILED, SMALL, MSDNET = *REPEATABLE[:2], "msdnet-cifar10-adversarial"
 KILLS = {"few": 3, "twenty": 20}
 
 
@@ -202,44 +204,71 @@ def test_a_damaged_part_is_refused(book: Any, tiny_data: Path, tmp_path: Path) -
         book.data_parts.unpack(part, tmp_path / "data")
 
 
+@dataclass(frozen=True)
+class Session:
+    """A session of three items, of which the first one fails because its run is damaged. Read it only."""
+
+    state: Path
+    out: Path
+    exit_code: int
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    folder = tmp_path_factory.mktemp("session")
+    state, out = folder / "state", folder / "out"
+    (state / "runs" / FAILED).mkdir(parents=True)
+    (state / "runs" / FAILED / "settings.json").write_text("damaged")
+    return Session(state, out, start(state, "--items", FAILED, SMALL, MSDNET, "--results", str(out)).wait())
+
+
 @pytest.mark.slow
-def test_results_of_a_session_come_back_as_runs_of_the_complete_data_set(book: Any, tmp_path: Path) -> None:
-    name, state, out, root = "msdnet-cifar10-adversarial", tmp_path / "state", tmp_path / "out", tmp_path / "repository"
-    assert start(state, "--items", name, "--results", str(out)).wait() == 0
-    files = sorted(out.iterdir())
+def test_a_failed_item_is_recorded_and_the_next_ones_run(session: Session) -> None:
+    records = read_state(session.state)
+    assert session.exit_code == 1
+    assert records[FAILED]["attempts"][-1]["result"] == "failed"
+    assert "settings.json" in records[FAILED]["attempts"][-1]["error"]
+    assert list(done_items(session.state)) == [SMALL, MSDNET]
+
+
+@pytest.mark.slow
+def test_results_of_a_session_come_back_as_runs_of_the_complete_data_set(
+    book: Any, session: Session, tmp_path: Path
+) -> None:
+    state, root = session.state, tmp_path / "repository"
+    files = sorted(Path(shutil.copytree(session.out, tmp_path / "out")).iterdir())
     assert [file.name for file in files] == ["results.json", "weights-1.safetensors"]
     assert all(file.stat().st_size < 16e6 for file in files)
-    book.results.bring_in(out, root)
+    book.results.bring_in(tmp_path / "out", root)
     stored = read_state(root / "benchmarks" / "results" / "gpu")
-    assert stored[name]["done"]["torch"]
-    report = json.loads((root / "benchmarks" / "results" / "gpu" / name / "evaluation.json").read_text())
-    assert report == json.loads((state / "items" / name / "evaluation.json").read_text())
-    run = root / "zoo" / "gpu" / name
+    assert stored[MSDNET]["done"]["torch"]
+    report = json.loads((root / "benchmarks" / "results" / "gpu" / MSDNET / "evaluation.json").read_text())
+    assert report == json.loads((state / "items" / MSDNET / "evaluation.json").read_text())
+    run = root / "zoo" / "gpu" / MSDNET
     model, settings, splits = checkpoint.load_model(run)
     assert (settings.model, model.exits) == ("msdnet-cifar10", 3)
     full = registry.load("cifar10", state / "data" / "original")
     splits.check(full)
     expected = split(full).thinned(full, settings.fraction, None)
     assert splits.hashes() == expected.hashes()
-    there = checkpoint.load_model(state / "runs" / name)[0].state_dict()
+    there = checkpoint.load_model(state / "runs" / MSDNET)[0].state_dict()
     assert all((value == there[key]).all() for key, value in model.state_dict().items())
     files[1].write_bytes(b"weights of another collection")
     with pytest.raises(Damaged, match="not of one collection"):
-        book.results.bring_in(out, tmp_path / "again")
+        book.results.bring_in(tmp_path / "out", tmp_path / "again")
 
 
 @pytest.mark.slow
-def test_an_unfinished_run_comes_back_with_its_checkpoint(book: Any, tmp_path: Path) -> None:
-    name, state, root = "small-cnn-adversarial-0", tmp_path / "state", tmp_path / "repository"
-    assert start(state, "--items", name).wait() == 0
-    (state / "runs" / name / "weights.safetensors").unlink()
+def test_an_unfinished_run_comes_back_with_its_checkpoint(book: Any, session: Session, tmp_path: Path) -> None:
+    state, root = Path(shutil.copytree(session.state, tmp_path / "state")), tmp_path / "repository"
+    (state / "runs" / SMALL / "weights.safetensors").unlink()
     content = json.loads((state / "state.json").read_text())
-    content["items"][name]["done"] = None
+    content["items"][SMALL]["done"] = None
     (state / "state.json").write_text(json.dumps(content))
     book.results.collect(state, state / "data", tmp_path / "out")
     book.results.bring_in(tmp_path / "out", root)
-    here, there = root / "runs" / "gpu" / name, state / "runs" / name
-    assert not (root / "zoo" / "gpu" / name).exists()
+    here, there = root / "runs" / "gpu" / SMALL, state / "runs" / SMALL
+    assert not (root / "zoo" / "gpu" / SMALL).exists()
     assert Splits.load(here / "splits.npz").hashes() == Splits.load(there / "splits.npz").hashes()
     assert tensors(here / "checkpoint.safetensors") == tensors(there / "checkpoint.safetensors")
 
@@ -251,18 +280,6 @@ def tensors(path: Path) -> dict[str, bytes]:
     with safe_open(path, framework="np") as file:
         values = {key: file.get_tensor(key).tobytes() for key in file.keys()}  # noqa: SIM118
         return {**values, "metadata": json.dumps(file.metadata(), sort_keys=True).encode()}
-
-
-@pytest.mark.slow
-def test_a_failed_item_is_recorded_and_the_next_one_runs(tmp_path: Path) -> None:
-    state, first, second = tmp_path / "state", *REPEATABLE[:2]
-    (state / "runs" / first).mkdir(parents=True)
-    (state / "runs" / first / "settings.json").write_text("damaged")
-    assert start(state, "--items", first, second).wait() == 1
-    records = read_state(state)
-    assert records[first]["attempts"][-1]["result"] == "failed"
-    assert "settings.json" in records[first]["attempts"][-1]["error"]
-    assert list(done_items(state)) == [second]
 
 
 @pytest.mark.long

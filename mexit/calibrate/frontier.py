@@ -21,11 +21,11 @@ from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.budget import NAMED_FRACTIONS, Budget, format_macs
 from mexit.core.exit_policy import Thresholds
 from mexit.core.policies_file import FrontierPoint
+from mexit.core.trace import MIN_SAMPLES
 from mexit.errors import BadInput, BudgetInfeasible, UsageError
 
 POINTS = 41  # every 2.5 % between the costs of exit 1 and the last exit, so the named budgets are among them
 RATIOS = np.concatenate([[0.0], np.geomspace(1e-3, 1e3, 481), [np.inf]])
-MIN_SAMPLES = 20
 POLICIES = ("search", "geometric")
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mexit.data.image_formats import formats
-from mexit.data.preprocess import MAX_PIXELS
-from mexit.errors import requires_extra
+from mexit.data.preprocess import open_image
+from mexit.errors import MexitError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,15 +17,10 @@ _USUAL_DURATION_S = 0.1  # of a frame that has none, as browsers show it
 
 def open_picture(content: bytes) -> Image.Image | None:
     """The picture of encoded bytes, not decoded yet; None if it cannot be read, or is too large."""
-    with requires_extra("cpu", "Reading an image"):
-        from PIL import Image
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about large images
-            picture = Image.open(io.BytesIO(content), formats=formats())
-    except Exception:  # Pillow's decoders raise many exceptions on damaged files; `data.preprocess` explains them
+        return open_image(content)
+    except MexitError:  # decoding explains it
         return None
-    return picture if picture.width * picture.height <= MAX_PIXELS else None
 
 
 def is_animated(picture: Any) -> bool:

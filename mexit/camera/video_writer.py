@@ -1,7 +1,7 @@
 """Annotated H.264 video in an mp4 file, which is replaced only once the new video is complete.
 
 Frames keep the timestamps of their source, including irregular ones. The file grows under a hidden temporary name
-and in fragments, so that after `kill -9` the recorded part can be played.
+and in fragments, so that after `kill -9` the recorded part can be played, up to one of the last two key frames.
 """
 
 from __future__ import annotations
@@ -205,5 +205,6 @@ def _encoder_options(encoder: str) -> dict[str, str]:
 def _container_options(av: Any) -> dict[str, str]:
     if tuple(av.library_versions["libavformat"])[:2] < _HYBRID_VERSION:
         return {}
-    # Without an edit list, a video that starts at 0.2 s would be moved to 0.
-    return {"movflags": "hybrid_fragmented", "use_editlist": "1", "flush_packets": "1"}
+    # Without an edit list, a video that starts at 0.2 s would be moved to 0. Without `delay_moov` the list is written
+    # before its length is known, and readers of a recording that was cut off skip the first fragment.
+    return {"movflags": "hybrid_fragmented+delay_moov", "use_editlist": "1", "flush_packets": "1"}

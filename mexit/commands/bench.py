@@ -8,9 +8,10 @@ import typer
 
 from mexit.commands import output
 from mexit.commands.options import Backend, BundleArg, DataDir, Json, Threads
+from mexit.core.budget import short_macs
 
 if TYPE_CHECKING:
-    from mexit.flows.bench import BenchResult
+    from mexit.flows.bench_result import BenchResult
     from mexit.runtime.autotune import Explanation
 
 
@@ -20,7 +21,9 @@ def bench(
     backend: Backend = "auto",
     threads: Threads = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeatable. Default: 1, 8, 64.")] = None,
-    repeats: Annotated[int, typer.Option(help="Timed calls of each path.")] = 200,
+    repeats: Annotated[
+        int, typer.Option(help="Timed calls of each budget with one image; larger batches get fewer.")
+    ] = 200,
     tune: Annotated[
         bool,
         typer.Option("--tune", help="First measure every engine here; --backend auto then uses the fastest."),
@@ -28,7 +31,7 @@ def bench(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Measure the latency of a bundle on this machine, per path and batch size."""
+    """Compare every budget of a bundle with the static network on this machine: time, accuracy, MACs."""
     from mexit.flows.bench import BATCHES, bench_bundle
 
     result = bench_bundle(
@@ -45,26 +48,32 @@ def bench(
 
 
 def show_bench(result: BenchResult) -> None:
-    """Print the comparison of the engines, if there is one, and the latency of each path."""
+    """Print the comparison of the engines, if there is one, every path against the static network, and the verdict."""
+    from mexit.flows.bench_result import points, share
+
     if result.tuning:
         show_tuning(result.tuning)
     rows = [
         [
             row.path,
             str(row.batch),
-            f"{row.p50_us:.0f}",
-            f"{row.p95_us:.0f}",
             f"{row.mean_us / row.batch:.1f}",
-            str(row.n),
+            f"{row.p95_us:.0f}",
+            share(row.of_static),
+            points(row.accuracy_change, row.accuracy_error),
+            "-" if row.macs is None else short_macs(row.macs),
         ]
         for row in result.rows
     ]
     first = result.rows[0]
-    caption = f"{first.engine}, {first.threads} thread(s), {result.machine['cpu']}; {result.images}"
-    output.table("microseconds per call", ["path", "batch", "p50", "p95", "mean per image", "n"], rows, caption)
-    if slower := result.slower_than_full():
-        paths = ", ".join(f"{path} (batch {batch})" for path, batch in slower)
-        output.say(f"slower here than full, which runs no early heads: {paths}; choose a lower budget, or full")
+    expected = f"; accuracy and MACs expected from {result.expected_on}" if result.expected_on else ""
+    caption = f"{first.engine}, {first.threads} thread(s), {result.machine['cpu']}; {result.images}{expected}"
+    columns = ["budget", "batch", "us/image", "p95 us", "of static", "points", "MACs"]
+    output.table("every budget against the static network (full)", columns, rows, caption)
+    if slower := result.slower_than_static():
+        paths = ", ".join(f"{row.path} (batch {row.batch}, {share(row.of_static)})" for row in slower)
+        output.paragraph(f"slower here than the static network: {paths}")
+    output.paragraph(result.verdict())
 
 
 def show_tuning(explanation: Explanation) -> None:

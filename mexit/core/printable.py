@@ -1,4 +1,4 @@
-"""Show texts from outside, such as file names, in terminals and JSON."""
+"""Show texts from outside, such as file names, in terminals and JSON; shorten lists of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import json
 import os
 import re
 import shlex
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # Control characters, which terminals interpret, and what Python reads bytes that are not UTF-8 as.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -22,6 +25,12 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """A text with its line breaks, each line as `printable` shows it."""
     return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
+
+
+def listed(items: Sequence[T], most: int = 5, show: Callable[[T], str] = str, separator: str = ", ") -> str:
+    """The first `most` items as `show` gives them, and how many more there are: `a, b and 3 more`."""
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return separator.join(map(show, items[:most])) + more
 
 
 def shell_path(path: str | os.PathLike[str]) -> str:

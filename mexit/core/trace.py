@@ -17,7 +17,7 @@ from mexit.core.schema import decode
 from mexit.errors import BadInput, Damaged
 
 MAX_TRACE_BYTES = 2 << 30
-
+MIN_SAMPLES = 20  # that thresholds are set on
 
 UNKNOWN = "unknown"  # the condition of pictures of other things
 

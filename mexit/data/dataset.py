@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.manifest import InputSpec
+from mexit.core.printable import listed
 from mexit.data.preprocess import prepare, prepare_batch, read_image
 from mexit.errors import BadInput, MissingExtra, NotFound, UsageError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-_MAX_NAMES = 5  # in a message
 
 
 class ImageStore(Protocol):
@@ -159,8 +159,8 @@ class DataSet:
             return self
         if sorted(self.classes) != sorted(classes):
             raise UsageError(
-                f"{self.name} has the classes {_shown(self.classes)}; {owner} has {_shown(classes)}: give the class "
-                "folders these names, or name them in classes.txt"
+                f"{self.name} has the classes {listed(self.classes, show=repr)}; {owner} has "
+                f"{listed(classes, show=repr)}: give the class folders these names, or name them in classes.txt"
             )
         places = {name: place for place, name in enumerate(classes)}
         order = np.asarray([places[name] for name in self.classes], np.int64)
@@ -170,11 +170,6 @@ class DataSet:
     def streamed(self) -> bool:
         """Whether images are read and decoded on each access."""
         return isinstance(self.images, FileImages)
-
-
-def _shown(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return f"{', '.join(map(repr, names[:_MAX_NAMES]))}{more}"
 
 
 def split_batches(array: NDArray[Scalar], size: int) -> list[NDArray[Scalar]]:

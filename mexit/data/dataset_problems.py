@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.printable import printable
+from mexit.core.printable import listed, printable
 from mexit.data.dataset import DataSet, FileImages
 from mexit.data.picture_scan import PictureScan, grey_bits
 
@@ -78,7 +78,7 @@ def official_parts(data: DataSet) -> dict[str, NDArray[np.int64]]:
 
 def _unreadable(data: DataSet, scan: PictureScan) -> Iterator[Problem]:
     if scan.errors:
-        reasons = "; ".join(list(scan.errors.values())[:SHOWN]) + _more(scan.errors)
+        reasons = listed(list(scan.errors.values()), SHOWN, separator="; ")
         text = f"{_count(scan.errors, 'picture')} that cannot be read: {reasons}: remove or replace what is named"
         yield Problem("unreadable", True, text, _names(data, scan.errors))
 
@@ -150,8 +150,8 @@ def _few(data: DataSet) -> Iterator[Problem]:
     counts = _class_counts(data)
     few = [label for label in np.argsort(counts, kind="stable").tolist() if counts[label] < FEW]
     if few:
-        shown = ", ".join(f"{printable(data.classes[label])} {counts[label]}" for label in few[:SHOWN])
-        text = f"classes with fewer than {FEW} pictures to train with, {len(few)}: {shown}{_more(few)}: add pictures"
+        shown = listed(few, SHOWN, lambda label: f"{printable(data.classes[label])} {counts[label]}")
+        text = f"classes with fewer than {FEW} pictures to train with, {len(few)}: {shown}: add pictures"
         yield Problem("few pictures", False, text)
 
 
@@ -225,12 +225,8 @@ def _pair_names(data: DataSet, pairs: NDArray[np.int64]) -> tuple[str, ...]:
 
 
 def _shown(data: DataSet, index: NDArray[np.int64]) -> str:
-    return ", ".join(map(printable, _names(data, index[:SHOWN].tolist()))) + _more(index)
+    return listed(_names(data, index.tolist()), SHOWN, printable)
 
 
 def _shown_pairs(data: DataSet, pairs: NDArray[np.int64]) -> str:
-    return ", ".join(map(printable, _pair_names(data, pairs[:SHOWN]))) + _more(pairs)
-
-
-def _more(found: Sized) -> str:
-    return f" and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+    return listed(_pair_names(data, pairs), SHOWN, printable)

@@ -16,7 +16,7 @@ from mexit.data.dataset_problems import Problem, find_problems, official_parts
 from mexit.data.groups import Grouping, find_groups
 from mexit.data.near_duplicates import near_duplicates, thumbnails
 from mexit.data.picture_scan import PictureScan, grey_bits, scan_pictures
-from mexit.data.splits import NAMES, split
+from mexit.data.splits import NAMES, few_calibrate, split
 from mexit.errors import BadInput
 
 
@@ -42,7 +42,7 @@ class DatasetReport:
         modes: number of pictures by Pillow's mode.
         grey_bits: bits that grey values of 16-bit files use; None without such files.
         skipped: entries of a folder that are no pictures of a class, by suffix or reason.
-        groups: how many groups were found and how.
+        groups: how many groups were found and how, and whether some reach into the test part.
         splits: pictures of each split that training would make; empty if it cannot.
         problems: those that block training first.
     """
@@ -85,7 +85,7 @@ def report_data_set(data: DataSet, group: str, progress: Progress | None = None)
     scan = scan_pictures(data, progress=progress)
     pairs = near_duplicates(thumbnails(data.images, len(data), data.sha256, progress))
     grouping = find_groups(data, group, progress)
-    splits, blocking = _splits(data, grouping)
+    splits, groups, blocking = _splits(data, grouping)
     problems = (*blocking, *find_problems(data, scan, pairs))
     return DatasetReport(
         name=data.name,
@@ -99,19 +99,21 @@ def report_data_set(data: DataSet, group: str, progress: Progress | None = None)
         modes=dict(Counter(picture.mode for picture in scan.pictures).most_common()),
         grey_bits=grey_bits(scan),
         skipped=data.skipped,
-        groups="" if grouping is None else grouping.how,
+        groups=groups,
         splits=splits,
         problems=tuple(sorted(problems, key=lambda problem: not problem.blocks)),
     )
 
 
-def _splits(data: DataSet, grouping: Grouping | None) -> tuple[dict[str, int], tuple[Problem, ...]]:
-    """Pictures of each split, or the problem that prevents the division."""
+def _splits(data: DataSet, grouping: Grouping | None) -> tuple[dict[str, int], str, tuple[Problem, ...]]:
+    """Pictures of each split, the sentence about groups, and the problems of the division."""
     try:
-        parts = split(data, grouping).parts
+        splits = split(data, grouping)
     except BadInput as error:
-        return {}, (Problem("no splits", True, str(error)),)
-    return {name: len(parts[name]) for name in NAMES}, ()
+        return {}, "" if grouping is None else grouping.how, (Problem("no splits", True, str(error)),)
+    few = few_calibrate(splits)
+    problems = (Problem("few to calibrate", False, few),) if few else ()
+    return {name: len(splits.parts[name]) for name in NAMES}, splits.grouping, problems
 
 
 def _sizes(scan: PictureScan) -> Sizes | None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mexit.core.manifest import is_class_name
-from mexit.core.printable import shell_path
+from mexit.core.printable import listed, shell_path
 from mexit.data.class_names import find_class_file, read_class_names
 from mexit.data.dataset import DataSet, FileImages, UnlabelledImages
 from mexit.data.image_files import HIDDEN, ImageFile, LabelledFiles, has_images, list_folders, list_images
@@ -25,7 +25,6 @@ from mexit.errors import BadInput, NotFound
 
 EMPTY, BESIDE = "folder without images", "image beside the class folders"
 _EXPECTED = "put the images of each class (.png, .jpg, ...) into a subfolder of its own"
-_MAX_NAMES = 5  # in a message
 
 
 def load(path: Path) -> DataSet:
@@ -154,7 +153,7 @@ def _check_same_classes(root: Path, train: str, train_classes: list[str], test: 
     if train_classes == test_classes:
         return
     differences = "; ".join(
-        f"only {part} has {_join(sorted(set(own) - set(other)))}"
+        f"only {part} has {listed(sorted(set(own) - set(other)))}"
         for part, own, other in ((train, train_classes, test_classes), (test, test_classes, train_classes))
         if set(own) - set(other)
     )
@@ -162,8 +161,3 @@ def _check_same_classes(root: Path, train: str, train_classes: list[str], test: 
         f"{root / train} has {len(train_classes)} classes, {root / test} {len(test_classes)}; they must be the same: "
         f"{differences}"
     )
-
-
-def _join(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more

@@ -43,8 +43,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 SUFFIXES = (*(suffix for suffixes in FORMATS.values() for suffix in suffixes), *HEIC_SUFFIXES)
-# Pillow decodes these in Python, at seconds per million pixels, which would stop a server.
-SLOW_FORMATS = ("DDS", "QOI")
+# Pillow's decoders that are loops in Python, at about a second for a million pixels, which would stop a server.
+SLOW_DECODERS = {"dds_rgb": "DDS", "qoi": "QOI", "ppm_plain": "plain PPM", "bmp_rle": "run-length BMP"}
 MAX_SLOW_PIXELS = 1 << 20
 
 HEAD_BYTES = 32  # that `is_picture` needs

@@ -5,6 +5,9 @@
     subfolder     `cat/film1/0001`: the subfolders of a class folder
     copies        `x.rf.0a1b2c3d`: augmented copies of one picture, as Roboflow exports them
 
+The folder of a split (`train`, `test`) does not count: a track with frames in both is one group. If the pictures of
+such groups do not look alike across these folders, each folder numbers its own tracks, and the folder counts.
+
 A rule may be wrong: `cat_001`, `cat_002`, ... is a counter, and pictures of a class then have nothing in common but the
 class. So a rule is used only if its groups are much smaller than the classes, and if neighbours in a group look much
 more alike than pictures of two groups of the same class. A class that would become one group stays ungrouped.
@@ -33,11 +36,9 @@ _SEED = 20231106
 
 _ROBOFLOW = re.compile(r"^(?P<id>.+)\.rf\.[0-9a-f]{6,}$", re.IGNORECASE)
 _ENCODING = re.compile(r"[_-](?:jpe?g|png|bmp|webp)$", re.IGNORECASE)
-_FRAME = re.compile(
-    r"^(?P<id>.*?[^\W_].*?)(?:[\s._#([-]+|(?<=\d)(?=[a-z]))(?:frame|frm|fr|f|img|image|shot|burst|view|t)?[\s._#-]*"
-    r"(?P<number>\d+)[)\]]?$",
-    re.IGNORECASE,
-)
+_FRAME_WORDS = ("frame", "burst", "image", "shot", "view", "frm", "img", "fr", "f", "t")  # before a frame number
+_SEPARATORS = frozenset("._#-")  # and white space; an opening bracket separates too, but not from a word
+_BRACKETS = frozenset("([")
 _DATE = re.compile(
     r"^(?P<prefix>.*?)(?<!\d)(?P<day>(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01]))[-_. T]*"
     r"(?P<time>(?:[01]\d|2[0-3])[-_.:hH]?[0-5]\d[-_.:mM]?[0-5]\d)(?P<rest>.*)$"
@@ -50,23 +51,25 @@ class NamedPictures:
     """Names of pictures, taken apart.
 
     Attributes:
-        folders, stems: folder and name without suffix of each picture.
+        folders, stems: folder below the split folder, and name without suffix, of each picture.
         labels: class of each picture.
         depth: number of leading folders that form the class folder.
+        splits: split folder of each picture, "" without one.
     """
 
     folders: Sequence[str]
     stems: Sequence[str]
     labels: Sequence[int]
     depth: int
+    splits: Sequence[str]
 
     @staticmethod
-    def of(names: Sequence[str], labels: NDArray[np.int64], depth: int) -> NamedPictures:
-        """Take paths with "/" as separator apart."""
-        split = [name.rpartition("/") for name in names]
-        folders = [folder for folder, _, _ in split]
-        stems = [file.rpartition(".")[0] or file for _, _, file in split]
-        return NamedPictures(folders, stems, labels.tolist(), depth)
+    def of(names: Sequence[str], splits: Sequence[str], labels: NDArray[np.int64], depth: int) -> NamedPictures:
+        """Take paths below the split folder, with "/" as separator, apart."""
+        parted = [name.rpartition("/") for name in names]
+        folders = [folder for folder, _, _ in parted]
+        stems = [file.rpartition(".")[0] or file for _, _, file in parted]
+        return NamedPictures(folders, stems, labels.tolist(), depth, splits)
 
 
 # A group and the position of a picture in it, or None for a picture that a rule does not cover.
@@ -87,7 +90,7 @@ def named_sequences(names: NamedPictures, thumbs: Thumbnails) -> tuple[dict[str,
     used: dict[str, list[str | None]] = {}
     whole: set[int] = set()
     for rule, find in _RULES.items():
-        keys = find(names)
+        keys = _within_splits(find(names), names, thumbs)
         groups = [None if key is None else key[0] for key in keys]
         if not _has_sensible_sizes(groups, names.labels):
             continue
@@ -108,9 +111,52 @@ def _by_track_and_frame(names: NamedPictures) -> list[Key]:
     keys: list[Key] = []
     for folder, stem in zip(names.folders, names.stems, strict=True):
         plain = _plain(stem)
-        match = None if _time(plain) else _FRAME.match(plain)
-        keys.append(match and (f"{folder}/{match['id']}", float(match["number"])))
+        found = None if _time(plain) else _track_and_frame(plain)
+        keys.append(found and (f"{folder}/{found[0]}", found[1]))
     return keys
+
+
+def _track_and_frame(stem: str) -> Key:
+    """The id before a frame number at the end of a name, and the number: `clip1`, 12 of `clip1-frame-0012`.
+
+    A separator, or a word such as `frame` after a digit, ends the id. The name is read from its end, in linear time.
+    """
+    stem = stem[:-1] if stem.endswith((")", "]")) else stem
+    before = _without_end(stem, str.isdecimal)
+    number = stem[len(before) :]
+    if not number:
+        return None
+    ends = [_without_end(before, _separates)]
+    text = _without_end(before, lambda sign: _separates(sign) and sign not in _BRACKETS)
+    for word in _FRAME_WORDS:
+        rest, last = text[: -len(word)], text[-len(word) - 1 : -len(word)]
+        if text[-len(word) :].lower() == word and (last.isdecimal() or _separates(last)):
+            ends.append(_without_end(rest, _separates))
+            break
+    named = [end for end in ends if len(end) < len(before) and any(map(str.isalnum, end))]
+    return (named[-1], float(number)) if named else None
+
+
+def _separates(sign: str) -> bool:
+    return sign in _SEPARATORS or sign in _BRACKETS or sign.isspace()
+
+
+def _without_end(text: str, strips: Callable[[str], bool]) -> str:
+    """The text without the signs at its end for which `strips` holds."""
+    end = len(text)
+    while end and strips(text[end - 1]):
+        end -= 1
+    return text[:end]
+
+
+def _within_splits(keys: list[Key], names: NamedPictures, thumbs: Thumbnails) -> list[Key]:
+    """The keys, with the split folder in them if pictures of one key do not look alike across split folders."""
+    found = {(key[0], split) for key, split in zip(keys, names.splits, strict=True) if key is not None}
+    if len({key for key, _ in found}) == len(found):
+        return keys
+    if _share_of_wins(keys, names.labels, thumbs, names.splits)[0] >= MIN_WINS:
+        return keys
+    return [key and (f"{split}/{key[0]}", key[1]) for key, split in zip(keys, names.splits, strict=True)]
 
 
 def _by_time(names: NamedPictures) -> list[Key]:
@@ -152,7 +198,8 @@ def _plain(stem: str) -> str:
 
 def _natural(stem: str) -> list[tuple[int, str]]:
     """A key that sorts numbers by value."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", stem)]
+    parts = [part.lstrip("0") if part.isdecimal() else part for part in re.split(r"(\d+)", stem)]
+    return [(len(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _time(stem: str) -> tuple[str, float] | None:
@@ -188,8 +235,25 @@ def _has_sensible_sizes(groups: Sequence[str | None], labels: Sequence[int]) -> 
 def _neighbours_look_alike(keys: Sequence[Key], labels: Sequence[int], thumbs: Thumbnails) -> bool:
     """Whether neighbours in a group look more alike than pictures of other groups of the same class.
 
-    Each pair of neighbours is compared with a pair of the first picture and one of another group. If groups meant
-    nothing, half of the neighbours would win; the limit lies above that by more than two standard errors.
+    If groups meant nothing, half of the neighbours would win; the limit lies above that by more than two standard
+    errors.
+    """
+    wins, count = _share_of_wins(keys, labels, thumbs)
+    return wins >= MIN_WINS and wins - 1 / sqrt(count) >= 0.5
+
+
+def _share_of_wins(
+    keys: Sequence[Key], labels: Sequence[int], thumbs: Thumbnails, splits: Sequence[str] | None = None
+) -> tuple[float, int]:
+    """How often a picture is more like its neighbour in its group than like a picture of another group of its class.
+
+    Args:
+        keys, labels: of N pictures.
+        thumbs: of the same pictures.
+        splits: of the pictures; only neighbours of different splits are compared. None = all neighbours.
+
+    Returns:
+        The share in [0, 1], and the number of comparisons; 0, 1 without any.
     """
     rng = np.random.default_rng(_SEED)
     order = sorted((i for i, key in enumerate(keys) if key is not None), key=lambda i: (labels[i], keys[i]))
@@ -197,7 +261,9 @@ def _neighbours_look_alike(keys: Sequence[Key], labels: Sequence[int], thumbs: T
     for i in order:
         members[labels[i]].append(i)
     group_of = [None if key is None else key[0] for key in keys]
-    pairs = [(i, j) for i, j in pairwise(order) if group_of[i] == group_of[j]]
+    pairs = [
+        (i, j) for i, j in pairwise(order) if group_of[i] == group_of[j] and (splits is None or splits[i] != splits[j])
+    ]
     triples = []
     for k in rng.permutation(len(pairs))[:_MAX_PAIRS].tolist():
         i, j = pairs[k]
@@ -207,11 +273,10 @@ def _neighbours_look_alike(keys: Sequence[Key], labels: Sequence[int], thumbs: T
                 triples.append((i, j, other))
                 break
     if not triples:
-        return False
+        return 0.0, 1
     first, neighbour, outsider = np.array(triples, np.int64).T
     near, far = thumbs.rms(first, neighbour), thumbs.rms(first, outsider)
-    wins = float(((near < far) + 0.5 * (near == far)).mean())
-    return wins >= MIN_WINS and wins - 1 / sqrt(len(triples)) >= 0.5
+    return float(((near < far) + 0.5 * (near == far)).mean()), len(triples)
 
 
 def _classes_of_one_group(groups: Sequence[str | None], labels: Sequence[int]) -> set[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mexit.data.dataset import DataSet, FileImages, evenly_spaced
-from mexit.data.image_formats import MAX_SLOW_PIXELS, SLOW_FORMATS, formats
+from mexit.data.preprocess import open_image
 from mexit.errors import BadInput
 
 MEASURED, LOOKED_AT = 1000, 50  # pictures whose size, and whose colours, are read
@@ -53,18 +52,16 @@ def sample_pictures(data: DataSet, index: NDArray[np.int64]) -> PictureSample:
 def _size(images: FileImages, i: int) -> tuple[int, int] | None:
     """Height and width, from the header of the file; None if it cannot be read."""
     try:
-        with _opened(images, i) as image:
+        with open_image(images.root / images.names[i]) as image:
             return image.height, image.width
     except Exception:  # Pillow's readers raise many exceptions on damaged files; training names the file
         return None
 
 
 def _is_grey(images: FileImages, i: int) -> bool:
-    """Whether a picture has no colour; True if it cannot be read, or only slowly."""
+    """Whether a picture has no colour; True if it cannot be read."""
     try:
-        with _opened(images, i) as image:
-            if image.width * image.height > MAX_SLOW_PIXELS and image.format in SLOW_FORMATS:
-                return True
+        with open_image(images.root / images.names[i]) as image:
             if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"):
                 return True
             image.draft("RGB", (_SIDE, _SIDE))
@@ -72,9 +69,3 @@ def _is_grey(images: FileImages, i: int) -> bool:
     except Exception:  # as in `_size`
         return True
     return int(np.ptp(pixels, axis=2).max()) <= GREY_DIFFERENCE
-
-
-def _opened(images: FileImages, i: int) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large pictures, which the image preparation refuses
-        return Image.open(images.root / images.names[i], formats=formats())

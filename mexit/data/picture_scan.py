@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.progress import Progress, Silent
-from mexit.core.resource_limits import read_limits
-from mexit.data.dataset import DataSet, split_batches
+from mexit.data.dataset import DataSet
 from mexit.data.preprocess import SCALED_FORMATS, decode_rgb, open_image
+from mexit.data.read_threads import map_on_threads
 from mexit.errors import MexitError
 
 _CHUNK = 256
@@ -58,16 +58,21 @@ class PictureScan:
     complete: bool
 
 
-def grey_bits(scan: PictureScan) -> int | None:
+def grey_bits(scan: PictureScan, index: NDArray[np.int64] | None = None) -> int | None:
     """Bits that the grey values of 16-bit files use, where the files do not declare it; None without such files.
 
     Sensors have 10, 12 or 14 bits, so the number is one of these or 16. It belongs to the whole data set, and a network
     keeps it: a value then means the same in every picture, in training and in serving.
+
+    Args:
+        scan: of a data set.
+        index: positions of the pictures to look at, (n,); None = all.
     """
+    seen = np.ones(len(scan.index), bool) if index is None else np.isin(scan.index, index)
     deep = [
         picture.brightest
-        for picture in scan.pictures
-        if picture.mode.startswith("I") and picture.file_format not in SCALED_FORMATS
+        for picture, looked_at in zip(scan.pictures, seen, strict=True)
+        if looked_at and picture.mode.startswith("I") and picture.file_format not in SCALED_FORMATS
     ]
     used = 8 + max(deep, default=0).bit_length()
     return next(bits for bits in (10, 12, 14, 16) if bits >= used) if deep else None
@@ -98,18 +103,17 @@ def scan_pictures(data: DataSet, *, most_seconds: float | None = None, progress:
     start_s, count = time.monotonic(), 0
     with (
         (progress or Silent()).track("checking pictures", len(data)) as advance,
-        ThreadPoolExecutor(read_limits().threads) as pool,
+        closing(map_on_threads(read, order)) as pictures_read,
     ):
-        for chunk in split_batches(order, _CHUNK):
-            if most_seconds is not None and count and time.monotonic() - start_s > most_seconds:
+        for i, picture in zip(order.tolist(), pictures_read, strict=True):
+            if isinstance(picture, str):
+                errors[i] = picture
+            else:
+                found[i] = picture
+            count += 1
+            advance(1, "")
+            if most_seconds is not None and count % _CHUNK == 0 and time.monotonic() - start_s > most_seconds:
                 break
-            for i, picture in zip(chunk.tolist(), pool.map(read, chunk.tolist()), strict=True):
-                if isinstance(picture, str):
-                    errors[i] = picture
-                else:
-                    found[i] = picture
-            count += len(chunk)
-            advance(len(chunk), "")
     index = np.asarray(sorted(found), np.int64)
     pictures = tuple(found[i] for i in index.tolist())
     return PictureScan(index, pictures, dict(sorted(errors.items())), count == len(data))

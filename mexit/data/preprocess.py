@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mexit.core.atomic_io import read_bytes
 from mexit.core.manifest import InputSpec, PrepareSpec
-from mexit.data.image_formats import FORMATS, HEAD_BYTES, MAX_SLOW_PIXELS, SLOW_FORMATS, formats, is_heic, require_heif
+from mexit.data.image_formats import FORMATS, HEAD_BYTES, MAX_SLOW_PIXELS, SLOW_DECODERS, formats, is_heic, require_heif
 from mexit.errors import BadInput, MexitError, TooLarge, missing_extra
 
 if TYPE_CHECKING:
@@ -113,17 +113,24 @@ def fits(image: NDArray[Any], spec: InputSpec, *, batch: bool = False) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[2] == 3 == spec.channels)
 
 
-def open_image(content: bytes) -> Image.Image:
+def open_image(content: bytes | Path) -> Image.Image:
     """Read the header of an encoded image as a Pillow image, whose pixels are decoded on first use.
+
+    Args:
+        content: the encoded image, or the path of its file, of which the header alone is read.
 
     Raises:
         BadInput: not an image of a format that is read.
         TooLarge: it announces too many pixels.
         MissingExtra: as `prepare` raises it.
     """
-    with _decoder_errors(content):
-        image = _identify(io.BytesIO(content))
-        _check_pixels(*image.size, image.format)
+    with _decoder_errors(content if isinstance(content, bytes) else b""):
+        image = _identify(io.BytesIO(content) if isinstance(content, bytes) else content)
+        try:
+            _check_pixels(*image.size, _slow_kind(image))
+        except TooLarge:
+            image.close()
+            raise
         return image
 
 
@@ -151,7 +158,7 @@ def _decode(opened: io.BytesIO | Image.Image, how: PrepareSpec, channels: int) -
 
     with _decoder_errors(opened.getbuffer() if isinstance(opened, io.BytesIO) else b""):
         image = _identify(opened) if isinstance(opened, io.BytesIO) else opened
-        _check_pixels(*image.size, image.format)
+        _check_pixels(*image.size, _slow_kind(image))
         image.load()
         _check_pixels(*image.size)  # the decoders of some formats correct the announced size
         declared_bits = _declared_bits(image)
@@ -183,7 +190,7 @@ def _decoder_errors(content: bytes | memoryview) -> Iterator[None]:
         raise BadInput(f"the image is damaged: {error}") from None
 
 
-def _identify(content: io.BytesIO) -> Image.Image:
+def _identify(content: io.BytesIO | Path) -> Image.Image:
     """Read the header of an encoded image. Raises `UnidentifiedImageError`."""
     from PIL import UnidentifiedImageError
 
@@ -192,13 +199,23 @@ def _identify(content: io.BytesIO) -> Image.Image:
         image = pillow.open(content, formats=_COMMON_FORMATS)
     except UnidentifiedImageError:
         image = pillow.open(content, formats=formats())
+    tiles = getattr(image, "tile", ())
+    if tiles and tiles[0][0] == "ppm":
+        from mexit.data import ppm_decoder  # needs Pillow
+
+        image.tile = [(ppm_decoder.NAME, *tiles[0][1:])]
     return cast("Image.Image", image)
 
 
-def _check_pixels(width: int, height: int, file_format: str | None = None) -> None:
-    most = MAX_SLOW_PIXELS if file_format in SLOW_FORMATS else MAX_PIXELS
+def _slow_kind(image: Image.Image) -> str:
+    """The kind of file, if its decoder is slow; else ""."""
+    return next((SLOW_DECODERS[tile[0]] for tile in getattr(image, "tile", ()) if tile[0] in SLOW_DECODERS), "")
+
+
+def _check_pixels(width: int, height: int, slow_kind: str = "") -> None:
+    most = MAX_SLOW_PIXELS if slow_kind else MAX_PIXELS
     if width * height > most:
-        kind = f" of a {file_format} file" if most < MAX_PIXELS else ""
+        kind = f" of a {slow_kind} file" if slow_kind else ""
         raise TooLarge(f"the image has {width} x {height} pixels; at most {most}{kind} are allowed")
 
 

@@ -53,6 +53,12 @@ def data_name(text: str) -> str:
     return text if text in NAMES or text.startswith(_FOLDER) else f"{_FOLDER}{text}"
 
 
+def plain_name(name: str) -> str:
+    """The name as data sets and runs store it: `folder:pictures` for `folder:pictures/`."""
+    path = _folder(name)
+    return name if path is None else f"{_FOLDER}{path}"
+
+
 def load_bundle_data(bundle: Bundle, data_dir: str | Path | None = None) -> tuple[DataSet, Splits]:
     """The data set that a bundle was exported with, and its stored splits.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from mexit.core.printable import listed
 from mexit.data.image_files import has_images, list_folders
 from mexit.errors import BadInput
 
@@ -91,10 +93,9 @@ def _alike(names: Iterable[str]) -> list[str]:
 
 
 def _not_understood(root: Path, names: list[str], reason: str) -> BadInput:
-    found = "; ".join(_describe(root, name) for name in names[:8])
-    more = f"; and {len(names) - 8} more" if len(names) > 8 else ""
+    found = listed(names, 8, partial(_describe, root), "; ")
     return BadInput(
-        f"{root} looks like a set with splits, but it is not understood: {reason}. Found: {found}{more}. Expected: "
+        f"{root} looks like a set with splits, but it is not understood: {reason}. Found: {found}. Expected: "
         "train/CLASS/..., and beside it val/CLASS/... or test/CLASS/...; or CLASS/... alone. Rename or move folders, "
         "or name the folder above the class folders"
     )

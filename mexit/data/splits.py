@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mexit.core.atomic_io import read_bytes, read_npz, sha256_bytes, to_npz
 from mexit.core.bundle import Bundle
 from mexit.core.schema import decode
+from mexit.core.trace import MIN_SAMPLES
 from mexit.data.dataset import DataSet
 from mexit.data.grouped_split import SHARES, SHARES_WITH_TEST, divide_groups
 from mexit.data.groups import Grouping, without_groups_of_test
@@ -39,6 +40,7 @@ _SMALL = 5_000  # images
 # Pictures of a user, in which no groups were found: a bound of 5 % errors needs some 150 pictures to be certified.
 _OWN_SHARES = {"selection": 0.06, "calibration": 0.14, "certification": 0.14}
 _TEST_SHARE = 0.25
+_MOST_CALIBRATE = 1 / 3  # of the images outside the test part, to reach `MIN_SAMPLES`
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,17 @@ def split(data: DataSet, grouping: Grouping | None = None, seed: int = 0) -> Spl
     return _splits(data, parts, grouping.ids, f"{grouping.how}{sentence}")
 
 
+def few_calibrate(splits: Splits) -> str:
+    """What to do about a calibration split that is too small to set thresholds; "" if it is not."""
+    count = len(splits.part("calibration"))
+    if count >= MIN_SAMPLES:
+        return ""
+    return (
+        f"the calibration split has {count} images, and mexit export and calibrate need {MIN_SAMPLES} to set "
+        "thresholds: add images, or calibrate on other ones (mexit export --no-calibrate, then mexit calibrate --data)"
+    )
+
+
 def _splits(
     data: DataSet, parts: dict[str, NDArray[np.int64]], groups: NDArray[np.int64] | None, grouping: str
 ) -> Splits:
@@ -207,7 +220,10 @@ def _divide_samples(
     parts = {"test": test}
     start = 0
     for name, share in (small_shares if len(rest) < _SMALL else _SHARES).items():
-        stop = start + max(1, round(share * len(rest)))
+        count = max(1, round(share * len(rest)))
+        if name == "calibration":
+            count = max(count, min(MIN_SAMPLES, int(_MOST_CALIBRATE * len(rest))))
+        stop = start + count
         parts[name] = rest[start:stop]
         start = stop
     parts["train"] = rest[start:]

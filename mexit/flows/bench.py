@@ -1,89 +1,42 @@
-"""`mexit bench`: measure the latency of a bundle on this machine, per path and batch size.
+"""`mexit bench`: compare every budget of a bundle with the static network on this machine.
 
-The path `full` runs every segment, `exit 1` stops at the first exit, and each calibrated budget leaves as its policy
-decides on the bundle's own calibration images, or on random images where the data set is missing. The paths
-alternate, so that background load affects all of them.
+The budget `full` is the static network. The other budgets leave as their policies decide on the bundle's own
+calibration images, or on random images where the data set is missing; `exit 1` stops at the first exit. All paths run
+the same prepared images through the same call of the runtime, in turns (see `paired_times`). Budgets that share a
+policy are timed once. Accuracy changes and MACs are those expected from the traces of the calibration.
 """
 
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mexit.calibrate.against_static import StaticComparison, compare_with_static
 from mexit.core.artifact_paths import BUNDLES, newest
-from mexit.core.budget import NAMED_FRACTIONS
 from mexit.core.bundle import Bundle
+from mexit.core.exit_policy import Policy
+from mexit.core.policies_file import PolicyEntry
 from mexit.core.progress import Progress, Silent
 from mexit.core.resource_limits import processor_name, read_limits
+from mexit.core.trace import Trace
 from mexit.data import registry
-from mexit.errors import MexitError, UsageError
+from mexit.errors import Damaged, MexitError, NotFound, UsageError
+from mexit.flows.bench_result import STATIC, BenchResult, Row
+from mexit.flows.paired_times import ROUNDS, Call, time_in_turns, time_ratio
 from mexit.runtime import autotune
 from mexit.runtime.runtime import Runtime
 
 BATCHES = (1, 8, 64)
 REPEATS = 200
-MIN_REPEATS = 20
-WARM_UP = 5
+MIN_REPEATS = 2 * ROUNDS
 IMAGES, RANDOM_IMAGES = 512, 64
-
-
-@dataclass(frozen=True)
-class Row:
-    """Latency of one path at one batch size.
-
-    Attributes:
-        engine: name of the engine.
-        threads: threads of the engine.
-        batch: images per call.
-        path: "full", "exit 1" or the name of a budget.
-        p50_us: median latency of a call in microseconds. For single images, this is the latency of one exit.
-        p95_us: 95th percentile in microseconds.
-        mean_us: mean in microseconds, which is what early exit lowers.
-        n: number of timed calls.
-    """
-
-    engine: str
-    threads: int
-    batch: int
-    path: str
-    p50_us: float
-    p95_us: float
-    mean_us: float
-    n: int
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """The latencies of a bundle.
-
-    Attributes:
-        rows: one row per path and batch size.
-        machine: processor, number of cores and system.
-        images: description of the images.
-        tuning: comparison of the engines; None unless it was requested.
-    """
-
-    rows: tuple[Row, ...]
-    machine: dict[str, Any]
-    images: str
-    tuning: autotune.Explanation | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object of `mexit bench --json`."""
-        fields = {"rows": [asdict(row) for row in self.rows], "machine": self.machine, "images": self.images}
-        return {**fields, "tuning": self.tuning.to_json()} if self.tuning else fields
-
-    def slower_than_full(self) -> list[tuple[str, int]]:
-        """Return path and batch size of the rows with a larger mean than `full`, which runs no early heads."""
-        full = {row.batch: row.mean_us for row in self.rows if row.path == "full"}
-        return [(row.path, row.batch) for row in self.rows if row.mean_us > full[row.batch]]
+LARGER_NETWORK = "a larger network"
 
 
 def bench_bundle(
@@ -97,14 +50,14 @@ def bench_bundle(
     tune: bool = False,
     progress: Progress | None = None,
 ) -> BenchResult:
-    """Measure the latency of a bundle.
+    """Compare every budget of a bundle with the static network.
 
     Args:
         bundle: a bundle directory; default the newest.
         backend: name of the engine, or "auto".
         threads: threads of the engine; default the fastest measured number, else 1.
         batches: batch sizes, at least 1.
-        repeats: timed calls of each path and batch size, at least 20.
+        repeats: timed calls of each path with one image, at least 20; larger batches have fewer calls, at least 20.
         data_dir: folder of the data sets; default `MEXIT_DATA`.
         tune: measure every engine of this device first, and store the result for "auto".
         progress: receives the progress.
@@ -118,19 +71,21 @@ def bench_bundle(
         raise UsageError(f"at least {MIN_REPEATS} repeats and batches of 1, found {repeats} and {list(batches)}")
     path = bundle or newest(BUNDLES, progress)
     tuning = autotune.tune(Bundle.open(path)) if tune else None
-    runtime = Runtime.open(path, "full", backend=backend, threads=threads)
-    images, description = _images(runtime, data_dir)
+    runtime = Runtime.open(path, STATIC, backend=backend, threads=threads)
+    entry = _entry(runtime)
+    images, description, real = _images(runtime, data_dir)
+    policies = _policies(runtime, entry, images[:1])
+    trace = _trace(runtime.bundle, entry)
+    ways = _ways(runtime, policies)
     rows: list[Row] = []
-    with progress.track("timing", len(batches) * (WARM_UP + repeats)) as advance:
+    calls = {batch: max(MIN_REPEATS, repeats // batch) // ROUNDS for batch in batches}
+    with progress.track("timing", len(ways) * ROUNDS * sum(calls.values())) as advance:
         for batch in batches:
-            times_us: dict[str, list[float]] = {}
-            for repeat in range(WARM_UP + repeats):
-                index = np.arange(repeat * batch, (repeat + 1) * batch) % len(images)
-                for name, latency_us in _time_paths(runtime, images[index]).items():
-                    times_us.setdefault(name, []).append(latency_us)
-                advance(1, f"batch {batch}")
-            rows += [_row(runtime, batch, name, times[WARM_UP:]) for name, times in times_us.items()]
-    return BenchResult(tuple(rows), machine(), description, tuning)
+            on_turn = partial(advance, detail=f"batch {batch}")
+            times_us = time_in_turns(ways, images, batch, calls[batch], on_turn=on_turn)
+            rows += _rows(runtime, batch, policies, times_us, trace)
+    expected_on = "" if trace is None else f"{trace.logits.shape[1]} {trace.origin.split} images"
+    return BenchResult(tuple(rows), machine(), description, real, expected_on, _advice(runtime), tuning)
 
 
 def machine() -> dict[str, Any]:
@@ -138,32 +93,100 @@ def machine() -> dict[str, Any]:
     return {"cpu": processor_name(), "cores": read_limits().processors, "system": platform.platform()}
 
 
-def _time_paths(runtime: Runtime, images: NDArray[np.float32]) -> dict[str, float]:
-    """Return the latency of one call of each path, in microseconds."""
-    paths: dict[str, tuple[str, int | None]] = {"full": ("full", None), "exit 1": ("full", 1)}
-    if runtime.calibrated:
-        paths.update({name: (name, None) for name in NAMED_FRACTIONS if name != "full"})
-    times_us = {}
-    for path, (budget, max_exit) in paths.items():
-        start = time.perf_counter()
-        runtime.answer_tensor(images, budget=budget, max_exit=max_exit)
-        times_us[path] = (time.perf_counter() - start) * 1e6
-    return times_us
+def _entry(runtime: Runtime) -> PolicyEntry | None:
+    backend = runtime.backend
+    if not runtime.calibrated:
+        return None
+    return runtime.bundle.policies().entry(backend.engine, backend.precision, backend.variant)
 
 
-def _row(runtime: Runtime, batch: int, path: str, times_us: Sequence[float]) -> Row:
+def _policies(runtime: Runtime, entry: PolicyEntry | None, image: NDArray[np.float32]) -> dict[str, Policy]:
+    """The policy of each named budget, by rising cost, after that of the static network."""
+    named = {} if entry is None else entry.named
+    names = [STATIC, *(name for name, _ in sorted(named.items(), key=lambda item: item[1]) if name != STATIC)]
+    return {name: runtime.begin(image, budget=name).choice.policy for name in names}
+
+
+def _trace(bundle: Bundle, entry: PolicyEntry | None) -> Trace | None:
+    """The trace of clean images that selected nothing, or else the one that selected the thresholds."""
+    if entry is None:
+        return None
+    clean = [ref for ref in entry.evidence if ref.condition == "clean"]
+    for ref in (*clean, entry.trace):
+        try:
+            return bundle.load_trace(ref)
+        except (NotFound, Damaged):  # times need no trace
+            continue
+    return None
+
+
+def _ways(runtime: Runtime, policies: dict[str, Policy]) -> dict[str, Call]:
+    """One call for each policy, by the first budget that has it, and one for the first exit."""
+    first = {policy: name for name, policy in reversed(policies.items())}
+    ways: dict[str, Call] = {name: partial(runtime.answer_tensor, budget=name) for name in reversed(first.values())}
+    return {**ways, "exit 1": partial(runtime.answer_tensor, budget=STATIC, max_exit=1)}
+
+
+def _rows(
+    runtime: Runtime,
+    batch: int,
+    policies: dict[str, Policy],
+    times_us: dict[str, NDArray[np.float64]],
+    trace: Trace | None,
+) -> list[Row]:
+    """The rows of one batch size: the static network, exit 1, then the other budgets."""
+    timed = {policies[name]: values for name, values in times_us.items() if name in policies}
+    rows = []
+    for name in [STATIC, *(name for name in times_us if name not in policies), *list(policies)[1:]]:
+        policy = policies.get(name)
+        values = times_us[name] if policy is None else timed[policy]
+        expected = None
+        if trace is not None and policy is not None:
+            expected = compare_with_static(trace, policy, runtime.costs)
+        rows.append(_row(runtime, batch, name, values, times_us[STATIC], expected))
+    return rows
+
+
+def _row(
+    runtime: Runtime,
+    batch: int,
+    path: str,
+    times_us: NDArray[np.float64],
+    static_us: NDArray[np.float64],
+    expected: StaticComparison | None,
+) -> Row:
     p50, p95 = np.quantile(times_us, [0.5, 0.95])
-    mean = np.mean(times_us)
-    return Row(runtime.backend.engine, runtime.threads, batch, path, float(p50), float(p95), float(mean), len(times_us))
+    change = expected.accuracy_change if expected else None
+    return Row(
+        engine=runtime.backend.engine,
+        threads=runtime.threads,
+        batch=batch,
+        path=path,
+        p50_us=float(p50),
+        p95_us=float(p95),
+        mean_us=float(times_us.mean()),
+        n=times_us.size,
+        of_static=time_ratio(times_us, static_us),
+        macs=expected.cost.value if expected else None,
+        accuracy_change=change.value if change else None,
+        accuracy_error=change.stderr if change else None,
+    )
 
 
-def _images(runtime: Runtime, data_dir: str | Path | None) -> tuple[NDArray[np.float32], str]:
-    """Return images (B, C, H, W) in [0, 1] and their description: calibration images, else random ones."""
+def _advice(runtime: Runtime) -> list[str]:
+    """What can be done where early exit saves no time with this bundle in this engine."""
+    explanation = autotune.explain(runtime.bundle)
+    advice = [] if explanation.rows else ["mexit bench --tune, which finds the fastest engine"]
+    return [*advice, LARGER_NETWORK]
+
+
+def _images(runtime: Runtime, data_dir: str | Path | None) -> tuple[NDArray[np.float32], str, bool]:
+    """Return images (B, C, H, W) in [0, 1], their description and whether they are real: else they are random."""
     spec = runtime.bundle.manifest.input
     try:
         data, splits = registry.load_bundle_data(runtime.bundle, data_dir)
         index = splits.part("calibration")[:IMAGES]
-        return data.batch(index, spec), f"{len(index)} calibration images of {data.name}"
+        return data.batch(index, spec), f"{len(index)} calibration images of {data.name}", True
     except MexitError:  # the data set is missing or has changed
         images = np.random.default_rng(0).random((RANDOM_IMAGES, *spec.shape), np.float32)
-        return images, "random images, which leave at other exits than real ones"
+        return images, "random images, which leave at other exits than real ones", False

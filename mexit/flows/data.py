@@ -5,17 +5,18 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from mexit.core.printable import printable, shell_path
+from mexit.core.printable import listed, printable, shell_path
 from mexit.core.progress import Progress, Silent
 from mexit.data import registry
 from mexit.data.dataset import DataSet
 from mexit.data.dataset_problems import find_problems
 from mexit.data.dataset_report import DatasetReport, report_data_set
 from mexit.data.groups import default_group
-from mexit.data.picture_scan import grey_bits, scan_pictures
+from mexit.data.picture_scan import PictureScan, grey_bits, scan_pictures
+from mexit.data.splits import Splits, few_calibrate
 from mexit.errors import BadInput
 
-__all__ = ["DatasetReport", "check_data", "report_data"]
+__all__ = ["DatasetReport", "check_data", "note_grey_bits", "note_splits", "report_data"]
 
 MAX_SCAN_S = 60.0  # before training; thousands of small pictures take seconds
 _SHOWN_CLASSES = 10
@@ -41,21 +42,19 @@ def report_data(
     return report_data_set(data_set, default_group(name) if group is None else group, progress)
 
 
-def check_data(data: DataSet, progress: Progress | None = None) -> int | None:
+def check_data(data: DataSet, progress: Progress | None = None) -> PictureScan | None:
     """Note the classes of a data set and its problems before training.
 
     Pictures in files are decoded for at most `MAX_SCAN_S` seconds.
 
     Returns:
-        Bits that the grey values of 16-bit files use, see `picture_scan.grey_bits`; None without such files.
+        What was read, for `note_grey_bits`; None if the pictures are not files.
 
     Raises:
         BadInput: a picture cannot be read; the message names it.
     """
     progress = progress or Silent()
-    shown = ", ".join(map(printable, data.classes[:_SHOWN_CLASSES]))
-    more = len(data.classes) - _SHOWN_CLASSES
-    _note(progress, f"{len(data.classes)} classes: {shown}{f' and {more} more' if more > 0 else ''}")
+    _note(progress, f"{len(data.classes)} classes: {listed(data.classes, _SHOWN_CLASSES, printable)}")
     _note_parts(data, progress)
     if not data.streamed:
         return None
@@ -72,13 +71,33 @@ def check_data(data: DataSet, progress: Progress | None = None) -> int | None:
             progress,
             f"{seen:,} of {len(data):,} pictures were checked in {MAX_SCAN_S:.0f} s; {command} checks all",
         )
-    bits = grey_bits(scan)
+    return scan
+
+
+def note_grey_bits(scan: PictureScan | None, splits: Splits, progress: Progress | None = None) -> int | None:
+    """Bits that the grey values of 16-bit files use, see `picture_scan.grey_bits`; None without such files.
+
+    Only training pictures choose the number: a brighter one of another split is clipped, as it is in serving.
+
+    Args:
+        scan: what `check_data` read.
+        splits: of the data set.
+        progress: receives a note if it is not 16.
+    """
+    bits = None if scan is None else grey_bits(scan, splits.part("train"))
     if bits not in (None, 16):
         _note(
-            progress,
+            progress or Silent(),
             f"grey values of 16-bit files use {bits} bits: they are divided by {1 << (bits - 8)}, in serving too",
         )
     return bits
+
+
+def note_splits(splits: Splits, progress: Progress) -> None:
+    """Note before training what export would refuse after it."""
+    few = few_calibrate(splits)
+    if few:
+        _note(progress, f"warning: {few}")
 
 
 def _note_parts(data: DataSet, progress: Progress) -> None:

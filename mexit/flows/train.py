@@ -18,7 +18,7 @@ from mexit.data.dataset import DataSet
 from mexit.data.groups import find_groups
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
-from mexit.flows.data import check_data
+from mexit.flows.data import check_data, note_grey_bits, note_splits
 
 with requires_extra("train", "Training a network"):
     from mexit.evaluate import plots
@@ -137,9 +137,11 @@ def train_model(
         with ExitStack() as stack:
             opening = _Opening(stack, data_dir, options, progress, processes)
             if resume:
-                session, resolved = opening.stopped(out or newest(RUNS, progress), data, preset, settings or {})
+                run, named = out or newest(RUNS, progress), None if data is None else registry.plain_name(data)
+                session, resolved = opening.stopped(run, named, preset, settings or {})
             else:
-                session, resolved = opening.new(out, data or "digits", preset, settings or {})
+                name = registry.plain_name(data or "digits")
+                session, resolved = opening.new(out, name, preset, settings or {})
             finished, resolved = session.train_with_teachers(resolved)
         return _result(session, finished, resolved, time.monotonic() - start_s)
 
@@ -185,8 +187,10 @@ class _Opening:
         settings = resolve(data, preset, given)
         name = plain_name(f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{settings.kind}")
         run = processes.on_main(lambda: self.stack.enter_context(new_run(out, name)))
-        settings = replace(settings, grey_bits=processes.on_main(lambda: check_data(data_set, progress)))
+        scan = processes.on_main(lambda: check_data(data_set, progress))
         splits = split(data_set, find_groups(data_set, settings.group, progress), settings.split_seed)
+        note_splits(splits, progress)
+        settings = replace(settings, grey_bits=note_grey_bits(scan, splits, progress))
         splits = splits.thinned(data_set, settings.fraction, settings.omit_class)
         settings = fit_settings(settings, given, data_set, splits, self.options.device, progress)
         settings = processes.broadcast(settings)  # each process has measured its own speed

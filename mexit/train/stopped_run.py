@@ -22,7 +22,7 @@ def write_weights(
     """Write the weights that the run would keep if it ended at its checkpoint.
 
     These are the best ones so far with `keep` "best", else the averaged weights where there is an average, with
-    BatchNorm's statistics measured again where `recompute_norms` asks for it, else the weights of the network.
+    BatchNorm's statistics measured again where `recompute_norms` is set, else the weights of the network.
 
     Args:
         run: its directory.

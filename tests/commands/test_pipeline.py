@@ -75,8 +75,8 @@ def test_2_export_with_trt_writes_a_complete_bundle_with_and_without_tensorrt(ho
     assert entry.frontier[10].attacked is not None
 
 
-def test_3_calibrate(home) -> None:
-    done = mexit(home, "calibrate", "--budget", "night=30%", "--json")
+def test_3_calibrate() -> None:
+    done = typed("calibrate", "--budget", "night=30%", "--json")
     result = json.loads(done.stdout)
     assert result["bundle"] == "bundles/digits-neo-kd"
     assert "night" in result["entry"]["named"]

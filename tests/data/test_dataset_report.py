@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -15,10 +16,10 @@ from mexit.core.printable import json_text
 from mexit.data import digits, folder
 from mexit.data.dataset_problems import Problem
 from mexit.data.dataset_report import DatasetReport, Sizes, report_data_set
-from mexit.data.picture_scan import scan_pictures
+from mexit.data.picture_scan import grey_bits, scan_pictures
 
 
-def fill(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 24, part: str = "") -> Path:
+def fill(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 40, part: str = "") -> Path:
     """Make `count` different pictures of each class."""
     for label, name in enumerate(classes):
         (root / part / name).mkdir(parents=True)
@@ -41,9 +42,10 @@ def test_a_good_folder_has_no_problems(tmp_path: Path) -> None:
     result = report(fill(tmp_path))
     assert result.problems == ()
     assert not result.blocked
-    assert (result.pictures, result.classes, result.counts) == (48, ("cat", "dog"), {"all": (24, 24)})
-    assert (result.sizes, result.modes) == (Sizes((20, 16), (20, 16), (20, 16)), {"RGB": 48})
-    assert sum(result.splits.values()) == 48
+    assert (result.pictures, result.classes, result.counts) == (80, ("cat", "dog"), {"all": (40, 40)})
+    assert (result.sizes, result.modes) == (Sizes((20, 16), (20, 16), (20, 16)), {"RGB": 80})
+    assert sum(result.splits.values()) == 80
+    assert result.splits["calibration"] == 20
     assert result.groups.startswith("no groups")
 
 
@@ -54,9 +56,9 @@ def test_the_parts_of_a_set_are_counted(tmp_path: Path) -> None:
     Image.new("L", (30, 40)).save(tmp_path / "train/cat/large.png")
     Image.fromarray(noise(90, 9)).save(tmp_path / "test/dog/long.png")
     result = report(tmp_path)
-    assert result.counts == {"train": (25, 24), "test": (5, 6)}
+    assert result.counts == {"train": (41, 40), "test": (5, 6)}
     assert result.sizes == Sizes((20, 16), (20, 16), (40, 30))
-    assert result.modes == {"RGB": 58, "L": 2}
+    assert result.modes == {"RGB": 90, "L": 2}
 
 
 def test_images_in_memory_have_a_report() -> None:
@@ -116,6 +118,26 @@ def test_a_class_that_cannot_be_divided_blocks_training(tmp_path: Path) -> None:
     assert report(tmp_path).splits == {}
 
 
+def test_too_few_pictures_to_calibrate_with(tmp_path: Path) -> None:
+    problem = found(fill(tmp_path, count=30), "few to calibrate")
+    assert not problem.blocks
+    assert "the calibration split has 15 images, and mexit export and calibrate need 20" in problem.text
+    assert "add images" in problem.text
+
+
+def test_a_track_in_train_and_test_is_said(tmp_path: Path) -> None:
+    for part, numbers in (("train", range(6)), ("test", (6, 7))):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for track, number in itertools.product(range(5), numbers):
+                scene = Image.fromarray(noise(5, 5, 3, seed=10 * label + track))
+                frame = np.roll(np.asarray(scene.resize((48, 48), Image.Resampling.BICUBIC)), 3 * number, axis=1)
+                (tmp_path / part / name / f"{track:05}_{number:05}.png").write_bytes(encode(frame))
+    groups = report(tmp_path).groups
+    assert groups.startswith("10 groups of pictures (10 in the test part) by track_frame in the names")
+    assert "60 training pictures belong to 10 groups that are in the test part too" in groups
+
+
 def test_one_picture_in_two_classes(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "dog/again.png").write_bytes((tmp_path / "cat/p3.png").read_bytes())
@@ -165,7 +187,7 @@ def test_dark_and_blank_pictures(tmp_path: Path) -> None:
         "blank": ("dog/white.png",),
     }
     assert "multiply values of 12 bits in 16-bit files by 16" in kinds["dark"].text
-    assert result.modes == {"RGB": 49, "I;16": 2}
+    assert result.modes == {"RGB": 81, "I;16": 2}
 
 
 @pytest.mark.parametrize(("brightest", "bits"), [(1000, 10), (1024, 12), (4095, 12), (4096, 14), (65535, 16), (90, 10)])
@@ -180,6 +202,19 @@ def test_the_bits_of_deep_grey_files_are_found(brightest: int, bits: int, tmp_pa
     result = report(tmp_path)
     assert result.grey_bits == bits
     assert "dark" not in [problem.kind for problem in result.problems]
+
+
+def test_the_bits_can_be_those_of_some_pictures(tmp_path: Path) -> None:
+    """Training looks at its own pictures only."""
+    fill(tmp_path)
+    for name, top in (("a", 1000), ("b", 4095)):
+        Image.fromarray(np.linspace(0, top, 320).astype(np.uint16).reshape(20, 16)).save(tmp_path / f"cat/{name}.png")
+    data = folder.load(tmp_path)
+    scan = scan_pictures(data)
+    bright = data.images.names.index("cat/b.png")  # type: ignore[attr-defined]
+    assert grey_bits(scan) == grey_bits(scan, np.asarray([bright])) == 12
+    assert grey_bits(scan, np.delete(np.arange(len(data)), bright)) == 10
+    assert grey_bits(scan, np.flatnonzero(data.labels)) is None
 
 
 def test_few_pictures_imbalance_and_names(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from PIL import Image
 from sample_images import encode, noise
 
 from mexit.data import digits, folder
-from mexit.data.dataset import DataSet
+from mexit.data.dataset import DataSet, FileImages
 from mexit.data.groups import Grouping, find_groups
 from mexit.data.near_duplicates import near_duplicates, thumbnails
+from mexit.data.splits import split
 from mexit.errors import BadInput, UsageError
 
 TRACKS, FRAMES = 5, 4
@@ -86,6 +87,30 @@ def test_a_track_number_counts_in_its_own_folder_only(tmp_path: Path) -> None:
     assert grouping.how == "12 groups of pictures (2 in the test part) by track_frame in the names"
 
 
+def test_a_track_with_frames_in_train_and_test_is_one_group(tmp_path: Path) -> None:
+    for part, numbers in (("train", range(6)), ("valid", (6, 7)), ("test", (8, 9))):
+        for label, name in enumerate("ab"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for track, number in itertools.product(range(TRACKS), numbers):
+                picture = frame(10 * label + track, number)
+                (tmp_path / part / name / f"{track:05}_{number:05}.png").write_bytes(encode(picture))
+    data = folder.load(tmp_path)
+    grouping = found(data)
+    assert grouping.how == "10 groups of pictures (10 in the test part) by track_frame in the names"
+    divided = split(data, grouping)
+    assert sorted(divided.part("test").tolist()) == data.official_test.tolist()
+    assert "warning: 80 training pictures belong to 10 groups that are in the test part too" in divided.grouping
+
+
+def test_a_long_name_is_read_in_linear_time(tmp_path: Path) -> None:
+    """Each of these took minutes with a regular expression that tries every division of the name."""
+    stems = ["a" + "_" * 20_000 + "x", "1f" * 20_000, "a-" * 20_000 + "1(", "-t" * 20_000 + "7", "9" * 20_000]
+    names = [f"{name}/{stem}.png" for name in "ab" for stem in stems]
+    images = FileImages(tmp_path, names)
+    data = DataSet("folder:x", ("a", "b"), images, np.repeat([0, 1], len(stems)), "5" * 64, None)
+    assert found(data).count <= len(names)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -121,7 +146,7 @@ def test_a_class_of_one_sequence_stays_ungrouped_and_is_named(tmp_path: Path) ->
         (tmp_path / "e" / f"00000_{number:05}.png").write_bytes(encode(frame(77, number)))
     grouping = found(folder.load(tmp_path))
     assert grouping.count == 4 * TRACKS + 6
-    assert grouping.how.endswith("left ungrouped, because all pictures would be one group: e")
+    assert grouping.how.endswith("sequences do not count where all pictures of a class would be one group: e")
 
 
 def test_copies_of_a_picture_are_one_group(tmp_path: Path) -> None:
@@ -134,14 +159,14 @@ def test_copies_of_a_picture_are_one_group(tmp_path: Path) -> None:
     copies = {grouping.ids[names.index(name)] for name in ("a/0.png", "a/small.jpg", "b/wrong class.webp")}
     assert len(copies) == 1
     assert grouping.count == len(data)
-    assert grouping.how == "40 groups of pictures: 3 near-duplicate pairs"
+    assert grouping.how == "40 groups of pictures: 2 near-duplicates"
 
 
 def test_near_duplicates_join_sequences(tmp_path: Path) -> None:
     make(tmp_path, lambda track, number: f"{track:05}_{number:05}.png")
     (tmp_path / "a" / "00099_00000.png").write_bytes((tmp_path / "a" / "00002_00003.png").read_bytes())
     grouping = found(folder.load(tmp_path))
-    assert grouping.how == "10 groups of pictures by track_frame in the names; 1 near-duplicate pairs between them"
+    assert grouping.how == "10 groups of pictures by track_frame in the names; 1 near-duplicate between them"
     assert np.bincount(grouping.ids).max() == FRAMES + 1
 
 
@@ -180,7 +205,20 @@ def test_drawings_that_all_look_alike_stay_ungrouped(tmp_path: Path) -> None:
             (tmp_path / name / f"{i}.png").write_bytes(encode(picture))
     grouping = found(folder.load(tmp_path))
     assert not grouping.has_groups
-    assert grouping.how.endswith("left ungrouped, because all pictures would be one group: a, b")
+    assert grouping.how.startswith("no groups: most pictures of a class look alike")
+    assert grouping.how.endswith("of these only exact copies are one group: a, b")
+
+
+def test_exact_copies_of_drawings_that_all_look_alike_are_one_group(tmp_path: Path) -> None:
+    test_drawings_that_all_look_alike_stay_ungrouped(tmp_path)
+    for copy in ("a/copy.png", "b/wrong class.png"):
+        (tmp_path / copy).write_bytes((tmp_path / "a" / "3.png").read_bytes())
+    data = folder.load(tmp_path)
+    grouping = found(data)
+    names = data.images.names
+    assert len({grouping.ids[names.index(name)] for name in ("a/3.png", "a/copy.png", "b/wrong class.png")}) == 1
+    assert grouping.count == len(data) - 2
+    assert grouping.how.startswith("16 groups of pictures: 2 near-duplicates; most pictures of a class look alike")
 
 
 def test_other_digits_are_no_near_duplicates() -> None:
@@ -227,6 +265,8 @@ def test_none_is_no_grouping(tmp_path: Path) -> None:
     [
         ("(", "--group '\\(' is neither auto, folder, none nor a regular expression"),
         ("track", "--group 'track' matches no path of .*, such as 'a/0_0.png'"),
+        ("x*", r"--group 'x\*' matches an empty text in 'a/0_0.png'.*at least one character"),
+        ("(z*)", r"--group '\(z\*\)' matches an empty text"),
         ("folder", "no class folder has subfolders that could be groups"),
     ],
 )

@@ -85,3 +85,17 @@ def test_a_downloaded_set_needs_a_folder(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(UsageError, match=r"unknown data set '.*': choose from digits, mnist, .*or folder:PATH"):
         registry.load(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("folder:pictures/", "folder:pictures"),
+        ("folder:./pictures//", "folder:pictures"),
+        ("folder:pictures", "folder:pictures"),
+        ("digits", "digits"),
+        ("folder:", "folder:"),
+    ],
+)
+def test_spellings_of_a_folder_have_one_name(name: str, plain: str) -> None:
+    assert registry.plain_name(name) == plain

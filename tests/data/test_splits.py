@@ -15,7 +15,7 @@ from mexit.core.atomic_io import sha256_bytes
 from mexit.data import digits
 from mexit.data.dataset import ArrayImages, DataSet
 from mexit.data.groups import Grouping, shared_with_test
-from mexit.data.splits import NAMES, Splits, split
+from mexit.data.splits import NAMES, Splits, few_calibrate, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError
 
 
@@ -175,6 +175,15 @@ def test_groups_of_one_image_divide_images_with_more_for_certification() -> None
     assert own.groups is None
     assert own.hashes()["test"] == plain.hashes()["test"]
     assert (len(own.part("certification")), len(plain.part("certification"))) == (21, 9)
+
+
+@pytest.mark.parametrize(("n", "calibrate"), [(60, 15), (80, 20), (100, 20), (140, 20), (200, 21)])
+def test_small_sets_give_calibration_what_thresholds_need(n: int, calibrate: int) -> None:
+    """At most a third of the images outside the test part calibrate."""
+    splits = split(data_set(n, classes=2), Grouping(np.arange(n), "no groups"))
+    assert len(splits.part("calibration")) == calibrate
+    assert len(splits.part("train")) >= 0.45 * 0.75 * n
+    assert ("add images" in few_calibrate(splits)) == (calibrate < 20)
 
 
 @pytest.mark.parametrize("with_groups", [False, True])

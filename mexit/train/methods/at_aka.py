@@ -10,7 +10,7 @@
 
 x' is one of M particles of SVGD, which repel each other (see `attacks.svgd`). The merge of M logits z_m:
 
-softmin       weighted mean, weights softmax_m( -CE(z_m, y) / tau ): teachers that know the sample count more
+softmin       weighted mean, weights softmax_m( -CE(z_m, y) / tau ): teachers with a small loss on the sample count more
 correct-mean  mean of the teachers that classify the sample correctly; if none does, the one with the smallest
               cross-entropy, and the student then learns from the label alone
 min-logit     at class j the minimum over teachers of z_m[j] - z_m[y], so that the target is correct wherever one
