@@ -259,7 +259,8 @@ def _train_command(settings: TrainSettings) -> str:
     preset, values = resolve(settings.data, settings.preset, given).to_json(), settings.to_json()
     words = [f"mexit train --data {shell_path(settings.data)} --preset {settings.preset}"]
     words += [_flag(name, value) for name, value in given.items()]
-    words += [_flag(name, value) for name, value in values.items() if name not in _NO_FLAG and value != preset[name]]
+    without = _NO_FLAG | ({"exit_weights"} if settings.heads_only else set())  # those of a later joint training
+    words += [_flag(name, value) for name, value in values.items() if name not in without and value != preset[name]]
     if settings.craft_train_mode != preset["craft_train_mode"]:
         words.append("--craft-train-mode" if settings.craft_train_mode else "--craft-eval-mode")
     if not settings.heads_only:

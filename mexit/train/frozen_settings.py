@@ -1,13 +1,14 @@
-"""Which settings a run has that starts from a frozen network: `freeze`, `finetune`, and those that belong to them."""
+"""Settings of a run that starts from a frozen network: which ones fit together, and the weights of its exits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mexit.errors import UsageError
 from mexit.train.option_names import option_name
 
+_STEEPNESS = 4
 # Settings that determine the heads of a frozen network. All others belong to joint training.
 _OF_HEADS = frozenset(
     (
@@ -15,6 +16,25 @@ _OF_HEADS = frozenset(
         "precision", "freeze", "finetune",
     )
 )  # fmt: skip
+
+
+def weights_of_heads(accuracy: Sequence[float], classes: int) -> tuple[float, ...]:
+    """Weights of the exits in joint training: the share of the last exit's gain over chance, to the power `_STEEPNESS`.
+
+    Linear heads of the first blocks of a pretrained network are poor. With equal weights their gradients, a hundred
+    times those of the last exit, destroy its features.
+
+    Args:
+        accuracy: of each trained head on the selection split, (E,).
+        classes: C.
+
+    Returns:
+        (E,) in [0, 1]; 1 for the last exit.
+    """
+    chance = 1 / classes
+    best = max(accuracy[-1] - chance, 1e-6)
+    shares = [min(1.0, max(0.0, one - chance) / best) for one in accuracy[:-1]]
+    return (*(round(share**_STEEPNESS, 3) for share in shares), 1.0)
 
 
 def check_frozen(given: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The optimiser of a run: SGD with momentum, with a smaller learning rate for a pretrained backbone."""
+"""The optimiser of a run: SGD with momentum, with a smaller learning rate for heads that are trained already."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from mexit.models.multi_exit import MultiExit, Stage
 from mexit.train.config import TrainSettings
 
-# Factor of the learning rate of everything but the heads in a run that starts from a frozen network: its pretrained
-# features are good, and the heads have to follow them.
-BACKBONE_RATE = 0.1
+# Factor of the learning rate of the heads in a run that starts from a frozen network. They start at their optimum, and
+# one step changes their logits by the rate times the number of features, which have unit variance.
+HEAD_RATE = 0.1
 
 
 def build_optimiser(model: MultiExit, settings: TrainSettings) -> torch.optim.SGD:
@@ -25,7 +25,7 @@ def build_optimiser(model: MultiExit, settings: TrainSettings) -> torch.optim.SG
         heads = [parameter for stage in model.stages for parameter in cast("Stage", stage).head.parameters()]
         of_heads = {id(parameter) for parameter in heads}
         backbone = [parameter for parameter in model.parameters() if id(parameter) not in of_heads]
-        groups = [{"params": backbone, "rate": BACKBONE_RATE}, {"params": heads, "rate": 1.0}]
+        groups = [{"params": backbone, "rate": 1.0}, {"params": heads, "rate": HEAD_RATE}]
     if not settings.decay_norms:
         groups = [part for group in groups for part in _without_decay_of_norms(group)]
     optimiser = torch.optim.SGD(

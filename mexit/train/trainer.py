@@ -31,6 +31,7 @@ from mexit.train.checkpoint import START, Position, TrainState
 from mexit.train.config import TrainSettings
 from mexit.train.cuda_graphs import StepGraphs
 from mexit.train.distributed import SINGLE_PROCESS, ProcessGroup
+from mexit.train.frozen_settings import weights_of_heads
 from mexit.train.methods import build_method
 from mexit.train.methods.base import Adaptation, Batch, Setup, StepInfo
 from mexit.train.optimiser import build_optimiser, set_lr
@@ -98,8 +99,7 @@ class Trainer:
                 f"{settings.model} has {self.model.exits} exits: give one exit weight for each, "
                 f"found {len(settings.exit_weights)}"
             )
-        weights = settings.exit_weights
-        self.exit_weights = torch.tensor(weights, device=precision.device) if weights else None
+        self._set_exit_weights()
         copy = precision.attack_copy(self.model)
         graphs = None
         if self.graphs and precision.device == "cuda" and self.process_group.size == 1:
@@ -138,12 +138,20 @@ class Trainer:
         Args:
             accuracy: of each exit on the clean images of the selection split, (E,).
         """
+        if not self.settings.exit_weights:
+            self.settings = replace(self.settings, exit_weights=weights_of_heads(accuracy, self.model.classes))
+            self._set_exit_weights()
+            checkpoint.save_settings(self.run, self.settings)
         self.kept = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         log_bytes = checkpoint.append_log(self.run, {"epoch": 0, "selection": {"clean": list(accuracy)}})
         best = None if self.attack else float(np.mean(accuracy))
         self.position = replace(START, best=best, log=log_bytes)
         self.clock.start(0.0, 0.0, 0)
         self._save_checkpoint()
+
+    def _set_exit_weights(self) -> None:
+        weights = self.settings.exit_weights
+        self.exit_weights = torch.tensor(weights, device=self.precision.device) if weights else None
 
     def train(
         self,

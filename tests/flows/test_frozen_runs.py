@@ -46,6 +46,8 @@ def test_heads_alone_make_a_finished_run_that_is_exported_and_calibrated(
 ) -> None:
     result = train(GIVEN)
     assert result.finished
+    assert result.settings["exit_weights"][-1] == 1.0
+    assert len(result.settings["exit_weights"]) == EXITS
     (record,) = result.records
     assert record["epoch"] == 0
     assert min(record["selection"]["clean"]) > 0.8

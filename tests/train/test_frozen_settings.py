@@ -14,7 +14,8 @@ from mexit.models import model_spec
 from mexit.train.changed_settings import change_settings
 from mexit.train.checkpoint import Position, is_finished
 from mexit.train.config import TrainSettings, resolve
-from mexit.train.optimiser import BACKBONE_RATE, build_optimiser, set_lr
+from mexit.train.frozen_settings import weights_of_heads
+from mexit.train.optimiser import HEAD_RATE, build_optimiser, set_lr
 
 NETWORK = {"model": "digits-cnn"}
 AT_HEADS = Position(0, 0, {}, None, 0)
@@ -105,13 +106,19 @@ def test_resume_refuses_the_length_of_the_other_kind_of_run() -> None:
         changed({"freeze": True}, plain)
 
 
-def test_the_backbone_has_a_smaller_learning_rate_than_the_heads() -> None:
+def test_trained_heads_have_a_smaller_learning_rate_than_the_backbone() -> None:
     model = model_spec("digits-cnn").build(10)
     optimiser = build_optimiser(model, resolve("digits", None, NETWORK | {"finetune": 1}))
     set_lr(optimiser, 0.5)
     rates = {id(one): group["lr"] for group in optimiser.param_groups for one in group["params"]}
-    expected = {name: 0.5 if ".head." in name else 0.5 * BACKBONE_RATE for name, _ in model.named_parameters()}
+    expected = {name: 0.5 * HEAD_RATE if ".head." in name else 0.5 for name, _ in model.named_parameters()}
     assert {name: rates[id(parameter)] for name, parameter in model.named_parameters()} == pytest.approx(expected)
+
+
+def test_the_weights_of_exits_follow_the_accuracy_of_their_heads() -> None:
+    weights = weights_of_heads([0.05, 0.1, 0.55, 0.7, 0.92, 0.9], classes=10)
+    assert weights == (0.0, 0.0, round((0.45 / 0.8) ** 4, 3), round((0.6 / 0.8) ** 4, 3), 1.0, 1.0)
+    assert weights_of_heads([0.1, 0.05], classes=10) == (0.0, 1.0), "no head is better than chance"
 
 
 def test_fixed_norms_keep_their_statistics_in_train_mode() -> None:
