@@ -30,8 +30,8 @@ def train(
         str | None,
         typer.Option(
             help="Schedule, method included: neo_kd, rdi, rdi_mobilenetv2 or hdkd as published; ours: fast (for a "
-            "GPU), demo, pictures and robust_pictures (for folders). Other flags win over it. Default: demo for "
-            "digits, pictures for folders, else neo_kd.",
+            "GPU), demo, pictures and robust_pictures (for folders), finetune and robust_finetune (for --finetune). "
+            "Other flags win over it. Default: demo for digits, pictures for folders, else neo_kd.",
             show_default=False,
         ),
     ] = None,
@@ -107,6 +107,22 @@ def train(
     average_attack_until: Annotated[
         float | None,
         typer.Option(help="Share of the run, from its beginning, with the average attack instead of --attack."),
+    ] = None,
+    freeze: Annotated[
+        bool,
+        typer.Option(
+            "--freeze",
+            help="Keep the network as it is and train the heads of its exits alone, on features that one pass over the "
+            "images computes.",
+        ),
+    ] = False,
+    finetune: Annotated[
+        int | None,
+        typer.Option(
+            help="Train the heads as with --freeze, then all layers for this many passes; the last exit teaches the "
+            "others. Also with --minutes, --robust and --method.",
+            show_default=False,
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     minutes: Annotated[
@@ -211,8 +227,8 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Continue --out, or the newest run, from its checkpoint. --epochs, --minutes, the learning rate, "
-            "--precision and a few more may change.",
+            help="Continue --out, or the newest run, from its checkpoint. --epochs, --finetune, --minutes, the "
+            "learning rate, --precision and a few more may change.",
         ),
     ] = False,
     json: Json = False,
@@ -239,6 +255,8 @@ def train(
         "craft_train_mode": craft_train_mode,
         "short_attack_until": short_attack_until,
         "average_attack_until": average_attack_until,
+        "freeze": freeze or None,
+        "finetune": finetune,
         "epochs": epochs,
         "minutes": minutes,
         "batch": batch,
@@ -310,7 +328,8 @@ def _print_result(result: TrainResult) -> None:
         for k in range(1, len(last["selection"]["clean"]) + 1)
     ]
     columns = ["exit", *(f"{name}, selection split" for name in last["selection"])]
-    output.say(f"{result.run}: {last['epoch']} epochs, {result.seconds:.0f} s")
+    done = f"{last['epoch']} epochs" if last["epoch"] else "heads of the frozen network"
+    output.say(f"{result.run}: {done}, {result.seconds:.0f} s")
     output.table("", columns, rows)
     output.say(f"wrote {result.run}" + (f", {result.curves}" if result.curves else ""))
     output.next_commands("mexit export", f"mexit evaluate {shell_path(result.run)}")

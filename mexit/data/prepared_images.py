@@ -18,9 +18,14 @@ MEMORY_SHARE = 0.25  # of the memory that this process may use
 
 
 def fits_in_memory(count: int, spec: InputSpec) -> bool:
-    """Whether `count` prepared images take at most `MEMORY_SHARE` of the memory that this process may use."""
+    """Whether `count` prepared images take at most `cache_bytes`."""
+    return count * prod(spec.shape) <= cache_bytes()
+
+
+def cache_bytes() -> int:
+    """Bytes that a cache may take: `MEMORY_SHARE` of the memory that this process may use."""
     memory = read_limits().memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return count * prod(spec.shape) <= MEMORY_SHARE * memory
+    return int(MEMORY_SHARE * memory)
 
 
 def with_prepared(

@@ -54,10 +54,11 @@ def model_card(
 
 def _summary(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
     settings, last = target.source.settings, report["exits"][-1]
+    training = "with its backbone frozen" if settings.heads_only else f"with `{settings.method}`"
     worst = f", and {_percent(last['worst'])} in the worst case of all attacks below" if "worst" in last else ""
     return (
         f"A `{settings.model}` network with {len(report['exits'])} exits for the {len(target.data.classes)} classes "
-        f"of `{target.data.name}`, trained with `{settings.method}`. The last exit classifies "
+        f"of `{target.data.name}`, trained {training}. The last exit classifies "
         f"{_percent(last['clean'])} of the clean test images correctly{worst}."
     )
 
@@ -251,13 +252,19 @@ def _evaluate_flags(target: EvaluationTarget, settings: Mapping[str, Any]) -> li
 
 def _train_command(settings: TrainSettings) -> str:
     """The training command, with every flag whose value differs from the preset's."""
-    given = {"method": settings.method, "model": settings.model}
+    given: dict[str, Any] = {} if settings.heads_only else {"method": settings.method}
+    if settings.freeze:
+        length = {"finetune": settings.finetune, "minutes": settings.minutes}
+        given |= {"freeze": True} | {name: value for name, value in length.items() if value}
     preset, values = resolve(settings.data, settings.preset, given).to_json(), settings.to_json()
-    words = [f"mexit train --data {shell_path(settings.data)} --preset {settings.preset} --method {settings.method}"]
-    words += [_flag(name, value) for name, value in values.items() if name not in _NO_FLAG and value != preset[name]]
+    words = [f"mexit train --data {shell_path(settings.data)} --preset {settings.preset}"]
+    words += [_flag(name, value) for name, value in given.items()]
+    without = _NO_FLAG | ({"exit_weights"} if settings.heads_only else set())  # those of a later joint training
+    words += [_flag(name, value) for name, value in values.items() if name not in without and value != preset[name]]
     if settings.craft_train_mode != preset["craft_train_mode"]:
         words.append("--craft-train-mode" if settings.craft_train_mode else "--craft-eval-mode")
-    words += [f"--set {name}={_flag_value(value)}" for name, value in values["options"].items()]
+    if not settings.heads_only:
+        words += [f"--set {name}={_flag_value(value)}" for name, value in values["options"].items()]
     words += [f"--teacher {shell_path(run)}" for run in settings.teachers]
     return " ".join(words)
 

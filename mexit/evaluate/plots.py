@@ -23,8 +23,8 @@ def available() -> bool:
 
 def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Training loss and selection accuracy over epochs, and CMI and NCMI where a method logs them, as a PNG."""
-    has_cmi = "ncmi" in records[0]
-    figure, (left, right, *more) = new_figure(3 if has_cmi else 2)
+    with_cmi = [record for record in records if "ncmi" in record]
+    figure, (left, right, *more) = new_figure(3 if with_cmi else 2)
     _draw_losses(left, records, title)
     colours = {"clean": CLEAN, "attacked": ATTACKED}
     selection = [{"epoch": record["epoch"], **record["selection"]} for record in records if "selection" in record]
@@ -32,9 +32,9 @@ def training_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
     right.set(xlabel="epoch", ylabel="accuracy, %", title="selection split")
     if selection:  # a stopped run may have none yet
         right.legend(fontsize=8, loc="best")
-    if has_cmi:
+    if with_cmi:
         styles = {"cmi": {"color": CLEAN}, "ncmi": {"color": CLEAN, "linestyle": ":"}}
-        _draw_exits(more[0], records, styles)
+        _draw_exits(more[0], with_cmi, styles)
         more[0].set(xlabel="epoch", ylabel="CMI in nats, NCMI", title="spread within classes", yscale="log")
         more[0].legend(fontsize=8, loc="lower right", ncols=2)
     save(figure, path)
@@ -182,10 +182,11 @@ def _draw_losses(axes: Axes, records: Sequence[dict[str, Any]], title: str) -> N
     lines = {name: [record.get(name, math.nan) for record in records] for name in names}
     for name, values in lines.items():
         style = {"color": "black", "linewidth": 2} if name == "loss" else {"linewidth": 1}
-        axes.plot(range(1, len(values) + 1), values, label=name.removeprefix("loss ") or name, **style)
+        axes.plot([record["epoch"] for record in records], values, label=name.removeprefix("loss ") or name, **style)
     scale = "symlog" if any(value <= 0 for values in lines.values() for value in values) else "log"
     axes.set(xlabel="epoch", ylabel="training loss", title=title, yscale=scale)
-    axes.legend(fontsize=8)
+    if lines:  # the heads of a frozen network have none
+        axes.legend(fontsize=8)
 
 
 def _draw_exits(

@@ -31,6 +31,8 @@ def fit_settings(
 ) -> TrainSettings:
     """Choose the settings of a run on a folder that are not given, see `picture_defaults`; others stay as they are.
 
+    A frozen network keeps its own size and normalisation.
+
     Args:
         settings: resolved settings.
         given: settings that the user gave; None values count as not given.
@@ -38,7 +40,7 @@ def fit_settings(
         device: "auto", "cpu" or "cuda".
         progress: receives a note if the time is short.
     """
-    if not is_folder(settings.data):
+    if not is_folder(settings.data) or settings.freeze:
         return settings
     index = splits.part("train")
     names = {name for name, value in given.items() if value is not None}
@@ -83,5 +85,7 @@ def read_pictures(
 
 
 def normalise(settings: TrainSettings, data: DataSet, splits: Splits) -> TrainSettings:
-    """Set the normalisation of a run on a folder to that of its training images."""
-    return measure_normalisation(data, splits.part("train"), settings) if is_folder(settings.data) else settings
+    """Set the normalisation of a run on a folder to that of its training images, unless its network is frozen."""
+    if not is_folder(settings.data) or settings.freeze:
+        return settings
+    return measure_normalisation(data, splits.part("train"), settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, nullcontext
@@ -26,20 +25,19 @@ from mexit.flows.data import check_data, note_grey_bits, note_splits
 with requires_extra("train", "Training a network"):
     from mexit.evaluate import plots
     from mexit.flows.fit_pictures import fit_settings, normalise, read_pictures
+    from mexit.flows.train_headline import headline
     from mexit.train import checkpoint
-    from mexit.train.augment import mirrors
     from mexit.train.changed_settings import change_settings, describe_change
     from mexit.train.config import TrainSettings, resolve
     from mexit.train.dataloader import worker_count
     from mexit.train.distributed import ProcessGroup, process_group
+    from mexit.train.frozen_heads import train_heads
     from mexit.train.precision import keep_freed_memory, select_precision, set_threads
     from mexit.train.run_directory import existing_run, has_progress, new_run
     from mexit.train.step_report import StepReport
     from mexit.train.teachers import own_teachers
     from mexit.train.tensorboard import FOLDER, TensorBoardWriter, require_tensorboard
     from mexit.train.trainer import Trainer
-
-COLUMNS = 80
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,9 @@ def train_model(
             the run.
         preset: published schedule, see `train.presets`; None = the first of the data set.
         settings: fields of `train.config.TrainSettings`, such as {"method": "neo-kd", "epochs": 20}; they win over
-            the preset. {"robust": 8 / 255} trains against attacks of that radius. For a folder, what is not given
-            is chosen from the pictures and the time, see `train.picture_defaults`.
+            the preset. {"robust": 8 / 255} trains against attacks of that radius. {"freeze": True} trains the heads of
+            a pretrained network only, and {"finetune": 5} all layers for 5 epochs after that. For a folder, what is
+            not given is chosen from the pictures and the time, see `train.picture_defaults`.
         data_dir: directory of the data sets, default `MEXIT_DATA`.
         out: run directory, default a free name in `runs/`.
         resume: continue `out`, or the newest run, from its checkpoint with its stored settings. Of `settings`, those in
@@ -157,7 +156,7 @@ def _result(session: _Session, finished: bool, settings: TrainSettings, seconds:
     records = checkpoint.read_log(run)
     curves = run / checkpoint.CURVES if records and is_main and plots.available() else None
     if curves is not None:
-        plots.training_curves(records, curves, f"{settings.method}, {settings.model}, {settings.data}")
+        plots.training_curves(records, curves, f"{settings.kind}, {settings.model}, {settings.data}")
     return TrainResult(run, finished, settings.to_json(), seconds, tuple(records), curves, is_main)
 
 
@@ -190,7 +189,7 @@ class _Opening:
         processes, progress = self.processes, self.progress
         data_set = registry.load(data, self.data_dir)
         settings = resolve(data, preset, given)
-        name = plain_name(f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{settings.method}")
+        name = plain_name(f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{settings.kind}")
         run = processes.on_main(lambda: self.stack.enter_context(new_run(out, name)))
         scan = processes.on_main(lambda: check_data(data_set, progress))
         splits = split(data_set, find_groups(data_set, settings.group, progress), settings.split_seed)
@@ -205,7 +204,7 @@ class _Opening:
         return self._session(run, data_set, splits), normalise(settings, data_set, splits)
 
     def _read(self, data: DataSet, splits: Splits, settings: TrainSettings) -> DataSet:
-        if not self.options.cache:
+        if not self.options.cache or settings.heads_only:  # heads read each picture once
             return data
         return read_pictures(data, splits, settings, self.options.workers, self.progress)
 
@@ -257,10 +256,26 @@ class _Session:
             self._store_changes(trainer)
         else:
             self._create(run, settings)
-        self.progress.note(_headline(trainer))
+        self.progress.note(headline(trainer))
         if self.splits.grouping:
             self.progress.note(self.splits.grouping)
+        if settings.freeze and not (run / checkpoint.CHECKPOINT).exists() and not self._train_heads(trainer):
+            return False, trainer.settings
         return self._run(trainer), trainer.settings
+
+    def _train_heads(self, trainer: Trainer) -> bool:
+        """Train the heads on the frozen network. Returns whether they are complete."""
+        if self.processes.size > 1:
+            raise UsageError(
+                "--freeze trains the heads in one process: start it without torchrun; --resume --finetune N takes any "
+                "number of processes after that"
+            )
+        model, workers, should_stop = trainer.model, trainer.workers, self.options.should_stop
+        accuracy = train_heads(model, trainer.settings, self.data_set, self.splits, workers, self.progress, should_stop)
+        if accuracy is None:
+            return False
+        trainer.start_from_heads(accuracy)
+        return True
 
     def _resume(self, trainer: Trainer) -> None:
         if not (trainer.run / checkpoint.CHECKPOINT).exists():
@@ -282,6 +297,8 @@ class _Session:
 
     def _run(self, trainer: Trainer) -> bool:
         """Run the training loop with a progress bar and TensorBoard."""
+        if trainer.settings.heads_only:
+            return trainer.train()
         total = int(60 * trainer.settings.minutes) or trainer.settings.epochs * len(trainer.train_index)
         write = self.options.tensorboard and self.processes.is_main
         scalars = closing(TensorBoardWriter(trainer.run / FOLDER)) if write else nullcontext()
@@ -333,26 +350,3 @@ def _epoch_line(report: StepReport, record: Mapping[str, Any]) -> str:
     for name, accuracy in record.get("selection", {}).items():
         line += f"  selection{'' if name == 'clean' else ' attacked'} {100 * accuracy[-1]:.1f}%"
     return f"{line}  {duration(report.remaining_s)} left"
-
-
-def _headline(trainer: Trainer) -> str:
-    """What the run does, in lines of at most 80 columns; for a folder with the options that change the choices."""
-    settings, precision, processes = trainer.settings, trainer.precision, trainer.process_group.size
-    attack = trainer.attack.describe() if trainer.attack else "no attack"
-    length = f"{settings.minutes:g} minutes" if settings.minutes else f"{settings.epochs} epochs"
-    arithmetic = f"{'bf16' if precision.bf16 else 'fp32'} on {precision.device}"
-    arithmetic += f", {processes} processes" if processes > 1 else ""
-    folder = is_folder(settings.data)
-    name = trainer.data.name.rpartition("/")[2]
-    flip = mirrors(settings.augment, settings.flip)
-    channels, height, width = trainer.model.input_shape
-    lines = [
-        f"training {settings.model} on {name} with {settings.method}: {len(trainer.train_index)} images of "
-        f"{trainer.model.classes} classes, {length}, {arithmetic}, into {trainer.run}",
-        f"{width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}, augmentation {settings.augment} "
-        f"{'with' if flip else 'without'} mirror images, {attack}",
-    ]
-    if folder:
-        lines.append("change it with --model, --size, --channels, --minutes, --flip, --robust 8/255")
-    wrapper = textwrap.TextWrapper(COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    return "\n".join(wrapper.fill(line) for line in lines)

@@ -89,6 +89,10 @@ class MultiExit(nn.Module):
         normalise: maps pixels in [0, 1] to the input of stage 1; None = identity. It is part of the network, so
             attacks, calibration and camera all work on pixels in [0, 1] with the same eps.
         numbers: the number of each exit, (E,), rising; default 1..E. With some exits left out they have gaps.
+
+    Attributes:
+        fixed_norms: whether BatchNorm keeps its running statistics in train mode too, as a pretrained network needs
+            that is trained on few images.
     """
 
     def __init__(
@@ -105,6 +109,16 @@ class MultiExit(nn.Module):
         self.input_shape = input_shape
         self.classes = classes
         self.numbers = tuple(numbers or range(1, len(stages) + 1))
+        self.fixed_norms = False
+
+    def train(self, mode: bool = True) -> MultiExit:
+        """Set train or eval mode; with `fixed_norms`, BatchNorm stays in eval mode."""
+        super().train(mode)
+        if self.fixed_norms:
+            for layer in self.modules():
+                if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                    layer.train(False)
+        return self
 
     @property
     def exits(self) -> int:

@@ -10,13 +10,14 @@ from typing import Any
 from mexit.core.pixel_range import format_fraction
 from mexit.errors import UsageError
 from mexit.train.checkpoint import Position, is_finished
-from mexit.train.config import TrainSettings, option_name
+from mexit.train.config import TrainSettings
+from mexit.train.option_names import option_name
 
 # Every schedule is a function of the fraction of the run that is done, and the checkpoint holds weights, momentum and
 # averages in float32. So the length, the optimiser's numbers, the arithmetic and what is measured and kept can change.
 # Data, network, method, attack and augmentation define what the run is: with others it is another run.
 CHANGEABLE = (
-    "epochs", "minutes", "lr", "lr_schedule", "warmup", "decay_at", "decay_factor", "momentum", "nesterov",
+    "epochs", "minutes", "finetune", "lr", "lr_schedule", "warmup", "decay_at", "decay_factor", "momentum", "nesterov",
     "weight_decay", "decay_norms", "precision", "keep", "validate_every", "selection_steps", "recompute_norms",
     "test_steps",
 )  # fmt: skip
@@ -51,6 +52,8 @@ def change_settings(
             "and its schedule, --precision, --keep and --validate-every"
         )
     changed |= _length(stored, given)
+    if "finetune" in changed:
+        changed["epochs"] = changed["finetune"]
     if not changed:
         return stored
     before = {name: getattr(stored, name) for name in changed}
@@ -60,8 +63,9 @@ def change_settings(
     if position is not None and is_finished(position, settings):
         options = " and ".join(map(option_name, changed))
         done = f"{position.epoch} epochs in {position.elapsed_s / 60:.2g} minutes"
+        length = option_name("finetune" if settings.freeze else "epochs")
         raise UsageError(
-            f"{run} has done {done}, so {options} would change nothing: add --epochs {position.epoch + 1} or more, or "
+            f"{run} has done {done}, so {options} would change nothing: add {length} {position.epoch + 1} or more, or "
             f"--minutes above {position.elapsed_s / 60:.2g}, to train on"
         )
     return settings
@@ -78,14 +82,23 @@ def describe_change(settings: TrainSettings, stored: TrainSettings) -> str:
 
 
 def _length(stored: TrainSettings, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The change of the length: `epochs` ends a run by the clock after epochs, and the other way round."""
-    epochs, minutes = given.get("epochs"), given.get("minutes")
+    """The change of the length: epochs end a run by the clock, and the other way round.
+
+    After the heads of a frozen network, `finetune` is the number of epochs.
+    """
+    name, other = ("finetune", "epochs") if stored.freeze else ("epochs", "finetune")
+    if given.get(other) is not None:
+        raise UsageError(
+            f"{option_name(other)} sets the epochs of a run {'without' if stored.freeze else 'with'} --freeze: "
+            f"give {option_name(name)}"
+        )
+    epochs, minutes = given.get(name), given.get("minutes")
     if epochs is not None and minutes is not None:
-        raise UsageError("a run ends after --minutes or after --epochs: give one of them")
+        raise UsageError(f"a run ends after --minutes or after {option_name(name)}: give one of them")
     if minutes == 0:
         raise UsageError("--minutes must be above 0")
     if epochs is not None and stored.minutes:
-        return {"epochs": epochs, "minutes": 0.0}
+        return {name: epochs, "minutes": 0.0}
     return {}
 
 

@@ -15,7 +15,9 @@ from mexit.errors import UsageError
 from mexit.models import ModelSpec, model_spec
 from mexit.models.backbones import check_file, file_hash
 from mexit.train.augment import AUGMENTS
+from mexit.train.frozen_settings import check_frozen
 from mexit.train.methods import method_class
+from mexit.train.option_names import option_name
 from mexit.train.presets import DEFAULT_MODELS, PRESETS, default_preset, expand_robust
 
 KEEP = ("last", "best")
@@ -31,34 +33,12 @@ _ADDED: dict[str, Any] = {
     "recompute_norms": 0, "short_attack_until": 0.0, "average_attack_until": 0.0, "exit_weights": [],
     "validate_every": 1, "size": None, "channels": None, "mean": [], "std": [], "flip": None, "grey_bits": None,
     "group": "none", "split_seed": 0, "changes": [], "weights": None, "code_sha256": None,
+    "freeze": False, "finetune": 0,
 }  # fmt: skip
 # Fields of mexit 0.1 that have another name now.
 _RENAMED = {"recipe": "precision"}
 # Defaults of methods in mexit 0.1 that have changed: its runs store only the options that differ from them.
 _OLD_OPTIONS: dict[str, dict[str, Any]] = {"cap": {"clean_weight": 0.0, "mix": False}, "mse": {"ramp": 0.0}}
-
-
-# Settings whose option of `mexit train` has another name, and those that have no option.
-_OPTION_NAMES = {"options": "--set", "teachers": "--teacher"} | {
-    name: name
-    for name in (
-        "decay_at",
-        "decay_factor",
-        "momentum",
-        "selection_steps",
-        "test_steps",
-        "steps_done",
-        "mean",
-        "std",
-        "grey_bits",
-        "code_sha256",
-    )
-}
-
-
-def option_name(setting: str) -> str:
-    """The option of `mexit train` that sets a field, such as `--lr-schedule`; the field's name without an option."""
-    return _OPTION_NAMES.get(setting, f"--{setting.replace('_', '-')}")
 
 
 @dataclass(frozen=True)
@@ -89,6 +69,8 @@ class TrainSettings:
         average_attack_until: fraction of the run in which it is an average attack of all steps; afterwards it is
             `attack`.
         craft_train_mode: attack with the network in train mode, as RDI-Nets' code does.
+        freeze: whether the heads are trained first, on the features of the frozen network.
+        finetune: passes over the training split after that, in which all layers train; `epochs` is the same number.
         epochs: passes over the training split; unused in a run by the clock.
         minutes: length of the run in minutes; every schedule is then a function of the elapsed share of that time. 0 =
             the run ends after `epochs`.
@@ -151,6 +133,8 @@ class TrainSettings:
     craft_train_mode: bool = False
     short_attack_until: float = 0.0
     average_attack_until: float = 0.0
+    freeze: bool = False
+    finetune: int = 0
     epochs: int = 20
     minutes: float = 0.0
     steps_done: int = 0
@@ -192,7 +176,10 @@ class TrainSettings:
     code_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        self._check(self.epochs >= 1, "epochs", "must be at least 1")
+        self._check(self.finetune >= 0, "finetune", "must be at least 0")
+        self._check(self.freeze or not self.finetune, "finetune", "follows --freeze")
+        self._check(self.freeze or self.epochs >= 1, "epochs", "must be at least 1")
+        self._check(not self.freeze or self.epochs == self.finetune, "epochs", "must equal --finetune after --freeze")
         self._check(self.batch >= 1, "batch", "must be at least 1")
         self._check(0 <= self.minutes < math.inf, "minutes", "must be at least 0 and finite")
         self._check(self.lr > 0, "lr", "must be above 0")
@@ -236,6 +223,16 @@ class TrainSettings:
 
     def _check_choice(self, name: str, choices: Sequence[str]) -> None:
         self._check(getattr(self, name) in choices, name, f"must be one of {', '.join(choices)}")
+
+    @property
+    def heads_only(self) -> bool:
+        """Whether the run trains the heads of a frozen network and nothing else."""
+        return self.freeze and not self.finetune and not self.minutes
+
+    @property
+    def kind(self) -> str:
+        """The training method, or "frozen" for a run that trains the heads of a frozen network alone."""
+        return "frozen" if self.heads_only else self.method
 
     def model_spec(self) -> ModelSpec:
         """The architecture of the run, for its size, channels and normalisation.
@@ -326,6 +323,7 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     """
     presets = PRESETS[data.partition(":")[0]]
     given = {name: value for name, value in given.items() if value is not None}
+    check_frozen(given)
     preset = preset or default_preset(presets, given)
     if preset not in presets:
         others = ", ".join(name for name, named in PRESETS.items() if preset in named)
@@ -348,6 +346,9 @@ def resolve(data: str, preset: str | None, given: Mapping[str, Any]) -> TrainSet
     values["code_sha256"] = file_hash(values["model"])
     if "epochs" in given:
         values["minutes"] = 0.0
+    if given.get("freeze") or given.get("finetune"):
+        length = {"epochs": given.get("finetune", 0), "minutes": given.get("minutes", 0.0)}
+        values |= {"freeze": True, **length}
     if given.get("keep") == "best" and "recompute_norms" not in given:
         values["recompute_norms"] = 0
     if values["method"] == presets[preset]["method"]:

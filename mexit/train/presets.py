@@ -9,6 +9,7 @@ hdkd              HDKD (AAAI 2021)
 fast              ours, for a GPU: short schedule of wide-cnn with an attack that grows stronger
 demo              a short NEO-KD run on digits
 pictures          ours, for a folder: a short schedule by the clock on clean images; `robust_pictures` with an attack
+finetune          ours, for a pretrained network after its heads (`--freeze`); `robust_finetune` with an attack
 """
 
 from __future__ import annotations
@@ -87,8 +88,20 @@ _ROBUST_PICTURES = _PICTURES | {
     "method": "adversarial", "attack": "average", "steps": 5, "step": 4 / 255, "short_attack_until": 0.3,
 }  # fmt: skip
 
-# The first preset of a data set is its default.
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+# Ours, for joint training after the heads of a frozen network. The last exit, which is the most accurate, teaches the
+# others at a constant temperature: it is confident from the start, so that an adaptive one would grow without end.
+FINETUNE, ROBUST_FINETUNE = "finetune", "robust_finetune"
+_FINETUNE: dict[str, Any] = {
+    "method": "skd", "options": {"share": 0.5, "temperature": 2.0, "scale": 1.0}, "attack": "none", "minutes": 0.0,
+    "batch": 32, "lr": 0.001, "lr_schedule": "one-cycle", "warmup": 0.15, "nesterov": True, "decay_norms": False,
+    "weight_decay": 1e-4, "augment": "photo", "eps": 8 / 255, "step": 2 / 255,
+}  # fmt: skip
+_FROZEN = {
+    FINETUNE: _FINETUNE,
+    ROBUST_FINETUNE: _FINETUNE | {"attack": "average", "steps": 5, "step": 4 / 255, "short_attack_until": 0.3},
+}
+
+_SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {"demo": _DEMO},
     "mnist": {"neo_kd": _MNIST_NEO_KD, "rdi": _MNIST_RDI},
     "fashion-mnist": {"neo_kd": _MNIST_NEO_KD, "rdi": _MNIST_RDI},
@@ -102,6 +115,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "neo_kd": _MNIST_NEO_KD | {"eps": 8 / 255, "step": 2 / 255},
     },
 }
+# The first preset of a data set is its default.
+PRESETS = {data: schedules | _FROZEN for data, schedules in _SCHEDULES.items()}
 DEFAULT_MODELS = {
     "digits": "digits-cnn", "cifar10": "msdnet-cifar10", "cifar100": "msdnet-cifar100",
     "tiny-imagenet": "msdnet-tiny-imagenet", "imagenet": "msdnet-imagenet", "folder": "wide-cnn-20m",
@@ -109,13 +124,15 @@ DEFAULT_MODELS = {
 
 
 def default_preset(presets: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """The first preset of a data set, or its preset with an attack if the given settings ask for one."""
-    if ROBUST_PICTURES not in presets:
-        return next(iter(presets))
+    """The first preset of a data set, or its preset for a frozen network or with an attack if `given` asks for one."""
+    frozen = given.get("freeze") or given.get("finetune")
+    clean, robust = (FINETUNE, ROBUST_FINETUNE) if frozen else (next(iter(presets)), ROBUST_PICTURES)
+    if robust not in presets:
+        return clean
     attacked = "robust" in given or given.get("attack", "none") != "none"
     if "method" in given:
         attacked |= method_class(given["method"]).attack_use in ("required", "preferred")
-    return ROBUST_PICTURES if attacked else next(iter(presets))
+    return robust if attacked else clean
 
 
 def expand_robust(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,9 +31,10 @@ from mexit.train.checkpoint import START, Position, TrainState
 from mexit.train.config import TrainSettings
 from mexit.train.cuda_graphs import StepGraphs
 from mexit.train.distributed import SINGLE_PROCESS, ProcessGroup
+from mexit.train.frozen_settings import weights_of_heads
 from mexit.train.methods import build_method
 from mexit.train.methods.base import Adaptation, Batch, Setup, StepInfo
-from mexit.train.optimiser import build_optimiser
+from mexit.train.optimiser import build_optimiser, set_lr
 from mexit.train.precision import Precision
 from mexit.train.regularizers import EMA
 from mexit.train.run_clock import RunClock
@@ -80,6 +81,7 @@ class Trainer:
         settings, precision = self.settings, self.precision
         torch.manual_seed(settings.seed)
         self.model = precision.prepare(self._initial())
+        self.model.fixed_norms = settings.freeze
         self.input = settings.model_spec().input
         self.attack = settings.training_attack()
         self.optimiser = build_optimiser(self.model, settings)
@@ -97,8 +99,7 @@ class Trainer:
                 f"{settings.model} has {self.model.exits} exits: give one exit weight for each, "
                 f"found {len(settings.exit_weights)}"
             )
-        weights = settings.exit_weights
-        self.exit_weights = torch.tensor(weights, device=precision.device) if weights else None
+        self._set_exit_weights()
         copy = precision.attack_copy(self.model)
         graphs = None
         if self.graphs and precision.device == "cuda" and self.process_group.size == 1:
@@ -131,6 +132,27 @@ class Trainer:
         if self.ema is not None:
             self.ema.weights = {name: value.to(self.precision.device) for name, value in state.average.items()}
 
+    def start_from_heads(self, accuracy: Sequence[float]) -> None:
+        """Start from the weights of `model`, whose heads were trained before, and write log and checkpoint.
+
+        Args:
+            accuracy: of each exit on the clean images of the selection split, (E,).
+        """
+        if not self.settings.exit_weights:
+            self.settings = replace(self.settings, exit_weights=weights_of_heads(accuracy, self.model.classes))
+            self._set_exit_weights()
+            checkpoint.save_settings(self.run, self.settings)
+        self.kept = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        log_bytes = checkpoint.append_log(self.run, {"epoch": 0, "selection": {"clean": list(accuracy)}})
+        best = None if self.attack else float(np.mean(accuracy))
+        self.position = replace(START, best=best, log=log_bytes)
+        self.clock.start(0.0, 0.0, 0)
+        self._save_checkpoint()
+
+    def _set_exit_weights(self) -> None:
+        weights = self.settings.exit_weights
+        self.exit_weights = torch.tensor(weights, device=self.precision.device) if weights else None
+
     def train(
         self,
         on_step: Callable[[StepReport], None] = lambda _: None,
@@ -150,7 +172,7 @@ class Trainer:
         """
         if self.process_group.is_main:
             checkpoint.truncate_log(self.run, self.position.log)
-        self.clock.start(self.position.elapsed_s, self._epochs_done / self.settings.epochs, self._samples)
+        self.clock.start(self.position.elapsed_s, self._epochs_done / max(1, self.settings.epochs), self._samples)
         saved_s = time.monotonic()
         while not self._finished:
             for _ in self._remaining_steps():
@@ -250,8 +272,7 @@ class Trainer:
 
     def _run_step(self, batch: Batch, step: int, share: float) -> StepMetrics:
         lr = self.lr = self.settings.lr_at(self.progress)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimiser, lr)
         batch.rng.seed_layers(step * self.process_group.size + self.process_group.rank)
         adaptation = Adaptation(
             self.model, lr, lambda: self.batches.selection(batch.rng, step), self.precision.autocast

@@ -80,7 +80,7 @@ def test_minutes_and_epochs_exclude_each_other() -> None:
 
 
 def test_a_preset_of_another_data_set_is_named() -> None:
-    with pytest.raises(UsageError, match="choose from demo; fast is for cifar10, cifar100"):
+    with pytest.raises(UsageError, match="choose from demo, finetune, robust_finetune; fast is for cifar10, cifar100"):
         resolve("digits", "fast", {})
 
 

@@ -159,8 +159,8 @@ class Outputs:
         return self.weight_exits(losses)
 
     def weight_exits(self, losses: Tensor) -> Tensor:
-        """Losses of the exits, (E,), times the run's weights of the exits."""
-        return losses if self.step.exit_weights is None else losses * self.step.exit_weights
+        """Losses of the first K exits, (K,), times the run's weights of the exits."""
+        return losses if self.step.exit_weights is None else losses * self.step.exit_weights[: len(losses)]
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class SKD(TrainingMethod):
             terms[view.name] = weight * (1 - self.share) * outputs.cross_entropy(view.logits).sum()
             students = view.logits if self.run.teachers else view.logits[:-1]
             soft = soft_cross_entropy(students / temperature, self._targets(view))
-            terms[f"{view.name} kd"] = weight * self.share * temperature**2 * soft.sum()
+            terms[f"{view.name} kd"] = weight * self.share * temperature**2 * outputs.weight_exits(soft).sum()
         return terms
 
     def after_step(self, outputs: Outputs) -> None:
