@@ -22,6 +22,7 @@ from mexit.commands.options import (
 )
 from mexit.core.artifact_paths import is_bundle
 from mexit.core.budget import short_macs
+from mexit.core.printable import shell_path
 from mexit.core.wrong_path import BUNDLE, found_instead
 from mexit.errors import NotFound, UsageError
 
@@ -51,7 +52,8 @@ def run(
     if len(paths) > 1 and not paths[0].exists() and not paths[0].suffix:
         raise NotFound(f"bundle {paths[0]} does not exist")
     if (paths[0].is_dir() or paths[0].suffix == ".onnx") and not is_bundle(paths[0]):
-        raise UsageError(found_instead(paths[0], BUNDLE) or f"{paths[0]} is a folder, neither a bundle nor an image")
+        hint = f"name its pictures, {shell_path(paths[0])}/*, or use mexit camera --source {shell_path(paths[0])}"
+        raise UsageError(found_instead(paths[0], BUNDLE) or f"{paths[0]} is a folder, not an image: {hint}")
     bundle, images = (paths[0], paths[1:]) if is_bundle(paths[0]) else (None, paths)
     if not images:
         raise UsageError("no image named: mexit run [BUNDLE] IMAGE...")

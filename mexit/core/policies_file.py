@@ -247,7 +247,11 @@ class PolicyEntry:
         affordable = [i for i, value in enumerate(values) if value <= macs * (1 + 1e-9)]
         if not affordable:
             if self.unit == MICROSECONDS:
-                raise BudgetInfeasible(f"budget '{budget.text}' is below the cheapest policy that was selected in time")
+                available = ", ".join(self.named)
+                raise BudgetInfeasible(
+                    f"budget '{budget.text}' is below the cheapest policy that may be used, which takes "
+                    f"{self.frontier[0].limit:,.0f} us: the available budgets are {available}"
+                )
             nearest = exact_macs(self.frontier[0].budget_macs)
             found = f"budget '{budget.text}' is {format_macs(macs)}; the smallest"
             if self.reject is not None:

@@ -149,7 +149,8 @@ def _open(image: Any) -> io.BytesIO | Image.Image:
         return cast("Image.Image", pillow.fromarray(image))
     if isinstance(image, pillow.Image):
         return cast("Image.Image", image)
-    raise BadInput(f"expected encoded bytes, a uint8 array or a Pillow image, found {type(image).__name__}")
+    hint = ": read the file first, open(path, 'rb').read()" if isinstance(image, str | Path) else ""
+    raise BadInput(f"expected encoded bytes, a uint8 array or a Pillow image, found {type(image).__name__}{hint}")
 
 
 def _decode(opened: io.BytesIO | Image.Image, how: PrepareSpec, channels: int) -> Image.Image:

@@ -47,7 +47,8 @@ def test_a_bundle_is_no_run(line: str, digits_bundle: Path) -> None:
 
 
 def test_a_folder_is_neither(digits_bundle: Path) -> None:
-    assert "folder is a folder, neither a bundle nor an image" in refused("run", "folder", "x.png", code=2)
+    said = refused("run", "folder", "x.png", code=2)
+    assert "folder is a folder, not an image: name its pictures, folder/*, or use mexit camera --source folder" in said
     assert "folder/bundle.json does not exist" in refused("inspect", "folder", code=2)
     assert "folder/settings.json does not exist" in refused("export", "folder", code=2)
 

@@ -136,7 +136,7 @@ def test_any_size_gives_the_input_shape_within_0_and_1(
         (np.zeros((0, 8), np.uint8), r"found uint8 \(0, 8\)"),
         (np.zeros((8, 0, 3), np.uint8), r"found uint8 \(8, 0, 3\)"),
         (np.zeros(64, np.uint8), r"found uint8 \(64,\)"),
-        ("picture.png", "expected encoded bytes, a uint8 array or a Pillow image, found str"),
+        ("picture.png", r"found str: read the file first, open\(path, 'rb'\).read\(\)"),
         (None, "found NoneType"),
         ([[0, 0], [0, 0]], "found list"),
     ],
