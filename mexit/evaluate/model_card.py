@@ -21,10 +21,10 @@ from mexit.evaluate.config import GROUPS
 from mexit.evaluate.reports import merged_budgets, reject_sentence
 from mexit.evaluate.target import EvaluationTarget
 from mexit.train.config import TrainSettings, resolve
+from mexit.train.option_names import option_name
 
 # Settings whose flag has another name, or that have no flag.
-_NO_FLAG = {"data", "preset", "options", "teachers", "test_steps", "momentum", "decay_at", "decay_factor",
-            "craft_train_mode", "selection_steps", "steps_done", "changes"}  # fmt: skip
+_NO_FLAG = {"data", "preset", "options", "teachers", "craft_train_mode", "changes"}  # written otherwise, or results
 
 
 def model_card(
@@ -221,7 +221,7 @@ def _limitations(target: EvaluationTarget, report: Mapping[str, Any]) -> str:
 
 
 def _commands(target: EvaluationTarget, report_settings: Mapping[str, Any]) -> str:
-    lines = [_train_command(target.source.settings)]
+    lines = [train_command(target.source.settings)]
     commit = ""
     if target.runtime is not None:
         provenance = target.runtime.bundle.manifest.provenance
@@ -250,7 +250,7 @@ def _evaluate_flags(target: EvaluationTarget, settings: Mapping[str, Any]) -> li
     return flags
 
 
-def _train_command(settings: TrainSettings) -> str:
+def train_command(settings: TrainSettings) -> str:
     """The training command, with every flag whose value differs from the preset's."""
     given: dict[str, Any] = {} if settings.heads_only else {"method": settings.method}
     if settings.freeze:
@@ -260,7 +260,11 @@ def _train_command(settings: TrainSettings) -> str:
     words = [f"mexit train --data {shell_path(settings.data)} --preset {settings.preset}"]
     words += [_flag(name, value) for name, value in given.items()]
     without = _NO_FLAG | ({"exit_weights"} if settings.heads_only else set())  # those of a later joint training
-    words += [_flag(name, value) for name, value in values.items() if name not in without and value != preset[name]]
+    words += [
+        _flag(name, value)
+        for name, value in values.items()
+        if name not in without and option_name(name).startswith("--") and value != preset[name]
+    ]
     if settings.craft_train_mode != preset["craft_train_mode"]:
         words.append("--craft-train-mode" if settings.craft_train_mode else "--craft-eval-mode")
     if not settings.heads_only:
@@ -291,6 +295,8 @@ def _flag(name: str, value: Any) -> str:
     flag = name.replace("_", "-")
     if name in ("eps", "step"):
         return f"--{flag} {format_fraction(value)}"
+    if name == "size":
+        return f"--{flag} {'x'.join(map(str, value))}"
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
     return f"--{flag} {shlex.quote(_flag_value(value))}"
