@@ -18,6 +18,7 @@ VARIABLES = (
     "MEXIT_HOST",
     "MEXIT_NAME",
     "MEXIT_PORT",
+    "MEXIT_PROFILE",
     "MEXIT_THREADS",
     *SECRETS,
 )

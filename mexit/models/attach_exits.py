@@ -24,7 +24,7 @@ _LISTED = 30
 HeadBuilder = Callable[[int, int], nn.Module]
 
 
-class Pool(nn.Module):
+class GlobalPool(nn.Module):
     """Features of one exit to one vector per image.
 
     Args:
@@ -53,7 +53,7 @@ class Pool(nn.Module):
 class ExitHead(nn.Module):
     """Pooled features to logits."""
 
-    def __init__(self, pool: Pool, layers: nn.Module) -> None:
+    def __init__(self, pool: GlobalPool, layers: nn.Module) -> None:
         super().__init__()
         self.pool, self.layers = pool, layers
 
@@ -192,7 +192,7 @@ def _end(traced: TracedModule) -> tuple[tuple[int, fx.Node], nn.Linear | None]:
     return (len(nodes) - 2, read), None
 
 
-def _last_layers(own: nn.Linear | None, pool: Pool, width: int, classes: int) -> nn.Module:
+def _last_layers(own: nn.Linear | None, pool: GlobalPool, width: int, classes: int) -> nn.Module:
     if own is None:
         is_logits = pool.kind == "vector" and width == classes
         return nn.Identity() if is_logits else _linear_head(width, classes)
@@ -203,19 +203,21 @@ def _linear_head(width: int, classes: int) -> nn.Module:
     return nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes))
 
 
-def _pool(module: nn.Module, shape: tuple[int, ...], position: int) -> Pool:
+def _pool(module: nn.Module, shape: tuple[int, ...], position: int) -> GlobalPool:
     """The pooling of features of this shape; for tokens that of the module itself."""
     if len(shape) == 4:
-        return Pool(position, "maps-last" if shape[1] == shape[2] != shape[3] else "maps")
+        return GlobalPool(position, "maps-last" if shape[1] == shape[2] != shape[3] else "maps")
     if len(shape) == 2:
-        return Pool(position, "vector")
+        return GlobalPool(position, "vector")
     prefix = getattr(module, "num_prefix_tokens", None)
     if prefix is None:
         prefix = int(any(isinstance(getattr(module, name, None), Tensor) for name in ("cls_token", "class_token")))
-    return Pool(position, "tokens", bool(prefix) and getattr(module, "global_pool", "token") == "token", int(prefix))
+    return GlobalPool(
+        position, "tokens", bool(prefix) and getattr(module, "global_pool", "token") == "token", int(prefix)
+    )
 
 
-def _width(pool: Pool, shape: tuple[int, ...]) -> int:
+def _width(pool: GlobalPool, shape: tuple[int, ...]) -> int:
     return shape[1] if pool.kind == "maps" else shape[-1]
 
 

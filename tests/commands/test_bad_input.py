@@ -86,7 +86,7 @@ def test_every_command_refuses_a_changed_segment(command: str, bundle_copy: Path
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest cut short": (lambda path: (path / "bundle.json").write_bytes(b'{"format":'), "is not valid JSON"),
     "manifest without a field": (lambda path: without(path / "bundle.json", "exits"), "missing exits"),
-    "manifest too new": (lambda path: with_value(path / "bundle.json", "version", 2), "is newer than this mexit"),
+    "manifest too new": (lambda path: with_value(path / "bundle.json", "version", 3), "is newer than this mexit"),
     "segment gone": (lambda path: (path / "segments/fp32/1.onnx").unlink(), "1.onnx does not exist, although"),
     "splits gone": (lambda path: (path / "splits.npz").unlink(), "splits.npz does not exist, although bundle.json"),
     "trace changed": (lambda path: flip(next((path / "traces").iterdir())), "was changed after calibration"),
@@ -125,17 +125,16 @@ def test_calibrate_repairs_damaged_policies(damage: str, bundle_copy: Path, pict
     assert typed("run", bundle_copy, picture).exit_code == 0
 
 
-def test_swapped_segments_are_an_engine_error(bundle_copy: Path, picture: Path) -> None:
-    """The checksums match, but the first two segments are swapped."""
+def test_swapped_segments_are_damage(bundle_copy: Path, picture: Path) -> None:
+    """The checksums match, but the first two segments are swapped: no static network can be derived from them."""
     manifest = json.loads((bundle_copy / "bundle.json").read_bytes())
     one, two = manifest["variants"]["fp32"]["segments"][:2]
     for key in ("file", "sha256", "bytes"):
         one[key], two[key] = two[key], one[key]
     (bundle_copy / "bundle.json").write_text(json.dumps(manifest))
     (bundle_copy / "policies.json").unlink()
-    assert "onnxruntime failed: Error when binding input" in refused(
-        "run", bundle_copy, picture, "--budget", "full", code=1
-    )
+    said = refused("run", bundle_copy, picture, "--budget", "full", code=5)
+    assert "static.onnx: segment 2 needs input, which segment 1 does not compute" in said
 
 
 def test_a_bundle_without_splits_needs_data(

@@ -198,7 +198,7 @@ def test_a_field_of_another_type_is_named(path: tuple[Any, ...]) -> None:
         (("input", "size"), [8, 8, 8], r"input.size: expected 2 entries, found 3"),
         (("input", "size"), [0, 8], "1 to 4096 pixels"),
         (("input", "size"), [8, 1 << 40], "1 to 4096 pixels"),
-        (("input", "prepare", "resize"), "cubic", "prepare.resize must be one of bilinear, box, found 'cubic'"),
+        (("input", "prepare", "resize"), "cubic", "must be one of bilinear, bicubic, box, found 'cubic'"),
         (("input", "prepare", "fit"), "guess", "prepare.fit must be one of"),
         (("input", "prepare", "crop"), 0, r"prepare.crop must lie in \(0, 1\], found 0"),
         (("input", "prepare", "crop"), 1.5, "prepare.crop must lie in"),

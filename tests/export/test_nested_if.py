@@ -241,4 +241,4 @@ def test_export_single_file_by_the_command_and_the_example_of_the_docs(
 def test_a_single_file_cannot_be_added_to_a_bundle(digits_bundle) -> None:
     done = CliRunner().invoke(app, ["export", str(digits_bundle), "--trt", "--single-file"])
     assert done.exit_code == 2
-    assert "--single-file applies to the export of a run" in done.output.replace("\n", " ")
+    assert "--single-file: for the export of a run" in done.output.replace("\n", " ")

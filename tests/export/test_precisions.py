@@ -215,7 +215,7 @@ def test_int8_has_a_calibration_of_its_own(int8_bundle: Path, tmp_path: Path) ->
 def test_unknown_precisions_and_bundles_are_refused(workspace: Path, int8_bundle: Path) -> None:
     with pytest.raises(UsageError, match="unknown precision 'int4': choose from fp32, int8, fp16"):
         export_bundle(workspace / "runs" / "digits", options=ExportOptions(precision="int4"))
-    assert "--precision applies to the export of a run" in refused(
+    assert "--precision: for the export of a run" in refused(
         "export", int8_bundle, "--trt", "--precision", "int8", code=2
     )
 

@@ -57,6 +57,9 @@ def spec_of(model: bytes) -> SegmentSpec:
     return SegmentSpec("odd.onnx", sha256_bytes(model), len(model), *sides)
 
 
+PARTS = (1, 2, 3, "static")  # of the digits network
+
+
 def graph_of(operator: str, dtype: str = "FLOAT", domain: str = "") -> bytes:
     """A network of one node, `odd_one`, from (batch, 16) to (batch, 10)."""
     import numpy as np
@@ -77,15 +80,18 @@ def graph_of(operator: str, dtype: str = "FLOAT", domain: str = "") -> bytes:
 def test_every_segment_of_a_bundle_becomes_an_engine(digits_bundle: Path, tmp_path: Path) -> None:
     before = sorted(path for path in digits_bundle.rglob("*"))
     result = build_engines(digits_bundle)
-    assert [(row.variant, row.segment, row.state) for row in result.rows] == [("fp32", k, "built") for k in (1, 2, 3)]
+    assert [(row.variant, row.segment, row.state) for row in result.rows] == [("fp32", k, "built") for k in PARTS]
     bundle = Bundle.open(digits_bundle)
-    for k, row in enumerate(result.rows, start=1):
+    variant = bundle.manifest.variants["fp32"]
+    assert variant.static is not None
+    for k, spec, row in zip(PARTS, (*variant.segments, variant.static), result.rows, strict=True):
         plan = row.file.read_bytes()
         record = json.loads((row.file.parent / "engine.json").read_text())
         assert len(plan) == row.bytes > 100_000
         assert record["plan_sha256"] == sha256_bytes(plan)
-        assert record["onnx_sha256"] == bundle.manifest.variants["fp32"].segments[k - 1].sha256
-        assert (record["model"], record["variant"], record["segment"]) == (bundle.id, "fp32", k)
+        assert record["onnx_sha256"] == spec.sha256
+        assert (record["model"], record["variant"]) == (bundle.id, "fp32")
+        assert record["segment"] == (0 if k == "static" else k)
         assert record["config"] == {
             "builder": "tensorrt_rtx",
             "builder_version": result.builder_version,
@@ -108,11 +114,11 @@ def test_the_second_call_takes_the_cache_and_replace_builds_anew(digits_bundle: 
     first = build_engines(digits_bundle)
     times = [row.file.stat().st_mtime_ns for row in first.rows]
     again = build_engines(digits_bundle)
-    assert [row.state for row in again.rows] == ["cached"] * 3
+    assert [row.state for row in again.rows] == ["cached"] * len(PARTS)
     assert [row.file.stat().st_mtime_ns for row in again.rows] == times
     assert [row.seconds for row in again.rows] == [row.seconds for row in first.rows]
     anew = build_engines(digits_bundle, replace=True)
-    assert [row.state for row in anew.rows] == ["built"] * 3
+    assert [row.state for row in anew.rows] == ["built"] * len(PARTS)
     assert all(row.file.stat().st_mtime_ns > then for row, then in zip(anew.rows, times, strict=True))
 
 
@@ -255,16 +261,16 @@ def test_a_killed_build_leaves_nothing_half_written(digits_bundle: Path, tmp_pat
     assert done.returncode == -signal.SIGKILL
     assert all(row.state == "ready" for row in stored_engines(Bundle.open(digits_bundle)))
     result = build_engines(digits_bundle)
-    assert len(stored_engines(Bundle.open(digits_bundle))) == 3
+    assert len(stored_engines(Bundle.open(digits_bundle))) == len(PARTS)
     folders = {path.name for path in result.rows[0].file.parents[1].iterdir()}
-    assert folders == {"1", "2", "3"}, "the temporary folder of the killed process is gone"
+    assert folders == {str(part) for part in PARTS}, "the temporary folder of the killed process is gone"
 
 
 def test_a_variant_that_cannot_be_built_is_left_out_and_named(digits_bundle: Path, tmp_path: Path) -> None:
     bundle = with_variants(digits_bundle, tmp_path / "more", int8=True, fp16=False)
     result = build_engines(bundle.path)
     assert [(row.variant, row.segment) for row in result.rows if row.variant != "fp32"] == [
-        ("int8", k) for k in (1, 2, 3)
+        ("int8", part) for part in PARTS
     ]
     assert set(result.skipped) == {"fp16"}
     assert "TensorRT cannot read segments/fp16/1.onnx: node 'odd_one' (Unheard)" in result.skipped["fp16"]
@@ -298,7 +304,7 @@ def test_the_command_names_the_supported_gpus_and_says_that_no_engine_was_run(di
     printed = json.loads(typed("export", digits_bundle, "--trt", "--json").stdout)
     assert set(printed) == {"bundle", "model", "engines"}
     assert printed["engines"]["run_here"] is False
-    assert [row["state"] for row in printed["engines"]["rows"]] == ["cached"] * 3
+    assert [row["state"] for row in printed["engines"]["rows"]] == ["cached"] * len(PARTS)
 
 
 def test_inspect_lists_them(digits_bundle: Path) -> None:
@@ -306,7 +312,7 @@ def test_inspect_lists_them(digits_bundle: Path) -> None:
     assert "TensorRT" not in typed("inspect", digits_bundle).stdout.replace("trt", "")
     build_engines(digits_bundle)
     rows = json.loads(typed("inspect", digits_bundle, "--json").stdout)["engines"]
-    assert [row["state"] for row in rows] == ["ready"] * 3
+    assert [row["state"] for row in rows] == ["ready"] * len(PARTS)
     Path(rows[0]["file"]).write_bytes(b"")
     rows = json.loads(typed("inspect", digits_bundle, "--json").stdout)["engines"]
     assert rows[0]["file"] in rows[0]["state"]
