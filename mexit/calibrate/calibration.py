@@ -18,7 +18,7 @@ from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.budget import Budget
 from mexit.core.cost import Costs
 from mexit.core.policies_file import FrontierPoint, Outcome
-from mexit.core.scores import MEASURES, Scorer
+from mexit.core.scores import AGREEMENT, MEASURES, Scorer
 from mexit.core.trace import Trace
 from mexit.errors import BadInput, UsageError
 
@@ -95,6 +95,11 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         if self.measure not in (AUTO, *MEASURES):
             raise UsageError(f"unknown measure '{self.measure}': choose from {AUTO}, {', '.join(MEASURES)}")
+        if self.reject is not None and (self.ensemble or self.measure == AGREEMENT):
+            raise UsageError(
+                "--max-error also holds for the static network, which computes no earlier exits: leave out --ensemble "
+                f"and --measure {AGREEMENT}"
+            )
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,8 @@ def _select_score(
     if config.measure != AUTO:
         return config.measure, bool(config.ensemble), scores
     allowed = [quality for quality in scores if config.ensemble is None or quality.ensemble == config.ensemble]
+    if config.reject is not None:  # the static network answers too, and has no scores of earlier exits
+        allowed = [quality for quality in allowed if not quality.ensemble and quality.measure != AGREEMENT]
     best = select_score(allowed)
     return best.measure, best.ensemble, scores
 

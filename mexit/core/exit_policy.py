@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.scores import Floats, Scorer
+from mexit.core.scores import AGREEMENT, Floats, Scorer
 from mexit.errors import UsageError
 
 Thresholds = tuple[float | None, ...]
@@ -74,7 +74,7 @@ class Policy:
 
         They are needed for a threshold, and for a reject score that depends on the logits of earlier exits.
         """
-        needed = self.reject is not None and (self.ensemble or self.measure == "agreement")
+        needed = self.reject is not None and (self.ensemble or self.measure == AGREEMENT)
         if needed or any(threshold is not None for threshold in self.thresholds):
             return None
         reject = None if self.reject is None else self.reject[-1:]

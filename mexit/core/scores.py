@@ -21,7 +21,8 @@ from mexit.errors import BadInput, UsageError
 
 Floats = NDArray[np.float64]
 
-MEASURES = ("max-probability", "margin", "entropy", "agreement")
+AGREEMENT = "agreement"  # the measure that needs the answers of earlier exits
+MEASURES = ("max-probability", "margin", "entropy", AGREEMENT)
 MAX_SCALAR_CLASSES = 200  # numpy is faster than `ScalarScorer` beyond
 SMALLEST_SUM = 1e-280  # a smaller sum of weights has lost digits to subnormal numbers
 # The estimate of `ScalarScorer` and the score of `Scorer` each have an error of about 1e-16 times
@@ -93,7 +94,7 @@ class Scorer:
     def start(self, rows: int) -> State:
         """The state before exit 1 for a batch of `rows`."""
         log_total = np.full((rows, self.classes), -np.inf) if self.ensemble else None
-        if self.measure != "agreement":
+        if self.measure != AGREEMENT:
             return State(log_total)
         return State(log_total, np.full(rows, -1, np.int64), np.zeros(rows, np.int64))
 
@@ -252,7 +253,7 @@ class ScalarScorer:
         if self._weighed == len(self._logits):
             return self._estimated
         score = math.nan
-        agreement = self._scorer.measure == "agreement"
+        agreement = self._scorer.measure == AGREEMENT
         first = self._weighed + 1 if agreement or self._scorer.ensemble else len(self._logits)
         for k in range(first, len(self._logits) + 1):
             if math.isnan(self._error):

@@ -93,7 +93,7 @@ _ROBUST_PICTURES = _PICTURES | {
 FINETUNE, ROBUST_FINETUNE = "finetune", "robust_finetune"
 _FINETUNE: dict[str, Any] = {
     "method": "skd", "options": {"share": 0.5, "temperature": 2.0, "scale": 1.0}, "attack": "none", "minutes": 0.0,
-    "batch": 32, "lr": 0.001, "lr_schedule": "one-cycle", "warmup": 0.15, "nesterov": True, "decay_norms": False,
+    "batch": 32, "lr": 0.0001, "lr_schedule": "one-cycle", "warmup": 0.15, "nesterov": True, "decay_norms": False,
     "weight_decay": 1e-4, "augment": "photo", "eps": 8 / 255, "step": 2 / 255,
 }  # fmt: skip
 _FROZEN = {

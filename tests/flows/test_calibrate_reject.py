@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,14 @@ def test_the_command_shows_coverage_and_inspect_does_too(bundle_copy: Path) -> N
         assert "at most 20.00% of the answers are wrong, with confidence 95.0%" in words
     printed = typed("calibrate", bundle_copy, "--attack", "none", "--max-error", "0.2", "--json").stdout
     assert json.loads(printed)["entry"]["reject"]["max_error"] == 0.2
+
+
+@pytest.mark.parametrize("score", [{"ensemble": True}, {"measure": "agreement"}])
+def test_scores_of_several_exits_are_refused(score: dict[str, Any], bundle_copy: Path) -> None:
+    """The static network, which is one of the policies, computes no earlier exits."""
+    options = CalibrateOptions(max_error=0.2, attack="none", **score)
+    with pytest.raises(UsageError, match="leave out --ensemble and --measure agreement"):
+        calibrate_bundle(bundle_copy, options=options)
 
 
 def test_the_next_command_names_a_budget_that_is_available(
