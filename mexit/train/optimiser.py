@@ -28,7 +28,8 @@ def build_optimiser(model: MultiExit, settings: TrainSettings) -> torch.optim.SG
         heads = [parameter for stage in model.stages for parameter in cast("Stage", stage).head.parameters()]
         of_heads = {id(parameter) for parameter in heads}
         backbone = [parameter for parameter in model.parameters() if id(parameter) not in of_heads]
-        groups = [{"params": backbone, "rate": 1.0}, {"params": heads, "rate": HEAD_RATE if settings.freeze else NEW_HEAD_RATE}]
+        rate = HEAD_RATE if settings.freeze else NEW_HEAD_RATE
+        groups = [{"params": backbone, "rate": 1.0}, {"params": heads, "rate": rate}]
     if not settings.decay_norms:
         groups = [part for group in groups for part in _without_decay_of_norms(group)]
     optimiser = torch.optim.SGD(
