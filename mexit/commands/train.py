@@ -30,8 +30,9 @@ def train(
         str | None,
         typer.Option(
             help="Schedule, method included: neo_kd, rdi, rdi_mobilenetv2 or hdkd as published; ours: fast (for a "
-            "GPU), demo, pictures and robust_pictures (for folders), finetune and robust_finetune (for --finetune). "
-            "Other flags win over it. Default: demo for digits, pictures for folders, else neo_kd.",
+            "GPU), demo, pictures and robust_pictures (for folders), finetune and robust_finetune (for pretrained "
+            "networks). Other flags win over it. Default: demo for digits, pictures or (your own network) finetune for "
+            "folders, else neo_kd.",
             show_default=False,
         ),
     ] = None,

@@ -9,6 +9,8 @@ from mexit.errors import requires_extra
 
 with requires_extra("train", "Training a network"):
     from mexit.train.augment import mirrors
+    from mexit.train.optimiser import NEW_HEAD_RATE
+    from mexit.train.presets import FINETUNE, ROBUST_FINETUNE
     from mexit.train.trainer import Trainer
 
 COLUMNS = 80
@@ -33,6 +35,9 @@ def headline(trainer: Trainer) -> str:
         length, arithmetic = "one pass of the frozen network", f"fp32 on {precision.device}"
     elif settings.freeze:
         length = f"the heads first, then {length} of all layers"
+    elif settings.preset in (FINETUNE, ROBUST_FINETUNE):
+        rates = f"learning rate {settings.lr:g}, {NEW_HEAD_RATE * settings.lr:g} for the heads"
+        length = f"{length} of all layers ({rates})"
     lines = [
         f"training {network} on {name}{method}: {images} of {trainer.model.classes} classes, {length}, {arithmetic}, "
         f"into {trainer.run}",

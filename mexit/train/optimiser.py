@@ -1,4 +1,4 @@
-"""The optimiser of a run: SGD with momentum, with a smaller learning rate for heads that are trained already."""
+"""The optimiser of a run: SGD with momentum, with a learning rate of its own for the heads of a pretrained network."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import torch
 
 from mexit.models.multi_exit import MultiExit, Stage
 from mexit.train.config import TrainSettings
+from mexit.train.presets import FINETUNE, ROBUST_FINETUNE
 
 # Factor of the learning rate of the heads in a run that starts from a frozen network. They start at their optimum, and
 # one step changes their logits by the rate times the number of features, which have unit variance.
 HEAD_RATE = 0.1
+# Factor for heads that start at random on a pretrained backbone: ten times its rate, as is usual in fine-tuning.
+NEW_HEAD_RATE = 10.0
 
 
 def build_optimiser(model: MultiExit, settings: TrainSettings) -> torch.optim.SGD:
@@ -21,11 +24,12 @@ def build_optimiser(model: MultiExit, settings: TrainSettings) -> torch.optim.SG
     `rate` of a group of parameters is the factor of its learning rate, see `set_lr`.
     """
     groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "rate": 1.0}]
-    if settings.freeze:
+    if settings.freeze or settings.preset in (FINETUNE, ROBUST_FINETUNE):
         heads = [parameter for stage in model.stages for parameter in cast("Stage", stage).head.parameters()]
         of_heads = {id(parameter) for parameter in heads}
         backbone = [parameter for parameter in model.parameters() if id(parameter) not in of_heads]
-        groups = [{"params": backbone, "rate": 1.0}, {"params": heads, "rate": HEAD_RATE}]
+        rate = HEAD_RATE if settings.freeze else NEW_HEAD_RATE
+        groups = [{"params": backbone, "rate": 1.0}, {"params": heads, "rate": rate}]
     if not settings.decay_norms:
         groups = [part for group in groups for part in _without_decay_of_norms(group)]
     optimiser = torch.optim.SGD(

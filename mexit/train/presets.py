@@ -9,7 +9,7 @@ hdkd              HDKD (AAAI 2021)
 fast              ours, for a GPU: short schedule of wide-cnn with an attack that grows stronger
 demo              a short NEO-KD run on digits
 pictures          ours, for a folder: a short schedule by the clock on clean images; `robust_pictures` with an attack
-finetune          ours, for a pretrained network after its heads (`--freeze`); `robust_finetune` with an attack
+finetune          ours, for a pretrained network, also after its heads (`--freeze`); `robust_finetune` with an attack
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mexit.errors import UsageError
+from mexit.models.backbones import is_backbone
 from mexit.train.methods import method_class
 
 _NEO_KD: dict[str, Any] = {"method": "neo-kd", "weight_decay": 5e-4, "steps": 7, "test_steps": 50}
@@ -92,7 +93,7 @@ _ROBUST_PICTURES = _PICTURES | {
 # others at a constant temperature: it is confident from the start, so that an adaptive one would grow without end.
 FINETUNE, ROBUST_FINETUNE = "finetune", "robust_finetune"
 _FINETUNE: dict[str, Any] = {
-    "method": "skd", "options": {"share": 0.5, "temperature": 2.0, "scale": 1.0}, "attack": "none", "minutes": 0.0,
+    "method": "skd", "options": {"share": 0.5, "temperature": 2.0, "scale": 1.0}, "attack": "none", "minutes": 10.0,
     "batch": 32, "lr": 0.0001, "lr_schedule": "one-cycle", "warmup": 0.15, "nesterov": True, "decay_norms": False,
     "weight_decay": 1e-4, "augment": "photo", "eps": 8 / 255, "step": 2 / 255,
 }  # fmt: skip
@@ -124,9 +125,14 @@ DEFAULT_MODELS = {
 
 
 def default_preset(presets: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """The first preset of a data set, or its preset for a frozen network or with an attack if `given` asks for one."""
-    frozen = given.get("freeze") or given.get("finetune")
-    clean, robust = (FINETUNE, ROBUST_FINETUNE) if frozen else (next(iter(presets)), ROBUST_PICTURES)
+    """The first preset of a data set, or that of a pretrained network or of training with an attack if `given` does so.
+
+    Folders train a backbone of the user with the presets of pretrained networks: the rate of `pictures` is 50 times
+    theirs and destroys pretrained weights.
+    """
+    pretrained = given.get("freeze") or given.get("finetune")
+    pretrained = pretrained or (ROBUST_PICTURES in presets and is_backbone(given.get("model", "")))
+    clean, robust = (FINETUNE, ROBUST_FINETUNE) if pretrained else (next(iter(presets)), ROBUST_PICTURES)
     if robust not in presets:
         return clean
     attacked = "robust" in given or given.get("attack", "none") != "none"

@@ -15,7 +15,7 @@ from mexit.train.changed_settings import change_settings
 from mexit.train.checkpoint import Position, is_finished
 from mexit.train.config import TrainSettings, resolve
 from mexit.train.frozen_settings import weights_of_heads
-from mexit.train.optimiser import HEAD_RATE, build_optimiser, set_lr
+from mexit.train.optimiser import HEAD_RATE, NEW_HEAD_RATE, build_optimiser, set_lr
 
 NETWORK = {"model": "digits-cnn"}
 AT_HEADS = Position(0, 0, {}, None, 0)
@@ -119,6 +119,23 @@ def test_the_weights_of_exits_follow_the_accuracy_of_their_heads() -> None:
     weights = weights_of_heads([0.05, 0.1, 0.55, 0.7, 0.92, 0.9], classes=10)
     assert weights == (0.0, 0.0, round((0.45 / 0.8) ** 4, 3), round((0.6 / 0.8) ** 4, 3), 1.0, 1.0)
     assert weights_of_heads([0.1, 0.05], classes=10) == (0.0, 1.0), "no head is better than chance"
+
+
+def test_folders_finetune_your_own_network_without_freeze() -> None:
+    given = {"model": "efficientnet-lite0"}
+    settings = resolve("folder:pictures", None, given)
+    assert (settings.preset, settings.lr, settings.minutes, settings.freeze) == ("finetune", 0.0001, 10.0, False)
+    assert resolve("folder:pictures", None, given | {"robust": 4 / 255}).preset == "robust_finetune"
+    assert resolve("folder:pictures", None, given | {"epochs": 2}).minutes == 0.0
+    assert resolve("folder:pictures", None, {"model": "wide-cnn"}).preset == "pictures"
+
+
+def test_new_heads_have_a_larger_learning_rate_than_the_backbone() -> None:
+    model = model_spec("digits-cnn").build(10)
+    optimiser = build_optimiser(model, resolve("digits", "finetune", NETWORK))
+    rates = {id(one): group["lr"] for group in optimiser.param_groups for one in group["params"]}
+    expected = {name: 0.0001 * (NEW_HEAD_RATE if ".head." in name else 1) for name, _ in model.named_parameters()}
+    assert {name: rates[id(parameter)] for name, parameter in model.named_parameters()} == pytest.approx(expected)
 
 
 def test_fixed_norms_keep_their_statistics_in_train_mode() -> None:
