@@ -331,7 +331,7 @@ def _remedy(case: _Case, reject: float, request: RejectRequest) -> str:
                 f"about {needed}{others} with such results would be enough: certify on more data, or raise --max-error"
             )
     options = "--max-error" if case.unknown is None else "--max-error or --max-unknown"
-    return f"no number of pictures with such results would be enough: raise {options}"
+    return f"no number of pictures with such results would be enough: train longer, or raise {options}"
 
 
 def _count(rows: _Rows) -> str:

@@ -124,6 +124,7 @@ def show_evaluation(result: EvaluateResult) -> None:
 def _show_exits(report: Mapping[str, Any]) -> None:
     settings = report["settings"]
     caption = f"{settings['n']} of {settings['of']} test images, {settings['precision']} on {settings['device']}"
+    caption += "; ±: standard error"
     if report["transfer"]:
         caption += f"; {settings['attack']}"
     if settings["strong_n"]:

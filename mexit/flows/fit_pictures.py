@@ -44,6 +44,7 @@ def fit_settings(
         return settings
     index = splits.part("train")
     names = {name for name, value in given.items() if value is not None}
+    progress.note("measuring how fast this machine trains")
     speed = measure_speed(select_precision(settings.precision, device))
     fit = fit_to_pictures(settings, names, sample_pictures(data, index), len(index), len(data.classes), speed)
     if fit.settings.minutes and fit.passes < FEW_PASSES:

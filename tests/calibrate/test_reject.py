@@ -205,7 +205,9 @@ def test_an_amount_that_is_said_to_be_enough_is_enough() -> None:
 def test_a_network_that_guesses_is_infeasible_with_any_number_of_pictures() -> None:
     guess = population(500, 0)
     guess.predictions[:] = np.random.default_rng(0).integers(0, 5, guess.predictions.shape)
-    with pytest.raises(RiskInfeasible, match="no number of pictures with such results would be enough: raise"):
+    with pytest.raises(
+        RiskInfeasible, match="no number of pictures with such results would be enough: train longer, or raise"
+    ):
         add(guess, guess, RejectRequest(0.02))
 
 
