@@ -80,6 +80,11 @@ class Policy:
         reject = None if self.reject is None else self.reject[-1:]
         return Policy(self.measure, False, self.temperatures[-1:], (), reject)
 
+    @property
+    def alone(self) -> Policy:
+        """The same policy, without an ensemble if it is one of the static network, whose last exit answers alone."""
+        return self if self.static is None else replace(self, ensemble=False)
+
     def threshold(self, k: int) -> float | None:
         """The threshold of exit `k`, from 1; the last exit has none."""
         return self.thresholds[k - 1]

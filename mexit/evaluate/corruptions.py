@@ -112,7 +112,7 @@ def corruption_report(
 def _condition_row(outcome: Outcome, labels: Labels, target: EvaluationTarget, groups: Index | None) -> dict[str, Any]:
     """Accuracy of every exit, and accuracy and cost of every budget, under one condition."""
     budgets = {
-        name: accuracy_and_cost(budget, outcome.decisions[name], labels, target.cumulative_macs, groups)
+        name: accuracy_and_cost(budget, outcome.decisions[name], labels, target.costs, groups)
         for name, budget in target.budgets.items()
     }
     return {"exits": [accuracy(correct, groups) for correct in outcome.correct], "budgets": budgets}
@@ -133,7 +133,7 @@ def _mean_row(
         cost, counts = mean_macs(taken, budget.exit_macs), exit_counts(taken, len(exits))
         budgets[name] = _mean_accuracy(right, clean.decisions[name].classes == labels, groups) | {
             "mean_macs": cost,
-            "saved": 1 - cost / target.cumulative_macs[-1],
+            "saved": 1 - cost / target.costs.static,
             "exit_shares": (counts / len(taken)).tolist(),
         }
     return {"exits": exits, "budgets": budgets}

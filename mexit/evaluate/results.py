@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mexit.attacks.slowdown import efficacy
 from mexit.attacks.soft_policy import Decision, decide
 from mexit.calibrate.clusters import mean_with_error
-from mexit.core.cost import exit_counts, mean_macs
+from mexit.core.cost import Costs, exit_counts, mean_macs
 from mexit.core.exit_policy import Policy
 from mexit.evaluate.answers import ScoredExits
 from mexit.evaluate.target import BudgetPolicy, EvaluationTarget, Index, Labels, Logits
@@ -166,7 +166,7 @@ def budget_rows(results: AttackResults, target: EvaluationTarget) -> dict[str, A
         for condition, (logits, index) in conditions.items():
             labels, groups = results.labels[index], results.groups_at(index)
             decision = decide(budget.policy, logits)
-            row[condition] = accuracy_and_cost(budget, decision, labels, target.cumulative_macs, groups)
+            row[condition] = accuracy_and_cost(budget, decision, labels, target.costs, groups)
         if budget.policy.reject is not None:
             row["clean"] |= _answered(budget.policy, results)
         if results.attacked:
@@ -188,16 +188,19 @@ def accuracy_and_cost(
     budget: BudgetPolicy,
     decision: Decision,
     labels: Labels,
-    cumulative_macs: tuple[float, ...],
+    costs: Costs,
     groups: Index | None = None,
 ) -> dict[str, Any]:
-    """Accuracy, mean cost, exits and efficacy of a policy, from its decisions on N samples with labels, groups (N,)."""
+    """Accuracy, cost, exits and efficacy of a policy, from its decisions on N samples with labels, groups (N,).
+
+    `saved` is the share of the static network's cost.
+    """
     cost = mean_macs(decision.exits, budget.exit_macs)
     return accuracy(decision.classes == labels, groups) | {
         "mean_macs": cost,
-        "saved": 1 - cost / cumulative_macs[-1],
-        "exits": exit_counts(decision.exits, len(cumulative_macs)).tolist(),
-        "efficacy": efficacy(decision.exits, cumulative_macs),
+        "saved": 1 - cost / costs.static,
+        "exits": exit_counts(decision.exits, len(costs.cumulative)).tolist(),
+        "efficacy": efficacy(decision.exits, costs.cumulative),
     }
 
 

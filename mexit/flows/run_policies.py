@@ -56,6 +56,6 @@ def run_policies(target: EvaluationTarget, names: Sequence[str], progress: Progr
     policies = {}
     for name in names:
         point, scorer = result.frontier[result.named[name]], result.scorer
-        policy = Policy(scorer.measure, scorer.ensemble, scorer.temperatures, point.thresholds)
+        policy = Policy(scorer.measure, scorer.ensemble, scorer.temperatures, point.thresholds).alone
         policies[name] = BudgetPolicy(policy, point.budget_macs, target.costs.of_exits(policy.thresholds))
     return policies

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from mexit.core.budget import Budget
@@ -134,8 +134,7 @@ class PolicySelector:
 
     def _alone(self, policy: Policy) -> Policy:
         """A policy of the static network without an ensemble, also where the segments run in its place."""
-        static = self._bundle.manifest.static is not None and policy.static is not None
-        return replace(policy, ensemble=False) if static else policy
+        return policy if self._bundle.manifest.static is None else policy.alone
 
     def _certificates(self, policy: Policy, index: int) -> tuple[str, ...]:
         """Certificates are about the thresholds of a frontier point, from which those of `full` may differ."""

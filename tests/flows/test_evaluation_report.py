@@ -12,8 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 from mexit.cli import app
+from mexit.core.bundle import Bundle
 from mexit.evaluate.config import EvaluateOptions
 from mexit.evaluate.target import open_target
+from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 from mexit.flows.evaluate import evaluate_model
 
 torch.set_num_threads(1)
@@ -93,3 +95,17 @@ def test_no_report_writes_neither_pictures_nor_page(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["details"] == {}
     assert not {path.name for path in (bundle / "reports").iterdir()} & set(FILES)
+
+
+@pytest.mark.slow
+def test_full_is_the_static_network_also_where_the_other_budgets_are_ensembles(bundle_copy: Path) -> None:
+    """Evaluation, the table of calibration and the answers agree."""
+    options = CalibrateOptions(measure="margin", ensemble=True, attack="none")
+    table = calibrate_bundle(bundle_copy, options=options).expected["budgets"][-1]
+    report = evaluate_model(bundle_copy, options=CLEAN).report
+    full = report["budgets"]["full"]["clean"]
+    assert full["value"] == report["exits"][-1]["clean"]["value"] == table["accuracy"]["test"]["value"]
+    assert full["saved"] == 0.0
+    assert report["budgets"]["low"]["clean"]["saved"] == pytest.approx(
+        1 - report["budgets"]["low"]["clean"]["mean_macs"] / Bundle.open(bundle_copy).manifest.costs.static
+    )
