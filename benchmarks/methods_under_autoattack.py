@@ -16,7 +16,7 @@ from mexit.flows.run_policies import run_policies
 from mexit.models.device import device_of, exact_float32
 
 SAMPLES = 1000
-CHUNK = 250  # images whose results are stored at a time
+CHUNK = 250  # images whose results are stored at a time on a CPU; on a GPU small steps cost by their number
 BUDGET = "medium"
 LAST, POLICY = "last exit", f"policy {BUDGET}"
 
@@ -39,11 +39,11 @@ def autoattack(
 
     Args:
         run: finished run.
-        answers: the run's answers; every `CHUNK` images are stored as "autoattack TARGET".
+        answers: the run's answers; every `CHUNK` images, on a GPU all, are stored as "autoattack TARGET".
         data_dir: folder of the data sets; None = `MEXIT_DATA`.
         device: "auto", "cpu" or "cuda".
         should_stop: called before every chunk; True ends the function.
-        config: strength; None = the standard version.
+        config: strength; None = the standard version, with all images of a chunk in one batch.
         samples: number of images.
 
     Returns:
@@ -55,13 +55,15 @@ def autoattack(
     index = test[:: max(1, len(test) // samples)][:samples]
     pixels, classes = opened.load(index)
     images, labels = torch.from_numpy(pixels).to(device_of(model)), torch.from_numpy(classes).to(device_of(model))
+    chunk = CHUNK if images.device.type == "cpu" else len(images)
+    config = config or AutoAttackConfig(batch=chunk)
     for target in targets(model.exits):
         condition, network = f"autoattack {target}", None
         while (done := answers.count(condition)) < len(index):
             if should_stop():
                 return False
             network = network or _network(target, opened, images)
-            part = slice(done, done + CHUNK)
+            part = slice(done, done + chunk)
             with exact_float32():
                 result = auto_attack(
                     network, images[part], labels[part], opened.source.settings.eps, config=config, on_message=print
