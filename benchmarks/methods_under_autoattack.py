@@ -16,7 +16,7 @@ from mexit.flows.run_policies import run_policies
 from mexit.models.device import device_of, exact_float32
 
 SAMPLES = 1000
-CHUNK = 250  # images whose results are stored at a time on a CPU; on a GPU small steps cost by their number
+CHUNK = 125  # images whose results are stored at a time on a CPU, small enough for its caches; a GPU takes all at once
 BUDGET = "medium"
 LAST, POLICY = "last exit", f"policy {BUDGET}"
 
@@ -51,6 +51,8 @@ def autoattack(
     """
     opened = open_target(run, data_dir, "ort", device, None)
     model = opened.source.model
+    if device_of(model).type == "cpu":  # convolutions of 16 to 64 channels take 0.7 of the time in this layout
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     test = opened.splits.part("test")
     index = test[:: max(1, len(test) // samples)][:samples]
     pixels, classes = opened.load(index)
