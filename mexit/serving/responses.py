@@ -15,14 +15,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from mexit.errors import DeadlineExceeded, MexitError, MissingExtra, NotCalibrated, Overloaded
+from mexit.errors import DeadlineExceeded, LoadFailed, MexitError, MissingExtra, NotCalibrated, Overloaded
 from mexit.serving.request_body import short_repr
 from mexit.serving.worker_pool import ClientDisconnected
 
 INTERNAL_ERROR = "internal error: the server's log has the details"
 NOT_CALIBRATED = "the model has no thresholds for this engine: only the budget 'full' works"
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for the log and metrics; the client has gone
-_EXPLAINED = (Overloaded, DeadlineExceeded, MissingExtra)  # status 500 or above, and the message is safe to send
+_EXPLAINED = (
+    Overloaded,
+    DeadlineExceeded,
+    MissingExtra,
+    LoadFailed,
+)  # status 500 or above, and the message is safe to send
 
 _log = logging.getLogger("mexit.server")
 
