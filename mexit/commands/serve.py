@@ -71,6 +71,15 @@ def serve(
             help="off: each request runs alone; continuous: requests share the runs of a segment.",
         ),
     ] = "off",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            envvar="MEXIT_WORKERS",
+            help="Worker processes; 0 serves in one process; default: processors divided by --threads, at most 4, "
+            "and 0 with --rate, --client-rate, --watch-drift, --batching or --watch.",
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -121,6 +130,7 @@ def serve(
         client_burst=client_burst,
         batching=batching,
         name=name,
+        workers=workers,
         watch=watch,
     )
     serve_bundle(path, options, ready=announce, note=output.RichProgress().note)

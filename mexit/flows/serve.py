@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mexit.core.budget import Macs
 from mexit.errors import MexitError, UsageError, missing_extra
@@ -15,6 +17,10 @@ from mexit.runtime.stored_answers import check_answers, warm_up
 from mexit.runtime.time_policies import note_timing
 from mexit.serving.limits import Limits
 from mexit.serving.model_folder import ModelFolder
+
+if TYPE_CHECKING:
+    from mexit.serving.asgi import App
+    from mexit.serving.repository import Coordinate, ModelRepository
 
 Note = Callable[[str], None]
 
@@ -45,6 +51,8 @@ class ServeOptions:
         batching: "off": every request runs alone; "continuous": requests share runs of a segment.
         name: name of the model in routes, answers and metrics; default the bundle's. For a single bundle only.
         watch: load new and changed versions while the server runs, and unload models whose folder is gone.
+        workers: worker processes; 0: serve in this process; None: as many as the processors allow, where the other
+            options permit several.
     """
 
     budget: str = "low"
@@ -65,6 +73,7 @@ class ServeOptions:
     batching: str = "off"
     name: str | None = None
     watch: bool = False
+    workers: int | None = 0
 
 
 def serve_bundle(
@@ -91,8 +100,67 @@ def serve_bundle(
         MexitError: an error of `Runtime.open` for a single bundle.
     """
     _check_packages()
+    limits = limits or Limits()
+    _check_options(bundle, options)
     # Imported late because the web framework is an optional dependency.
-    from mexit.serving import http, middleware, repository, repository_watch, server_state, uvicorn_server
+    from mexit.flows import serve_processes
+
+    if options.workers == 0 or (options.workers is None and serve_processes.why_not(options)):
+        serve_here(bundle, options, limits, ready, note)
+    else:
+        serve_processes.serve(bundle, options, limits, ready, note)
+
+
+def serve_here(
+    bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[str], None] | None, note: Note
+) -> None:
+    """Serve in this process; arguments and errors as `serve_bundle`."""
+    from mexit.serving import uvicorn_server
+
+    bound = uvicorn_server.bind(options.host, options.port, has_token=options.token is not None)
+    try:
+        with open_models(bundle, options, limits, note) as (app, models):
+            uvicorn_server.run(app, models.server, bound, ready)
+    finally:
+        for one in bound:
+            one.close()
+
+
+@contextmanager
+def open_models(
+    bundle: Path, options: ServeOptions, limits: Limits, note: Note, coordinate: Coordinate | None = None
+) -> Iterator[tuple[App, ModelRepository]]:
+    """The application and the loaded models of a server; arguments and errors as `serve_bundle`."""
+    from mexit.serving import http, middleware, repository, repository_watch, server_state
+
+    folder = ModelFolder(bundle, options.name)
+    watch = repository_watch.RepositoryWatch(folder) if options.watch else None
+    opened = _open_newest(folder, options, note)
+    runtimes = list(opened.values())
+    server = server_state.ServerState(
+        limits,
+        threads=max((runtime.threads for runtime in runtimes), default=1),
+        rate_limiter=_rate_limiter(runtimes, options),
+        deadline_ms=options.deadline_ms,
+        batching=options.batching,
+    )
+    models = repository.ModelRepository(
+        server, folder, lambda path: opened.pop(path, None) or _open_version(path, options, note), coordinate
+    )
+    try:
+        models.load_all()
+        if watch is not None:
+            watch.start(models.load, models.unload)
+        yield http.build_app(models, middleware.parse_tokens(options.token)), models
+    finally:
+        if watch is not None:
+            watch.stop()
+        models.close()
+
+
+def _check_options(bundle: Path, options: ServeOptions) -> None:
+    """Check what needs no model. Raises `UsageError`, `NotFound`."""
+    from mexit.serving import middleware, server_state
 
     if options.deadline_ms is not None and not options.deadline_ms > 0:
         raise UsageError(
@@ -100,33 +168,8 @@ def serve_bundle(
         )
     if options.batching not in server_state.BATCHING:
         raise UsageError(f"unknown batching '{options.batching}': choose from {', '.join(server_state.BATCHING)}")
-    tokens = middleware.parse_tokens(options.token)
-    folder = ModelFolder(bundle, options.name)
-    watch = repository_watch.RepositoryWatch(folder) if options.watch else None
-    bound = uvicorn_server.bind(options.host, options.port, has_token=bool(tokens))
-    try:
-        opened = _open_newest(folder, options, note)
-        runtimes = list(opened.values())
-        server = server_state.ServerState(
-            limits or Limits(),
-            threads=max((runtime.threads for runtime in runtimes), default=1),
-            rate_limiter=_rate_limiter(runtimes, options),
-            deadline_ms=options.deadline_ms,
-            batching=options.batching,
-        )
-        models = repository.ModelRepository(
-            server, folder, lambda path: opened.pop(path, None) or _open_version(path, options, note)
-        )
-        models.load_all()
-        if watch is not None:
-            watch.start(models.load, models.unload)
-        uvicorn_server.run(http.build_app(models, tokens), server, bound, ready)
-        models.close()
-    finally:
-        if watch is not None:
-            watch.stop()
-        for one in bound:
-            one.close()
+    middleware.parse_tokens(options.token)
+    ModelFolder(bundle, options.name)
 
 
 def _open_newest(folder: ModelFolder, options: ServeOptions, note: Note) -> dict[Path, Runtime]:

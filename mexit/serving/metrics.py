@@ -7,14 +7,26 @@ a budget that is neither a named one nor the server's default is counted as `cus
 from __future__ import annotations
 
 import collections
+import mmap
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+    multiprocess,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -25,6 +37,7 @@ from mexit.runtime.runtime import Runtime
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CUSTOM_BUDGET = "custom"
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # variable; its folder holds the series of several processes
 ROUTES = ("infer", "classify")
 ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 499, 500, 501, 503, 504)
 _BUCKETS_S = (
@@ -70,13 +83,17 @@ class Metrics:
             waiting: returns the number of requests that wait for tokens of the rate limiter.
         """
         registry = CollectorRegistry()
-        self._registry = registry
+        folder = os.environ.get(METRICS_FOLDER)
+        self._folder = None if folder is None else Path(folder)
+        self._registry = registry if folder is None else CollectorRegistry()
         self.runtimes: dict[str, Runtime] = {}
         self._statistics: dict[tuple[str, str], TritonStatistics] = {}
-        registry.register(_DriftCollector(self.runtimes))
+        if folder is not None:
+            multiprocess.MultiProcessCollector(self._registry, folder)  # type: ignore[no-untyped-call]
+        self._registry.register(_DriftCollector(self.runtimes))
         if rate_limiter is not None:
-            registry.register(_RateLimiterCollector(rate_limiter, waiting))
-        ProcessCollector(registry=registry)
+            self._registry.register(_RateLimiterCollector(rate_limiter, waiting))
+        self._registry.register(_ProcessesCollector(self._folder))
         self._predictions = Counter(
             "mexit_predictions_total", "Answered rows", ["model", "exit", "budget"], registry=registry
         )
@@ -95,14 +112,20 @@ class Metrics:
             "mexit_request_duration_seconds", "From the head of a request to its response", ["model", "route"],
             registry=registry, buckets=_BUCKETS_S,
         )  # fmt: skip
-        self._in_flight = Gauge("mexit_requests_in_flight", "Requests in flight", ["model", "route"], registry=registry)
+        self._in_flight = Gauge(
+            "mexit_requests_in_flight",
+            "Requests in flight",
+            ["model", "route"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self._errors = Counter("mexit_errors_total", "Responses by error status", ["status"], registry=registry)
         for status in ERROR_STATUSES:
             self._errors.labels(str(status))
 
     def model(self, name: str, version: str, runtime: Runtime) -> ModelMetrics:
         """The series of a model, from zero for a new one; its statistics are those of a version."""
-        statistics = self._statistics.setdefault((name, version), TritonStatistics(name, version))
+        statistics = self._statistics.setdefault((name, version), TritonStatistics(name, version, self._folder))
         budgets = {*NAMED_FRACTIONS, runtime.budget.text}
         for budget in (*budgets, CUSTOM_BUDGET):
             self._unsure.labels(name, budget)
@@ -204,21 +227,72 @@ class _RateLimiterCollector(Collector):
             yield GaugeMetricFamily(prefix + "tokens", "MACs in the bucket of all clients", value=state.tokens)
 
 
-class TritonStatistics:
-    """Counts and nanoseconds of Triton's statistics extension, for a version of a model. Thread-safe."""
+class _ProcessesCollector(Collector):
+    """Memory, processor time and open files of all processes that answer requests, together."""
 
-    def __init__(self, model: str, version: str) -> None:
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterator[Metric]:
+        pids = [os.getpid()] if self._folder is None else _live(self._folder)
+        totals: dict[str, Metric] = {}
+        for pid in pids:
+            for family in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                total = totals.setdefault(family.name, family)
+                if total is not family:
+                    oldest = family.name == "process_start_time_seconds"
+                    values = total.samples[0].value, family.samples[0].value
+                    total.samples[0] = total.samples[0]._replace(value=min(values) if oldest else sum(values))
+        yield from totals.values()
+
+
+def _live(folder: Path) -> list[int]:
+    """The processes that share the folder and have not ended."""
+    return [int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_livesum_*.db")]
+
+
+def remove_live(folder: str, pid: int) -> None:
+    """Forget the gauges of a process that has ended; its counters stay."""
+    for file in Path(folder).glob(f"gauge_live*_{pid}.db"):
+        file.unlink(missing_ok=True)
+
+
+_PHASES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+
+
+class TritonStatistics:
+    """Counts and nanoseconds of Triton's statistics extension, for a version of a model. Thread-safe.
+
+    Each process counts in a file of its own; all files together are the statistics.
+    """
+
+    def __init__(self, model: str, version: str, folder: Path | None = None) -> None:
+        """All counts start at zero.
+
+        Args:
+            model, version: of the statistics.
+            folder: for the files of all processes; None: this process is the only one.
+        """
         self._model, self._version = model, version
         self._lock = threading.Lock()
-        self._rows = self._last_ms = 0
-        names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-        self._durations = {name: {"count": 0, "ns": 0} for name in names}
+        self._files: Callable[[], Iterator[Path]] = lambda: iter(())
+        size = 8 * (2 + 2 * len(_PHASES))
+        if folder is None:
+            self._counts = memoryview(bytearray(size)).cast("q")
+        else:
+            files = folder / "triton" / model / version
+            files.mkdir(parents=True, exist_ok=True)
+            own = files / f"{os.getpid()}.bin"
+            own.write_bytes(bytes(size))
+            with own.open("r+b") as file:
+                self._counts = memoryview(mmap.mmap(file.fileno(), size)).cast("q")
+            self._files = lambda: (path for path in files.glob("*.bin") if path != own)
 
     def record_success(self, rows: int, timings: Timings) -> None:
         """Record an answered inference request."""
         with self._lock:
-            self._rows += rows
-            self._last_ms = time.time_ns() // 10**6
+            self._counts[0] += rows
+            self._counts[1] = time.time_ns() // 10**6
             self._add("success", timings.total)
             self._add("queue", timings.queue)
             self._add("compute_input", timings.parse)
@@ -233,16 +307,23 @@ class TritonStatistics:
     def to_json(self) -> dict[str, Any]:
         """The entry of `model_stats` in the answer to `GET /v2/models/{m}/stats`."""
         with self._lock:
-            return {
-                "name": self._model,
-                "version": self._version,
-                "last_inference": self._last_ms,
-                "inference_count": self._rows,
-                "execution_count": self._durations["success"]["count"],
-                "inference_stats": {name: dict(duration) for name, duration in self._durations.items()},
-                "batch_stats": [],
-            }
+            counts = [self._counts.tolist()]
+        others = [path.read_bytes() for path in self._files()]
+        counts += [memoryview(content).cast("q").tolist() for content in others if len(content) == self._counts.nbytes]
+        rows, _, *durations = map(sum, zip(*counts, strict=True))
+        pairs = zip(durations[::2], durations[1::2], strict=True)
+        stats = {name: {"count": count, "ns": ns} for name, (count, ns) in zip(_PHASES, pairs, strict=True)}
+        return {
+            "name": self._model,
+            "version": self._version,
+            "last_inference": max(count[1] for count in counts),
+            "inference_count": rows,
+            "execution_count": stats["success"]["count"],
+            "inference_stats": stats,
+            "batch_stats": [],
+        }
 
     def _add(self, name: str, nanoseconds: int) -> None:
-        self._durations[name]["count"] += 1
-        self._durations[name]["ns"] += nanoseconds
+        index = 2 + 2 * _PHASES.index(name)
+        self._counts[index] += 1
+        self._counts[index + 1] += nanoseconds

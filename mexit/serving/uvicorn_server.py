@@ -123,8 +123,19 @@ def run(app: App, server: ServerState, bound: Sequence[socket.socket], ready: Ca
         bound: the sockets of `bind`; they are closed at the end.
         ready: called with the URL once connections are accepted.
     """
-    limits = server.limits
-    config = uvicorn.Config(
+    config = uvicorn_config(app, server.limits)
+    try:
+        start_listening(bound)
+        Server(config, server, ready).run(list(bound))
+    finally:
+        server.close()
+        for one in bound:
+            one.close()
+
+
+def uvicorn_config(app: App, limits: Limits) -> uvicorn.Config:
+    """uvicorn's settings of a server with these limits."""
+    return uvicorn.Config(
         app,
         http=partial(Connection, limits=limits),  # type: ignore[arg-type]
         ws="none",
@@ -139,13 +150,6 @@ def run(app: App, server: ServerState, bound: Sequence[socket.socket], ready: Ca
         timeout_keep_alive=limits.keep_alive_s,
         timeout_graceful_shutdown=limits.close_s,
     )
-    try:
-        start_listening(bound)
-        _Server(config, server, ready).run(list(bound))
-    finally:
-        server.close()
-        for one in bound:
-            one.close()
 
 
 class Connection(HttpToolsProtocol):
@@ -223,12 +227,12 @@ class Connection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's server, with a drain before the shutdown."""
 
     def __init__(self, config: uvicorn.Config, state: ServerState, ready: Callable[[str], None] | None) -> None:
         super().__init__(config)
-        self._state = state
+        self._state, self._limits = state, state.limits
         self._ready = ready
         self._drain_end_s = float("inf")
 

@@ -1,0 +1,127 @@
+"""Serving in several processes: the supervisor's side of `mexit serve`, and what a worker process runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mexit.core.resource_limits import read_limits
+from mexit.errors import MexitError, UsageError
+from mexit.flows.serve import Note, ServeOptions, open_models
+from mexit.runtime.device_cache import cache_root, make_private
+from mexit.serving import uvicorn_server
+from mexit.serving.channel import Channel
+from mexit.serving.limits import Limits
+from mexit.serving.metrics import METRICS_FOLDER, remove_live
+from mexit.serving.supervisor import Supervisor, WorkerProcess
+from mexit.serving.worker import WorkerServer, channel_of
+
+_MODULE = "mexit.flows.serve_processes"
+
+
+def why_not(options: ServeOptions) -> str:
+    """Why a server with these options runs in one process; "" if it may run in several."""
+    if not hasattr(socket, "send_fds"):
+        return "this system cannot pass connections to another process"
+    if options.batching != "off":
+        return "a batch is formed in one process: --batching continuous"
+    if (options.rate, options.client_rate) != (None, None):
+        return "the rate limiter counts in one process: --rate, --client-rate"
+    if options.watch_drift:
+        return "the drift watch counts in one process: --watch-drift"
+    return "models are loaded in one process: --watch" if options.watch else ""
+
+
+def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[str], None] | None, note: Note) -> None:
+    """Serve in worker processes; arguments and errors as `flows.serve.serve_bundle`."""
+    if reason := why_not(options):
+        raise UsageError(f"{reason}, which needs --workers 0")
+    if options.workers is not None and options.workers < 0:
+        raise UsageError(f"the number of workers must be at least 0, found {options.workers}")
+    bound = uvicorn_server.bind(options.host, options.port, has_token=options.token is not None)
+    try:
+        with tempfile.TemporaryDirectory(prefix="mexit-serve-") as folder:
+            start = {"bundle": str(bundle), "limits": asdict(limits)}
+            environment = _environment(Path(folder))
+
+            def spawn(index: int, workers: int | None) -> WorkerProcess:
+                given = {**asdict(replace(options, workers=workers)), "profile": _text(options.profile)}
+                command = [sys.executable, "-m", _MODULE]
+                return WorkerProcess(index, command, environment, {**start, "options": given})
+
+            supervisor = Supervisor(
+                bound,
+                spawn,
+                limits,
+                workers=options.workers,
+                ready=ready,
+                note=note,
+                on_death=partial(remove_live, folder),
+            )
+            supervisor.run()
+    finally:
+        for one in bound:
+            one.close()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """The environment of workers: the modules of this process, shared metrics, and one cache of measured times."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        METRICS_FOLDER: str(folder),
+    }
+    try:
+        make_private(cache_root())
+    except (OSError, MexitError):  # then the first worker measures for all
+        environment["MEXIT_CACHE"] = str(folder / "cache")
+    return environment
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
+
+
+def main(argument: str) -> None:
+    """A worker process, from the file descriptor of its channel."""
+    channel = channel_of(argument)
+    [(start, _)] = channel.receive()
+    try:
+        _work(channel, start)
+    except MexitError as error:
+        channel.send({"is": "failed", "type": type(error).__name__, "text": str(error)})
+        sys.exit(error.exit_code)
+
+
+def _work(channel: Channel, start: dict[str, Any]) -> None:
+    given = start["options"]
+    profile = None if given["profile"] is None else Path(given["profile"])
+    options = replace(ServeOptions(**given), profile=profile)
+    limits, cpus = Limits(**start["limits"]), read_limits().threads
+    share = _share(limits, options.workers or max(1, min(limits.workers, cpus)))
+
+    def note(text: str) -> None:
+        channel.send({"is": "note", "text": text})
+
+    with open_models(Path(start["bundle"]), options, share, note) as (app, models):
+        threads = max((service.runtime.threads for service in models.services), default=1)
+        workers = options.workers or max(1, min(limits.workers, cpus // threads))
+        WorkerServer(app, models.server, channel, {"workers": workers}).run([])
+
+
+def _share(limits: Limits, workers: int) -> Limits:
+    """The limits of one of several workers, which together keep those of the server."""
+    requests = max(1, limits.requests // workers)
+    held_bytes = max(limits.body_bytes, limits.held_bytes // workers)
+    return replace(limits, workers=1, requests=requests, held_bytes=held_bytes)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

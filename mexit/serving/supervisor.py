@@ -1,0 +1,308 @@
+"""The supervisor of worker processes: accepts connections, passes them on, and replaces workers that die.
+
+It runs no inference. A connection goes to the worker with the fewest open ones, so that it does not share a busy
+worker while another one is idle. The cost is per connection, not per request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mexit import errors
+from mexit.errors import MexitError
+from mexit.serving.channel import Channel, Message
+from mexit.serving.limits import Limits
+from mexit.serving.uvicorn_server import start_listening, url_of
+
+MAX_DEATHS, DEATHS_S = 5, 60.0  # so many deaths within so many seconds stop the server
+PING_S, SILENCE_S = 5.0, 30.0
+_TICK_S = 0.5
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_log = logging.getLogger("mexit.server")
+
+
+class WorkerProcess:
+    """A worker process as the supervisor sees it.
+
+    Attributes:
+        index: number of the worker, from 0.
+        ready: whether it answers requests.
+        idle: whether it has no request in flight; reported after a stop signal.
+        open: its open connections.
+        heard_s: when it sent its last message, by `time.monotonic`.
+    """
+
+    def __init__(self, index: int, command: Sequence[str], environment: dict[str, str], start: Message) -> None:
+        self.index = index
+        self.ready = self.idle = False
+        self.open = 0
+        self.heard_s = time.monotonic()
+        self.channel, theirs = Channel.pair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone
+            )
+        self.channel.send({**start, "index": index})
+
+    def end(self) -> int:
+        """Kill the process if it still runs; returns its exit code."""
+        self.channel.close()
+        self.process.kill()
+        return self.process.wait()
+
+
+class Supervisor:
+    """Runs worker processes until a stop signal."""
+
+    def __init__(
+        self,
+        bound: Sequence[socket.socket],
+        spawn: Callable[[int, int | None], WorkerProcess],
+        limits: Limits,
+        *,
+        workers: int | None,
+        ready: Callable[[str], None] | None = None,
+        note: Callable[[str], None] = lambda _: None,
+        on_death: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            bound: the sockets of `uvicorn_server.bind`.
+            spawn: starts the worker of an index; the other argument is `workers`, None as long as it is not known.
+            limits: `connections`, `drain_s` and `close_s` apply.
+            workers: number of processes; None: as many as the first one proposes.
+            ready: called with the URL once all workers are ready and connections are accepted.
+            note: called with one line of the first worker about measured times.
+            on_death: called with the process id of a worker that has ended.
+        """
+        self._bound, self._spawn, self._limits = bound, spawn, limits
+        self._count = workers
+        self._ready, self._note, self._on_death = ready, note, on_death
+        self._workers: list[WorkerProcess] = []
+        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        self._selector = selectors.DefaultSelector()
+        self._listening = self._accepting = False
+        self._drain_end_s: float | None = None
+        self._leaving = False
+        self._ping_s = 0.0
+
+    @property
+    def processes(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.process.pid for worker in self._workers]
+
+    def stop(self) -> None:
+        """Let the workers refuse new requests and answer those in flight. Call in the thread of `run`."""
+        self._drain_end_s = time.monotonic() + self._limits.drain_s
+        for worker in self._workers:
+            if worker.ready:
+                worker.channel.send({"do": "stop"})
+            else:
+                worker.process.kill()
+
+    def run(self) -> None:
+        """Serve until a stop signal, and until all requests in flight are answered.
+
+        Raises:
+            MexitError: a worker could not start, or workers died too often.
+        """
+        try:
+            with self._signals():
+                self._start(0)
+                while self._workers:
+                    self._turn()
+        finally:
+            for worker in self._workers:
+                self._on_death(worker.process.pid)
+                worker.end()
+            self._selector.close()
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(_TICK_S):
+            if isinstance(key.data, WorkerProcess):
+                self._read(key.data)
+            elif key.data == "signal":
+                key.fileobj.recv(64)  # type: ignore[union-attr]
+            else:
+                self._accept(key.data)
+        self._watch()
+
+    def _start(self, index: int) -> None:
+        worker = self._spawn(index, self._count)
+        self._workers.append(worker)
+        self._selector.register(worker.channel, selectors.EVENT_READ, worker)
+
+    def _read(self, worker: WorkerProcess) -> None:
+        try:
+            messages = worker.channel.receive()
+        except EOFError:
+            self._bury(worker)
+            return
+        worker.heard_s = time.monotonic()
+        for message, _ in messages:
+            self._handle(worker, message)
+
+    def _handle(self, worker: WorkerProcess, message: Message) -> None:
+        kind = message["is"]
+        if kind == "closed":
+            worker.open -= 1
+        elif kind == "idle":
+            worker.idle = message["idle"]
+        elif kind == "note":
+            self._note(message["text"])
+        elif kind == "failed" and not self._listening:
+            raise _error_of(message)
+        elif kind == "ready":
+            self._make_ready(worker, message)
+
+    def _make_ready(self, worker: WorkerProcess, message: Message) -> None:
+        worker.ready = True
+        if self._drain_end_s is not None:
+            worker.channel.send({"do": "stop"})
+        if self._count is None:
+            self._count = int(message["workers"])
+        if self._listening:
+            self._resume()
+            return
+        for index in range(len(self._workers), self._count):  # the first one has measured times for the others
+            self._start(index)
+        if all(other.ready for other in self._workers):
+            self._listen()
+
+    def _listen(self) -> None:
+        start_listening(self._bound)
+        self._listening = True
+        for one in self._bound:
+            one.setblocking(False)
+        self._resume()
+        if self._ready is not None:
+            self._ready(url_of(self._bound[0]))
+
+    def _bury(self, worker: WorkerProcess) -> None:
+        """Replace a worker that has ended, unless the server stops."""
+        self._selector.unregister(worker.channel)
+        self._workers.remove(worker)
+        code = worker.end()
+        self._on_death(worker.process.pid)
+        if self._drain_end_s is not None:
+            return
+        _log.error("worker process %d ended with code %d", worker.process.pid, code)
+        if not self._listening:
+            raise MexitError(f"the worker process ended with code {code} before it was ready: see the messages above")
+        now_s = time.monotonic()
+        self._deaths.append(now_s)
+        if len(self._deaths) == MAX_DEATHS and now_s - self._deaths[0] < DEATHS_S:
+            raise MexitError(f"{MAX_DEATHS} worker processes ended within {DEATHS_S:g} s, the last with code {code}")
+        if not any(other.ready for other in self._workers):
+            self._pause()
+        self._start(worker.index)
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Pass new connections to workers."""
+        while self._accepting:
+            try:
+                connection, _ = listening.accept()
+            except OSError:  # none, or the client has gone, or no file descriptor is free
+                return
+            with connection:
+                self._pass_on(connection)
+
+    def _pass_on(self, connection: socket.socket) -> None:
+        ready = sorted((worker for worker in self._workers if worker.ready), key=lambda worker: worker.open)
+        refuse = sum(worker.open for worker in self._workers) >= self._limits.connections
+        for worker in ready:
+            if worker.channel.send({"do": "connect", "refuse": refuse}, connection.fileno()):
+                worker.open += 1
+                return
+
+    def _watch(self) -> None:
+        """Ping workers, kill those that are silent, and end the drain."""
+        now_s = time.monotonic()
+        if now_s - self._ping_s > PING_S:
+            self._ping_s = now_s
+            for worker in self._workers:
+                if worker.ready:
+                    worker.channel.send({"do": "ping"})
+        for worker in self._workers:
+            if worker.ready and now_s - worker.heard_s > SILENCE_S:
+                _log.error("worker process %d is silent for %g s and is killed", worker.process.pid, SILENCE_S)
+                worker.process.kill()
+        if self._drain_end_s is None:
+            return
+        if not self._leaving and (all(worker.idle for worker in self._workers) or now_s > self._drain_end_s):
+            self._leaving = True
+            self._drain_end_s = now_s + self._limits.close_s + 1
+            self._pause()
+            for worker in self._workers:
+                worker.channel.send({"do": "exit"})
+        elif self._leaving and now_s > self._drain_end_s:
+            for worker in self._workers:
+                worker.process.kill()
+
+    def _pause(self) -> None:
+        """Accept no connections; they wait in the kernel, or are refused once the server has ended."""
+        if self._accepting:
+            self._accepting = False
+            for one in self._bound:
+                self._selector.unregister(one)
+
+    def _resume(self) -> None:
+        if not self._accepting and not self._leaving:
+            self._accepting = True
+            for one in self._bound:
+                self._selector.register(one, selectors.EVENT_READ, one)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Stop at the first SIGTERM or SIGINT; end the process at the second one."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        wake, woken = socket.socketpair()
+        wake.setblocking(False)
+        woken.setblocking(False)
+        self._selector.register(woken, selectors.EVENT_READ, "signal")
+        before = signal.set_wakeup_fd(wake.fileno())
+        previous = {number: signal.signal(number, self._handle_signal) for number in _STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(before)
+            wake.close()
+            woken.close()
+
+    def _handle_signal(self, number: int, _frame: Any) -> None:
+        if self._drain_end_s is None:
+            self.stop()
+            return
+        for worker in self._workers:
+            worker.process.kill()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def _error_of(message: Message) -> MexitError:
+    """The error that a worker reported."""
+    kind = getattr(errors, message["type"], MexitError)
+    error: MexitError = kind.__new__(kind)
+    Exception.__init__(error, message["text"])
+    return error

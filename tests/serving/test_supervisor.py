@@ -1,0 +1,195 @@
+"""Worker processes: connections, deaths, signals, shared counters."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from servers import INFER, Server, infer_body, start, wait_until
+
+from mexit import Runtime
+from mexit.errors import BudgetInfeasible, MexitError, UsageError
+from mexit.flows.serve import ServeOptions, serve_bundle
+from mexit.serving import uvicorn_server
+from mexit.serving.channel import Channel
+from mexit.serving.limits import Limits
+from mexit.serving.supervisor import Supervisor, WorkerProcess
+
+GREY = infer_body(np.full((1, 1, 8, 8), 0.5, np.float32))
+
+
+def workers_of(server: Server) -> list[int]:
+    """Process ids of a server's workers."""
+    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    return False
+
+
+def ask(connection: http.client.HTTPConnection) -> int:
+    """The status of one request on a connection that stays open."""
+    connection.request("POST", INFER, GREY)
+    response = connection.getresponse()
+    response.read()
+    return response.status
+
+
+@pytest.fixture
+def two(mixed_bundle: Path, tmp_path: Path) -> Iterator[Server]:
+    """A server with two workers."""
+    with start(mixed_bundle, tmp_path, workers=2) as running:
+        yield running
+
+
+def test_connections_are_shared_and_a_killed_worker_is_replaced(
+    two: Server, runtime: Runtime, images: NDArray[np.float32]
+) -> None:
+    """Half of the connections end with their worker; counters of the dead one stay."""
+    killed, other = workers_of(two)
+    connections = [two.connect() for _ in range(6)]
+    assert [ask(connection) for connection in connections] == [200] * 6
+    assert two.series("mexit_predictions_total") == 6
+    os.kill(killed, signal.SIGKILL)
+    lost = 0
+    for connection in connections:
+        try:
+            assert ask(connection) == 200
+        except (http.client.HTTPException, OSError):
+            lost += 1
+        connection.close()
+    assert lost == 3
+    wait_until(lambda: len(workers_of(two)) == 2, 5.0)
+    assert other in workers_of(two)
+    status, _, content = two.ask("POST", INFER, images[:1].tobytes(), {"Inference-Header-Content-Length": "0"})
+    assert status == 200
+    assert two.series("mexit_predictions_total") == 6 + 3 + 1
+    statistics = two.json("GET", "/v2/models/digits/stats")[1]["model_stats"][0]
+    assert (statistics["inference_count"], statistics["inference_stats"]["success"]["count"]) == (10, 10)
+    assert two.series("mexit_requests_in_flight") == 0
+    assert content[-8:] == np.array([runtime(images[:1])[0].macs], "<i8").tobytes()
+    assert two.stop() == 0
+    assert two.errors == f"worker process {killed} ended with code -9\n"
+
+
+def test_a_request_in_flight_is_answered_and_health_is_not_ready(two: Server) -> None:
+    """Both workers answer health checks until the last request of either one is answered."""
+    pids = workers_of(two)
+    connection = two.connect()
+    connection.putrequest("POST", INFER)
+    connection.putheader("Content-Length", str(len(GREY)))
+    connection.endheaders(GREY[:10])
+    wait_until(lambda: two.series("mexit_requests_in_flight") == 1)
+    two.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: bool(two.json("GET", "/v2/health/ready") == (503, {"ready": False})))
+    time.sleep(0.3)  # the idle worker does not leave before the other
+    assert [two.json("GET", "/v2/health/ready")[0] for _ in range(6)] == [503] * 6
+    connection.send(GREY[10:])
+    assert connection.getresponse().status == 200
+    connection.close()
+    assert two.process.wait(20) == 0
+    assert not any(map(is_running, pids))
+    assert two.errors == ""
+
+
+def test_workers_end_with_the_supervisor(two: Server) -> None:
+    pids = workers_of(two)
+    two.process.kill()
+    wait_until(lambda: not any(map(is_running, pids)))
+
+
+def test_a_second_signal_ends_all(two: Server) -> None:
+    pids = workers_of(two)
+    connection = two.connect()
+    connection.putrequest("POST", INFER)
+    connection.putheader("Content-Length", "1000")
+    connection.endheaders(b"{")
+    wait_until(lambda: two.series("mexit_requests_in_flight") == 1)
+    two.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: bool(two.json("GET", "/v2/health/ready")[0] == 503))
+    assert two.stop() == -signal.SIGTERM
+    wait_until(lambda: not any(map(is_running, pids)))
+    connection.close()
+
+
+def test_the_limit_of_connections(digits_bundle: Path, tmp_path: Path) -> None:
+    with start(digits_bundle, tmp_path, limits={"connections": 3}, workers=2) as server:
+        held = [server.connect() for _ in range(3)]
+        assert [ask(connection) for connection in held] == [200] * 3
+        status, headers, content = server.ask("GET", "/v2/health/live")
+        assert (status, headers["content-type"], content) == (503, "text/plain; charset=utf-8", b"Service Unavailable")
+        held[0].close()
+        wait_until(lambda: server.ask("GET", "/v2/health/live")[0] == 200)
+        assert [ask(connection) for connection in held[1:]] == [200] * 2
+        for connection in held:
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"budget": "1"}, BudgetInfeasible, "the (nearest feasible|smallest calibrated) "),
+        ({"rate": "1G"}, UsageError, "--client-rate, which needs --workers 0"),
+        ({"batching": "continuous"}, UsageError, "which needs --workers 0"),
+        ({"workers": -1}, UsageError, "at least 0, found -1"),
+        ({"deadline_ms": 0}, UsageError, "the deadline must be above zero"),
+    ],
+)
+def test_servers_that_do_not_start(
+    digits_bundle: Path, options: dict[str, Any], error: type[MexitError], message: str
+) -> None:
+    """An error of a worker is that of the server."""
+    with pytest.raises(error, match=message):
+        serve_bundle(digits_bundle, ServeOptions(**{"port": 0, "workers": 1, **options}))
+
+
+def test_workers_that_die_at_once_stop_the_server() -> None:
+    """A worker that is ready, and then dies again and again."""
+    program = 'import socket, sys; socket.socket(fileno=int(sys.argv[1])).sendall(b\'{"is": "ready"}\\n\')'
+    bound = uvicorn_server.bind("127.0.0.1", 0, has_token=False)
+    spawned: list[int] = []
+
+    def spawn(index: int, _: int | None) -> WorkerProcess:
+        spawned.append(index)
+        return WorkerProcess(index, [sys.executable, "-S", "-c", program], dict(os.environ), {})
+
+    with bound[0], pytest.raises(MexitError, match="5 worker processes ended within 60 s"):
+        Supervisor(bound, spawn, Limits(), workers=1).run()
+    assert spawned == [0] * 5
+
+
+def test_a_channel_passes_messages_and_sockets() -> None:
+    mine, theirs = Channel.pair()
+    other = Channel(theirs)
+    left, right = socket.socketpair()
+    assert mine.send({"a": 1})
+    assert mine.send({"b": 2}, left.fileno())
+    assert mine.send({"c": 3})
+    left.close()
+    received: list[tuple[dict[str, Any], int]] = []
+    while len(received) < 3:
+        received += other.receive()
+    assert [message for message, _ in received] == [{"a": 1}, {"b": 2, "fd": True}, {"c": 3}]
+    with socket.socket(fileno=received[1][1]) as passed:
+        passed.sendall(b"x")
+    assert right.recv(9) == b"x"
+    assert mine.receive() == []
+    other.close()
+    with pytest.raises(EOFError):
+        mine.receive()
+    mine.close()
+    right.close()
