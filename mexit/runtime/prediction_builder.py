@@ -20,7 +20,8 @@ class PredictionBuilder:
 
     def build(self, request: Request, answers: Answers, start_s: float, batch_rows: int | None) -> list[Prediction]:
         """The predictions of the next rows of a request; arguments as in `Runtime.complete`."""
-        exits, latency_ms = answers.exits.tolist(), ((answers.seconds + start_s) * 1e3).tolist()
+        exits = answers.exits.tolist()
+        latency_ms = [(seconds + start_s) * 1e3 for seconds in answers.seconds.tolist()]
         indices = answers.probabilities.argmax(axis=1).tolist()
         receipts = self._receipts(request, answers, start_s, batch_rows)
         unsure = [False] * len(exits) if answers.unsure is None else answers.unsure.tolist()

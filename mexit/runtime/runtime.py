@@ -237,7 +237,7 @@ class Runtime:
             tensor: images that `prepare` returned, (B, C, H, W) float32.
             options: see `request.RequestOptions`.
         """
-        if unknown := options.keys() - RequestOptions.__annotations__.keys():
+        if options and (unknown := options.keys() - RequestOptions.__annotations__.keys()):
             raise TypeError(f"unknown option '{min(unknown)}' of a request")
         budget = options.get("budget")
         parsed = self._budget if budget is None else self._selector.parse(budget)
