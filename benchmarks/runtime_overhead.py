@@ -182,7 +182,7 @@ def survivors_alone(backend: OrtBackend, policy: Policy) -> Callable[[Any], obje
     @cache
     def inputs_of(address: int) -> list[Any]:
         part = parts[address]
-        exits, carried, inputs = answer(backend, part, policy, CLASSES).exits, backend.carry(part), []
+        exits, carried, inputs = np.array(answer(backend, part, policy, CLASSES).exits), backend.carry(part), []
         for k, segment in enumerate(backend.segments, start=1):
             inputs.append((segment, carried.take(np.flatnonzero(exits >= k))))
             carried, _ = segment.run(carried)
@@ -248,7 +248,7 @@ def policy_at(share: float, backend: OrtBackend, images: Any, costs: Sequence[in
 
 def shares_of(policy: Policy, backend: OrtBackend, images: Any) -> list[float]:
     """The share of the images that leaves at each exit."""
-    exits = answer(backend, images, policy, CLASSES).exits
+    exits = np.array(answer(backend, images, policy, CLASSES).exits)
     return [float((exits == k).mean()) for k in range(1, len(backend.segments) + 1)]
 
 

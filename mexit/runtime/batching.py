@@ -125,8 +125,15 @@ class PendingRequest:
         """The answers of all rows, when none is under way."""
         confident = np.array([reason == "confident" for reason in self._reasons])
         unsure = self.request.choice.policy.unsure(self._exits, self._scores, confident)
-        reasons, times = tuple(self._reasons), tuple(self._segment_seconds)
-        return Answers(self._exits, self._probabilities, reasons, self._seconds, times, unsure, self.static)
+        return Answers(
+            self._exits.tolist(),
+            self._probabilities,
+            tuple(self._reasons),
+            self._seconds.tolist(),
+            self._segment_seconds,
+            None if unsure is None else unsure.tolist(),
+            self.static,
+        )
 
 
 def _join(requests: Sequence[PendingRequest]) -> Any:

@@ -29,21 +29,21 @@ class Answers(NamedTuple):  # a frozen dataclass takes microseconds to make
     """Answers for B rows.
 
     Attributes:
-        exits: exit of each row, from 1, (B,) int64.
+        exits: exit of each row, from 1, (B,).
         probabilities: of the exit that answered, (B, C) float64.
         reasons: why each row left at its exit: one of `prediction.REASONS`, never "unsure".
-        seconds: from the start of segment 1 to the answer, (B,) float64.
+        seconds: from the start of segment 1 to the answer, (B,).
         segment_seconds: of each segment that ran, with its decision; of the static network, which is one segment.
         unsure: whether each answer is unsure, (B,); None without a reject option.
         static: whether the static network ran, in place of the segments.
     """
 
-    exits: NDArray[np.int64]
+    exits: Sequence[int]
     probabilities: NDArray[np.float64]
     reasons: tuple[str, ...]
-    seconds: NDArray[np.float64]
+    seconds: Sequence[float]
     segment_seconds: Sequence[float]
-    unsure: NDArray[np.bool_] | None = None
+    unsure: Sequence[bool] | None = None
     static: bool = False
 
 
@@ -143,15 +143,15 @@ def _answer_one(task: _Task, image: NDArray[np.float32]) -> Answers:
         sure = (confident and task.policy.selective[k - 1]) or scorer.reaches(
             float(task.policy.reject_thresholds[k - 1])
         )
-        unsure = np.array([not sure])
+        unsure = [not sure]
     probabilities = scorer.probabilities()
     if pool is not None:
         pool.give_back(runner)
     return Answers(
-        np.array([k + task.skipped], np.int64),
+        [k + task.skipped],
         probabilities[None],
         (task.reason(k, confident, late),),
-        np.array([now]),
+        [now],
         segment_seconds,
         unsure,
         task.static,
@@ -195,7 +195,15 @@ def _answer_rows(task: _Task, images: NDArray[np.float32]) -> Answers:
         if k < task.last and len(staying) < len(rows):
             rows, carried, state = rows[staying], carried.take(staying), state.take(staying)
     unsure = task.policy.unsure(exits, scores, early)
-    return Answers(exits + task.skipped, probabilities, tuple(reasons), seconds, segment_seconds, unsure, task.static)
+    return Answers(
+        (exits + task.skipped).tolist(),
+        probabilities,
+        tuple(reasons),
+        seconds.tolist(),
+        segment_seconds,
+        None if unsure is None else unsure.tolist(),
+        task.static,
+    )
 
 
 def runs_static(backend: Backend, policy: Policy, last: int, *, any_exit: bool) -> bool:

@@ -249,7 +249,7 @@ def test_the_first_rows_of_a_batch_continue() -> None:
     never = Policy("max-probability", False, (1.0,) * 3, (None, None))
     rows = images_for(np.arange(6), (1, 2, 2))
     answers = answer(fake, rows, never, 5, permit=lambda k, _: {2: 4, 3: 1}[k])
-    assert answers.exits.tolist() == [3, 2, 2, 2, 1, 1]
+    assert answers.exits == [3, 2, 2, 2, 1, 1]
     assert answers.reasons == ("last", *["rate-limit"] * 5)
     assert len(answers.segment_seconds) == 3
 
