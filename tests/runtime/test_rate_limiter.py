@@ -237,7 +237,7 @@ def test_a_rate_limited_engine_keeps_the_bound_and_equals_the_reference(seed, th
         images = images_for(np.asarray(started, np.int64), (1, 2, 2))
         fast = answer(recording, images, policy, 5, permit=permit)
         exits, probabilities, _ = answer_slowly(plain, images, policy, 5, permit=lambda k, _, a=admitted: a[k])
-        assert fast.exits.tolist() == exits.tolist()
+        assert fast.exits == exits.tolist()
         assert fast.probabilities.tolist() == probabilities.tolist()
         unlimited, *_ = answer_slowly(plain, images, policy, 5)
         assert [reason == "rate-limit" for reason in fast.reasons] == (exits < unlimited).tolist()
