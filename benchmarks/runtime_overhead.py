@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from overhead_networks import CLASSES, LARGE, Network, export
+from overhead_networks import CLASSES, LARGE, Network, bound, export
 from overhead_tables import (
     BARE,
     BARE_1,
@@ -143,7 +143,7 @@ def paths(
         if batch > 1:
             calls[f"survivors, {name}"] = survivors_alone(backend, policy)
     if batch == 1:
-        calls[ONE_BOUND], calls[BOUND] = bound(whole, network), lambda part: run_bound(backend, part)
+        calls[ONE_BOUND], calls[BOUND] = bound(whole), lambda part: run_bound(backend, part)
         nested = open_session(network.nested, "single file", threads)
         for name, policy in {"full": no_exit, **policies}.items():
             inputs = policy_inputs(policy)
@@ -213,22 +213,6 @@ def runner_with(backend: OrtBackend, part: Any) -> Iterator[Callable[[int], Any]
     runner.start(part)
     yield runner.run
     backend.runners.give_back(runner)
-
-
-def bound(session: Any, network: Network) -> Callable[[Any], None]:
-    """Return a function that runs one graph with image and logits in bound buffers."""
-    image = np.zeros((1, *network.bundle.manifest.input.shape), np.float32)
-    logits = [np.zeros((1, CLASSES), np.float32) for _ in session.get_outputs()]
-    binding = session.io_binding()
-    binding.bind_input("input", "cpu", 0, np.float32, image.shape, image.ctypes.data)
-    for output, array in zip(session.get_outputs(), logits, strict=True):
-        binding.bind_output(output.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-
-    def call(part: Any, buffers: Any = (image, logits)) -> None:  # keeps the bound arrays alive
-        np.copyto(buffers[0], part)
-        session.run_with_iobinding(binding)
-
-    return call
 
 
 def policy_at(share: float, backend: OrtBackend, images: Any, costs: Sequence[int]) -> Policy:

@@ -21,7 +21,9 @@ class PredictionBuilder:
     def build(self, request: Request, answers: Answers, start_s: float, batch_rows: int | None) -> list[Prediction]:
         """The predictions of the next rows of a request; arguments as in `Runtime.complete`."""
         indices = answers.probabilities.argmax(axis=1).tolist()
-        receipts = self._receipts(request, answers, start_s, batch_rows)
+        receipts: Sequence[Receipt | None] = [None] * len(indices)
+        if request.receipts:
+            receipts = self._receipts(request, answers, start_s, batch_rows)
         unsure = answers.unsure or [False] * len(indices)
         static, budget = self._static_macs, request.budget.text
         predictions = []
@@ -46,9 +48,7 @@ class PredictionBuilder:
 
     def _receipts(
         self, request: Request, answers: Answers, start_s: float, batch_rows: int | None
-    ) -> Sequence[Receipt | None]:
-        if not request.receipts:
-            return [None] * len(answers.exits)
+    ) -> Sequence[Receipt]:
         segment_us = tuple(seconds * 1e6 for seconds in answers.segment_seconds)
         rows, queue_us = batch_rows or len(answers.exits), (request.queued_s + start_s) * 1e6
         return [
