@@ -130,8 +130,10 @@ def budget_calls(network: PageNetwork, engine: str, threads: int) -> dict[str, C
 
 
 def bare_session(bundle: Bundle, threads: int = 1) -> Call:
-    """A call of ONNX Runtime alone: it copies one image into a bound buffer and runs the static network."""
-    return bound(open_session(bundle.static("fp32"), "static.onnx", threads))
+    """A call of ONNX Runtime alone with the static network; it copies a single image into a bound buffer."""
+    session, name = open_session(bundle.static("fp32"), "static.onnx", threads), bundle.manifest.input.name
+    run_one = bound(session)
+    return lambda images: run_one(images) if len(images) == 1 else session.run(None, {name: images})
 
 
 def overhead_alone(name: str, seconds: float) -> dict[str, Any]:
