@@ -14,6 +14,7 @@ of 20 calls in random order; budgets and static network go through the same call
 network's time is the mean over rounds, with half its 95 % interval. Budgets with one policy share a row.
 *points*: change of the accuracy against the static network in the same engine, paired, with its standard error, on
 test images, which chose nothing; *expected points* are those on certification images.
+*from pictures to a calibrated bundle*, *logistic regression*: see `frozen_network.py`.
 *cut at an exit*: the same weights, ending at that exit, without the other heads, as a static network.
 *the fastest of each kind*: the static network, the budget and the cut network, each in its fastest engine, in one
 comparison; the budget is expected to lose at most half a point, and the cut network to be at least as accurate as it.

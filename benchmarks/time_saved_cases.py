@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from earlyon_network import INSTALLED, open_network
+from frozen_network import compare_with_regression, time_from_pictures
 from numpy.typing import NDArray
 from overhead_networks import bound, export
 from time_saved_networks import PARTS, PageNetwork
@@ -65,6 +66,9 @@ def measure(network: PageNetwork, part: Part, protocol_s: float, other_s: float)
         other_s: that of the other comparisons.
     """
     part.once("about", lambda: about(network))
+    if network.recipe.heads_only:
+        part.once("from pictures", lambda: time_from_pictures(network))
+        part.once("regression", lambda: compare_with_regression(network))
     images = network.images("test", IMAGES)
     for engine in network.engines:
         part.once(f"accuracy/{engine}", lambda engine=engine: accuracies(network, engine))
@@ -146,10 +150,10 @@ def overhead_alone(name: str, seconds: float) -> dict[str, Any]:
 
 
 def cut_calls(network: PageNetwork, engine: str) -> dict[str, Call]:
-    """The network that ends at exit 1, 2, ..., through the same call of the runtime; the last one is the static one."""
+    """The networks that end at an exit, through the same call of the runtime; the last one is the static one."""
     return {
         f"exit {k}": Runtime.open(path, STATIC, backend=engine, threads=1, use_policies=False).answer_tensor
-        for k, path in enumerate(network.cuts, start=1)
+        for k, path in network.cuts.items()
     }
 
 
@@ -167,7 +171,7 @@ def accuracies(network: PageNetwork, engine: str) -> dict[str, Any]:
             assert compared.accuracy_change is not None
             budgets[name] = {"macs": compared.cost.value, **_estimate(compared.accuracy_change)}
         cuts = {}
-        for k, path in enumerate(network.cuts, start=1):
+        for k, path in network.cuts.items():
             right = network.logits(path, engine, part)[-1].argmax(axis=1) == trace.labels
             cuts[f"exit {k}"] = _estimate(mean_with_error(right.astype(np.float64) - static, trace.groups))
         values[part] = {"static": float(static.mean()), "budgets": budgets, "cuts": cuts}
@@ -195,7 +199,7 @@ def final(network: PageNetwork, part: Part, images: NDArray[np.float32], seconds
         f"static, {static}": _trace(network, static, "test").logits[-1].argmax(axis=1),
         f"{budget}, {budget_engine}": _answers(network, budget_engine, budget),
         f"{cut} as a static network, {cut_engine}": network.logits(
-            network.cuts[int(cut.split()[1]) - 1], cut_engine, "test"
+            network.cuts[int(cut.split()[1])], cut_engine, "test"
         )[-1].argmax(axis=1),
     }
     found = open_network(network) if INSTALLED else NOT_INSTALLED
