@@ -125,15 +125,9 @@ class PendingRequest:
         """The answers of all rows, when none is under way."""
         confident = np.array([reason == "confident" for reason in self._reasons])
         unsure = self.request.choice.policy.unsure(self._exits, self._scores, confident)
-        return Answers(
-            self._exits.tolist(),
-            self._probabilities,
-            tuple(self._reasons),
-            self._seconds.tolist(),
-            self._segment_seconds,
-            None if unsure is None else unsure.tolist(),
-            self.static,
-        )
+        exits, seconds, reasons = self._exits.tolist(), self._seconds.tolist(), tuple(self._reasons)
+        withheld = None if unsure is None else unsure.tolist()
+        return Answers(exits, self._probabilities, reasons, seconds, self._segment_seconds, withheld, self.static)
 
 
 def _join(requests: Sequence[PendingRequest]) -> Any:
