@@ -18,7 +18,12 @@ from mexit.serving.model_folder import ModelFolder
 
 Note = Callable[[str], None]
 
-_PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
+_PACKAGES = {
+    "anyio": "anyio",
+    "httptools": "httptools",
+    "uvicorn": "uvicorn",
+    "prometheus_client": "prometheus-client",
+}
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,17 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-
 from mexit.errors import BadInput, NotFound
 from mexit.serving import model_info
+from mexit.serving.asgi import App, Handler, HTTPError, Request, Response, Route, Routes
 from mexit.serving.image_body import HOW_TO_SEND
 from mexit.serving.metrics import CONTENT_TYPE
-from mexit.serving.middleware import BearerTokenMiddleware, ErrorMiddleware, client_id
+from mexit.serving.middleware import BearerTokens, client_id
 from mexit.serving.oip import HEADER_LENGTH
 from mexit.serving.repository import ModelRepository
 from mexit.serving.request_body import parse_json, read_body, short_repr
 from mexit.serving.request_options import options_from_query
-from mexit.serving.responses import EXCEPTION_HANDLERS, json_response
+from mexit.serving.responses import json_response, response_to_error
 from mexit.serving.service import IncomingRequest, Service
 from mexit.serving.worker_pool import Job
 
@@ -32,15 +26,10 @@ T = TypeVar("T")
 _ADMIN = 1  # number of the token that may load and unload models
 
 
-def build_app(repository: ModelRepository, tokens: Sequence[str] = ()) -> Starlette:
+def build_app(repository: ModelRepository, tokens: Sequence[str] = ()) -> App:
     """The ASGI application of a server. If there are tokens, every route but health requires one of them."""
-    middleware = [Middleware(ErrorMiddleware, metrics=repository.server.metrics)]
-    if tokens:
-        middleware.append(Middleware(BearerTokenMiddleware, tokens=tokens))
-    app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=EXCEPTION_HANDLERS)
-    app.router.redirect_slashes = False
-    app.state.repository = repository
-    return app
+    check, count_error = BearerTokens(tokens).check, repository.server.metrics.count_error
+    return App(Routes(ROUTES), repository, check=check, on_error=response_to_error, count_error=count_error)
 
 
 async def server_metadata(_: Request) -> Response:
@@ -107,18 +96,19 @@ async def unload_model(request: Request) -> Response:
 
 async def model_infer(request: Request) -> Response:
     """`POST /v2/models/{model}/infer`: tensors to the outputs of their predictions."""
-    header_lengths = request.headers.getlist(HEADER_LENGTH)
+    header_lengths = request.header_values(HEADER_LENGTH)
     with _repository(request).use(*_named(request)) as service, _record_failure(service):
         job = partial(service.infer, header_lengths=header_lengths)
-        content, headers = await _run_job(request, "infer", service, job)
+        is_short = partial(service.is_short, header_lengths=header_lengths)
+        content, headers = await _run_job(request, "infer", service, job, is_short)
     return Response(content, headers=headers)
 
 
 async def classify(request: Request) -> Response:
     """`POST /v1/classify`: an encoded image to its prediction, by the model that the query names."""
-    if request.headers.get("content-type", "").startswith("multipart/"):
+    if request.header("content-type").startswith("multipart/"):
         raise BadInput(f"the body is a form (curl -F): {HOW_TO_SEND}")
-    query = dict(request.query_params)
+    query = dict(request.query)
     repository = _repository(request)
     name = query.pop("model", None) or _only_model(repository)
     options = options_from_query(query)
@@ -130,23 +120,29 @@ async def classify(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """`GET /metrics`: Prometheus text."""
-    return Response(_repository(request).server.metrics.prometheus_text(), media_type=CONTENT_TYPE)
+    return Response(_repository(request).server.metrics.prometheus_text(), headers={"content-type": CONTENT_TYPE})
 
 
-async def _run_job(request: Request, route: str, service: Service, job: Callable[[IncomingRequest], Job[T]]) -> T:
+async def _run_job(
+    request: Request,
+    route: str,
+    service: Service,
+    job: Callable[[IncomingRequest], Job[T]],
+    is_short: Callable[[IncomingRequest], bool] = lambda _: False,
+) -> T:
     """Read the body, then run the request's job in the worker pool."""
     server, client = service.server, client_id(request)
     with server.in_flight(route, service.name), server.memory.reserve(client) as add:
         body = await read_body(request, add, server.limits)
-        encoding = request.headers.get("content-encoding", "")
-        incoming = IncomingRequest(body, encoding, time.perf_counter_ns(), client)
-        return await server.worker_pool.run(job(incoming), request.receive, client)
+        incoming = IncomingRequest(body, request.header("content-encoding"), time.perf_counter_ns(), client)
+        short = is_short(incoming)
+        return await server.worker_pool.run(job(incoming), request.receive, client, short=short)
 
 
 async def _change(request: Request, change: Callable[[str], None]) -> Response:
     """Load or unload the model of the path, in the loader's thread."""
     if request.scope.get("mexit_token", _ADMIN) != _ADMIN:
-        raise HTTPException(403, "only the first token of the server may load and unload models")
+        raise HTTPError(403, "only the first token of the server may load and unload models")
 
     def job() -> Job[None]:
         change(request.path_params["model"])
@@ -193,9 +189,8 @@ def _record_failure(service: Service) -> Iterator[None]:
 
 
 def _repository(request: Request) -> ModelRepository:
-    repository = request.app.state.repository
-    assert isinstance(repository, ModelRepository)
-    return repository
+    assert isinstance(request.state, ModelRepository)
+    return request.state
 
 
 def _named(request: Request) -> tuple[str, str | None]:
@@ -218,10 +213,10 @@ def _only_model(repository: ModelRepository) -> str:
     return names[0]
 
 
-def _model_routes(suffix: str, endpoint: Callable[[Request], object], method: str = "GET") -> list[Route]:
+def _model_routes(suffix: str, handler: Handler, method: str = "GET") -> list[Route]:
     """The routes of a model, without and with its version."""
     paths = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
-    return [Route(path + suffix, endpoint, methods=[method]) for path in paths]
+    return [Route(path + suffix, handler, method) for path in paths]
 
 
 ROUTES = [
@@ -234,9 +229,9 @@ ROUTES = [
     *_model_routes("/config", model_config),
     *_model_routes("/stats", model_statistics),
     *_model_routes("/infer", model_infer, "POST"),
-    Route("/v2/repository/index", repository_index, methods=["POST"]),
-    Route("/v2/repository/models/{model}/load", load_model, methods=["POST"]),
-    Route("/v2/repository/models/{model}/unload", unload_model, methods=["POST"]),
-    Route("/v1/classify", classify, methods=["POST"]),
+    Route("/v2/repository/index", repository_index, "POST"),
+    Route("/v2/repository/models/{model}/load", load_model, "POST"),
+    Route("/v2/repository/models/{model}/unload", unload_model, "POST"),
+    Route("/v1/classify", classify, "POST"),
     Route("/metrics", metrics),
 ]

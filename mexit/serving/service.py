@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from mexit.serving.server_state import ServerState
 from mexit.serving.worker_pool import Job
 
 _SHORTEST_DEADLINE_MS = 1e-3  # once a worker has the request, the first exit always runs
+_PROFILE_RUNS = 8
+_JSON_S_PER_BYTE = 2e-8  # to parse, roughly
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class Service:
         if server.rate_limiter is not None:
             runtime.rate_limiter = server.rate_limiter.for_costs(runtime.bundle.manifest.cumulative_macs)
         self.metrics = server.metrics.model(self.name, version, runtime)
+        may_be_short = server.limits.short_s and server.batching == "off"
+        self._row_s = self._measure_row_s() if may_be_short else float("inf")
+        self._row_bytes = 4 * math.prod(runtime.bundle.manifest.input.shape)
         self._batcher: ContinuousBatcher | None = None
         if server.batching == "continuous":
             self._batcher = ContinuousBatcher(
@@ -82,6 +88,13 @@ class Service:
         if self._batcher is not None:
             self._batcher.close()
         self.runtime.close()
+
+    def is_short(self, request: IncomingRequest, header_lengths: Sequence[str]) -> bool:
+        """Whether a request of `infer` is expected to take less than `Limits.short_s`."""
+        size = len(request.body)
+        parse_s = 0.0 if header_lengths else size * _JSON_S_PER_BYTE
+        rows = max(1, size // self._row_bytes)
+        return not request.encoding and rows * self._row_s + parse_s < self.server.limits.short_s
 
     def infer(self, request: IncomingRequest, header_lengths: Sequence[str]) -> Job[tuple[bytes, dict[str, str]]]:
         """The job of an Open Inference Protocol request.
@@ -150,3 +163,12 @@ class Service:
             else:
                 self.metrics.count_predictions(self.runtime.run(inference))
         return inference
+
+    def _measure_row_s(self) -> float:
+        """The time of one image through all segments, seconds."""
+        seconds = []
+        for _ in range(_PROFILE_RUNS):
+            start_s = time.perf_counter()
+            self.runtime.run_to_exit(len(self.runtime.bundle.manifest.exits))
+            seconds.append(time.perf_counter() - start_s)
+        return min(seconds)

@@ -174,14 +174,14 @@ def serve_runtime(
 
     Args:
         runtime: the runtime to serve.
-        limits: of the server.
+        limits: of the server; by default no request runs in the event loop, which a hook may block.
         tokens: bearer tokens.
         batching: "off" or "continuous".
         send_buffer: of connections, bytes; 0 for the system's default.
         bound: sockets to serve on; by default a free port of 127.0.0.1.
     """
     state = ServerState(
-        limits or Limits(), threads=runtime.threads, rate_limiter=runtime.rate_limiter, batching=batching
+        limits or Limits(short_s=0), threads=runtime.threads, rate_limiter=runtime.rate_limiter, batching=batching
     )
     repository = ModelRepository(state, ModelFolder(runtime.bundle.path), lambda _: runtime)
     repository.load_all()
