@@ -74,8 +74,8 @@ class Service:
         if server.rate_limiter is not None:
             runtime.rate_limiter = server.rate_limiter.for_costs(runtime.bundle.manifest.cumulative_macs)
         self.metrics = server.metrics.model(self.name, version, runtime)
-        runs_short = server.limits.short_s and server.batching == "off"
-        self._row_s = self._measure_row_s() if runs_short else float("inf")
+        may_be_short = server.limits.short_s and server.batching == "off"
+        self._row_s = self._measure_row_s() if may_be_short else float("inf")
         self._row_bytes = 4 * math.prod(runtime.bundle.manifest.input.shape)
         self._batcher: ContinuousBatcher | None = None
         if server.batching == "continuous":
