@@ -6,20 +6,22 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mexit.core.resource_limits import read_limits
-from mexit.errors import MexitError, UsageError
+from mexit.errors import MexitError, NotFound, UsageError
 from mexit.flows.serve import Note, ServeOptions, open_models
 from mexit.runtime.device_cache import cache_root, make_private
 from mexit.serving import uvicorn_server
 from mexit.serving.channel import Channel
 from mexit.serving.limits import Limits
 from mexit.serving.metrics import METRICS_FOLDER, remove_live
+from mexit.serving.model_changes import WorkerChanges, error_message
 from mexit.serving.supervisor import Supervisor, WorkerProcess
 from mexit.serving.worker import WorkerServer, channel_of
 
@@ -34,9 +36,7 @@ def why_not(options: ServeOptions) -> str:
         return "a batch is formed in one process: --batching continuous"
     if (options.rate, options.client_rate) != (None, None):
         return "the rate limiter counts in one process: --rate, --client-rate"
-    if options.watch_drift:
-        return "the drift watch counts in one process: --watch-drift"
-    return "models are loaded in one process: --watch" if options.watch else ""
+    return "the drift watch counts in one process: --watch-drift" if options.watch_drift else ""
 
 
 def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[str], None] | None, note: Note) -> None:
@@ -51,10 +51,11 @@ def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[
             start = {"bundle": str(bundle), "limits": asdict(limits)}
             environment = _environment(Path(folder))
 
-            def spawn(index: int, workers: int | None) -> WorkerProcess:
-                given = {**asdict(replace(options, workers=workers)), "profile": _text(options.profile)}
+            def spawn(index: int, workers: int | None, unloaded: Sequence[str]) -> WorkerProcess:
+                one = replace(options, workers=workers, watch=options.watch and index == 0)
+                given = {**asdict(one), "profile": _text(options.profile)}
                 command = [sys.executable, "-m", _MODULE]
-                return WorkerProcess(index, command, environment, {**start, "options": given})
+                return WorkerProcess(index, command, environment, {**start, "options": given, "unloaded": unloaded})
 
             supervisor = Supervisor(
                 bound,
@@ -96,7 +97,7 @@ def main(argument: str) -> None:
     try:
         _work(channel, start)
     except MexitError as error:
-        channel.send({"is": "failed", "type": type(error).__name__, "text": str(error)})
+        channel.send({"is": "failed", **error_message(error)})
         sys.exit(error.exit_code)
 
 
@@ -110,10 +111,14 @@ def _work(channel: Channel, start: dict[str, Any]) -> None:
     def note(text: str) -> None:
         channel.send({"is": "note", "text": text})
 
-    with open_models(Path(start["bundle"]), options, share, note) as (app, models):
+    changes = WorkerChanges(channel)
+    with open_models(Path(start["bundle"]), options, share, note, changes.ask) as (app, models):
+        for name in start["unloaded"]:
+            with suppress(NotFound):
+                models.remove(name)
         threads = max((service.runtime.threads for service in models.services), default=1)
         workers = options.workers or max(1, min(limits.workers, cpus // threads))
-        WorkerServer(app, models.server, channel, {"workers": workers}).run([])
+        WorkerServer(app, models, channel, changes, {"workers": workers}).run([])
 
 
 def _share(limits: Limits, workers: int) -> Limits:

@@ -19,10 +19,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mexit import errors
 from mexit.errors import MexitError
 from mexit.serving.channel import Channel, Message
 from mexit.serving.limits import Limits
+from mexit.serving.model_changes import ModelChanges, error_of
 from mexit.serving.uvicorn_server import start_listening, url_of
 
 MAX_DEATHS, DEATHS_S = 5, 60.0  # so many deaths within so many seconds stop the server
@@ -40,6 +40,7 @@ class WorkerProcess:
         index: number of the worker, from 0.
         ready: whether it answers requests.
         idle: whether it has no request in flight; reported after a stop signal.
+        generation: number of changes of the models that it knew at its start.
         open: its open connections.
         heard_s: when it sent its last message, by `time.monotonic`.
     """
@@ -47,6 +48,7 @@ class WorkerProcess:
     def __init__(self, index: int, command: Sequence[str], environment: dict[str, str], start: Message) -> None:
         self.index = index
         self.ready = self.idle = False
+        self.generation = 0
         self.open = 0
         self.heard_s = time.monotonic()
         self.channel, theirs = Channel.pair()
@@ -73,7 +75,7 @@ class Supervisor:
     def __init__(
         self,
         bound: Sequence[socket.socket],
-        spawn: Callable[[int, int | None], WorkerProcess],
+        spawn: Callable[[int, int | None, Sequence[str]], WorkerProcess],
         limits: Limits,
         *,
         workers: int | None,
@@ -85,7 +87,7 @@ class Supervisor:
 
         Args:
             bound: the sockets of `uvicorn_server.bind`.
-            spawn: starts the worker of an index; the other argument is `workers`, None as long as it is not known.
+            spawn: starts a worker from its index, `workers` (None as long as it is not known) and models to unload.
             limits: `connections`, `drain_s` and `close_s` apply.
             workers: number of processes; None: as many as the first one proposes.
             ready: called with the URL once all workers are ready and connections are accepted.
@@ -97,6 +99,7 @@ class Supervisor:
         self._ready, self._note, self._on_death = ready, note, on_death
         self._workers: list[WorkerProcess] = []
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        self._changes = ModelChanges(lambda: [worker for worker in self._workers if worker.ready])
         self._selector = selectors.DefaultSelector()
         self._listening = self._accepting = False
         self._drain_end_s: float | None = None
@@ -145,7 +148,8 @@ class Supervisor:
         self._watch()
 
     def _start(self, index: int) -> None:
-        worker = self._spawn(index, self._count)
+        worker = self._spawn(index, self._count, sorted(self._changes.unloaded))
+        worker.generation = self._changes.generation
         self._workers.append(worker)
         self._selector.register(worker.channel, selectors.EVENT_READ, worker)
 
@@ -157,7 +161,8 @@ class Supervisor:
             return
         worker.heard_s = time.monotonic()
         for message, _ in messages:
-            self._handle(worker, message)
+            if worker in self._workers:
+                self._handle(worker, message)
 
     def _handle(self, worker: WorkerProcess, message: Message) -> None:
         kind = message["is"]
@@ -168,7 +173,13 @@ class Supervisor:
         elif kind == "note":
             self._note(message["text"])
         elif kind == "failed" and not self._listening:
-            raise _error_of(message)
+            raise error_of(message)
+        elif kind == "change":
+            self._changes.ask(worker, message)
+        elif kind == "step":
+            self._changes.finish_step(worker, message)
+        elif kind == "ready" and self._changes.missed_by(worker):
+            self._replace(worker)
         elif kind == "ready":
             self._make_ready(worker, message)
 
@@ -195,12 +206,22 @@ class Supervisor:
         if self._ready is not None:
             self._ready(url_of(self._bound[0]))
 
-    def _bury(self, worker: WorkerProcess) -> None:
-        """Replace a worker that has ended, unless the server stops."""
+    def _replace(self, worker: WorkerProcess) -> None:
+        self._remove(worker)
+        self._start(worker.index)
+
+    def _remove(self, worker: WorkerProcess) -> int:
+        """End a worker; returns its exit code."""
         self._selector.unregister(worker.channel)
         self._workers.remove(worker)
         code = worker.end()
         self._on_death(worker.process.pid)
+        self._changes.forget(worker)
+        return code
+
+    def _bury(self, worker: WorkerProcess) -> None:
+        """Replace a worker that has ended, unless the server stops."""
+        code = self._remove(worker)
         if self._drain_end_s is not None:
             return
         _log.error("worker process %d ended with code %d", worker.process.pid, code)
@@ -298,11 +319,3 @@ class Supervisor:
             worker.process.kill()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-
-
-def _error_of(message: Message) -> MexitError:
-    """The error that a worker reported."""
-    kind = getattr(errors, message["type"], MexitError)
-    error: MexitError = kind.__new__(kind)
-    Exception.__init__(error, message["text"])
-    return error

@@ -12,18 +12,22 @@ from typing import Any
 
 from mexit.serving.asgi import App
 from mexit.serving.channel import Channel, Message
-from mexit.serving.server_state import ServerState
+from mexit.serving.model_changes import WorkerChanges
+from mexit.serving.repository import ModelRepository
 from mexit.serving.uvicorn_server import Connection, Server, uvicorn_config
 
 
 class WorkerServer(Server):
     """uvicorn's server without a listening socket."""
 
-    def __init__(self, app: App, state: ServerState, channel: Channel, ready: Message) -> None:
+    def __init__(
+        self, app: App, models: ModelRepository, channel: Channel, changes: WorkerChanges, ready: Message
+    ) -> None:
         """Start nothing yet; `run` sends the message `ready` once connections are taken."""
-        super().__init__(uvicorn_config(app, state.limits), state, None)
+        super().__init__(uvicorn_config(app, models.server.limits), models.server, None)
         self._channel, self._message = channel, ready
         self._refusing = self.config
+        self._models, self._changes = models, changes
         self._idle: bool | None = None
         self._leaving = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -74,6 +78,10 @@ class WorkerServer(Server):
             task = asyncio.get_running_loop().create_task(self._connect(fd, message["refuse"]))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif kind == "step":
+            self._changes.begin_step(self._models, message)
+        elif kind == "answer":
+            self._changes.answer(message)
         elif kind == "ping":
             self._channel.send({"is": "pong"})
         elif kind == "stop":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -106,6 +107,44 @@ def test_a_request_in_flight_is_answered_and_health_is_not_ready(two: Server) ->
     assert two.errors == ""
 
 
+def test_models_are_loaded_and_unloaded_in_all_workers(mixed_bundle: Path, tmp_path: Path) -> None:
+    """Also in a worker that replaces a dead one, and a version that cannot be used changes nothing."""
+    folder = tmp_path / "models"
+    for name in ("one", "other"):
+        shutil.copytree(mixed_bundle, folder / name / "1")
+    with start(folder, tmp_path, workers=2) as server:
+
+        def states(path: str = "/v2/models/one/ready") -> set[int]:
+            """The statuses on connections that go to both workers."""
+            connections = [server.connect() for _ in range(4)]
+            statuses = set()
+            for connection in connections:
+                connection.request("GET", path)
+                statuses.add(connection.getresponse().status)
+            for connection in connections:
+                connection.close()
+            return statuses
+
+        assert states() == {200}
+        assert server.json("POST", "/v2/repository/models/one/unload") == (200, {})
+        assert states() == {404}
+        os.kill(workers_of(server)[0], signal.SIGKILL)
+        wait_until(lambda: len(workers_of(server)) == 2)
+        time.sleep(0.1)
+        wait_until(lambda: states("/v2/models/other/versions/1/ready") == {200})
+        assert states() == {404}
+        shutil.copytree(mixed_bundle, folder / "one" / "2")
+        assert server.json("POST", "/v2/repository/models/one/load") == (200, {})
+        assert states("/v2/models/one/versions/2/ready") == {200}
+        shutil.copytree(mixed_bundle, folder / "one" / "3")
+        (folder / "one" / "3" / "bundle.json").write_text("{}")
+        status, answer = server.json("POST", "/v2/repository/models/one/load")
+        assert status >= 400, answer
+        assert "version 3 of model 'one' was refused" in answer["error"]
+        assert states("/v2/models/one/versions/2/ready") == {200}
+        assert server.json("POST", "/v2/repository/models/none/load")[0] == 404
+
+
 def test_workers_end_with_the_supervisor(two: Server) -> None:
     pids = workers_of(two)
     two.process.kill()
@@ -163,7 +202,7 @@ def test_workers_that_die_at_once_stop_the_server() -> None:
     bound = uvicorn_server.bind("127.0.0.1", 0, has_token=False)
     spawned: list[int] = []
 
-    def spawn(index: int, _: int | None) -> WorkerProcess:
+    def spawn(index: int, *_: object) -> WorkerProcess:
         spawned.append(index)
         return WorkerProcess(index, [sys.executable, "-S", "-c", program], dict(os.environ), {})
 
