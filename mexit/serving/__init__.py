@@ -22,6 +22,10 @@ Around them:
     metrics           Prometheus series and Triton's statistics
     limits            sizes, counts and times that bound the server
     uvicorn_server    sockets, connection time-outs, signals, graceful shutdown
+    supervisor        accepts connections, passes them to worker processes, replaces dead ones
+    worker            a worker process
+    model_changes     loads and unloads in all worker processes
+    channel           messages and sockets between the supervisor and a worker
 
 `docs/http-api.md` is the specification.
 """

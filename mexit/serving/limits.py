@@ -18,7 +18,7 @@ class Limits:
         requests: requests that wait for a worker or run in one; a further request gets status 503.
         client_share: if the rate limiter has a bucket per client, one client may use 1/client_share of
             `requests` and of `held_bytes`.
-        workers: worker threads at most.
+        workers: worker threads, or worker processes by default, at most.
         short_s: a tensor request that is expected to take less runs in the event loop, not in a worker thread; 0: none.
         token_wait_s: wait for tokens of the rate limiter if the request has no deadline.
         body_s: until the whole body has arrived.
