@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from mexit.core.budget import Macs
 from mexit.errors import MexitError, UsageError, missing_extra
 from mexit.runtime import Runtime
-from mexit.runtime.rate_limiter import RateLimiter, RateLimits, read_rate_limits
+from mexit.runtime.rate_limiter import RateLimiter, read_rate_limits
 from mexit.runtime.stored_answers import check_answers, warm_up
 from mexit.runtime.time_policies import note_timing
+from mexit.runtime.token_buckets import RateLimits, TokenBuckets
 from mexit.serving.limits import Limits
 from mexit.serving.model_folder import ModelFolder
 
@@ -128,9 +129,21 @@ def serve_here(
 
 @contextmanager
 def open_models(
-    bundle: Path, options: ServeOptions, limits: Limits, note: Note, coordinate: Coordinate | None = None
+    bundle: Path,
+    options: ServeOptions,
+    limits: Limits,
+    note: Note,
+    *,
+    coordinate: Coordinate | None = None,
+    share_buckets: Callable[[RateLimits], TokenBuckets] | None = None,
 ) -> Iterator[tuple[App, ModelRepository]]:
-    """The application and the loaded models of a server; arguments and errors as `serve_bundle`."""
+    """The application and the loaded models of a server.
+
+    Args:
+        bundle, options, limits, note: as for `serve_bundle`, which has the errors.
+        coordinate: loads and unloads models in all processes; by default this process is the only one.
+        share_buckets: opens the token buckets that processes share.
+    """
     from mexit.serving import http, middleware, repository, repository_watch, server_state
 
     folder = ModelFolder(bundle, options.name)
@@ -140,7 +153,7 @@ def open_models(
     server = server_state.ServerState(
         limits,
         threads=max((runtime.threads for runtime in runtimes), default=1),
-        rate_limiter=_rate_limiter(runtimes, options),
+        rate_limiter=_rate_limiter(runtimes, options, share_buckets),
         deadline_ms=options.deadline_ms,
         batching=options.batching,
     )
@@ -205,7 +218,9 @@ def _open_version(path: Path, options: ServeOptions, note: Note) -> Runtime:
     return runtime
 
 
-def _rate_limiter(runtimes: Sequence[Runtime], options: ServeOptions) -> RateLimiter | None:
+def _rate_limiter(
+    runtimes: Sequence[Runtime], options: ServeOptions, share_buckets: Callable[[RateLimits], TokenBuckets] | None
+) -> RateLimiter | None:
     """The rate limiter of all models together; a bucket without a given size is that of the most expensive model."""
     given = (options.rate, options.burst, options.client_rate, options.client_burst)
     costs = [runtime.bundle.manifest.cumulative_macs for runtime in runtimes]
@@ -215,7 +230,7 @@ def _rate_limiter(runtimes: Sequence[Runtime], options: ServeOptions) -> RateLim
     if not overall and not client:
         return None
     largest = RateLimits(*(max(found, key=lambda one: one.burst, default=None) for found in (overall, client)))
-    return RateLimiter(costs[0], largest)
+    return RateLimiter(costs[0], largest, shared=None if share_buckets is None else share_buckets(largest))
 
 
 def _check_packages() -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ from mexit.core.resource_limits import read_limits
 from mexit.errors import MexitError, NotFound, UsageError
 from mexit.flows.serve import Note, ServeOptions, open_models
 from mexit.runtime.device_cache import cache_root, make_private
+from mexit.runtime.token_buckets import RateLimits, TokenBuckets
 from mexit.serving import uvicorn_server
 from mexit.serving.channel import Channel
 from mexit.serving.limits import Limits
@@ -34,8 +36,6 @@ def why_not(options: ServeOptions) -> str:
         return "this system cannot pass connections to another process"
     if options.batching != "off":
         return "a batch is formed in one process: --batching continuous"
-    if (options.rate, options.client_rate) != (None, None):
-        return "the rate limiter counts in one process: --rate, --client-rate"
     return "the drift watch counts in one process: --watch-drift" if options.watch_drift else ""
 
 
@@ -112,13 +112,23 @@ def _work(channel: Channel, start: dict[str, Any]) -> None:
         channel.send({"is": "note", "text": text})
 
     changes = WorkerChanges(channel)
-    with open_models(Path(start["bundle"]), options, share, note, changes.ask) as (app, models):
+    opened = open_models(
+        Path(start["bundle"]), options, share, note, coordinate=changes.ask, share_buckets=_share_buckets
+    )
+    with opened as (app, models):
         for name in start["unloaded"]:
             with suppress(NotFound):
                 models.remove(name)
         threads = max((service.runtime.threads for service in models.services), default=1)
         workers = options.workers or max(1, min(limits.workers, cpus // threads))
         WorkerServer(app, models, channel, changes, {"workers": workers}).run([])
+
+
+def _share_buckets(limits: RateLimits) -> TokenBuckets:
+    # Imported here because the locks of files are missing on Windows.
+    from mexit.runtime.shared_buckets import SharedBuckets
+
+    return SharedBuckets(Path(os.environ[METRICS_FOLDER]) / "rate-limiter", limits, time.monotonic_ns())
 
 
 def _share(limits: Limits, workers: int) -> Limits:

@@ -75,12 +75,11 @@ class Metrics:
         runtimes: runtime in service, by the name of its model.
     """
 
-    def __init__(self, rate_limiter: RateLimiter | None, waiting: Callable[[], int]) -> None:
+    def __init__(self, rate_limiter: RateLimiter | None) -> None:
         """Create the server's series, at zero: a rate over the first minutes needs their start.
 
         Args:
             rate_limiter: of the server.
-            waiting: returns the number of requests that wait for tokens of the rate limiter.
         """
         registry = CollectorRegistry()
         folder = os.environ.get(METRICS_FOLDER)
@@ -92,7 +91,7 @@ class Metrics:
             multiprocess.MultiProcessCollector(self._registry, folder)  # type: ignore[no-untyped-call]
         self._registry.register(_DriftCollector(self.runtimes))
         if rate_limiter is not None:
-            self._registry.register(_RateLimiterCollector(rate_limiter, waiting))
+            self._registry.register(_RateLimiterCollector(rate_limiter))
         self._registry.register(_ProcessesCollector(self._folder))
         self._predictions = Counter(
             "mexit_predictions_total", "Answered rows", ["model", "exit", "budget"], registry=registry
@@ -119,6 +118,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._waiting: Gauge | None = None
+        if rate_limiter is not None:
+            self._waiting = Gauge(
+                "mexit_rate_limiter_waiting", "Requests that wait for tokens", registry=registry,
+                multiprocess_mode="livesum",
+            )  # fmt: skip
         self._errors = Counter("mexit_errors_total", "Responses by error status", ["status"], registry=registry)
         for status in ERROR_STATUSES:
             self._errors.labels(str(status))
@@ -144,6 +149,11 @@ class Metrics:
         """Count a request as in flight, and record its duration when it is answered or its client disconnected."""
         with self._in_flight.labels(model, route).track_inprogress(), self._durations.labels(model, route).time():
             yield
+
+    def count_waiting(self, change: int) -> None:
+        """Change the number of requests that wait for tokens of the rate limiter."""
+        if self._waiting is not None:
+            self._waiting.inc(change)
 
     def count_error(self, status: int) -> None:
         """Count a response with an error status."""
@@ -208,8 +218,8 @@ class _DriftCollector(Collector):
 class _RateLimiterCollector(Collector):
     """Series of the rate limiter, read at every scrape."""
 
-    def __init__(self, rate_limiter: RateLimiter, waiting: Callable[[], int]) -> None:
-        self._rate_limiter, self._waiting = rate_limiter, waiting
+    def __init__(self, rate_limiter: RateLimiter) -> None:
+        self._rate_limiter = rate_limiter
 
     def collect(self) -> Iterator[Metric]:
         state, prefix = self._rate_limiter.state(), "mexit_rate_limiter_"
@@ -221,7 +231,6 @@ class _RateLimiterCollector(Collector):
         yield CounterMetricFamily(prefix + "waits", "Requests that waited for tokens", value=state.waits)
         help_text = "Requests refused because their tokens would come too late"
         yield CounterMetricFamily(prefix + "overloaded", help_text, value=state.overloaded)
-        yield GaugeMetricFamily(prefix + "waiting", "Requests that wait for tokens", value=self._waiting())
         yield GaugeMetricFamily(prefix + "clients", "Clients with a bucket", value=state.clients)
         if state.tokens is not None:
             yield GaugeMetricFamily(prefix + "tokens", "MACs in the bucket of all clients", value=state.tokens)

@@ -60,9 +60,9 @@ class ServerState:
         per_client = rate_limiter is not None and rate_limiter.limits.client is not None
         client_share = limits.client_share if per_client else 1
         self.memory = Quota(limits.held_bytes, client_share, "request bodies of {} bytes are waiting already")
-        self.worker_pool = WorkerPool(self.workers, limits.requests, client_share)
+        self.metrics = Metrics(rate_limiter)
+        self.worker_pool = WorkerPool(self.workers, limits.requests, client_share, self.metrics.count_waiting)
         self.loader = WorkerPool(1, MAX_LOADS)
-        self.metrics = Metrics(rate_limiter, lambda: self.worker_pool.waiting)
         self.stopping = False
         self.active = 0
 

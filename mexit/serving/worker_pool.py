@@ -35,25 +35,24 @@ Job = Generator[SecondsLeft | Future[Any], None, T]
 
 
 class WorkerPool:
-    """Runs the jobs of requests in worker threads.
+    """Runs the jobs of requests in worker threads or in the event loop."""
 
-    Attributes:
-        waiting: jobs that wait for tokens of the rate limiter.
-    """
-
-    def __init__(self, threads: int, max_requests: int, client_share: int = 1) -> None:
+    def __init__(
+        self, threads: int, max_requests: int, client_share: int = 1, on_wait: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Start no thread yet.
 
         Args:
             threads: number of worker threads.
             max_requests: jobs that wait or run at a time.
             client_share: one client may have 1/client_share of `max_requests`.
+            on_wait: called with the change of the number of jobs that wait for tokens.
         """
         self._requests = Quota(max_requests, client_share, "{} requests are waiting already")
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="mexit-worker")
         self._lock = threading.Lock()
         self._queue, self._short_queue = _Turns(), _Turns()
-        self.waiting = 0
+        self._on_wait = on_wait
 
     async def run(
         self, job: Job[T], disconnected: Callable[[], Awaitable[object]], client: str = "", *, short: bool = False
@@ -132,14 +131,14 @@ class WorkerPool:
             loop.call_soon(self._run_next_short, loop)
 
     async def _wait_for_tokens(self, seconds_left: SecondsLeft, disconnect: asyncio.Future[Any]) -> None:
-        self.waiting += 1
+        self._on_wait(1)
         try:
             while (wait_s := seconds_left()) > 0:
                 await asyncio.wait({disconnect}, timeout=wait_s)
                 if disconnect.done():
                     raise ClientDisconnected
         finally:
-            self.waiting -= 1
+            self._on_wait(-1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mexit import Bundle
 from mexit.errors import Overloaded
 from mexit.runtime.backends.fake import images_for
-from mexit.runtime.rate_limiter import RateLimit, RateLimiter, RateLimits, segment_macs
+from mexit.runtime.rate_limiter import RateLimiter, segment_macs
+from mexit.runtime.token_buckets import RateLimit, RateLimits
 
 
 def limiter(bundle: Bundle, macs: int) -> RateLimiter:

@@ -16,8 +16,9 @@ from mexit.errors import UsageError
 from mexit.runtime.backends.base import HostCarried
 from mexit.runtime.backends.fake import FakeBackend, images_for
 from mexit.runtime.engine import answer
-from mexit.runtime.rate_limiter import RateLimit, RateLimiter, RateLimits, read_rate_limits
+from mexit.runtime.rate_limiter import RateLimiter, read_rate_limits
 from mexit.runtime.reference import answer_slowly
+from mexit.runtime.token_buckets import RateLimit, RateLimits
 
 COSTS = (3, 10, 24)
 SEGMENTS = (3, 7, 14)

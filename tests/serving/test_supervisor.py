@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 from servers import INFER, Server, infer_body, start, wait_until
 
-from mexit import Runtime
+from mexit import Bundle, Runtime
 from mexit.errors import BudgetInfeasible, MexitError, UsageError
 from mexit.flows.serve import ServeOptions, serve_bundle
 from mexit.serving import uvicorn_server
@@ -145,6 +145,23 @@ def test_models_are_loaded_and_unloaded_in_all_workers(mixed_bundle: Path, tmp_p
         assert server.json("POST", "/v2/repository/models/none/load")[0] == 404
 
 
+def test_the_rate_limit_is_one_of_all_workers(digits_bundle: Path, tmp_path: Path) -> None:
+    """One burst, whichever worker spends it, and also after a worker's death."""
+    costs = Bundle.open(digits_bundle).manifest.cumulative_macs
+    options = {"rate": "1", "burst": str(7 * costs[-1]), "deadline_ms": 200.0, "budget": "full"}
+    with start(digits_bundle, tmp_path, workers=2, **options) as server:
+        connections = [server.connect() for _ in range(5)]
+        assert [ask(connection) for connection in connections] == [200] * 5
+        os.kill(workers_of(server)[0], signal.SIGKILL)
+        wait_until(lambda: len(workers_of(server)) == 2)
+        statuses = [server.ask("POST", INFER, GREY)[0] for _ in range(4)]
+        assert statuses == [200, 200, 503, 503]
+        assert server.series("mexit_macs_total") <= 7 * costs[-1]
+        assert server.series("mexit_rate_limiter_overloaded_total") == 2
+        for connection in connections:
+            connection.close()
+
+
 def test_workers_end_with_the_supervisor(two: Server) -> None:
     pids = workers_of(two)
     two.process.kill()
@@ -182,7 +199,6 @@ def test_the_limit_of_connections(digits_bundle: Path, tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"budget": "1"}, BudgetInfeasible, "the (nearest feasible|smallest calibrated) "),
-        ({"rate": "1G"}, UsageError, "--client-rate, which needs --workers 0"),
         ({"batching": "continuous"}, UsageError, "which needs --workers 0"),
         ({"workers": -1}, UsageError, "at least 0, found -1"),
         ({"deadline_ms": 0}, UsageError, "the deadline must be above zero"),

@@ -160,30 +160,32 @@ def test_clients_take_turns() -> None:
 
 def test_a_job_that_waits_for_tokens_leaves_its_worker() -> None:
     async def run() -> None:
-        pool, done = WorkerPool(threads=1, max_requests=4), list[str]()
+        changes, done = list[int](), list[str]()
+        pool = WorkerPool(threads=1, max_requests=4, on_wait=changes.append)
         waiting = asyncio.ensure_future(
             pool.run(job(lambda: done.append("first"), lambda: 0.0 if done else 0.01), never)
         )
-        while not pool.waiting:
+        while not changes:
             await asyncio.sleep(0.001)
         await pool.run(job(lambda: done.append("second")), never)
         await waiting
-        assert (done, pool.waiting) == (["second", "first"], 0)
+        assert (done, changes) == (["second", "first"], [1, -1])
 
     asyncio.run(run())
 
 
 def test_a_job_that_waits_for_tokens_is_dropped_on_disconnect() -> None:
     async def run() -> None:
-        pool, done, disconnected = WorkerPool(threads=1, max_requests=1), list[str](), asyncio.Event()
+        changes, done, disconnected = list[int](), list[str](), asyncio.Event()
+        pool = WorkerPool(threads=1, max_requests=1, on_wait=changes.append)
         wait = job(lambda: done.append("first"), lambda: 60.0)
         waiting = asyncio.ensure_future(pool.run(wait, disconnected.wait))
-        while not pool.waiting:
+        while not changes:
             await asyncio.sleep(0.001)
         disconnected.set()
         with pytest.raises(ClientDisconnected):
             await waiting
-        assert (done, pool.waiting) == ([], 0)
+        assert (done, changes) == ([], [1, -1])
         assert await pool.run(job(lambda: 7), never) == 7
 
     asyncio.run(run())
