@@ -76,7 +76,7 @@ def serve(
         typer.Option(
             envvar="MEXIT_WORKERS",
             help="Worker processes; 0 serves in one process; default: processors divided by --threads, at most 4, "
-            "and 0 with --rate, --client-rate, --watch-drift or --batching.",
+            "and 0 with --watch-drift or --batching.",
             show_default=False,
         ),
     ] = None,
