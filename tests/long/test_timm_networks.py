@@ -1,4 +1,4 @@
-"""Exits on networks of timm of ten families: the last exit equals the network, and a training step changes every head."""
+"""Exits on networks of timm of ten families: the last exit equals the network, and every head gets a gradient."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from mexit import attach_exits
 
-timm = pytest.importorskip("timm", exc_type=ImportError, reason="needs the extra timm")  # no torchvision beside some builds of torch
+timm = pytest.importorskip("timm", exc_type=ImportError, reason="needs the extra timm")
 
 pytestmark = pytest.mark.long
 
