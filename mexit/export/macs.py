@@ -17,8 +17,8 @@ Shape = tuple[int, ...]
 
 FREE = frozenset({
     "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "DequantizeLinear", "Div",
-    "Expand", "Flatten", "Gather", "GlobalAveragePool", "Identity", "MaxPool", "Mul", "Pad", "QuantizeLinear",
-    "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub",
+    "Expand", "Flatten", "Gather", "Gelu", "GlobalAveragePool", "Identity", "LayerNormalization", "MaxPool", "Mul",
+    "Pad", "QuantizeLinear", "Range", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub",
     "Transpose", "Unsqueeze",
 })  # fmt: skip
 
