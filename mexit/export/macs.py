@@ -18,8 +18,8 @@ Shape = tuple[int, ...]
 FREE = frozenset({
     "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "DequantizeLinear", "Div",
     "Expand", "Flatten", "Gather", "Gelu", "GlobalAveragePool", "Identity", "LayerNormalization", "MaxPool", "Mul",
-    "Pad", "QuantizeLinear", "Range", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub",
-    "Transpose", "Unsqueeze",
+    "Pad", "QuantizeLinear", "Range", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split",
+    "Squeeze", "Sub", "Transpose", "Unsqueeze",
 })  # fmt: skip
 
 
