@@ -17,9 +17,9 @@ Shape = tuple[int, ...]
 
 FREE = frozenset({
     "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "DequantizeLinear", "Div",
-    "Expand", "Flatten", "Gather", "GlobalAveragePool", "Identity", "MaxPool", "Mul", "Pad", "QuantizeLinear",
-    "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub",
-    "Transpose", "Unsqueeze",
+    "Expand", "Flatten", "Gather", "Gelu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "Identity",
+    "LayerNormalization", "MaxPool", "Mul", "Pad", "QuantizeLinear", "Range", "ReduceMean", "Relu", "Reshape", "Shape",
+    "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze",
 })  # fmt: skip
 
 

@@ -86,6 +86,7 @@ class Backbone:
         module = _build_module(self.name, (int(shape[1]), int(shape[2])), pretrained and self.weights is None)
         if pretrained and self.weights is not None:
             load_weights(module, Path(self.weights))
+        _fit_classifier(module, classes)
         mean, std = how.get("mean", config.mean), how.get("std", config.std)
         return attach_exits(module, classes=classes, input_shape=(shape[0], shape[1], shape[2]), mean=mean, std=std)
 
@@ -220,6 +221,15 @@ def _timm_module(name: str, size: tuple[int, int] | None, pretrained: bool) -> n
     if size is not None and size != own and hasattr(module, "set_input_size"):
         cast("Any", module).set_input_size(img_size=size)
     return module
+
+
+def _fit_classifier(module: nn.Module, classes: int) -> None:
+    """Give a network of timm whose output is not that of one linear layer, such as a distilled one, C classes."""
+    own: Any = module
+    if not hasattr(module, "reset_classifier") or isinstance(own.get_classifier(), nn.Linear):
+        return
+    if own.num_classes != classes:
+        own.reset_classifier(classes)
 
 
 def _timm_config(module: nn.Module) -> DataConfig:

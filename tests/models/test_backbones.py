@@ -30,6 +30,25 @@ def build():
 
 def nothing():
     return 3
+
+class Distilled(nn.Module):
+    # Two classifiers whose mean is the answer, with the interface of timm.
+
+    def __init__(self):
+        super().__init__()
+        self.body = build()[0][:6]
+        self.reset_classifier(6)
+
+    def get_classifier(self):
+        return self.head, self.head_dist
+
+    def reset_classifier(self, classes):
+        self.num_classes = classes
+        self.head, self.head_dist = nn.Linear(4, classes), nn.Linear(4, classes)
+
+    def forward(self, images):
+        features = self.body(images)
+        return (self.head(features) + self.head_dist(features)) / 2
 """
 
 
@@ -48,6 +67,13 @@ def test_a_function_of_the_user_gives_network_and_data_configuration(code: Path)
     assert network(torch.rand(2, 3, 20, 24)).shape == (spec.exits, 2, 9)
     assert network.normalise.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert spec.with_input((3, 32, 32)).build(9).input_shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("classes", [6, 9])
+def test_a_network_with_two_classifiers_gets_both_for_the_classes_of_the_data(code: Path, classes: int) -> None:
+    network = model_spec(f"module:{code}:Distilled").build(classes).eval()
+    assert network(torch.rand(2, 3, 224, 224)).shape == (network.exits, 2, classes)
+    assert sum(isinstance(one, nn.Linear) for one in network.stages[-1].modules()) == 2
 
 
 def test_a_changed_file_is_refused(code: Path) -> None:
