@@ -82,6 +82,21 @@ def test_the_counts_of_attention_equal_those_of_torch() -> None:
     assert counted[0][1] == first.head_macs
 
 
+def test_products_of_windows_and_of_another_order_of_sides_count_every_row_of_one_image() -> None:
+    windows = _graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": (8, 6)}, ("x", ("4*batch", 5, 8)), ("y", (None, 5, 6))
+    )
+    assert count_macs(windows) == (4 * 5 * 8 * 6, 0)
+    rows = _graph(
+        [helper.make_node("Gemm", ["x", "w"], ["y"])], {"w": (8, 6)}, ("x", ("16*batch", 8)), ("y", ("16*batch", 6))
+    )
+    assert count_macs(rows) == (16 * 8 * 6, 0)
+    second = _graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": (8, 6)}, ("x", (5, "batch", 8)), ("y", (5, "batch", 6))
+    )
+    assert count_macs(second) == (5 * 8 * 6, 0)
+
+
 def test_grouped_convolution_and_matmul_by_hand() -> None:
     model = _graph(
         [
