@@ -10,6 +10,7 @@ import inspect
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -252,6 +253,11 @@ class _Recorder(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.found: dict[str, object] = {}
+
+    def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        # fx passes immutable lists, and a block may replace items of its list of tensors, as HRNet's do
+        result: object = super().call_module(target, tuple(list(a) if isinstance(a, list) else a for a in args), kwargs)
+        return result
 
     def run_node(self, n: fx.Node) -> object:
         result: object = super().run_node(n)
