@@ -14,7 +14,12 @@ from mexit.runtime import Runtime
 from mexit.runtime.time_policies import note_timing
 from mexit.serving.limits import Limits
 
-_PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
+_PACKAGES = {
+    "anyio": "anyio",
+    "httptools": "httptools",
+    "uvicorn": "uvicorn",
+    "prometheus_client": "prometheus-client",
+}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mexit.errors import UsageError
 from mexit.models.graph_cuts import TracedModule, split, trace
 from mexit.models.multi_exit import MultiExit, Normalise, Stage
 
-MOST_EXITS = 8
+MOST_EXITS = 16
 _TOLERANCE = 1e-4
 _LISTED = 30
 
@@ -79,7 +79,7 @@ def attach_exits(
         module: network for normalised images (B, channels, H, W) that returns logits or features; its layers become
             part of the result and are not copied. It is traced in eval mode.
         after: names of submodules in the order in which they run, such as ["layer1", "layer2"]; None = evenly spaced
-            blocks, at most 8 exits.
+            blocks, at most 16 exits.
         classes: C.
         input_shape: (channels, H, W) of the images.
         mean, std: normalisation, one number per channel of the module, for pixels in [0, 1].

@@ -8,36 +8,26 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-
 from mexit.errors import BadInput, NotFound
 from mexit.serving import model_info
+from mexit.serving.asgi import App, Handler, Request, Response, Route, Routes
 from mexit.serving.image_body import HOW_TO_SEND
 from mexit.serving.metrics import CONTENT_TYPE
-from mexit.serving.middleware import BearerTokenMiddleware, ErrorMiddleware, client_id
+from mexit.serving.middleware import BearerTokens, client_id
 from mexit.serving.oip import HEADER_LENGTH, VERSION
 from mexit.serving.request_body import parse_json, read_body, short_repr
 from mexit.serving.request_options import options_from_query
-from mexit.serving.responses import EXCEPTION_HANDLERS, json_response
+from mexit.serving.responses import json_response, response_to_error
 from mexit.serving.service import IncomingRequest, Service
 from mexit.serving.worker_pool import Job
 
 T = TypeVar("T")
 
 
-def build_app(service: Service, tokens: Sequence[str] = ()) -> Starlette:
+def build_app(service: Service, tokens: Sequence[str] = ()) -> App:
     """The ASGI application of a service. If there are tokens, every route but health requires one of them."""
-    middleware = [Middleware(ErrorMiddleware, metrics=service.metrics)]
-    if tokens:
-        middleware.append(Middleware(BearerTokenMiddleware, tokens=tokens))
-    app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=EXCEPTION_HANDLERS)
-    app.router.redirect_slashes = False
-    app.state.service = service
-    return app
+    check, count_error = BearerTokens(tokens).check, service.metrics.count_error
+    return App(Routes(ROUTES), service, check=check, on_error=response_to_error, count_error=count_error)
 
 
 async def server_metadata(_: Request) -> Response:
@@ -98,35 +88,41 @@ async def repository_index(request: Request) -> Response:
 async def model_infer(request: Request) -> Response:
     """`POST /v2/models/{model}/infer`: tensors to the outputs of their predictions."""
     service = _service_of_model(request)
-    header_lengths = request.headers.getlist(HEADER_LENGTH)
+    header_lengths = request.header_values(HEADER_LENGTH)
     with _record_failure(service):
         job = partial(service.infer, header_lengths=header_lengths)
-        content, headers = await _run_job(request, "infer", job)
+        is_short = partial(service.is_short, header_lengths=header_lengths)
+        content, headers = await _run_job(request, "infer", job, is_short)
     return Response(content, headers=headers)
 
 
 async def classify(request: Request) -> Response:
     """`POST /v1/classify`: an encoded image to its prediction."""
-    if request.headers.get("content-type", "").startswith("multipart/"):
+    if request.header("content-type").startswith("multipart/"):
         raise BadInput(f"the body is a form (curl -F): {HOW_TO_SEND}")
-    options = options_from_query(request.query_params)
+    options = options_from_query(request.query)
     prediction = await _run_job(request, "classify", partial(_service(request).classify, options=options))
     return json_response(prediction.to_json())
 
 
 async def metrics(request: Request) -> Response:
     """`GET /metrics`: Prometheus text."""
-    return Response(_service(request).metrics.prometheus_text(), media_type=CONTENT_TYPE)
+    return Response(_service(request).metrics.prometheus_text(), headers={"content-type": CONTENT_TYPE})
 
 
-async def _run_job(request: Request, route: str, job: Callable[[IncomingRequest], Job[T]]) -> T:
+async def _run_job(
+    request: Request,
+    route: str,
+    job: Callable[[IncomingRequest], Job[T]],
+    is_short: Callable[[IncomingRequest], bool] = lambda _: False,
+) -> T:
     """Read the body, then run the request's job in the worker pool."""
     service, client = _service(request), client_id(request)
     with service.in_flight(route), service.memory.reserve(client) as add:
         body = await read_body(request, add, service.limits)
-        encoding = request.headers.get("content-encoding", "")
-        incoming = IncomingRequest(body, encoding, time.perf_counter_ns(), client)
-        return await service.worker_pool.run(job(incoming), request.receive, client)
+        incoming = IncomingRequest(body, request.header("content-encoding"), time.perf_counter_ns(), client)
+        short = is_short(incoming)
+        return await service.worker_pool.run(job(incoming), request.receive, client, short=short)
 
 
 @contextmanager
@@ -141,9 +137,8 @@ def _record_failure(service: Service) -> Iterator[None]:
 
 
 def _service(request: Request) -> Service:
-    service = request.app.state.service
-    assert isinstance(service, Service)
-    return service
+    assert isinstance(request.state, Service)
+    return request.state
 
 
 def _service_of_model(request: Request) -> Service:
@@ -157,10 +152,10 @@ def _service_of_model(request: Request) -> Service:
     return service
 
 
-def _model_routes(suffix: str, endpoint: Callable[[Request], object], method: str = "GET") -> list[Route]:
+def _model_routes(suffix: str, handler: Handler, method: str = "GET") -> list[Route]:
     """The routes of a model, without and with its version."""
     paths = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
-    return [Route(path + suffix, endpoint, methods=[method]) for path in paths]
+    return [Route(path + suffix, handler, method) for path in paths]
 
 
 ROUTES = [
@@ -173,7 +168,7 @@ ROUTES = [
     *_model_routes("/config", model_config),
     *_model_routes("/stats", model_statistics),
     *_model_routes("/infer", model_infer, "POST"),
-    Route("/v2/repository/index", repository_index, methods=["POST"]),
-    Route("/v1/classify", classify, methods=["POST"]),
+    Route("/v2/repository/index", repository_index, "POST"),
+    Route("/v1/classify", classify, "POST"),
     Route("/metrics", metrics),
 ]

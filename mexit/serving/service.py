@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from mexit.serving.worker_pool import Job, Quota, WorkerPool
 
 BATCHING = ("off", "continuous")
 _SHORTEST_DEADLINE_MS = 1e-3  # once a worker has the request, the first exit always runs
+_PROFILE_RUNS = 8
+_JSON_S_PER_BYTE = 2e-8  # to parse, roughly
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class Service:
         client_share = limits.client_share if per_client else 1
         self.memory = Quota(limits.held_bytes, client_share, "request bodies of {} bytes are waiting already")
         self.worker_pool = WorkerPool(self.workers, limits.requests, client_share)
+        self._row_s = self._measure_row_s() if limits.short_s and batching == "off" else float("inf")
+        self._row_bytes = 4 * math.prod(runtime.bundle.manifest.input.shape)
         self._batcher: ContinuousBatcher | None = None
         if batching == "continuous":
             self._batcher = ContinuousBatcher(
@@ -112,6 +117,13 @@ class Service:
                 yield
         finally:
             self.active -= 1
+
+    def is_short(self, request: IncomingRequest, header_lengths: Sequence[str]) -> bool:
+        """Whether a request of `infer` is expected to take less than `Limits.short_s`."""
+        size = len(request.body)
+        parse_s = 0.0 if header_lengths else size * _JSON_S_PER_BYTE
+        rows = max(1, size // self._row_bytes)
+        return not request.encoding and rows * self._row_s + parse_s < self.limits.short_s
 
     def infer(self, request: IncomingRequest, header_lengths: Sequence[str]) -> Job[tuple[bytes, dict[str, str]]]:
         """The job of an Open Inference Protocol request.
@@ -180,3 +192,12 @@ class Service:
             else:
                 self.metrics.count_predictions(self.runtime.run(inference))
         return inference
+
+    def _measure_row_s(self) -> float:
+        """The time of one image through all segments, seconds."""
+        seconds = []
+        for _ in range(_PROFILE_RUNS):
+            start_s = time.perf_counter()
+            self.runtime.run_to_exit(len(self.runtime.bundle.manifest.exits))
+            seconds.append(time.perf_counter() - start_s)
+        return min(seconds)

@@ -20,11 +20,12 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+import httptools
 import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mexit.errors import UsageError
+from mexit.serving.asgi import App
 from mexit.serving.limits import Limits
 from mexit.serving.service import Service
 
@@ -113,7 +114,7 @@ def start_listening(bound: Sequence[socket.socket]) -> None:
             raise UsageError(_bind_message(host, port, error)) from None
 
 
-def run(app: ASGIApp, service: Service, bound: Sequence[socket.socket], ready: Callable[[str], None] | None) -> None:
+def run(app: App, service: Service, bound: Sequence[socket.socket], ready: Callable[[str], None] | None) -> None:
     """Serve until a stop signal, or until `service.stopping` is set, and all requests in flight are answered.
 
     Args:
@@ -127,6 +128,7 @@ def run(app: ASGIApp, service: Service, bound: Sequence[socket.socket], ready: C
         app,
         http=partial(Connection, limits=limits),  # type: ignore[arg-type]
         ws="none",
+        loop="auto",  # uvloop where it is installed
         lifespan="off",
         log_config=None,  # the program configures logging
         access_log=False,
@@ -146,21 +148,43 @@ def run(app: ASGIApp, service: Service, bound: Sequence[socket.socket], ready: C
             one.close()
 
 
-class Connection(H11Protocol):
-    """A connection that is closed if no whole request head arrives, or the response is not received, in time."""
+class Connection(HttpToolsProtocol):
+    """A connection that is closed if no whole request head arrives, or the response is not received, in time.
+
+    The parser bounds neither the head of a request nor what stands between the chunks of a body. The connection is
+    closed once `Limits.head_bytes` came without the end of a head or a byte of a body.
+    """
 
     def __init__(self, *args: Any, limits: Limits, **options: Any) -> None:
         super().__init__(*args, **options)
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
+        self._progress = False
+        self._overhead_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._update_timer()
 
     def data_received(self, data: bytes) -> None:
+        self._progress = False
         super().data_received(data)
+        self._overhead_bytes = 0 if self._progress else self._overhead_bytes + len(data)
+        if self._overhead_bytes > self._limits.head_bytes and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too long.")
         self._update_timer()
+
+    def on_headers_complete(self) -> None:
+        self._progress = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._progress = True
+        super().on_body(body)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Go on with HTTP/1.1, as RFC 9110 allows; the parser has stopped."""
+        self.parser = httptools.HttpRequestParser(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

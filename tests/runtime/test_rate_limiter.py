@@ -237,7 +237,7 @@ def test_a_rate_limited_engine_keeps_the_bound_and_equals_the_reference(seed, th
         images = images_for(np.asarray(started, np.int64), (1, 2, 2))
         fast = answer(recording, images, policy, 5, permit=permit)
         exits, probabilities, _ = answer_slowly(plain, images, policy, 5, permit=lambda k, _, a=admitted: a[k])
-        assert fast.exits.tolist() == exits.tolist()
+        assert fast.exits == exits.tolist()
         assert fast.probabilities.tolist() == probabilities.tolist()
         unlimited, *_ = answer_slowly(plain, images, policy, 5)
         assert [reason == "rate-limit" for reason in fast.reasons] == (exits < unlimited).tolist()
@@ -249,7 +249,7 @@ def test_the_first_rows_of_a_batch_continue() -> None:
     never = Policy("max-probability", False, (1.0,) * 3, (None, None))
     rows = images_for(np.arange(6), (1, 2, 2))
     answers = answer(fake, rows, never, 5, permit=lambda k, _: {2: 4, 3: 1}[k])
-    assert answers.exits.tolist() == [3, 2, 2, 2, 1, 1]
+    assert answers.exits == [3, 2, 2, 2, 1, 1]
     assert answers.reasons == ("last", *["rate-limit"] * 5)
     assert len(answers.segment_seconds) == 3
 

@@ -172,13 +172,13 @@ def serve_runtime(
 
     Args:
         runtime: the runtime to serve.
-        limits: of the server.
+        limits: of the server; by default no request runs in the event loop, which a hook may block.
         tokens: bearer tokens.
         batching: "off" or "continuous".
         send_buffer: of connections, bytes; 0 for the system's default.
         bound: sockets to serve on; by default a free port of 127.0.0.1.
     """
-    service = Service(runtime, limits or Limits(), batching=batching)
+    service = Service(runtime, limits or Limits(short_s=0), batching=batching)
     bound = bound or uvicorn_server.bind("127.0.0.1", 0, has_token=bool(tokens))
     if send_buffer:
         bound[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
