@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from mexit.core.atomic_io import read_json
 from mexit.core.bundle import Bundle
 from mexit.core.schema import decode
 from mexit.core.versions import installed_versions
-from mexit.errors import UsageError
+from mexit.errors import MexitError, UsageError
 from mexit.runtime.autotune import PACKAGES
 from mexit.runtime.backends.base import Backend
+from mexit.runtime.device_cache import cache_folder, write_fact
 from mexit.runtime.latency_profile import Profile, TimedCalls, measure_times_us
 
 
@@ -19,6 +22,24 @@ def new_profile(bundle: Bundle, backend: Backend, threads: int, calls: TimedCall
     exits_us, static_us = measure_times_us(calls)
     key = (bundle.id, backend.engine, backend.precision, threads, installed_versions(PACKAGES))
     return Profile(exits_us, static_us, *key)
+
+
+def device_profile(bundle: Bundle, backend: Backend, threads: int, calls: TimedCalls) -> Profile:
+    """The profile of an engine: from the device cache, or measured now and stored if the cache can be written."""
+    paths = [profile_path(kind, bundle, backend, threads) for kind in ("policies", "profile")]
+    for path in paths:
+        with suppress(MexitError):
+            return read_profile(path, bundle, backend, threads)
+    profile = new_profile(bundle, backend, threads, calls)
+    with suppress(MexitError):
+        write_fact(paths[-1], asdict(profile))
+    return profile
+
+
+def profile_path(kind: str, bundle: Bundle, backend: Backend, threads: int) -> Path:
+    """The file in the device cache of "policies" in time, or of a "profile" alone. Raises `UsageError`."""
+    name = f"{kind}-{backend.engine}-{backend.variant}-{backend.precision}-{threads}.json"
+    return cache_folder(bundle.id) / name
 
 
 def why_not(profile: Profile, bundle: Bundle, backend: Backend, threads: int) -> str:

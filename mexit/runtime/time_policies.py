@@ -23,9 +23,9 @@ from mexit.core.schema import decode
 from mexit.core.trace import Trace
 from mexit.errors import MexitError, UsageError
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.device_cache import cache_folder, make_private, write_fact
+from mexit.runtime.device_cache import make_private, write_fact
 from mexit.runtime.latency_profile import Profile, TimedCalls
-from mexit.runtime.profile_cache import new_profile, read_profile, why_not
+from mexit.runtime.profile_cache import new_profile, profile_path, read_profile, why_not
 
 WAIT_S = 30.0  # for the process that measures
 UNITS = ("macs", "time")
@@ -179,11 +179,11 @@ def _select(bundle: Bundle, entry: PolicyEntry, traces: dict[tuple[str, str], Tr
 def _path(bundle: Bundle, backend: Backend, threads: int) -> Path | None:
     """The file in the device cache; None if its folder cannot be written."""
     try:
-        folder = cache_folder(bundle.id)
-        make_private(folder)
+        path = profile_path("policies", bundle, backend, threads)
+        make_private(path.parent)
     except (OSError, MexitError):
         return None
-    return folder / f"policies-{backend.engine}-{backend.variant}-{backend.precision}-{threads}.json"
+    return path
 
 
 def _load(path: Path, bundle: Bundle, backend: Backend, threads: int, entry: PolicyEntry) -> TimePolicies | None:
