@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mexit import Bundle, Runtime
+from mexit.core.scores import Scorer
+from mexit.data import digits
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +113,30 @@ def test_calibrating_again_gives_the_same_thresholds_and_then_the_same_evaluatio
         assert evaluated["budgets"][name]["clean"]["value"] == was["clean"]
         if name != "full":
             assert evaluated["budgets"][name]["clean"]["mean_macs"] == was["mean_macs"]
+
+
+def test_an_ensemble_that_is_calibrated_again_answers_as_it_was_measured(tmp_path) -> None:
+    """In mexit 0.1 the budget `full` answered with the ensemble; calibration now measures the last exit alone."""
+    bundle = Bundle.open(shutil.copytree("bundles/demo", tmp_path / "demo"))
+    (entry,) = bundle.policies().entries
+    bundle.save_policies(bundle.policies().with_entry(replace(entry, ensemble=True, budgets=None)))
+    assert Runtime.open(bundle.path).policy("full").ensemble, "stored policies answer as they did"
+    output_of("calibrate", bundle.path, "--attack", "none", "--ensemble", "--measure", "max-probability")
+    runtime = Runtime.open(bundle.path)
+    (entry,) = runtime.bundle.policies().entries
+    trace = runtime.bundle.load_trace(next(ref for ref in entry.evidence if ref.split == "certification"))
+    images, predictions = digits.load().batch(trace.index, bundle.manifest.input), {}
+    for name, index in entry.named.items():
+        predictions[name] = runtime(images, budget=name)
+        hits = [one.index == label for one, label in zip(predictions[name], trace.labels, strict=True)]
+        assert np.mean(hits) == pytest.approx(entry.frontier[index].held_out.accuracy), name
+    confidences = [one.confidence for one in predictions["full"]]
+    alone, merged = (
+        1 / (1 + np.exp(-Scorer("max-probability", both, entry.temperatures, 10).score(trace.logits)[-1]))
+        for both in (False, True)
+    )
+    np.testing.assert_allclose(confidences, alone, atol=1e-4)
+    assert np.abs(confidences - merged).max() > 0.05
 
 
 def test_a_run_evaluates_the_same(answers) -> None:

@@ -122,16 +122,13 @@ class PolicySelector:
         return self._choice(self.entry.policy(self.entry.frontier[index]), index)
 
     def _choice(self, policy: Policy, index: int) -> PolicyChoice:
-        return PolicyChoice(self._alone(policy), index, self._certificates(policy, index))
+        assert self.entry is not None
+        return PolicyChoice(_alone(policy, self.entry), index, self._certificates(policy, index))
 
     def _choice_in_macs(self, entry: PolicyEntry, index: int) -> PolicyChoice:
         """The choice of a point that was selected in MACs, where other budgets are selected in time."""
         certificates = tuple(one["id"] for one in entry.certificates if one["first"] <= index <= one["last"])
-        return PolicyChoice(self._alone(entry.policy(entry.frontier[index])), None, certificates)
-
-    def _alone(self, policy: Policy) -> Policy:
-        """A policy of the static network without an ensemble, also where the segments run in its place."""
-        return policy if self._bundle.manifest.static is None else policy.alone
+        return PolicyChoice(_alone(entry.policy(entry.frontier[index]), entry), None, certificates)
 
     def _certificates(self, policy: Policy, index: int) -> tuple[str, ...]:
         """Certificates are about the thresholds of a frontier point, from which those of `full` may differ."""
@@ -153,3 +150,8 @@ class PolicySelector:
 
     def _full(self, policy: Policy) -> Policy:
         return policy.evaluate_all_heads() if self._all_heads else policy.without_early_exit()
+
+
+def _alone(policy: Policy, entry: PolicyEntry) -> Policy:
+    """A policy of the static network answers as it was calibrated, also where the segments run in its place."""
+    return policy.alone if entry.last_exit_alone else policy
