@@ -108,7 +108,7 @@ def export(
 def show_export(result: ExportResult) -> None:
     """Print the budgets, the differences from torch and the comparison of a second precision with fp32."""
     if result.calibration:
-        budget_tables.show_policies(result.calibration.entry)
+        budget_tables.show_policies(result.calibration.entry, result.calibration.profile)
     differences = ", ".join(f"{difference:.1e}" for difference in result.differences)
     output.say(
         f"wrote {result.bundle}, model {result.model[:12]}; largest difference from torch per exit: {differences}"

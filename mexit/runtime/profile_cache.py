@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 from mexit.core.atomic_io import read_json
 from mexit.core.bundle import Bundle
@@ -17,6 +18,22 @@ from mexit.runtime.device_cache import cache_folder, write_fact
 from mexit.runtime.latency_profile import Profile, TimedCalls, measure_times_us
 
 
+class EngineKey(Protocol):
+    """What names an engine in the device cache: a `Backend`, a `PolicyEntry` or an `Engine` of the registry."""
+
+    @property
+    def engine(self) -> str:
+        """Such as "ort"."""
+
+    @property
+    def precision(self) -> str:
+        """Such as "fp32"."""
+
+    @property
+    def variant(self) -> str:
+        """The segments that it runs."""
+
+
 def new_profile(bundle: Bundle, backend: Backend, threads: int, calls: TimedCalls) -> Profile:
     """Measure the profile of an engine, which takes a second or two."""
     exits_us, static_us = measure_times_us(calls)
@@ -26,25 +43,31 @@ def new_profile(bundle: Bundle, backend: Backend, threads: int, calls: TimedCall
 
 def device_profile(bundle: Bundle, backend: Backend, threads: int, calls: TimedCalls) -> Profile:
     """The profile of an engine: from the device cache, or measured now and stored if the cache can be written."""
-    paths = [profile_path(kind, bundle, backend, threads) for kind in ("policies", "profile")]
-    for path in paths:
-        with suppress(MexitError):
-            return read_profile(path, bundle, backend, threads)
+    if stored := stored_profile(bundle, backend, threads):
+        return stored
     profile = new_profile(bundle, backend, threads, calls)
     with suppress(MexitError):
-        write_fact(paths[-1], asdict(profile))
+        write_fact(profile_path("profile", bundle, backend, threads), asdict(profile))
     return profile
 
 
-def profile_path(kind: str, bundle: Bundle, backend: Backend, threads: int) -> Path:
+def stored_profile(bundle: Bundle, engine: EngineKey, threads: int) -> Profile | None:
+    """The profile of an engine in the device cache; None if none was measured that still holds."""
+    for kind in ("policies", "profile"):
+        with suppress(MexitError):
+            return read_profile(profile_path(kind, bundle, engine, threads), bundle, engine, threads)
+    return None
+
+
+def profile_path(kind: str, bundle: Bundle, engine: EngineKey, threads: int) -> Path:
     """The file in the device cache of "policies" in time, or of a "profile" alone. Raises `UsageError`."""
-    name = f"{kind}-{backend.engine}-{backend.variant}-{backend.precision}-{threads}.json"
+    name = f"{kind}-{engine.engine}-{engine.variant}-{engine.precision}-{threads}.json"
     return cache_folder(bundle.id) / name
 
 
-def why_not(profile: Profile, bundle: Bundle, backend: Backend, threads: int) -> str:
+def why_not(profile: Profile, bundle: Bundle, engine: EngineKey, threads: int) -> str:
     """Why a profile does not hold for an engine, with a place for its name; "" if it holds."""
-    expected = (bundle.id, backend.engine, backend.precision, threads, len(bundle.manifest.exits))
+    expected = (bundle.id, engine.engine, engine.precision, threads, len(bundle.manifest.exits))
     found = (profile.model, profile.engine, profile.precision, profile.threads, len(profile.exits_us))
     what = ("the model", "the engine", "the precision", "the number of threads", "the number of exits")
     for name, one, other in zip(what, found, expected, strict=True):
@@ -55,7 +78,7 @@ def why_not(profile: Profile, bundle: Bundle, backend: Backend, threads: int) ->
     return f"it was measured with other versions of {', '.join(changed)}" if changed else ""
 
 
-def read_profile(path: Path, bundle: Bundle, backend: Backend, threads: int) -> Profile:
+def read_profile(path: Path, bundle: Bundle, engine: EngineKey, threads: int) -> Profile:
     """Read a profile that a user names.
 
     Raises:
@@ -65,7 +88,7 @@ def read_profile(path: Path, bundle: Bundle, backend: Backend, threads: int) -> 
     value = read_json(path, "latency profile")
     nested = value.get("profile") if isinstance(value, dict) else None
     profile: Profile = decode(nested or value, Profile, str(path))
-    if reason := why_not(profile, bundle, backend, threads):
+    if reason := why_not(profile, bundle, engine, threads):
         raise UsageError(
             f"the latency profile {path} is not for this bundle and engine: {reason}; leave out --profile to measure, "
             "or give --cost macs"

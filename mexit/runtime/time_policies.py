@@ -25,7 +25,7 @@ from mexit.errors import MexitError, UsageError
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.device_cache import make_private, write_fact
 from mexit.runtime.latency_profile import Profile, TimedCalls
-from mexit.runtime.profile_cache import new_profile, profile_path, read_profile, why_not
+from mexit.runtime.profile_cache import EngineKey, new_profile, profile_path, read_profile, why_not
 
 WAIT_S = 30.0  # for the process that measures
 UNITS = ("macs", "time")
@@ -163,6 +163,15 @@ def time_policies(
             time.sleep(0.05)
 
 
+def stored_policies(bundle: Bundle, entry: PolicyEntry, threads: int) -> TimePolicies | None:
+    """The policies in time of this device for stored policies in MACs; None if none were selected that still hold."""
+    try:
+        path = profile_path("policies", bundle, entry, threads)
+    except MexitError:
+        return None
+    return _load(path, bundle, entry, threads, entry)
+
+
 def load_traces(bundle: Bundle, entry: PolicyEntry) -> dict[tuple[str, str], Trace]:
     """The traces of an entry by split and condition. Raises `NotFound`, `Damaged`, and `UsageError` without one."""
     traces = {(ref.split, ref.condition): bundle.load_trace(ref) for ref in (entry.trace, *entry.evidence)}
@@ -186,14 +195,14 @@ def _path(bundle: Bundle, backend: Backend, threads: int) -> Path | None:
     return path
 
 
-def _load(path: Path, bundle: Bundle, backend: Backend, threads: int, entry: PolicyEntry) -> TimePolicies | None:
+def _load(path: Path, bundle: Bundle, engine: EngineKey, threads: int, entry: PolicyEntry) -> TimePolicies | None:
     """The stored policies; None if there are none that hold for these packages and stored policies."""
     try:
         value: Any = read_json(path, "policies in time")
         if value["policies"] != _digest(entry):
             return None
         profile: Profile = decode(value["profile"], Profile, str(path))
-        if why_not(profile, bundle, backend, threads):
+        if why_not(profile, bundle, engine, threads):
             return None
         timed: PolicyEntry = decode(value["entry"], PolicyEntry, str(path))
     except (MexitError, KeyError, TypeError):

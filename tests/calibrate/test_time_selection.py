@@ -157,8 +157,8 @@ def test_the_target_is_the_cheapest_certified_budget_in_both_units() -> None:
 
 LEVEL = 0.1  # 1 - the confidence of both certificates
 CERTIFICATES = (
-    {"name": "certified", "loss": "early-error", "method": "binomial", "max_risk": 0.15},
-    {"name": "target", "loss": "accuracy-gap", "method": "betting", "max_risk": 0.1},
+    {"name": "certified", "loss": "early-error", "method": "binomial", "max_risk": 0.08},
+    {"name": "target", "loss": "accuracy-gap", "method": "betting", "max_risk": 0.08},
 )
 
 
