@@ -59,6 +59,14 @@ def export(
             "merged), all, or numbers such as 1,3,7. The last exit is always kept.",
         ),
     ] = "auto",
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --exits auto: choose by the times in this file, which another device measured with a bundle of "
+            "this run and all exits. [dim]Default: this machine's times.[/]",
+            show_default=False,
+        ),
+    ] = None,
     attack: AttackOption = None,
     device: Device = "auto",
     json: Json = False,
@@ -85,7 +93,7 @@ def export(
         out=out,
         data_dir=data_dir,
         replace=replace,
-        options=ExportOptions(precision, single_file, not no_calibrate, with_images, device, attack, exits),
+        options=ExportOptions(precision, single_file, not no_calibrate, with_images, device, attack, exits, profile),
         progress=output.RichProgress(),
     )
     fields = {

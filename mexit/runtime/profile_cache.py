@@ -78,16 +78,22 @@ def why_not(profile: Profile, bundle: Bundle, engine: EngineKey, threads: int) -
     return f"it was measured with other versions of {', '.join(changed)}" if changed else ""
 
 
+def load_profile(path: Path) -> Profile:
+    """Read a file with a profile: one alone, or one of the policies in time. Raises `NotFound`, `Damaged`."""
+    value = read_json(path, "latency profile")
+    nested = value.get("profile") if isinstance(value, dict) else None
+    profile: Profile = decode(nested or value, Profile, str(path))
+    return profile
+
+
 def read_profile(path: Path, bundle: Bundle, engine: EngineKey, threads: int) -> Profile:
-    """Read a profile that a user names.
+    """Read a profile and check that it holds for an engine.
 
     Raises:
         NotFound, Damaged: there is no such file, or it is not a profile.
         UsageError: it is a profile of another model, engine or installation.
     """
-    value = read_json(path, "latency profile")
-    nested = value.get("profile") if isinstance(value, dict) else None
-    profile: Profile = decode(nested or value, Profile, str(path))
+    profile = load_profile(path)
     if reason := why_not(profile, bundle, engine, threads):
         raise UsageError(
             f"the latency profile {path} is not for this bundle and engine: {reason}; leave out --profile to measure, "
