@@ -88,15 +88,16 @@ class TritonPythonModel:
         temperatures = bundle["temperatures"][-1:] if static else bundle["temperatures"]
         shape = (count, len(bundle["classes"]))
         scorer = Scorer(bundle["measure"], policy["ensemble"], temperatures, shape)
-        outputs: Arrays = {name: np.zeros((count, 1), dtype) for name, dtype in OUTPUT_TYPES.items()}
-        outputs["probabilities"] = np.zeros(shape, "f4")
+        sizes = {"probabilities": shape}
+        outputs: Arrays = {name: np.zeros(sizes.get(name, (count, 1)), kind) for name, kind in OUTPUT_TYPES.items()}
         rows, features = np.arange(count), [images]
         for k, step in enumerate(steps):
             *features, logits = self._run(step, features)
             probabilities, scores = scorer.add(logits)
-            threshold = None if k == len(steps) - 1 else policy["thresholds"][k]
+            last = k == len(steps) - 1
+            threshold = None if last else policy["thresholds"][k]
             confident = np.zeros(len(rows), bool) if threshold is None else scores >= threshold
-            leaving = confident | (k == len(steps) - 1)
+            leaving = confident | last
             place = -1 if static else k  # of the exit among those of the bundle
             unsure = _unsure(policy, place, confident, scores)
             answers = {
@@ -145,7 +146,7 @@ def select_policy(bundle: Mapping[str, Any], budget: Any) -> int:
     limits = [limit for limit in bundle["limits"] if limit <= macs * (1 + 1e-9)]
     if macs < first or not limits:
         nearest = max(first, bundle["limits"][0])
-        raise ValueError(f"{BUDGET} '{budget}' is {macs:.0f} MACs: the smallest feasible budget is {nearest:.0f}")
+        raise ValueError(f"{BUDGET} '{budget[:70]}' is {macs:.0f} MACs: the smallest feasible budget is {nearest:.0f}")
     return len(limits) - 1
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from triton_stub import ClientRequest, InferenceResponse, TritonModelException, TritonServer
 
 from mexit import Bundle, Prediction, Runtime
+from mexit.core.exit_policy import LOWEST
 from mexit.core.policies_file import PolicyEntry
 from mexit.core.scores import AGREEMENT, MEASURES
 from mexit.export.triton_repository import write_repository
@@ -97,6 +98,23 @@ def test_every_score_gives_the_answers_of_the_runtime(measure, ensemble, digits_
         exits = {"third": {1, 2, 3}, "few": {1, 3}}.get(budget, {3})
         if measure != AGREEMENT:  # whole numbers, so that its quantile is not at a third
             assert {one.exit for one in predictions} == exits
+
+
+def test_a_confident_answer_is_sure_below_the_reject_threshold(reject_bundle, images, tmp_path) -> None:
+    path = with_frontier(reject_bundle, tmp_path / "digits")
+    bundle = Bundle.open(path)
+    policies = bundle.policies()
+    [entry] = policies.entries
+    [first, second] = entry.frontier[0].thresholds
+    high = replace(entry.frontier[0], reject=(first + 1, second + 1, second))
+    everyone = replace(entry.frontier[1], thresholds=(LOWEST, None), reject=(first, None, None))
+    bundle.save_policies(policies.with_entry(replace(entry, frontier=(high, everyone, entry.frontier[2]))))
+    server, runtime = serve(path, tmp_path / "models"), Runtime.open(path, "full", backend="ort")
+    for budget, unsure_exits in (("third", {3}), ("few", {1})):
+        predictions = runtime(images, budget=budget)
+        assert {one.exit for one in predictions if one.index is None} == unsure_exits
+        [response] = server.infer(ClientRequest(images, {"mexit_budget": budget}))
+        assert_equal(response, predictions)
 
 
 def test_a_bundle_without_static_network_runs_its_segments(images, tmp_path) -> None:
