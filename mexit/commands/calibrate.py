@@ -142,7 +142,7 @@ def show_calibration(result: CalibrateResult) -> None:
         title = "how well each score separates correct from wrong answers (AUROC)"
         columns = ["score", "ensemble", *conditions]
         output.table(title, columns, rows, f"chosen: {score_name(result.entry)}")
-    show_policies(result.entry)
+    show_policies(result.entry, result.profile)
     say_certificates(result.entry)
     if result.timed is not None:
         show_times(result.timed)

@@ -129,11 +129,11 @@ class ModelRepository:
                 if unused:
                     self._forget(service)
             if unused:
-                service.close()
+                self._close(service)
 
     def index(self) -> list[dict[str, str]]:
         """The answer to `POST /v2/repository/index`: every known version with state and reason, by name."""
-        on_disk = self._versions()
+        on_disk = self._on_disk()
         entries: list[dict[str, str]] = []
         with self._lock:
             for name in sorted({*self._models, *on_disk}):
@@ -147,7 +147,7 @@ class ModelRepository:
     def load_all(self) -> None:
         """Load every model of the folder, in this process. Raises `LoadFailed` if none can be used."""
         failed = None
-        for name in sorted(self._versions()):
+        for name in sorted(self._on_disk()):
             try:
                 self._apply(LOAD, name)
             except LoadFailed as error:
@@ -181,9 +181,13 @@ class ModelRepository:
             NotFound: the folder has no such model.
             LoadFailed: no version can be used.
         """
-        versions = self._versions().get(name, ())
+        try:
+            on_disk = self.folder.versions()
+        except OSError as error:
+            raise LoadFailed(f"the folder of the models cannot be read: {error.strerror}") from None
+        versions = on_disk.get(name, ())
         if not versions:
-            raise NotFound(f"the folder has no model {short_repr(name)}{self._has(self._versions())}")
+            raise NotFound(f"the folder has no model {short_repr(name)}{self._has(on_disk)}")
         with self._lock:
             model = self._models.setdefault(name, _Model())
             candidates = versions if model.service is None else versions[:1]
@@ -192,7 +196,10 @@ class ModelRepository:
             service, text = self._open(version)
             if service is not None:
                 with self._lock:
-                    model.prepared, model.failed = service, failed
+                    abandoned, model.prepared = model.prepared, service
+                    model.failed = failed
+                if abandoned is not None:
+                    abandoned.close()
                 return text
             failed = failed or (str(version.number), text)
         assert failed is not None
@@ -223,7 +230,7 @@ class ModelRepository:
 
     def remove(self, name: str) -> None:
         """Take a model out of service. Raises `NotFound` if neither the server nor the folder has it."""
-        on_disk = name in self._versions()
+        on_disk = name in self._on_disk()
         with self._lock:
             model = self._models.get(name)
             if model is None and not on_disk:
@@ -304,17 +311,22 @@ class ModelRepository:
             else:
                 self._forget(service)
         if not in_use:
-            service.close()
+            self._close(service)
+
+    def _close(self, service: Service) -> None:
+        service.close()
+        self.server.free_memory()
 
     def _forget(self, service: Service) -> None:
         self._retired.discard(service)
         del self._users[service]
 
-    def _versions(self) -> Mapping[str, tuple[ModelVersion, ...]]:
+    def _on_disk(self) -> Mapping[str, tuple[ModelVersion, ...]]:
+        """The models of the folder; none if it cannot be read."""
         try:
             return self.folder.versions()
-        except OSError as error:
-            raise LoadFailed(f"the folder of the models cannot be read: {error.strerror}") from None
+        except OSError:
+            return {}
 
     @staticmethod
     def _has(names: Mapping[str, Any]) -> str:
