@@ -42,6 +42,7 @@ class WorkerProcess:
         idle: whether it has no request in flight; reported after a stop signal.
         generation: number of changes of the models that it knew at its start.
         open: its open connections.
+        passed: connections that it was sent and has not taken yet; if it dies, another worker gets them.
         heard_s: when it sent its last message, by `time.monotonic`.
     """
 
@@ -50,6 +51,7 @@ class WorkerProcess:
         self.ready = self.idle = False
         self.generation = 0
         self.open = 0
+        self.passed: deque[socket.socket] = deque()
         self.heard_s = time.monotonic()
         self.channel, theirs = Channel.pair()
         with theirs:
@@ -166,7 +168,9 @@ class Supervisor:
 
     def _handle(self, worker: WorkerProcess, message: Message) -> None:
         kind = message["is"]
-        if kind == "closed":
+        if kind == "opened":
+            worker.passed.popleft().close()
+        elif kind == "closed":
             worker.open -= 1
         elif kind == "idle":
             worker.idle = message["idle"]
@@ -217,6 +221,8 @@ class Supervisor:
         code = worker.end()
         self._on_death(worker.process.pid)
         self._changes.forget(worker)
+        for connection in worker.passed:
+            self._pass_on(connection)
         return code
 
     def _bury(self, worker: WorkerProcess) -> None:
@@ -242,8 +248,7 @@ class Supervisor:
                 connection, _ = listening.accept()
             except OSError:  # none, or the client has gone, or no file descriptor is free
                 return
-            with connection:
-                self._pass_on(connection)
+            self._pass_on(connection)
 
     def _pass_on(self, connection: socket.socket) -> None:
         ready = sorted((worker for worker in self._workers if worker.ready), key=lambda worker: worker.open)
@@ -251,7 +256,9 @@ class Supervisor:
         for worker in ready:
             if worker.channel.send({"do": "connect", "refuse": refuse}, connection.fileno()):
                 worker.open += 1
+                worker.passed.append(connection)
                 return
+        connection.close()
 
     def _watch(self) -> None:
         """Ping workers, kill those that are silent, and end the drain."""

@@ -75,6 +75,7 @@ class WorkerServer(Server):
     def _handle(self, message: Message, fd: int) -> None:
         kind = message["do"]
         if kind == "connect":
+            self._channel.send({"is": "opened"})
             task = asyncio.get_running_loop().create_task(self._connect(fd, message["refuse"]))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
