@@ -103,6 +103,6 @@ def show_tuning(explanation: Explanation) -> None:
     ]
     output.table("engines: microseconds per image", ["engine", "threads", "segments", "all", "state"], rows, chosen)
     for name, reason in explanation.skipped.items():
-        output.say(f"not measured: {name}: {reason}")
+        output.paragraph(f"not measured: {name}: {reason}")
     for command in dict.fromkeys(row.command for row in explanation.rows if row.command):
         output.say(f"faster once calibrated: {command}")

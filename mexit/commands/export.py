@@ -110,7 +110,7 @@ def show_export(result: ExportResult) -> None:
     if result.calibration:
         budget_tables.show_policies(result.calibration.entry)
     differences = ", ".join(f"{difference:.1e}" for difference in result.differences)
-    output.say(
+    output.paragraph(
         f"wrote {result.bundle}, model {result.model[:12]}; largest difference from torch per exit: {differences}"
     )
     report = result.precision_report

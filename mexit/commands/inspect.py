@@ -45,7 +45,7 @@ def show_inspection(result: InspectResult) -> None:
     output.table(title, columns, rows, "every file matches its recorded checksum")
     if manifest.splits:
         parts = ", ".join(f"{name} {part.n}" for name, part in manifest.splits.parts.items())
-        output.say(f"trained on {manifest.splits.data_set}: {parts}")
+        output.paragraph(f"trained on {manifest.splits.data_set}: {parts}")
     show_tuning(result.tuning)
     if result.policies is None:
         output.next_commands("mexit calibrate")

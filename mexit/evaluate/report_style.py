@@ -77,7 +77,7 @@ svg circle.after{fill:rgb(var(--blue));stroke:none}
 .key{display:inline-block;width:1.6rem;height:.25rem;border-radius:.1rem;vertical-align:middle;margin-right:.3rem}
 @media (max-width:30rem){body{font-size:15px}.tiles{grid-template-columns:repeat(2,1fr)}.bar{width:6.5rem}
 td.name:first-child,th.name:first-child{position:sticky;left:0;background:var(--paper);min-width:8rem;max-width:8rem}
-td.name:last-child{white-space:nowrap;max-width:none}.matrix tbody th{max-width:6rem}
+td.name:last-child{white-space:nowrap;max-width:none}.matrix tbody th{max-width:8.6rem}
 .matrix.large td{min-width:1.6rem;height:1.6rem}.matrix.large th,.matrix.large td{font-size:.75rem}
 .matrix thead .corner{white-space:normal}}
 @media print{details:not([open])>*{display:none}}

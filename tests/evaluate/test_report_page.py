@@ -142,6 +142,15 @@ def test_unsure_answers_have_a_column_and_a_count(make_details, report) -> None:
     assert "unsure" not in Page(report_page("run", report, details)).text
 
 
+def test_a_long_name_beside_the_matrix_lacks_its_middle_and_has_a_title(make_details, report) -> None:
+    long = 'Vehicles over 3.5 "metric" tons prohibited & end of zone'
+    page = Page(report_page("run", report, make_details([long, "Stop"])))
+    names = [attributes for attributes in page.all("bdi") if "title" in attributes]
+    assert [attributes["title"] for attributes in names] == [long, long], "one in the row and one in the column"
+    assert page.text.count("Vehicles ... of zone") == 2
+    assert long in page.text, "the table of the classes"
+
+
 def test_a_thousand_classes_with_long_names_and_noisy_pictures_stay_within_the_bound(make_details, report) -> None:
     noise = ArrayImages(np.random.default_rng(0).integers(0, 256, (60, 160, 160, 3), dtype=np.uint8))
     content = report_page("run", report, make_details([f"{i} " + "&" * 250 for i in range(1000)], images=noise))
