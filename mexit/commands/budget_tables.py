@@ -150,4 +150,4 @@ def _caption(entry: PolicyEntry) -> str:
     if any(len(names) > 1 for names, _ in entry.by_policy()):
         parts.append("budgets in one row have the same thresholds")
     attacks = dict.fromkeys(ref.condition for ref in entry.evidence if ref.condition not in ("clean", UNKNOWN))
-    return "; ".join(parts + [f"attack: {attack}" for attack in attacks])
+    return "; ".join(parts + [f"attack: {attack}" for attack in attacks]) + f"\n{output.MACS}"

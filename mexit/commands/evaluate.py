@@ -165,8 +165,8 @@ def _show_budgets(report: Mapping[str, Any]) -> None:
             first = ""
     columns = ["budget", "images", "accuracy", "mean MACs", "exits taken"]
     attacked = any("worst" in conditions for conditions in report["budgets"].values())
-    caption = "worst: correct under every attack, the slowdown attacks included" if attacked else ""
-    output.table("accuracy and cost of the deployed policy", columns, rows, caption)
+    caption = "worst: correct under every attack, the slowdown attacks included\n" if attacked else ""
+    output.table("accuracy and cost of the deployed policy", columns, rows, caption + output.MACS)
     if exceeded:
         output.paragraph(
             f"the clean test images cost more than the images that selected the thresholds: {'; '.join(exceeded)}"

@@ -63,7 +63,7 @@ def export(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Export a run as a bundle of ONNX segments, compare it with torch, and calibrate it."""
+    """Export a run as a bundle of ONNX segments (layers between exits), compare it with torch, and calibrate it."""
     if trust_engines and not trt:
         raise UsageError("--trust-engines applies to TensorRT engines: add --trt")
     if source is not None and is_bundle(source):

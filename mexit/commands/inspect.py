@@ -42,7 +42,7 @@ def show_inspection(result: InspectResult) -> None:
     shape = " x ".join(str(side) for side in manifest.input.shape)
     title = f"{manifest.name}, model {result.bundle.id[:12]}: input {shape}, {len(manifest.classes)} classes"
     columns = ["exit", "cost", "of static", "trunk", "head", "parameters"]
-    output.table(title, columns, rows, "every file matches its recorded checksum")
+    output.table(title, columns, rows, f"every file matches its recorded checksum\n{output.MACS}")
     if manifest.splits:
         parts = ", ".join(f"{name} {part.n}" for name, part in manifest.splits.parts.items())
         output.paragraph(f"trained on {manifest.splits.data_set}: {parts}")

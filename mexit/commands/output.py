@@ -34,6 +34,7 @@ class _Console(Console):
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
+MACS = "MACs: multiply-adds of an image"  # for captions
 # Names of files may hold `:cat:` and `[red]`: neither emoji codes nor markup is replaced in them.
 out = _Console(highlight=False, emoji=False)
 err = _Console(stderr=True, highlight=False, emoji=False)

@@ -22,6 +22,9 @@ a:focus-visible,summary:focus-visible,[tabindex]:focus-visible{outline:2px solid
 .facts dt{color:var(--soft);font-size:.85rem}
 .facts dd{margin:0;font-size:1.35rem;font-weight:600;overflow-wrap:anywhere}
 .facts small{display:block;font-size:.8rem;font-weight:400;color:var(--soft)}
+.words{margin:.6rem 0;max-width:48rem}
+.words dt{font-weight:600}
+.words dd{margin:0 0 .5rem 1rem}
 .scroll{overflow-x:auto;max-width:100%;margin-bottom:1.2rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.28rem .7rem .28rem 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}

@@ -154,9 +154,9 @@ def _text(choice: ExitChoice) -> str:
     saved = 1 - choice.mean_us / choice.static_us
     kept = ", ".join(map(str, choice.kept))
     return (
-        f"the exits {kept} are kept (--exits all keeps every exit): a budget that may lose {POINTS * MAX_LOSS:g} points "
-        f"of accuracy, like that of --target-drop {MAX_LOSS:g}, takes {choice.mean_us:.0f} us in the mean and saves "
-        f"{saved:.0%} of the time; {static}; the measured loss is {POINTS * choice.loss:.1f} ± "
+        f"the exits {kept} are kept (--exits all keeps every exit): a budget that may lose {POINTS * MAX_LOSS:g} "
+        f"points of accuracy, like that of --target-drop {MAX_LOSS:g}, takes {choice.mean_us:.0f} us in the mean and "
+        f"saves {saved:.0%} of the time; {static}; the measured loss is {POINTS * choice.loss:.1f} ± "
         f"{POINTS * choice.loss_error:.1f} points"
     )
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mexit.core.artifact_paths import BUNDLES, is_bundle, newest
 from mexit.core.budget import Macs
-from mexit.core.progress import Progress, Silent
 from mexit.core.printable import shell_path
+from mexit.core.progress import Progress, Silent
 from mexit.data.preprocess import read_image
 from mexit.errors import MexitError, NotFound, UsageError
 from mexit.runtime import Prediction, Runtime

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from mexit.core.glossary import GLOSSARY
 from mexit.data.dataset import ArrayImages, DataSet
 from mexit.evaluate.answers import NO_ANSWER
 from mexit.evaluate.details import describe_answers
@@ -99,6 +100,13 @@ def test_numbers_of_the_report_are_on_the_page(page: Page, make_details) -> None
     assert len(page.all("img")) == sum(len(sheet.tiles) for sheet in details.sheets)
     cells = [attributes for attributes in page.all("td") if attributes.get("class", "").split()[:1] == ["c"]]
     assert len(cells) == len(NAMES)
+
+
+def test_the_words_of_the_page_are_explained_on_it(page: Page) -> None:
+    explained = page.text.split("Words")[-1]
+    assert all(f"{word}{GLOSSARY[word]}" in explained for word in ("MACs", "ECE", "budget", "exit", "standard error"))
+    assert "unsure" not in explained
+    assert "#words" in {link["href"] for link in page.all("a")}
 
 
 def test_groups_and_missing_answers_are_shown_where_there_are_some(make_details, report, page: Page) -> None:

@@ -16,6 +16,7 @@ from mexit.cli import app
 from mexit.commands.evaluate import show_evaluation
 from mexit.core.budget import short_macs
 from mexit.core.bundle import Bundle
+from mexit.core.glossary import GLOSSARY
 from mexit.evaluate.config import EvaluateOptions
 from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 from mexit.flows.evaluate import evaluate_model
@@ -107,6 +108,9 @@ def test_the_card_of_a_bundle_shows_the_settings_of_its_weights() -> None:
     card = (BUNDLE / "reports/model_card.md").read_text()
     assert f"| epochs | `{settings.epochs}` |" in card
     assert "0.0123" not in card
+    words = card.split("## Words")[1]
+    assert f"- **MACs**: {GLOSSARY['MACs']}." in words
+    assert "PGD" not in words, "there was no attack"
 
 
 @pytest.mark.usefixtures("folder")
