@@ -73,8 +73,8 @@ def bundle_and_images(paths: Sequence[Path]) -> tuple[Path | None, Sequence[Path
     """The bundle, if the first path names one, and the pictures.
 
     A first path that is neither a bundle nor a file is an error, because another bundle must not answer in its place.
-    Exception: it lies beside another picture, or has a suffix; it is then one of the pictures, and the others are
-    answered.
+    Exception: it has a suffix, or is written with the same folder as another picture; it is then one of the pictures,
+    and the others are answered.
 
     Raises:
         NotFound, UsageError: the first path cannot be used, or no picture is named.
@@ -84,7 +84,7 @@ def bundle_and_images(paths: Sequence[Path]) -> tuple[Path | None, Sequence[Path
         if not others:
             raise UsageError("no image named: mexit run [BUNDLE] IMAGE...")
         return first, others
-    beside = any(path.parent == first.parent and path.is_file() for path in others)
+    beside = len(first.parts) > 1 and any(path.parent == first.parent and path.is_file() for path in others)
     if (first.is_dir() or first.suffix == ".onnx") and not (beside and found_instead(first, BUNDLE) is None):
         hint = f"name its pictures, {shell_path(first)}/*, or use mexit camera --source {shell_path(first)}"
         raise UsageError(found_instead(first, BUNDLE) or f"{first} is a folder, not an image: {hint}")

@@ -55,6 +55,8 @@ def test_a_first_path_beside_other_pictures_is_a_picture(bundle_copy: Path, tmp_
         assert shown.stdout.splitlines()[1].endswith("a.png")
     assert "a bundle directory or a picture is expected" in refused("run", tmp_path / "other" / "0", picture, code=2)
     assert "is a folder, not an image" in refused("run", tmp_path / "films", picture, code=2)
+    Path("a.png").write_bytes(picture.read_bytes())
+    assert "bundle 0 does not exist" in refused("run", "0", "a.png", code=2)  # bundles have such names
 
 
 def test_an_unsure_image_has_no_label(reject_bundle: Path, test_digits, tmp_path: Path) -> None:
