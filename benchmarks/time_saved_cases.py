@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 from earlyon_network import INSTALLED, open_network
+from frozen_network import compare_with_regression, time_from_pictures
 from numpy.typing import NDArray
+from overhead_networks import bound, export
 from time_saved_networks import PARTS, PageNetwork
 
 from mexit import Runtime
@@ -23,6 +25,7 @@ from mexit.flows.bench import distinct_calls, machine, named_policies
 from mexit.flows.bench_result import SMALL_LOSS, STATIC
 from mexit.flows.paired_times import Call, time_in_turns
 from mexit.runtime.backends.ort import open_session
+from mexit.runtime.backends.registry import open_backend
 
 ROUNDS = 9
 MOST_CALLS = 1000  # of each way in a round
@@ -63,6 +66,9 @@ def measure(network: PageNetwork, part: Part, protocol_s: float, other_s: float)
         other_s: that of the other comparisons.
     """
     part.once("about", lambda: about(network))
+    if network.recipe.heads_only:
+        part.once("from pictures", lambda: time_from_pictures(network))
+        part.once("regression", lambda: compare_with_regression(network))
     images = network.images("test", IMAGES)
     for engine in network.engines:
         part.once(f"accuracy/{engine}", lambda engine=engine: accuracies(network, engine))
@@ -123,17 +129,31 @@ def budget_calls(network: PageNetwork, engine: str, threads: int) -> dict[str, C
     runtime = open_runtime(network, engine, threads)
     calls = distinct_calls(runtime, named_policies(runtime))
     if engine == PARITY_ENGINE:
-        session = open_session(runtime.bundle.static("fp32"), "static.onnx", threads)
-        name = runtime.bundle.manifest.input.name
-        calls[BARE] = lambda images: session.run(None, {name: images})
+        calls[BARE] = bare_session(runtime.bundle, threads)
     return calls
 
 
+def bare_session(bundle: Bundle, threads: int = 1) -> Call:
+    """A call of ONNX Runtime alone with the static network; it copies a single image into a bound buffer."""
+    session, name = open_session(bundle.static("fp32"), "static.onnx", threads), bundle.manifest.input.name
+    run_one = bound(session)
+    return lambda images: run_one(images) if len(images) == 1 else session.run(None, {name: images})
+
+
+def overhead_alone(name: str, seconds: float) -> dict[str, Any]:
+    """The two ways of the row about the overhead, of a network with random weights and random images."""
+    bundle = export(name).bundle
+    runtime = Runtime(bundle, open_backend(bundle, PARITY_ENGINE), STATIC, use_policies=False)
+    images = np.random.default_rng(0).random((IMAGES, *bundle.manifest.input.shape), np.float32)
+    ways: dict[str, Call] = {STATIC: runtime.answer_tensor, BARE: bare_session(bundle)}
+    return {f"budgets/{PARITY_ENGINE}/1/1": time_ways(ways, images, 1, seconds)}
+
+
 def cut_calls(network: PageNetwork, engine: str) -> dict[str, Call]:
-    """The network that ends at exit 1, 2, ..., through the same call of the runtime; the last one is the static one."""
+    """The networks that end at an exit, through the same call of the runtime; the last one is the static one."""
     return {
         f"exit {k}": Runtime.open(path, STATIC, backend=engine, threads=1, use_policies=False).answer_tensor
-        for k, path in enumerate(network.cuts, start=1)
+        for k, path in network.cuts.items()
     }
 
 
@@ -151,7 +171,7 @@ def accuracies(network: PageNetwork, engine: str) -> dict[str, Any]:
             assert compared.accuracy_change is not None
             budgets[name] = {"macs": compared.cost.value, **_estimate(compared.accuracy_change)}
         cuts = {}
-        for k, path in enumerate(network.cuts, start=1):
+        for k, path in network.cuts.items():
             right = network.logits(path, engine, part)[-1].argmax(axis=1) == trace.labels
             cuts[f"exit {k}"] = _estimate(mean_with_error(right.astype(np.float64) - static, trace.groups))
         values[part] = {"static": float(static.mean()), "budgets": budgets, "cuts": cuts}
@@ -179,7 +199,7 @@ def final(network: PageNetwork, part: Part, images: NDArray[np.float32], seconds
         f"static, {static}": _trace(network, static, "test").logits[-1].argmax(axis=1),
         f"{budget}, {budget_engine}": _answers(network, budget_engine, budget),
         f"{cut} as a static network, {cut_engine}": network.logits(
-            network.cuts[int(cut.split()[1]) - 1], cut_engine, "test"
+            network.cuts[int(cut.split()[1])], cut_engine, "test"
         )[-1].argmax(axis=1),
     }
     found = open_network(network) if INSTALLED else NOT_INSTALLED

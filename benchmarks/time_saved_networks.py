@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,7 @@ _CLEAN: dict[str, Any] = {
 _CIFAR = _CLEAN | {"augment": "reflect-crop-flip", "recompute_norms": 10_000}
 _FROZEN: dict[str, Any] = {"model": "efficientnet-lite0", "freeze": True}
 FINETUNE_EPOCHS = 10
+MOST_CUTS = 8  # networks that end at an exit, evenly spaced
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Recipe:
     settings: Mapping[str, Any]
     target_ratio: float | None = None
     against_fastest: bool = False
+
+    @property
+    def heads_only(self) -> bool:
+        """Whether the network stays frozen."""
+        return "freeze" in self.settings and "finetune" not in self.settings
 
 
 RECIPES = {
@@ -124,13 +130,19 @@ class PageNetwork:
     def bundle(self) -> Path:
         return self.folder / "bundles" / self.name
 
-    def train(self) -> None:
-        """Train the network, or go on with an interrupted run; a finished run stays as it is."""
+    @property
+    def data_name(self) -> str:
+        """The data set as `mexit train --data` takes it."""
         data = self.recipe.data
         if data.startswith("folder:") and self.data_dir is not None:
-            data = f"folder:{self.data_dir / data.removeprefix('folder:')}"
-        preset = "pictures" if data.startswith("folder:") else {"digits": "demo"}.get(data, "neo_kd")
-        train_or_resume(self.run, data, preset, self.recipe.settings, TrainOptions(threads=self.threads), self.data_dir)
+            return f"folder:{self.data_dir / data.removeprefix('folder:')}"
+        return data
+
+    def train(self) -> None:
+        """Train the network, or go on with an interrupted run; a finished run stays as it is."""
+        data, settings = self.data_name, self.recipe.settings
+        preset = None if "freeze" in settings else {"digits": "demo"}.get(data, "neo_kd")
+        train_or_resume(self.run, data, preset, settings, TrainOptions(threads=self.threads), self.data_dir)
 
     @cached_property
     def _loaded(self) -> tuple[MultiExit, Any, Splits, DataSet]:
@@ -184,14 +196,18 @@ class PageNetwork:
         return [engine for engine in ENGINES if engine not in self.failed]
 
     @cached_property
-    def cuts(self) -> Sequence[Path]:
-        """Bundles of the network that ends at exit 1, 2, ... E, in float32 and int8; written once."""
-        paths = []
-        for k in range(1, self.model.exits + 1):
-            path = self.folder / "bundles" / f"{self.name}-exit-{k}"
+    def cuts(self) -> Mapping[int, Path]:
+        """Bundles of the network that ends at an exit, in float32 and int8, by its number; written once.
+
+        The last exit is among them, and at most `MOST_CUTS` in all.
+        """
+        exits = self.model.exits
+        count = min(exits, MOST_CUTS)
+        numbers = [exits * i // count for i in range(1, count + 1)]
+        paths = {k: self.folder / "bundles" / f"{self.name}-exit-{k}" for k in numbers}
+        for k, path in paths.items():
             if not path.exists():
                 self._cut(path, k).write()
-            paths.append(path)
         return paths
 
     def _cut(self, path: Path, k: int) -> Bundle:
@@ -220,7 +236,7 @@ class PageNetwork:
     def prepare(self) -> None:
         """Everything that needs no quiet machine: training, the cut networks and their answers."""
         self.train()
-        for path in self.cuts:
+        for path in self.cuts.values():
             for engine in ENGINES:
                 try:
                     for part in PARTS:

@@ -18,7 +18,7 @@ from mexit.train import checkpoint
 def train_or_resume(
     out: Path,
     data: str,
-    preset: str,
+    preset: str | None,
     settings: Mapping[str, Any],
     options: TrainOptions,
     data_dir: str | Path | None = None,

@@ -53,6 +53,8 @@ def measured(
             "low, ort": times(low) | {"change": change(-loss)},
             "exit 1 as a static network, ort": times(70) | {"change": change(-0.001)},
         },
+        "from pictures": {"train": 80.0, "export": 60.0, "pictures": 1800},
+        "regression": {"accuracy": 0.98, "value": -0.002, "stderr": 0.001},
         "earlyon": "stages pass on 3 tensors; earlyon needs one",
     }  # fmt: skip
     for threads in cases.THREADS:
@@ -98,6 +100,19 @@ def test_efficientnet_is_compared_with_the_fastest_static_network_and_a_smaller_
     *_, fastest, smaller = verdict(load, "lite0-gtsrb-finetuned", measured(load, low=72.0))
     assert "**missed**" in fastest, "1.39 times instead of 2"
     assert "**missed**" in smaller, "72 us against 70 us"
+
+
+def test_a_frozen_network_is_timed_from_its_pictures_and_compared_with_a_regression(load: Any) -> None:
+    values = measured(load)
+    _, _, took, regression, *_ = verdict(load, "lite0-imagenette-mini", values)
+    assert "from 1,800 pictures to a calibrated bundle in 140 s" in took
+    assert "98.0% on test images, -0.2 ± 0.1 points" in regression
+    assert took.endswith(": met.")
+    assert regression.endswith(": met.")
+    values["from pictures"]["train"] = 250.0
+    values["regression"]["value"] = -0.011
+    assert sum("**missed**" in one for one in verdict(load, "lite0-imagenette-mini", values)[2:4]) == 2
+    assert "regression" not in " ".join(verdict(load, "lite0-imagenette-mini-finetuned", values))
 
 
 def test_the_tables_show_budgets_of_one_policy_in_one_row(load: Any) -> None:

@@ -277,6 +277,11 @@ def _explain_failure(
 ) -> str:
     """The message of `RiskInfeasible`: the nearest certified budget, the measured risk, and the samples needed."""
     guarantee = f"risk {request.max_risk:g} ({request.loss}) at confidence {request.confidence:g}"
+    if all(point.thresholds == frontier[-1].thresholds for point in frontier):
+        return (
+            f"{guarantee}: every budget of this bundle runs the static network, which loses nothing; there is no early "
+            "exit to certify (mexit export --exits all --replace keeps every exit)"
+        )
     fewest = min(evaluators.values(), key=_count)
     if (impossible := _too_few(fewest, request)) is not None:
         return impossible.format(guarantee=guarantee)
@@ -294,7 +299,7 @@ def _explain_failure(
     return (
         f"{guarantee} cannot be certified below {lowest}; the next point, "
         f"{format_macs(frontier[index].budget_macs)}, measured {risk:.4f} on {_describe(fewest)}, which {remedy}: "
-        "raise --max-risk, or certify on more data"
+        "raise the risk (--max-risk, --target-drop), or certify on more data"
     )
 
 

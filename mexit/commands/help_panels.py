@@ -30,7 +30,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     },
     "export": {
         BASIC: "out data_dir replace exits attack json",
-        "Content": "precision single_file with_images no_calibrate",
+        "Content": "precision single_file triton with_images no_calibrate",
         _MACHINE: "device trt trust_engines",
     },
     "calibrate": {
@@ -42,7 +42,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     },
     "run": {BASIC: "budget json", **_LIMITS, _MACHINE: "backend threads cost profile"},
     "serve": {
-        BASIC: "budget host port token name",
+        BASIC: "budget host port token name watch",
         **_LIMITS,
         "Limits of each client": "client_rate client_burst",
         "Changed data": "watch_drift on_drift",

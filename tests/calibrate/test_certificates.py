@@ -187,6 +187,12 @@ def test_an_infeasible_risk_is_refused_with_the_measured_one(points) -> None:
         certify(two, {"clean": evaluator_of(make_trace(2000, 5, worse=1.0))}, CertificateRequest(0.01, 0.95))
 
 
+def test_a_bundle_without_early_exits_has_nothing_to_certify(points) -> None:
+    evaluators = {"clean": evaluator_of(make_trace(2000, 5))}
+    with pytest.raises(RiskInfeasible, match="runs the static network, which loses nothing"):
+        certify(points[-1:], evaluators, CertificateRequest(0.01, 0.95, loss="accuracy-gap"))
+
+
 def clustered(trace: Trace, size: int) -> Trace:
     """The trace with every sample repeated `size` times, as frames of one object."""
     rows = np.repeat(np.arange(trace.logits.shape[1]), size)
