@@ -96,12 +96,14 @@ def show_tuning(explanation: Explanation) -> None:
             row.timing.backend,
             str(row.timing.threads),
             output.counts([round(us) for us in row.timing.segments_us]),
-            f"{row.timing.total_us:.0f}",
+            f"{row.timing.costs.static:.0f}",
+            f"{row.mean_us:.0f}",
             row.state,
         ]
         for row in explanation.rows
     ]
-    output.table("engines: microseconds per image", ["engine", "threads", "segments", "all", "state"], rows, chosen)
+    columns = ["engine", "threads", "segments", "full", "mean of\nbudgets", "state"]
+    output.table("engines: microseconds per image", columns, rows, chosen)
     for name, reason in explanation.skipped.items():
         output.paragraph(f"not measured: {name}: {reason}")
     for command in dict.fromkeys(row.command for row in explanation.rows if row.command):

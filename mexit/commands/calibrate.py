@@ -144,7 +144,7 @@ def show_calibration(result: CalibrateResult) -> None:
         columns = ["score", "ensemble", *conditions]
         caption = f"chosen: {score_name(result.entry)}\nAUROC: {GLOSSARY['AUROC']}"
         output.table(title, columns, rows, caption)
-    show_policies(result.entry)
+    show_policies(result.entry, result.profile)
     say_certificates(result.entry)
     if result.timed is not None:
         show_times(result.timed)

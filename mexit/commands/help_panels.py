@@ -29,8 +29,8 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         _MACHINE: "backend device batch",
     },
     "export": {
-        BASIC: "out data_dir replace exits attack json",
-        "Content": "precision single_file triton with_images no_calibrate",
+        BASIC: "out data_dir replace attack json",
+        "Content": "exits profile precision single_file triton with_images no_calibrate",
         _MACHINE: "device trt trust_engines",
     },
     "calibrate": {

@@ -237,7 +237,7 @@ def _budgets(runtime: Runtime, entry: PolicyEntry | None) -> dict[str, BudgetPol
     for name, frontier_index in entry.named.items():
         point = entry.frontier[frontier_index]
         policy = entry.policy(point)
-        if runtime.bundle.manifest.static is not None:
+        if entry.last_exit_alone:
             policy = policy.alone
         budgets[name] = BudgetPolicy(policy, point.budget_macs, runtime.costs.of_exits(policy.thresholds))
     return budgets
