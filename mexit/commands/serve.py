@@ -56,9 +56,8 @@ def serve(
     watch_drift: Annotated[
         float,
         typer.Option(
-            help="Share of early answers to compare with those of the full network, such as 0.01. [dim]Answers to "
-            "compare until an alarm, where 2% disagreed at calibration: median 115 at 10%, 1,235 at 4%; at 3% a "
-            "quarter of the streams alarms within 2,284, half (49%) within 4,000.[/]"
+            help="Share of early answers to compare with those of the full network, such as 0.01; docs/calibration.md "
+            "says how soon it finds which change."
         ),
     ] = 0.0,
     on_drift: Annotated[
@@ -75,12 +74,19 @@ def serve(
         str | None,
         typer.Option(
             envvar="MEXIT_NAME",
-            help="Name of the model in URLs, answers and metrics; without it the bundle's name.",
+            help="Name of the model in URLs, answers and metrics; default the bundle's. For one bundle only.",
             show_default=False,
         ),
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Load new and changed versions, and unload models whose folder is gone."),
+    ] = False,
 ) -> None:
-    """Serve a bundle over HTTP: Open Inference Protocol v2, POST /v1/classify, Prometheus /metrics."""
+    """Serve a bundle over HTTP: Open Inference Protocol v2, POST /v1/classify, Prometheus /metrics.
+
+    A folder of bundles (NAME/bundle.json, or NAME/1, NAME/2, ...) serves them all; the highest number is the version.
+    """
     from mexit.flows.serve import ServeOptions, serve_bundle
 
     path = bundle or newest(BUNDLES, output.RichProgress())
@@ -114,5 +120,6 @@ def serve(
         client_burst=client_burst,
         batching=batching,
         name=name,
+        watch=watch,
     )
     serve_bundle(path, options, ready=announce, note=output.RichProgress().note)

@@ -14,6 +14,9 @@ A request passes these files, from its route to its answer:
 Around them:
 
     asgi              the application: requests, responses, table of routes
+    server_state      what all models share: limits, worker threads, memory, metrics
+    model_folder      models and versions on disk
+    repository_watch  loads new versions, unloads removed models
     middleware        authentication, client identity
     model_info        server and model metadata
     metrics           Prometheus series and Triton's statistics

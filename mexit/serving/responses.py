@@ -12,14 +12,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mexit.errors import DeadlineExceeded, MexitError, MissingExtra, NotCalibrated, Overloaded
+from mexit.errors import DeadlineExceeded, LoadFailed, MexitError, MissingExtra, NotCalibrated, Overloaded
 from mexit.serving.asgi import ClientDisconnected, HTTPError, Request, Response
 from mexit.serving.request_body import short_repr
 
 INTERNAL_ERROR = "internal error: the server's log has the details"
 NOT_CALIBRATED = "the model has no thresholds for this engine: only the budget 'full' works"
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for the log and metrics; the client has gone
-_EXPLAINED = (Overloaded, DeadlineExceeded, MissingExtra)  # status 500 or above, and the message is safe to send
+# Status 500 or above, and the message is safe to send.
+_EXPLAINED = (Overloaded, DeadlineExceeded, MissingExtra, LoadFailed)
 
 _log = logging.getLogger("mexit.server")
 

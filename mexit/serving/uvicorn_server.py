@@ -27,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from mexit.errors import UsageError
 from mexit.serving.asgi import App
 from mexit.serving.limits import Limits
-from mexit.serving.service import Service
+from mexit.serving.server_state import ServerState
 
 _BACKLOG = 512
 _PORT_ATTEMPTS = 8
@@ -114,16 +114,16 @@ def start_listening(bound: Sequence[socket.socket]) -> None:
             raise UsageError(_bind_message(host, port, error)) from None
 
 
-def run(app: App, service: Service, bound: Sequence[socket.socket], ready: Callable[[str], None] | None) -> None:
-    """Serve until a stop signal, or until `service.stopping` is set, and all requests in flight are answered.
+def run(app: App, server: ServerState, bound: Sequence[socket.socket], ready: Callable[[str], None] | None) -> None:
+    """Serve until a stop signal, or until `server.stopping` is set, and all requests in flight are answered.
 
     Args:
         app: the application.
-        service: its service.
+        server: what its models share.
         bound: the sockets of `bind`; they are closed at the end.
         ready: called with the URL once connections are accepted.
     """
-    limits = service.limits
+    limits = server.limits
     config = uvicorn.Config(
         app,
         http=partial(Connection, limits=limits),  # type: ignore[arg-type]
@@ -141,9 +141,9 @@ def run(app: App, service: Service, bound: Sequence[socket.socket], ready: Calla
     )
     try:
         start_listening(bound)
-        _Server(config, service, ready).run(list(bound))
+        _Server(config, server, ready).run(list(bound))
     finally:
-        service.close()
+        server.close()
         for one in bound:
             one.close()
 
@@ -226,9 +226,9 @@ class Connection(HttpToolsProtocol):
 class _Server(uvicorn.Server):
     """uvicorn's server, with a drain before the shutdown."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[str], None] | None) -> None:
+    def __init__(self, config: uvicorn.Config, state: ServerState, ready: Callable[[str], None] | None) -> None:
         super().__init__(config)
-        self._service = service
+        self._state = state
         self._ready = ready
         self._drain_end_s = float("inf")
 
@@ -239,15 +239,15 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to shut down. uvicorn calls this ten times a second."""
-        drained = self._service.stopping and not self._service.active
+        drained = self._state.stopping and not self._state.active
         return await super().on_tick(counter) or drained or time.monotonic() > self._drain_end_s
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
-        if self._service.stopping:
+        if self._state.stopping:
             signal.signal(sig, signal.SIG_DFL)
             os.kill(os.getpid(), sig)
-        self._service.stopping = True
-        self._drain_end_s = time.monotonic() + self._service.limits.drain_s
+        self._state.stopping = True
+        self._drain_end_s = time.monotonic() + self._state.limits.drain_s
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -279,3 +279,18 @@ def test_limits_as_typed_and_their_defaults() -> None:
         read_rate_limits(costs, burst="2k")
     with pytest.raises(UsageError, match="give --client-rate too"):
         read_rate_limits(costs, "2k", client_burst="5k")
+
+
+def test_limiters_of_several_networks_share_buckets_and_counters() -> None:
+    """What one network takes, the other lacks. A network with a segment that no bucket can hold is refused."""
+    first = RateLimiter((100, 300), RateLimits(RateLimit(1, 400)), clock_ns=lambda: 0)
+    second = first.for_costs((50, 100, 350))
+    assert second.acquire_all("", 2) == 2
+    assert first.state().tokens == second.state().tokens == 300
+    assert first.acquire("", 2, 2) == 1
+    assert second.acquire("", 3, 1) == 0
+    second.count_wait()
+    assert first.state() == second.state()
+    assert first.state().refused == (1, 1)
+    with pytest.raises(UsageError, match="could then never run"):
+        first.for_costs((100, 501))

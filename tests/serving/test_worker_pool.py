@@ -8,16 +8,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import hook_runtime
 
 from mexit.errors import Overloaded
 from mexit.serving.asgi import ClientDisconnected
 from mexit.serving.limits import Limits
-from mexit.serving.service import Service
+from mexit.serving.server_state import ServerState
 from mexit.serving.worker_pool import Job, Quota, WorkerPool
 
 
@@ -235,21 +233,21 @@ def test_a_quota_bounds_each_client() -> None:
         add(25)
 
 
-@pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (2, 2), (64, 4)])
-def test_the_number_of_workers(digits_bundle: Path, cpus: int, workers: int) -> None:
-    """One worker for each processor that the process may use, up to the limit."""
-    service = Service(hook_runtime(digits_bundle, lambda _: None), Limits(), cpus=cpus)
-    assert service.workers == workers
-    service.close()
+@pytest.mark.parametrize(("cpus", "threads", "workers"), [(1, 1, 1), (2, 1, 2), (64, 1, 4), (6, 2, 3), (2, 4, 1)])
+def test_the_number_of_workers(cpus: int, threads: int, workers: int) -> None:
+    """One worker for each processor that the process may use and an engine's thread takes, up to the limit."""
+    server = ServerState(Limits(), cpus=cpus, threads=threads)
+    assert server.workers == workers
+    server.close()
 
 
-def test_the_number_of_workers_follows_the_resource_limits(digits_bundle: Path) -> None:
+def test_the_number_of_workers_follows_the_resource_limits() -> None:
     """By default, the server counts the processors that affinity and control groups leave to the process."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        service = Service(hook_runtime(digits_bundle, lambda _: None), Limits())
+        server = ServerState(Limits())
     finally:
         os.sched_setaffinity(0, allowed)
-    assert service.workers == 1
-    service.close()
+    assert server.workers == 1
+    server.close()
