@@ -70,11 +70,19 @@ def export(
             "merged), all, or numbers such as 1,3,7. The last exit is always kept.",
         ),
     ] = "auto",
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --exits auto: choose by the times in this file, which another device measured with a bundle of "
+            "this run and all exits. [dim]Default: this machine's times.[/]",
+            show_default=False,
+        ),
+    ] = None,
     attack: AttackOption = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Export a run as a bundle of ONNX segments, compare it with torch, and calibrate it."""
+    """Export a run as a bundle of ONNX segments (layers between exits), compare it with torch, and calibrate it."""
     if trust_engines and not trt:
         raise UsageError("--trust-engines applies to TensorRT engines: add --trt")
     if triton is not None and no_calibrate:
@@ -99,7 +107,7 @@ def export(
         out=out,
         data_dir=data_dir,
         replace=replace,
-        options=ExportOptions(precision, single_file, not no_calibrate, with_images, device, attack, exits),
+        options=ExportOptions(precision, single_file, not no_calibrate, with_images, device, attack, exits, profile),
         progress=output.RichProgress(),
     )
     fields = {
@@ -149,9 +157,9 @@ def _write_triton(path: Path, folder: Path, *, replace: bool, json: bool) -> dic
 def show_export(result: ExportResult) -> None:
     """Print the budgets, the differences from torch and the comparison of a second precision with fp32."""
     if result.calibration:
-        budget_tables.show_policies(result.calibration.entry)
+        budget_tables.show_policies(result.calibration.entry, result.calibration.profile)
     differences = ", ".join(f"{difference:.1e}" for difference in result.differences)
-    output.say(
+    output.paragraph(
         f"wrote {result.bundle}, model {result.model[:12]}; largest difference from torch per exit: {differences}"
     )
     report = result.precision_report

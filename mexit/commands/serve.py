@@ -18,7 +18,7 @@ from mexit.commands.options import (
     Rate,
     Threads,
 )
-from mexit.core.artifact_paths import BUNDLES, newest
+from mexit.core.artifact_paths import BUNDLES, is_bundle, newest
 
 
 def serve(
@@ -56,9 +56,8 @@ def serve(
     watch_drift: Annotated[
         float,
         typer.Option(
-            help="Share of early answers to compare with those of the full network, such as 0.01. [dim]Answers to "
-            "compare until an alarm, where 2% disagreed at calibration: median 115 at 10%, 1,235 at 4%; at 3% a "
-            "quarter of the streams alarms within 2,284, half (49%) within 4,000.[/]"
+            help="Share of early answers to compare with those of the full network, such as 0.01; docs/calibration.md "
+            "says how soon it finds which change."
         ),
     ] = 0.0,
     on_drift: Annotated[
@@ -101,6 +100,9 @@ def serve(
     def show_address(url: str) -> None:
         output.say(f"serving {path} at {url} within budget {budget}; Ctrl-C stops it")
         header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None else ""
+        if not is_bundle(path):
+            output.next_commands(f"curl {header}-X POST {url}/v2/repository/index", f"curl {header}{url}/metrics")
+            return
         output.next_commands(f"curl {header}--data-binary @IMAGE.png {url}/v1/classify", f"curl {header}{url}/metrics")
 
     options = ServeOptions(
