@@ -30,7 +30,7 @@ def show_policies(entry: PolicyEntry, profile: Profile | None = None) -> None:
         rows.append([", ".join(names), _limits(entry, names), *time, output.counts(held_out.exits), *under_attack])
     time = [] if profile is None else ["mean us"]
     columns = ["budget", "MACs", *time, "exits taken", *(["attacked: mean", "accuracy"] if attacked else [])]
-    caption = _caption(entry) + ("" if profile is None else "; mean us: those exits on this device")
+    caption = f"{_caption(entry)}\n{output.MACS}" + ("" if profile is None else "; mean us: those exits on this device")
     output.table("policies on held-out data", columns, rows, caption)
     if names := entry.more_accurate_than_full():
         output.paragraph(

@@ -82,7 +82,7 @@ def export(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Export a run as a bundle of ONNX segments, compare it with torch, and calibrate it."""
+    """Export a run as a bundle of ONNX segments (layers between exits), compare it with torch, and calibrate it."""
     if trust_engines and not trt:
         raise UsageError("--trust-engines applies to TensorRT engines: add --trt")
     if triton is not None and no_calibrate:
@@ -159,7 +159,7 @@ def show_export(result: ExportResult) -> None:
     if result.calibration:
         budget_tables.show_policies(result.calibration.entry, result.calibration.profile)
     differences = ", ".join(f"{difference:.1e}" for difference in result.differences)
-    output.say(
+    output.paragraph(
         f"wrote {result.bundle}, model {result.model[:12]}; largest difference from torch per exit: {differences}"
     )
     report = result.precision_report

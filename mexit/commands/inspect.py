@@ -47,10 +47,11 @@ def show_inspection(result: InspectResult) -> None:
     shape = " x ".join(str(side) for side in manifest.input.shape)
     title = f"{manifest.name}, model {result.bundle.id[:12]}: input {shape}, {len(manifest.classes)} classes"
     columns = ["exit", "cost", "of static", *(["us"] if profile else []), "trunk", "head", "parameters"]
-    output.table(title, columns, rows, f"every file matches its recorded checksum{_time_caption(profile)}")
+    caption = f"every file matches its recorded checksum\n{output.MACS}{_time_caption(profile)}"
+    output.table(title, columns, rows, caption)
     if manifest.splits:
         parts = ", ".join(f"{name} {part.n}" for name, part in manifest.splits.parts.items())
-        output.say(f"trained on {manifest.splits.data_set}: {parts}")
+        output.paragraph(f"trained on {manifest.splits.data_set}: {parts}")
     show_tuning(result.tuning)
     if result.policies is None:
         output.next_commands("mexit calibrate")

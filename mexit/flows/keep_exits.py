@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mexit.calibrate.exit_choice import (
+    MAX_LOSS,
     MEASURABLE,
     MIN_SAMPLES,
     ExitChoice,
@@ -187,9 +188,10 @@ def _text(choice: ExitChoice, where: str) -> str:
     saved = 1 - choice.mean_us / choice.static_us
     kept = ", ".join(map(str, choice.kept))
     return (
-        f"the exits {kept} are kept and save {saved:.0%} of the time: {choice.mean_us:.0f} us in the mean, {static}; "
-        f"they lose {POINTS * choice.loss:.1f} +- {POINTS * choice.loss_error:.1f} points of accuracy "
-        "(--exits all keeps every exit)"
+        f"the exits {kept} are kept (--exits all keeps every exit): a budget that may lose {POINTS * MAX_LOSS:g} "
+        f"points of accuracy, like that of --target-drop {MAX_LOSS:g}, takes {choice.mean_us:.0f} us in the mean and "
+        f"saves {saved:.0%} of the time; {static}; the measured loss is {POINTS * choice.loss:.1f} ± "
+        f"{POINTS * choice.loss_error:.1f} points"
     )
 
 

@@ -10,6 +10,7 @@ prepared the same version, else `give_up`; or `remove`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections import Counter
@@ -33,6 +34,7 @@ OpenVersion = Callable[[Path], Runtime]
 Coordinate = Callable[[str, str], None]
 """Does an action, `LOAD` or `UNLOAD`, for a model of the given name in every process of the server."""
 _SHOWN_NAMES = 8  # in messages
+_FREE_AFTER_S = 1.0
 _BUG = "internal error: the server's log has the details"
 
 _log = logging.getLogger("mexit.server")
@@ -129,7 +131,7 @@ class ModelRepository:
                 if unused:
                     self._forget(service)
             if unused:
-                self._close(service)
+                _close(service)
 
     def index(self) -> list[dict[str, str]]:
         """The answer to `POST /v2/repository/index`: every known version with state and reason, by name."""
@@ -311,11 +313,7 @@ class ModelRepository:
             else:
                 self._forget(service)
         if not in_use:
-            self._close(service)
-
-    def _close(self, service: Service) -> None:
-        service.close()
-        self.server.free_memory()
+            _close(service)
 
     def _forget(self, service: Service) -> None:
         self._retired.discard(service)
@@ -338,6 +336,14 @@ class ModelRepository:
     def _log_change(name: str, old: Service | None, new: Service) -> None:
         before = "" if old is None else f", in place of version {old.version}"
         _log.info("model '%s' version %s is in service%s", name, new.version, before)
+
+
+def _close(service: Service) -> None:
+    """Close a version, and free it a little later, when its last request has left the stack."""
+    service.close()
+    timer = threading.Timer(_FREE_AFTER_S, gc.collect)  # its objects refer to each other, so its engine would stay
+    timer.daemon = True
+    timer.start()
 
 
 def _entry(name: str, version: str, state: str, reason: str) -> dict[str, str]:

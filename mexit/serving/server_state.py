@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from mexit.core.resource_limits import read_limits
 from mexit.errors import Overloaded
@@ -71,11 +70,6 @@ class ServerState:
         """Cancel queued requests. Threads end after their present job."""
         self.loader.close()
         self.worker_pool.close()
-
-    def free_memory(self) -> None:
-        """Free closed versions soon. They hold references to each other, so their engines would stay for long."""
-        with suppress(RuntimeError):  # the loader is closed
-            self.loader.submit(gc.collect)
 
     def check_running(self) -> None:
         """Raise `Overloaded` if the server is stopping."""

@@ -88,7 +88,7 @@ class WorkerPool:
                 if disconnect is not None:
                     disconnect.cancel()
 
-    def submit(self, function: Callable[[], object]) -> None:
+    def submit(self, function: Callable[[], None]) -> None:
         """Run a function in a worker, after everything that was queued before."""
         self._executor.submit(function)
 
