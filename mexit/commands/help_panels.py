@@ -46,7 +46,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         **_LIMITS,
         "Limits of each client": "client_rate client_burst",
         "Changed data": "watch_drift on_drift",
-        _MACHINE: "backend threads batching cost profile",
+        _MACHINE: "backend threads workers batching cost profile",
     },
     "camera": {
         BASIC: "source budget out jsonl limit insecure json",
