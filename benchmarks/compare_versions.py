@@ -94,7 +94,7 @@ class Checkout:
 
     def __init__(self, folder: Path, bundles: list[str]) -> None:
         threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        self.environment = {**os.environ, **threads, "PYTHONPATH": str(folder)}
+        self.folder, self.environment = folder, {**os.environ, **threads, "PYTHONPATH": str(folder)}
         self.worker = self._python(__file__, "--work", *bundles)
         assert self.worker.stdout is not None
         self.names = json.loads(self.worker.stdout.readline())
@@ -126,6 +126,7 @@ class Checkout:
         return subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment,
+            cwd=self.folder,  # which `python -c` searches first
         )  # fmt: skip
 
 

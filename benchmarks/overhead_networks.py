@@ -1,11 +1,13 @@
-"""Networks with random weights for timing, and their exported graphs; also a ResNet-50 with four exits."""
+"""Networks with random weights for timing, their exported graphs and a bound call; also a ResNet-50 with four exits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx import helper
@@ -42,6 +44,23 @@ def export(name: str, folder: Path = Path()) -> Network:
     data, names = digits.load(), [str(label) for label in range(CLASSES)]
     bundle = build_bundle(folder / name, BundleContents(names, spec, splits.split(data), {"fp32": segments}))
     return Network(name, bundle, chained(segments), build_single_file([segment.model for segment in segments]))
+
+
+def bound(session: Any) -> Callable[[Any], None]:
+    """Return a function that runs a graph on one image, with image and logits in bound buffers."""
+    [given], found = session.get_inputs(), session.get_outputs()
+    image = np.zeros((1, *given.shape[1:]), np.float32)
+    logits = [np.zeros((1, *output.shape[1:]), np.float32) for output in found]
+    binding = session.io_binding()
+    binding.bind_input(given.name, "cpu", 0, np.float32, image.shape, image.ctypes.data)
+    for output, array in zip(found, logits, strict=True):
+        binding.bind_output(output.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+    def call(part: Any, buffers: Any = (image, logits)) -> None:  # keeps the bound arrays alive
+        np.copyto(buffers[0], part)
+        session.run_with_iobinding(binding)
+
+    return call
 
 
 def random_weights(name: str) -> MultiExit:

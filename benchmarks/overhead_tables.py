@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
+from node_profile import profile_graphs
 from overhead_networks import Network
 from page import table
 
@@ -159,33 +155,7 @@ def layout_micros(network: Network) -> tuple[float, float]:
     """Microseconds in nodes that change the layout: in one graph, and in all segments. One image, one thread."""
     image = np.random.default_rng(0).random((1, *network.bundle.manifest.input.shape), np.float32)
     segments = [network.bundle.segment("fp32", k) for k in range(1, len(network.bundle.manifest.exits) + 1)]
-    micros_of = []
-    for graphs in ([network.one_graph], segments):
-        total, inputs = 0.0, [image]
-        for graph in graphs:
-            micros, outputs = profiled(graph, inputs)
-            total += micros
-            inputs = outputs[:-1]
-        micros_of.append(total)
-    return micros_of[0], micros_of[1]
-
-
-def profiled(graph: bytes, inputs: Sequence[Any], runs: int = 30) -> tuple[float, list[Any]]:
-    """Microseconds per run in the layout nodes of one graph, and its outputs."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        named = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
-        for _ in range(runs):
-            outputs = session.run(None, named)
-        events = json.loads(Path(session.end_profiling()).read_text())
-    by_node: dict[str, list[float]] = {}
-    for event in events:
-        if event.get("args", {}).get("op_name") in ("ReorderInput", "ReorderOutput"):
-            by_node.setdefault(event["name"], []).append(event["dur"])
-    return sum(float(np.mean(sorted(each)[: runs // 2])) for each in by_node.values()), outputs
+    return profile_graphs([network.one_graph], image).layout, profile_graphs(segments, image).layout
 
 
 def head(case: Case) -> list[object]:

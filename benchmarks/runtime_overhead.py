@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from overhead_networks import CLASSES, LARGE, Network, export
+from overhead_networks import CLASSES, LARGE, Network, bound, export
 from overhead_tables import (
     BARE,
     BARE_1,
@@ -143,7 +143,7 @@ def paths(
         if batch > 1:
             calls[f"survivors, {name}"] = survivors_alone(backend, policy)
     if batch == 1:
-        calls[ONE_BOUND], calls[BOUND] = bound(whole, network), lambda part: run_bound(backend, part)
+        calls[ONE_BOUND], calls[BOUND] = bound(whole), lambda part: run_bound(backend, part)
         nested = open_session(network.nested, "single file", threads)
         for name, policy in {"full": no_exit, **policies}.items():
             inputs = policy_inputs(policy)
@@ -182,7 +182,7 @@ def survivors_alone(backend: OrtBackend, policy: Policy) -> Callable[[Any], obje
     @cache
     def inputs_of(address: int) -> list[Any]:
         part = parts[address]
-        exits, carried, inputs = answer(backend, part, policy, CLASSES).exits, backend.carry(part), []
+        exits, carried, inputs = np.array(answer(backend, part, policy, CLASSES).exits), backend.carry(part), []
         for k, segment in enumerate(backend.segments, start=1):
             inputs.append((segment, carried.take(np.flatnonzero(exits >= k))))
             carried, _ = segment.run(carried)
@@ -215,22 +215,6 @@ def runner_with(backend: OrtBackend, part: Any) -> Iterator[Callable[[int], Any]
     backend.runners.give_back(runner)
 
 
-def bound(session: Any, network: Network) -> Callable[[Any], None]:
-    """Return a function that runs one graph with image and logits in bound buffers."""
-    image = np.zeros((1, *network.bundle.manifest.input.shape), np.float32)
-    logits = [np.zeros((1, CLASSES), np.float32) for _ in session.get_outputs()]
-    binding = session.io_binding()
-    binding.bind_input("input", "cpu", 0, np.float32, image.shape, image.ctypes.data)
-    for output, array in zip(session.get_outputs(), logits, strict=True):
-        binding.bind_output(output.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-
-    def call(part: Any, buffers: Any = (image, logits)) -> None:  # keeps the bound arrays alive
-        np.copyto(buffers[0], part)
-        session.run_with_iobinding(binding)
-
-    return call
-
-
 def policy_at(share: float, backend: OrtBackend, images: Any, costs: Sequence[int]) -> Policy:
     """Geometric thresholds whose mean cost is nearest to `share` of the way from exit 1 to the last exit."""
     exits = len(costs)
@@ -248,7 +232,7 @@ def policy_at(share: float, backend: OrtBackend, images: Any, costs: Sequence[in
 
 def shares_of(policy: Policy, backend: OrtBackend, images: Any) -> list[float]:
     """The share of the images that leaves at each exit."""
-    exits = answer(backend, images, policy, CLASSES).exits
+    exits = np.array(answer(backend, images, policy, CLASSES).exits)
     return [float((exits == k).mean()) for k in range(1, len(backend.segments) + 1)]
 
 

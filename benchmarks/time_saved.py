@@ -1,10 +1,12 @@
 """Measure on one machine whether early exit saves time: every budget against the static network and its rivals.
 
     python benchmarks/time_saved.py [NETWORK...] [--prepare] [--data DIR] [--folder runs/time-saved]
+    python benchmarks/time_saved.py --overhead
 
 For each network: trains it (`time_saved_networks.RECIPES`), exports the bundle with the exits that save time here,
 calibrates every engine, and compares. A stopped run goes on: trainings resume, and each measurement is made once and
 stored in `results/time_saved/`. `--prepare` stops before the export: everything after it needs a quiet machine.
+`--overhead` measures and prints one row only: what `Runtime` adds to a bare session. It needs no trained network.
 
 *static*: the network with its last exit only, in one graph, which the budget `full` runs. The other budgets have the
 thresholds that `mexit serve` uses on this machine. All ways of a comparison run the same prepared test images, in turns
@@ -31,21 +33,23 @@ from typing import Any
 import torch
 from earlyon_network import INSTALLED, open_network
 from page import ROOT, write_page
-from time_saved_cases import ROUNDS, Part, measure
+from time_saved_cases import ROUNDS, Part, measure, overhead_alone
 from time_saved_networks import MINIATURE, RECIPES, PageNetwork
-from time_saved_tables import sections, verdicts
+from time_saved_tables import overhead_verdict, sections, verdicts
 from training_runs import hardware_name, machine_name
 
 from mexit.errors import MexitError
 
 RESULTS = ROOT / "benchmarks" / "results" / "time_saved"
 PROTOCOL_S, OTHER_S = 40.0, 6.0
+OVERHEAD_NETWORKS = ("small-cnn", "digits-cnn")
 
 
 def main(typed: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(RECIPES)}; default all")
     parser.add_argument("--prepare", action="store_true", help="train, and record what needs no quiet machine")
+    parser.add_argument("--overhead", action="store_true", help="only the overhead of `Runtime`, of random weights")
     parser.add_argument("--data", type=Path, default=os.environ.get("MEXIT_DATA"), help="folder of the data sets")
     parser.add_argument("--folder", type=Path, default=Path("runs/time-saved"), help="of runs and bundles")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the measured values")
@@ -55,6 +59,10 @@ def main(typed: Sequence[str] | None = None) -> None:
     parser.add_argument("--miniature", action="store_true", help="rehearse with tiny networks, and write no page")
     arguments = parser.parse_args(typed)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    if arguments.overhead:
+        rows = {name: overhead_alone(name, arguments.seconds) for name in OVERHEAD_NETWORKS}
+        print(overhead_verdict(rows))
+        return
     recipes = MINIATURE if arguments.miniature else RECIPES
     names = arguments.networks or list(recipes)
     if unknown := set(names) - set(recipes):

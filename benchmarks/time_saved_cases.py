@@ -11,6 +11,7 @@ import numpy as np
 from earlyon_network import INSTALLED, open_network
 from frozen_network import compare_with_regression, time_from_pictures
 from numpy.typing import NDArray
+from overhead_networks import bound, export
 from time_saved_networks import PARTS, PageNetwork
 
 from mexit import Runtime
@@ -24,6 +25,7 @@ from mexit.flows.bench import distinct_calls, machine, named_policies
 from mexit.flows.bench_result import SMALL_LOSS, STATIC
 from mexit.flows.paired_times import Call, time_in_turns
 from mexit.runtime.backends.ort import open_session
+from mexit.runtime.backends.registry import open_backend
 
 ROUNDS = 9
 MOST_CALLS = 1000  # of each way in a round
@@ -127,10 +129,24 @@ def budget_calls(network: PageNetwork, engine: str, threads: int) -> dict[str, C
     runtime = open_runtime(network, engine, threads)
     calls = distinct_calls(runtime, named_policies(runtime))
     if engine == PARITY_ENGINE:
-        session = open_session(runtime.bundle.static("fp32"), "static.onnx", threads)
-        name = runtime.bundle.manifest.input.name
-        calls[BARE] = lambda images: session.run(None, {name: images})
+        calls[BARE] = bare_session(runtime.bundle, threads)
     return calls
+
+
+def bare_session(bundle: Bundle, threads: int = 1) -> Call:
+    """A call of ONNX Runtime alone with the static network; it copies a single image into a bound buffer."""
+    session, name = open_session(bundle.static("fp32"), "static.onnx", threads), bundle.manifest.input.name
+    run_one = bound(session)
+    return lambda images: run_one(images) if len(images) == 1 else session.run(None, {name: images})
+
+
+def overhead_alone(name: str, seconds: float) -> dict[str, Any]:
+    """The two ways of the row about the overhead, of a network with random weights and random images."""
+    bundle = export(name).bundle
+    runtime = Runtime(bundle, open_backend(bundle, PARITY_ENGINE), STATIC, use_policies=False)
+    images = np.random.default_rng(0).random((IMAGES, *bundle.manifest.input.shape), np.float32)
+    ways: dict[str, Call] = {STATIC: runtime.answer_tensor, BARE: bare_session(bundle)}
+    return {f"budgets/{PARITY_ENGINE}/1/1": time_ways(ways, images, 1, seconds)}
 
 
 def cut_calls(network: PageNetwork, engine: str) -> dict[str, Call]:

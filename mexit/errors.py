@@ -16,6 +16,7 @@
         SchemaTooNew   written by a newer mexit
         StalePolicy    policies that belong to another model
       BackendError                            1        500
+      LoadFailed                              1        500
       Overloaded                              1        503   carries retry_after_s
       DeadlineExceeded                        1        504
 
@@ -118,6 +119,10 @@ class StalePolicy(ArtifactError):
 
 class BackendError(MexitError):
     """An inference engine failed, or cannot run the network."""
+
+
+class LoadFailed(MexitError):
+    """A server could not load a version of a model; the message has the reason, without paths outside its folder."""
 
 
 class Overloaded(MexitError):

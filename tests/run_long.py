@@ -6,6 +6,8 @@ Every test marked `long` runs in a pytest process of its own. Results are kept i
 run that was stopped, or that failed in one place, continues with what has not passed yet on the same commit. When
 all tests were run, the page `benchmarks/results/long_tests_<hardware>_<date>.md` is written. A change that is not
 committed belongs to no commit: its results are not kept.
+
+Tests of packages that this environment cannot hold run in one of their own below `.long`, which is made at first use.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 3 * 3600
 # Exit codes of pytest: 0 all passed, 5 nothing was collected.
 RESULTS = {0: "passed", 5: "skipped"}
+# Files of tests with an environment of their own, and what pip installs into it.
+REQUIREMENTS = {"tests/long/test_timm_networks.py": "tests/long/timm-requirements.txt"}
 
 
 def collect(chosen: list[str]) -> list[str]:
@@ -34,17 +38,43 @@ def collect(chosen: list[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def interpreter(name: str) -> str:
+    """The Python that runs a test: this one, or that of the environment of the test's file.
+
+    Raises:
+        subprocess.CalledProcessError: the environment could not be made.
+    """
+    file = REQUIREMENTS.get(name.partition("::")[0])
+    if file is None:
+        return sys.executable
+    requirements, all_pins = (ROOT / file).read_text(), (ROOT / "constraints.txt").read_text()
+    own = {line.partition("==")[0] for line in requirements.splitlines() if "==" in line}
+    pins = "".join(line for line in all_pins.splitlines(keepends=True) if line.partition("==")[0] not in own)
+    folder = ROOT / ".long" / Path(file).stem
+    python, installed, constraints = folder / "bin" / "python", folder / "installed.txt", folder / "constraints.txt"
+    if not installed.exists() or installed.read_text() != requirements + pins:
+        print(f"installing {file} into {folder.relative_to(ROOT)} ... ", end="", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, capture_output=True, text=True)
+        constraints.write_text(pins)
+        install = [python, "-m", "pip", "install", "--quiet", "-c", constraints, "-r", file]
+        subprocess.run(install, cwd=ROOT, check=True, capture_output=True, text=True)
+        installed.write_text(requirements + pins)
+    return str(python)
+
+
 def run(name: str) -> dict[str, object]:
     """Run one test; its result, its seconds and, where it failed, the end of its output."""
     begin = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-m", "long", "-p", "no:cacheprovider", name]
     try:
+        command = [interpreter(name), "-m", "pytest", "-m", "long", "-p", "no:cacheprovider", name]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
         result, output = RESULTS.get(done.returncode, "failed"), done.stdout
         if result == "passed" and " passed" not in output.splitlines()[-1]:
             result = "skipped"
     except subprocess.TimeoutExpired as error:
         result, output = "failed", f"{error}\n"
+    except subprocess.CalledProcessError as error:
+        result, output = "failed", f"{error}\n{error.stderr}"
     seconds = round(time.monotonic() - begin, 1)
     lines = output.splitlines()[-40:] if result == "failed" else []
     return {"result": result, "seconds": seconds, "output": lines}

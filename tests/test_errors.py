@@ -27,6 +27,7 @@ TABLE = {
     "SchemaTooNew": (5, 500, "ArtifactError"),
     "StalePolicy": (5, 500, "ArtifactError"),
     "BackendError": (1, 500, "MexitError"),
+    "LoadFailed": (1, 500, "MexitError"),
     "Overloaded": (1, 503, "MexitError"),
     "DeadlineExceeded": (1, 504, "MexitError"),
 }

@@ -40,8 +40,8 @@ ALLOWED = {
 # The one arrow upward: the method `Runtime.camera` imports the camera package when it is called.
 EXCEPTIONS = {("runtime.runtime", "camera.pipeline")}
 FORBIDDEN_PACKAGES = {
-    "core": {"torch", "onnx", "onnxruntime", "PIL", "typer", "rich", "matplotlib", "starlette", "av"},
-    "data": {"torch", "onnx", "onnxruntime", "typer", "rich", "matplotlib", "starlette", "av"},
+    "core": {"torch", "onnx", "onnxruntime", "PIL", "typer", "rich", "matplotlib", "uvicorn", "av"},
+    "data": {"torch", "onnx", "onnxruntime", "typer", "rich", "matplotlib", "uvicorn", "av"},
     "calibrate": {"torch", "onnx", "onnxruntime", "PIL", "typer", "rich", "matplotlib"},
     "runtime": {"torch", "onnx", "typer", "rich", "matplotlib"},
     "serving": {"torch", "onnx", "typer", "rich", "matplotlib"},

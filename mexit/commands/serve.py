@@ -75,12 +75,19 @@ def serve(
         str | None,
         typer.Option(
             envvar="MEXIT_NAME",
-            help="Name of the model in URLs, answers and metrics; without it the bundle's name.",
+            help="Name of the model in URLs, answers and metrics; default the bundle's. For one bundle only.",
             show_default=False,
         ),
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Load new and changed versions, and unload models whose folder is gone."),
+    ] = False,
 ) -> None:
-    """Serve a bundle over HTTP: Open Inference Protocol v2, POST /v1/classify, Prometheus /metrics."""
+    """Serve a bundle over HTTP: Open Inference Protocol v2, POST /v1/classify, Prometheus /metrics.
+
+    A folder of bundles (NAME/bundle.json, or NAME/1, NAME/2, ...) serves them all; the highest number is the version.
+    """
     from mexit.flows.serve import ServeOptions, serve_bundle
 
     path = bundle or newest(BUNDLES, output.RichProgress())
@@ -114,5 +121,6 @@ def serve(
         client_burst=client_burst,
         batching=batching,
         name=name,
+        watch=watch,
     )
     serve_bundle(path, options, ready=announce, note=output.RichProgress().note)

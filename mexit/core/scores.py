@@ -128,15 +128,18 @@ class Scorer:
     def row_probabilities(self, logits: Sequence[NDArray[np.floating]]) -> Floats:
         """Probabilities of one row, (C,), from its logits (1, C) at exits 1..k; bitwise equal to those of `step`."""
         k = len(logits)
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            if self.ensemble:
+        if self.ensemble:
+            with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
                 pairs = zip(logits, self.temperatures, strict=False)
                 each = [_log_softmax(np.divide(one, by, dtype=np.float64)) for one, by in pairs]
-                log_weights = np.logaddexp.reduce(np.concatenate(each), axis=0, keepdims=True)
-            else:
-                log_weights = np.divide(logits[-1], self.temperatures[k - 1], dtype=np.float64)
-            _, weights = _weights(log_weights)
-            return np.asarray((weights / weights.sum(axis=1, keepdims=True))[0])
+                _, weights = _weights(np.logaddexp.reduce(np.concatenate(each), axis=0, keepdims=True))
+                return np.asarray((weights / weights.sum(axis=1, keepdims=True))[0])
+        log_weights = logits[-1][0].astype(np.float64) / self.temperatures[k - 1]
+        top = log_weights[log_weights.argmax()]
+        if not math.isfinite(top):  # only then the arithmetic below needs `errstate`
+            return np.asarray(self.step(k, logits[-1], self.start(1))[1][0])
+        weights = np.exp(log_weights - top)  # as in `step`; the methods `max` and `sum` would take twice as long
+        return np.asarray(weights / np.add.reduce(weights))
 
     def score(self, logits: NDArray[np.floating]) -> Floats:
         """Scores of every exit on a data set: logits (E, N, C) to (E, N)."""

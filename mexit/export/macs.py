@@ -6,20 +6,24 @@ the papers. An operator outside `COUNTED` and `FREE` is an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from math import prod
 
 import onnx
 
 from mexit.errors import BackendError
+from mexit.export.onnx_export import BATCH
 
 Shape = tuple[int, ...]
 
+_MULTIPLE = re.compile(rf"(?:(\d+)\*)?{BATCH}")
+
 FREE = frozenset({
     "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "DequantizeLinear", "Div",
-    "Expand", "Flatten", "Gather", "GlobalAveragePool", "Identity", "MaxPool", "Mul", "Pad", "QuantizeLinear",
-    "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub",
-    "Transpose", "Unsqueeze",
+    "Expand", "Flatten", "Gather", "Gelu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "Identity",
+    "LayerNormalization", "MaxPool", "Mul", "Pad", "QuantizeLinear", "Range", "ReduceMean", "Relu", "Reshape", "Shape",
+    "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze",
 })  # fmt: skip
 
 
@@ -48,9 +52,9 @@ def count_macs(model: onnx.ModelProto) -> tuple[int, int]:
 # MACs from the shapes of the inputs and of the output.
 COUNTED: dict[str, Callable[[Sequence[Shape], Shape], int]] = {
     # Weights are (C_out, C_in / groups, k, k): each output value sums one product per weight of its channel.
-    "Conv": lambda inputs, output: prod(output[1:]) * prod(inputs[1][1:]),
-    "Gemm": lambda inputs, output: prod(inputs[1]) // output[-1] * output[-1],
-    "MatMul": lambda inputs, output: prod(output[1:]) * inputs[0][-1],
+    "Conv": lambda inputs, output: prod(output) * prod(inputs[1][1:]),
+    "Gemm": lambda inputs, output: prod(output) * (prod(inputs[1]) // output[-1]),
+    "MatMul": lambda inputs, output: prod(output) * inputs[0][-1],
 }
 
 
@@ -69,13 +73,19 @@ def _node_macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
-    """Shape of every tensor by name, with batch size 1."""
+    """Shape of every tensor by name, with batch size 1. A first side without a value is the batch size."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
-        dims = value.type.tensor_type.shape.dim
-        if all(dim.dim_value > 0 for dim in dims[1:]):
-            shapes[value.name] = tuple(dim.dim_value or 1 for dim in dims)
+        sides = [_side(dim) for dim in value.type.tensor_type.shape.dim]
+        if all(side > 0 for side in sides[1:]):
+            shapes[value.name] = tuple(side or 1 for side in sides)
     return shapes
+
+
+def _side(dim: onnx.TensorShapeProto.Dimension) -> int:
+    """A side of a tensor with batch size 1; 0 = unknown. Attention in windows has sides such as "4*batch"."""
+    factor = _MULTIPLE.fullmatch(dim.dim_param)
+    return int(dim.dim_value) or (int(factor[1] or 1) if factor else 0)
 
 
 def _ancestors(graph: onnx.GraphProto, names: Sequence[str]) -> set[int]:

@@ -16,6 +16,7 @@ from mexit.core.manifest import TensorSpec
 from mexit.export.segments import TorchSegment
 
 OPSET = 20
+BATCH = "batch"  # the batch size in the shapes of a graph
 MAX_BATCH = 1 << 20
 
 
@@ -41,7 +42,7 @@ class OnnxSegment:
 
 def export_segment(segment: TorchSegment) -> OnnxSegment:
     """Export one segment in float32."""
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    batch = torch.export.Dim(BATCH, min=1, max=MAX_BATCH)
     with _quiet_exporter():
         program = torch.onnx.export(
             segment.module,

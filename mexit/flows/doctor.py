@@ -103,6 +103,7 @@ def default_checks(bundle: Bundle | None) -> dict[str, Check]:
         "onnxruntime wheels": check_wheels,
         "versions": check_versions,
         "torch": check_torch,
+        "networks": check_networks,
         "onnxruntime providers": check_providers,
         "engines": check_engines,
         "processors": partial(check_threads, bundle),
@@ -187,6 +188,14 @@ def check_torch(probe: Probe = run_probe) -> Iterator[Finding]:
     else:
         build = f"CUDA {answer['cuda']}" if answer["cuda"] else "the processor"
         yield Finding("torch", OK, f"torch {version} for {build}")
+
+
+def check_networks() -> Iterator[Finding]:
+    """Packages of networks for `mexit train --model`; none of them is required."""
+    for extra, package in (("efficientnet-lite", "efficientnet-lite-pytorch"), ("timm", "timm")):
+        version = installed_version(package)
+        found = f"{package} {version}" if version else "not installed; only --model needs it"
+        yield Finding(f"networks of {extra}", OK, found, "" if version else f"pip install 'mexit[{extra}]'")
 
 
 def check_providers(probe: Probe = run_probe) -> Iterator[Finding]:

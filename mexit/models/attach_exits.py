@@ -97,13 +97,17 @@ def attach_exits(
     shape = (max(input_shape[0], len(mean)), *input_shape[1:])
     named = [name for name, _ in module.named_modules()]
     unknown = [name for name in after or () if name not in named]
-    traced = trace(module, shape, [] if unknown or after is None else after)
+    traced = _trace(module, shape, () if unknown or after is None else after)
     if unknown:
         raise UsageError(f"the module has no submodule '{unknown[0]}': {_usable(traced)}")
     places = default_places(traced) if after is None else list(after)
     cuts = [_cut(traced, place) for place in places]
-    if [index for index, _ in cuts] != sorted({index for index, _ in cuts}):
-        raise UsageError(f"the places must be given in the order in which they run, found {', '.join(places)}")
+    in_order = {index: place for (index, _), place in sorted(zip(cuts, places, strict=True), key=lambda one: one[0][0])}
+    if list(in_order.values()) != places:
+        raise UsageError(
+            f"the places must be given once each and in the order in which they run, found {', '.join(places)}, "
+            f"expected {', '.join(in_order.values())}"
+        )
     new_head = head or _linear_head
     end, own = _end(traced)
     stages = []
@@ -128,50 +132,87 @@ def default_places(traced: TracedModule) -> list[str]:
     """
     blocks = usable_places(traced)[:-1]
     if not blocks:
-        raise UsageError(
-            "found no places for exits: blocks must run in order, with one tensor from one to the next; name the "
-            "places by `after`"
-        )
+        raise UsageError(f"found no places for exits: {_why_no_default(traced)}; {_usable(traced)}")
     exits = min(MOST_EXITS, len(blocks) + 1)
     return [blocks[(len(blocks) + 1) * k // exits - 1] for k in range(1, exits)]
 
 
 def usable_places(traced: TracedModule) -> list[str]:
     """Names of the blocks behind which one tensor alone crosses the cut: those in lists, or all if there are none."""
-    graph = traced.graph
-    found = [
-        str(node.target)
-        for i, node in enumerate(traced.nodes)
-        if node.op == "call_module"
-        and any(True for _ in graph.get_submodule(str(node.target)).children())
-        and traced.is_place(i)
-    ]
+    found = [name for name, index in _blocks(traced).items() if traced.is_place(index)]
     listed = [name for name in found if name.rpartition(".")[2].isdigit() and "." in name]
     return listed if len(listed) > 1 else found
 
 
+def _blocks(traced: TracedModule, layers: bool = False) -> dict[str, int]:
+    """Blocks, or with `layers` single layers too, and the index of the last operation of each, as they run."""
+    found: dict[str, int] = {}
+    for index, node in enumerate(traced.nodes):
+        name = str(node.target)
+        if node.op == "call_module" and (layers or any(True for _ in traced.graph.get_submodule(name).children())):
+            found.pop(name, None)
+            found[name] = index  # a block that runs several times ends with its last run
+    return found
+
+
+def _trace(module: nn.Module, shape: tuple[int, int, int], after: Sequence[str]) -> TracedModule:
+    """Trace a module; an error names the places in the code that can be traced."""
+    try:
+        return trace(module, shape, after)
+    except UsageError as error:
+        if not after:
+            raise
+        raise UsageError(f"{error}; {_usable(trace(module, shape))}") from None
+
+
 def _usable(traced: TracedModule) -> str:
     places = usable_places(traced)
+    for layers in (False, True):  # with several tensors at a cut; then single layers
+        places = places or [name for name, i in _blocks(traced, layers).items() if not _obstacle(traced, i)]
+    if not places:
+        return "no place can be used"
     more = ", ..." if len(places) > _LISTED else ""
-    return f"places that can be used: {', '.join(places[:_LISTED]) or 'none'}{more}"
+    return f"places that can be used as `after`: {', '.join(places[:_LISTED])}{more}"
+
+
+def _why_no_default(traced: TracedModule) -> str:
+    blocks = _blocks(traced)
+    if not blocks:
+        return "its forward runs single layers and no blocks"
+    obstacles = {name: _obstacle(traced, index) for name, index in blocks.items()}
+    crossed = {name: len(traced.crossing(blocks[name])) for name, obstacle in obstacles.items() if not obstacle}
+    several = next(((name, count) for name, count in crossed.items() if count > 1), None)
+    if several:
+        return (
+            f"its blocks do not run one after the other: later layers need {several[1]} tensors behind '{several[0]}'"
+        )
+    if crossed:
+        return f"no other block runs behind '{next(iter(crossed))}'"
+    return "'{}' {}".format(*next(iter(obstacles.items())))
+
+
+def _obstacle(traced: TracedModule, index: int) -> str:
+    """Why the module cannot be cut behind the operation `index`; empty if it can."""
+    if len(traced.shapes.get(traced.nodes[index].name, ())) not in (3, 4):
+        return "gives no feature maps and no tokens"
+    crossing = traced.crossing(index)
+    if not crossing:
+        return "is not followed by another layer"
+    if wrong := [value.name for value in crossing if value.name not in traced.shapes]:
+        return f"is followed by layers that need {wrong[0]}, which is no tensor"
+    if shared := traced.shared(index):
+        return f"lies between two runs of '{shared[0]}', whose weights can belong to one part only"
+    return ""
 
 
 def _cut(traced: TracedModule, place: str) -> tuple[int, fx.Node]:
     """The operation behind which the cut of a place lies, and the features of its exit."""
     index = traced.last_node(place)
     if index is None:
-        raise UsageError(f"'{place}' does not run as a part of its own: {_usable(traced)}")
-    node = traced.nodes[index]
-    if len(traced.shapes.get(node.name, ())) not in (3, 4):
-        raise UsageError(f"'{place}' gives no feature maps and no tokens: {_usable(traced)}")
-    wrong = [value.name for value in traced.crossing(index) if value.name not in traced.shapes]
-    if wrong:
-        raise UsageError(
-            f"cannot cut after '{place}': later layers need {wrong[0]}, which is no tensor; {_usable(traced)}"
-        )
-    if not traced.crossing(index):
-        raise UsageError(f"no layer runs after '{place}': {_usable(traced)}")
-    return index, node
+        raise UsageError(f"cannot cut after '{place}': it does not run as a part of its own; {_usable(traced)}")
+    if obstacle := _obstacle(traced, index):
+        raise UsageError(f"cannot cut after '{place}': it {obstacle}; {_usable(traced)}")
+    return index, traced.nodes[index]
 
 
 def _end(traced: TracedModule) -> tuple[tuple[int, fx.Node], nn.Linear | None]:

@@ -47,6 +47,7 @@ class DataConfig:
         mean, std: normalisation, one number per channel, for pixels in [0, 1].
         prepare: how images are prepared.
         classes: number of outputs of the network's own classifier.
+        after: names of the submodules behind which exits are attached; None = evenly spaced blocks.
     """
 
     input_shape: tuple[int, int, int]
@@ -54,6 +55,7 @@ class DataConfig:
     std: tuple[float, ...]
     prepare: PrepareSpec
     classes: int = 1000
+    after: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,16 @@ class Backbone:
             NotFound, Damaged: the file of the weights, or that of the function, is missing or cannot be read.
         """
         config = data_config(self.name)
-        shape = tuple(how.get("input_shape", config.input_shape))
-        module = _build_module(self.name, (int(shape[1]), int(shape[2])), pretrained and self.weights is None)
+        channels, height, width = how.get("input_shape", config.input_shape)
+        module = _build_module(self.name, (height, width), pretrained and self.weights is None)
         if pretrained and self.weights is not None:
             load_weights(module, Path(self.weights))
+        if (height, width) != config.input_shape[1:]:
+            _fit_size(module, (height, width))
+        _fit_classifier(module, classes)
         mean, std = how.get("mean", config.mean), how.get("std", config.std)
-        return attach_exits(module, classes=classes, input_shape=(shape[0], shape[1], shape[2]), mean=mean, std=std)
+        input_shape = (channels, height, width)
+        return attach_exits(module, config.after, classes=classes, input_shape=input_shape, mean=mean, std=std)
 
     def initial(self, classes: int, **how: Any) -> MultiExit:
         """The network with exits and pretrained weights, see `build`."""
@@ -106,7 +112,7 @@ def data_config(name: str) -> DataConfig:
         prepare = PrepareSpec(resize="bicubic", fit="cover", crop=224 / 256)
         return DataConfig((3, 224, 224), (127 / 255,) * 3, (128 / 255,) * 3, prepare)
     if name.startswith(TIMM):
-        return _timm_config(_timm_module(name, None, False))
+        return _timm_config(_timm_module(name, False))
     return _user_module(name)[1]
 
 
@@ -187,7 +193,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def _build_module(name: str, size: tuple[int, int], pretrained: bool) -> nn.Module:
     if name == EFFICIENTNET_LITE0:
         return _efficientnet_lite0(size, pretrained)
-    return _timm_module(name, size, pretrained) if name.startswith(TIMM) else _user_module(name)[0]
+    return _timm_module(name, pretrained) if name.startswith(TIMM) else _user_module(name)[0]
 
 
 def _efficientnet_lite0(size: tuple[int, int], pretrained: bool) -> nn.Module:
@@ -200,7 +206,7 @@ def _efficientnet_lite0(size: tuple[int, int], pretrained: bool) -> nn.Module:
     return module
 
 
-def _timm_module(name: str, size: tuple[int, int] | None, pretrained: bool) -> nn.Module:
+def _timm_module(name: str, pretrained: bool) -> nn.Module:
     with requires_extra("timm", "A network of timm"):
         import timm
     architecture = name.removeprefix(TIMM)
@@ -216,10 +222,27 @@ def _timm_module(name: str, size: tuple[int, int] | None, pretrained: bool) -> n
         raise UsageError(
             f"timm cannot load the weights of {architecture} ({reason}): give a file with --weights"
         ) from None
-    own = _timm_config(module).input_shape[1:]
-    if size is not None and size != own and hasattr(module, "set_input_size"):
-        cast("Any", module).set_input_size(img_size=size)
     return module
+
+
+def _fit_size(module: nn.Module, size: tuple[int, int]) -> None:
+    """Let a network of timm whose weights depend on the size, such as a transformer, take images of (H, W)."""
+    if hasattr(module, "set_input_size"):
+        try:
+            cast("Any", module).set_input_size(img_size=size)
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"the network takes no images of {size[0]} x {size[1]}: {error}; choose another --size"
+            ) from None
+
+
+def _fit_classifier(module: nn.Module, classes: int) -> None:
+    """Give a network of timm whose output is not that of one linear layer, such as a distilled one, C classes."""
+    own: Any = module
+    if not hasattr(module, "reset_classifier") or isinstance(own.get_classifier(), nn.Linear):
+        return
+    if own.num_classes != classes:
+        own.reset_classifier(classes)
 
 
 def _timm_config(module: nn.Module) -> DataConfig:
@@ -229,7 +252,7 @@ def _timm_config(module: nn.Module) -> DataConfig:
 
 
 def _from_dict(values: Mapping[str, Any], classes: int) -> DataConfig:
-    """A data configuration with the keys of timm: input_size, mean, std, crop_pct, crop_mode, interpolation."""
+    """A data configuration with the keys of timm: input_size, mean, std, crop_pct, crop_mode, interpolation; after."""
     resize = str(values.get("interpolation", "bilinear"))
     prepare = PrepareSpec(
         resize=resize if resize in ("bilinear", "bicubic", "box") else "bicubic",
@@ -238,7 +261,10 @@ def _from_dict(values: Mapping[str, Any], classes: int) -> DataConfig:
     )
     channels, height, width = values.get("input_size", (3, 224, 224))
     mean, std = (tuple(map(float, values.get(key, _IMAGENET[key]))) for key in ("mean", "std"))
-    return DataConfig((channels, height, width), mean, std, prepare, classes)
+    after = values.get("after")
+    if isinstance(after, str) or not all(isinstance(one, str) for one in after or ()):
+        raise UsageError(f"'after' must be a list of names of submodules, found {after!r}")
+    return DataConfig((channels, height, width), mean, std, prepare, classes, None if after is None else tuple(after))
 
 
 def _user_file(name: str) -> tuple[Path, str]:
@@ -266,6 +292,6 @@ def _user_module(name: str) -> tuple[nn.Module, DataConfig]:
     if not isinstance(module, nn.Module) or not isinstance(values, Mapping):
         raise UsageError(
             f"{path}: {function}() must return a torch.nn.Module, or a module and a dict with input_size, mean, std, "
-            f"crop_pct and interpolation; it returned {type(result).__name__}"
+            f"crop_pct, interpolation and after; it returned {type(result).__name__}"
         )
     return module, _from_dict(values, 1000)

@@ -10,12 +10,14 @@ import inspect
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from mexit.errors import UsageError
 
+_HOLDERS = ("call_module", "get_attr")  # operations that hold weights
 _BATCHES = (2, 3)  # two batch sizes show which numbers in the graph are constants
 
 
@@ -80,7 +82,17 @@ class TracedModule:
     def is_place(self, index: int) -> bool:
         """Whether one tensor alone crosses the cut behind operation `index`, and that is its output."""
         node = self.nodes[index]
-        return self.crossing(index) == [node] and len(self.shapes.get(node.name, ())) in (3, 4)
+        is_alone = self.crossing(index) == [node] and len(self.shapes.get(node.name, ())) in (3, 4)
+        return is_alone and not self.shared(index)
+
+    def shared(self, index: int) -> list[str]:
+        """Names of the modules with weights and of the parameters that both sides of the cut behind `index` use."""
+        before = {node.target for node in self.nodes[: index + 1] if node.op in _HOLDERS}
+        again = (node for node in self.nodes[index + 1 :] if node.op in _HOLDERS and node.target in before)
+        return [str(node.target) for node in again if node.op == "get_attr" or self._has_weights(str(node.target))]
+
+    def _has_weights(self, name: str) -> bool:
+        return bool(self.graph.get_submodule(name).state_dict())
 
 
 def trace(module: nn.Module, input_shape: tuple[int, int, int], after: Sequence[str] = ()) -> TracedModule:
@@ -106,9 +118,10 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int], after: Sequence[
             reason = " ".join(str(error).split())[:200]
         else:
             return _traced(graph, runs, classifier)
+    code = f"the code that runs {' and '.join(after)}" if after else f"this {type(module).__name__}"
     raise UsageError(
-        f"torch.fx cannot trace this {type(module).__name__}, so it cannot be cut: {reason}. Its forward must not "
-        "branch on the values of tensors; name submodules that lie outside such code"
+        f"torch.fx cannot trace {code}, so it cannot be cut: {reason}. A forward must not branch on the values of "
+        "tensors"
     )
 
 
@@ -240,6 +253,11 @@ class _Recorder(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.found: dict[str, object] = {}
+
+    def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        # fx passes immutable lists, and a block may replace items of its list of tensors, as HRNet's do
+        result: object = super().call_module(target, tuple(list(a) if isinstance(a, list) else a for a in args), kwargs)
+        return result
 
     def run_node(self, n: fx.Node) -> object:
         result: object = super().run_node(n)

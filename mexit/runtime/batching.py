@@ -125,8 +125,9 @@ class PendingRequest:
         """The answers of all rows, when none is under way."""
         confident = np.array([reason == "confident" for reason in self._reasons])
         unsure = self.request.choice.policy.unsure(self._exits, self._scores, confident)
-        reasons, times = tuple(self._reasons), tuple(self._segment_seconds)
-        return Answers(self._exits, self._probabilities, reasons, self._seconds, times, unsure, self.static)
+        exits, seconds, reasons = self._exits.tolist(), self._seconds.tolist(), tuple(self._reasons)
+        withheld = None if unsure is None else unsure.tolist()
+        return Answers(exits, self._probabilities, reasons, seconds, self._segment_seconds, withheld, self.static)
 
 
 def _join(requests: Sequence[PendingRequest]) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -26,31 +25,33 @@ from mexit.runtime.backends.bound_runner import PlainRunner, Runner, RunnerPool
 Permit = Callable[[int, int], int]
 
 
-@dataclass(frozen=True)
-class Answers:
+class Answers(NamedTuple):  # a frozen dataclass takes microseconds to make
     """Answers for B rows.
 
     Attributes:
-        exits: exit of each row, from 1, (B,) int64.
+        exits: exit of each row, from 1, (B,).
         probabilities: of the exit that answered, (B, C) float64.
         reasons: why each row left at its exit: one of `prediction.REASONS`, never "unsure".
-        seconds: from the start of segment 1 to the answer, (B,) float64.
+        seconds: from the start of segment 1 to the answer, (B,).
         segment_seconds: of each segment that ran, with its decision; of the static network, which is one segment.
         unsure: whether each answer is unsure, (B,); None without a reject option.
         static: whether the static network ran, in place of the segments.
     """
 
-    exits: NDArray[np.int64]
+    exits: Sequence[int]
     probabilities: NDArray[np.float64]
     reasons: tuple[str, ...]
-    seconds: NDArray[np.float64]
-    segment_seconds: tuple[float, ...]
-    unsure: NDArray[np.bool_] | None = None
+    seconds: Sequence[float]
+    segment_seconds: Sequence[float]
+    unsure: Sequence[bool] | None = None
     static: bool = False
 
 
-class _Task(NamedTuple):  # a frozen dataclass takes microseconds to make
-    """The arguments of both paths; `pool` as `Backend.runners`, `carry` as `Backend.carry`."""
+class _Task(NamedTuple):
+    """The arguments of both paths; `pool` as `Backend.runners`, `carry` as `Backend.carry`.
+
+    The static network is one segment, `static` is true, and `skipped` is the number of exits before its own.
+    """
 
     segments: Sequence[Segment]
     pool: RunnerPool | None
@@ -60,6 +61,8 @@ class _Task(NamedTuple):  # a frozen dataclass takes microseconds to make
     last: int
     deadline_s: float = np.inf
     permit: Permit | None = None
+    static: bool = False
+    skipped: int = 0
 
     @property
     def exits(self) -> int:
@@ -109,8 +112,8 @@ def answer(
         assert backend.static is not None
         assert policy.static is not None
         pool = getattr(backend, "static_runners", None)
-        answers = _answer(_Task([backend.static], pool, backend.carry, policy.static, classes, 1), images)
-        return replace(answers, exits=np.full(len(images), exits), static=True)
+        task = _Task([backend.static], pool, backend.carry, policy.static, classes, 1, static=True, skipped=exits - 1)
+        return _answer(task, images)
     pool, latest_s = getattr(backend, "runners", None), np.inf if deadline_s is None else deadline_s
     return _answer(_Task(backend.segments, pool, backend.carry, policy, classes, last, latest_s, permit), images)
 
@@ -125,13 +128,13 @@ def _answer_one(task: _Task, image: NDArray[np.float32]) -> Answers:
     pool = task.pool
     runner: Runner = PlainRunner(task.carry, task.segments) if pool is None else pool.take()
     runner.start(image)
-    scorer, thresholds = ScalarScorer(task.policy.scorer(task.classes)), task.policy.thresholds
-    ends: list[float] = []
+    scorer, thresholds, exits = ScalarScorer(task.policy.scorer(task.classes)), task.policy.thresholds, task.exits
+    now, segment_seconds = 0.0, []
     for k in range(1, task.last + 1):
         scorer.add(runner.run(k))
-        confident = k == task.exits or scorer.reaches(thresholds[k - 1])
-        now = time.perf_counter() - start
-        ends.append(now)
+        confident = k == exits or scorer.reaches(thresholds[k - 1])
+        before, now = now, time.perf_counter() - start
+        segment_seconds.append(now - before)
         late = now >= task.deadline_s
         if confident or k == task.last or late or (task.permit is not None and not task.permit(k + 1, 1)):
             break
@@ -140,17 +143,18 @@ def _answer_one(task: _Task, image: NDArray[np.float32]) -> Answers:
         sure = (confident and task.policy.selective[k - 1]) or scorer.reaches(
             float(task.policy.reject_thresholds[k - 1])
         )
-        unsure = np.array([not sure])
+        unsure = [not sure]
     probabilities = scorer.probabilities()
     if pool is not None:
         pool.give_back(runner)
     return Answers(
-        np.array([k], np.int64),
+        [k + task.skipped],
         probabilities[None],
         (task.reason(k, confident, late),),
-        np.array([now]),
-        tuple(end - before for before, end in zip([0.0, *ends], ends, strict=False)),
+        [now],
+        segment_seconds,
         unsure,
+        task.static,
     )
 
 
@@ -162,7 +166,7 @@ def _answer_rows(task: _Task, images: NDArray[np.float32]) -> Answers:
     exits, seconds = np.zeros(count, np.int64), np.zeros(count)
     probabilities, scores, early = np.zeros((count, task.classes)), np.zeros(count), np.zeros(count, np.bool_)
     reasons = [""] * count
-    ends: list[float] = []
+    now, segment_seconds = 0.0, []
     rows = np.arange(count)
     carried = task.carry(images)
     for k in range(1, task.last + 1):
@@ -170,7 +174,8 @@ def _answer_rows(task: _Task, images: NDArray[np.float32]) -> Answers:
             break
         carried, logits = segments[k - 1].run(carried)
         state, exit_probabilities, score = scorer.step(k, logits, state)
-        now = time.perf_counter() - start
+        before, now = now, time.perf_counter() - start
+        segment_seconds.append(now - before)
         late = now >= task.deadline_s
         all_rows = np.ones(len(rows), np.bool_)
         confident = should_exit(score, task.policy.threshold(k)) if k < task.exits else all_rows
@@ -186,13 +191,19 @@ def _answer_rows(task: _Task, images: NDArray[np.float32]) -> Answers:
         scores[left], early[left] = score[leaving], confident[leaving]
         for row, is_confident in zip(left.tolist(), confident[leaving].tolist(), strict=True):
             reasons[row] = task.reason(k, is_confident, late)
-        ends.append(now)
         staying = np.flatnonzero(~leaving)
         if k < task.last and len(staying) < len(rows):
             rows, carried, state = rows[staying], carried.take(staying), state.take(staying)
-    segment_seconds = tuple(end - before for before, end in zip([0.0, *ends], ends, strict=False))
     unsure = task.policy.unsure(exits, scores, early)
-    return Answers(exits, probabilities, tuple(reasons), seconds, segment_seconds, unsure)
+    return Answers(
+        (exits + task.skipped).tolist(),
+        probabilities,
+        tuple(reasons),
+        seconds.tolist(),
+        segment_seconds,
+        None if unsure is None else unsure.tolist(),
+        task.static,
+    )
 
 
 def runs_static(backend: Backend, policy: Policy, last: int, *, any_exit: bool) -> bool:

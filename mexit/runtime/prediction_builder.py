@@ -20,14 +20,15 @@ class PredictionBuilder:
 
     def build(self, request: Request, answers: Answers, start_s: float, batch_rows: int | None) -> list[Prediction]:
         """The predictions of the next rows of a request; arguments as in `Runtime.complete`."""
-        exits, latency_ms = answers.exits.tolist(), ((answers.seconds + start_s) * 1e3).tolist()
         indices = answers.probabilities.argmax(axis=1).tolist()
-        receipts = self._receipts(request, answers, start_s, batch_rows)
-        unsure = [False] * len(exits) if answers.unsure is None else answers.unsure.tolist()
+        receipts: Sequence[Receipt | None] = [None] * len(indices)
+        if request.receipts:
+            receipts = self._receipts(request, answers, start_s, batch_rows)
+        unsure = answers.unsure or [False] * len(indices)
         static, budget = self._static_macs, request.budget.text
         predictions = []
-        for row, (k, index, probabilities) in enumerate(zip(exits, indices, answers.probabilities, strict=True)):
-            macs, withheld = static if answers.static else self._exit_macs[k - 1], unsure[row]
+        for row, (k, index, withheld) in enumerate(zip(answers.exits, indices, unsure, strict=True)):
+            macs, probabilities = static if answers.static else self._exit_macs[k - 1], answers.probabilities[row]
             predictions.append(
                 Prediction(
                     index=None if withheld else index,
@@ -38,7 +39,7 @@ class PredictionBuilder:
                     reason=UNSURE if withheld else answers.reasons[row],
                     macs=macs,
                     saved_macs=static - macs,
-                    latency_ms=latency_ms[row],
+                    latency_ms=(answers.seconds[row] + start_s) * 1e3,
                     budget=budget,
                     receipt=receipts[row],
                 )
@@ -47,9 +48,7 @@ class PredictionBuilder:
 
     def _receipts(
         self, request: Request, answers: Answers, start_s: float, batch_rows: int | None
-    ) -> Sequence[Receipt | None]:
-        if not request.receipts:
-            return [None] * len(answers.exits)
+    ) -> Sequence[Receipt]:
         segment_us = tuple(seconds * 1e6 for seconds in answers.segment_seconds)
         rows, queue_us = batch_rows or len(answers.exits), (request.queued_s + start_s) * 1e6
         return [
@@ -60,5 +59,5 @@ class PredictionBuilder:
                 request.choice.certificates if reason in POLICY_REASONS else (),
                 self._model,
             )
-            for k, reason in zip(answers.exits.tolist(), answers.reasons, strict=True)
+            for k, reason in zip(answers.exits, answers.reasons, strict=True)
         ]

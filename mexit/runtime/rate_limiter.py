@@ -15,6 +15,7 @@ The measurements behind a millisecond budget (`latency_profile`) are not limited
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 import time
@@ -94,18 +95,38 @@ class RateLimiter:
             max_clients: size of the table of client buckets.
         """
         self.limits = limits
-        bursts = [limit.burst for limit in (limits.overall, limits.client) if limit is not None]
-        self.max_rows = min((burst // cumulative_macs[0] for burst in bursts), default=sys.maxsize)
-        self._segments = segment_macs(cumulative_macs)
-        self._full_macs = cumulative_macs[-1]
+        self._set_costs(cumulative_macs)
         self._clock_ns, self._max_clients = clock_ns, max_clients
         now_ns = clock_ns()
         self._overall = None if limits.overall is None else _Bucket(limits.overall, now_ns)
         self._overflow = None if limits.client is None else _Bucket(limits.client, now_ns)
         self._clients: OrderedDict[str, _Bucket] = OrderedDict()  # least recently used first
-        self._refused = [0] * (len(self._segments) - 1)
-        self._waits = self._overloaded = 0
+        self._counts = _Counts([0] * (len(self._segments) - 1))
         self._lock = threading.Lock()
+
+    def for_costs(self, cumulative_macs: Sequence[int]) -> RateLimiter:
+        """The limiter of another network, with the same buckets and counters.
+
+        Args:
+            cumulative_macs: cost of leaving at each exit of that network, MACs, (E,).
+
+        Raises:
+            UsageError: a bucket is smaller than a segment, which could then never run.
+        """
+        for limit in (self.limits.overall, self.limits.client):
+            if limit is not None:
+                _check_burst(limit.burst, "burst", cumulative_macs)
+        other = copy.copy(self)
+        other._set_costs(cumulative_macs)
+        with self._lock:
+            self._counts.refused += [0] * (len(cumulative_macs) - 1 - len(self._counts.refused))
+        return other
+
+    def _set_costs(self, cumulative_macs: Sequence[int]) -> None:
+        bursts = [limit.burst for limit in (self.limits.overall, self.limits.client) if limit is not None]
+        self.max_rows = min((burst // cumulative_macs[0] for burst in bursts), default=sys.maxsize)
+        self._segments = segment_macs(cumulative_macs)
+        self._full_macs = cumulative_macs[-1]
 
     def acquire_all(self, client: str, rows: int) -> int:
         """Take the tokens of segment 1 for a batch: for all rows or for none.
@@ -132,7 +153,7 @@ class RateLimiter:
         with self._lock:
             admitted = self._take_affordable(client, self._segments[k - 1], rows)
             if k > 1:
-                self._refused[k - 2] += rows - admitted
+                self._counts.refused[k - 2] += rows - admitted
         return admitted
 
     def acquire_full_pass(self, client: str, rows: int) -> int:
@@ -149,12 +170,12 @@ class RateLimiter:
     def count_wait(self) -> None:
         """Count a call that waits for tokens."""
         with self._lock:
-            self._waits += 1
+            self._counts.waits += 1
 
     def count_overloaded(self) -> None:
         """Count a call that was refused."""
         with self._lock:
-            self._overloaded += 1
+            self._counts.overloaded += 1
 
     def state(self) -> RateLimiterState:
         """A consistent copy of the counters."""
@@ -163,7 +184,8 @@ class RateLimiter:
             if self._overall is not None:
                 self._overall.refill(self._clock_ns())
                 tokens = self._overall.level // _NANO
-            return RateLimiterState(tuple(self._refused), self._waits, self._overloaded, tokens, len(self._clients))
+            counts = self._counts
+            return RateLimiterState(tuple(counts.refused), counts.waits, counts.overloaded, tokens, len(self._clients))
 
     def _take_affordable(self, client: str, macs: int, rows: int) -> int:
         """Take the tokens of as many rows as possible, at most `rows`, at `macs` each; returns that number."""
@@ -196,6 +218,15 @@ class RateLimiter:
         bucket = self._clients[client] = _Bucket(self._overflow.limit, now_ns)
         bucket.level = self._overflow.level
         return bucket
+
+
+@dataclass
+class _Counts:
+    """Counters that the limiters of several networks share; see `RateLimiterState`."""
+
+    refused: list[int]
+    waits: int = 0
+    overloaded: int = 0
 
 
 class _Bucket:
@@ -273,10 +304,14 @@ def _rate_limit(
         return None
     per_second = parse_macs(rate, rate_name)
     capacity = max(per_second, cumulative_macs[-1]) if burst is None else parse_macs(burst, burst_name)
+    _check_burst(capacity, burst_name, cumulative_macs)
+    return RateLimit(per_second, capacity)
+
+
+def _check_burst(capacity: int, name: str, cumulative_macs: Sequence[int]) -> None:
     largest = max(segment_macs(cumulative_macs))
     if capacity < largest:
         raise UsageError(
-            f"a {burst_name} of {format_macs(capacity)} is less than the largest segment costs, which could then "
+            f"a {name} of {format_macs(capacity)} is less than the largest segment costs, which could then "
             f"never run: give at least {exact_macs(largest)}"
         )
-    return RateLimit(per_second, capacity)

@@ -237,7 +237,7 @@ class Runtime:
             tensor: images that `prepare` returned, (B, C, H, W) float32.
             options: see `request.RequestOptions`.
         """
-        if unknown := options.keys() - RequestOptions.__annotations__.keys():
+        if options and (unknown := options.keys() - RequestOptions.__annotations__.keys()):
             raise TypeError(f"unknown option '{min(unknown)}' of a request")
         budget = options.get("budget")
         parsed = self._budget if budget is None else self._selector.parse(budget)
@@ -276,9 +276,9 @@ class Runtime:
         """
         predictions = self._builder.build(request, answers, start_s, batch_rows)
         spent = sum([prediction.macs for prediction in predictions])
-        unsure_rows = 0 if answers.unsure is None else int(answers.unsure.sum())
-        exits, latency_ms = answers.exits.tolist(), [prediction.latency_ms for prediction in predictions]
-        self.stats.add(exits, latency_ms, spent, answers.reasons.count("rate-limit"), unsure_rows)
+        latency_ms = [prediction.latency_ms for prediction in predictions]
+        rate_limited, unsure = answers.reasons.count("rate-limit"), sum(answers.unsure or ())
+        self.stats.add(answers.exits, latency_ms, spent, rate_limited, unsure)
         request.predictions += predictions
         return predictions
 

@@ -4,7 +4,7 @@ A request passes these files, from its route to its answer:
 
     http              routes
     request_body      receives, decompresses and parses the body within limits
-    worker_pool       worker threads, clients in turn, a bounded number of requests
+    worker_pool       where jobs run, clients in turn, a bounded number of requests
     image_body        images, also as base64 in JSON
     service           answers one request with the runtime
     oip               requests and responses of the Open Inference Protocol
@@ -13,7 +13,11 @@ A request passes these files, from its route to its answer:
 
 Around them:
 
-    middleware        authentication, client identity, errors
+    asgi              the application: requests, responses, table of routes
+    server_state      what all models share: limits, worker threads, memory, metrics
+    model_folder      models and versions on disk
+    repository_watch  loads new versions, unloads removed models
+    middleware        authentication, client identity
     model_info        server and model metadata
     metrics           Prometheus series and Triton's statistics
     limits            sizes, counts and times that bound the server

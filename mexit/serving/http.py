@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
-
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from typing import Any, TypeVar
 
 from mexit.errors import BadInput, NotFound
 from mexit.serving import model_info
+from mexit.serving.asgi import App, Handler, HTTPError, Request, Response, Route, Routes
 from mexit.serving.image_body import HOW_TO_SEND
 from mexit.serving.metrics import CONTENT_TYPE
-from mexit.serving.middleware import BearerTokenMiddleware, ErrorMiddleware, client_id
-from mexit.serving.oip import HEADER_LENGTH, VERSION
+from mexit.serving.middleware import BearerTokens, client_id
+from mexit.serving.oip import HEADER_LENGTH
+from mexit.serving.repository import ModelRepository
 from mexit.serving.request_body import parse_json, read_body, short_repr
 from mexit.serving.request_options import options_from_query
-from mexit.serving.responses import EXCEPTION_HANDLERS, json_response
+from mexit.serving.responses import json_response, response_to_error
 from mexit.serving.service import IncomingRequest, Service
 from mexit.serving.worker_pool import Job
 
 T = TypeVar("T")
+_ADMIN = 1  # number of the token that may load and unload models
 
 
-def build_app(service: Service, tokens: Sequence[str] = ()) -> Starlette:
-    """The ASGI application of a service. If there are tokens, every route but health requires one of them."""
-    middleware = [Middleware(ErrorMiddleware, metrics=service.metrics)]
-    if tokens:
-        middleware.append(Middleware(BearerTokenMiddleware, tokens=tokens))
-    app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=EXCEPTION_HANDLERS)
-    app.router.redirect_slashes = False
-    app.state.service = service
-    return app
+def build_app(repository: ModelRepository, tokens: Sequence[str] = ()) -> App:
+    """The ASGI application of a server. If there are tokens, every route but health requires one of them."""
+    check, count_error = BearerTokens(tokens).check, repository.server.metrics.count_error
+    return App(Routes(ROUTES), repository, check=check, on_error=response_to_error, count_error=count_error)
 
 
 async def server_metadata(_: Request) -> Response:
@@ -52,81 +44,137 @@ async def server_live(_: Request) -> Response:
 
 async def server_ready(request: Request) -> Response:
     """`GET /v2/health/ready`: the server accepts requests; 503 after a stop signal."""
-    ready = not _service(request).stopping
+    ready = not _repository(request).server.stopping
     return json_response({"ready": ready}, 200 if ready else 503)
 
 
 async def model_metadata(request: Request) -> Response:
     """`GET /v2/models/{model}`"""
-    service = _service_of_model(request)
-    return json_response(model_info.model_metadata(service.runtime, service.name))
+    return json_response(model_info.model_metadata(_service(request)))
 
 
 async def model_ready(request: Request) -> Response:
     """`GET /v2/models/{model}/ready`"""
-    ready = not _service_of_model(request).stopping
+    ready = not _service(request).server.stopping
     return json_response({"name": request.path_params["model"], "ready": ready}, 200 if ready else 503)
 
 
 async def model_config(request: Request) -> Response:
     """`GET /v2/models/{model}/config`"""
-    service = _service_of_model(request)
-    return json_response(model_info.model_config(service.runtime, service.name, service.limits))
+    return json_response(model_info.model_config(_service(request)))
 
 
 async def model_statistics(request: Request) -> Response:
     """`GET /v2/models/{model}/stats`"""
-    return json_response(_service_of_model(request).metrics.statistics.to_json())
+    return json_response({"model_stats": [_service(request).metrics.statistics.to_json()]})
 
 
 async def all_statistics(request: Request) -> Response:
-    """`GET /v2/models/stats`"""
-    return json_response(_service(request).metrics.statistics.to_json())
+    """`GET /v2/models/stats`: of the versions in service."""
+    services = _repository(request).services
+    return json_response({"model_stats": [service.metrics.statistics.to_json() for service in services]})
 
 
 async def repository_index(request: Request) -> Response:
-    """`POST /v2/repository/index`, with an optional body `{"ready": true}`."""
-    service = _service(request)
-    with service.memory.reserve(client_id(request)) as add:
-        body = await read_body(request, add, service.limits)
-        options = parse_json(body, service.limits) if body.strip() else {}
-    if not isinstance(options, dict) or not isinstance(options.get("ready"), bool | None):
-        raise BadInput(f'the body must be empty or {{"ready": true}}, found {short_repr(options)}')
-    return json_response(model_info.repository_index(service.name, not service.stopping))
+    """`POST /v2/repository/index`, with an optional body `{"ready": true}`: only the versions in service."""
+    options = await _json_object(request, {"ready": bool}, '{"ready": true}')
+    entries = _repository(request).index()
+    return json_response([entry for entry in entries if not options.get("ready") or entry["state"] == "READY"])
+
+
+async def load_model(request: Request) -> Response:
+    """`POST /v2/repository/models/{model}/load`: put the newest version into service."""
+    await _json_object(request, {"parameters": dict}, "{}", parameters=())
+    return await _change(request, _repository(request).load)
+
+
+async def unload_model(request: Request) -> Response:
+    """`POST /v2/repository/models/{model}/unload`: take a model out of service."""
+    await _json_object(request, {"parameters": dict}, "{}", parameters=("unload_dependents",))
+    return await _change(request, _repository(request).unload)
 
 
 async def model_infer(request: Request) -> Response:
     """`POST /v2/models/{model}/infer`: tensors to the outputs of their predictions."""
-    service = _service_of_model(request)
-    header_lengths = request.headers.getlist(HEADER_LENGTH)
-    with _record_failure(service):
+    header_lengths = request.header_values(HEADER_LENGTH)
+    with _repository(request).use(*_named(request)) as service, _record_failure(service):
         job = partial(service.infer, header_lengths=header_lengths)
-        content, headers = await _run_job(request, "infer", job)
+        is_short = partial(service.is_short, header_lengths=header_lengths)
+        content, headers = await _run_job(request, "infer", service, job, is_short)
     return Response(content, headers=headers)
 
 
 async def classify(request: Request) -> Response:
-    """`POST /v1/classify`: an encoded image to its prediction."""
-    if request.headers.get("content-type", "").startswith("multipart/"):
+    """`POST /v1/classify`: an encoded image to its prediction, by the model that the query names."""
+    if request.header("content-type").startswith("multipart/"):
         raise BadInput(f"the body is a form (curl -F): {HOW_TO_SEND}")
-    options = options_from_query(request.query_params)
-    prediction = await _run_job(request, "classify", partial(_service(request).classify, options=options))
+    query = dict(request.query)
+    repository = _repository(request)
+    name = query.pop("model", None) or _only_model(repository)
+    options = options_from_query(query)
+    with repository.use(name) as service:
+        job = partial(service.classify, options=options)
+        prediction = await _run_job(request, "classify", service, job)
     return json_response(prediction.to_json())
 
 
 async def metrics(request: Request) -> Response:
     """`GET /metrics`: Prometheus text."""
-    return Response(_service(request).metrics.prometheus_text(), media_type=CONTENT_TYPE)
+    return Response(_repository(request).server.metrics.prometheus_text(), headers={"content-type": CONTENT_TYPE})
 
 
-async def _run_job(request: Request, route: str, job: Callable[[IncomingRequest], Job[T]]) -> T:
+async def _run_job(
+    request: Request,
+    route: str,
+    service: Service,
+    job: Callable[[IncomingRequest], Job[T]],
+    is_short: Callable[[IncomingRequest], bool] = lambda _: False,
+) -> T:
     """Read the body, then run the request's job in the worker pool."""
-    service, client = _service(request), client_id(request)
-    with service.in_flight(route), service.memory.reserve(client) as add:
-        body = await read_body(request, add, service.limits)
-        encoding = request.headers.get("content-encoding", "")
-        incoming = IncomingRequest(body, encoding, time.perf_counter_ns(), client)
-        return await service.worker_pool.run(job(incoming), request.receive, client)
+    server, client = service.server, client_id(request)
+    with server.in_flight(route, service.name), server.memory.reserve(client) as add:
+        body = await read_body(request, add, server.limits)
+        incoming = IncomingRequest(body, request.header("content-encoding"), time.perf_counter_ns(), client)
+        short = is_short(incoming)
+        return await server.worker_pool.run(job(incoming), request.receive, client, short=short)
+
+
+async def _change(request: Request, change: Callable[[str], None]) -> Response:
+    """Load or unload the model of the path, in the loader's thread."""
+    if request.scope.get("mexit_token", _ADMIN) != _ADMIN:
+        raise HTTPError(403, "only the first token of the server may load and unload models")
+
+    def job() -> Job[None]:
+        change(request.path_params["model"])
+        yield from ()
+
+    await _repository(request).server.loader.run(job(), request.receive)
+    return json_response({})
+
+
+async def _json_object(
+    request: Request, fields: Mapping[str, type], expected: str, parameters: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The JSON object of a body; empty for an empty body.
+
+    Args:
+        request: its body is unread.
+        fields: the type of each known field; other fields are ignored.
+        expected: an example, for messages.
+        parameters: the known parameters. Others, such as Triton's `config`, would change what is loaded.
+    """
+    server = _repository(request).server
+    with server.memory.reserve(client_id(request)) as add:
+        body = await read_body(request, add, server.limits)
+        options = parse_json(body, server.limits) if body.strip() else {}
+    if not isinstance(options, dict):
+        raise BadInput(f"the body must be empty or {expected}, found {short_repr(options)}")
+    for name, kind in fields.items():
+        if not isinstance(options.get(name), kind | None):
+            raise BadInput(f"the body must be empty or {expected}, found {name} {short_repr(options[name])}")
+    if unknown := [name for name in options.get("parameters") or {} if name not in parameters]:
+        raise BadInput(f"the parameter {short_repr(unknown[0])} is not supported: a model is loaded as it is on disk")
+    return options
 
 
 @contextmanager
@@ -140,27 +188,35 @@ def _record_failure(service: Service) -> Iterator[None]:
         raise
 
 
+def _repository(request: Request) -> ModelRepository:
+    assert isinstance(request.state, ModelRepository)
+    return request.state
+
+
+def _named(request: Request) -> tuple[str, str | None]:
+    """The model and the version of the path."""
+    return request.path_params["model"], request.path_params.get("version")
+
+
 def _service(request: Request) -> Service:
-    service = request.app.state.service
-    assert isinstance(service, Service)
-    return service
+    """The service that the path names. Raises `NotFound`, `Overloaded`."""
+    return _repository(request).service(*_named(request))
 
 
-def _service_of_model(request: Request) -> Service:
-    """The service, if the path names its model and version. Raises `NotFound`."""
-    service = _service(request)
-    name, version = request.path_params["model"], request.path_params.get("version", VERSION)
-    if name != service.name:
-        raise NotFound(f"unknown model {short_repr(name)}: this server has '{service.name}'")
-    if version != VERSION:
-        raise NotFound(f"model '{service.name}' has no version {short_repr(version)}: it has version {VERSION}")
-    return service
+def _only_model(repository: ModelRepository) -> str:
+    """The model of requests that name none. Raises `BadInput` if there are several."""
+    names = repository.names
+    if len(names) > 1:
+        raise BadInput(f"this server has several models: name one in the query, such as ?model={names[0]}")
+    if not names:
+        raise NotFound("no model is in service")
+    return names[0]
 
 
-def _model_routes(suffix: str, endpoint: Callable[[Request], object], method: str = "GET") -> list[Route]:
+def _model_routes(suffix: str, handler: Handler, method: str = "GET") -> list[Route]:
     """The routes of a model, without and with its version."""
     paths = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
-    return [Route(path + suffix, endpoint, methods=[method]) for path in paths]
+    return [Route(path + suffix, handler, method) for path in paths]
 
 
 ROUTES = [
@@ -173,7 +229,9 @@ ROUTES = [
     *_model_routes("/config", model_config),
     *_model_routes("/stats", model_statistics),
     *_model_routes("/infer", model_infer, "POST"),
-    Route("/v2/repository/index", repository_index, methods=["POST"]),
-    Route("/v1/classify", classify, methods=["POST"]),
+    Route("/v2/repository/index", repository_index, "POST"),
+    Route("/v2/repository/models/{model}/load", load_model, "POST"),
+    Route("/v2/repository/models/{model}/unload", unload_model, "POST"),
+    Route("/v1/classify", classify, "POST"),
     Route("/metrics", metrics),
 ]

@@ -19,10 +19,12 @@ class Limits:
         client_share: if the rate limiter has a bucket per client, one client may use 1/client_share of
             `requests` and of `held_bytes`.
         workers: worker threads at most.
+        short_s: a tensor request that is expected to take less runs in the event loop, not in a worker thread; 0: none.
         token_wait_s: wait for tokens of the rate limiter if the request has no deadline.
         body_s: until the whole body has arrived.
         head_s: until the request line and headers have arrived, from the first byte or the connection.
         keep_alive_s: idle connection between two requests.
+        head_bytes: of a request line and headers, or of other bytes that are no part of a body.
         send_s: until the client has received the response, which stays in memory until then.
         drain_s: after a stop signal, until requests in flight are answered.
         close_s: after that, until their last bytes are sent.
@@ -37,10 +39,12 @@ class Limits:
     requests: int = 64
     client_share: int = 4
     workers: int = 4
+    short_s: float = 1e-3
     token_wait_s: float = 5.0
     body_s: float = 60.0
     head_s: float = 10.0
     keep_alive_s: int = 30
+    head_bytes: int = 64 << 10
     send_s: float = 60.0
     drain_s: float = 30.0
     close_s: int = 5

@@ -9,10 +9,10 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -20,14 +20,13 @@ from prometheus_client.registry import Collector
 
 from mexit.core.budget import NAMED_FRACTIONS
 from mexit.runtime.prediction import UNSURE, Prediction
-from mexit.runtime.rate_limiter import RateLimiterState
+from mexit.runtime.rate_limiter import RateLimiter
 from mexit.runtime.runtime import Runtime
-from mexit.serving.oip import VERSION
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CUSTOM_BUDGET = "custom"
 ROUTES = ("infer", "classify")
-ERROR_STATUSES = (400, 401, 404, 405, 408, 409, 413, 499, 500, 501, 503, 504)
+ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 499, 500, 501, 503, 504)
 _BUCKETS_S = (
     *(1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -60,22 +59,23 @@ class Metrics:
     """The metrics of one server. Safe to share between threads.
 
     Attributes:
-        statistics: counts of Triton's statistics extension.
+        runtimes: runtime in service, by the name of its model.
     """
 
-    def __init__(self, runtime: Runtime, name: str, waiting: Callable[[], int]) -> None:
-        """Create the series, at zero: a rate over the first minutes needs their start.
+    def __init__(self, rate_limiter: RateLimiter | None, waiting: Callable[[], int]) -> None:
+        """Create the server's series, at zero: a rate over the first minutes needs their start.
 
         Args:
-            runtime: the served runtime.
-            name: the served name of the model.
+            rate_limiter: of the server.
             waiting: returns the number of requests that wait for tokens of the rate limiter.
         """
         registry = CollectorRegistry()
         self._registry = registry
-        self._model = name
-        self._budgets = {*NAMED_FRACTIONS, runtime.budget.text}
-        registry.register(_RuntimeCollector(runtime, waiting))
+        self.runtimes: dict[str, Runtime] = {}
+        self._statistics: dict[tuple[str, str], TritonStatistics] = {}
+        registry.register(_DriftCollector(self.runtimes))
+        if rate_limiter is not None:
+            registry.register(_RateLimiterCollector(rate_limiter, waiting))
         ProcessCollector(registry=registry)
         self._predictions = Counter(
             "mexit_predictions_total", "Answered rows", ["model", "exit", "budget"], registry=registry
@@ -92,23 +92,64 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._durations = Histogram(
-            "mexit_request_duration_seconds", "From the head of a request to its response", ["route"],
+            "mexit_request_duration_seconds", "From the head of a request to its response", ["model", "route"],
             registry=registry, buckets=_BUCKETS_S,
         )  # fmt: skip
-        self._in_flight = Gauge("mexit_requests_in_flight", "Requests in flight", ["route"], registry=registry)
+        self._in_flight = Gauge("mexit_requests_in_flight", "Requests in flight", ["model", "route"], registry=registry)
         self._errors = Counter("mexit_errors_total", "Responses by error status", ["status"], registry=registry)
-        self.statistics = TritonStatistics(self._model)
-        self._create_series(runtime.bundle.manifest.numbers)
+        for status in ERROR_STATUSES:
+            self._errors.labels(str(status))
+
+    def model(self, name: str, version: str, runtime: Runtime) -> ModelMetrics:
+        """The series of a model, from zero for a new one; its statistics are those of a version."""
+        statistics = self._statistics.setdefault((name, version), TritonStatistics(name, version))
+        budgets = {*NAMED_FRACTIONS, runtime.budget.text}
+        for budget in (*budgets, CUSTOM_BUDGET):
+            self._unsure.labels(name, budget)
+            for k in runtime.bundle.manifest.numbers:
+                self._predictions.labels(name, str(k), budget)
+        for route in ROUTES:
+            self._durations.labels(name, route)
+            self._in_flight.labels(name, route)
+        counters = _ModelCounters(
+            self._predictions, self._unsure, self._macs.labels(name), self._static_macs.labels(name)
+        )
+        return ModelMetrics(name, budgets, counters, statistics)
 
     @contextmanager
-    def measure(self, route: str) -> Iterator[None]:
+    def measure(self, route: str, model: str) -> Iterator[None]:
         """Count a request as in flight, and record its duration when it is answered or its client disconnected."""
-        with self._in_flight.labels(route).track_inprogress(), self._durations.labels(route).time():
+        with self._in_flight.labels(model, route).track_inprogress(), self._durations.labels(model, route).time():
             yield
 
     def count_error(self, status: int) -> None:
         """Count a response with an error status."""
         self._errors.labels(str(status)).inc()
+
+    def prometheus_text(self) -> bytes:
+        """All series in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _ModelCounters(NamedTuple):
+    """Counters of rows and MACs; `predictions` and `unsure` still need their labels."""
+
+    predictions: Counter
+    unsure: Counter
+    macs: Counter
+    static_macs: Counter
+
+
+class ModelMetrics:
+    """The metrics of one version of a model. Safe to share between threads.
+
+    Attributes:
+        statistics: counts of Triton's statistics extension.
+    """
+
+    def __init__(self, model: str, budgets: set[str], counters: _ModelCounters, statistics: TritonStatistics) -> None:
+        self.statistics = statistics
+        self._model, self._budgets, self._counters = model, budgets, counters
 
     def count_predictions(self, predictions: Sequence[Prediction]) -> None:
         """Count computed predictions of one request, also if its client has disconnected."""
@@ -117,48 +158,38 @@ class Metrics:
         budget = predictions[0].budget
         label = budget if budget in self._budgets else CUSTOM_BUDGET
         for k, count in collections.Counter(prediction.exit for prediction in predictions).items():
-            self._predictions.labels(self._model, str(k), label).inc(count)
+            self._counters.predictions.labels(self._model, str(k), label).inc(count)
         if unsure := sum(prediction.reason == UNSURE for prediction in predictions):
-            self._unsure.labels(self._model, label).inc(unsure)
-        self._macs.labels(self._model).inc(sum(prediction.macs for prediction in predictions))
+            self._counters.unsure.labels(self._model, label).inc(unsure)
+        self._counters.macs.inc(sum(prediction.macs for prediction in predictions))
         static = sum(prediction.macs + prediction.saved_macs for prediction in predictions)
-        self._static_macs.labels(self._model).inc(static)
-
-    def prometheus_text(self) -> bytes:
-        """All series in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-    def _create_series(self, exits: Sequence[int]) -> None:
-        for budget in (*self._budgets, CUSTOM_BUDGET):
-            self._unsure.labels(self._model, budget)
-            for k in exits:
-                self._predictions.labels(self._model, str(k), budget)
-        for counter in (self._macs, self._static_macs):
-            counter.labels(self._model)
-        for route in ROUTES:
-            self._durations.labels(route)
-            self._in_flight.labels(route)
-        for status in ERROR_STATUSES:
-            self._errors.labels(str(status))
+        self._counters.static_macs.inc(static)
 
 
-class _RuntimeCollector(Collector):
-    """Series of the drift watch and of the rate limiter, read from the runtime at every scrape."""
+class _DriftCollector(Collector):
+    """Series of the drift watches, read from the runtimes at every scrape."""
 
-    def __init__(self, runtime: Runtime, waiting: Callable[[], int]) -> None:
-        self._runtime, self._waiting = runtime, waiting
+    def __init__(self, runtimes: Mapping[str, Runtime]) -> None:
+        self._runtimes = runtimes
 
     def collect(self) -> Iterator[Metric]:
-        if (drift := self._runtime.drift_watch) is not None:
-            macs = self._runtime.stats.snapshot().watch_macs
-            yield GaugeMetricFamily("mexit_watch_macs", "Multiply-adds spent on the drift watch", value=macs)
-            alarms = len(drift.alarms)
-            yield GaugeMetricFamily("mexit_drift_alarms", "Policies whose data has changed", value=alarms)
-        if self._runtime.rate_limiter is not None:
-            yield from self._collect_rate_limiter(self._runtime.rate_limiter.state())
+        macs = GaugeMetricFamily("mexit_watch_macs", "Multiply-adds spent on the drift watch", labels=["model"])
+        alarms = GaugeMetricFamily("mexit_drift_alarms", "Policies whose data has changed", labels=["model"])
+        for name, runtime in list(self._runtimes.items()):
+            if runtime.drift_watch is not None:
+                macs.add_metric([name], runtime.stats.snapshot().watch_macs)
+                alarms.add_metric([name], len(runtime.drift_watch.alarms))
+        yield from (family for family in (macs, alarms) if family.samples)
 
-    def _collect_rate_limiter(self, state: RateLimiterState) -> Iterator[Metric]:
-        prefix = "mexit_rate_limiter_"
+
+class _RateLimiterCollector(Collector):
+    """Series of the rate limiter, read at every scrape."""
+
+    def __init__(self, rate_limiter: RateLimiter, waiting: Callable[[], int]) -> None:
+        self._rate_limiter, self._waiting = rate_limiter, waiting
+
+    def collect(self) -> Iterator[Metric]:
+        state, prefix = self._rate_limiter.state(), "mexit_rate_limiter_"
         help_text = "Rows without tokens for the segment, which answered with the exit before"
         refused = CounterMetricFamily(prefix + "refused_rows", help_text, labels=["segment"])
         for k, rows in enumerate(state.refused, start=2):
@@ -174,10 +205,10 @@ class _RuntimeCollector(Collector):
 
 
 class TritonStatistics:
-    """Counts and nanoseconds of Triton's statistics extension. Thread-safe."""
+    """Counts and nanoseconds of Triton's statistics extension, for a version of a model. Thread-safe."""
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+    def __init__(self, model: str, version: str) -> None:
+        self._model, self._version = model, version
         self._lock = threading.Lock()
         self._rows = self._last_ms = 0
         names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
@@ -200,18 +231,17 @@ class TritonStatistics:
             self._add("fail", nanoseconds)
 
     def to_json(self) -> dict[str, Any]:
-        """The answer to `GET /v2/models/{m}/stats`."""
+        """The entry of `model_stats` in the answer to `GET /v2/models/{m}/stats`."""
         with self._lock:
-            entry = {
+            return {
                 "name": self._model,
-                "version": VERSION,
+                "version": self._version,
                 "last_inference": self._last_ms,
                 "inference_count": self._rows,
                 "execution_count": self._durations["success"]["count"],
                 "inference_stats": {name: dict(duration) for name, duration in self._durations.items()},
                 "batch_stats": [],
             }
-        return {"model_stats": [entry]}
 
     def _add(self, name: str, nanoseconds: int) -> None:
         self._durations[name]["count"] += 1

@@ -1,17 +1,15 @@
-"""ASGI middleware: bearer tokens, client identity, and answers to unexpected errors."""
+"""Bearer tokens and the identity of clients."""
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
 from collections.abc import Sequence
-
-from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from functools import lru_cache
 
 from mexit.errors import UsageError
-from mexit.serving.metrics import Metrics
-from mexit.serving.responses import error_response, internal_error_response
+from mexit.serving.asgi import Request, Response, Scope
+from mexit.serving.responses import error_response
 
 PUBLIC_ROUTES = ("/v2/health/live", "/v2/health/ready")  # for load balancers, which hold no token
 _IPV6_NETWORK_BITS = 64  # a host chooses the other bits of its IPv6 address freely
@@ -37,9 +35,12 @@ def client_id(request: Request) -> str:
     """
     if "mexit_token" in request.scope:
         return f"token {request.scope['mexit_token']}"
-    if request.client is None:
-        return ""
-    address = ipaddress.ip_address(request.client.host.partition("%")[0])
+    return "" if request.host is None else _network(request.host)
+
+
+@lru_cache(maxsize=1024)
+def _network(host: str) -> str:
+    address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     if address.ipv4_mapped is not None:
@@ -47,23 +48,23 @@ def client_id(request: Request) -> str:
     return str(ipaddress.ip_network((address, _IPV6_NETWORK_BITS), strict=False))
 
 
-class BearerTokenMiddleware:
+class BearerTokens:
     """Answers 401 to requests without a valid `Authorization: Bearer TOKEN`.
 
     The number of the token, from 1, is stored in the scope as `mexit_token`.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[str]) -> None:
-        self._app = app
+    def __init__(self, tokens: Sequence[str]) -> None:
         self._tokens = [token.encode() for token in tokens]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["mexit_token"] = number = self._token_number(scope)
-        if scope["path"] in PUBLIC_ROUTES or number:
-            await self._app(scope, receive, send)
-            return
-        message = "send the header: Authorization: Bearer TOKEN"
-        await error_response(message, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
+    def check(self, request: Request) -> Response | None:
+        """The refusal of a request, or None. Without tokens, no request is refused."""
+        if not self._tokens:
+            return None
+        request.scope["mexit_token"] = number = self._token_number(request.scope)
+        if request.path in PUBLIC_ROUTES or number:
+            return None
+        return error_response("send the header: Authorization: Bearer TOKEN", 401, {"www-authenticate": "Bearer"})
 
     def _token_number(self, scope: Scope) -> int:
         """The number of the request's token, from 1; 0 if there is no valid token."""
@@ -72,31 +73,3 @@ class BearerTokenMiddleware:
         # Every token is compared in constant time, so that the time of the answer tells nothing about them.
         matches = [hmac.compare_digest(token.strip(), valid) for valid in self._tokens]
         return matches.index(True) + 1 if scheme.lower() == b"bearer" and any(matches) else 0
-
-
-class ErrorMiddleware:
-    """Answers 500 to unexpected errors, and counts all responses with an error status."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status = 0
-
-        async def send_and_note_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_and_note_status)
-        except Exception as error:
-            if status:  # the response has begun, so the connection can only be closed
-                raise
-            response = internal_error_response(scope["method"], scope["path"], error)
-            await response(scope, receive, send_and_note_status)
-        finally:
-            if status >= 400:
-                self._metrics.count_error(status)

@@ -1,4 +1,4 @@
-"""Metadata of the server and of its model, as JSON values."""
+"""Metadata of the server and of its models, as JSON values."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 from mexit.core import versions
 from mexit.runtime.runtime import Runtime
-from mexit.serving.limits import Limits
-from mexit.serving.oip import INPUT_DATATYPE, OUTPUTS, VERSION
+from mexit.serving.oip import INPUT_DATATYPE, OUTPUTS
+from mexit.serving.service import Service
 
 PLATFORM = "onnx_onnxv1"
-EXTENSIONS = ("binary_tensor_data", "parameters", "schedule_policy", "statistics", "model_configuration")
+EXTENSIONS = (
+    *("binary_tensor_data", "parameters", "schedule_policy", "statistics", "model_configuration"),
+    *("model_repository", "model_repository(unload_dependents)"),
+)
 
 
 def server_metadata() -> dict[str, Any]:
@@ -19,8 +22,9 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "mexit", "version": versions.VERSION, "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(runtime: Runtime, name: str) -> dict[str, Any]:
+def model_metadata(service: Service) -> dict[str, Any]:
     """The answer to `GET /v2/models/{m}`. The protocol wants flat parameters, so lists are JSON texts."""
+    runtime = service.runtime
     manifest = runtime.bundle.manifest
     inputs = [{"name": manifest.input.name, "datatype": INPUT_DATATYPE, "shape": [-1, *manifest.input.shape]}]
     outputs = [
@@ -28,8 +32,8 @@ def model_metadata(runtime: Runtime, name: str) -> dict[str, Any]:
         for output_name, output in OUTPUTS.items()
     ]
     return {
-        "name": name,
-        "versions": [VERSION],
+        "name": service.name,
+        "versions": [service.version],
         "platform": PLATFORM,
         "inputs": inputs,
         "outputs": outputs,
@@ -45,8 +49,9 @@ def model_metadata(runtime: Runtime, name: str) -> dict[str, Any]:
     }
 
 
-def model_config(runtime: Runtime, name: str, limits: Limits) -> dict[str, Any]:
+def model_config(service: Service) -> dict[str, Any]:
     """The answer to `GET /v2/models/{m}/config`, in Triton's terms. Dimensions leave out the batch."""
+    runtime = service.runtime
     manifest = runtime.bundle.manifest
     inputs = [{"name": manifest.input.name, "data_type": "TYPE_FP32", "dims": list(manifest.input.shape)}]
     outputs = [
@@ -54,19 +59,13 @@ def model_config(runtime: Runtime, name: str, limits: Limits) -> dict[str, Any]:
         for output_name, output in OUTPUTS.items()
     ]
     return {
-        "name": name,
+        "name": service.name,
         "platform": PLATFORM,
         "backend": runtime.backend.engine,
-        "max_batch_size": limits.rows,
+        "max_batch_size": service.server.limits.rows,
         "input": inputs,
         "output": outputs,
     }
-
-
-def repository_index(name: str, ready: bool) -> list[dict[str, str]]:
-    """The answer to `POST /v2/repository/index`."""
-    state, reason = ("READY", "") if ready else ("UNAVAILABLE", "the server is stopping")
-    return [{"name": name, "version": VERSION, "state": state, "reason": reason}]
 
 
 def _row_shape(runtime: Runtime, name: str) -> list[int]:

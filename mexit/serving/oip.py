@@ -32,7 +32,6 @@ from mexit.serving.request_options import options_from_parameters
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 UNSURE_LABEL = -1  # of an unsure answer; tensors have no null
-VERSION = "1"  # a bundle never changes, so a model has one version
 INPUT_DATATYPE = "FP32"
 _FLOAT_BYTES = 4
 _UNSUPPORTED_PARAMETERS = ("shared_memory_region", "classification")  # of extensions that are not implemented
@@ -126,9 +125,9 @@ def parse_request(body: bytes, header_length: int | None, spec: InputSpec, limit
 
 
 def write_response(
-    request: InferRequest, predictions: Sequence[Prediction], model: str
+    request: InferRequest, predictions: Sequence[Prediction], model: str, version: str
 ) -> tuple[bytes, dict[str, str]]:
-    """The body of the response and its headers."""
+    """The body of the response and its headers; `version` is the number of the model's version."""
     entries, raw_tensors = [], []
     for name, binary in request.outputs.items():
         output = OUTPUTS[name]
@@ -140,7 +139,7 @@ def write_response(
         else:
             entry["data"] = values.ravel().tolist()
         entries.append(entry)
-    response: dict[str, Any] = {"model_name": model, "model_version": VERSION}
+    response: dict[str, Any] = {"model_name": model, "model_version": version}
     if request.id is not None:
         response["id"] = request.id
     response |= {"parameters": _response_parameters(predictions), "outputs": entries}

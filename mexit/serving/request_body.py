@@ -10,10 +10,9 @@ from typing import Any, NoReturn
 
 import anyio
 import numpy as np
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 
 from mexit.errors import BadInput, TooLarge
+from mexit.serving.asgi import HTTPError, Request
 from mexit.serving.limits import Limits
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # "deflate" in HTTP is the zlib format
@@ -35,20 +34,20 @@ async def read_body(request: Request, reserve: Callable[[int], None], limits: Li
     Raises:
         TooLarge: the body exceeds the limit. An announced size is checked before anything is read.
         BadInput: both Content-Length and Transfer-Encoding are given.
-        HTTPException: 408, the body did not arrive in time.
+        HTTPError: 408, the body did not arrive in time.
     """
     _check_announced_size(request, limits.body_bytes)
     content = bytearray()
     try:
         with anyio.fail_after(limits.body_s):
-            async for chunk in request.stream():
+            async for chunk in request.chunks():
                 if len(content) + len(chunk) > limits.body_bytes:
                     raise _too_large("more", limits.body_bytes)
                 reserve(len(chunk))
                 content += chunk
     except TimeoutError:
         message = f"the body did not arrive within {limits.body_s:g} s"
-        raise HTTPException(408, message, {"connection": "close"}) from None
+        raise HTTPError(408, message, {"connection": "close"}) from None
     return bytes(content)
 
 
@@ -111,8 +110,8 @@ def short_repr(value: object) -> str:
 
 
 def _check_announced_size(request: Request, limit: int) -> None:
-    lengths = request.headers.getlist("content-length")
-    if lengths and "transfer-encoding" in request.headers:
+    lengths = request.header_values("content-length")
+    if lengths and request.header_values("transfer-encoding"):
         # Two proxies that each believe another header see different requests (request smuggling).
         raise BadInput("send Content-Length or Transfer-Encoding, not both")
     if any(int(length) > limit for length in lengths):

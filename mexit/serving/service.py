@@ -1,30 +1,30 @@
-"""The served runtime: answers one request in a worker, and holds the state that requests share."""
+"""A version of a model in service: answers one request in a worker thread."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.core.resource_limits import read_limits
-from mexit.errors import DeadlineExceeded, Overloaded
+from mexit.errors import DeadlineExceeded
 from mexit.runtime.batching import ContinuousBatcher
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.request import Request, RequestOptions
 from mexit.runtime.runtime import Runtime
 from mexit.serving import oip
 from mexit.serving.image_body import image_bytes
-from mexit.serving.limits import Limits
-from mexit.serving.metrics import Metrics, Timings
+from mexit.serving.metrics import Timings
 from mexit.serving.request_body import decompress
-from mexit.serving.worker_pool import Job, Quota, WorkerPool
+from mexit.serving.server_state import ServerState
+from mexit.serving.worker_pool import Job
 
-BATCHING = ("off", "continuous")
 _SHORTEST_DEADLINE_MS = 1e-3  # once a worker has the request, the first exit always runs
+_PROFILE_RUNS = 8
+_JSON_S_PER_BYTE = 2e-8  # to parse, roughly
 
 
 @dataclass(frozen=True)
@@ -45,73 +45,56 @@ class IncomingRequest:
 
 
 class Service:
-    """One served runtime.
+    """One version of a model, opened.
 
     Attributes:
+        server: what the models of the server share.
+        runtime: the opened version.
         name: name of the model in routes, answers and metrics.
-        workers: number of worker threads.
-        stopping: set once a stop signal came; new requests are then refused and the server is not ready.
-        active: requests in flight.
+        version: number of the version.
+        metrics: the model's series and statistics.
     """
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        limits: Limits,
-        *,
-        name: str | None = None,
-        deadline_ms: float | None = None,
-        batching: str = "off",
-        cpus: int | None = None,
-    ) -> None:
-        """Prepare the service; worker threads start with the first requests.
+    def __init__(self, server: ServerState, runtime: Runtime, name: str | None = None, version: str = "1") -> None:
+        """Serve a runtime, whose rate limiter becomes the server's.
 
         Args:
-            runtime: the runtime to serve.
-            limits: the server's limits.
-            name: name of the model in routes, answers and metrics; default the bundle's.
-            deadline_ms: deadline of requests that name none, milliseconds.
-            batching: "off": every request runs alone; "continuous": requests share runs of a segment.
-            cpus: processors that workers may use; by default what affinity and control groups allow.
+            server: what the models of the server share.
+            runtime: the opened version.
+            name: name of the model; default the bundle's.
+            version: number of the version.
+
+        Raises:
+            UsageError: the rate limiter could never run a segment of the network.
         """
+        self.server = server
         self.runtime = runtime
-        self.limits = limits
         self.name = name or runtime.bundle.manifest.name
-        self.metrics = Metrics(runtime, self.name, lambda: self.worker_pool.waiting)
-        self.stopping = False
-        self.active = 0
-        self._deadline_ms = deadline_ms
-        cpus = read_limits().threads if cpus is None else cpus
-        self.workers = max(1, min(limits.workers, cpus // runtime.threads))
-        limiter = runtime.rate_limiter
-        per_client = limiter is not None and limiter.limits.client is not None
-        client_share = limits.client_share if per_client else 1
-        self.memory = Quota(limits.held_bytes, client_share, "request bodies of {} bytes are waiting already")
-        self.worker_pool = WorkerPool(self.workers, limits.requests, client_share)
+        self.version = version
+        if server.rate_limiter is not None:
+            runtime.rate_limiter = server.rate_limiter.for_costs(runtime.bundle.manifest.cumulative_macs)
+        self.metrics = server.metrics.model(self.name, version, runtime)
+        may_be_short = server.limits.short_s and server.batching == "off"
+        self._row_s = self._measure_row_s() if may_be_short else float("inf")
+        self._row_bytes = 4 * math.prod(runtime.bundle.manifest.input.shape)
         self._batcher: ContinuousBatcher | None = None
-        if batching == "continuous":
+        if server.batching == "continuous":
             self._batcher = ContinuousBatcher(
-                runtime, self.worker_pool.submit, self.workers, on_predictions=self.metrics.count_predictions
+                runtime, server.worker_pool.submit, server.workers, on_predictions=self.metrics.count_predictions
             )
 
     def close(self) -> None:
-        """Cancel queued requests. Threads end after their present job."""
+        """Answer requests that wait in the batcher with `Overloaded`, and end background work."""
         if self._batcher is not None:
             self._batcher.close()
-        self.worker_pool.close()
         self.runtime.close()
 
-    @contextmanager
-    def in_flight(self, route: str) -> Iterator[None]:
-        """Count a request while it is answered. Raises `Overloaded` if the server is stopping."""
-        if self.stopping:
-            raise Overloaded("the server is stopping")
-        self.active += 1
-        try:
-            with self.metrics.measure(route):
-                yield
-        finally:
-            self.active -= 1
+    def is_short(self, request: IncomingRequest, header_lengths: Sequence[str]) -> bool:
+        """Whether a request of `infer` is expected to take less than `Limits.short_s`."""
+        size = len(request.body)
+        parse_s = 0.0 if header_lengths else size * _JSON_S_PER_BYTE
+        rows = max(1, size // self._row_bytes)
+        return not request.encoding and rows * self._row_s + parse_s < self.server.limits.short_s
 
     def infer(self, request: IncomingRequest, header_lengths: Sequence[str]) -> Job[tuple[bytes, dict[str, str]]]:
         """The job of an Open Inference Protocol request.
@@ -124,13 +107,13 @@ class Service:
             Body and headers of the response.
         """
         start_ns = time.perf_counter_ns()
-        body = decompress(request.body, request.encoding, self.limits.body_bytes)
+        body = decompress(request.body, request.encoding, self.server.limits.body_bytes)
         header_length = oip.parse_header_length(header_lengths, len(body))
-        parsed = oip.parse_request(body, header_length, self.runtime.bundle.manifest.input, self.limits)
+        parsed = oip.parse_request(body, header_length, self.runtime.bundle.manifest.input, self.server.limits)
         parsed_ns = time.perf_counter_ns()
         inference = yield from self._answer(parsed.tensor, parsed.options, request, start_ns)
         answered_ns = time.perf_counter_ns()
-        response = oip.write_response(parsed, inference.predictions, self.name)
+        response = oip.write_response(parsed, inference.predictions, self.name, self.version)
         written_ns = time.perf_counter_ns()
         token_wait_ns = round(inference.waited_s * 1e9)
         timings = Timings(
@@ -146,8 +129,8 @@ class Service:
         """The job of a `/v1/classify` request: encoded image to prediction. Raises `BadInput`."""
         start_ns = time.perf_counter_ns()
         self.runtime.policy(options.get("budget"))  # refuses an unknown budget before the image is decoded
-        body = decompress(request.body, request.encoding, self.limits.body_bytes)
-        tensor = self.runtime.prepare(image_bytes(body, self.limits))
+        body = decompress(request.body, request.encoding, self.server.limits.body_bytes)
+        tensor = self.runtime.prepare(image_bytes(body, self.server.limits))
         inference = yield from self._answer(tensor, options, request, start_ns)
         return inference.predictions[0]
 
@@ -156,7 +139,7 @@ class Service:
     ) -> Job[Request]:
         """Run the rows of a request; `start_ns` is when a worker took it."""
         deadline_ms = options.get("deadline_ms")
-        deadline_ms = self._deadline_ms if deadline_ms is None else deadline_ms
+        deadline_ms = self.server.deadline_ms if deadline_ms is None else deadline_ms
         if deadline_ms is not None:
             queue_ms = (start_ns - request.arrival_ns) / 1e6
             if queue_ms >= deadline_ms:
@@ -167,7 +150,7 @@ class Service:
             **options,
             "deadline_ms": deadline_ms,
             "client": request.client,
-            "wait_ms": self.limits.token_wait_s * 1e3 if deadline_ms is None else None,
+            "wait_ms": self.server.limits.token_wait_s * 1e3 if deadline_ms is None else None,
             "queued_s": (start_ns - request.arrival_ns) / 1e9,
         }
         inference = self.runtime.begin(tensor, **options)
@@ -180,3 +163,12 @@ class Service:
             else:
                 self.metrics.count_predictions(self.runtime.run(inference))
         return inference
+
+    def _measure_row_s(self) -> float:
+        """The time of one image through all segments, seconds."""
+        seconds = []
+        for _ in range(_PROFILE_RUNS):
+            start_s = time.perf_counter()
+            self.runtime.run_to_exit(len(self.runtime.bundle.manifest.exits))
+            seconds.append(time.perf_counter() - start_s)
+        return min(seconds)

@@ -20,13 +20,14 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+import httptools
 import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mexit.errors import UsageError
+from mexit.serving.asgi import App
 from mexit.serving.limits import Limits
-from mexit.serving.service import Service
+from mexit.serving.server_state import ServerState
 
 _BACKLOG = 512
 _PORT_ATTEMPTS = 8
@@ -113,20 +114,21 @@ def start_listening(bound: Sequence[socket.socket]) -> None:
             raise UsageError(_bind_message(host, port, error)) from None
 
 
-def run(app: ASGIApp, service: Service, bound: Sequence[socket.socket], ready: Callable[[str], None] | None) -> None:
-    """Serve until a stop signal, or until `service.stopping` is set, and all requests in flight are answered.
+def run(app: App, server: ServerState, bound: Sequence[socket.socket], ready: Callable[[str], None] | None) -> None:
+    """Serve until a stop signal, or until `server.stopping` is set, and all requests in flight are answered.
 
     Args:
         app: the application.
-        service: its service.
+        server: what its models share.
         bound: the sockets of `bind`; they are closed at the end.
         ready: called with the URL once connections are accepted.
     """
-    limits = service.limits
+    limits = server.limits
     config = uvicorn.Config(
         app,
         http=partial(Connection, limits=limits),  # type: ignore[arg-type]
         ws="none",
+        loop="auto",  # uvloop where it is installed
         lifespan="off",
         log_config=None,  # the program configures logging
         access_log=False,
@@ -139,28 +141,50 @@ def run(app: ASGIApp, service: Service, bound: Sequence[socket.socket], ready: C
     )
     try:
         start_listening(bound)
-        _Server(config, service, ready).run(list(bound))
+        _Server(config, server, ready).run(list(bound))
     finally:
-        service.close()
+        server.close()
         for one in bound:
             one.close()
 
 
-class Connection(H11Protocol):
-    """A connection that is closed if no whole request head arrives, or the response is not received, in time."""
+class Connection(HttpToolsProtocol):
+    """A connection that is closed if no whole request head arrives, or the response is not received, in time.
+
+    The parser bounds neither the head of a request nor what stands between the chunks of a body. The connection is
+    closed once `Limits.head_bytes` came without the end of a head or a byte of a body.
+    """
 
     def __init__(self, *args: Any, limits: Limits, **options: Any) -> None:
         super().__init__(*args, **options)
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
+        self._progress = False
+        self._overhead_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._update_timer()
 
     def data_received(self, data: bytes) -> None:
+        self._progress = False
         super().data_received(data)
+        self._overhead_bytes = 0 if self._progress else self._overhead_bytes + len(data)
+        if self._overhead_bytes > self._limits.head_bytes and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too long.")
         self._update_timer()
+
+    def on_headers_complete(self) -> None:
+        self._progress = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._progress = True
+        super().on_body(body)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Go on with HTTP/1.1, as RFC 9110 allows; the parser has stopped."""
+        self.parser = httptools.HttpRequestParser(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -202,9 +226,9 @@ class Connection(H11Protocol):
 class _Server(uvicorn.Server):
     """uvicorn's server, with a drain before the shutdown."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[str], None] | None) -> None:
+    def __init__(self, config: uvicorn.Config, state: ServerState, ready: Callable[[str], None] | None) -> None:
         super().__init__(config)
-        self._service = service
+        self._state = state
         self._ready = ready
         self._drain_end_s = float("inf")
 
@@ -215,15 +239,15 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to shut down. uvicorn calls this ten times a second."""
-        drained = self._service.stopping and not self._service.active
+        drained = self._state.stopping and not self._state.active
         return await super().on_tick(counter) or drained or time.monotonic() > self._drain_end_s
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
-        if self._service.stopping:
+        if self._state.stopping:
             signal.signal(sig, signal.SIG_DFL)
             os.kill(os.getpid(), sig)
-        self._service.stopping = True
-        self._drain_end_s = time.monotonic() + self._service.limits.drain_s
+        self._state.stopping = True
+        self._drain_end_s = time.monotonic() + self._state.limits.drain_s
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,8 +1,11 @@
-"""Worker threads for request jobs: clients take turns, and the number of requests is bounded.
+"""Runs the jobs of requests: clients take turns, and the number of requests is bounded.
 
-The event loop only moves bytes. Decompression, parsing, inference and writing the response run in a few threads,
-so health checks are answered while every worker is busy. Clients take turns: a client's next job waits for at
-most one job of each other client per worker, however many jobs the others have queued.
+The event loop moves bytes. Decompression, parsing, inference and writing the response run in a few threads, so health
+checks are answered while every worker is busy. A short job runs in the event loop itself, because passing it to a
+thread and back takes longer than the job. The loop receives and sends between two short jobs.
+
+Clients take turns: a client's next job waits for at most one job of each other client per worker, however many jobs
+the others have queued.
 
 A job is a generator. It runs in a worker until it returns or yields what it waits for, and leaves the worker to
 other jobs meanwhile. It yields either
@@ -24,14 +27,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from mexit.errors import Overloaded
+from mexit.serving.asgi import ClientDisconnected
 
 T = TypeVar("T")
 SecondsLeft = Callable[[], float]
 Job = Generator[SecondsLeft | Future[Any], None, T]
-
-
-class ClientDisconnected(Exception):
-    """The client disconnected before its job was done."""
 
 
 class WorkerPool:
@@ -52,31 +52,42 @@ class WorkerPool:
         self._requests = Quota(max_requests, client_share, "{} requests are waiting already")
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="mexit-worker")
         self._lock = threading.Lock()
-        self._queues: dict[str, deque[JobStep[Any]]] = {}  # by client; the first client is next
+        self._queue, self._short_queue = _Turns(), _Turns()
         self.waiting = 0
 
-    async def run(self, job: Job[T], disconnected: Callable[[], Awaitable[object]], client: str = "") -> T:
+    async def run(
+        self, job: Job[T], disconnected: Callable[[], Awaitable[object]], client: str = "", *, short: bool = False
+    ) -> T:
         """Run a job and return its result. Called in the event loop.
 
         Args:
             job: the job, not started.
             disconnected: returns when the client has disconnected. A queued or waiting job is then dropped; a
-                job in a worker runs until it would leave the worker.
+                job in a worker runs until it would leave the worker, and a short job runs.
             client: identity of the client.
+            short: whether to run the job in the event loop.
 
         Raises:
             Overloaded: `max_requests` jobs wait or run.
             ClientDisconnected: the job was dropped.
         """
+        disconnect: asyncio.Future[object] | None = None
         with self._requests.reserve(client) as add:
             add(1)
-            disconnect = asyncio.ensure_future(disconnected())
             try:
-                while isinstance(outcome := await self._run_step(job, client, disconnect), TokenWait):
+                while True:
+                    if short:
+                        outcome = await self._run_short_step(job, client)
+                    else:
+                        disconnect = disconnect or asyncio.ensure_future(disconnected())
+                        outcome = await self._run_step(job, client, disconnect)
+                    if not isinstance(outcome, TokenWait):
+                        return outcome
+                    disconnect = disconnect or asyncio.ensure_future(disconnected())
                     await self._wait_for_tokens(outcome.seconds_left, disconnect)
-                return outcome
             finally:
-                disconnect.cancel()
+                if disconnect is not None:
+                    disconnect.cancel()
 
     def submit(self, function: Callable[[], None]) -> None:
         """Run a function in a worker, after everything that was queued before."""
@@ -86,30 +97,39 @@ class WorkerPool:
         """Cancel what is queued. Threads end after their present job."""
         self._executor.shutdown(wait=False, cancel_futures=True)
         with self._lock:
-            for step in (step for queue in self._queues.values() for step in queue):
+            for step in (*self._queue.steps(), *self._short_queue.steps()):
                 step.outcome.cancel()
 
     async def _run_step(self, job: Job[T], client: str, disconnect: asyncio.Future[Any]) -> T | TokenWait:
-        step = JobStep(job)
+        outcome: Future[T | TokenWait] = Future()
+        step = JobStep(job, outcome)
         with self._lock:
-            self._queues.setdefault(client, deque()).append(step)
+            self._queue.add(client, step)
         self._executor.submit(self._run_next)
-        outcome = asyncio.wrap_future(step.outcome)
-        either: set[asyncio.Future[Any]] = {outcome, disconnect}
+        result = asyncio.wrap_future(outcome)
+        either: set[asyncio.Future[Any]] = {result, disconnect}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not outcome.done() and step.cancel():
+        if not result.done() and step.cancel():
             raise ClientDisconnected
-        return await outcome
+        return await result
 
     def _run_next(self) -> None:
-        """Run the first step of the client whose turn it is; that client is last afterwards."""
         with self._lock:
-            client = next(iter(self._queues))
-            queue = self._queues.pop(client)
-            step = queue.popleft()
-            if queue:
-                self._queues[client] = queue
+            step = self._queue.next()
         step.run()
+
+    async def _run_short_step(self, job: Job[T], client: str) -> T | TokenWait:
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[T | TokenWait] = loop.create_future()
+        if not self._short_queue:
+            loop.call_soon(self._run_next_short, loop)
+        self._short_queue.add(client, JobStep(job, outcome))
+        return await outcome
+
+    def _run_next_short(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._short_queue.next().run()
+        if self._short_queue:  # one step per turn of the loop, which receives and sends in between
+            loop.call_soon(self._run_next_short, loop)
 
     async def _wait_for_tokens(self, seconds_left: SecondsLeft, disconnect: asyncio.Future[Any]) -> None:
         self.waiting += 1
@@ -133,18 +153,22 @@ class JobStep(Generic[T]):
     """A job from its present state to its end, or to its next wait for tokens.
 
     Attributes:
-        outcome: the job's result, or its wait for tokens.
+        outcome: the job's result, or its wait for tokens. A future of asyncio for a step in the event loop.
     """
 
-    def __init__(self, job: Job[T]) -> None:
-        self.outcome: Future[T | TokenWait] = Future()
+    def __init__(self, job: Job[T], outcome: Future[T | TokenWait] | asyncio.Future[T | TokenWait]) -> None:
+        self.outcome = outcome
         self._job = job
         self._awaited: Future[Any] | None = None
         self._cancelled = False
 
     def run(self) -> None:
         """Run in this thread until the job ends or waits."""
-        if self.outcome.set_running_or_notify_cancel():
+        if isinstance(self.outcome, Future):
+            runs = self.outcome.set_running_or_notify_cancel()
+        else:
+            runs = not self.outcome.done()
+        if runs:
             self._advance()
 
     def cancel(self) -> bool:
@@ -184,6 +208,31 @@ class JobStep(Generic[T]):
             self.outcome.set_exception(ClientDisconnected())
         else:
             self._advance()
+
+
+class _Turns:
+    """Queued steps of clients, which take turns."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[JobStep[Any]]] = {}  # by client; the first client is next
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def add(self, client: str, step: JobStep[Any]) -> None:
+        self._queues.setdefault(client, deque()).append(step)
+
+    def next(self) -> JobStep[Any]:
+        """Remove the first step of the client whose turn it is; that client is last afterwards."""
+        client = next(iter(self._queues))
+        queue = self._queues.pop(client)
+        step = queue.popleft()
+        if queue:
+            self._queues[client] = queue
+        return step
+
+    def steps(self) -> Iterator[JobStep[Any]]:
+        return (step for queue in self._queues.values() for step in queue)
 
 
 class Quota:

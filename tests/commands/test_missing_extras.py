@@ -37,7 +37,7 @@ CASES = [
     ("export {run}", "torch", "torch", "train", "Exporting a network"),
     ("export {run}", "onnx", "onnx", "train", "Exporting a network"),
     ("export {run}", "onnxscript", "onnxscript", "train", "Exporting a network"),
-    ("serve {bundle} --port 0", "starlette", "starlette", "serve", "Serving"),
+    ("serve {bundle} --port 0", "httptools", "httptools", "serve", "Serving"),
     ("serve {bundle} --port 0", "uvicorn", "uvicorn", "serve", "Serving"),
     ("serve {bundle} --port 0", "prometheus_client", "prometheus-client", "serve", "Serving"),
     ("camera {bundle} --source x.mp4", "av", "av", "camera", "Reading or writing video"),

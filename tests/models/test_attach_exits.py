@@ -127,9 +127,13 @@ def test_tokens_are_pooled_as_the_module_pools_them() -> None:
 @pytest.mark.parametrize(
     ("after", "message"),
     [
-        (["blocks.9"], r"no submodule 'blocks.9': places that can be used: blocks.0, blocks.1, blocks.2, blocks.3"),
-        (["fc"], "'fc' gives no feature maps and no tokens: places that can be used: blocks.0"),
-        (["blocks.2", "blocks.0"], "in the order in which they run, found blocks.2, blocks.0"),
+        (
+            ["blocks.9"],
+            "no submodule 'blocks.9': places that can be used as `after`: blocks.0, blocks.1, blocks.2, blocks",
+        ),
+        (["fc"], "after 'fc': it gives no feature maps and no tokens; places that can be used as `after`: blocks.0, "),
+        (["blocks.2", "blocks.0"], "in the order in which they run, found .*, expected blocks.0, blocks.2"),
+        (["stem", "stem"], "once each .* found stem, stem, expected stem"),
     ],
 )
 def test_a_place_that_cannot_be_used_is_refused_with_those_that_can(after: list[str], message: str) -> None:
@@ -137,13 +141,138 @@ def test_a_place_that_cannot_be_used_is_refused_with_those_that_can(after: list[
         attach(Network(), after)
 
 
-def test_a_module_that_branches_on_values_is_refused_with_the_reason() -> None:
-    class Branching(Network):
-        def forward(self, images: Tensor, scale: float | None = None) -> Tensor:
-            return super().forward(images) if images.sum() > 0 else super().forward(-images)
+class Branching(nn.Module):
+    """Blocks that run until the features are large."""
 
-    with pytest.raises(UsageError, match=r"torch\.fx cannot trace this Branching"):
-        attach(Branching())
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(3) for _ in range(3))
+
+    def forward(self, features: Tensor) -> Tensor:
+        for block in self.blocks:
+            if features.sum() < 1e6:
+                features = block(features)
+        return features
+
+
+class Dense(nn.Module):
+    """Every block reads the features of all blocks before it; a last linear layer reads those of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Tail(3 + 4 * k, 4) for k in range(3))
+        self.fc = nn.Linear(15, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = [images]
+        for block in self.blocks:
+            found.append(block(torch.cat(found, 1)))
+        result: Tensor = self.fc(torch.cat(found, 1).mean((2, 3)))
+        return result
+
+
+class Tail(nn.Module):
+    """A convolution as a block."""
+
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, width, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        result: Tensor = self.conv(features).relu()
+        return result
+
+
+class UShape(nn.Module):
+    """Features of the first block are read by the last one too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.middle, self.up, self.fc = Tail(3, 4), Tail(4, 4), Tail(8, 4), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        down = self.down(images)
+        result: Tensor = self.fc(self.up(torch.cat([down, self.middle(down)], 1)).mean((2, 3)))
+        return result
+
+
+class Repeated(nn.Module):
+    """Blocks run in the order b, a, c, a: the weights of a are needed twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.fc = Block(3), Block(3), Block(3), nn.Linear(3, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = self.fc(self.a(self.c(self.a(self.b(images)))).mean((2, 3)))
+        return result
+
+
+class Lists(nn.Module):
+    """A block that takes and returns a list of tensors."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(TwoScales() for _ in range(blocks))
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = [images, images]
+        for scale in self.scales:
+            features = scale(features)
+        result: Tensor = self.fc((features[0] + features[1]).mean((2, 3)))
+        return result
+
+
+class TwoScales(nn.Module):
+    """One step of `Lists`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block(3)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        features[0] = self.block(features[0])
+        return features
+
+
+@pytest.mark.parametrize(
+    ("module", "after", "message"),
+    [
+        (Branching(), None, r"torch\.fx cannot trace this Branching, so it cannot be cut: .*control flow"),
+        (
+            nn.Sequential(Block(3), Branching(), nn.Flatten(), nn.Linear(768, 5)), ["1.blocks.0"],
+            r"cannot trace the code that runs 1\.blocks\.0, .*control flow.*can be used as `after`: 0, 1$",
+        ),
+        (Dense(), None, r"later layers need 2 tensors behind 'blocks\.0'; places .*: blocks\.0, blocks\.1, blocks\.2$"),
+        (Repeated(), ["c"], r"after 'c': it lies between two runs of 'a'.*can be used as `after`: b, a$"),
+        (Lists(2), None, "'scales.0' gives no feature maps and no tokens; no place can be used"),
+        (UShape(), ["fc"], "'fc': it gives no feature maps.*can be used as `after`: down, up$"),
+        (nn.Sequential(Block(3), nn.Flatten(), nn.Linear(768, 5)), None, "no other block runs behind '0'; .*: 0$"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()), None, "no blocks; places .*: 0, 1$"),
+    ],
+    ids=["branching", "branching-part", "dense", "repeated", "lists", "u-shape", "one-block", "layers"],
+)  # fmt: skip
+def test_a_network_that_cannot_be_cut_gives_the_reason_and_the_places(
+    module: nn.Module, after: list[str] | None, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        attach(module, after)
+
+
+@pytest.mark.parametrize(("module", "after", "carried"), [(UShape(), "middle", 2), (Dense(), "blocks.1", 3)])
+def test_a_named_place_may_carry_several_tensors(module: nn.Module, after: str, carried: int) -> None:
+    network = attach(module, [after]).eval()
+    images = torch.rand(2, *SHAPE)
+    assert len(network.stages[0].forward_trunk((images,))) == carried
+    expected = module((images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
+    assert torch.allclose(network(images)[-1], expected, atol=1e-5)
+
+
+def test_a_block_that_runs_twice_is_one_place_behind_its_last_run() -> None:
+    network = attach(Repeated())
+    assert network.exits == 2
+    assert len(network.state_dict()) == len({values.data_ptr() for values in network.state_dict().values()})
 
 
 @pytest.mark.slow

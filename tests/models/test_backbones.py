@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,49 @@ def build():
 
 def nothing():
     return 3
+
+def named():
+    return build()[0], {"input_size": (3, 20, 24), "after": ["0", "3"]}
+
+def wrong():
+    return build()[0], {"input_size": (3, 20, 24), "after": "0"}
+
+def unknown():
+    return build()[0], {"input_size": (3, 20, 24), "after": ["9"]}
+
+class Positions(nn.Module):
+    # Features plus position embeddings, which depend on the size; with the interface of timm.
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), block(), block()), nn.Linear(4, 6)
+        self.positions = nn.Parameter(torch.rand(1, 4, 224, 224))
+
+    def set_input_size(self, img_size):
+        assert img_size[0] % 16 == 0, "sides must be multiples of 16"
+        self.positions = nn.Parameter(nn.functional.interpolate(self.positions.data, img_size))
+
+    def forward(self, images):
+        return self.head((self.body(images) + self.positions).mean((2, 3)))
+
+class Distilled(nn.Module):
+    # Two classifiers whose mean is the answer, with the interface of timm.
+
+    def __init__(self):
+        super().__init__()
+        self.body = build()[0][:6]
+        self.reset_classifier(6)
+
+    def get_classifier(self):
+        return self.head, self.head_dist
+
+    def reset_classifier(self, classes):
+        self.num_classes = classes
+        self.head, self.head_dist = nn.Linear(4, classes), nn.Linear(4, classes)
+
+    def forward(self, images):
+        features = self.body(images)
+        return (self.head(features) + self.head_dist(features)) / 2
 """
 
 
@@ -48,6 +92,36 @@ def test_a_function_of_the_user_gives_network_and_data_configuration(code: Path)
     assert network(torch.rand(2, 3, 20, 24)).shape == (spec.exits, 2, 9)
     assert network.normalise.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert spec.with_input((3, 32, 32)).build(9).input_shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("classes", [6, 9])
+def test_a_network_with_two_classifiers_gets_both_for_the_classes_of_the_data(code: Path, classes: int) -> None:
+    network = model_spec(f"module:{code}:Distilled").build(classes).eval()
+    assert network(torch.rand(2, 3, 224, 224)).shape == (network.exits, 2, classes)
+    assert sum(isinstance(one, nn.Linear) for one in network.stages[-1].modules()) == 2
+
+
+def test_the_function_may_name_the_places_of_the_exits(code: Path) -> None:
+    network = model_spec(f"module:{code}:named").build(6)
+    assert [len(list(stage.trunk.children())) for stage in network.stages] == [1, 3, 2]
+    with pytest.raises(UsageError, match="'after' must be a list of names of submodules, found '0'"):
+        model_spec(f"module:{code}:wrong")
+    with pytest.raises(UsageError, match=r"no submodule '9': places that can be used as `after`: 1.0, 2.0, 3.0"):
+        model_spec(f"module:{code}:unknown")
+
+
+def test_weights_of_the_own_size_are_loaded_before_the_network_takes_another_size(code: Path, tmp_path: Path) -> None:
+    state = runpy.run_path(str(code))["Positions"]().state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    spec = model_spec(f"module:{code}:Positions", str(tmp_path / "w.pth"))
+    (found,) = [
+        value
+        for name, value in spec.with_input((3, 32, 32)).initial(6).state_dict().items()
+        if name.endswith("positions")
+    ]
+    assert torch.equal(found, nn.functional.interpolate(state["positions"], (32, 32)))
+    with pytest.raises(UsageError, match="no images of 20 x 20: sides must be multiples of 16; choose another --size"):
+        spec.with_input((3, 20, 20)).initial(6)
 
 
 def test_a_changed_file_is_refused(code: Path) -> None:

@@ -61,10 +61,10 @@ def test_each_test_image_alone_equals_the_reference_and_the_batch_to_the_last_bi
     together = answer(backend, images, policy, 10)
     for row in range(len(images)):
         alone = answer(backend, images[row : row + 1], policy, 10)
-        assert alone.exits.tolist() == [exits[row]] == [together.exits[row]]
+        assert alone.exits == [exits[row]] == [together.exits[row]]
         assert alone.probabilities.tobytes() == probabilities[row].tobytes()
         assert alone.reasons == together.reasons[row : row + 1]
-        assert alone.unsure.tolist() == [unsure[row]] == [together.unsure[row]]
+        assert alone.unsure == [unsure[row]] == [together.unsure[row]]
         assert len(alone.segment_seconds) == exits[row]
         assert sum(alone.segment_seconds) == pytest.approx(alone.seconds[0])
 
@@ -108,15 +108,15 @@ def test_an_image_forced_to_an_exit_is_unsure_by_the_threshold_of_that_exit(back
     scores = policy.scorer(10).score(run_all_exits(backend, images))
     policy = replace(policy, reject=tuple(float(np.quantile(row, 0.4)) for row in scores))
     together = answer(backend, images, policy, 10, max_exit=k)
-    at_k = together.exits == k
+    at_k, unsure = np.array(together.exits) == k, np.array(together.unsure)
     confident = np.array([reason == "confident" for reason in together.reasons])
     expected = ~confident & (scores[k - 1] < policy.reject[k - 1])
-    assert together.unsure[at_k].tolist() == expected[at_k].tolist()
-    assert not together.unsure[~at_k].any()
-    assert 0 < together.unsure.sum() < len(images)
+    assert unsure[at_k].tolist() == expected[at_k].tolist()
+    assert not unsure[~at_k].any()
+    assert 0 < unsure.sum() < len(images)
     for row in range(0, len(images), 7):
         alone = answer(backend, images[row : row + 1], policy, 10, max_exit=k)
-        assert alone.unsure.tolist() == [together.unsure[row]]
+        assert alone.unsure == [unsure[row]]
         assert alone.probabilities.tobytes() == together.probabilities[row].tobytes()
 
 

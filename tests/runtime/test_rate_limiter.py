@@ -237,7 +237,7 @@ def test_a_rate_limited_engine_keeps_the_bound_and_equals_the_reference(seed, th
         images = images_for(np.asarray(started, np.int64), (1, 2, 2))
         fast = answer(recording, images, policy, 5, permit=permit)
         exits, probabilities, _ = answer_slowly(plain, images, policy, 5, permit=lambda k, _, a=admitted: a[k])
-        assert fast.exits.tolist() == exits.tolist()
+        assert fast.exits == exits.tolist()
         assert fast.probabilities.tolist() == probabilities.tolist()
         unlimited, *_ = answer_slowly(plain, images, policy, 5)
         assert [reason == "rate-limit" for reason in fast.reasons] == (exits < unlimited).tolist()
@@ -249,7 +249,7 @@ def test_the_first_rows_of_a_batch_continue() -> None:
     never = Policy("max-probability", False, (1.0,) * 3, (None, None))
     rows = images_for(np.arange(6), (1, 2, 2))
     answers = answer(fake, rows, never, 5, permit=lambda k, _: {2: 4, 3: 1}[k])
-    assert answers.exits.tolist() == [3, 2, 2, 2, 1, 1]
+    assert answers.exits == [3, 2, 2, 2, 1, 1]
     assert answers.reasons == ("last", *["rate-limit"] * 5)
     assert len(answers.segment_seconds) == 3
 
@@ -279,3 +279,18 @@ def test_limits_as_typed_and_their_defaults() -> None:
         read_rate_limits(costs, burst="2k")
     with pytest.raises(UsageError, match="give --client-rate too"):
         read_rate_limits(costs, "2k", client_burst="5k")
+
+
+def test_limiters_of_several_networks_share_buckets_and_counters() -> None:
+    """What one network takes, the other lacks. A network with a segment that no bucket can hold is refused."""
+    first = RateLimiter((100, 300), RateLimits(RateLimit(1, 400)), clock_ns=lambda: 0)
+    second = first.for_costs((50, 100, 350))
+    assert second.acquire_all("", 2) == 2
+    assert first.state().tokens == second.state().tokens == 300
+    assert first.acquire("", 2, 2) == 1
+    assert second.acquire("", 3, 1) == 0
+    second.count_wait()
+    assert first.state() == second.state()
+    assert first.state().refused == (1, 1)
+    with pytest.raises(UsageError, match="could then never run"):
+        first.for_costs((100, 501))

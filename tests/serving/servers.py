@@ -29,7 +29,9 @@ from mexit.runtime.backends.base import HostCarried
 from mexit.serving import http as routes
 from mexit.serving import uvicorn_server
 from mexit.serving.limits import Limits
-from mexit.serving.service import Service
+from mexit.serving.model_folder import ModelFolder
+from mexit.serving.repository import ModelRepository
+from mexit.serving.server_state import ServerState
 
 INFER = "/v2/models/digits/infer"
 PROGRAM = """
@@ -172,25 +174,30 @@ def serve_runtime(
 
     Args:
         runtime: the runtime to serve.
-        limits: of the server.
+        limits: of the server; by default no request runs in the event loop, which a hook may block.
         tokens: bearer tokens.
         batching: "off" or "continuous".
         send_buffer: of connections, bytes; 0 for the system's default.
         bound: sockets to serve on; by default a free port of 127.0.0.1.
     """
-    service = Service(runtime, limits or Limits(), batching=batching)
+    state = ServerState(
+        limits or Limits(short_s=0), threads=runtime.threads, rate_limiter=runtime.rate_limiter, batching=batching
+    )
+    repository = ModelRepository(state, ModelFolder(runtime.bundle.path), lambda _: runtime)
+    repository.load_all()
     bound = bound or uvicorn_server.bind("127.0.0.1", 0, has_token=bool(tokens))
     if send_buffer:
         bound[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     urls: queue.Queue[str] = queue.Queue()
-    app = routes.build_app(service, tokens)
-    thread = threading.Thread(target=uvicorn_server.run, args=(app, service, bound, urls.put))
+    app = routes.build_app(repository, tokens)
+    thread = threading.Thread(target=uvicorn_server.run, args=(app, state, bound, urls.put))
     thread.start()
     try:
         yield Client(urls.get(timeout=20))
     finally:
-        service.stopping = True
+        state.stopping = True
         thread.join(20)
+        repository.close()
         assert not thread.is_alive()
 
 

@@ -320,6 +320,21 @@ def test_an_endless_head(server: Server) -> None:
     assert send_raw(server, HEAD, b"X: " + b"x" * 200_000).startswith(b"HTTP/1.1 400 ")
 
 
+def test_endless_trailers(server: Server) -> None:
+    """What follows the last chunk is bounded too."""
+    answer = send_raw(server, HEAD, b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n", b"X: " + b"x" * 500_000)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_an_upgrade_is_ignored(server: Server) -> None:
+    """Some clients offer HTTP/2 in this way, and send their next request over the same connection."""
+    connection = server.connect()
+    for _ in range(3):
+        connection.request("GET", "/v2/health/live", headers={"Connection": "Upgrade", "Upgrade": "h2c"})
+        assert connection.getresponse().read() == b'{"live": true}'
+    connection.close()
+
+
 def test_the_server_still_works(server: Server) -> None:
     """The same process answers after all requests above."""
     assert server.json("GET", "/v2/health/live") == (200, {"live": True})

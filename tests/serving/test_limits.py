@@ -179,7 +179,7 @@ class Held:
         self._gate, self._entered = threading.Event(), threading.Event()
         self._gate.set()  # the batching scheduler measures segments when the server starts
         runtime = hook_runtime(bundle, self._hold)
-        self._server = serve_runtime(runtime, Limits(workers=1, requests=2), batching=batching)
+        self._server = serve_runtime(runtime, Limits(workers=1, requests=2, short_s=0), batching=batching)
 
     def __enter__(self) -> tuple[Client, Held]:
         client = self._server.__enter__()

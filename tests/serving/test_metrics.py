@@ -50,8 +50,8 @@ def test_series_begin_at_zero(digits_bundle: Path) -> None:
     for series in (
         *('mexit_macs_total{model="digits"}', 'mexit_static_macs_total{model="digits"}'),
         *(f'mexit_errors_total{{status="{status}"}}' for status in (400, 404, 413, 499, 500, 503, 504)),
-        *(f'mexit_requests_in_flight{{route="{route}"}}' for route in ("infer", "classify")),
-        *(f'mexit_request_duration_seconds_count{{route="{route}"}}' for route in ("infer", "classify")),
+        *(f'mexit_requests_in_flight{{model="digits",route="{route}"}}' for route in ("infer", "classify")),
+        *(f'mexit_request_duration_seconds_count{{model="digits",route="{route}"}}' for route in ("infer", "classify")),
     ):
         assert f"{series} 0.0" in text, series
 
@@ -78,7 +78,7 @@ def test_every_response_is_counted_once_by_route(server: Server, images: Images)
 def test_buckets_reach_down_to_100_microseconds(server: Server, images: Images) -> None:
     ask(server, images[:1], "low")
     text = server.ask("GET", "/metrics")[2].decode()
-    assert 'mexit_request_duration_seconds_bucket{le="0.0001",route="infer"}' in text
+    assert 'mexit_request_duration_seconds_bucket{le="0.0001",model="digits",route="infer"}' in text
     assert server.ask("GET", "/metrics")[1]["content-type"].startswith("text/plain; version=0.0.4")
 
 

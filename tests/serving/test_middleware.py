@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
-from starlette.requests import Request
 
 from mexit.errors import UsageError
+from mexit.serving.asgi import Request
 from mexit.serving.middleware import client_id, parse_tokens
 
 
+async def never() -> NoReturn:
+    raise AssertionError
+
+
 def request_from(host: str, **scope: object) -> Request:
-    return Request({"type": "http", "headers": [], "client": (host, 1), **scope})
+    return Request({"type": "http", "headers": [], "client": (host, 1), **scope}, never)
 
 
 def test_a_client_is_a_token_or_an_address() -> None:

@@ -246,7 +246,7 @@ def test_invalid_options(digits_bundle: Path, options: dict[str, Any], message: 
 
 @pytest.mark.parametrize(
     ("module", "package"),
-    [("starlette", "starlette"), ("uvicorn", "uvicorn"), ("prometheus_client", "prometheus-client")],
+    [("httptools", "httptools"), ("uvicorn", "uvicorn"), ("prometheus_client", "prometheus-client")],
 )
 def test_a_missing_package(digits_bundle: Path, monkeypatch: pytest.MonkeyPatch, module: str, package: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -259,7 +259,7 @@ def test_a_missing_package(digits_bundle: Path, monkeypatch: pytest.MonkeyPatch,
     [
         (
             "mexit.flows.serve",
-            {"starlette", "uvicorn", "prometheus_client", "torch", "onnx", "PIL", "onnxruntime"},
+            {"anyio", "uvicorn", "prometheus_client", "torch", "onnx", "PIL", "onnxruntime"},
         ),
         ("mexit.serving.http, mexit.serving.uvicorn_server", {"torch", "onnx", "typer", "rich"}),
     ],

@@ -8,16 +8,15 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import hook_runtime
 
 from mexit.errors import Overloaded
+from mexit.serving.asgi import ClientDisconnected
 from mexit.serving.limits import Limits
-from mexit.serving.service import Service
-from mexit.serving.worker_pool import ClientDisconnected, Job, Quota, WorkerPool
+from mexit.serving.server_state import ServerState
+from mexit.serving.worker_pool import Job, Quota, WorkerPool
 
 
 async def never() -> None:
@@ -84,6 +83,43 @@ def test_one_client_has_its_share_of_the_pool() -> None:
         jobs.append(start(pool, lambda: True, "b"))
         gate.open()
         assert await asyncio.gather(*jobs) == [True] * 3
+
+    asyncio.run(run())
+
+
+def test_short_jobs_run_in_the_event_loop() -> None:
+    """One by one in turns of clients; the loop does other work in between."""
+
+    async def run() -> None:
+        pool, done, ticks = WorkerPool(threads=1, max_requests=20), list[str](), list[int]()
+        loop, main = asyncio.get_running_loop(), threading.get_ident()
+
+        def tick() -> None:
+            ticks.append(len(done))
+            if len(done) < 4:
+                loop.call_soon(tick)
+
+        def work(client: str) -> int:
+            done.append(client)
+            return threading.get_ident()
+
+        jobs = [pool.run(job(partial(work, client)), never, client, short=True) for client in ("a", "a", "a", "b")]
+        loop.call_soon(tick)
+        assert await asyncio.gather(*jobs) == [main] * 4
+        assert done == ["a", "b", "a", "a"]
+        assert {1, 2, 3} <= set(ticks)
+
+    asyncio.run(run())
+
+
+def test_a_short_job_waits_for_tokens_and_fails() -> None:
+    async def run() -> None:
+        pool, left = WorkerPool(threads=1, max_requests=1), [0.01, 0.0]
+        assert await pool.run(job(lambda: 7, lambda: left.pop(0)), never, short=True) == 7
+        with pytest.raises(ZeroDivisionError):
+            await pool.run(job(lambda: 1 // 0), never, short=True)
+        with pytest.raises(ClientDisconnected):
+            await pool.run(job(lambda: 7, lambda: 60.0), at_once, short=True)
 
     asyncio.run(run())
 
@@ -197,21 +233,21 @@ def test_a_quota_bounds_each_client() -> None:
         add(25)
 
 
-@pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (2, 2), (64, 4)])
-def test_the_number_of_workers(digits_bundle: Path, cpus: int, workers: int) -> None:
-    """One worker for each processor that the process may use, up to the limit."""
-    service = Service(hook_runtime(digits_bundle, lambda _: None), Limits(), cpus=cpus)
-    assert service.workers == workers
-    service.close()
+@pytest.mark.parametrize(("cpus", "threads", "workers"), [(1, 1, 1), (2, 1, 2), (64, 1, 4), (6, 2, 3), (2, 4, 1)])
+def test_the_number_of_workers(cpus: int, threads: int, workers: int) -> None:
+    """One worker for each processor that the process may use and an engine's thread takes, up to the limit."""
+    server = ServerState(Limits(), cpus=cpus, threads=threads)
+    assert server.workers == workers
+    server.close()
 
 
-def test_the_number_of_workers_follows_the_resource_limits(digits_bundle: Path) -> None:
+def test_the_number_of_workers_follows_the_resource_limits() -> None:
     """By default, the server counts the processors that affinity and control groups leave to the process."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        service = Service(hook_runtime(digits_bundle, lambda _: None), Limits())
+        server = ServerState(Limits())
     finally:
         os.sched_setaffinity(0, allowed)
-    assert service.workers == 1
-    service.close()
+    assert server.workers == 1
+    server.close()

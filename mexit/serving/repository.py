@@ -1,0 +1,332 @@
+"""The model repository: the loaded version of each model, and its replacement while the server answers.
+
+A new version is opened beside the one in service. Once it is opened, checked and warmed up, it takes over at once:
+requests that have begun end with the version that they began with, which closes after the last of them. A version that
+fails is closed, the one in service stays, and `index` and the log have the reason.
+
+With several worker processes, the supervisor takes the steps in every process: `prepare`, then `commit` if all have
+prepared the same version, else `give_up`; or `remove`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mexit.core.atomic_io import sha256_bytes
+from mexit.errors import Damaged, LoadFailed, MexitError, NotFound, Overloaded
+from mexit.runtime.runtime import Runtime
+from mexit.serving.model_folder import ModelFolder, ModelVersion
+from mexit.serving.request_body import short_repr
+from mexit.serving.server_state import ServerState
+from mexit.serving.service import Service
+
+LOAD, UNLOAD = "load", "unload"
+OpenVersion = Callable[[Path], Runtime]
+"""Opens a bundle, checks and warms it up; raises an error for a version that cannot be used."""
+Coordinate = Callable[[str, str], None]
+"""Does an action, `LOAD` or `UNLOAD`, for a model of the given name in every process of the server."""
+_SHOWN_NAMES = 8  # in messages
+_BUG = "internal error: the server's log has the details"
+
+_log = logging.getLogger("mexit.server")
+
+
+@dataclass
+class _Model:
+    """What is known of a model.
+
+    Attributes:
+        service: the version in service, or None.
+        prepared: the version that is ready to replace it, or None.
+        failed: number of the newest version that was refused, and the reason; None after a load.
+    """
+
+    service: Service | None = None
+    prepared: Service | None = None
+    failed: tuple[str, str] | None = None
+
+    def entries(self, name: str) -> Iterator[dict[str, str]]:
+        """The model's entries in the index."""
+        version, reason = self.failed or ("", "")
+        if self.service is not None:
+            same = version == self.service.version
+            yield _entry(name, self.service.version, "READY", f"not replaced: {reason}" if same else "")
+            if self.failed is None or same:
+                return
+        if self.failed is not None:
+            yield _entry(name, version, "UNAVAILABLE", reason)
+
+
+class ModelRepository:
+    """The models of a server. Thread-safe."""
+
+    def __init__(
+        self, server: ServerState, folder: ModelFolder, open_version: OpenVersion, coordinate: Coordinate | None = None
+    ) -> None:
+        """No model is loaded yet.
+
+        Args:
+            server: what the models share.
+            folder: the models on disk.
+            open_version: see `OpenVersion`.
+            coordinate: see `Coordinate`; by default this process is the only one.
+        """
+        self.server = server
+        self.folder = folder
+        self._open_version = open_version
+        self._coordinate = coordinate or self._apply
+        self._models: dict[str, _Model] = {}
+        self._users: Counter[Service] = Counter()
+        self._retired: set[Service] = set()
+        self._lock = threading.Lock()
+        self._one_change = threading.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        """The models in service."""
+        with self._lock:
+            return sorted(name for name, model in self._models.items() if model.service is not None)
+
+    @property
+    def services(self) -> list[Service]:
+        """The versions in service, by name."""
+        with self._lock:
+            return [model.service for _, model in sorted(self._models.items()) if model.service is not None]
+
+    def service(self, name: str, version: str | None = None) -> Service:
+        """The service of a model, for its metadata; `use` for a request.
+
+        Args:
+            name: of the model.
+            version: number of the version; default the one in service.
+
+        Raises:
+            NotFound: no such model or version, or no version of the model is in service.
+            Overloaded: this version was refused; the message has the reason.
+        """
+        with self._lock:
+            return self._find(name, version)
+
+    @contextmanager
+    def use(self, name: str, version: str | None = None) -> Iterator[Service]:
+        """The service of a model, which stays open during the `with` block. Arguments and errors as `service`."""
+        with self._lock:
+            service = self._find(name, version)
+            self._users[service] += 1
+        try:
+            yield service
+        finally:
+            with self._lock:
+                self._users[service] -= 1
+                unused = not self._users[service] and service in self._retired
+                if unused:
+                    self._forget(service)
+            if unused:
+                service.close()
+
+    def index(self) -> list[dict[str, str]]:
+        """The answer to `POST /v2/repository/index`: every known version with state and reason, by name."""
+        on_disk = self._versions()
+        entries: list[dict[str, str]] = []
+        with self._lock:
+            for name in sorted({*self._models, *on_disk}):
+                known = list(self._models.get(name, _Model()).entries(name))
+                version = str(on_disk[name][0].number) if name in on_disk else ""
+                entries += known or [_entry(name, version, "UNAVAILABLE", self._why_not(name))]
+        if self.server.stopping:
+            return [{**entry, "state": "UNAVAILABLE", "reason": "the server is stopping"} for entry in entries]
+        return entries
+
+    def load_all(self) -> None:
+        """Load every model of the folder, in this process. Raises `LoadFailed` if none can be used."""
+        failed = None
+        for name in sorted(self._versions()):
+            try:
+                self._apply(LOAD, name)
+            except LoadFailed as error:
+                failed = failed or error
+        if failed is not None and not self.names:
+            raise failed
+
+    def load(self, name: str) -> None:
+        """Put the newest version on disk into service, in every process.
+
+        Raises:
+            NotFound: the folder has no such model.
+            LoadFailed: the version cannot be used; the one in service stays.
+            Overloaded: the server is stopping.
+        """
+        self.server.check_running()
+        self._coordinate(LOAD, name)
+
+    def unload(self, name: str) -> None:
+        """Take a model out of service, in every process. Raises `NotFound`, `Overloaded`."""
+        self.server.check_running()
+        self._coordinate(UNLOAD, name)
+
+    def prepare(self, name: str) -> str:
+        """Open the newest version beside the one in service. Without one in service, an older version may do.
+
+        Returns:
+            Number of the version, id of the bundle and its policies: equal in processes that prepared the same.
+
+        Raises:
+            NotFound: the folder has no such model.
+            LoadFailed: no version can be used.
+        """
+        versions = self._versions().get(name, ())
+        if not versions:
+            raise NotFound(f"the folder has no model {short_repr(name)}{self._has(self._versions())}")
+        with self._lock:
+            model = self._models.setdefault(name, _Model())
+            candidates = versions if model.service is None else versions[:1]
+        failed = None
+        for version in candidates:
+            service, text = self._open(version)
+            if service is not None:
+                with self._lock:
+                    model.prepared, model.failed = service, failed
+                return text
+            failed = failed or (str(version.number), text)
+        assert failed is not None
+        with self._lock:
+            model.failed = failed
+        raise LoadFailed(f"version {failed[0]} of model '{name}' was refused: {failed[1]}")
+
+    def commit(self, name: str) -> None:
+        """Put the prepared version into service."""
+        with self._lock:
+            model = self._models[name]
+            service, model.prepared = model.prepared, None
+            assert service is not None
+            self._log_change(name, model.service, service)
+            replaced, model.service = model.service, service
+            self.server.metrics.runtimes[name] = service.runtime
+        self._retire(replaced)
+
+    def give_up(self, name: str, reason: str) -> None:
+        """Close the prepared version, if there is one; `reason` says why it was given up."""
+        with self._lock:
+            model = self._models.setdefault(name, _Model())
+            service, model.prepared = model.prepared, None
+            if service is not None:
+                model.failed = (service.version, reason)
+        if service is not None:
+            service.close()
+
+    def remove(self, name: str) -> None:
+        """Take a model out of service. Raises `NotFound` if neither the server nor the folder has it."""
+        on_disk = name in self._versions()
+        with self._lock:
+            model = self._models.get(name)
+            if model is None and not on_disk:
+                raise NotFound(f"unknown model {short_repr(name)}{self._has(self._models)}")
+            service = None if model is None else model.service
+            if on_disk:
+                self._models[name] = _Model()
+            else:
+                self._models.pop(name, None)
+            self.server.metrics.runtimes.pop(name, None)
+        if service is not None:
+            _log.info("model '%s' version %s was unloaded", name, service.version)
+        self._retire(service)
+
+    def close(self) -> None:
+        """Close all services; requests that wait in a batcher get `Overloaded`."""
+        with self._lock:
+            services = [*self._retired, *(model.service for model in self._models.values())]
+            services += [model.prepared for model in self._models.values()]
+        for service in services:
+            if service is not None:
+                service.close()
+
+    def _apply(self, action: str, name: str) -> None:
+        """Do an action in this process, one at a time."""
+        with self._one_change:
+            if action == UNLOAD:
+                self.remove(name)
+            else:
+                self.prepare(name)
+                self.commit(name)
+
+    def _open(self, version: ModelVersion) -> tuple[Service | None, str]:
+        """A service of a version, and what identifies it; or None, and the reason why the version cannot be used."""
+        try:
+            before = version.fingerprint()
+            runtime = self._open_version(version.path)
+            if version.fingerprint() != before:
+                raise Damaged("its files changed while they were read: load it again once they are complete")
+            service = Service(self.server, runtime, version.model, str(version.number))
+            return service, f"{version.number} {runtime.bundle.id} {sha256_bytes(repr(before).encode())}"
+        except OSError as error:
+            reason = f"its files cannot be read: {error.strerror}"
+        except MexitError as error:
+            reason = str(error).replace(f"{self.folder.path}/", "")
+        except Exception:
+            _log.exception("version %s of model '%s' failed", version.number, version.model)
+            reason = _BUG
+        _log.error("version %s of model '%s' was refused: %s", version.number, version.model, reason)
+        return None, reason
+
+    def _find(self, name: str, version: str | None) -> Service:
+        model = self._models.get(name)
+        if model is None:
+            raise NotFound(f"unknown model {short_repr(name)}{self._has(self._models)}")
+        service = model.service
+        if model.failed is not None and version == model.failed[0] and (service is None or service.version != version):
+            raise Overloaded(f"version {version} of model '{name}' was refused: {model.failed[1]}")
+        if service is None:
+            why = f"version {model.failed[0]} was refused" if model.failed else self._why_not(name)
+            raise NotFound(f"model '{name}' has no version in service: {why}")
+        if version not in (None, service.version):
+            known = f"it has version {service.version}"
+            raise NotFound(f"model '{name}' has no version {short_repr(version)}: {known}")
+        return service
+
+    def _why_not(self, name: str) -> str:
+        return "unloaded" if name in self._models else "not loaded"
+
+    def _retire(self, service: Service | None) -> None:
+        """Close a service once its last request ends."""
+        if service is None:
+            return
+        with self._lock:
+            in_use = self._users[service] > 0
+            if in_use:
+                self._retired.add(service)
+            else:
+                self._forget(service)
+        if not in_use:
+            service.close()
+
+    def _forget(self, service: Service) -> None:
+        self._retired.discard(service)
+        del self._users[service]
+
+    def _versions(self) -> Mapping[str, tuple[ModelVersion, ...]]:
+        try:
+            return self.folder.versions()
+        except OSError as error:
+            raise LoadFailed(f"the folder of the models cannot be read: {error.strerror}") from None
+
+    @staticmethod
+    def _has(names: Mapping[str, Any]) -> str:
+        shown = [f"'{name}'" for name in sorted(names)]
+        more = f" and {len(shown) - _SHOWN_NAMES} more" if len(shown) > _SHOWN_NAMES else ""
+        return f": this server has {', '.join(shown[:_SHOWN_NAMES])}{more}" if shown else ""
+
+    @staticmethod
+    def _log_change(name: str, old: Service | None, new: Service) -> None:
+        before = "" if old is None else f", in place of version {old.version}"
+        _log.info("model '%s' version %s is in service%s", name, new.version, before)
+
+
+def _entry(name: str, version: str, state: str, reason: str) -> dict[str, str]:
+    return {"name": name, "version": version, "state": state, "reason": reason}
