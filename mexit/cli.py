@@ -37,6 +37,7 @@ from mexit.commands import (
     serve,
     train,
 )
+from mexit.commands.help_panels import arrange
 from mexit.core.environment import unknown_variables
 from mexit.core.redact import redact_text
 from mexit.errors import MexitError
@@ -94,7 +95,11 @@ def exit_on_error(command: Callable[P, None]) -> Callable[P, None]:
 
 
 class Command(TyperCommand):
-    """A command that rejects an option which is given twice but holds one value; the last one would win silently."""
+    """A command whose help has panels, and that rejects an option which is given twice but holds one value."""
+
+    def __init__(self, name: str | None, **options: Any) -> None:
+        super().__init__(name, **options)
+        self.params = arrange(name, self.params)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments. Raises the usage error of typer."""

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import mexit
 from mexit import errors
 from mexit.cli import COMMANDS, app
+from mexit.core.glossary import GLOSSARY
 
 ROOT = Path(__file__).parents[1]
 CLI_PAGE, METHOD_PAGE = ROOT / "docs" / "cli.md", ROOT / "docs" / "methods.md"
@@ -51,6 +52,11 @@ def shell_lines(page: Path) -> list[str]:
 def test_generated_pages_are_current() -> None:
     assert CLI_PAGE.read_text() == command_page(), "run: python tests/test_docs.py"
     assert METHOD_PAGE.read_text() == method_page(), "run: python tests/test_docs.py"
+
+
+def test_the_glossary_of_the_docs_is_that_of_the_reports() -> None:
+    table = (ROOT / "docs" / "concepts.md").read_text().split("## Glossary")[1]
+    assert dict(re.findall(r"^\| (?!word|---)(.*?) \| (.*?) \|$", table, re.M)) == GLOSSARY
 
 
 def test_every_option_of_a_method_has_a_description() -> None:

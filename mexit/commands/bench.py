@@ -33,7 +33,7 @@ def bench(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Compare every budget of a bundle with the static network on this machine: time, accuracy, MACs."""
+    """Compare every budget of a bundle with the static network here: time, accuracy, MACs (multiply-adds)."""
     from mexit.flows.bench import BATCHES, bench_bundle
 
     result = bench_bundle(
@@ -74,7 +74,7 @@ def show_bench(result: BenchResult) -> None:
     unit = {"macs": "MACs", "time": "time"}[result.cost]
     caption = (
         f"{first.engine}, {first.threads} thread(s), {result.machine['cpu']}; budgets in {unit}; "
-        f"{result.images}{expected}"
+        f"{result.images}{expected}\n{output.MACS}"
     )
     columns = ["budget", "batch", "us/image", "p95 us", "of static", "points", "MACs"]
     output.table("every budget against the static network (full)", columns, rows, caption)
@@ -96,13 +96,15 @@ def show_tuning(explanation: Explanation) -> None:
             row.timing.backend,
             str(row.timing.threads),
             output.counts([round(us) for us in row.timing.segments_us]),
-            f"{row.timing.total_us:.0f}",
+            f"{row.timing.costs.static:.0f}",
+            f"{row.mean_us:.0f}",
             row.state,
         ]
         for row in explanation.rows
     ]
-    output.table("engines: microseconds per image", ["engine", "threads", "segments", "all", "state"], rows, chosen)
+    columns = ["engine", "threads", "segments", "full", "mean of\nbudgets", "state"]
+    output.table("engines: microseconds per image", columns, rows, chosen)
     for name, reason in explanation.skipped.items():
-        output.say(f"not measured: {name}: {reason}")
+        output.paragraph(f"not measured: {name}: {reason}")
     for command in dict.fromkeys(row.command for row in explanation.rows if row.command):
         output.say(f"faster once calibrated: {command}")

@@ -10,19 +10,28 @@ from mexit.core.budget import short_macs
 from mexit.core.trace import UNKNOWN
 
 if TYPE_CHECKING:
-    from mexit.core.policies_file import Outcome, PolicyEntry
+    from mexit.core.policies_file import FrontierPoint, Outcome, PolicyEntry
+    from mexit.runtime.latency_profile import Profile
 
 
-def show_policies(entry: PolicyEntry) -> None:
-    """Print what each policy does on held-out data: exits taken, and cost and accuracy under attack."""
+def show_policies(entry: PolicyEntry, profile: Profile | None = None) -> None:
+    """Print what each policy does on held-out data: exits taken, and cost and accuracy under attack.
+
+    Args:
+        entry: the policies, selected in MACs.
+        profile: times of this device, for the mean time of the exits taken; None leaves it out.
+    """
     attacked = any(point.attacked for _, point in entry.by_policy())
     rows = []
     for names, point in entry.by_policy():
         held_out = point.held_out or point.calibration
         under_attack = [*_cost_and_accuracy(point.attacked)] if attacked else []
-        rows.append([", ".join(names), _limits(entry, names), output.counts(held_out.exits), *under_attack])
-    columns = ["budget", "MACs", "exits taken", *(["attacked: mean", "accuracy"] if attacked else [])]
-    output.table("policies on held-out data", columns, rows, _caption(entry))
+        time = [] if profile is None else [_mean_time(held_out, point, profile)]
+        rows.append([", ".join(names), _limits(entry, names), *time, output.counts(held_out.exits), *under_attack])
+    time = [] if profile is None else ["mean us"]
+    columns = ["budget", "MACs", *time, "exits taken", *(["attacked: mean", "accuracy"] if attacked else [])]
+    caption = f"{_caption(entry)}\n{output.MACS}" + ("" if profile is None else "; mean us: those exits on this device")
+    output.table("policies on held-out data", columns, rows, caption)
     if names := entry.more_accurate_than_full():
         output.paragraph(
             f"{', '.join(names)}: more accurate than full on the calibration images; full never exits early, so "
@@ -97,6 +106,12 @@ def show_reject(entry: PolicyEntry, table: Mapping[str, Any] | None) -> None:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
+
+
+def _mean_time(outcome: Outcome, point: FrontierPoint, profile: Profile) -> str:
+    """Mean microseconds of a single image that leaves at the exits taken."""
+    times_us = profile.costs.of_exits(point.thresholds)
+    return f"{sum(n * us for n, us in zip(outcome.exits, times_us, strict=True)) / outcome.n:,.0f}"
 
 
 def _limits(entry: PolicyEntry, names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import typer
 from mexit.commands import output
 from mexit.commands.budget_tables import show_expected, show_policies, show_reject, show_times
 from mexit.commands.options import AttackOption, Backend, BundleArg, CostOption, DataDir, Device, Json, Threads, pairs
+from mexit.core.glossary import GLOSSARY
 
 if TYPE_CHECKING:
     from mexit.core.policies_file import PolicyEntry
@@ -141,8 +142,9 @@ def show_calibration(result: CalibrateResult) -> None:
         ]
         title = "how well each score separates correct from wrong answers (AUROC)"
         columns = ["score", "ensemble", *conditions]
-        output.table(title, columns, rows, f"chosen: {score_name(result.entry)}")
-    show_policies(result.entry)
+        caption = f"chosen: {score_name(result.entry)}\nAUROC: {GLOSSARY['AUROC']}"
+        output.table(title, columns, rows, caption)
+    show_policies(result.entry, result.profile)
     say_certificates(result.entry)
     if result.timed is not None:
         show_times(result.timed)

@@ -49,7 +49,7 @@ def show_demo(result: DemoResult) -> None:
     exits = ", ".join(f"exit {row['exit']} {output.percent(row['clean'])}" for row in report["exits"])
     caption = (
         f"accuracy on {report['n']} test images; attack: {report['attack']}\n"
-        "MACs: the budget; mean: MACs spent per image; us: median time of one image\n"
+        "MACs: the budget, in multiply-adds; mean: MACs spent per image; us: median time of one image\n"
         f"clean accuracy of each exit alone: {exits}\n"
         f"total time: {report['seconds']:.0f} s"
     )

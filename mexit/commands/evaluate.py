@@ -16,6 +16,8 @@ from mexit.evaluate.reports import merged_budgets, reject_sentence
 if TYPE_CHECKING:
     from mexit.flows.evaluate import EvaluateResult
 
+_ROUNDING = 1e-6  # of a mean cost, relative
+
 
 def evaluate(
     source: SourceArg = None,
@@ -146,9 +148,13 @@ def _show_transfer(transfer: list[list[dict[str, Any]]], exits: list[str]) -> No
 
 def _show_budgets(report: Mapping[str, Any]) -> None:
     """One row for each policy and condition."""
-    rows = []
+    rows, exceeded = [], []
     for name, conditions in merged_budgets(report):
-        first = f"{name} ≤{short_macs(conditions['budget_macs'])}"
+        limit, mean = conditions["budget_macs"], conditions["clean"]["mean_macs"]
+        over = mean > limit * (1 + _ROUNDING)
+        if over:
+            exceeded.append(f"{name}: {short_macs(mean)} MACs in the mean, of {short_macs(limit)} in the budget")
+        first = name if over else f"{name} ≤{short_macs(limit)}"
         for condition, entry in conditions.items():
             if condition == "budget_macs":
                 continue
@@ -159,8 +165,12 @@ def _show_budgets(report: Mapping[str, Any]) -> None:
             first = ""
     columns = ["budget", "images", "accuracy", "mean MACs", "exits taken"]
     attacked = any("worst" in conditions for conditions in report["budgets"].values())
-    caption = "worst: correct under every attack, the slowdown attacks included" if attacked else ""
-    output.table("accuracy and cost of the deployed policy", columns, rows, caption)
+    caption = "worst: correct under every attack, the slowdown attacks included\n" if attacked else ""
+    output.table("accuracy and cost of the deployed policy", columns, rows, caption + output.MACS)
+    if exceeded:
+        output.paragraph(
+            f"the clean test images cost more than the images that selected the thresholds: {'; '.join(exceeded)}"
+        )
     if sentence := reject_sentence(report):
         output.paragraph(sentence)
 

@@ -28,8 +28,8 @@ BudgetOption = Annotated[
     str,
     typer.Option(
         envvar="MEXIT_BUDGET",
-        help="Mean cost per image: low, medium, high, full, MACs (12M), a share of the static network's cost (40%), or "
-        "time (5ms).",
+        help="Mean cost per image: low, medium, high, full, MACs (12M multiply-adds), a share of the static network, "
+        "which has no early exits (40%), or time (5ms).",
     ),
 ]
 CostOption = Annotated[
@@ -52,7 +52,7 @@ ProfileOption = Annotated[
 Backend = Annotated[
     str,
     typer.Option(
-        envvar="MEXIT_BACKEND", help="Engine: auto, ort, openvino, trt, or one with a variant such as ort:int8."
+        envvar="MEXIT_BACKEND", help="Engine: auto, ort, openvino, trt, or one with a precision such as ort:int8."
     ),
 ]
 Device = Annotated[str, typer.Option(envvar="MEXIT_DEVICE", help="Device that torch computes on: auto, cpu or cuda.")]
@@ -80,7 +80,7 @@ Deadline = Annotated[
 ]
 Rate = Annotated[
     str | None,
-    typer.Option(help="Hard limit on computation, in MACs per second (40M, 1.5G).", show_default=False),
+    typer.Option(help="Hard limit on computation, in MACs (multiply-adds) per second (40M, 1.5G).", show_default=False),
 ]
 Burst = Annotated[
     str | None,

@@ -34,6 +34,7 @@ class _Console(Console):
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
+MACS = "MACs: multiply-adds of an image"  # for captions
 # Names of files may hold `:cat:` and `[red]`: neither emoji codes nor markup is replaced in them.
 out = _Console(highlight=False, emoji=False)
 err = _Console(stderr=True, highlight=False, emoji=False)
@@ -43,8 +44,9 @@ class RichProgress:
     """Notes and progress bars on standard error; without a terminal, notes and one line for each part of a task."""
 
     def note(self, text: str) -> None:
-        """Print one line."""
-        _say_on_stderr(printable_lines(redact_text(text)), style="dim")
+        """Print one line; a terminal gets it wrapped at words."""
+        shown = redact_text(text)
+        _say_on_stderr(printable_lines(_filled(shown, err.width) if err.is_terminal else shown), style="dim")
 
     def log(self, text: str) -> None:
         """Print one line unless a progress bar shows the same."""
@@ -85,11 +87,19 @@ def say(text: str) -> None:
 
 def paragraph(text: str) -> None:
     """Print a sentence of a result, wrapped at words; file names and numbers stay whole."""
+    _wrapped(text, indent="  ")
+
+
+def _wrapped(text: str, style: str | None = None, indent: str = "") -> None:
+    """Print lines wrapped at words to the width of the terminal, or to 80 columns without one."""
     width = out.width if out.is_terminal else 80
-    out.print(
-        _plain(textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)),
-        soft_wrap=True,
-    )
+    out.print(_plain(_filled(text, width, indent)), style=style, soft_wrap=True)
+
+
+def _filled(text: str, width: int, indent: str = "") -> str:
+    """The lines of a text, wrapped at words."""
+    how: dict[str, Any] = {"subsequent_indent": indent, "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(textwrap.fill(line, width, **how) for line in text.split("\n"))
 
 
 def error(text: str) -> None:
@@ -141,19 +151,20 @@ def next_commands(*lines: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-    """Print a table: the first column is aligned left, the others right. Columns without names have no header."""
-    grid = Table(
-        title=title or None,
-        title_justify="left",
-        caption=caption or None,
-        caption_justify="left",
-        show_header=any(columns),
-    )
+    """Print a table: the first column is aligned left, the others right. Columns without names have no header.
+
+    Title and caption may be wider than the table; both are wrapped at words.
+    """
+    grid = Table(show_header=any(columns), show_edge=False, pad_edge=False)
     for number, column in enumerate(columns):
         grid.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
         grid.add_row(*map(_plain, row))
+    if title:
+        _wrapped(title, "table.title")
     out.print(grid)
+    if caption:
+        _wrapped(caption, "table.caption")
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

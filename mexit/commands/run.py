@@ -46,17 +46,10 @@ def run(
     burst: Burst = None,
     json: Json = False,
 ) -> None:
-    """Classify image files."""
+    """Classify image files. A file that cannot be read gets an error line and an exit code; the others are answered."""
     from mexit.flows.run import classify_files
 
-    if len(paths) > 1 and not paths[0].exists() and not paths[0].suffix:
-        raise NotFound(f"bundle {paths[0]} does not exist")
-    if (paths[0].is_dir() or paths[0].suffix == ".onnx") and not is_bundle(paths[0]):
-        hint = f"name its pictures, {shell_path(paths[0])}/*, or use mexit camera --source {shell_path(paths[0])}"
-        raise UsageError(found_instead(paths[0], BUNDLE) or f"{paths[0]} is a folder, not an image: {hint}")
-    bundle, images = (paths[0], paths[1:]) if is_bundle(paths[0]) else (None, paths)
-    if not images:
-        raise UsageError("no image named: mexit run [BUNDLE] IMAGE...")
+    bundle, images = bundle_and_images(paths)
     answers = classify_files(
         images,
         bundle=bundle,
@@ -74,6 +67,33 @@ def run(
     errors = [answer.error for answer in answers if answer.error]
     if errors:
         raise typer.Exit(errors[0].exit_code)
+
+
+def bundle_and_images(paths: Sequence[Path]) -> tuple[Path | None, Sequence[Path]]:
+    """The bundle, if the first path names one, and the pictures.
+
+    A first path that is neither a bundle nor a file is an error, because another bundle must not answer in its place.
+    Exception: it has a suffix, or is written with the same folder as another picture; it is then one of the pictures,
+    and the others are answered.
+
+    Raises:
+        NotFound, UsageError: the first path cannot be used, or no picture is named.
+    """
+    first, others = paths[0], paths[1:]
+    if is_bundle(first):
+        if not others:
+            raise UsageError("no image named: mexit run [BUNDLE] IMAGE...")
+        return first, others
+    beside = len(first.parts) > 1 and any(path.parent == first.parent and path.is_file() for path in others)
+    if (first.is_dir() or first.suffix == ".onnx") and not (beside and found_instead(first, BUNDLE) is None):
+        hint = f"name its pictures, {shell_path(first)}/*, or use mexit camera --source {shell_path(first)}"
+        raise UsageError(found_instead(first, BUNDLE) or f"{first} is a folder, not an image: {hint}")
+    if others and not first.exists() and not first.suffix and not beside:
+        raise NotFound(
+            f"bundle {first} does not exist: a bundle directory or a picture is expected first, and no other bundle "
+            "answers in its place"
+        )
+    return None, paths
 
 
 def answers_to_json(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -56,9 +56,8 @@ def serve(
     watch_drift: Annotated[
         float,
         typer.Option(
-            help="Share of early answers to compare with those of the full network, such as 0.01. [dim]Answers to "
-            "compare until an alarm, where 2% disagreed at calibration: median 115 at 10%, 1,235 at 4%; at 3% a "
-            "quarter of the streams alarms within 2,284, half (49%) within 4,000.[/]"
+            help="Share of early answers to compare with those of the full network, such as 0.01; docs/calibration.md "
+            "says how soon it finds which change."
         ),
     ] = 0.0,
     on_drift: Annotated[

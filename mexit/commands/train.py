@@ -29,50 +29,42 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Schedule, method included: neo_kd, rdi, rdi_mobilenetv2 or hdkd as published; ours: fast (for a "
-            "GPU), demo, pictures and robust_pictures (for folders), finetune and robust_finetune (for pretrained "
-            "networks). Other flags win over it. Default: demo for digits, pictures or (your own network) finetune for "
-            "folders, else neo_kd.",
+            help="Schedule, method included: pictures, finetune, fast or a published one (docs/training.md). "
+            "Default: by data set and network.",
             show_default=False,
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Network, one of mexit models, or your own: efficientnet-lite0, timm:NAME or module:PATH.py:FUNCTION "
-            "(executes your file). Default: by preset and data set.",
+            help="One of mexit models, or your own: efficientnet-lite0, timm:NAME or module:PATH.py:FUNCTION "
+            "(executes the file). Default: by preset and data.",
             show_default=False,
         ),
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="File with pretrained weights of your own network: safetensors or a state dict. Default: those that "
-            "it brings.",
+            help="Pretrained weights of your own network: safetensors or a state dict. Default: those that it brings.",
             show_default=False,
         ),
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(
-            help="Size of the images that the network takes, such as 64 or 48x96 (height x width). Default: by "
-            "network, for folders by pictures and time.",
+            help="Size of the images, such as 64 or 48x96 (height x width). Default: by network or pictures.",
             show_default=False,
         ),
     ] = None,
     channels: Annotated[
         int | None,
-        typer.Option(help="1 (grey) or 3 (RGB). Default: by network, for folders by pictures.", show_default=False),
+        typer.Option(help="1 (grey) or 3 (RGB). Default: by network or pictures.", show_default=False),
     ] = None,
     robust: Annotated[
         str | None,
-        typer.Option(
-            help="Train against attacks of this radius, such as 8/255, with a preset that does.", show_default=False
-        ),
+        typer.Option(help="Train against attacks of this radius, such as 8/255.", show_default=False),
     ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="Training method, see docs/methods.md. Default: by preset.")
-    ] = None,
+    method: Annotated[str | None, typer.Option(help="Training method (docs/methods.md). Default: by preset.")] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--set", help="Option of the method, such as alpha=3. Repeatable."),
@@ -99,29 +91,27 @@ def train(
     ] = None,
     craft_train_mode: Annotated[
         bool | None,
-        typer.Option("--craft-train-mode/--craft-eval-mode", help="Mode of BatchNorm and dropout while attacking."),
+        typer.Option("--craft-train-mode/--craft-eval-mode", help="Mode of BatchNorm and dropout during attacks."),
     ] = None,
     short_attack_until: Annotated[
         float | None,
-        typer.Option(help="Share of the run, from its beginning, with an average attack of 3 steps of eps/2."),
+        typer.Option(help="Share of the run, at its beginning, with an average attack of 3 steps of eps/2."),
     ] = None,
     average_attack_until: Annotated[
         float | None,
-        typer.Option(help="Share of the run, from its beginning, with the average attack instead of --attack."),
+        typer.Option(help="Share of the run, at its beginning, with the average attack."),
     ] = None,
     freeze: Annotated[
         bool,
         typer.Option(
             "--freeze",
-            help="Keep the network as it is and train the heads of its exits alone, on features that one pass over the "
-            "images computes.",
+            help="Train the heads of the exits alone; the network stays as it is.",
         ),
     ] = False,
     finetune: Annotated[
         int | None,
         typer.Option(
-            help="Train the heads as with --freeze, then all layers for this many passes; the last exit teaches the "
-            "others. Also with --minutes, --robust and --method.",
+            help="Train the heads as with --freeze, then all layers for this many passes.",
             show_default=False,
         ),
     ] = None,
@@ -129,18 +119,15 @@ def train(
     minutes: Annotated[
         float | None,
         typer.Option(
-            help="Length of the run in minutes, instead of --epochs. Learning rate and attack follow the elapsed share "
-            "of that time; it adds up over --resume. Default for folders: 10.",
+            help="Length of the run instead of --epochs. Default for folders: 10.",
             show_default=False,
         ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images per optimisation step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Largest learning rate.")] = None,
-    lr_schedule: Annotated[
-        str | None, typer.Option(help="Course of the learning rate: steps, or one-cycle (falls linearly to 0).")
-    ] = None,
+    lr_schedule: Annotated[str | None, typer.Option(help="Course of the learning rate: steps or one-cycle.")] = None,
     warmup: Annotated[
-        float | None, typer.Option(help="Share of the run in which the learning rate rises from 0, such as 0.15.")
+        float | None, typer.Option(help="Share of the run in which the learning rate rises, such as 0.15.")
     ] = None,
     nesterov: Annotated[
         bool | None, typer.Option("--nesterov/--no-nesterov", help="Nesterov's momentum.", show_default=False)
@@ -174,7 +161,7 @@ def train(
     ] = None,
     recompute_norms: Annotated[
         int | None,
-        typer.Option(help="Training images on which BatchNorm's statistics are measured again at the end."),
+        typer.Option(help="Images on which BatchNorm's statistics are measured again at the end."),
     ] = None,
     exit_weights: Annotated[
         str | None, typer.Option(help="Weight of each exit in cross-entropies and TRADES, such as 2,1,1.")
@@ -192,15 +179,15 @@ def train(
     group: Annotated[
         str | None,
         typer.Option(
-            help="Pictures that stay in one split: auto (sequences in file names, near-duplicates), folder (each "
-            "subfolder of a class), none, or a regular expression on the path. Default: auto for folders, else none.",
+            help="Pictures that stay in one split: auto, folder, none, or a regular expression on the path "
+            "(docs/data.md). Default: auto for folders, else none.",
             show_default=False,
         ),
     ] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of the splits. Default: 0.")] = None,
     keep: Annotated[str | None, typer.Option(help="Weights to keep: last, or best on the selection split.")] = None,
     validate_every: Annotated[
-        int | None, typer.Option(help="Epochs from one measurement on the selection split to the next.")
+        int | None, typer.Option(help="Epochs between measurements on the selection split.")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of weights, sample order, augmentation and attack starts.")
@@ -212,12 +199,10 @@ def train(
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU. Default: all cores.")] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            help="Threads that load images ahead. Default: one per core for image files, 0 for data in memory."
-        ),
+        typer.Option(help="Threads that load images ahead. Default: one per core for files."),
     ] = None,
     cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Keep images of files in memory, if a quarter of it holds them.")
+        bool, typer.Option("--cache/--no-cache", help="Keep images of files in memory if they fit.")
     ] = True,
     graphs: Annotated[bool, typer.Option("--graphs/--no-graphs", help="CUDA graphs on a CUDA device.")] = True,
     tensorboard: Annotated[
@@ -228,8 +213,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Continue --out, or the newest run, from its checkpoint. --epochs, --finetune, --minutes, the "
-            "learning rate, --precision and a few more may change.",
+            help="Continue --out, or the newest run; some settings may change (docs/training.md).",
         ),
     ] = False,
     json: Json = False,

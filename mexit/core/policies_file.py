@@ -203,6 +203,11 @@ class PolicyEntry:
         return MACS if self.frontier[0].budget_us is None else MICROSECONDS
 
     @property
+    def last_exit_alone(self) -> bool:
+        """Whether the last exit answers without an ensemble where nothing leaves early; not in files of mexit 0.1."""
+        return self.budgets is not None
+
+    @property
     def names(self) -> Mapping[str, float]:
         """The named budgets, MACs."""
         return {name: self.frontier[index].budget_macs for name, index in self.named.items()}

@@ -14,6 +14,7 @@ import numpy as np
 
 from mexit.calibrate.expected import load as load_expected
 from mexit.core.budget import format_macs
+from mexit.core.glossary import words_in
 from mexit.core.pixel_range import format_fraction
 from mexit.core.printable import shell_path
 from mexit.core.versions import VERSION
@@ -49,7 +50,13 @@ def model_card(
         "## Limitations\n\n" + _limitations(target, report),
         "## Reproduction\n\n" + _commands(target, report["settings"]),
     ]
+    sections.append("## Words\n\n" + _words("\n".join(sections)))
     return "\n\n".join(sections) + "\n"
+
+
+def _words(text: str) -> str:
+    lines = [f"- **{word}**: {meaning}." for word, meaning in words_in(text).items()]
+    return "\n".join([*lines, '\nThe documentation explains more words: `docs/concepts.md`, "Glossary".'])
 
 
 def _summary(target: EvaluationTarget, report: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ from mexit.evaluate.confusion import Thinned
 from mexit.evaluate.names import abbreviate
 
 _LARGE = 16  # matrices up to this size have large cells
-_NAME = 40  # characters of a class name beside the matrix
+_NAME = 20  # characters of a class name beside the matrix: cells stay visible at the width of a phone
+_TITLE = 200  # characters of the name that appears under the pointer
 # Cells stronger than this have inverted text, in the dark and in the light style.
 _INVERTED = {"inverted-dark": 0.65, "inverted-light": 0.88}
 # The plot of a reliability diagram, in units of the SVG: left, top, width and height.
@@ -19,13 +20,13 @@ _LEFT, _TOP, _WIDTH, _HEIGHT = 44, 8, 200, 200
 
 def matrix_table(thinned: Thinned, classes: Sequence[str]) -> str:
     """The confusion matrix as a table; cells count images and are coloured by their share of the true class."""
-    names = [escape(abbreviate(classes[number], _NAME)) for number in thinned.classes.tolist()]
-    heads = "".join(f"<th scope=col><bdi>{name}</bdi></th>" for name in [*names, *thinned.rest])
+    names = [_name(classes[number]) for number in thinned.classes.tolist()]
+    heads = "".join(f"<th scope=col>{name}</th>" for name in [*names, *map(_name, thinned.rest)])
     body = []
     for row, (name, counts, shades) in enumerate(zip(names, thinned.cells, thinned.shades, strict=True)):
         pairs = enumerate(zip(counts.tolist(), shades.tolist(), strict=True))
         cells = "".join(_cell(count, shade, row == column) for column, (count, shade) in pairs)
-        body.append(f"<tr><th scope=row><bdi>{name}</bdi></th>{cells}</tr>")
+        body.append(f"<tr><th scope=row>{name}</th>{cells}</tr>")
     large = " large" if len(names) <= _LARGE else ""
     return (
         '<div class="scroll" role="region" tabindex="0" aria-label="Confusion matrix">'
@@ -52,6 +53,13 @@ def reliability_chart(row: Mapping[str, Any]) -> str:
         f'{ticks}<text x="{_x(0.5):.0f}" y="{bottom + 30}" text-anchor="middle">confidence</text>'
         f'<text transform="translate(10 {_y(0.5):.0f}) rotate(-90)" text-anchor="middle">accuracy</text></svg></figure>'
     )
+
+
+def _name(name: str) -> str:
+    """A name without its middle if it is long; the pointer shows the whole one."""
+    short, whole = abbreviate(name, _NAME), abbreviate(name, _TITLE)
+    title = f' title="{escape(whole)}"' if short != name else ""
+    return f"<bdi{title}>{escape(short)}</bdi>"
 
 
 def _line(bins: Sequence[Mapping[str, float]], kind: str, total: int) -> str:

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from mexit.core.budget import short_macs
+from mexit.core.glossary import words_in
 from mexit.core.printable import printable
 from mexit.core.versions import VERSION
 from mexit.evaluate.class_accuracy import ClassAccuracy
@@ -47,6 +48,7 @@ def report_page(title: str, report: Mapping[str, Any], details: Details, notes: 
         **{sheet.title: _sheet(sheet, details.classes) for sheet in details.sheets},
         "Confidence": _confidence(details),
     }
+    sections["Words"] = _words("".join((_lead(report, details), *sections, *sections.values())))
     anchors = {name: name.lower().replace(" ", "-") for name in sections}
     links = "".join(f'<a href="#{anchor}">{name}</a>' for name, anchor in anchors.items())
     body = "".join(
@@ -107,6 +109,12 @@ def _results(report: Mapping[str, Any]) -> str:
     text = "Accuracy in percent, ± standard error. Each exit is measured as if it answered alone."
     rejected = reject_sentence(report)
     return f"<p>{text}</p>" + "".join(parts) + (f"<p>{_text(rejected)}</p>" if rejected else "")
+
+
+def _words(content: str) -> str:
+    """The glossary of the page."""
+    items = "".join(f"<dt>{_text(word)}</dt><dd>{_text(meaning)}</dd>" for word, meaning in words_in(content).items())
+    return f'<dl class="words">{items}</dl>'
 
 
 def _columns(report: Mapping[str, Any], details: Details) -> dict[str, str]:

@@ -22,6 +22,9 @@ a:focus-visible,summary:focus-visible,[tabindex]:focus-visible{outline:2px solid
 .facts dt{color:var(--soft);font-size:.85rem}
 .facts dd{margin:0;font-size:1.35rem;font-weight:600;overflow-wrap:anywhere}
 .facts small{display:block;font-size:.8rem;font-weight:400;color:var(--soft)}
+.words{margin:.6rem 0;max-width:48rem}
+.words dt{font-weight:600}
+.words dd{margin:0 0 .5rem 1rem}
 .scroll{overflow-x:auto;max-width:100%;margin-bottom:1.2rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.28rem .7rem .28rem 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
@@ -77,7 +80,7 @@ svg circle.after{fill:rgb(var(--blue));stroke:none}
 .key{display:inline-block;width:1.6rem;height:.25rem;border-radius:.1rem;vertical-align:middle;margin-right:.3rem}
 @media (max-width:30rem){body{font-size:15px}.tiles{grid-template-columns:repeat(2,1fr)}.bar{width:6.5rem}
 td.name:first-child,th.name:first-child{position:sticky;left:0;background:var(--paper);min-width:8rem;max-width:8rem}
-td.name:last-child{white-space:nowrap;max-width:none}.matrix tbody th{max-width:6rem}
+td.name:last-child{white-space:nowrap;max-width:none}.matrix tbody th{max-width:8.6rem}
 .matrix.large td{min-width:1.6rem;height:1.6rem}.matrix.large th,.matrix.large td{font-size:.75rem}
 .matrix thead .corner{white-space:normal}}
 @media print{details:not([open])>*{display:none}}

@@ -70,11 +70,12 @@ class GradientSource:
 
     @staticmethod
     def of_bundle(bundle: Bundle) -> GradientSource:
-        """The run that a bundle was exported from, with the exits that the bundle has.
+        """The run that a bundle was exported from, with the exits and the settings that the bundle records.
 
         Raises:
             NotFound: the run does not exist here.
             StalePolicy: the run has other weights than the bundle.
+            Damaged: the recorded settings are not those of a run.
         """
         provenance = bundle.manifest.provenance
         run, expected = provenance.get("run"), provenance.get("weights_sha256")
@@ -84,6 +85,8 @@ class GradientSource:
         if weights is None:
             raise StalePolicy(f"run {run} was trained again since {bundle.path} was exported: export it again")
         model, settings, _ = checkpoint.load_model(Path(run), weights)
+        if "settings" in provenance:  # the run may have been trained longer, with others, since the export
+            settings = TrainSettings.from_json(provenance["settings"], f"the provenance of {bundle.path}")
         numbers = bundle.manifest.numbers
         return GradientSource(model if numbers == model.numbers else keep_exits(model, numbers), settings)
 
@@ -234,7 +237,7 @@ def _budgets(runtime: Runtime, entry: PolicyEntry | None) -> dict[str, BudgetPol
     for name, frontier_index in entry.named.items():
         point = entry.frontier[frontier_index]
         policy = entry.policy(point)
-        if runtime.bundle.manifest.static is not None:
+        if entry.last_exit_alone:
             policy = policy.alone
         budgets[name] = BudgetPolicy(policy, point.budget_macs, runtime.costs.of_exits(policy.thresholds))
     return budgets

@@ -34,6 +34,8 @@ from mexit.errors import MexitError, UsageError
 from mexit.evaluate import plots
 from mexit.flows.calibration_source import choose_source, default_attack, unknown_source
 from mexit.flows.sample_sources import Images, Logits, SampleBatches, SampleSource, UnlabelledSource
+from mexit.runtime.latency_profile import Profile
+from mexit.runtime.profile_cache import stored_profile
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.runtime import Runtime
 from mexit.runtime.time_policies import note_timing
@@ -154,6 +156,7 @@ class CalibrateResult:
         why_not_attacked: the reason why nothing is measured under attack; empty if it is.
         unavailable: named budgets that cannot keep the bound of the reject option.
         timed: the policies in time that were stored in the device cache; None where none were requested or possible.
+        profile: times of this device, measured for `timed` or earlier; None where none were measured.
     """
 
     bundle: Path
@@ -165,6 +168,7 @@ class CalibrateResult:
     expected: Mapping[str, Any]
     unavailable: tuple[str, ...] = ()
     timed: PolicyEntry | None = None
+    profile: Profile | None = None
 
 
 def calibrate_bundle(
@@ -216,15 +220,18 @@ def calibrate_bundle(
     table = _measure_test(runtime, source, traces.certification, entry, progress)
     written = (*written, expected.save(path, runtime.bundle.id, table))
     unavailable = result.rejection.unavailable if result.rejection else ()
-    timed = None
+    timed, profile = None, stored_profile(runtime.bundle, runtime.backend, runtime.threads)
     if options.cost == "time":
         again = Runtime(runtime.bundle, runtime.backend, "full", threads=runtime.threads)
         again.use_time(again=True)
         note_timing(again.timing, again.why_not_time, progress.note)
-        timed = again.timing.entry if again.timing else None
+        if again.timing is not None:
+            timed, profile = again.timing.entry, again.timing.profile
     if why_not:
         progress.note(f"nothing is promised under attack: {why_not}")
-    return CalibrateResult(path, entry, cumulative_macs, result.scores, written, why_not, table, unavailable, timed)
+    return CalibrateResult(
+        path, entry, cumulative_macs, result.scores, written, why_not, table, unavailable, timed, profile
+    )
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from mexit.flows.calibration_source import default_attack, network_attack
 from mexit.flows.sample_sources import Attack, DatasetSource, gather
 from mexit.runtime import autotune
 from mexit.runtime.backends.ort import OrtBackend, open_session
+from mexit.runtime.latency_profile import Profile
+from mexit.runtime.profile_cache import load_profile
 from mexit.runtime.reference import run_all_exits
 
 with requires_extra("train", "Exporting a network"):
@@ -64,6 +66,8 @@ class ExportOptions:
         exits: the exits to keep: "auto" for those that save time on this machine, "all", or numbers such as "1,3,7".
             The last one is always kept. "auto" keeps the exits of the bundle that is replaced, if it has the same
             weights and chose them.
+        profile: with "auto", a file of times that were measured on another device, with a bundle of the same run and
+            all exits; None measures on this machine.
     """
 
     precision: str = PARITY
@@ -73,8 +77,11 @@ class ExportOptions:
     device: str = "auto"
     attack: str | None = None
     exits: str = keep_exits.AUTO
+    profile: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.profile is not None and self.exits != keep_exits.AUTO:
+            raise UsageError(f"--profile chooses the exits, which --exits {self.exits} names: leave out one of them")
         CalibrateOptions(attack=self.attack)  # checks the attack
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision '{self.precision}': choose from {', '.join(PRECISIONS)}")
@@ -134,11 +141,12 @@ def export_bundle(
     """
     progress, options = progress or Silent(), options or ExportOptions()
     resolve_device(options.device)  # before any work
+    profile = None if options.profile is None else load_profile(options.profile)
     run = run or newest(RUNS, progress)
     out = out or BUNDLES / run.name
     _check_target(out, replace)
     source = _load(run, data_dir, options, progress)
-    bundle, differences, report = _build(source, out, options, progress)
+    bundle, differences, report = _build(source, out, options, profile, progress)
     calibration = None
     with new_directory(out, replace=replace) as folder:  # the bundle is complete, thresholds included, or absent
         bundle.write_files(folder)
@@ -213,13 +221,16 @@ def _load(run: Path, data_dir: str | Path | None, options: ExportOptions, progre
 
 
 def _build(
-    source: _Source, out: Path, options: ExportOptions, progress: Progress
+    source: _Source, out: Path, options: ExportOptions, profile: Profile | None, progress: Progress
 ) -> tuple[Bundle, list[float], PrecisionReport | None]:
     """Build the bundle in memory and check it; return it, the differences from torch and the precision report."""
     settings, data, splits = source.settings, source.data, source.splits
     spec = settings.model_spec().input
-    segments = _export_segments(cut_segments(source.model, spec.name), progress)
-    kept = _keep_exits(source, segments, out, options.exits, progress)
+    cuts = cut_segments(source.model, spec.name)
+    if profile is not None:
+        keep_exits.check_profile(profile, len(cuts))
+    segments = _export_segments(cuts, progress)
+    kept = _keep_exits(source, segments, out, options.exits, profile, progress)
     model, segments = multi_exit.keep_exits(source.model, kept.numbers), kept.merge(segments)
     variants: dict[str, Sequence[OnnxSegment]] = {PARITY: segments}
     provenance = {**_provenance(source), "exits": kept.record}
@@ -249,17 +260,22 @@ def _build(
 
 
 def _keep_exits(
-    source: _Source, segments: Sequence[OnnxSegment], out: Path, option: str, progress: Progress
+    source: _Source,
+    segments: Sequence[OnnxSegment],
+    out: Path,
+    option: str,
+    profile: Profile | None,
+    progress: Progress,
 ) -> keep_exits.KeptExits:
     if option == keep_exits.ALL:
         return keep_exits.keep_all(len(segments))
     if option != keep_exits.AUTO:
         kept = keep_exits.keep_named(option, len(segments))
-    elif record := _recorded_exits(source, out):
+    elif profile is None and (record := _recorded_exits(source, out)):
         kept = keep_exits.keep_as_recorded(record)
     else:
         spec = source.settings.model_spec().input
-        kept = keep_exits.choose(segments, source.data, source.splits, spec, progress)
+        kept = keep_exits.choose(segments, source.data, source.splits, spec, progress, profile)
     progress.note(kept.text)
     return kept
 

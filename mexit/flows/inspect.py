@@ -11,11 +11,23 @@ from typing import Any
 from mexit.calibrate import expected
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.bundle import Bundle
-from mexit.core.policies_file import Policies
+from mexit.core.policies_file import Policies, PolicyEntry
 from mexit.core.progress import Progress, Silent
 from mexit.errors import NotCalibrated
 from mexit.flows.tensorrt_engines import EngineRow, rows_json, stored_engines
-from mexit.runtime.autotune import Explanation, explain
+from mexit.runtime.autotune import Explanation, choose, explain
+from mexit.runtime.backends.registry import find, name_of
+from mexit.runtime.latency_profile import Profile
+from mexit.runtime.profile_cache import stored_profile
+from mexit.runtime.time_policies import stored_policies
+
+
+@dataclass(frozen=True)
+class EntryTimes:
+    """Times of this device: the latency profile, and the policies selected by it; None if none were selected."""
+
+    profile: Profile
+    timed: PolicyEntry | None
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,9 @@ class InspectResult:
         tuning: the engine that `--backend auto` takes on this device, and the measurements behind the choice.
         expected: expected and test results of each entry of the policies, in its order; None where there are none.
         engines: TensorRT engines in the cache of this device.
+        times: what was measured on this device for the engine of each entry, with the number of threads that serves
+            it; None where nothing was measured.
+        profile: the latency profile of the engine of `tuning`; None where none was measured.
     """
 
     bundle: Bundle
@@ -35,6 +50,8 @@ class InspectResult:
     tuning: Explanation
     engines: tuple[EngineRow, ...]
     expected: tuple[Mapping[str, Any] | None, ...]
+    times: tuple[EntryTimes | None, ...] = ()
+    profile: Profile | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the object of `mexit inspect --json`."""
@@ -48,6 +65,7 @@ class InspectResult:
             "tuning": self.tuning.to_json(),
             "engines": rows_json(self.engines),
             "expected": list(self.expected),
+            "times": [None if one is None else asdict(one) for one in self.times],
         }
 
 
@@ -71,4 +89,17 @@ def inspect_bundle(bundle: Path | None = None, *, progress: Progress | None = No
             opened.load_trace(trace)
     entries = policies.entries if policies else ()
     tables = tuple(expected.load(opened.path, opened.id, entry) for entry in entries)
-    return InspectResult(opened, policies, explain(opened), stored_engines(opened), tables)
+    tuning = explain(opened)
+    profile = stored_profile(opened, find(tuning.choice.backend), tuning.choice.threads)
+    times = tuple(_times(opened, entry) for entry in entries)
+    return InspectResult(opened, policies, tuning, stored_engines(opened), tables, times, profile)
+
+
+def _times(bundle: Bundle, entry: PolicyEntry) -> EntryTimes | None:
+    """What the device cache has for the engine of an entry. Nothing is measured."""
+    name = name_of(entry.engine, entry.precision, entry.variant)
+    if name is None:
+        return None
+    threads = choose(bundle, name).threads
+    profile, timed = stored_profile(bundle, entry, threads), stored_policies(bundle, entry, threads)
+    return None if profile is None else EntryTimes(profile, timed.entry if timed else None)

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from mexit.calibrate.exit_choice import (
+    MAX_LOSS,
     MEASURABLE,
     MIN_SAMPLES,
     ExitChoice,
@@ -28,6 +31,7 @@ from mexit.flows.calibrate import record_samples
 from mexit.flows.sample_sources import BATCH, SampleBatches
 from mexit.flows.segment_chain import RunSegment, ort_runner, run_chain
 from mexit.flows.segment_times import SegmentTimer
+from mexit.runtime.latency_profile import Profile
 
 AUTO, ALL = "auto", "all"
 SPLITS = ("selection", "calibration")
@@ -62,6 +66,15 @@ def check_option(option: str) -> None:
         _numbers(option)
 
 
+def check_profile(profile: Profile, exits: int) -> None:
+    """Check the number of exits of a profile for `choose`. Raises `UsageError`."""
+    if len(profile.exits_us) != exits:
+        raise UsageError(
+            f"the latency profile has {len(profile.exits_us)} exits and the network {exits}: measure one with a bundle "
+            "that mexit export --exits all made of this run"
+        )
+
+
 def keep_all(exits: int) -> KeptExits:
     """All exits of a network."""
     numbers = tuple(range(1, exits + 1))
@@ -87,14 +100,20 @@ def keep_as_recorded(record: Mapping[str, Any]) -> KeptExits:
 
 
 def choose(
-    segments: Sequence[OnnxSegment], data: DataSet, splits: Splits, spec: InputSpec, progress: Progress
+    segments: Sequence[OnnxSegment],
+    data: DataSet,
+    splits: Splits,
+    spec: InputSpec,
+    progress: Progress,
+    profile: Profile | None = None,
 ) -> KeptExits:
-    """Choose the exits that save time on this machine; see `calibrate.exit_choice`.
+    """Choose the exits that save time; see `calibrate.exit_choice`.
 
     Args:
         segments: of all exits, float32.
         data, splits, spec: the samples of the selection and the calibration split judge the subsets of exits.
         progress: receives the progress.
+        profile: times of a bundle with all exits on another device; None measures the segments on this machine.
     """
     exits = len(segments)
     if exits == 1:
@@ -108,10 +127,26 @@ def choose(
         return replace(keep_all(exits), text=text)
     chain = [ort_runner(segment) for segment in segments]
     parts = [_trace(chain, data, splits, spec, split, progress) for split in SPLITS]
+    if profile is not None:
+        choice = choose_exits(*_profiled(profile, parts))
+        engine = f"{profile.engine} {profile.precision}, {profile.threads} thread(s), from a profile"
+        return KeptExits(choice.kept, _record(choice, engine), _text(choice, "in the profile"))
     pictures = data.batch(evenly_spaced(splits.part("calibration"), PICTURES), spec)
     timer = SegmentTimer(segments, pictures, progress)
     choice = choose_exits(*_measured(timer, parts, exits))
-    return KeptExits(choice.kept, _record(choice), _text(choice))
+    return KeptExits(choice.kept, _record(choice, "ort fp32, 1 thread"), _text(choice, "in ort fp32 on this machine"))
+
+
+def _profiled(profile: Profile, parts: Sequence[Trace]) -> tuple[ExitSearch, tuple[int, ...]]:
+    """The search with times estimated from those of all exits, and its candidates.
+
+    Leaving at exit k runs k segments. What that takes above the static network is spread evenly over the cuts.
+    """
+    exits = len(profile.exits_us)
+    cut_us = max(0.0, profile.exits_us[-1] - profile.static_us) / (exits - 1)
+    prefix_us = np.maximum.accumulate([us - k * cut_us for k, us in enumerate(profile.exits_us)])
+    search = ExitSearch(parts, SegmentTimes.from_prefixes(prefix_us.tolist(), cut_us))
+    return search, tuple(range(1, exits + 1)) if exits <= MEASURABLE else shortlist(search)
 
 
 def _measured(timer: SegmentTimer, parts: Sequence[Trace], exits: int) -> tuple[ExitSearch, tuple[int, ...]]:
@@ -138,24 +173,25 @@ def _trace(
     return record_samples(lambda images: run_chain(chain, images), samples, origin, progress)
 
 
-def _record(choice: ExitChoice) -> dict[str, Any]:
+def _record(choice: ExitChoice, engine: str) -> dict[str, Any]:
     values = asdict(choice)
     kept = values.pop("kept")
     dropped = {str(k): why for k, why in values.pop("dropped").items()}
     measured = {name: round(value, 4) for name, value in values.items()}
-    return {"option": AUTO, "kept": kept, "dropped": dropped, "choice": {"engine": "ort fp32, 1 thread", **measured}}
+    return {"option": AUTO, "kept": kept, "dropped": dropped, "choice": {"engine": engine, **measured}}
 
 
-def _text(choice: ExitChoice) -> str:
-    static = f"the static network takes {choice.static_us:.0f} us in ort fp32 on this machine"
+def _text(choice: ExitChoice, where: str) -> str:
+    static = f"the static network takes {choice.static_us:.0f} us {where}"
     if len(choice.kept) == 1:
         return f"no early exit saves time: {static}; every budget equals full (--exits all keeps every exit)"
     saved = 1 - choice.mean_us / choice.static_us
     kept = ", ".join(map(str, choice.kept))
     return (
-        f"the exits {kept} are kept and save {saved:.0%} of the time: {choice.mean_us:.0f} us in the mean, {static}; "
-        f"they lose {POINTS * choice.loss:.1f} +- {POINTS * choice.loss_error:.1f} points of accuracy "
-        "(--exits all keeps every exit)"
+        f"the exits {kept} are kept (--exits all keeps every exit): a budget that may lose {POINTS * MAX_LOSS:g} "
+        f"points of accuracy, like that of --target-drop {MAX_LOSS:g}, takes {choice.mean_us:.0f} us in the mean and "
+        f"saves {saved:.0%} of the time; {static}; the measured loss is {POINTS * choice.loss:.1f} ± "
+        f"{POINTS * choice.loss_error:.1f} points"
     )
 
 

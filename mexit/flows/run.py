@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mexit.core.artifact_paths import BUNDLES, newest
+from mexit.core.artifact_paths import BUNDLES, is_bundle, newest
 from mexit.core.budget import Macs
+from mexit.core.printable import shell_path
 from mexit.core.progress import Progress, Silent
 from mexit.data.preprocess import read_image
-from mexit.errors import MexitError
+from mexit.errors import MexitError, NotFound, UsageError
 from mexit.runtime import Prediction, Runtime
 from mexit.runtime.time_policies import note_timing
 
@@ -70,8 +71,19 @@ def classify_files(
     answers = []
     for image in images:
         try:
+            _check(image)
             (prediction,) = runtime(read_image(image), deadline_ms=deadline_ms)
             answers.append(Answer(image, prediction, None))
         except MexitError as error:
             answers.append(Answer(image, None, error))
     return answers
+
+
+def _check(image: Path) -> None:
+    """Raise `NotFound` or `UsageError` for a path that is no file."""
+    if not image.exists():
+        raise NotFound(f"image {image} does not exist: the path of a picture is expected")
+    if is_bundle(image):
+        raise UsageError(f"{image} is a bundle, a picture is expected: name the bundle before the pictures")
+    if image.is_dir():
+        raise UsageError(f"{image} is a folder, a picture is expected: name its pictures, {shell_path(image)}/*")

@@ -1,8 +1,9 @@
 """Autotune: finds the engine and the number of threads that serve a bundle fastest on this device.
 
-`tune` times every engine that opens here with 1, 2, 4, ... threads, segment by segment on one image, and stores the
-times in the device cache. They hold for the installed packages. `choose` reads them and takes the fastest calibrated
-engine; opening a bundle never measures. An engine that is calibrated later needs no new measurement.
+`tune` times every engine that opens here with 1, 2, 4, ... threads on one image, the static network and each segment,
+and stores the times in the device cache. They hold for the installed packages. `choose` reads them and takes the
+calibrated engine whose named budgets are fastest in the mean; opening a bundle never measures. An engine that is
+calibrated later needs no new measurement.
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexit.core.atomic_io import read_json
+from mexit.core.budget import NAMED_FRACTIONS
 from mexit.core.bundle import Bundle
-from mexit.core.policies_file import PARITY
+from mexit.core.cost import MICROSECONDS, Costs
+from mexit.core.policies_file import PARITY, PolicyEntry
 from mexit.core.printable import shell_path
 from mexit.core.resource_limits import check_threads, read_limits
 from mexit.core.schema import decode
 from mexit.core.versions import installed_versions
-from mexit.errors import BackendError, MexitError, MissingExtra, NotCalibrated, NotFound
+from mexit.errors import BackendError, MexitError, MissingExtra, NotFound
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.backends.registry import AUTO, ENGINES, find, open_backend
 from mexit.runtime.device_cache import cache_folder, write_fact
+from mexit.runtime.latency_profile import expected_us
 
 T = TypeVar("T")
+_Entries = Mapping[tuple[str, str, str], PolicyEntry]
 
 DEFAULT = "ort"
 FILE = "autotune.json"
@@ -48,16 +53,43 @@ OPENING_S = 5.0  # an engine that takes longer to open is not opened with furthe
 
 @dataclass(frozen=True)
 class Timing:
-    """Median microseconds of each segment on one image, (E,), in one engine with one number of threads."""
+    """Median times of one image in one engine with one number of threads.
+
+    Attributes:
+        backend: name in the registry.
+        threads: number of threads.
+        segments_us: microseconds of each segment, (E,).
+        static_us: microseconds of the static network; None for a bundle without one.
+    """
 
     backend: str
     threads: int
     segments_us: tuple[float, ...]
+    static_us: float | None = None
 
     @property
     def total_us(self) -> float:
-        """Microseconds of an image that runs to the last exit."""
+        """Microseconds of an image that runs through all segments."""
         return sum(self.segments_us)
+
+    @property
+    def costs(self) -> Costs:
+        """Microseconds of leaving at each exit, and of the budget `full`."""
+        cumulative = tuple(np.cumsum(self.segments_us).tolist())
+        return Costs(cumulative, cumulative[-1] if self.static_us is None else self.static_us, MICROSECONDS)
+
+    def mean_us(self, entry: PolicyEntry | None) -> float:
+        """Mean microseconds of the named budgets.
+
+        Args:
+            entry: policies, whose exits on the calibration data give the time of a budget. A budget that would be
+                slower than the static network counts as the static network, which replaces it where budgets are
+                selected in time. Without policies the time is that of `full`.
+        """
+        costs = self.costs
+        named = [entry.frontier[entry.named[name]] for name in NAMED_FRACTIONS if name in entry.named] if entry else []
+        times = [min(costs.static, expected_us(point, costs)) for point in named]
+        return float(np.mean(times or [costs.static]))
 
 
 @dataclass(frozen=True)
@@ -98,11 +130,13 @@ class Row:
 
     Attributes:
         timing: the measured times.
+        mean_us: see `Timing.mean_us`; without a calibration of its own, with the exits of the first calibrated engine.
         state: "chosen", "usable" (calibrated) or "not calibrated".
         command: the command that calibrates it; None if that would not make answers faster.
     """
 
     timing: Timing
+    mean_us: float
     state: str
     command: str | None
 
@@ -118,7 +152,13 @@ class Explanation:
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
         rows = [
-            {**asdict(row.timing), "total_us": row.timing.total_us, "state": row.state, "command": row.command}
+            {
+                **asdict(row.timing),
+                "total_us": row.timing.total_us,
+                "mean_us": row.mean_us,
+                "state": row.state,
+                "command": row.command,
+            }
             for row in self.rows
         ]
         return {"chosen": asdict(self.choice), "rows": rows, "skipped": dict(self.skipped)}
@@ -143,12 +183,13 @@ def choose(bundle: Bundle, backend: str = AUTO, threads: int | None = None) -> C
             return Choice(backend, threads, False, "as given")
     tuning, problem = load(bundle)
     timings = tuning.timings if tuning else ()
-    usable = _usable(bundle, timings) if backend == AUTO else [one for one in timings if one.backend == backend]
+    entries = _entries(bundle)
+    usable = _usable(entries, timings) if backend == AUTO else [one for one in timings if one.backend == backend]
     usable = [one for one in usable if one.threads == threads] or usable
     if not usable:
         name = DEFAULT if backend == AUTO else backend
         return Choice(name, threads or 1, False, problem or "nothing that was measured here can serve it")
-    best = _fastest(usable)
+    best = _fastest(usable, _mean_us(entries, usable))
     return Choice(best.backend, threads or best.threads, backend == AUTO, "the fastest measured here")
 
 
@@ -169,15 +210,16 @@ def explain(bundle: Bundle) -> Explanation:
     """The choice of `auto`, with all timings."""
     (tuning, _), choice = load(bundle), choose(bundle)
     timings = tuning.timings if tuning else ()
-    usable = _usable(bundle, timings)
+    entries = _entries(bundle)
+    usable, mean_us = _usable(entries, timings), _mean_us(entries, timings)
     chosen = [one for one in usable if (one.backend, one.threads) == (choice.backend, choice.threads)]
-    limit_us = chosen[0].total_us if chosen else float("inf")
+    limit_us = mean_us[chosen[0]] if chosen else float("inf")
     rows = []
     for one in timings:
         state = "chosen" if one in chosen else "usable" if one in usable else "not calibrated"
-        faster = one not in usable and one.total_us < limit_us
+        faster = one not in usable and mean_us[one] < limit_us
         command = f"mexit calibrate {shell_path(bundle.path)} --backend {one.backend}" if faster else None
-        rows.append(Row(one, state, command))
+        rows.append(Row(one, mean_us[one], state, command))
     return Explanation(choice, tuple(rows), tuning.skipped if tuning else {})
 
 
@@ -239,10 +281,11 @@ def measure(bundle: Bundle, seconds: float = SECONDS, *, builds: bool = True, ma
         except MexitError as error:
             skipped[name] = str(error)
     runs = [partial(_run, one.backend, image) for one in opened]
-    timings = [
-        Timing(one.name, one.threads, tuple(np.median(rounds, axis=0).tolist()))
-        for one, rounds in zip(opened, call_in_turn(runs, seconds), strict=True)
-    ]
+    exits = len(bundle.manifest.exits)
+    timings = []
+    for one, rounds in zip(opened, call_in_turn(runs, seconds), strict=True):
+        median_us = np.median(rounds, axis=0).tolist()
+        timings.append(Timing(one.name, one.threads, tuple(median_us[:exits]), *median_us[exits:]))
     return Tuning(versions(), tuple(timings), skipped)
 
 
@@ -291,48 +334,62 @@ def _open_settings(bundle: Bundle, name: str, image: NDArray[np.float32], max_th
 
 
 def _run(backend: Backend, image: NDArray[np.float32]) -> list[float]:
-    """Microseconds of each segment, (E,)."""
+    """Microseconds of each segment, and of the static network if there is one, (E,) or (E + 1,)."""
     carried, times_us = backend.carry(image), []
     for segment in backend.segments:
         start = time.perf_counter()
         carried, _ = segment.run(carried)
         times_us.append((time.perf_counter() - start) * 1e6)
+    if backend.static is not None:
+        carried, start = backend.carry(image), time.perf_counter()
+        backend.static.run(carried)
+        times_us.append((time.perf_counter() - start) * 1e6)
     return times_us
 
 
-def _usable(bundle: Bundle, timings: Sequence[Timing]) -> list[Timing]:
+def _usable(entries: _Entries, timings: Sequence[Timing]) -> list[Timing]:
     """The timings of calibrated engines; without any calibration, those of engines in the reference precision.
 
     If some engines have a reject option, only those: a faster engine must not answer where they are unsure.
     """
-    try:
-        policies = bundle.policies()
-    except MexitError:  # damaged policies are reported where they are needed
+    if not entries:
         return [one for one in timings if _is_parity(one.backend)]
-    rejecting = any(entry.reject for entry in policies.entries)
-    usable = []
-    for one in timings:
-        engine = ENGINES[one.backend]
-        try:
-            entry = policies.entry(engine.engine, engine.precision, engine.variant)
-        except NotCalibrated:
-            continue
-        if entry.reject or not rejecting:
-            usable.append(one)
-    return usable
+    rejecting = any(entry.reject for entry in entries.values())
+    found = ((one, entries.get(_key(one.backend))) for one in timings)
+    return [one for one, entry in found if entry is not None and (entry.reject or not rejecting)]
+
+
+def _mean_us(entries: _Entries, timings: Sequence[Timing]) -> dict[Timing, float]:
+    """`Timing.mean_us` of each timing, with the policies of its engine, else those of the first calibrated one."""
+    first = next(iter(entries.values()), None)
+    return {one: one.mean_us(entries.get(_key(one.backend), first)) for one in timings}
+
+
+def _entries(bundle: Bundle) -> _Entries:
+    """The policies by engine, precision and variant; none where they cannot be read."""
+    try:
+        return {(one.engine, one.precision, one.variant): one for one in bundle.policies().entries}
+    except MexitError:  # damaged policies are reported where they are needed
+        return {}
+
+
+def _key(name: str) -> tuple[str, str, str]:
+    engine = ENGINES[name]
+    return engine.engine, engine.precision, engine.variant
 
 
 def _is_parity(name: str) -> bool:
     return (ENGINES[name].precision, ENGINES[name].variant) == (PARITY, PARITY)
 
 
-def _fastest(timings: Sequence[Timing]) -> Timing:
-    limit_us = TOLERANCE * min(one.total_us for one in timings)
+def _fastest(timings: Sequence[Timing], mean_us: Mapping[Timing, float]) -> Timing:
+    limit_us = TOLERANCE * min(mean_us[one] for one in timings)
     order = list(ENGINES)
-    near = [one for one in timings if one.total_us <= limit_us]
+    near = [one for one in timings if mean_us[one] <= limit_us]
     return min(near, key=lambda one: (one.threads, order.index(one.backend)))
 
 
 def _is_valid(timing: Timing, exits: int) -> bool:
     valid = timing.backend in ENGINES and timing.threads >= 1 and len(timing.segments_us) == exits
-    return valid and all(0 < us < float("inf") for us in timing.segments_us)
+    static_us = timing.total_us if timing.static_us is None else timing.static_us
+    return valid and all(0 < us < float("inf") for us in (*timing.segments_us, static_us))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +14,7 @@ from mexit.core.policies_file import PolicyEntry
 from mexit.core.scores import Scorer
 from mexit.errors import NotCalibrated
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.latency_profile import RunToExit, exit_times_ms, index_within
+from mexit.runtime.latency_profile import Profile, index_within
 from mexit.runtime.time_policies import TimePolicies
 
 
@@ -52,8 +53,7 @@ class PolicySelector:
         bundle: Bundle,
         backend: Backend,
         entry: PolicyEntry | None,
-        threads: int,
-        run_to_exit: RunToExit,
+        profile: Callable[[], Profile],
         *,
         all_heads: bool = False,
     ) -> None:
@@ -63,15 +63,13 @@ class PolicySelector:
             bundle: the opened bundle.
             backend: the loaded engine.
             entry: the engine's policies.
-            threads: of the engine; the latency profile depends on it.
-            run_to_exit: answers one image that leaves at the given exit. The latency profile, which budgets in
-                milliseconds need, calls it when it is measured.
+            profile: returns the latency profile of the engine, which budgets in milliseconds need.
             all_heads: the budget `full` evaluates every head, although no row exits early.
         """
         self.entry = self._macs_entry = entry
         self._costs = bundle.manifest.costs
-        self._bundle, self._backend, self._threads = bundle, backend, threads
-        self._run_to_exit, self._all_heads = run_to_exit, all_heads
+        self._bundle, self._backend = bundle, backend
+        self._profile, self._all_heads = profile, all_heads
         self.select = lru_cache(maxsize=256)(self._select)
         self.at = lru_cache(maxsize=256)(self._at)
         self._parse = lru_cache(maxsize=256)(self._read)
@@ -105,8 +103,7 @@ class PolicySelector:
             last = len(entry.frontier) - 1
             return self._choice(self._full(entry.policy(entry.frontier[last])), last)
         if budget.kind == "ms" and entry.unit == MACS:
-            times_ms = exit_times_ms(self._bundle, self._backend, self._threads, self._run_to_exit)
-            return self.at(index_within(entry.frontier, budget.value, times_ms))
+            return self.at(index_within(entry.frontier, budget.value, self._profile().costs))
         own = self._macs_entry
         if own is not None and own is not entry and self._only_in_macs(budget, own, entry):
             return self._choice_in_macs(own, own.frontier_index(budget, self._bundle.manifest.costs))
@@ -125,16 +122,13 @@ class PolicySelector:
         return self._choice(self.entry.policy(self.entry.frontier[index]), index)
 
     def _choice(self, policy: Policy, index: int) -> PolicyChoice:
-        return PolicyChoice(self._alone(policy), index, self._certificates(policy, index))
+        assert self.entry is not None
+        return PolicyChoice(_alone(policy, self.entry), index, self._certificates(policy, index))
 
     def _choice_in_macs(self, entry: PolicyEntry, index: int) -> PolicyChoice:
         """The choice of a point that was selected in MACs, where other budgets are selected in time."""
         certificates = tuple(one["id"] for one in entry.certificates if one["first"] <= index <= one["last"])
-        return PolicyChoice(self._alone(entry.policy(entry.frontier[index])), None, certificates)
-
-    def _alone(self, policy: Policy) -> Policy:
-        """A policy of the static network without an ensemble, also where the segments run in its place."""
-        return policy if self._bundle.manifest.static is None else policy.alone
+        return PolicyChoice(_alone(entry.policy(entry.frontier[index]), entry), None, certificates)
 
     def _certificates(self, policy: Policy, index: int) -> tuple[str, ...]:
         """Certificates are about the thresholds of a frontier point, from which those of `full` may differ."""
@@ -156,3 +150,8 @@ class PolicySelector:
 
     def _full(self, policy: Policy) -> Policy:
         return policy.evaluate_all_heads() if self._all_heads else policy.without_early_exit()
+
+
+def _alone(policy: Policy, entry: PolicyEntry) -> Policy:
+    """A policy of the static network answers as it was calibrated, also where the segments run in its place."""
+    return policy.alone if entry.last_exit_alone else policy

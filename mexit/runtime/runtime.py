@@ -22,9 +22,11 @@ from mexit.runtime.backends.registry import AUTO, find
 from mexit.runtime.drift import DriftWatch
 from mexit.runtime.engine import Answers, answer, exit_position, runs_static
 from mexit.runtime.input_images import prepare_images
+from mexit.runtime.latency_profile import Profile, TimedCalls
 from mexit.runtime.policy_selection import PolicyChoice, PolicySelector, entry_or_none
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.prediction_builder import PredictionBuilder
+from mexit.runtime.profile_cache import device_profile
 from mexit.runtime.rate_limiter import RateLimiter, read_rate_limits
 from mexit.runtime.reference import run_all_exits
 from mexit.runtime.request import Request, RequestOptions
@@ -88,7 +90,7 @@ class Runtime:
         self.timing: TimePolicies | None = None
         self.why_not_time = ""
         entry = entry_or_none(bundle, backend) if use_policies else None
-        self._selector = PolicySelector(bundle, backend, entry, threads, self.run_to_exit, all_heads=all_heads)
+        self._selector = PolicySelector(bundle, backend, entry, lambda: self._profile, all_heads=all_heads)
         self.budget = budget
 
     @staticmethod
@@ -156,11 +158,8 @@ class Runtime:
 
     def use_time(self, profile: str | Path | None = None, *, again: bool = False) -> None:
         """Select budgets in time; see `time_policies.open_in_time`, which raises and has the arguments."""
-        static = Runtime(self.bundle, self.backend, "full", threads=self.threads)
-        exits = [partial(self.run_to_exit, k) for k in range(1, len(self.bundle.manifest.exits) + 1)]
-        calls = (*exits, partial(static.answer_tensor, self._profiling_copy[1]))
         key = (self.bundle, self.backend, self.threads, self._selector.entry)
-        timed, self.why_not_time = open_in_time(*key, calls, profile, again)
+        timed, self.why_not_time = open_in_time(*key, self.timed_calls(), profile, again)
         if timed is not None:
             self.timing = timed
             self._selector.use_time(timed)
@@ -348,6 +347,12 @@ class Runtime:
         runtime, image = self._profiling_copy
         return runtime.answer_tensor(image, budget="full", max_exit=self.bundle.manifest.numbers[k - 1])
 
+    def timed_calls(self) -> TimedCalls:
+        """The calls that a latency profile times: one image that leaves at each exit, and at the static network."""
+        static = Runtime(self.bundle, self.backend, "full", threads=self.threads, use_policies=self.calibrated)
+        exits = [partial(self.run_to_exit, k) for k in range(1, len(self.bundle.manifest.exits) + 1)]
+        return (*exits, partial(static.answer_tensor, self._profiling_copy[1]))
+
     def _choose(self, budget: Budget) -> PolicyChoice:
         choice = self._selector.select(budget)
         if self.drift_watch is None or choice.frontier_index is None:
@@ -362,3 +367,8 @@ class Runtime:
             self.bundle, self.backend, "full", threads=self.threads, use_policies=self.calibrated, all_heads=True
         )
         return runtime, np.full((1, *self.bundle.manifest.input.shape), 0.5, np.float32)
+
+    @cached_property
+    def _profile(self) -> Profile:
+        """The latency profile of the engine, which is measured unless the device cache has it."""
+        return device_profile(self.bundle, self.backend, self.threads, self.timed_calls())

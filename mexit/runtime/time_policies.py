@@ -23,9 +23,9 @@ from mexit.core.schema import decode
 from mexit.core.trace import Trace
 from mexit.errors import MexitError, UsageError
 from mexit.runtime.backends.base import Backend
-from mexit.runtime.device_cache import cache_folder, make_private, write_fact
+from mexit.runtime.device_cache import make_private, write_fact
 from mexit.runtime.latency_profile import Profile, TimedCalls
-from mexit.runtime.profile_cache import new_profile, read_profile, why_not
+from mexit.runtime.profile_cache import EngineKey, new_profile, profile_path, read_profile, why_not
 
 WAIT_S = 30.0  # for the process that measures
 UNITS = ("macs", "time")
@@ -163,6 +163,15 @@ def time_policies(
             time.sleep(0.05)
 
 
+def stored_policies(bundle: Bundle, entry: PolicyEntry, threads: int) -> TimePolicies | None:
+    """The policies in time of this device for stored policies in MACs; None if none were selected that still hold."""
+    try:
+        path = profile_path("policies", bundle, entry, threads)
+    except MexitError:
+        return None
+    return _load(path, bundle, entry, threads, entry)
+
+
 def load_traces(bundle: Bundle, entry: PolicyEntry) -> dict[tuple[str, str], Trace]:
     """The traces of an entry by split and condition. Raises `NotFound`, `Damaged`, and `UsageError` without one."""
     traces = {(ref.split, ref.condition): bundle.load_trace(ref) for ref in (entry.trace, *entry.evidence)}
@@ -179,21 +188,21 @@ def _select(bundle: Bundle, entry: PolicyEntry, traces: dict[tuple[str, str], Tr
 def _path(bundle: Bundle, backend: Backend, threads: int) -> Path | None:
     """The file in the device cache; None if its folder cannot be written."""
     try:
-        folder = cache_folder(bundle.id)
-        make_private(folder)
+        path = profile_path("policies", bundle, backend, threads)
+        make_private(path.parent)
     except (OSError, MexitError):
         return None
-    return folder / f"policies-{backend.engine}-{backend.variant}-{backend.precision}-{threads}.json"
+    return path
 
 
-def _load(path: Path, bundle: Bundle, backend: Backend, threads: int, entry: PolicyEntry) -> TimePolicies | None:
+def _load(path: Path, bundle: Bundle, engine: EngineKey, threads: int, entry: PolicyEntry) -> TimePolicies | None:
     """The stored policies; None if there are none that hold for these packages and stored policies."""
     try:
         value: Any = read_json(path, "policies in time")
         if value["policies"] != _digest(entry):
             return None
         profile: Profile = decode(value["profile"], Profile, str(path))
-        if why_not(profile, bundle, backend, threads):
+        if why_not(profile, bundle, engine, threads):
             return None
         timed: PolicyEntry = decode(value["entry"], PolicyEntry, str(path))
     except (MexitError, KeyError, TypeError):

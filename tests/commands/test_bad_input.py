@@ -226,7 +226,7 @@ MISTAKES = {
     "calibrate {bundle} --max-cost 50%": "--max-cost has no effect alone: add --max-risk",
     "calibrate {bundle} --confidence 0.9": "--confidence has no effect alone: add --max-risk or --max-error",
     "calibrate {bundle} --max-error 0.1 --max-unknown 0.2": "--max-unknown has no effect alone: add --reject-from",
-    "export {bundle} --trt --attack none --no-calibrate": "--no-calibrate and --attack: for the export of a run, and",
+    "export {bundle} --trt --attack none --no-calibrate": "--attack and --no-calibrate: for the export of a run, and",
     "export {bundle} --trt --out x": "--out: for the export of a run",
     "train --method x": "unknown method 'x': choose from clean",
     "train --set x=1": "has no option x; it has: ",

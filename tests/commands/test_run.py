@@ -8,6 +8,8 @@ from pathlib import Path
 from command_line import refused, typed
 from PIL import Image
 
+from mexit.core.artifact_paths import BUNDLES, remember
+
 
 def test_an_absent_bundle_is_named_and_no_other_one_answers(digits_bundle: Path, tmp_path: Path) -> None:
     picture = tmp_path / "digit.png"
@@ -19,6 +21,42 @@ def test_an_absent_bundle_is_named_and_no_other_one_answers(digits_bundle: Path,
 def test_an_absent_image_is_named_once(digits_bundle: Path) -> None:
     said = refused("run", digits_bundle, "absent.png", code=2)
     assert said.count("absent.png") == 1
+
+
+def test_the_other_pictures_are_answered_whatever_one_path_is(digits_bundle: Path, tmp_path: Path) -> None:
+    pictures = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in pictures:
+        Image.new("L", (8, 8)).save(path)
+    (tmp_path / "folder").mkdir()
+    wrong = {
+        "absent": "absent does not exist: the path of a picture is expected",
+        "folder": "folder is a folder, a picture is expected: name its pictures",
+        str(digits_bundle): "is a bundle, a picture is expected: name the bundle before the pictures",
+    }
+    for name, words in wrong.items():
+        line = ("run", digits_bundle, pictures[0], tmp_path / name, pictures[1])
+        shown = typed(*line)
+        assert shown.exit_code == 2
+        assert [row.split()[-1] for row in shown.stdout.splitlines()[1:]] == ["a.png", "b.png"]
+        assert words in " ".join(shown.stderr.split())
+        answers = json.loads(typed(*line, "--json").stdout)["predictions"]
+        assert ["error" in answer for answer in answers] == [False, True, False]
+        assert words in answers[1]["error"]
+
+
+def test_a_first_path_beside_other_pictures_is_a_picture(bundle_copy: Path, tmp_path: Path) -> None:
+    remember(BUNDLES, bundle_copy)
+    picture = tmp_path / "films" / "a.png"
+    (tmp_path / "films" / "1").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(picture)
+    for name in ("0", "1"):  # absent, and a folder
+        shown = typed("run", picture.parent / name, picture)
+        assert shown.exit_code == 2
+        assert shown.stdout.splitlines()[1].endswith("a.png")
+    assert "a bundle directory or a picture is expected" in refused("run", tmp_path / "other" / "0", picture, code=2)
+    assert "is a folder, not an image" in refused("run", tmp_path / "films", picture, code=2)
+    Path("a.png").write_bytes(picture.read_bytes())
+    assert "bundle 0 does not exist" in refused("run", "0", "a.png", code=2)  # bundles have such names
 
 
 def test_an_unsure_image_has_no_label(reject_bundle: Path, test_digits, tmp_path: Path) -> None:

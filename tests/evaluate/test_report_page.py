@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from mexit.core.glossary import GLOSSARY
 from mexit.data.dataset import ArrayImages, DataSet
 from mexit.evaluate.answers import NO_ANSWER
 from mexit.evaluate.details import describe_answers
@@ -101,6 +102,13 @@ def test_numbers_of_the_report_are_on_the_page(page: Page, make_details) -> None
     assert len(cells) == len(NAMES)
 
 
+def test_the_words_of_the_page_are_explained_on_it(page: Page) -> None:
+    explained = page.text.split("Words")[-1]
+    assert all(f"{word}{GLOSSARY[word]}" in explained for word in ("MACs", "ECE", "budget", "exit", "standard error"))
+    assert "unsure" not in explained
+    assert "#words" in {link["href"] for link in page.all("a")}
+
+
 def test_groups_and_missing_answers_are_shown_where_there_are_some(make_details, report, page: Page) -> None:
     assert "groups" not in page.text
     grouped = Page(report_page("run", report, make_details(NAMES, groups=np.arange(60) // 3)))
@@ -140,6 +148,15 @@ def test_unsure_answers_have_a_column_and_a_count(make_details, report) -> None:
     assert "true \\ answerabno answer" in text
     assert unsure.to_json()["no_answer"] == 9
     assert "unsure" not in Page(report_page("run", report, details)).text
+
+
+def test_a_long_name_beside_the_matrix_lacks_its_middle_and_has_a_title(make_details, report) -> None:
+    long = 'Vehicles over 3.5 "metric" tons prohibited & end of zone'
+    page = Page(report_page("run", report, make_details([long, "Stop"])))
+    names = [attributes for attributes in page.all("bdi") if "title" in attributes]
+    assert [attributes["title"] for attributes in names] == [long, long], "one in the row and one in the column"
+    assert page.text.count("Vehicles ... of zone") == 2
+    assert long in page.text, "the table of the classes"
 
 
 def test_a_thousand_classes_with_long_names_and_noisy_pictures_stay_within_the_bound(make_details, report) -> None:

@@ -179,10 +179,10 @@ def test_the_command_prints_tables_of_80_columns(folder, source) -> None:
     assert max(map(len, tables)) <= 80
     bundle = source.startswith("bundles")
     for name in CORRUPTIONS:
-        assert sum(f"│ {name.replace('_', ' ')} " in line for line in tables) == (2 if bundle else 1), (
+        assert sum(line.startswith(f"{name.replace('_', ' ')} ") for line in tables) == (2 if bundle else 1), (
             "per exit, and per budget"
         )
-    assert sum("│ drop, points " in line for line in tables) == 1
+    assert sum(line.startswith("drop, points ") for line in tables) == 1
     assert ("exits taken, %" in done.stdout) == bundle
 
 

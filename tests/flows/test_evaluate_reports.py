@@ -14,7 +14,9 @@ from typer.main import get_command
 
 from mexit.cli import app
 from mexit.commands.evaluate import show_evaluation
+from mexit.core.budget import short_macs
 from mexit.core.bundle import Bundle
+from mexit.core.glossary import GLOSSARY
 from mexit.evaluate.config import EvaluateOptions
 from mexit.flows.calibrate import CalibrateOptions, calibrate_bundle
 from mexit.flows.evaluate import evaluate_model
@@ -93,3 +95,33 @@ def test_the_command_of_the_card_repeats_the_evaluation() -> None:
         assert flag in command
     known = {name for parameter in get_command(app).commands["evaluate"].params for name in parameter.opts}
     assert set(re.findall(r" (--[\w-]+)", command)) <= known
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_card_of_a_bundle_shows_the_settings_of_its_weights() -> None:
+    shutil.copy(RUN / checkpoint.WEIGHTS, RUN / "weights-before.safetensors")  # as a longer training keeps them
+    _, settings, _ = checkpoint.load_model(RUN)
+    longer = replace(settings, epochs=99, lr=0.0123)
+    (RUN / "settings.json").write_text(json.dumps(longer.to_json()))
+    assert checkpoint.load_settings(RUN).epochs == 99
+    evaluate_model(BUNDLE, samples=20, options=CLEAN)
+    card = (BUNDLE / "reports/model_card.md").read_text()
+    assert f"| epochs | `{settings.epochs}` |" in card
+    assert "0.0123" not in card
+    words = card.split("## Words")[1]
+    assert f"- **MACs**: {GLOSSARY['MACs']}." in words
+    assert "PGD" not in words, "there was no attack"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_budget_whose_test_cost_is_above_it_has_no_sign_below(capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluate_model(BUNDLE, samples=20, options=CLEAN)
+    budgets = dict(result.report["budgets"])
+    clean = budgets["low"]["clean"]
+    for limit, sign in ((clean["mean_macs"] * 0.9, False), (clean["mean_macs"], True)):
+        budgets["low"] = {**budgets["low"], "budget_macs": limit}
+        show_evaluation(replace(result, report={**result.report, "budgets": budgets}))
+        shown = " ".join(capsys.readouterr().out.split())
+        assert (re.search(r"low[\w, ]* ≤", shown) is not None) == sign
+        said = f"{short_macs(clean['mean_macs'])} MACs in the mean, of {short_macs(limit)} in the budget"
+        assert (said in shown) != sign

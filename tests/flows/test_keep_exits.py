@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 from command_line import refused, typed
 
 from mexit import UsageError
+from mexit.core.atomic_io import to_json
 from mexit.core.budget import format_macs
 from mexit.core.bundle import Bundle
 from mexit.flows.bench import bench_bundle
 from mexit.flows.export import ExportOptions, export_bundle
 from mexit.flows.keep_exits import keep_all, keep_named
 from mexit.runtime.backends.ort import OrtBackend
+from mexit.runtime.latency_profile import Profile
 from mexit.runtime.reference import run_all_exits
 
 
@@ -93,13 +96,44 @@ def test_the_automatic_choice_is_recorded_and_reused_for_the_same_weights(run, t
     assert first["kept"][-1] == 3
     assert set(first["kept"]) | set(map(int, first["dropped"])) == {1, 2, 3}
     assert first["choice"]["static_us"] > 0
-    assert any(text.startswith(("the exits", "no early exit saves time")) for text in notes.texts)
+    (said,) = [text for text in notes.texts if text.startswith(("the exits", "no early exit saves time"))]
+    budget = "every budget equals full" if first["kept"] == [3] else "a budget that may lose 0.5 points of accuracy"
+    assert budget in said
 
     again = Notes()
     second = export_bundle(run, out=tmp_path / "auto", replace=True, options=options, progress=again).exits
     assert json.loads(json.dumps(second)) == json.loads(json.dumps(first))
     assert any("as the bundle of the same weights has them" in text for text in again.texts)
     assert Bundle.open(tmp_path / "auto").manifest.numbers == tuple(first["kept"])
+
+
+def test_a_profile_of_another_device_chooses_the_exits(run, tmp_path) -> None:
+    """Where exit 1 takes as long as the static network, no early exit is kept; an earlier choice has no say."""
+    for exit_1_us, early in ((200.0, True), (1000.0, False)):
+        path = store_profile(tmp_path, (exit_1_us, 1100.0, 1200.0))
+        options = ExportOptions(calibrate=False, profile=path)
+        record = export_bundle(run, out=tmp_path / "auto", replace=True, options=options).exits
+        assert (len(record["kept"]) > 1) is early, record
+        assert record["choice"]["engine"] == "openvino bf16, 2 thread(s), from a profile"
+        assert record["choice"]["static_us"] == 1000
+
+
+def test_a_profile_that_does_not_fit_is_refused(run, tmp_path) -> None:
+    profile = store_profile(tmp_path, (300.0, 1000.0))
+    assert "has 2 exits and the network 3" in refused(
+        "export", run, "--out", tmp_path / "new", "--profile", profile, code=2
+    )
+    assert not (tmp_path / "new").exists()
+    assert "which --exits all names" in refused("export", run, "--exits", "all", "--profile", profile, code=2)
+    assert "does not exist" in refused("export", run, "--profile", tmp_path / "none.json", code=2)
+
+
+def store_profile(folder: Path, exits_us: tuple[float, ...]) -> Path:
+    """A profile of another device, whose static network takes 1000 us."""
+    profile = Profile(exits_us, 1000.0, "0" * 64, "openvino", "bf16", 2, {"openvino": "1"})
+    path = folder / "profile.json"
+    path.write_bytes(to_json(asdict(profile)))
+    return path
 
 
 def test_a_single_kept_exit_makes_every_budget_full(run, tmp_path) -> None:

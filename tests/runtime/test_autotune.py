@@ -8,6 +8,7 @@ import shutil
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import refused, typed
 
@@ -61,6 +62,7 @@ def test_every_engine_is_timed_with_every_number_of_threads_and_the_times_are_st
         (name, threads) for name in ("ort", "other", "other:bf16") for threads in (1, 2)
     ]
     assert all(len(one.segments_us) == 3 and min(one.segments_us) > 1 for one in tuning.timings)
+    assert all(one.static_us is not None and one.static_us > 1 for one in tuning.timings)
     folder = cache_folder(bundle.id)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert [path.name for path in folder.iterdir()] == ["autotune.json"]
@@ -100,6 +102,30 @@ def test_the_fastest_engine_of_the_calibrated_precision_is_opened(bundle: Bundle
     assert chosen(bundle) == ("other", 1)
     runtime = Runtime.open(bundle.path, "low")
     assert (runtime.backend.engine, runtime.threads) == ("ort", 1), "both names open the same class"
+
+
+def test_engines_are_ranked_by_the_budgets_and_none_counts_as_slower_than_its_static_network(bundle: Bundle) -> None:
+    """The first engine is slow where all segments run, which only its static network has to answer for."""
+    chain = Timing("ort", 1, (100.0, 100.0, 900.0), 200.0)
+    static = Timing("other", 1, (100.0, 100.0, 100.0), 280.0)
+    autotune.save(bundle, Tuning(autotune.versions(), (chain, static), {}))
+    rows = autotune.explain(bundle).rows
+    assert chain.mean_us(None) == 200
+    assert all(row.mean_us <= row.timing.static_us for row in rows)
+    assert rows[0].mean_us < rows[1].mean_us
+    assert chosen(bundle) == ("ort", 1)
+
+
+def test_the_time_of_a_budget_is_that_of_the_exits_it_takes(bundle: Bundle) -> None:
+    entry, timing = bundle.policies().entries[0], Timing("ort", 1, (10.0, 20.0, 40.0), 60.0)
+    expected = []
+    for name in ("low", "medium", "high", "full"):
+        point = entry.frontier[entry.named[name]]
+        last = 70 if any(value is not None for value in point.thresholds) else 60
+        mean_us = np.dot(point.calibration.exits, (10, 30, last)) / point.calibration.n
+        expected.append(min(60, mean_us))
+    assert timing.mean_us(entry) == pytest.approx(np.mean(expected))
+    assert timing.mean_us(entry) < 60
 
 
 def test_the_chosen_threads_reach_engine_and_runtime(bundle: Bundle, monkeypatch) -> None:

@@ -52,6 +52,12 @@ def find(name: str) -> Engine:
     return ENGINES[name]
 
 
+def name_of(engine: str, precision: str, variant: str) -> str | None:
+    """The name of an engine by its key in `policies.json`; None if this version has no such engine."""
+    key = (engine, precision, variant)
+    return next((name for name, one in ENGINES.items() if (one.engine, one.precision, one.variant) == key), None)
+
+
 def open_backend(bundle: Bundle, name: str, threads: int = 1) -> Backend:
     """Load every segment of a bundle.
 
