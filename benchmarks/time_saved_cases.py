@@ -12,6 +12,7 @@ from earlyon_network import INSTALLED, open_network
 from frozen_network import compare_with_regression, time_from_pictures
 from numpy.typing import NDArray
 from overhead_networks import bound, export
+from time_saved_account import account_nodes, account_ways
 from time_saved_networks import PARTS, PageNetwork
 
 from mexit import Runtime
@@ -81,6 +82,7 @@ def measure(network: PageNetwork, part: Part, protocol_s: float, other_s: float)
                         budget_calls(network, engine, threads), images, batch, seconds
                     ),
                 )
+        part.once(f"account/{engine}", lambda engine=engine: account(network, engine, images, other_s))
         part.once(f"cuts/{engine}", lambda engine=engine: time_ways(cut_calls(network, engine), images, 1, other_s))
     part.once("final", lambda: final(network, part, images, protocol_s))
 
@@ -155,6 +157,12 @@ def cut_calls(network: PageNetwork, engine: str) -> dict[str, Call]:
         f"exit {k}": Runtime.open(path, STATIC, backend=engine, threads=1, use_policies=False).answer_tensor
         for k, path in network.cuts.items()
     }
+
+
+def account(network: PageNetwork, engine: str, images: NDArray[np.float32], seconds: float) -> dict[str, Any]:
+    """Where the time of one image goes, in one engine."""
+    times = time_ways(account_ways(network.bundle, engine), images, 1, seconds)
+    return {"times": times, "nodes": account_nodes(network.bundle, engine, images[:1])}
 
 
 def accuracies(network: PageNetwork, engine: str) -> dict[str, Any]:

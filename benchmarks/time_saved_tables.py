@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from page import table
+from time_saved_account import ACCOUNT, ACCOUNT_COLUMNS, account_rows
 from time_saved_cases import BARE, BATCHES, PARITY_ENGINE, THREADS
 from time_saved_networks import MINIATURE, RECIPES
 
@@ -40,6 +41,11 @@ def sections(name: str, values: Values) -> Iterator[str]:
     yield f"### {name}: us per image of the static network, and shares of its time, by threads and batch"
     shape = [f"{threads} thread{'s' * (threads > 1)}, batch {batch}" for threads in THREADS for batch in BATCHES]
     yield table(["engine", "budget", *shape], [row for engine in engines for row in _shape_rows(values, engine)])
+    if accounted := [engine for engine in engines if f"account/{engine}" in values]:
+        yield f"### {name}: where the microseconds go"
+        yield ACCOUNT
+        rows = [row for engine in accounted for row in account_rows(engine, values[f"account/{engine}"])]
+        yield table(ACCOUNT_COLUMNS, rows)
     yield f"### {name}: static networks cut at an exit, batch 1, one thread"
     yield table(
         ["engine", "static network", "us", "of static", "points", "expected points"],

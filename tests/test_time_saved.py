@@ -62,6 +62,13 @@ def measured(
             values[f"budgets/ort/{threads}/{batch}"] = {
                 "full": times(full * batch), "low": times(low * batch), cases.BARE: times(bare * batch),
             }  # fmt: skip
+    nodes = {"layers": 70.0, "layout": 1.0, "conversion": 0.0}
+    ways = {"full/calls": 75, "full/decisions": 85, "full/runtime": full, "all segments/calls": 120}
+    ways |= {"all segments/decisions": 150, "all segments/runtime": 170}
+    values["account/ort"] = {
+        "times": {name: times(us) for name, us in ways.items()},
+        "nodes": {"full": nodes, "all segments": nodes | {"layers": 95.0, "layout": 9.0}},
+    }
     return values
 
 
@@ -120,6 +127,8 @@ def test_the_tables_show_budgets_of_one_policy_in_one_row(load: Any) -> None:
     assert "of which the bundle keeps 1, 3;" in text
     assert "| ort | low, medium | 60 | 60 | 0.60 ± 0.00 | 1M | -0.1 ± 0.2 | -0.1 ± 0.2 |" in text
     assert "| ort | full, high | 100 us | 100 us | 100 us |" in text
+    assert "| ort | full | 70 | 1 | 0 | 4 | 10 | 15 | 100 |" in text
+    assert "| ort | difference | +25 | +8 | +0 | +12 | +20 | +5 | +70 |" in text
     assert "earlyon: stages pass on 3 tensors" in text
     assert "Not measured: openvino: not installed" in text
 
