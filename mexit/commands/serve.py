@@ -18,7 +18,7 @@ from mexit.commands.options import (
     Rate,
     Threads,
 )
-from mexit.core.artifact_paths import BUNDLES, newest
+from mexit.core.artifact_paths import BUNDLES, is_bundle, newest
 
 
 def serve(
@@ -100,6 +100,9 @@ def serve(
     def show_address(url: str) -> None:
         output.say(f"serving {path} at {url} within budget {budget}; Ctrl-C stops it")
         header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None else ""
+        if not is_bundle(path):
+            output.next_commands(f"curl {header}-X POST {url}/v2/repository/index", f"curl {header}{url}/metrics")
+            return
         output.next_commands(f"curl {header}--data-binary @IMAGE.png {url}/v1/classify", f"curl {header}{url}/metrics")
 
     options = ServeOptions(

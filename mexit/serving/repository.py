@@ -10,6 +10,7 @@ prepared the same version, else `give_up`; or `remove`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections import Counter
@@ -33,6 +34,7 @@ OpenVersion = Callable[[Path], Runtime]
 Coordinate = Callable[[str, str], None]
 """Does an action, `LOAD` or `UNLOAD`, for a model of the given name in every process of the server."""
 _SHOWN_NAMES = 8  # in messages
+_FREE_AFTER_S = 1.0
 _BUG = "internal error: the server's log has the details"
 
 _log = logging.getLogger("mexit.server")
@@ -129,11 +131,11 @@ class ModelRepository:
                 if unused:
                     self._forget(service)
             if unused:
-                service.close()
+                _close(service)
 
     def index(self) -> list[dict[str, str]]:
         """The answer to `POST /v2/repository/index`: every known version with state and reason, by name."""
-        on_disk = self._versions()
+        on_disk = self._on_disk()
         entries: list[dict[str, str]] = []
         with self._lock:
             for name in sorted({*self._models, *on_disk}):
@@ -147,7 +149,7 @@ class ModelRepository:
     def load_all(self) -> None:
         """Load every model of the folder, in this process. Raises `LoadFailed` if none can be used."""
         failed = None
-        for name in sorted(self._versions()):
+        for name in sorted(self._on_disk()):
             try:
                 self._apply(LOAD, name)
             except LoadFailed as error:
@@ -181,9 +183,13 @@ class ModelRepository:
             NotFound: the folder has no such model.
             LoadFailed: no version can be used.
         """
-        versions = self._versions().get(name, ())
+        try:
+            on_disk = self.folder.versions()
+        except OSError as error:
+            raise LoadFailed(f"the folder of the models cannot be read: {error.strerror}") from None
+        versions = on_disk.get(name, ())
         if not versions:
-            raise NotFound(f"the folder has no model {short_repr(name)}{self._has(self._versions())}")
+            raise NotFound(f"the folder has no model {short_repr(name)}{self._has(on_disk)}")
         with self._lock:
             model = self._models.setdefault(name, _Model())
             candidates = versions if model.service is None else versions[:1]
@@ -192,7 +198,10 @@ class ModelRepository:
             service, text = self._open(version)
             if service is not None:
                 with self._lock:
-                    model.prepared, model.failed = service, failed
+                    abandoned, model.prepared = model.prepared, service
+                    model.failed = failed
+                if abandoned is not None:
+                    abandoned.close()
                 return text
             failed = failed or (str(version.number), text)
         assert failed is not None
@@ -223,7 +232,7 @@ class ModelRepository:
 
     def remove(self, name: str) -> None:
         """Take a model out of service. Raises `NotFound` if neither the server nor the folder has it."""
-        on_disk = name in self._versions()
+        on_disk = name in self._on_disk()
         with self._lock:
             model = self._models.get(name)
             if model is None and not on_disk:
@@ -304,17 +313,18 @@ class ModelRepository:
             else:
                 self._forget(service)
         if not in_use:
-            service.close()
+            _close(service)
 
     def _forget(self, service: Service) -> None:
         self._retired.discard(service)
         del self._users[service]
 
-    def _versions(self) -> Mapping[str, tuple[ModelVersion, ...]]:
+    def _on_disk(self) -> Mapping[str, tuple[ModelVersion, ...]]:
+        """The models of the folder; none if it cannot be read."""
         try:
             return self.folder.versions()
-        except OSError as error:
-            raise LoadFailed(f"the folder of the models cannot be read: {error.strerror}") from None
+        except OSError:
+            return {}
 
     @staticmethod
     def _has(names: Mapping[str, Any]) -> str:
@@ -326,6 +336,14 @@ class ModelRepository:
     def _log_change(name: str, old: Service | None, new: Service) -> None:
         before = "" if old is None else f", in place of version {old.version}"
         _log.info("model '%s' version %s is in service%s", name, new.version, before)
+
+
+def _close(service: Service) -> None:
+    """Close a version, and free it a little later, when its last request has left the stack."""
+    service.close()
+    timer = threading.Timer(_FREE_AFTER_S, gc.collect)  # its objects refer to each other, so its engine would stay
+    timer.daemon = True
+    timer.start()
 
 
 def _entry(name: str, version: str, state: str, reason: str) -> dict[str, str]:

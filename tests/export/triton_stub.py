@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
+from mexit import Prediction
+
 HOST = "the host's memory"
 
 
@@ -96,6 +98,20 @@ def check_tensors(specs: Sequence[Any], tensors: Sequence[Tensor], max_batch_siz
         assert tensor.array.dtype == triton_to_np_dtype(kind), tensor.name
         assert list(tensor.array.shape[1:]) == list(spec.dims), tensor.name
         assert 1 <= len(tensor.array) <= max_batch_size, tensor.name
+
+
+def assert_equal(found: Mapping[str, NDArray[Any]], predictions: Sequence[Prediction]) -> None:
+    """Fail if outputs differ from the predictions of the runtime."""
+    expected = {
+        "label": [-1 if one.index is None else one.index for one in predictions],
+        "exit": [one.exit for one in predictions],
+        "macs": [one.macs for one in predictions],
+    }
+    for name, values in expected.items():
+        assert found[name][:, 0].tolist() == values, name
+    probabilities = np.stack([one.probabilities for one in predictions])
+    np.testing.assert_allclose(found["probabilities"], probabilities, atol=1e-6)
+    np.testing.assert_allclose(found["confidence"][:, 0], [one.confidence for one in predictions], atol=1e-6)
 
 
 class TritonServer:
