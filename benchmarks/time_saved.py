@@ -56,7 +56,7 @@ def main(typed: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=PROTOCOL_S, help="a comparison with one image and one thread")
     parser.add_argument("--other-seconds", type=float, default=OTHER_S, help="every other comparison")
     parser.add_argument("--threads", type=int, help="of training; default all cores")
-    parser.add_argument("--miniature", action="store_true", help="rehearse with a tiny network, and write no page")
+    parser.add_argument("--miniature", action="store_true", help="rehearse with tiny networks, and write no page")
     arguments = parser.parse_args(typed)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     if arguments.overhead:

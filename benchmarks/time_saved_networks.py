@@ -84,6 +84,7 @@ RECIPES = {
 }
 MINIATURE = {
     "digits": Recipe("digits", {"method": "clean", "model": "digits-cnn", "epochs": 2, "batch": 64}),
+    "digits-frozen": Recipe("digits", {"model": "digits-cnn", "freeze": True}),
 }
 
 
