@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mexit.core.budget import Macs
-from mexit.errors import MexitError, UsageError, missing_extra
-from mexit.runtime import Runtime
-from mexit.runtime.rate_limiter import RateLimiter, read_rate_limits
-from mexit.runtime.stored_answers import check_answers, warm_up
-from mexit.runtime.time_policies import note_timing
-from mexit.runtime.token_buckets import RateLimits, TokenBuckets
+from mexit.errors import UsageError, missing_extra
+from mexit.flows.serve_models import Note, ServeOptions, open_models
 from mexit.serving.limits import Limits
 from mexit.serving.model_folder import ModelFolder
 
-if TYPE_CHECKING:
-    from mexit.serving.asgi import App
-    from mexit.serving.repository import Coordinate, ModelRepository
-
-Note = Callable[[str], None]
+__all__ = ["ServeOptions", "serve_bundle"]
 
 _PACKAGES = {
     "anyio": "anyio",
@@ -32,50 +19,6 @@ _PACKAGES = {
     "uvicorn": "uvicorn",
     "prometheus_client": "prometheus-client",
 }
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """Options of a server.
-
-    Attributes:
-        budget: budget of requests that name none.
-        cost: "macs" or "time", as in `Runtime.open`.
-        profile: as in `Runtime.open`.
-        host: address to listen on.
-        port: port to listen on; 0 for any free one.
-        token: bearer token of the requests; required unless the host is loopback. Several tokens, separated by
-            commas, identify as many clients.
-        deadline_ms: deadline of requests that name none, milliseconds.
-        backend, threads, watch_drift, on_drift: as in `Runtime.open`.
-        rate, burst: limit of all clients together, as in `Runtime.open`.
-        client_rate, client_burst: the limit of each client. A client is a token, or a network address without tokens.
-        batching: "off": every request runs alone; "continuous": requests share runs of a segment.
-        name: name of the model in routes, answers and metrics; default the bundle's. For a single bundle only.
-        watch: load new and changed versions while the server runs, and unload models whose folder is gone.
-        workers: worker processes; 0: serve in this process; None: as many as the processors allow, where the other
-            options permit several.
-    """
-
-    budget: str = "low"
-    cost: str = "macs"
-    profile: Path | None = None
-    host: str = "127.0.0.1"
-    port: int = 8000
-    token: str | None = None
-    backend: str = "auto"
-    threads: int | None = None
-    deadline_ms: float | None = None
-    watch_drift: float = 0.0
-    on_drift: str = "alarm"
-    rate: Macs | None = None
-    burst: Macs | None = None
-    client_rate: Macs | None = None
-    client_burst: Macs | None = None
-    batching: str = "off"
-    name: str | None = None
-    watch: bool = False
-    workers: int | None = 0
 
 
 def serve_bundle(
@@ -128,51 +71,6 @@ def serve_here(
             one.close()
 
 
-@contextmanager
-def open_models(
-    bundle: Path,
-    options: ServeOptions,
-    limits: Limits,
-    note: Note,
-    *,
-    coordinate: Coordinate | None = None,
-    share_buckets: Callable[[RateLimits], TokenBuckets] | None = None,
-) -> Iterator[tuple[App, ModelRepository]]:
-    """The application and the loaded models of a server.
-
-    Args:
-        bundle, options, limits, note: as for `serve_bundle`, which has the errors.
-        coordinate: loads and unloads models in all processes; by default this process is the only one.
-        share_buckets: opens the token buckets that processes share.
-    """
-    from mexit.serving import http, middleware, repository, repository_watch, server_state
-
-    folder = ModelFolder(bundle, options.name)
-    watch = repository_watch.RepositoryWatch(folder) if options.watch else None
-    gc.freeze()  # modules stay; collecting a replaced version then takes milliseconds
-    opened = _open_newest(folder, options, note)
-    runtimes = list(opened.values())
-    server = server_state.ServerState(
-        limits,
-        threads=max((runtime.threads for runtime in runtimes), default=1),
-        rate_limiter=_rate_limiter(runtimes, options, share_buckets),
-        deadline_ms=options.deadline_ms,
-        batching=options.batching,
-    )
-    models = repository.ModelRepository(
-        server, folder, lambda path: opened.pop(path, None) or _open_version(path, options, note), coordinate
-    )
-    try:
-        models.load_all()
-        if watch is not None:
-            watch.start(models.load, models.unload)
-        yield http.build_app(models, middleware.parse_tokens(options.token)), models
-    finally:
-        if watch is not None:
-            watch.stop()
-        models.close()
-
-
 def _check_options(bundle: Path, options: ServeOptions) -> None:
     """Check what needs no model. Raises `UsageError`, `NotFound`."""
     from mexit.serving import middleware, server_state
@@ -185,54 +83,6 @@ def _check_options(bundle: Path, options: ServeOptions) -> None:
         raise UsageError(f"unknown batching '{options.batching}': choose from {', '.join(server_state.BATCHING)}")
     middleware.parse_tokens(options.token)
     ModelFolder(bundle, options.name)
-
-
-def _open_newest(folder: ModelFolder, options: ServeOptions, note: Note) -> dict[Path, Runtime]:
-    """The newest version of each model, by path, except those that fail: the repository finds out why.
-
-    The number of worker threads and the size of the token buckets depend on the models.
-    """
-    opened = {}
-    for newest, *_ in folder.versions().values():
-        try:
-            opened[newest.path] = _open_version(newest.path, options, note)
-        except MexitError:
-            if folder.single:
-                raise
-    return opened
-
-
-def _open_version(path: Path, options: ServeOptions, note: Note) -> Runtime:
-    """Open a bundle, check it with stored answers, and warm it up."""
-    runtime = Runtime.open(
-        path,
-        options.budget,
-        backend=options.backend,
-        threads=options.threads,
-        watch_drift=options.watch_drift,
-        on_drift=options.on_drift,
-        cost=options.cost,
-        profile=options.profile,
-    )
-    note_timing(runtime.timing, runtime.why_not_time, note)
-    check_answers(runtime)
-    warm_up(runtime)
-    return runtime
-
-
-def _rate_limiter(
-    runtimes: Sequence[Runtime], options: ServeOptions, share_buckets: Callable[[RateLimits], TokenBuckets] | None
-) -> RateLimiter | None:
-    """The rate limiter of all models together; a bucket without a given size is that of the most expensive model."""
-    given = (options.rate, options.burst, options.client_rate, options.client_burst)
-    costs = [runtime.bundle.manifest.cumulative_macs for runtime in runtimes]
-    limits = [read_rate_limits(cumulative, *given) for cumulative in costs]
-    overall = [limit.overall for limit in limits if limit.overall is not None]
-    client = [limit.client for limit in limits if limit.client is not None]
-    if not overall and not client:
-        return None
-    largest = RateLimits(*(max(found, key=lambda one: one.burst, default=None) for found in (overall, client)))
-    return RateLimiter(costs[0], largest, shared=None if share_buckets is None else share_buckets(largest))
 
 
 def _check_packages() -> None:

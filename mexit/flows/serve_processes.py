@@ -16,7 +16,7 @@ from typing import Any
 
 from mexit.core.resource_limits import read_limits
 from mexit.errors import MexitError, NotFound, UsageError
-from mexit.flows.serve import Note, ServeOptions, open_models
+from mexit.flows.serve_models import Note, ServeOptions, open_models
 from mexit.runtime.device_cache import cache_root, make_private
 from mexit.runtime.token_buckets import RateLimits, TokenBuckets
 from mexit.serving import uvicorn_server
@@ -24,8 +24,9 @@ from mexit.serving.channel import Channel
 from mexit.serving.limits import Limits
 from mexit.serving.metrics import METRICS_FOLDER, remove_live
 from mexit.serving.model_changes import WorkerChanges, error_message
-from mexit.serving.supervisor import Supervisor, WorkerProcess
+from mexit.serving.supervisor import Supervisor
 from mexit.serving.worker import WorkerServer, channel_of
+from mexit.serving.worker_process import WorkerProcess
 
 _MODULE = "mexit.flows.serve_processes"
 

@@ -24,6 +24,7 @@ Around them:
     uvicorn_server    sockets, connection time-outs, signals, graceful shutdown
     supervisor        accepts connections, passes them to worker processes, replaces dead ones
     worker            a worker process
+    worker_process    a worker process as the supervisor sees it
     model_changes     loads and unloads in all worker processes
     channel           messages and sockets between the supervisor and a worker
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from mexit import errors
 from mexit.errors import LoadFailed, MexitError
 from mexit.serving.channel import Channel, Message
+from mexit.serving.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
     from mexit.serving.repository import ModelRepository
-    from mexit.serving.supervisor import WorkerProcess
 
 LOAD, UNLOAD = "load", "unload"
 _BUG = "internal error: the server's log has the details"

@@ -12,7 +12,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections import deque
@@ -20,10 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mexit.errors import MexitError
-from mexit.serving.channel import Channel, Message
+from mexit.serving.channel import Message
 from mexit.serving.limits import Limits
 from mexit.serving.model_changes import ModelChanges, error_of
 from mexit.serving.uvicorn_server import start_listening, url_of
+from mexit.serving.worker_process import WorkerProcess
 
 MAX_DEATHS, DEATHS_S = 5, 60.0  # so many deaths within so many seconds stop the server
 PING_S, SILENCE_S = 5.0, 30.0
@@ -31,44 +31,6 @@ _TICK_S = 0.5
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _log = logging.getLogger("mexit.server")
-
-
-class WorkerProcess:
-    """A worker process as the supervisor sees it.
-
-    Attributes:
-        index: number of the worker, from 0.
-        ready: whether it answers requests.
-        idle: whether it has no request in flight; reported after a stop signal.
-        generation: number of changes of the models that it knew at its start.
-        open: its open connections.
-        passed: connections that it was sent and has not taken yet; if it dies, another worker gets them.
-        heard_s: when it sent its last message, by `time.monotonic`.
-    """
-
-    def __init__(self, index: int, command: Sequence[str], environment: dict[str, str], start: Message) -> None:
-        self.index = index
-        self.ready = self.idle = False
-        self.generation = 0
-        self.open = 0
-        self.passed: deque[socket.socket] = deque()
-        self.heard_s = time.monotonic()
-        self.channel, theirs = Channel.pair()
-        with theirs:
-            self.process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
-                env=environment,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone
-            )
-        self.channel.send({**start, "index": index})
-
-    def end(self) -> int:
-        """Kill the process if it still runs; returns its exit code."""
-        self.channel.close()
-        self.process.kill()
-        return self.process.wait()
 
 
 class Supervisor:

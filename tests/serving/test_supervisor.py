@@ -25,7 +25,8 @@ from mexit.flows.serve import ServeOptions, serve_bundle
 from mexit.serving import uvicorn_server
 from mexit.serving.channel import Channel
 from mexit.serving.limits import Limits
-from mexit.serving.supervisor import Supervisor, WorkerProcess
+from mexit.serving.supervisor import Supervisor
+from mexit.serving.worker_process import WorkerProcess
 
 GREY = infer_body(np.full((1, 1, 8, 8), 0.5, np.float32))
 
