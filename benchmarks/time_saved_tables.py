@@ -92,12 +92,18 @@ def verdicts(parts: Mapping[str, Values]) -> Iterator[str]:
 
 def overhead_verdict(parts: Mapping[str, Values]) -> str:
     """What the page states about the overhead of `Runtime`; the values need only the budgets of one engine."""
-    overheads = {name: overhead(values) for name, values in parts.items()}
-    worst = max(overheads, key=lambda name: overheads[name][0])
-    listed = ", ".join(f"{name} {value:.0f} ± {half:.0f} us" for name, (value, half) in overheads.items())
+    undisturbed, means = (
+        {name: overhead(one, of) for name, one in parts.items()} for of in ("rounds_p10_us", "rounds_us")
+    )
+    worst = max(value for value, _ in undisturbed.values())
+    listed = ", ".join(
+        f"{name} {value:.0f} ± {half:.0f} us (mean {means[name][0]:.0f} ± {means[name][1]:.0f})"
+        for name, (value, half) in undisturbed.items()
+    )
     return (
-        f"`Runtime` beyond a bare session of the static network with bound buffers, ONNX Runtime, batch 1, one thread "
-        f"(at most {MOST_OVERHEAD_US:.0f} us): {listed}: {_word(overheads[worst][0] <= MOST_OVERHEAD_US)}."
+        f"`Runtime` beyond a bare session of the static network, ONNX Runtime, batch 1, one thread, by the 10 % "
+        f"quantile of the calls, which other programs disturb least (at most {MOST_OVERHEAD_US:.0f} us): {listed}: "
+        f"{_word(worst <= MOST_OVERHEAD_US)}."
     )
 
 
@@ -108,10 +114,15 @@ def budget_ratios(values: Values, engine: str) -> dict[str, Ratio]:
     return {name: _ratio(times[first], times[STATIC]) for name, first in same.items() if first != STATIC}
 
 
-def overhead(values: Values) -> tuple[float, float]:
-    """Microseconds of a call of the runtime beyond those of the bare session, and half their 95 % interval."""
+def overhead(values: Values, of: str) -> tuple[float, float]:
+    """Microseconds of a call of the runtime beyond those of the bare session, and half their 95 % interval.
+
+    Args:
+        values: the measured values of a network.
+        of: the value of each round that is compared, such as "rounds_us", the mean.
+    """
     times = values[f"budgets/{PARITY_ENGINE}/{PROTOCOL}"]
-    more = np.array(times[STATIC]["rounds_us"]) - np.array(times[BARE]["rounds_us"])
+    more = np.array(times[STATIC][of]) - np.array(times[BARE][of])
     half = t_quantile((1 + CONFIDENCE) / 2, len(more) - 1) * float(more.std(ddof=1)) / sqrt(len(more))
     return float(more.mean()), half
 
