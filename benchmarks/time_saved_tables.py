@@ -20,6 +20,7 @@ from mexit.flows.paired_times import CONFIDENCE, Ratio, time_ratio
 Values = Mapping[str, Any]
 MOST_RATIO = 1.02  # lower bound of the share of the static network's time
 MOST_OVERHEAD_US = 30.0
+LONGEST_US = 2000.0  # of longer calls the noise exceeds the overhead
 MOST_SECONDS = 300.0  # from the pictures to a calibrated bundle
 MOST_BELOW_REGRESSION = 0.01
 PROTOCOL = "1/1"  # one thread, one image
@@ -92,8 +93,11 @@ def verdicts(parts: Mapping[str, Values]) -> Iterator[str]:
 
 def overhead_verdict(parts: Mapping[str, Values]) -> str:
     """What the page states about the overhead of `Runtime`; the values need only the budgets of one engine."""
+    fast = {name: one for name, one in parts.items() if min(_bare_us(one)) < LONGEST_US}
+    if not fast:
+        return f"Calls of {LONGEST_US / 1e3:g} ms and more do not show the overhead of `Runtime`: see `--overhead`."
     undisturbed, means = (
-        {name: overhead(one, of) for name, one in parts.items()} for of in ("rounds_p10_us", "rounds_us")
+        {name: overhead(one, of) for name, one in fast.items()} for of in ("rounds_p10_us", "rounds_us")
     )
     worst = max(value for value, _ in undisturbed.values())
     listed = ", ".join(
@@ -112,6 +116,10 @@ def budget_ratios(values: Values, engine: str) -> dict[str, Ratio]:
     times = values[f"budgets/{engine}/{PROTOCOL}"]
     same = values[f"accuracy/{engine}"]["same"]
     return {name: _ratio(times[first], times[STATIC]) for name, first in same.items() if first != STATIC}
+
+
+def _bare_us(values: Values) -> list[float]:
+    return list(values[f"budgets/{PARITY_ENGINE}/{PROTOCOL}"][BARE]["rounds_us"])
 
 
 def overhead(values: Values, of: str) -> tuple[float, float]:
