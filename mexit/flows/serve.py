@@ -10,6 +10,7 @@ from mexit.errors import UsageError, missing_extra
 from mexit.flows.serve_models import Note, ServeOptions, open_models
 from mexit.serving.limits import Limits
 from mexit.serving.model_folder import ModelFolder
+from mexit.serving.open_files import allow_connections
 
 __all__ = ["ServeOptions", "serve_bundle"]
 
@@ -39,7 +40,9 @@ def serve_bundle(
         note: called with one line about the times that were measured, if they were.
 
     Raises:
-        UsageError: a public host without a token, a port in use, or an invalid deadline, token, batching or name.
+        UsageError: a public host without a token, a port in use, an invalid deadline, token, batching or name, a key
+            or token file that other users can read, or more connections than the system allows.
+        NotFound: there is no such bundle or file.
         LoadFailed: no model of a folder can be used.
         MissingExtra: a package of `mexit[serve]` is not installed.
         MexitError: an error of `Runtime.open` for a single bundle.
@@ -47,6 +50,7 @@ def serve_bundle(
     _check_packages()
     limits = limits or Limits()
     _check_options(bundle, options)
+    allow_connections(limits.connections)
     # Imported late because the web framework is an optional dependency.
     from mexit.flows import serve_processes
 
@@ -60,12 +64,14 @@ def serve_here(
     bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[str], None] | None, note: Note
 ) -> None:
     """Serve in this process; arguments and errors as `serve_bundle`."""
-    from mexit.serving import uvicorn_server
+    from mexit.serving import middleware, tls, uvicorn_server
 
-    bound = uvicorn_server.bind(options.host, options.port, has_token=options.token is not None)
+    tokens = middleware.read_tokens(options.token, options.token_file)
+    context = tls.server_context(options.tls_cert, options.tls_key)
+    bound = uvicorn_server.bind(options.host, options.port, has_token=bool(tokens.values))
     try:
-        with open_models(bundle, options, limits, note) as (app, models):
-            uvicorn_server.run(app, models.server, bound, ready)
+        with open_models(bundle, options, limits, note, tokens) as (app, models):
+            uvicorn_server.run(app, models.server, bound, ready, context)
     finally:
         for one in bound:
             one.close()
@@ -73,7 +79,7 @@ def serve_here(
 
 def _check_options(bundle: Path, options: ServeOptions) -> None:
     """Check what needs no model. Raises `UsageError`, `NotFound`."""
-    from mexit.serving import middleware, server_state
+    from mexit.serving import middleware, server_state, tls
 
     if options.deadline_ms is not None and not options.deadline_ms > 0:
         raise UsageError(
@@ -81,7 +87,8 @@ def _check_options(bundle: Path, options: ServeOptions) -> None:
         )
     if options.batching not in server_state.BATCHING:
         raise UsageError(f"unknown batching '{options.batching}': choose from {', '.join(server_state.BATCHING)}")
-    middleware.parse_tokens(options.token)
+    middleware.read_tokens(options.token, options.token_file)
+    tls.server_context(options.tls_cert, options.tls_key)
     ModelFolder(bundle, options.name)
 
 

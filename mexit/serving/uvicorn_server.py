@@ -12,11 +12,13 @@ import ipaddress
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -28,25 +30,28 @@ from mexit.errors import UsageError
 from mexit.serving.asgi import App
 from mexit.serving.limits import Limits
 from mexit.serving.server_state import ServerState
+from mexit.serving.unix_socket import PREFIX as UNIX
+from mexit.serving.unix_socket import UnixSocket
 
 _BACKLOG = 512
 _PORT_ATTEMPTS = 8
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # of IPv6 where the system has none
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_UNIX_FAMILY = getattr(socket, "AF_UNIX", None)
 _Address = tuple[socket.AddressFamily, Any]
 _HOW_TO_PROTECT = "use --host 127.0.0.1, or protect the server with --token TOKEN (or the variable MEXIT_TOKEN)"
 
 
 def bind(host: str, port: int, *, has_token: bool) -> tuple[socket.socket, ...]:
-    """Bind a TCP socket to every address of a host, all with the same port.
+    """Bind a TCP socket to every address of a host, all with the same port, or bind a Unix socket.
 
     localhost often has an IPv4 and an IPv6 address, and clients differ in which one they try. The sockets do not
     listen yet, so early clients are refused instead of kept waiting.
 
     Args:
-        host: address or host name.
+        host: address, host name or unix:PATH.
         port: from 1 to 65535, or 0 for any free one.
-        has_token: whether requests need a token; required unless every address is loopback.
+        has_token: whether requests need a token; required unless every address is loopback, or the socket a Unix one.
 
     Returns:
         The sockets, those of IPv4 first. An IPv6 address is left out where the system has no IPv6.
@@ -54,6 +59,8 @@ def bind(host: str, port: int, *, has_token: bool) -> tuple[socket.socket, ...]:
     Raises:
         UsageError: unknown host, port in use, or a public host without a token.
     """
+    if host.startswith(UNIX):
+        return (UnixSocket(Path(host.removeprefix(UNIX))),)
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port} does not exist: choose --port from 1 to 65535, or 0 for any free one")
     addresses = _resolve(host, port)
@@ -98,10 +105,14 @@ def _bind_one(family: socket.AddressFamily, address: Any) -> socket.socket:
     return bound
 
 
-def url_of(bound: socket.socket) -> str:
-    """The URL of a bound socket."""
-    host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def url_of(bound: socket.socket, *, tls: bool = False) -> str:
+    """The URL of a bound socket; unix:PATH of a Unix socket."""
+    name = bound.getsockname()
+    if isinstance(name, str):
+        return UNIX + name
+    host, port = name[:2]
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def start_listening(bound: Sequence[socket.socket]) -> None:
@@ -110,11 +121,17 @@ def start_listening(bound: Sequence[socket.socket]) -> None:
         try:
             one.listen(_BACKLOG)
         except OSError as error:
-            host, port = one.getsockname()[:2]
+            host, port = one.getsockname()[:2]  # the name of a Unix socket is unique
             raise UsageError(_bind_message(host, port, error)) from None
 
 
-def run(app: App, server: ServerState, bound: Sequence[socket.socket], ready: Callable[[str], None] | None) -> None:
+def run(
+    app: App,
+    server: ServerState,
+    bound: Sequence[socket.socket],
+    ready: Callable[[str], None] | None,
+    tls: ssl.SSLContext | None = None,
+) -> None:
     """Serve until a stop signal, or until `server.stopping` is set, and all requests in flight are answered.
 
     Args:
@@ -122,11 +139,12 @@ def run(app: App, server: ServerState, bound: Sequence[socket.socket], ready: Ca
         server: what its models share.
         bound: the sockets of `bind`; they are closed at the end.
         ready: called with the URL once connections are accepted.
+        tls: of all connections; None: without TLS.
     """
     config = uvicorn_config(app, server.limits)
     try:
         start_listening(bound)
-        Server(config, server, ready).run(list(bound))
+        Server(config, server, ready, tls).run(list(bound))
     finally:
         server.close()
         for one in bound:
@@ -230,16 +248,36 @@ class Connection(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """uvicorn's server, with a drain before the shutdown."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, ready: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        ready: Callable[[str], None] | None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         super().__init__(config)
         self._state, self._limits = state, state.limits
         self._ready = ready
+        self._tls = tls
         self._drain_end_s = float("inf")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        loop = asyncio.get_running_loop()
+        for one in sockets or []:
+            # uvicorn has neither a limit for the handshake of TLS nor Unix sockets that are bound already.
+            create: Any = loop.create_server if one.family != _UNIX_FAMILY else loop.create_unix_server
+            self.servers.append(await create(self._connection, sock=one, backlog=_BACKLOG, **self.tls_options))
         if self._ready is not None and sockets:
-            self._ready(url_of(sockets[0]))
+            self._ready(url_of(sockets[0], tls=self._tls is not None))
+
+    @property
+    def tls_options(self) -> dict[str, Any]:
+        """Arguments of the event loop's functions that make connections."""
+        return {} if self._tls is None else {"ssl": self._tls, "ssl_handshake_timeout": self._limits.head_s}
+
+    def _connection(self) -> Connection:
+        return Connection(config=self.config, server_state=self.server_state, app_state={}, limits=self._limits)
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to shut down. uvicorn calls this ten times a second."""

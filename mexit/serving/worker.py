@@ -6,6 +6,7 @@ import asyncio
 import copy
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,13 +19,24 @@ from mexit.serving.uvicorn_server import Connection, Server, uvicorn_config
 
 
 class WorkerServer(Server):
-    """uvicorn's server without a listening socket."""
+    """uvicorn's server without a listening socket.
+
+    Attributes:
+        orphaned: whether the supervisor ended without a word, as if killed.
+    """
 
     def __init__(
-        self, app: App, models: ModelRepository, channel: Channel, changes: WorkerChanges, ready: Message
+        self,
+        app: App,
+        models: ModelRepository,
+        channel: Channel,
+        changes: WorkerChanges,
+        ready: Message,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Start nothing yet; `run` sends the message `ready` once connections are taken."""
-        super().__init__(uvicorn_config(app, models.server.limits), models.server, None)
+        super().__init__(uvicorn_config(app, models.server.limits), models.server, None, tls)
+        self.orphaned = False
         self._channel, self._message = channel, ready
         self._refusing = self.config
         self._models, self._changes = models, changes
@@ -67,7 +79,7 @@ class WorkerServer(Server):
             messages = self._channel.receive()
         except EOFError:  # the supervisor is gone
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
-            self._state.stopping = self._leaving = True
+            self._state.stopping = self._leaving = self.orphaned = True
             return
         for message, fd in messages:
             self._handle(message, fd)
@@ -101,7 +113,7 @@ class WorkerServer(Server):
             return made
 
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, **self.tls_options)
         except OSError:
             connection.close()
             self.closed()

@@ -29,6 +29,7 @@ from mexit.runtime.backends.base import HostCarried
 from mexit.serving import http as routes
 from mexit.serving import uvicorn_server
 from mexit.serving.limits import Limits
+from mexit.serving.middleware import Tokens
 from mexit.serving.model_folder import ModelFolder
 from mexit.serving.repository import ModelRepository
 from mexit.serving.server_state import ServerState
@@ -40,6 +41,7 @@ from pathlib import Path
 from mexit.flows.serve import ServeOptions, serve_bundle
 from mexit.serving.limits import Limits
 bundle, options, limits = json.loads(sys.argv[1])
+options |= {name: Path(options[name]) for name in ("token_file", "tls_cert", "tls_key") if name in options}
 ready = lambda url: print(url, flush=True)
 serve_bundle(Path(bundle), ServeOptions(**options), limits=Limits(**limits), ready=ready)
 """
@@ -140,7 +142,7 @@ def start(bundle: Path, directory: Path, limits: dict[str, Any] | None = None, *
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
-        assert url.startswith("http://"), log.read_text()
+        assert url, log.read_text()
         yield Server(process, url, log)
     finally:
         process.kill()
@@ -189,7 +191,7 @@ def serve_runtime(
     if send_buffer:
         bound[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     urls: queue.Queue[str] = queue.Queue()
-    app = routes.build_app(repository, tokens)
+    app = routes.build_app(repository, Tokens(tokens, tokens[:1]))
     thread = threading.Thread(target=uvicorn_server.run, args=(app, state, bound, urls.put))
     thread.start()
     try:
