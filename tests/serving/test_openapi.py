@@ -7,7 +7,6 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from servers import INFER, Server, infer_body
 from mexit.serving import http, openapi
 
 DESCRIPTION = openapi.description()
+jsonschema = pytest.importorskip("jsonschema", reason="needs the extra dev")
 OPERATIONS = [
     (method.upper(), path)
     for path, item in DESCRIPTION["paths"].items()
