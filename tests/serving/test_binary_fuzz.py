@@ -18,7 +18,7 @@ SPEC = InputSpec("input", "float32", "NCHW", 1, (2, 2), (0.0, 1.0), PrepareSpec(
 LIMITS = Limits(rows=4, json_values=200, json_depth=8)
 _WORDS = [
     *(b'"inputs"', b'"shape"', b'"data"', b'"outputs"', b'"parameters"', b'"binary_data_size"', b'"binary_data"'),
-    *(b"null", b"true", b"NaN", b"1e999", b"-1", b"18446744073709551616", b'"\\ud800"')),
+    *(b"null", b"true", b"NaN", b"1e999", b"-1", b"18446744073709551616", b'"\\ud800"'),
     *(b"[", b"]", b"{", b"}", b",", b":"),
 ]
 
