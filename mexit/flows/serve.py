@@ -1,4 +1,4 @@
-"""`mexit serve`: serve a bundle, or the bundles of a folder, over HTTP."""
+"""`mexit serve`: serve a bundle, or the bundles of a folder, over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from mexit.errors import UsageError, missing_extra
-from mexit.flows.serve_models import Note, ServeOptions, open_models
+from mexit.errors import UsageError, missing_extra, requires_extra
+from mexit.flows.serve_models import Note, ServeOptions, grpc_server, note_grpc, open_models
 from mexit.serving.limits import Limits
 from mexit.serving.model_folder import ModelFolder
 
@@ -36,15 +36,15 @@ def serve_bundle(
         options: options of the server.
         limits: sizes, counts and times that bound the server; default `Limits()`.
         ready: called with the URL once the server accepts connections.
-        note: called with one line about the times that were measured, if they were.
+        note: called with one line about the times that were measured, if they were, and one about gRPC.
 
     Raises:
         UsageError: a public host without a token, a port in use, or an invalid deadline, token, batching or name.
         LoadFailed: no model of a folder can be used.
-        MissingExtra: a package of `mexit[serve]` is not installed.
+        MissingExtra: a package of `mexit[serve]`, or for gRPC of `mexit[grpc]`, is not installed.
         MexitError: an error of `Runtime.open` for a single bundle.
     """
-    _check_packages()
+    _check_packages(options)
     limits = limits or Limits()
     _check_options(bundle, options)
     # Imported late because the web framework is an optional dependency.
@@ -60,15 +60,19 @@ def serve_here(
     bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[str], None] | None, note: Note
 ) -> None:
     """Serve in this process; arguments and errors as `serve_bundle`."""
-    from mexit.serving import uvicorn_server
+    from mexit.serving import grpc_port, uvicorn_server
 
-    bound = uvicorn_server.bind(options.host, options.port, has_token=options.token is not None)
+    has_token = options.token is not None
+    bound = uvicorn_server.bind(options.host, options.port, has_token=has_token)
     try:
-        with open_models(bundle, options, limits, note) as (app, models):
-            uvicorn_server.run(app, models.server, bound, ready)
+        with (
+            grpc_port.reserve(options.host, options.grpc_port, has_token=has_token) as addresses,
+            open_models(bundle, options, limits, note) as (app, models),
+        ):
+            note_grpc(addresses, note)
+            uvicorn_server.run(app, models.server, bound, ready, grpc_server(models, options, addresses))
     finally:
-        for one in bound:
-            one.close()
+        uvicorn_server.close_all(bound)
 
 
 def _check_options(bundle: Path, options: ServeOptions) -> None:
@@ -85,9 +89,13 @@ def _check_options(bundle: Path, options: ServeOptions) -> None:
     ModelFolder(bundle, options.name)
 
 
-def _check_packages() -> None:
+def _check_packages(options: ServeOptions) -> None:
     for module, package in _PACKAGES.items():
         try:
             importlib.import_module(module)
         except ImportError:
             raise missing_extra(package, "serve", "Serving") from None
+    if options.grpc_port is not None:
+        with requires_extra("grpc", "Serving over gRPC"):
+            importlib.import_module("grpc")
+            importlib.import_module("google.protobuf")

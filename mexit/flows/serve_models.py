@@ -21,6 +21,7 @@ from mexit.serving.model_folder import ModelFolder
 
 if TYPE_CHECKING:
     from mexit.serving.asgi import App
+    from mexit.serving.grpc_server import GrpcServer
     from mexit.serving.repository import Coordinate, ModelRepository
 
 Note = Callable[[str], None]
@@ -36,6 +37,7 @@ class ServeOptions:
         profile: as in `Runtime.open`.
         host: address to listen on.
         port: port to listen on; 0 for any free one.
+        grpc_port: port of gRPC on the same host; 0 for any free one; None: no gRPC.
         token: bearer token of the requests; required unless the host is loopback. Several tokens, separated by
             commas, identify as many clients.
         deadline_ms: deadline of requests that name none, milliseconds.
@@ -54,6 +56,7 @@ class ServeOptions:
     profile: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
     token: str | None = None
     backend: str = "auto"
     threads: int | None = None
@@ -113,6 +116,23 @@ def open_models(
         if watch is not None:
             watch.stop()
         models.close()
+
+
+def grpc_server(models: ModelRepository, options: ServeOptions, addresses: Sequence[str]) -> GrpcServer | None:
+    """The gRPC server of the models; None without addresses to listen on. Raises `MissingExtra`."""
+    if not addresses:
+        return None
+    # Imported late because grpcio is an optional dependency.
+    from mexit.serving.grpc_server import GrpcServer
+    from mexit.serving.middleware import parse_tokens
+
+    return GrpcServer(models, parse_tokens(options.token), addresses)
+
+
+def note_grpc(addresses: Sequence[str], note: Note) -> None:
+    """Say where gRPC is served."""
+    if addresses:
+        note(f"gRPC at {' and '.join(addresses)}")
 
 
 def _open_newest(folder: ModelFolder, options: ServeOptions, note: Note) -> dict[Path, Runtime]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import httptools
 import uvicorn
@@ -37,7 +37,19 @@ _Address = tuple[socket.AddressFamily, Any]
 _HOW_TO_PROTECT = "use --host 127.0.0.1, or protect the server with --token TOKEN (or the variable MEXIT_TOKEN)"
 
 
-def bind(host: str, port: int, *, has_token: bool) -> tuple[socket.socket, ...]:
+class Beside(Protocol):
+    """A second server in the event loop of the HTTP server."""
+
+    async def start(self) -> None:
+        """Accept requests."""
+
+    async def stop(self) -> None:
+        """Accept no more, and return when the last answers are sent."""
+
+
+def bind(
+    host: str, port: int, *, has_token: bool, option: str = "--port", shared: bool = False
+) -> tuple[socket.socket, ...]:
     """Bind a TCP socket to every address of a host, all with the same port.
 
     localhost often has an IPv4 and an IPv6 address, and clients differ in which one they try. The sockets do not
@@ -47,6 +59,8 @@ def bind(host: str, port: int, *, has_token: bool) -> tuple[socket.socket, ...]:
         host: address or host name.
         port: from 1 to 65535, or 0 for any free one.
         has_token: whether requests need a token; required unless every address is loopback.
+        option: the option of the port, for messages.
+        shared: whether other processes of this user may bind the port too, where the system permits it.
 
     Returns:
         The sockets, those of IPv4 first. An IPv6 address is left out where the system has no IPv6.
@@ -55,47 +69,55 @@ def bind(host: str, port: int, *, has_token: bool) -> tuple[socket.socket, ...]:
         UsageError: unknown host, port in use, or a public host without a token.
     """
     if not 0 <= port <= 65535:
-        raise UsageError(f"port {port} does not exist: choose --port from 1 to 65535, or 0 for any free one")
+        raise UsageError(f"port {port} does not exist: choose {option} from 1 to 65535, or 0 for any free one")
     addresses = _resolve(host, port)
     if not has_token and not all(ipaddress.ip_address(ip.partition("%")[0]).is_loopback for _, (ip, *_) in addresses):
         raise UsageError(f"host {host} can be reached from other machines: {_HOW_TO_PROTECT}")
     for _ in range(_PORT_ATTEMPTS):
         try:
-            return _bind_all(addresses)
+            return _bind_all(addresses, shared)
         except OSError as error:
             failure = error
             if port or error.errno != errno.EADDRINUSE:  # else the free port of one address is in use at the next
                 break
-    raise UsageError(_bind_message(host, port, failure)) from None
+    raise UsageError(_bind_message(host, port, failure, option)) from None
 
 
-def _bind_all(addresses: Sequence[_Address]) -> tuple[socket.socket, ...]:
+def _bind_all(addresses: Sequence[_Address], shared: bool) -> tuple[socket.socket, ...]:
     bound: list[socket.socket] = []
     try:
         for family, (ip, port, *scope) in addresses:
             try:
-                bound.append(_bind_one(family, (ip, bound[0].getsockname()[1] if bound else port, *scope)))
+                same_port = bound[0].getsockname()[1] if bound else port
+                bound.append(_bind_one(family, (ip, same_port, *scope), shared))
             except OSError as error:
                 if not bound or error.errno not in _NO_SUCH_ADDRESS:
                     raise
     except OSError:
-        for one in bound:
-            one.close()
+        close_all(bound)
         raise
     return tuple(bound)
 
 
-def _bind_one(family: socket.AddressFamily, address: Any) -> socket.socket:
+def _bind_one(family: socket.AddressFamily, address: Any, shared: bool) -> socket.socket:
     # asyncio disables Nagle's algorithm only on sockets created with IPPROTO_TCP. With Nagle's algorithm, every
     # response waits 40 ms for a delayed acknowledgement.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared and hasattr(socket, "SO_REUSEPORT"):
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
     except OSError:
         bound.close()
         raise
     return bound
+
+
+def close_all(bound: Sequence[socket.socket]) -> None:
+    """Close the sockets of `bind`."""
+    for one in bound:
+        one.close()
 
 
 def url_of(bound: socket.socket) -> str:
@@ -114,7 +136,13 @@ def start_listening(bound: Sequence[socket.socket]) -> None:
             raise UsageError(_bind_message(host, port, error)) from None
 
 
-def run(app: App, server: ServerState, bound: Sequence[socket.socket], ready: Callable[[str], None] | None) -> None:
+def run(
+    app: App,
+    server: ServerState,
+    bound: Sequence[socket.socket],
+    ready: Callable[[str], None] | None,
+    beside: Beside | None = None,
+) -> None:
     """Serve until a stop signal, or until `server.stopping` is set, and all requests in flight are answered.
 
     Args:
@@ -122,15 +150,15 @@ def run(app: App, server: ServerState, bound: Sequence[socket.socket], ready: Ca
         server: what its models share.
         bound: the sockets of `bind`; they are closed at the end.
         ready: called with the URL once connections are accepted.
+        beside: another server for the same models.
     """
     config = uvicorn_config(app, server.limits)
     try:
         start_listening(bound)
-        Server(config, server, ready).run(list(bound))
+        Server(config, server, ready, beside).run(list(bound))
     finally:
         server.close()
-        for one in bound:
-            one.close()
+        close_all(bound)
 
 
 def uvicorn_config(app: App, limits: Limits) -> uvicorn.Config:
@@ -230,16 +258,30 @@ class Connection(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """uvicorn's server, with a drain before the shutdown."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, ready: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        ready: Callable[[str], None] | None,
+        beside: Beside | None = None,
+    ) -> None:
         super().__init__(config)
+        self._beside = beside
         self._state, self._limits = state, state.limits
         self._ready = ready
         self._drain_end_s = float("inf")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._beside is not None:
+            await self._beside.start()
         await super().startup(sockets)
         if self._ready is not None and sockets:
             self._ready(url_of(sockets[0]))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._beside is not None:
+            await self._beside.stop()
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to shut down. uvicorn calls this ten times a second."""
@@ -279,9 +321,9 @@ def _resolve(host: str, port: int) -> list[_Address]:
     return sorted(unique, key=lambda entry: entry[0] != socket.AF_INET)
 
 
-def _bind_message(host: str, port: int, error: OSError) -> str:
+def _bind_message(host: str, port: int, error: OSError, option: str = "--port") -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} is in use: choose another with --port, or --port 0 for any free one"
+        return f"port {port} is in use: choose another with {option}, or {option} 0 for any free one"
     if error.errno == errno.EACCES:
-        return f"port {port} is for the system only: choose one above 1023 with --port"
+        return f"port {port} is for the system only: choose one above 1023 with {option}"
     return f"host {host} is no address of this machine ({error.strerror}): try --host 127.0.0.1"

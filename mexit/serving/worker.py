@@ -14,17 +14,23 @@ from mexit.serving.asgi import App
 from mexit.serving.channel import Channel, Message
 from mexit.serving.model_changes import WorkerChanges
 from mexit.serving.repository import ModelRepository
-from mexit.serving.uvicorn_server import Connection, Server, uvicorn_config
+from mexit.serving.uvicorn_server import Beside, Connection, Server, uvicorn_config
 
 
 class WorkerServer(Server):
     """uvicorn's server without a listening socket."""
 
     def __init__(
-        self, app: App, models: ModelRepository, channel: Channel, changes: WorkerChanges, ready: Message
+        self,
+        app: App,
+        models: ModelRepository,
+        channel: Channel,
+        changes: WorkerChanges,
+        ready: Message,
+        beside: Beside | None = None,
     ) -> None:
         """Start nothing yet; `run` sends the message `ready` once connections are taken."""
-        super().__init__(uvicorn_config(app, models.server.limits), models.server, None)
+        super().__init__(uvicorn_config(app, models.server.limits), models.server, None, beside)
         self._channel, self._message = channel, ready
         self._refusing = self.config
         self._models, self._changes = models, changes
