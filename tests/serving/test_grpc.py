@@ -239,7 +239,7 @@ def test_a_stream_answers_in_order_and_survives_errors(client: Any, runtime: Run
 
 
 def test_a_deadline_in_the_queue(client: Any, images: Images) -> None:
-    with pytest.raises(triton.InferenceServerException, match="in the queue, the deadline was 0.001 ms") as caught:
+    with pytest.raises(triton.InferenceServerException, match=r"in the queue, the deadline was 0\.001 ms") as caught:
         client.infer("digits", [tensor_of(images)], timeout=1)
     assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
 
@@ -258,7 +258,8 @@ def test_the_deadline_of_a_call_ends_its_wait(digits_bundle: Path, images: Image
         serve_runtime(hook_runtime(digits_bundle, hook), limits, grpc_port=port) as server,
         triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
     ):
-        first = client.async_infer("digits", [tensor_of(images[:1])], lambda result, error: None)
+        first: queue.Queue[Any] = queue.Queue()
+        client.async_infer("digits", [tensor_of(images[:1])], lambda result, error: first.put(error or result))
         assert entered.wait(30)
         with pytest.raises(triton.InferenceServerException) as caught:
             client.infer("digits", [tensor_of(images[:2])], client_timeout=0.2)
@@ -266,7 +267,7 @@ def test_the_deadline_of_a_call_ends_its_wait(digits_bundle: Path, images: Image
         wait_until(lambda: server.series("mexit_errors_total", status="499") == 1)
         wait_until(lambda: server.series("mexit_requests_in_flight", route="infer") == 1)
         leave.set()
-        assert first.get_result() is not None
+        assert first.get(timeout=20).as_numpy("exit").shape == (1,)
         client.infer("digits", [tensor_of(images[:3])])
     assert runs == [1, 3]
 
@@ -280,6 +281,16 @@ def test_compressed_messages_are_refused(grpc_server: tuple[Server, str], client
         assert code_of(lambda: call(bytes(200 * ONE_MIB), timeout=60))[0] == grpc.StatusCode.UNIMPLEMENTED
     assert server.peak_bytes() - before < 16 * ONE_MIB
     client.infer("digits", [tensor_of(images[:1])])
+
+
+def test_a_large_message_takes_no_memory(grpc_server: tuple[Server, str]) -> None:
+    server, address = grpc_server
+    before = server.peak_bytes()
+    with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        code, details = code_of(lambda: call(bytes(100 * ONE_MIB), timeout=60))
+    assert (code, "larger than max" in details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+    assert server.peak_bytes() - before < 16 * ONE_MIB
 
 
 def test_a_port_in_use(grpc_server: tuple[Server, str], mixed_bundle: Path, tmp_path: Path) -> None:
