@@ -100,7 +100,7 @@ def serve(
         typer.Option("--watch", help="Load new and changed versions, and unload models whose folder is gone."),
     ] = False,
 ) -> None:
-    """Serve a bundle over HTTP: Open Inference Protocol v2, POST /v1/classify, Prometheus /metrics. gRPC: --grpc-port.
+    """Serve a bundle over HTTP and gRPC: Open Inference Protocol v2, /v1/classify, Prometheus /metrics.
 
     A folder of bundles (NAME/bundle.json, or NAME/1, NAME/2, ...) serves them all; the highest number is the version.
     """

@@ -15,6 +15,7 @@ VARIABLES = (
     "MEXIT_COST",
     "MEXIT_DATA",
     "MEXIT_DEVICE",
+    "MEXIT_GRPC_PORT",
     "MEXIT_HOST",
     "MEXIT_NAME",
     "MEXIT_PORT",
