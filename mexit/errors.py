@@ -146,7 +146,8 @@ def missing_extra(package: str, extra: str, purpose: str) -> MissingExtra:
     return MissingExtra(f"{purpose} needs the package '{package}': pip install 'mexit[{extra}]'")
 
 
-_PACKAGES = {"PIL": "pillow", "prometheus_client": "prometheus-client"}  # modules named unlike their package
+# Modules named unlike their package.
+_PACKAGES = {"PIL": "pillow", "prometheus_client": "prometheus-client", "grpc": "grpcio", "google": "protobuf"}
 
 
 @contextmanager

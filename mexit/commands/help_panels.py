@@ -42,7 +42,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     },
     "run": {BASIC: "budget json", **_LIMITS, _MACHINE: "backend threads cost profile"},
     "serve": {
-        BASIC: "budget host port token name watch",
+        BASIC: "budget host port grpc_port token name watch",
         "Access": "token_file tls_cert tls_key",
         **_LIMITS,
         "Limits of each client": "client_rate client_burst",

@@ -43,6 +43,14 @@ def serve(
         ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="MEXIT_PORT", help="Port to listen on; 0 selects a free port.")] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="MEXIT_GRPC_PORT",
+            help="Port for gRPC on the same host (GRPCInferenceService); 0 selects a free port; default: no gRPC.",
+            show_default=False,
+        ),
+    ] = None,
     token: Annotated[
         str | None,
         typer.Option(
@@ -142,7 +150,7 @@ def serve(
         typer.Option("--watch", help="Load new and changed versions, and unload models whose folder is gone."),
     ] = False,
 ) -> None:
-    """Serve a bundle over HTTP: Open Inference Protocol v2, POST /v1/classify, Prometheus /metrics.
+    """Serve a bundle over HTTP and gRPC: Open Inference Protocol v2, /v1/classify, Prometheus /metrics.
 
     A folder of bundles (NAME/bundle.json, or NAME/1, NAME/2, ...) serves them all; the highest number is the version.
     """
@@ -172,6 +180,7 @@ def serve(
         profile=profile,
         host=host,
         port=port,
+        grpc_port=grpc_port,
         token=token,
         token_file=token_file,
         tls_cert=tls_cert,

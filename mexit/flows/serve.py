@@ -1,4 +1,4 @@
-"""`mexit serve`: serve a bundle, or the bundles of a folder, over HTTP."""
+"""`mexit serve`: serve a bundle, or the bundles of a folder, over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from mexit.errors import UsageError, missing_extra
-from mexit.flows.serve_models import Note, ServeOptions, open_models
+from mexit.errors import UsageError, missing_extra, requires_extra
+from mexit.flows.serve_models import Note, ServeOptions, grpc_server, note_grpc, open_models
 from mexit.serving.limits import Limits
 from mexit.serving.model_folder import ModelFolder
 from mexit.serving.open_files import allow_connections
+from mexit.serving.unix_socket import PREFIX as UNIX
 
 __all__ = ["ServeOptions", "serve_bundle"]
 
@@ -37,17 +38,17 @@ def serve_bundle(
         options: options of the server.
         limits: sizes, counts and times that bound the server; default `Limits()`.
         ready: called with the URL once the server accepts connections.
-        note: called with one line about the times that were measured, if they were.
+        note: called with one line about the times that were measured, if they were, and one about gRPC.
 
     Raises:
         UsageError: a public host without a token, a port in use, an invalid deadline, token, batching or name, a key
             or token file that other users can read, or more connections than the system allows.
         NotFound: there is no such bundle or file.
         LoadFailed: no model of a folder can be used.
-        MissingExtra: a package of `mexit[serve]` is not installed.
+        MissingExtra: a package of `mexit[serve]`, or for gRPC of `mexit[grpc]`, is not installed.
         MexitError: an error of `Runtime.open` for a single bundle.
     """
-    _check_packages()
+    _check_packages(options)
     limits = limits or Limits()
     _check_options(bundle, options)
     allow_connections(limits.connections)
@@ -64,17 +65,22 @@ def serve_here(
     bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[str], None] | None, note: Note
 ) -> None:
     """Serve in this process; arguments and errors as `serve_bundle`."""
-    from mexit.serving import middleware, tls, uvicorn_server
+    from mexit.serving import grpc_port, middleware, tls, uvicorn_server
 
     tokens = middleware.read_tokens(options.token, options.token_file)
     context = tls.server_context(options.tls_cert, options.tls_key)
-    bound = uvicorn_server.bind(options.host, options.port, has_token=bool(tokens.values))
+    has_token = bool(tokens.values)
+    bound = uvicorn_server.bind(options.host, options.port, has_token=has_token)
     try:
-        with open_models(bundle, options, limits, note, tokens) as (app, models):
-            uvicorn_server.run(app, models.server, bound, ready, context)
+        with (
+            grpc_port.reserve(options.host, options.grpc_port, has_token=has_token) as addresses,
+            open_models(bundle, options, limits, note, tokens) as (app, models),
+        ):
+            note_grpc(addresses, note)
+            grpc = grpc_server(models, tokens, addresses)
+            uvicorn_server.run(app, models.server, bound, ready, grpc, context)
     finally:
-        for one in bound:
-            one.close()
+        uvicorn_server.close_all(bound)
 
 
 def _check_options(bundle: Path, options: ServeOptions) -> None:
@@ -87,14 +93,22 @@ def _check_options(bundle: Path, options: ServeOptions) -> None:
         )
     if options.batching not in server_state.BATCHING:
         raise UsageError(f"unknown batching '{options.batching}': choose from {', '.join(server_state.BATCHING)}")
+    if options.grpc_port is not None and options.host.startswith(UNIX):
+        raise UsageError(f"gRPC needs a host with ports, found {options.host}: leave out --grpc-port")
+    if options.grpc_port is not None and options.tls_cert is not None:
+        raise UsageError("gRPC has no TLS here: leave out --grpc-port or --tls-cert, or put a proxy in front of gRPC")
     middleware.read_tokens(options.token, options.token_file)
     tls.server_context(options.tls_cert, options.tls_key)
     ModelFolder(bundle, options.name)
 
 
-def _check_packages() -> None:
+def _check_packages(options: ServeOptions) -> None:
     for module, package in _PACKAGES.items():
         try:
             importlib.import_module(module)
         except ImportError:
             raise missing_extra(package, "serve", "Serving") from None
+    if options.grpc_port is not None:
+        with requires_extra("grpc", "Serving over gRPC"):
+            importlib.import_module("grpc")
+            importlib.import_module("google.protobuf")

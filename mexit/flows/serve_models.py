@@ -21,6 +21,7 @@ from mexit.serving.model_folder import ModelFolder
 
 if TYPE_CHECKING:
     from mexit.serving.asgi import App
+    from mexit.serving.grpc_server import GrpcServer
     from mexit.serving.middleware import Tokens
     from mexit.serving.repository import Coordinate, ModelRepository
 
@@ -37,6 +38,7 @@ class ServeOptions:
         profile: as in `Runtime.open`.
         host: address to listen on, or unix:PATH.
         port: port to listen on; 0 for any free one.
+        grpc_port: port of gRPC on the same host; 0 for any free one; None: no gRPC.
         token: bearer token of the requests; required unless the host is loopback. Several tokens, separated by
             commas, identify as many clients; the first one may load and unload models.
         token_file: file with one token a line, in place of `token`; see `serving.middleware.read_tokens`.
@@ -57,6 +59,7 @@ class ServeOptions:
     profile: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
     token: str | None = None
     token_file: Path | None = None
     tls_cert: Path | None = None
@@ -121,6 +124,22 @@ def open_models(
         if watch is not None:
             watch.stop()
         models.close()
+
+
+def grpc_server(models: ModelRepository, tokens: Tokens, addresses: Sequence[str]) -> GrpcServer | None:
+    """The gRPC server of the models; None without addresses to listen on. Raises `MissingExtra`."""
+    if not addresses:
+        return None
+    # Imported late because grpcio is an optional dependency.
+    from mexit.serving.grpc_server import GrpcServer
+
+    return GrpcServer(models, tokens, addresses)
+
+
+def note_grpc(addresses: Sequence[str], note: Note) -> None:
+    """Say where gRPC is served."""
+    if addresses:
+        note(f"gRPC at {' and '.join(addresses)}")
 
 
 def _open_newest(folder: ModelFolder, options: ServeOptions, note: Note) -> dict[Path, Runtime]:

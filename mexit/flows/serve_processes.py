@@ -17,10 +17,10 @@ from typing import Any
 
 from mexit.core.resource_limits import read_limits
 from mexit.errors import MexitError, NotFound, UsageError
-from mexit.flows.serve_models import Note, ServeOptions, open_models
+from mexit.flows.serve_models import Note, ServeOptions, grpc_server, note_grpc, open_models
 from mexit.runtime.device_cache import cache_root, make_private
 from mexit.runtime.token_buckets import RateLimits, TokenBuckets
-from mexit.serving import uvicorn_server
+from mexit.serving import grpc_port, uvicorn_server
 from mexit.serving.channel import Channel
 from mexit.serving.limits import Limits
 from mexit.serving.metrics import METRICS_FOLDER, remove_live
@@ -51,10 +51,15 @@ def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[
     if options.workers is not None and options.workers < 0:
         raise UsageError(f"the number of workers must be at least 0, found {options.workers}")
     tokens = read_tokens(options.token, options.token_file)
-    bound = uvicorn_server.bind(options.host, options.port, has_token=bool(tokens.values))
+    has_token = bool(tokens.values)
+    bound = uvicorn_server.bind(options.host, options.port, has_token=has_token)
     try:
-        with tempfile.TemporaryDirectory(prefix="mexit-serve-") as folder:
-            start = {"bundle": str(bundle), "limits": asdict(limits), "tokens": asdict(tokens)}
+        with (
+            grpc_port.reserve(options.host, options.grpc_port, has_token=has_token) as addresses,
+            tempfile.TemporaryDirectory(prefix="mexit-serve-") as folder,
+        ):
+            note_grpc(addresses, note)
+            start = {"bundle": str(bundle), "limits": asdict(limits), "tokens": asdict(tokens), "grpc": addresses}
             environment = _environment(Path(folder))
 
             def spawn(index: int, workers: int | None, unloaded: Sequence[str]) -> WorkerProcess:
@@ -75,8 +80,7 @@ def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[
             )
             supervisor.run()
     finally:
-        for one in bound:
-            one.close()
+        uvicorn_server.close_all(bound)
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -130,7 +134,8 @@ def _work(channel: Channel, start: dict[str, Any]) -> None:
                 models.remove(name)
         threads = max((service.runtime.threads for service in models.services), default=1)
         workers = options.workers or max(1, min(limits.workers, cpus // threads))
-        server = WorkerServer(app, models, channel, changes, {"workers": workers}, tls)
+        grpc = grpc_server(models, tokens, start["grpc"])
+        server = WorkerServer(app, models, channel, changes, {"workers": workers}, grpc, tls)
         server.run([])
     if server.orphaned:  # the supervisor was killed and has left its folder
         shutil.rmtree(os.environ[METRICS_FOLDER], ignore_errors=True)

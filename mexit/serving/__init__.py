@@ -1,4 +1,4 @@
-"""The HTTP server: Open Inference Protocol v2, `POST /v1/classify` and Prometheus metrics.
+"""The HTTP and gRPC server: Open Inference Protocol v2, `POST /v1/classify` and Prometheus metrics.
 
 A request passes these files, from its route to its answer:
 
@@ -32,6 +32,7 @@ Around them:
     worker_process    a worker process as the supervisor sees it
     model_changes     loads and unloads in all worker processes
     channel           messages and sockets between the supervisor and a worker
+    grpc_server       the methods of gRPC; grpc_messages, grpc_infer, grpc_port
 
-`docs/http-api.md` is the specification.
+`docs/http-api.md` and `docs/grpc-api.md` are the specification.
 """

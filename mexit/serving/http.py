@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from mexit.errors import BadInput, NotFound
 from mexit.serving import api_page, model_info, openapi
-from mexit.serving.asgi import App, Handler, HTTPError, Request, Response, Route, Routes
+from mexit.serving.asgi import App, Handler, Request, Response, Route, Routes
 from mexit.serving.image_body import HOW_TO_SEND
 from mexit.serving.metrics import CONTENT_TYPE
-from mexit.serving.middleware import BearerTokens, Tokens, client_id
+from mexit.serving.middleware import BearerTokens, Tokens, check_admin, client_id
 from mexit.serving.oip import HEADER_LENGTH
 from mexit.serving.repository import ModelRepository
 from mexit.serving.request_body import content_encoding, decompress, parse_json, read_body, short_repr
-from mexit.serving.request_options import options_from_query
+from mexit.serving.request_options import UNLOAD_PARAMETERS, check_load_parameters, options_from_query
 from mexit.serving.responses import json_response, response_to_error
 from mexit.serving.service import IncomingRequest, Service
 from mexit.serving.worker_pool import Job
@@ -89,16 +88,16 @@ async def load_model(request: Request) -> Response:
 
 async def unload_model(request: Request) -> Response:
     """`POST /v2/repository/models/{model}/unload`: take a model out of service."""
-    await _json_object(request, {"parameters": dict}, "{}", parameters=("unload_dependents",))
+    await _json_object(request, {"parameters": dict}, "{}", parameters=UNLOAD_PARAMETERS)
     return await _change(request, _repository(request).unload)
 
 
 async def model_infer(request: Request) -> Response:
     """`POST /v2/models/{model}/infer`: tensors to the outputs of their predictions."""
     header_lengths = request.header_values(HEADER_LENGTH)
-    with _repository(request).use(*_named(request)) as service, _record_failure(service):
+    with _repository(request).use(*_named(request)) as service, service.record_failure():
         job = partial(service.infer, header_lengths=header_lengths)
-        is_short = partial(service.is_short, header_lengths=header_lengths)
+        is_short = partial(service.is_short, binary=bool(header_lengths))
         content, headers = await _run_job(request, "infer", service, job, is_short)
     return Response(content, headers=headers)
 
@@ -150,14 +149,8 @@ async def _run_job(
 
 async def _change(request: Request, change: Callable[[str], None]) -> Response:
     """Load or unload the model of the path, in the loader's thread."""
-    if not request.scope.get("mexit_admin", True):
-        raise HTTPError(403, "only an admin token of the server may load and unload models")
-
-    def job() -> Job[None]:
-        change(request.path_params["model"])
-        yield from ()
-
-    await _repository(request).server.loader.run(job(), request.receive)
+    check_admin(request.scope.get("mexit_admin", True))
+    await _repository(request).server.change(partial(change, request.path_params["model"]), request.receive)
     return json_response({})
 
 
@@ -182,20 +175,8 @@ async def _json_object(
     for name, kind in fields.items():
         if not isinstance(options.get(name), kind | None):
             raise BadInput(f"the body must be empty or {expected}, found {name} {short_repr(options[name])}")
-    if unknown := [name for name in options.get("parameters") or {} if name not in parameters]:
-        raise BadInput(f"the parameter {short_repr(unknown[0])} is not supported: a model is loaded as it is on disk")
+    check_load_parameters(options.get("parameters") or {}, parameters)
     return options
-
-
-@contextmanager
-def _record_failure(service: Service) -> Iterator[None]:
-    """Record an inference request that ends in an error, in the statistics of the protocol."""
-    start_ns = time.perf_counter_ns()
-    try:
-        yield
-    except Exception:
-        service.metrics.statistics.record_failure(time.perf_counter_ns() - start_ns)
-        raise
 
 
 def _repository(request: Request) -> ModelRepository:

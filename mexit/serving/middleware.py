@@ -5,12 +5,13 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from mexit.errors import UsageError
-from mexit.serving.asgi import Request, Response, Scope
+from mexit.serving.asgi import HTTPError, Request, Response
 from mexit.serving.responses import error_response
 from mexit.serving.secret_file import read_secret
 
@@ -87,9 +88,20 @@ def client_id(request: Request) -> str:
     An IPv6 client is identified by its /64 network. Headers such as X-Forwarded-For are ignored, because any
     client can set them.
     """
-    if "mexit_token" in request.scope:
-        return f"token {request.scope['mexit_token']}"
-    return "" if request.host is None else _network(request.host)
+    return client_name(request.scope.get("mexit_token"), request.host)
+
+
+def client_name(token: int | None, host: str | None) -> str:
+    """The identity of a client from the number of its token, else from its network address."""
+    if token is not None:
+        return f"token {token}"
+    return "" if host is None else _network(host)
+
+
+def check_admin(is_admin: bool) -> None:
+    """Raise status 403 for a token that may not load and unload models."""
+    if not is_admin:
+        raise HTTPError(403, "only an admin token of the server may load and unload models")
 
 
 @lru_cache(maxsize=1024)
@@ -117,15 +129,25 @@ class BearerTokens:
         """The refusal of a request, or None. Without tokens, no request is refused."""
         if not self._tokens:
             return None
-        request.scope["mexit_token"] = number = self._token_number(request.scope)
-        request.scope["mexit_admin"] = number in self._admins
+        values = [value for name, value in request.scope["headers"] if name == b"authorization"]
+        request.scope["mexit_token"] = number = self.number(values)
+        request.scope["mexit_admin"] = self.is_admin(number)
         if request.path in PUBLIC_ROUTES or number:
             return None
         return error_response("send the header: Authorization: Bearer TOKEN", 401, {"www-authenticate": "Bearer"})
 
-    def _token_number(self, scope: Scope) -> int:
-        """The number of the request's token, from 1; 0 if there is no valid token."""
-        values = [value for name, value in scope["headers"] if name == b"authorization"]
+    def is_admin(self, number: int | None) -> bool:
+        """Whether the token with this number may load and unload models; None: the server has no tokens."""
+        return number is None or number in self._admins
+
+    def number(self, values: Sequence[bytes]) -> int | None:
+        """The number of a request's token, from 1; 0 if there is no valid token; None if the server has no tokens.
+
+        Args:
+            values: of the header or metadata `authorization`.
+        """
+        if not self._tokens:
+            return None
         scheme, _, token = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
         # Every token is compared in constant time, so that the time of the answer tells nothing about them.
         matches = [hmac.compare_digest(token.strip(), valid) for valid in self._tokens]

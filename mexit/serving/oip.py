@@ -13,7 +13,7 @@ Specification: https://github.com/kserve/open-inference-protocol
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -112,12 +112,26 @@ def parse_request(body: bytes, header_length: int | None, spec: InputSpec, limit
         tensor = _tensor_from_bytes(body, (1, *spec.shape), spec.name)
         return InferRequest(check_tensor(tensor, spec), dict.fromkeys(OUTPUTS, True), {})
     json_bytes = len(body) if header_length is None else header_length
-    request = _object(parse_json(body[:json_bytes], limits), "the request")
+    return read_request(_object(parse_json(body[:json_bytes], limits), "the request"), body[json_bytes:], spec, limits)
+
+
+def read_request(request: Mapping[str, Any], raw: bytes, spec: InputSpec, limits: Limits) -> InferRequest:
+    """Parse the fields of an inference request.
+
+    Args:
+        request: the fields.
+        raw: bytes of the input tensor, if it has the parameter `binary_data_size`.
+        spec: the model's input.
+        limits: `rows` applies.
+
+    Raises:
+        BadInput: the message names what was expected and what was found.
+    """
     parameters = _parameters(request, "the request")
     options = options_from_parameters(parameters)
     binary = _flag(parameters, "binary_data_output", "the request")
     outputs = _requested_outputs(request.get("outputs"), binary or False)
-    tensor = check_tensor(_input_tensor(request, body[json_bytes:], spec, limits), spec)
+    tensor = check_tensor(_input_tensor(request, raw, spec, limits), spec)
     request_id = request.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise BadInput(f"id must be a string, found {short_repr(request_id)}")
@@ -129,11 +143,9 @@ def write_response(
 ) -> tuple[bytes, dict[str, str]]:
     """The body of the response and its headers; `version` is the number of the model's version."""
     entries, raw_tensors = [], []
-    for name, binary in request.outputs.items():
-        output = OUTPUTS[name]
-        values = np.array([output.value(prediction) for prediction in predictions], output.dtype)
-        entry: dict[str, Any] = {"name": name, "datatype": output.datatype, "shape": list(values.shape)}
-        if binary:
+    for name, values in output_arrays(request, predictions):
+        entry: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name].datatype, "shape": list(values.shape)}
+        if request.outputs[name]:
             raw_tensors.append(values.tobytes())
             entry["parameters"] = {"binary_data_size": len(raw_tensors[-1])}
         else:
@@ -142,7 +154,7 @@ def write_response(
     response: dict[str, Any] = {"model_name": model, "model_version": version}
     if request.id is not None:
         response["id"] = request.id
-    response |= {"parameters": _response_parameters(predictions), "outputs": entries}
+    response |= {"parameters": response_parameters(predictions), "outputs": entries}
     content = json.dumps(response, allow_nan=False).encode()
     if not raw_tensors:
         return content, {"content-type": "application/json"}
@@ -150,7 +162,16 @@ def write_response(
     return b"".join([content, *raw_tensors]), headers
 
 
-def _response_parameters(predictions: Sequence[Prediction]) -> dict[str, str | int | float]:
+def output_arrays(
+    request: InferRequest, predictions: Sequence[Prediction]
+) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """The requested outputs in their order: name, and values (B,) or (B, C)."""
+    for name in request.outputs:
+        output = OUTPUTS[name]
+        yield name, np.array([output.value(prediction) for prediction in predictions], output.dtype)
+
+
+def response_parameters(predictions: Sequence[Prediction]) -> dict[str, str | int | float]:
     """Costs of the predictions. Parameters must be flat, so receipts are a JSON text."""
     macs = [prediction.macs for prediction in predictions]
     saved = [prediction.saved_macs for prediction in predictions]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mexit.errors import BadInput
@@ -11,6 +11,7 @@ from mexit.serving.request_body import short_repr
 
 PARAMETERS = ("mexit_budget", "mexit_deadline_us", "mexit_max_exit", "mexit_receipts")
 QUERY = ("budget", "deadline_ms", "max_exit", "receipts")
+UNLOAD_PARAMETERS = ("unload_dependents",)  # of Triton's clients; bundles have no dependents
 _BOOLEANS = {"true": True, "false": False}
 _MAX_BUDGET_CHARACTERS = 64
 _MAX_NUMBER = 10**12
@@ -44,6 +45,12 @@ def options_from_query(query: Mapping[str, str]) -> RequestOptions:
     if receipts in _BOOLEANS:
         values["receipts"] = _BOOLEANS[receipts]
     return _options("", values, _positive_number("deadline_ms", _float_or_text(query.get("deadline_ms"))))
+
+
+def check_load_parameters(names: Iterable[str], known: Sequence[str]) -> None:
+    """Raise `BadInput` for a parameter of a load or unload that is not known, such as Triton's `config`."""
+    if unknown := [name for name in names if name not in known]:
+        raise BadInput(f"the parameter {short_repr(unknown[0])} is not supported: a model is loaded as it is on disk")
 
 
 def _options(prefix: str, values: Mapping[str, Any], deadline_ms: float | None) -> RequestOptions:

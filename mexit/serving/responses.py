@@ -38,23 +38,27 @@ def error_response(message: str, status: int, headers: Mapping[str, str] | None 
 
 def response_to_error(request: Request, error: Exception) -> Response:
     """The response to a request whose handler raised an error."""
-    if isinstance(error, MexitError):
-        return _mexit_error(request, error)
     if isinstance(error, HTTPError):
         return _http_error(request, error)
     if isinstance(error, ClientDisconnected):
         return Response(status=CLIENT_CLOSED_REQUEST)
-    return _internal_error(request, error)
-
-
-def _mexit_error(request: Request, error: MexitError) -> Response:
-    status = error.http_status
-    if isinstance(error, NotCalibrated):
-        return error_response(NOT_CALIBRATED, status)
-    if status >= 500 and not isinstance(error, _EXPLAINED):
-        return _internal_error(request, error)
+    status, message = explain(error, f"{request.method} {short_repr(request.path)}")
     headers = {"retry-after": str(math.ceil(error.retry_after_s))} if isinstance(error, Overloaded) else None
-    return error_response(str(error), status, headers)
+    return error_response(message, status, headers)
+
+
+def explain(error: Exception, request: str) -> tuple[int, str]:
+    """The status of HTTP of an error, and its message for the client.
+
+    A failure of the server has status 500 and a fixed message; it is logged with its traceback and with `request`,
+    which names the request.
+    """
+    if isinstance(error, NotCalibrated):
+        return error.http_status, NOT_CALIBRATED
+    if isinstance(error, MexitError) and (error.http_status < 500 or isinstance(error, _EXPLAINED)):
+        return error.http_status, str(error)
+    _log.error("%s failed", request, exc_info=error)
+    return 500, INTERNAL_ERROR
 
 
 def _http_error(request: Request, error: HTTPError) -> Response:
@@ -64,9 +68,3 @@ def _http_error(request: Request, error: HTTPError) -> Response:
     elif error.status == 405:
         message = f"{request.method} is not for this route: use {error.headers['Allow']}"
     return error_response(message, error.status, error.headers)
-
-
-def _internal_error(request: Request, error: Exception) -> Response:
-    """Log the error with its traceback; the response, status 500, does not describe it."""
-    _log.error("%s %s failed", request.method, short_repr(request.path), exc_info=error)
-    return error_response(INTERNAL_ERROR, 500)

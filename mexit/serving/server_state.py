@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from mexit.core.resource_limits import read_limits
@@ -10,7 +10,7 @@ from mexit.errors import Overloaded
 from mexit.runtime.rate_limiter import RateLimiter
 from mexit.serving.limits import Limits
 from mexit.serving.metrics import Metrics
-from mexit.serving.worker_pool import Quota, WorkerPool
+from mexit.serving.worker_pool import Job, Quota, WorkerPool
 
 BATCHING = ("off", "continuous")
 MAX_LOADS = 8
@@ -75,6 +75,15 @@ class ServerState:
         """Raise `Overloaded` if the server is stopping."""
         if self.stopping:
             raise Overloaded("the server is stopping")
+
+    async def change(self, change: Callable[[], None], disconnected: Callable[[], Awaitable[object]]) -> None:
+        """Run a load or unload in the loader's thread; `disconnected` as for `WorkerPool.run`."""
+
+        def job() -> Job[None]:
+            change()
+            yield from ()
+
+        await self.loader.run(job(), disconnected)
 
     @contextmanager
     def in_flight(self, route: str, model: str) -> Iterator[None]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ from mexit.serving.request_body import decompress
 from mexit.serving.server_state import ServerState
 from mexit.serving.worker_pool import Job
 
+T = TypeVar("T")
 _SHORTEST_DEADLINE_MS = 1e-3  # once a worker has the request, the first exit always runs
 _PROFILE_RUNS = 8
 _JSON_S_PER_BYTE = 2e-8  # to parse, roughly
@@ -89,15 +92,15 @@ class Service:
             self._batcher.close()
         self.runtime.close()
 
-    def is_short(self, request: IncomingRequest, header_lengths: Sequence[str]) -> bool:
-        """Whether a request of `infer` is expected to take less than `Limits.short_s`."""
+    def is_short(self, request: IncomingRequest, *, binary: bool) -> bool:
+        """Whether a tensor request is expected to take less than `Limits.short_s`; `binary`: its tensor is bytes."""
         size = len(request.body)
-        parse_s = 0.0 if header_lengths else size * _JSON_S_PER_BYTE
+        parse_s = 0.0 if binary else size * _JSON_S_PER_BYTE
         rows = max(1, size // self._row_bytes)
         return not request.encoding and rows * self._row_s + parse_s < self.server.limits.short_s
 
     def infer(self, request: IncomingRequest, header_lengths: Sequence[str]) -> Job[tuple[bytes, dict[str, str]]]:
-        """The job of an Open Inference Protocol request.
+        """The job of an Open Inference Protocol request over HTTP.
 
         Args:
             request: the request.
@@ -106,14 +109,33 @@ class Service:
         Returns:
             Body and headers of the response.
         """
+
+        def parse() -> oip.InferRequest:
+            body = decompress(request.body, request.encoding, self.server.limits.body_bytes)
+            header_length = oip.parse_header_length(header_lengths, len(body))
+            return oip.parse_request(body, header_length, self.runtime.bundle.manifest.input, self.server.limits)
+
+        return self.answer(request, parse, oip.write_response)
+
+    def answer(
+        self,
+        request: IncomingRequest,
+        parse: Callable[[], oip.InferRequest],
+        write: Callable[[oip.InferRequest, Sequence[Prediction], str, str], T],
+    ) -> Job[T]:
+        """The job of a tensor request.
+
+        Args:
+            request: the request.
+            parse: parses it.
+            write: makes the response from the parsed request, its predictions, and the model's name and version.
+        """
         start_ns = time.perf_counter_ns()
-        body = decompress(request.body, request.encoding, self.server.limits.body_bytes)
-        header_length = oip.parse_header_length(header_lengths, len(body))
-        parsed = oip.parse_request(body, header_length, self.runtime.bundle.manifest.input, self.server.limits)
+        parsed = parse()
         parsed_ns = time.perf_counter_ns()
-        inference = yield from self._answer(parsed.tensor, parsed.options, request, start_ns)
+        inference = yield from self._run(parsed.tensor, parsed.options, request, start_ns)
         answered_ns = time.perf_counter_ns()
-        response = oip.write_response(parsed, inference.predictions, self.name, self.version)
+        response = write(parsed, inference.predictions, self.name, self.version)
         written_ns = time.perf_counter_ns()
         token_wait_ns = round(inference.waited_s * 1e9)
         timings = Timings(
@@ -125,16 +147,26 @@ class Service:
         self.metrics.statistics.record_success(len(inference.predictions), timings)
         return response
 
+    @contextmanager
+    def record_failure(self) -> Iterator[None]:
+        """Record a tensor request that ends in an error, in the statistics of the protocol."""
+        start_ns = time.perf_counter_ns()
+        try:
+            yield
+        except Exception:
+            self.metrics.statistics.record_failure(time.perf_counter_ns() - start_ns)
+            raise
+
     def classify(self, request: IncomingRequest, options: RequestOptions) -> Job[Prediction]:
         """The job of a `/v1/classify` request: encoded image to prediction. Raises `BadInput`."""
         start_ns = time.perf_counter_ns()
         self.runtime.policy(options.get("budget"))  # refuses an unknown budget before the image is decoded
         body = decompress(request.body, request.encoding, self.server.limits.body_bytes)
         tensor = self.runtime.prepare(image_bytes(body, self.server.limits))
-        inference = yield from self._answer(tensor, options, request, start_ns)
+        inference = yield from self._run(tensor, options, request, start_ns)
         return inference.predictions[0]
 
-    def _answer(
+    def _run(
         self, tensor: NDArray[np.float32], options: RequestOptions, request: IncomingRequest, start_ns: int
     ) -> Job[Request]:
         """Run the rows of a request; `start_ns` is when a worker took it."""

@@ -25,7 +25,7 @@ from mexit.serving.model_changes import ModelChanges, error_of
 from mexit.serving.uvicorn_server import start_listening, url_of
 from mexit.serving.worker_process import WorkerProcess
 
-MAX_DEATHS, DEATHS_S = 5, 60.0  # this many deaths within this many seconds stop the server
+MAX_DEATHS, DEATHS_S = 5, 60.0  # this number of deaths within these seconds stops the server
 PING_S, SILENCE_S = 5.0, 30.0
 _TICK_S = 0.5
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import httptools
 import uvicorn
@@ -42,7 +42,19 @@ _Address = tuple[socket.AddressFamily, Any]
 _HOW_TO_PROTECT = "use --host 127.0.0.1, or protect the server with --token TOKEN (or the variable MEXIT_TOKEN)"
 
 
-def bind(host: str, port: int, *, has_token: bool) -> tuple[socket.socket, ...]:
+class Beside(Protocol):
+    """A second server in the event loop of the HTTP server."""
+
+    async def start(self) -> None:
+        """Accept requests."""
+
+    async def stop(self) -> None:
+        """Accept no more, and return when the last answers are sent."""
+
+
+def bind(
+    host: str, port: int, *, has_token: bool, option: str = "--port", shared: bool = False
+) -> tuple[socket.socket, ...]:
     """Bind a TCP socket to every address of a host, all with the same port, or bind a Unix socket.
 
     localhost often has an IPv4 and an IPv6 address, and clients differ in which one they try. The sockets do not
@@ -52,6 +64,8 @@ def bind(host: str, port: int, *, has_token: bool) -> tuple[socket.socket, ...]:
         host: address, host name or unix:PATH.
         port: from 1 to 65535, or 0 for any free one.
         has_token: whether requests need a token; required unless every address is loopback, or the socket a Unix one.
+        option: the option of the port, for messages.
+        shared: whether other processes of this user may bind the port too, where the system permits it.
 
     Returns:
         The sockets, those of IPv4 first. An IPv6 address is left out where the system has no IPv6.
@@ -62,47 +76,55 @@ def bind(host: str, port: int, *, has_token: bool) -> tuple[socket.socket, ...]:
     if host.startswith(UNIX):
         return (UnixSocket(Path(host.removeprefix(UNIX))),)
     if not 0 <= port <= 65535:
-        raise UsageError(f"port {port} does not exist: choose --port from 1 to 65535, or 0 for any free one")
+        raise UsageError(f"port {port} does not exist: choose {option} from 1 to 65535, or 0 for any free one")
     addresses = _resolve(host, port)
     if not has_token and not all(ipaddress.ip_address(ip.partition("%")[0]).is_loopback for _, (ip, *_) in addresses):
         raise UsageError(f"host {host} can be reached from other machines: {_HOW_TO_PROTECT}")
     for _ in range(_PORT_ATTEMPTS):
         try:
-            return _bind_all(addresses)
+            return _bind_all(addresses, shared)
         except OSError as error:
             failure = error
             if port or error.errno != errno.EADDRINUSE:  # else the free port of one address is in use at the next
                 break
-    raise UsageError(_bind_message(host, port, failure)) from None
+    raise UsageError(_bind_message(host, port, failure, option)) from None
 
 
-def _bind_all(addresses: Sequence[_Address]) -> tuple[socket.socket, ...]:
+def _bind_all(addresses: Sequence[_Address], shared: bool) -> tuple[socket.socket, ...]:
     bound: list[socket.socket] = []
     try:
         for family, (ip, port, *scope) in addresses:
             try:
-                bound.append(_bind_one(family, (ip, bound[0].getsockname()[1] if bound else port, *scope)))
+                same_port = bound[0].getsockname()[1] if bound else port
+                bound.append(_bind_one(family, (ip, same_port, *scope), shared))
             except OSError as error:
                 if not bound or error.errno not in _NO_SUCH_ADDRESS:
                     raise
     except OSError:
-        for one in bound:
-            one.close()
+        close_all(bound)
         raise
     return tuple(bound)
 
 
-def _bind_one(family: socket.AddressFamily, address: Any) -> socket.socket:
+def _bind_one(family: socket.AddressFamily, address: Any, shared: bool) -> socket.socket:
     # asyncio disables Nagle's algorithm only on sockets created with IPPROTO_TCP. With Nagle's algorithm, every
     # response waits 40 ms for a delayed acknowledgement.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared and hasattr(socket, "SO_REUSEPORT"):
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
     except OSError:
         bound.close()
         raise
     return bound
+
+
+def close_all(bound: Sequence[socket.socket]) -> None:
+    """Close the sockets of `bind`."""
+    for one in bound:
+        one.close()
 
 
 def url_of(bound: socket.socket, *, tls: bool = False) -> str:
@@ -130,6 +152,7 @@ def run(
     server: ServerState,
     bound: Sequence[socket.socket],
     ready: Callable[[str], None] | None,
+    beside: Beside | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve until a stop signal, or until `server.stopping` is set, and all requests in flight are answered.
@@ -139,16 +162,16 @@ def run(
         server: what its models share.
         bound: the sockets of `bind`; they are closed at the end.
         ready: called with the URL once connections are accepted.
+        beside: another server for the same models.
         tls: of all connections; None: without TLS.
     """
     config = uvicorn_config(app, server.limits)
     try:
         start_listening(bound)
-        Server(config, server, ready, tls).run(list(bound))
+        Server(config, server, ready, beside, tls).run(list(bound))
     finally:
         server.close()
-        for one in bound:
-            one.close()
+        close_all(bound)
 
 
 def uvicorn_config(app: App, limits: Limits) -> uvicorn.Config:
@@ -253,15 +276,19 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         state: ServerState,
         ready: Callable[[str], None] | None,
+        beside: Beside | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(config)
+        self._beside = beside
         self._state, self._limits = state, state.limits
         self._ready = ready
         self._tls = tls
         self._drain_end_s = float("inf")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._beside is not None:
+            await self._beside.start()
         await super().startup([])
         loop = asyncio.get_running_loop()
         for one in sockets or []:
@@ -278,6 +305,11 @@ class Server(uvicorn.Server):
 
     def _connection(self) -> Connection:
         return Connection(config=self.config, server_state=self.server_state, app_state={}, limits=self._limits)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._beside is not None:
+            await self._beside.stop()
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to shut down. uvicorn calls this ten times a second."""
@@ -317,9 +349,9 @@ def _resolve(host: str, port: int) -> list[_Address]:
     return sorted(unique, key=lambda entry: entry[0] != socket.AF_INET)
 
 
-def _bind_message(host: str, port: int, error: OSError) -> str:
+def _bind_message(host: str, port: int, error: OSError, option: str = "--port") -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} is in use: choose another with --port, or --port 0 for any free one"
+        return f"port {port} is in use: choose another with {option}, or {option} 0 for any free one"
     if error.errno == errno.EACCES:
-        return f"port {port} is for the system only: choose one above 1023 with --port"
+        return f"port {port} is for the system only: choose one above 1023 with {option}"
     return f"host {host} is no address of this machine ({error.strerror}): try --host 127.0.0.1"

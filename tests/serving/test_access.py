@@ -267,6 +267,8 @@ def test_idle_connections_stay_longer_than_those_of_proxies(digits_bundle: Path,
         ({"tls_cert": Path("absent.pem")}, "there is no file absent.pem"),
         ({"token_file": Path("absent")}, "there is no file absent"),
         ({"host": "unix:"}, "cannot listen on|is no socket"),
+        ({"host": "unix:x", "grpc_port": 0}, "gRPC needs a host with ports"),
+        ({"tls_cert": Path("absent.pem"), "grpc_port": 0}, "gRPC has no TLS here"),
     ],
 )
 @pytest.mark.parametrize("workers", [0, 1])
