@@ -22,11 +22,9 @@ from mexit.commands.options import (
 )
 from mexit.core.artifact_paths import BUNDLES, is_bundle, newest
 from mexit.core.printable import shell_path
-from mexit.serving.limits import Limits
-from mexit.serving.unix_socket import PREFIX as UNIX
+from mexit.flows.serve_limits import DEFAULT, MIB, with_body
 
-_DEFAULT = Limits()
-_MIB = 1 << 20
+_UNIX = "unix:"
 
 
 def serve(
@@ -84,19 +82,19 @@ def serve(
     ] = None,
     max_body: Annotated[
         int, typer.Option(envvar="MEXIT_MAX_BODY", min=1, help="MiB of a request body, also after decompression.")
-    ] = _DEFAULT.body_bytes // _MIB,
+    ] = DEFAULT.body_bytes // MIB,
     max_connections: Annotated[
         int, typer.Option(envvar="MEXIT_MAX_CONNECTIONS", min=1, help="Open connections; further ones get 503.")
-    ] = _DEFAULT.connections,
+    ] = DEFAULT.connections,
     max_requests: Annotated[
         int, typer.Option(envvar="MEXIT_MAX_REQUESTS", min=1, help="Requests that wait or run; further ones get 503.")
-    ] = _DEFAULT.requests,
+    ] = DEFAULT.requests,
     keep_alive: Annotated[
         int, typer.Option(envvar="MEXIT_KEEP_ALIVE", min=1, help="Seconds until an idle connection is closed.")
-    ] = _DEFAULT.keep_alive_s,
+    ] = DEFAULT.keep_alive_s,
     drain: Annotated[
         float, typer.Option(envvar="MEXIT_DRAIN", min=0, help="Seconds for requests in flight after a stop signal.")
-    ] = _DEFAULT.drain_s,
+    ] = DEFAULT.drain_s,
     backend: Backend = "auto",
     threads: Threads = None,
     deadline: Deadline = None,
@@ -167,8 +165,8 @@ def serve(
     def show_address(url: str) -> None:
         output.say(f"serving {path} at {url} within budget {budget}; Ctrl-C stops it")
         header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None or token_file is not None else ""
-        if url.startswith(UNIX):
-            header, url = f"--unix-socket {shell_path(url.removeprefix(UNIX))} {header}", _unix_url(tls_cert)
+        if url.startswith(_UNIX):
+            header, url = f"--unix-socket {shell_path(url.removeprefix(_UNIX))} {header}", _unix_url(tls_cert)
         if not is_bundle(path):
             output.next_commands(f"curl {header}-X POST {url}/v2/repository/index", f"curl {header}{url}/metrics")
             return
@@ -199,11 +197,8 @@ def serve(
         workers=workers,
         watch=watch,
     )
-    body_bytes = max_body * _MIB
     limits = replace(
-        _DEFAULT,
-        body_bytes=body_bytes,
-        held_bytes=max(body_bytes, _DEFAULT.held_bytes),
+        with_body(DEFAULT, max_body),
         connections=max_connections,
         requests=max_requests,
         keep_alive_s=keep_alive,
