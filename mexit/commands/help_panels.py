@@ -43,8 +43,10 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     "run": {BASIC: "budget json", **_LIMITS, _MACHINE: "backend threads cost profile"},
     "serve": {
         BASIC: "budget host port grpc_port token name watch",
+        "Access": "token_file tls_cert tls_key",
         **_LIMITS,
         "Limits of each client": "client_rate client_burst",
+        "Limits of the server": "max_body max_connections max_requests keep_alive drain",
         "Changed data": "watch_drift on_drift",
         _MACHINE: "backend threads workers batching cost profile",
     },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +21,10 @@ from mexit.commands.options import (
     Threads,
 )
 from mexit.core.artifact_paths import BUNDLES, is_bundle, newest
+from mexit.core.printable import shell_path
+from mexit.flows.serve_limits import DEFAULT, MIB, with_body
+
+_UNIX = "unix:"
 
 
 def serve(
@@ -28,7 +34,11 @@ def serve(
     cost: CostOption = "time",
     profile: ProfileOption = None,
     host: Annotated[
-        str, typer.Option(envvar="MEXIT_HOST", help="Address to listen on; all but loopback require --token.")
+        str,
+        typer.Option(
+            envvar="MEXIT_HOST",
+            help="Address to listen on, or unix:PATH for a Unix socket; addresses but loopback require a token.",
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="MEXIT_PORT", help="Port to listen on; 0 selects a free port.")] = 8000,
     grpc_port: Annotated[
@@ -44,9 +54,47 @@ def serve(
         typer.Option(
             envvar="MEXIT_TOKEN",
             help="Bearer token that requests must carry. Several tokens, separated by commas, tell clients apart. "
-            "The variable keeps the token out of the process list.",
+            "The variable keeps the token out of the process list. The first one may load and unload models.",
         ),
     ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MEXIT_TOKEN_FILE",
+            help="File with one token a line, readable by you only. The token of a line 'TOKEN admin' may load and "
+            "unload models.",
+            show_default=False,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MEXIT_TLS_CERT", help="Serve HTTPS with this certificate chain, a PEM file.", show_default=False
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MEXIT_TLS_KEY",
+            help="PEM file of the certificate's private key, readable by you only; default: it is in --tls-cert.",
+            show_default=False,
+        ),
+    ] = None,
+    max_body: Annotated[
+        int, typer.Option(envvar="MEXIT_MAX_BODY", min=1, help="MiB of a request body, also after decompression.")
+    ] = DEFAULT.body_bytes // MIB,
+    max_connections: Annotated[
+        int, typer.Option(envvar="MEXIT_MAX_CONNECTIONS", min=1, help="Open connections; further ones get 503.")
+    ] = DEFAULT.connections,
+    max_requests: Annotated[
+        int, typer.Option(envvar="MEXIT_MAX_REQUESTS", min=1, help="Requests that wait or run; further ones get 503.")
+    ] = DEFAULT.requests,
+    keep_alive: Annotated[
+        int, typer.Option(envvar="MEXIT_KEEP_ALIVE", min=1, help="Seconds until an idle connection is closed.")
+    ] = DEFAULT.keep_alive_s,
+    drain: Annotated[
+        float, typer.Option(envvar="MEXIT_DRAIN", min=0, help="Seconds for requests in flight after a stop signal.")
+    ] = DEFAULT.drain_s,
     backend: Backend = "auto",
     threads: Threads = None,
     deadline: Deadline = None,
@@ -116,7 +164,9 @@ def serve(
 
     def show_address(url: str) -> None:
         output.say(f"serving {path} at {url} within budget {budget}; Ctrl-C stops it")
-        header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None else ""
+        header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None or token_file is not None else ""
+        if url.startswith(_UNIX):
+            header, url = f"--unix-socket {shell_path(url.removeprefix(_UNIX))} {header}", _unix_url(tls_cert)
         if not is_bundle(path):
             output.next_commands(f"curl {header}-X POST {url}/v2/repository/index", f"curl {header}{url}/metrics")
             return
@@ -130,6 +180,9 @@ def serve(
         port=port,
         grpc_port=grpc_port,
         token=token,
+        token_file=token_file,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         backend=backend,
         threads=threads,
         deadline_ms=deadline,
@@ -144,4 +197,16 @@ def serve(
         workers=workers,
         watch=watch,
     )
-    serve_bundle(path, options, ready=announce, note=output.RichProgress().note)
+    limits = replace(
+        with_body(DEFAULT, max_body),
+        connections=max_connections,
+        requests=max_requests,
+        keep_alive_s=keep_alive,
+        drain_s=drain,
+    )
+    serve_bundle(path, options, limits=limits, ready=announce, note=output.RichProgress().note)
+
+
+def _unix_url(tls_cert: Path | None) -> str:
+    """A URL for curl --unix-socket; its host has no meaning."""
+    return "http://localhost" if tls_cert is None else "https://localhost"

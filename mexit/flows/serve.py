@@ -10,6 +10,8 @@ from mexit.errors import UsageError, missing_extra, requires_extra
 from mexit.flows.serve_models import Note, ServeOptions, grpc_server, note_grpc, open_models
 from mexit.serving.limits import Limits
 from mexit.serving.model_folder import ModelFolder
+from mexit.serving.open_files import allow_connections
+from mexit.serving.unix_socket import PREFIX as UNIX
 
 __all__ = ["ServeOptions", "serve_bundle"]
 
@@ -39,7 +41,9 @@ def serve_bundle(
         note: called with one line about the times that were measured, if they were, and one about gRPC.
 
     Raises:
-        UsageError: a public host without a token, a port in use, or an invalid deadline, token, batching or name.
+        UsageError: a public host without a token, a port in use, an invalid deadline, token, batching or name, a key
+            or token file that other users can read, or more connections than the system allows.
+        NotFound: there is no such bundle or file.
         LoadFailed: no model of a folder can be used.
         MissingExtra: a package of `mexit[serve]`, or for gRPC of `mexit[grpc]`, is not installed.
         MexitError: an error of `Runtime.open` for a single bundle.
@@ -47,6 +51,7 @@ def serve_bundle(
     _check_packages(options)
     limits = limits or Limits()
     _check_options(bundle, options)
+    allow_connections(limits.connections)
     # Imported late because the web framework is an optional dependency.
     from mexit.flows import serve_processes
 
@@ -60,24 +65,27 @@ def serve_here(
     bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[str], None] | None, note: Note
 ) -> None:
     """Serve in this process; arguments and errors as `serve_bundle`."""
-    from mexit.serving import grpc_port, uvicorn_server
+    from mexit.serving import grpc_port, middleware, tls, uvicorn_server
 
-    has_token = options.token is not None
+    tokens = middleware.read_tokens(options.token, options.token_file)
+    context = tls.server_context(options.tls_cert, options.tls_key)
+    has_token = bool(tokens.values)
     bound = uvicorn_server.bind(options.host, options.port, has_token=has_token)
     try:
         with (
             grpc_port.reserve(options.host, options.grpc_port, has_token=has_token) as addresses,
-            open_models(bundle, options, limits, note) as (app, models),
+            open_models(bundle, options, limits, note, tokens) as (app, models),
         ):
             note_grpc(addresses, note)
-            uvicorn_server.run(app, models.server, bound, ready, grpc_server(models, options, addresses))
+            grpc = grpc_server(models, tokens, addresses)
+            uvicorn_server.run(app, models.server, bound, ready, grpc, context)
     finally:
         uvicorn_server.close_all(bound)
 
 
 def _check_options(bundle: Path, options: ServeOptions) -> None:
     """Check what needs no model. Raises `UsageError`, `NotFound`."""
-    from mexit.serving import middleware, server_state
+    from mexit.serving import middleware, server_state, tls
 
     if options.deadline_ms is not None and not options.deadline_ms > 0:
         raise UsageError(
@@ -85,7 +93,12 @@ def _check_options(bundle: Path, options: ServeOptions) -> None:
         )
     if options.batching not in server_state.BATCHING:
         raise UsageError(f"unknown batching '{options.batching}': choose from {', '.join(server_state.BATCHING)}")
-    middleware.parse_tokens(options.token)
+    if options.grpc_port is not None and options.host.startswith(UNIX):
+        raise UsageError(f"gRPC needs a host with ports, found {options.host}: leave out --grpc-port")
+    if options.grpc_port is not None and options.tls_cert is not None:
+        raise UsageError("gRPC has no TLS here: leave out --grpc-port or --tls-cert, or put a proxy in front of gRPC")
+    middleware.read_tokens(options.token, options.token_file)
+    tls.server_context(options.tls_cert, options.tls_key)
     ModelFolder(bundle, options.name)
 
 

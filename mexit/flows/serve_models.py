@@ -22,6 +22,7 @@ from mexit.serving.model_folder import ModelFolder
 if TYPE_CHECKING:
     from mexit.serving.asgi import App
     from mexit.serving.grpc_server import GrpcServer
+    from mexit.serving.middleware import Tokens
     from mexit.serving.repository import Coordinate, ModelRepository
 
 Note = Callable[[str], None]
@@ -35,11 +36,13 @@ class ServeOptions:
         budget: budget of requests that name none.
         cost: "macs" or "time", as in `Runtime.open`.
         profile: as in `Runtime.open`.
-        host: address to listen on.
+        host: address to listen on, or unix:PATH.
         port: port to listen on; 0 for any free one.
         grpc_port: port of gRPC on the same host; 0 for any free one; None: no gRPC.
         token: bearer token of the requests; required unless the host is loopback. Several tokens, separated by
-            commas, identify as many clients.
+            commas, identify as many clients; the first one may load and unload models.
+        token_file: file with one token a line, in place of `token`; see `serving.middleware.read_tokens`.
+        tls_cert, tls_key: PEM files of the certificate and of its private key, which may be in the same file.
         deadline_ms: deadline of requests that name none, milliseconds.
         backend, threads, watch_drift, on_drift: as in `Runtime.open`.
         rate, burst: limit of all clients together, as in `Runtime.open`.
@@ -58,6 +61,9 @@ class ServeOptions:
     port: int = 8000
     grpc_port: int | None = None
     token: str | None = None
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     backend: str = "auto"
     threads: int | None = None
     deadline_ms: float | None = None
@@ -79,6 +85,7 @@ def open_models(
     options: ServeOptions,
     limits: Limits,
     note: Note,
+    tokens: Tokens,
     *,
     coordinate: Coordinate | None = None,
     share_buckets: Callable[[RateLimits], TokenBuckets] | None = None,
@@ -87,10 +94,11 @@ def open_models(
 
     Args:
         bundle, options, limits, note: as for `serve_bundle`, which has the errors.
+        tokens: those of `options`.
         coordinate: loads and unloads models in all processes; by default this process is the only one.
         share_buckets: opens the token buckets that processes share.
     """
-    from mexit.serving import http, middleware, repository, repository_watch, server_state
+    from mexit.serving import http, repository, repository_watch, server_state
 
     folder = ModelFolder(bundle, options.name)
     watch = repository_watch.RepositoryWatch(folder) if options.watch else None
@@ -111,22 +119,21 @@ def open_models(
         models.load_all()
         if watch is not None:
             watch.start(models.load, models.unload)
-        yield http.build_app(models, middleware.parse_tokens(options.token)), models
+        yield http.build_app(models, tokens), models
     finally:
         if watch is not None:
             watch.stop()
         models.close()
 
 
-def grpc_server(models: ModelRepository, options: ServeOptions, addresses: Sequence[str]) -> GrpcServer | None:
+def grpc_server(models: ModelRepository, tokens: Tokens, addresses: Sequence[str]) -> GrpcServer | None:
     """The gRPC server of the models; None without addresses to listen on. Raises `MissingExtra`."""
     if not addresses:
         return None
     # Imported late because grpcio is an optional dependency.
     from mexit.serving.grpc_server import GrpcServer
-    from mexit.serving.middleware import parse_tokens
 
-    return GrpcServer(models, parse_tokens(options.token), addresses)
+    return GrpcServer(models, tokens, addresses)
 
 
 def note_grpc(addresses: Sequence[str], note: Note) -> None:

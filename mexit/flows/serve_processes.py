@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -23,12 +24,15 @@ from mexit.serving import grpc_port, uvicorn_server
 from mexit.serving.channel import Channel
 from mexit.serving.limits import Limits
 from mexit.serving.metrics import METRICS_FOLDER, remove_live
+from mexit.serving.middleware import Tokens, read_tokens
 from mexit.serving.model_changes import WorkerChanges, error_message
 from mexit.serving.supervisor import Supervisor
+from mexit.serving.tls import server_context
 from mexit.serving.worker import WorkerServer, channel_of
 from mexit.serving.worker_process import WorkerProcess
 
 _MODULE = "mexit.flows.serve_processes"
+_PATHS = ("profile", "token_file", "tls_cert", "tls_key")  # options, as text in messages to workers
 
 
 def why_not(options: ServeOptions) -> str:
@@ -46,7 +50,8 @@ def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[
         raise UsageError(f"{reason}, which needs --workers 0")
     if options.workers is not None and options.workers < 0:
         raise UsageError(f"the number of workers must be at least 0, found {options.workers}")
-    has_token = options.token is not None
+    tokens = read_tokens(options.token, options.token_file)
+    has_token = bool(tokens.values)
     bound = uvicorn_server.bind(options.host, options.port, has_token=has_token)
     try:
         with (
@@ -54,12 +59,12 @@ def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[
             tempfile.TemporaryDirectory(prefix="mexit-serve-") as folder,
         ):
             note_grpc(addresses, note)
-            start = {"bundle": str(bundle), "limits": asdict(limits), "grpc": addresses}
+            start = {"bundle": str(bundle), "limits": asdict(limits), "tokens": asdict(tokens), "grpc": addresses}
             environment = _environment(Path(folder))
 
             def spawn(index: int, workers: int | None, unloaded: Sequence[str]) -> WorkerProcess:
                 one = replace(options, workers=workers, watch=options.watch and index == 0)
-                given = {**asdict(one), "profile": _text(options.profile)}
+                given = {**asdict(one), **{name: _text(getattr(one, name)) for name in _PATHS}}
                 command = [sys.executable, "-m", _MODULE]
                 return WorkerProcess(index, command, environment, {**start, "options": given, "unloaded": unloaded})
 
@@ -70,6 +75,7 @@ def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[
                 workers=options.workers,
                 ready=ready,
                 note=note,
+                tls=options.tls_cert is not None,
                 on_death=partial(remove_live, folder),
             )
             supervisor.run()
@@ -108,8 +114,10 @@ def main(argument: str) -> None:
 
 def _work(channel: Channel, start: dict[str, Any]) -> None:
     given = start["options"]
-    profile = None if given["profile"] is None else Path(given["profile"])
-    options = replace(ServeOptions(**given), profile=profile)
+    paths = {name: Path(given[name]) for name in _PATHS if given[name] is not None}
+    options = ServeOptions(**{**given, **paths})
+    tokens = Tokens(**{name: tuple(values) for name, values in start["tokens"].items()})
+    tls = server_context(options.tls_cert, options.tls_key)
     limits, cpus = Limits(**start["limits"]), read_limits().threads
     share = _share(limits, options.workers or max(1, min(limits.workers, cpus)))
 
@@ -118,7 +126,7 @@ def _work(channel: Channel, start: dict[str, Any]) -> None:
 
     changes = WorkerChanges(channel)
     opened = open_models(
-        Path(start["bundle"]), options, share, note, coordinate=changes.ask, share_buckets=_share_buckets
+        Path(start["bundle"]), options, share, note, tokens, coordinate=changes.ask, share_buckets=_share_buckets
     )
     with opened as (app, models):
         for name in start["unloaded"]:
@@ -126,8 +134,11 @@ def _work(channel: Channel, start: dict[str, Any]) -> None:
                 models.remove(name)
         threads = max((service.runtime.threads for service in models.services), default=1)
         workers = options.workers or max(1, min(limits.workers, cpus // threads))
-        grpc = grpc_server(models, options, start["grpc"])
-        WorkerServer(app, models, channel, changes, {"workers": workers}, grpc).run([])
+        grpc = grpc_server(models, tokens, start["grpc"])
+        server = WorkerServer(app, models, channel, changes, {"workers": workers}, grpc, tls)
+        server.run([])
+    if server.orphaned:  # the supervisor was killed and has left its folder
+        shutil.rmtree(os.environ[METRICS_FOLDER], ignore_errors=True)
 
 
 def _share_buckets(limits: RateLimits) -> TokenBuckets:

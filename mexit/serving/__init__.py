@@ -19,8 +19,13 @@ Around them:
     repository_watch  loads new versions, unloads removed models
     middleware        authentication, client identity
     model_info        server and model metadata
+    openapi           the OpenAPI description; openapi_schemas: its JSON values; api_page: it as a page
     metrics           Prometheus series and Triton's statistics
     limits            sizes, counts and times that bound the server
+    secret_file       files of keys and tokens
+    tls               certificates
+    unix_socket       Unix sockets to listen on
+    open_files        the system's limit of open files
     uvicorn_server    sockets, connection time-outs, signals, graceful shutdown
     supervisor        accepts connections, passes them to worker processes, replaces dead ones
     worker            a worker process

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl
@@ -44,6 +44,7 @@ class Request:
     def __init__(self, scope: Scope, receive: Receive, state: object = None) -> None:
         self.scope, self.receive, self.state = scope, receive, state
         self.path_params: Mapping[str, str] = {}
+        self._body_read = False
 
     @property
     def method(self) -> str:
@@ -60,6 +61,11 @@ class Request:
         """The network address of the client."""
         client = self.scope.get("client")
         return None if client is None else str(client[0])
+
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the client holds back its body until the status 100, which the first chunk sends."""
+        return not self._body_read and self.header("expect").lower() == "100-continue"
 
     @cached_property
     def query(self) -> dict[str, str]:
@@ -78,7 +84,7 @@ class Request:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body in parts. Raises `ClientDisconnected`."""
-        more = True
+        self._body_read = more = True
         while more:
             message = await self.receive()
             if message["type"] == "http.disconnect":
@@ -192,4 +198,6 @@ class App:
             response = self._on_error(request, error)
         if response.status >= 400:
             self._count_error(response.status)
+            if request.awaits_continue:  # the client may send the body or not: what follows is ambiguous
+                response = replace(response, headers={**response.headers, "connection": "close"})
         await response.send(send)

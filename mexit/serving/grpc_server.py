@@ -22,7 +22,7 @@ from mexit.errors import BadInput, Overloaded, TooLarge, requires_extra
 from mexit.serving import grpc_infer, grpc_messages, model_info
 from mexit.serving.asgi import HTTPError
 from mexit.serving.grpc_messages import new
-from mexit.serving.middleware import BearerTokens, check_admin, client_name
+from mexit.serving.middleware import BearerTokens, Tokens, check_admin, client_name
 from mexit.serving.repository import ModelRepository
 from mexit.serving.request_options import UNLOAD_PARAMETERS, check_load_parameters
 from mexit.serving.responses import CLIENT_CLOSED_REQUEST, explain
@@ -79,12 +79,12 @@ Answer = Callable[[Any, Call], Any]
 class GrpcServer:
     """Answers the calls of `GRPCInferenceService`."""
 
-    def __init__(self, repository: ModelRepository, tokens: Sequence[str], addresses: Sequence[str]) -> None:
+    def __init__(self, repository: ModelRepository, tokens: Tokens, addresses: Sequence[str]) -> None:
         """Start nothing yet.
 
         Args:
             repository: the models.
-            tokens: bearer tokens; if there are any, every method but those of health requires one of them.
+            tokens: if there are any, every method but those of health requires one of them.
             addresses: to listen on, such as "127.0.0.1:8001".
         """
         self._repository, self._server = repository, repository.server
@@ -172,7 +172,7 @@ class GrpcServer:
         return await self._change(message, call, self._repository.unload, UNLOAD_PARAMETERS)
 
     async def _change(self, message: Any, call: Call, change: Callable[[str], None], known: Sequence[str]) -> Any:
-        check_admin(call.token)
+        check_admin(self._tokens.is_admin(call.token))
         check_load_parameters(message.parameters, known)
         # In KServe's messages, the model has the number that the repository has in Triton's.
         name = message.model_name or message.repository_name

@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mexit.errors import BadInput, NotFound
-from mexit.serving import model_info
+from mexit.serving import api_page, model_info, openapi
 from mexit.serving.asgi import App, Handler, Request, Response, Route, Routes
 from mexit.serving.image_body import HOW_TO_SEND
 from mexit.serving.metrics import CONTENT_TYPE
-from mexit.serving.middleware import BearerTokens, check_admin, client_id
+from mexit.serving.middleware import BearerTokens, Tokens, check_admin, client_id
 from mexit.serving.oip import HEADER_LENGTH
 from mexit.serving.repository import ModelRepository
-from mexit.serving.request_body import parse_json, read_body, short_repr
+from mexit.serving.request_body import content_encoding, decompress, parse_json, read_body, short_repr
 from mexit.serving.request_options import UNLOAD_PARAMETERS, check_load_parameters, options_from_query
 from mexit.serving.responses import json_response, response_to_error
 from mexit.serving.service import IncomingRequest, Service
@@ -24,7 +24,7 @@ from mexit.serving.worker_pool import Job
 T = TypeVar("T")
 
 
-def build_app(repository: ModelRepository, tokens: Sequence[str] = ()) -> App:
+def build_app(repository: ModelRepository, tokens: Tokens) -> App:
     """The ASGI application of a server. If there are tokens, every route but health requires one of them."""
     check, count_error = BearerTokens(tokens).check, repository.server.metrics.count_error
     return App(Routes(ROUTES), repository, check=check, on_error=response_to_error, count_error=count_error)
@@ -121,6 +121,16 @@ async def metrics(request: Request) -> Response:
     return Response(_repository(request).server.metrics.prometheus_text(), headers={"content-type": CONTENT_TYPE})
 
 
+async def api_description(_: Request) -> Response:
+    """`GET /openapi.json`: the OpenAPI description of these routes."""
+    return json_response(openapi.description())
+
+
+async def api_docs(_: Request) -> Response:
+    """`GET /docs`: the description as a page."""
+    return Response(api_page.api_page(openapi.description()), headers=api_page.HEADERS)
+
+
 async def _run_job(
     request: Request,
     route: str,
@@ -132,14 +142,14 @@ async def _run_job(
     server, client = service.server, client_id(request)
     with server.in_flight(route, service.name), server.memory.reserve(client) as add:
         body = await read_body(request, add, server.limits)
-        incoming = IncomingRequest(body, request.header("content-encoding"), time.perf_counter_ns(), client)
+        incoming = IncomingRequest(body, content_encoding(request), time.perf_counter_ns(), client)
         short = is_short(incoming)
         return await server.worker_pool.run(job(incoming), request.receive, client, short=short)
 
 
 async def _change(request: Request, change: Callable[[str], None]) -> Response:
     """Load or unload the model of the path, in the loader's thread."""
-    check_admin(request.scope.get("mexit_token"))
+    check_admin(request.scope.get("mexit_admin", True))
     await _repository(request).server.change(partial(change, request.path_params["model"]), request.receive)
     return json_response({})
 
@@ -157,7 +167,8 @@ async def _json_object(
     """
     server = _repository(request).server
     with server.memory.reserve(client_id(request)) as add:
-        body = await read_body(request, add, server.limits)
+        sent = await read_body(request, add, server.limits)
+        body = decompress(sent, content_encoding(request), server.limits.body_bytes)
         options = parse_json(body, server.limits) if body.strip() else {}
     if not isinstance(options, dict):
         raise BadInput(f"the body must be empty or {expected}, found {short_repr(options)}")
@@ -214,4 +225,6 @@ ROUTES = [
     Route("/v2/repository/models/{model}/unload", unload_model, "POST"),
     Route("/v1/classify", classify, "POST"),
     Route("/metrics", metrics),
+    Route("/openapi.json", api_description),
+    Route("/docs", api_docs),
 ]

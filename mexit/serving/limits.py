@@ -23,7 +23,8 @@ class Limits:
         token_wait_s: wait for tokens of the rate limiter if the request has no deadline.
         body_s: until the whole body has arrived.
         head_s: until the request line and headers have arrived, from the first byte or the connection.
-        keep_alive_s: idle connection between two requests.
+        keep_alive_s: idle connection between two requests; longer than proxies keep theirs (60 to 75 by default), so
+            that a proxy does not send a request on a connection that closes at this moment.
         head_bytes: of a request line and headers, or of other bytes that are no part of a body.
         send_s: until the client has received the response, which stays in memory until then.
         drain_s: after a stop signal, until requests in flight are answered.
@@ -43,7 +44,7 @@ class Limits:
     token_wait_s: float = 5.0
     body_s: float = 60.0
     head_s: float = 10.0
-    keep_alive_s: int = 30
+    keep_alive_s: int = 90
     head_bytes: int = 64 << 10
     send_s: float = 60.0
     drain_s: float = 30.0

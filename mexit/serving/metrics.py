@@ -39,7 +39,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CUSTOM_BUDGET = "custom"
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # variable; its folder holds the series of several processes
 ROUTES = ("infer", "classify")
-ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 499, 500, 501, 503, 504)
+ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 499, 500, 501, 503, 504)
 _BUCKETS_S = (
     *(1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),

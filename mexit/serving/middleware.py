@@ -4,16 +4,70 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from mexit.errors import UsageError
 from mexit.serving.asgi import HTTPError, Request, Response
 from mexit.serving.responses import error_response
+from mexit.serving.secret_file import read_secret
 
-PUBLIC_ROUTES = ("/v2/health/live", "/v2/health/ready")  # for load balancers, which hold no token
-_ADMIN = 1  # number of the token that may load and unload models
+# For load balancers, which hold no token, and for readers of the description, which is the same on every server.
+PUBLIC_ROUTES = ("/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs")
 _IPV6_NETWORK_BITS = 64  # a host chooses the other bits of its IPv6 address freely
+_TOKEN_LINE = re.compile(r"(?P<token>[!-~]+)(?P<admin>[ \t]+admin)?")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The bearer tokens of a server.
+
+    Attributes:
+        values: the tokens; each one identifies a client. Without tokens, every request is accepted.
+        admins: those that may load and unload models.
+    """
+
+    values: tuple[str, ...] = ()
+    admins: tuple[str, ...] = ()
+
+
+def read_tokens(text: str | None, path: Path | None) -> Tokens:
+    """The tokens of a text or a file.
+
+    Args:
+        text: as for `parse_tokens`; the first one may load and unload models.
+        path: a file with one token a line. A line `TOKEN admin` is of one that may load and unload models. Empty
+            lines and those that begin with # are ignored.
+
+    Raises:
+        UsageError: both are given, the file is open to other users, or a token is empty, repeated or malformed.
+        NotFound: there is no such file.
+    """
+    if path is None:
+        values = parse_tokens(text)
+        return Tokens(values, values[:1])
+    if text is not None:
+        raise UsageError("give --token or --token-file, not both")
+    lines = read_secret(path, "the tokens").decode("latin-1").splitlines()
+    entries = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
+    parsed = [_parse_line(number, line, path) for number, line in entries if line and not line.startswith("#")]
+    values = tuple(token for token, _ in parsed)
+    if not values:
+        raise UsageError(f"the token file {path} has no token: write one a line")
+    if len(set(values)) < len(values):
+        raise UsageError(f"the token file {path} has a token twice: give each client one of its own")
+    return Tokens(values, tuple(token for token, admin in parsed if admin))
+
+
+def _parse_line(number: int, line: str, path: Path) -> tuple[str, bool]:
+    """The token of a line, and whether it may load and unload models. Messages do not show the line."""
+    match = _TOKEN_LINE.fullmatch(line)
+    if match is None:
+        raise UsageError(f"line {number} of the token file {path}: expected TOKEN or TOKEN admin")
+    return match["token"], match["admin"] is not None
 
 
 def parse_tokens(text: str | None) -> tuple[str, ...]:
@@ -44,10 +98,10 @@ def client_name(token: int | None, host: str | None) -> str:
     return "" if host is None else _network(host)
 
 
-def check_admin(token: int | None) -> None:
-    """Raise status 403 for a token that may not load and unload models; None: the server has no tokens."""
-    if token not in (None, _ADMIN):
-        raise HTTPError(403, "only the first token of the server may load and unload models")
+def check_admin(is_admin: bool) -> None:
+    """Raise status 403 for a token that may not load and unload models."""
+    if not is_admin:
+        raise HTTPError(403, "only an admin token of the server may load and unload models")
 
 
 @lru_cache(maxsize=1024)
@@ -63,11 +117,13 @@ def _network(host: str) -> str:
 class BearerTokens:
     """Answers 401 to requests without a valid `Authorization: Bearer TOKEN`.
 
-    The number of the token, from 1, is stored in the scope as `mexit_token`.
+    The scope gets the number of the token, from 1, as `mexit_token`, and whether it may load and unload models as
+    `mexit_admin`.
     """
 
-    def __init__(self, tokens: Sequence[str]) -> None:
-        self._tokens = [token.encode() for token in tokens]
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = [token.encode() for token in tokens.values]
+        self._admins = {number for number, token in enumerate(tokens.values, start=1) if token in tokens.admins}
 
     def check(self, request: Request) -> Response | None:
         """The refusal of a request, or None. Without tokens, no request is refused."""
@@ -75,9 +131,14 @@ class BearerTokens:
             return None
         values = [value for name, value in request.scope["headers"] if name == b"authorization"]
         request.scope["mexit_token"] = number = self.number(values)
+        request.scope["mexit_admin"] = self.is_admin(number)
         if request.path in PUBLIC_ROUTES or number:
             return None
         return error_response("send the header: Authorization: Bearer TOKEN", 401, {"www-authenticate": "Bearer"})
+
+    def is_admin(self, number: int | None) -> bool:
+        """Whether the token with this number may load and unload models; None: the server has no tokens."""
+        return number is None or number in self._admins
 
     def number(self, values: Sequence[bytes]) -> int | None:
         """The number of a request's token, from 1; 0 if there is no valid token; None if the server has no tokens.

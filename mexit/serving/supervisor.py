@@ -45,6 +45,7 @@ class Supervisor:
         workers: int | None,
         ready: Callable[[str], None] | None = None,
         note: Callable[[str], None] = lambda _: None,
+        tls: bool = False,
         on_death: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Start nothing yet.
@@ -56,11 +57,12 @@ class Supervisor:
             workers: number of processes; None: as many as the first one proposes.
             ready: called with the URL once all workers are ready and connections are accepted.
             note: called with one line of the first worker about measured times.
+            tls: whether the workers use TLS.
             on_death: called with the process id of a worker that has ended.
         """
         self._bound, self._spawn, self._limits = bound, spawn, limits
         self._count = workers
-        self._ready, self._note, self._on_death = ready, note, on_death
+        self._ready, self._note, self._on_death, self._tls = ready, note, on_death, tls
         self._workers: list[WorkerProcess] = []
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         self._changes = ModelChanges(lambda: [worker for worker in self._workers if worker.ready])
@@ -170,7 +172,7 @@ class Supervisor:
             one.setblocking(False)
         self._resume()
         if self._ready is not None:
-            self._ready(url_of(self._bound[0]))
+            self._ready(url_of(self._bound[0], tls=self._tls))
 
     def _replace(self, worker: WorkerProcess) -> None:
         self._remove(worker)

@@ -12,11 +12,13 @@ import ipaddress
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -28,11 +30,14 @@ from mexit.errors import UsageError
 from mexit.serving.asgi import App
 from mexit.serving.limits import Limits
 from mexit.serving.server_state import ServerState
+from mexit.serving.unix_socket import PREFIX as UNIX
+from mexit.serving.unix_socket import UnixSocket
 
 _BACKLOG = 512
 _PORT_ATTEMPTS = 8
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # of IPv6 where the system has none
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_UNIX_FAMILY = getattr(socket, "AF_UNIX", None)
 _Address = tuple[socket.AddressFamily, Any]
 _HOW_TO_PROTECT = "use --host 127.0.0.1, or protect the server with --token TOKEN (or the variable MEXIT_TOKEN)"
 
@@ -50,15 +55,15 @@ class Beside(Protocol):
 def bind(
     host: str, port: int, *, has_token: bool, option: str = "--port", shared: bool = False
 ) -> tuple[socket.socket, ...]:
-    """Bind a TCP socket to every address of a host, all with the same port.
+    """Bind a TCP socket to every address of a host, all with the same port, or bind a Unix socket.
 
     localhost often has an IPv4 and an IPv6 address, and clients differ in which one they try. The sockets do not
     listen yet, so early clients are refused instead of kept waiting.
 
     Args:
-        host: address or host name.
+        host: address, host name or unix:PATH.
         port: from 1 to 65535, or 0 for any free one.
-        has_token: whether requests need a token; required unless every address is loopback.
+        has_token: whether requests need a token; required unless every address is loopback, or the socket a Unix one.
         option: the option of the port, for messages.
         shared: whether other processes of this user may bind the port too, where the system permits it.
 
@@ -68,6 +73,8 @@ def bind(
     Raises:
         UsageError: unknown host, port in use, or a public host without a token.
     """
+    if host.startswith(UNIX):
+        return (UnixSocket(Path(host.removeprefix(UNIX))),)
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port} does not exist: choose {option} from 1 to 65535, or 0 for any free one")
     addresses = _resolve(host, port)
@@ -120,10 +127,14 @@ def close_all(bound: Sequence[socket.socket]) -> None:
         one.close()
 
 
-def url_of(bound: socket.socket) -> str:
-    """The URL of a bound socket."""
-    host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def url_of(bound: socket.socket, *, tls: bool = False) -> str:
+    """The URL of a bound socket; unix:PATH of a Unix socket."""
+    name = bound.getsockname()
+    if isinstance(name, str):
+        return UNIX + name
+    host, port = name[:2]
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def start_listening(bound: Sequence[socket.socket]) -> None:
@@ -132,7 +143,7 @@ def start_listening(bound: Sequence[socket.socket]) -> None:
         try:
             one.listen(_BACKLOG)
         except OSError as error:
-            host, port = one.getsockname()[:2]
+            host, port = one.getsockname()[:2]  # the name of a Unix socket is unique
             raise UsageError(_bind_message(host, port, error)) from None
 
 
@@ -142,6 +153,7 @@ def run(
     bound: Sequence[socket.socket],
     ready: Callable[[str], None] | None,
     beside: Beside | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve until a stop signal, or until `server.stopping` is set, and all requests in flight are answered.
 
@@ -151,11 +163,12 @@ def run(
         bound: the sockets of `bind`; they are closed at the end.
         ready: called with the URL once connections are accepted.
         beside: another server for the same models.
+        tls: of all connections; None: without TLS.
     """
     config = uvicorn_config(app, server.limits)
     try:
         start_listening(bound)
-        Server(config, server, ready, beside).run(list(bound))
+        Server(config, server, ready, beside, tls).run(list(bound))
     finally:
         server.close()
         close_all(bound)
@@ -264,19 +277,34 @@ class Server(uvicorn.Server):
         state: ServerState,
         ready: Callable[[str], None] | None,
         beside: Beside | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(config)
         self._beside = beside
         self._state, self._limits = state, state.limits
         self._ready = ready
+        self._tls = tls
         self._drain_end_s = float("inf")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._beside is not None:
             await self._beside.start()
-        await super().startup(sockets)
+        await super().startup([])
+        loop = asyncio.get_running_loop()
+        for one in sockets or []:
+            # uvicorn has neither a limit for the handshake of TLS nor Unix sockets that are bound already.
+            create: Any = loop.create_server if one.family != _UNIX_FAMILY else loop.create_unix_server
+            self.servers.append(await create(self._connection, sock=one, backlog=_BACKLOG, **self.tls_options))
         if self._ready is not None and sockets:
-            self._ready(url_of(sockets[0]))
+            self._ready(url_of(sockets[0], tls=self._tls is not None))
+
+    @property
+    def tls_options(self) -> dict[str, Any]:
+        """Arguments of the event loop's functions that make connections."""
+        return {} if self._tls is None else {"ssl": self._tls, "ssl_handshake_timeout": self._limits.head_s}
+
+    def _connection(self) -> Connection:
+        return Connection(config=self.config, server_state=self.server_state, app_state={}, limits=self._limits)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._beside is not None:

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,11 @@ from mexit.serving.uvicorn_server import Beside, Connection, Server, uvicorn_con
 
 
 class WorkerServer(Server):
-    """uvicorn's server without a listening socket."""
+    """uvicorn's server without a listening socket.
+
+    Attributes:
+        orphaned: whether the supervisor ended without a word, as if killed.
+    """
 
     def __init__(
         self,
@@ -28,9 +33,11 @@ class WorkerServer(Server):
         changes: WorkerChanges,
         ready: Message,
         beside: Beside | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Start nothing yet; `run` sends the message `ready` once connections are taken."""
-        super().__init__(uvicorn_config(app, models.server.limits), models.server, None, beside)
+        super().__init__(uvicorn_config(app, models.server.limits), models.server, None, beside, tls)
+        self.orphaned = False
         self._channel, self._message = channel, ready
         self._refusing = self.config
         self._models, self._changes = models, changes
@@ -73,7 +80,7 @@ class WorkerServer(Server):
             messages = self._channel.receive()
         except EOFError:  # the supervisor is gone
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
-            self._state.stopping = self._leaving = True
+            self._state.stopping = self._leaving = self.orphaned = True
             return
         for message, fd in messages:
             self._handle(message, fd)
@@ -107,7 +114,7 @@ class WorkerServer(Server):
             return made
 
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, **self.tls_options)
         except OSError:
             connection.close()
             self.closed()

@@ -30,6 +30,7 @@ from mexit.serving import http as routes
 from mexit.serving import uvicorn_server
 from mexit.serving.grpc_server import GrpcServer
 from mexit.serving.limits import Limits
+from mexit.serving.middleware import Tokens
 from mexit.serving.model_folder import ModelFolder
 from mexit.serving.repository import ModelRepository
 from mexit.serving.server_state import ServerState
@@ -41,6 +42,7 @@ from pathlib import Path
 from mexit.flows.serve import ServeOptions, serve_bundle
 from mexit.serving.limits import Limits
 bundle, options, limits = json.loads(sys.argv[1])
+options |= {name: Path(options[name]) for name in ("token_file", "tls_cert", "tls_key") if name in options}
 ready = lambda url: print(url, flush=True)
 serve_bundle(Path(bundle), ServeOptions(**options), limits=Limits(**limits), ready=ready)
 """
@@ -141,7 +143,7 @@ def start(bundle: Path, directory: Path, limits: dict[str, Any] | None = None, *
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
-        assert url.startswith("http://"), log.read_text()
+        assert url, log.read_text()
         yield Server(process, url, log)
     finally:
         process.kill()
@@ -199,8 +201,9 @@ def serve_runtime(
     if send_buffer:
         bound[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     urls: queue.Queue[str] = queue.Queue()
-    app = routes.build_app(repository, tokens)
-    beside = None if grpc_port is None else GrpcServer(repository, tokens, [f"127.0.0.1:{grpc_port}"])
+    known = Tokens(tokens, tokens[:1])
+    app = routes.build_app(repository, known)
+    beside = None if grpc_port is None else GrpcServer(repository, known, [f"127.0.0.1:{grpc_port}"])
     thread = threading.Thread(target=uvicorn_server.run, args=(app, state, bound, urls.put, beside))
     thread.start()
     try:

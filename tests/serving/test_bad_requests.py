@@ -189,18 +189,29 @@ def test_bad_raw_requests(server: Server, body: bytes, text: str) -> None:
 @pytest.mark.parametrize(
     ("encoding", "body", "text"),
     [
-        ("br", GOOD, "must be gzip or deflate, found 'br'"),
-        ("gzip, gzip", GOOD, "must be gzip or deflate"),
+        ("gzip, gzip", gzip.compress(GOOD, mtime=0), "not valid gzip"),
+        ("deflate, gzip", gzip.compress(GOOD, mtime=0), "not valid deflate"),
+        ("gzip, gzip, gzip, gzip, gzip", GOOD, "at most 4 codings, found 5"),
         ("gzip", GOOD, "not valid gzip"),
         ("gzip", b"", "not one whole gzip stream"),
         ("gzip", gzip.compress(GOOD, mtime=0)[:-9], "not one whole gzip stream"),
-        ("gzip", gzip.compress(GOOD, mtime=0) + b"more", "not one whole gzip stream"),
+        ("gzip", gzip.compress(GOOD, mtime=0) + b"more", "not valid gzip"),
+        ("deflate", zlib.compress(GOOD) * 2, "not one whole deflate stream"),
+        ("deflate", zlib.compress(GOOD)[2:-4], "not valid deflate"),
         ("deflate", gzip.compress(GOOD, mtime=0), "not valid deflate"),
         ("deflate", zlib.compress(GOOD)[:-5], "not one whole deflate stream"),
     ],
 )
 def test_bad_compression(server: Server, encoding: str, body: bytes, text: str) -> None:
     assert_refused(server.ask("POST", INFER, body, {"Content-Encoding": encoding}), 400, text)
+
+
+@pytest.mark.parametrize("path", [INFER, "/v1/classify", "/v2/repository/index"])
+@pytest.mark.parametrize("encoding", ["br", "gzip, br", "compress", "chunked"])
+def test_unknown_codings_are_415(server: Server, path: str, encoding: str) -> None:
+    answer = server.ask("POST", path, GOOD, {"Content-Encoding": encoding})
+    assert_refused(answer, 415, "must be gzip, deflate or identity, found '(br|compress|chunked)'")
+    assert answer[1]["accept-encoding"] == "gzip, deflate"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +227,7 @@ def test_bad_compression(server: Server, encoding: str, body: bytes, text: str) 
         ("/v2/models/digits/", "no such route|unknown model"),
         ("/v3", "no such route: GET '/v3'"),
         ("/", "no such route"),
-        ("/docs", "no such route"),
+        ("/docs/", "no such route"),
     ],
 )
 def test_unknown_names_are_404(server: Server, path: str, text: str) -> None:

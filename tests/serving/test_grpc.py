@@ -321,7 +321,7 @@ def test_load_and_unload(guarded: tuple[Server, str, Path], mixed_bundle: Path, 
     _, address, folder = guarded
     admin, user = {"authorization": "Bearer first"}, {"authorization": "Bearer second"}
     with triton.InferenceServerClient(address) as client:
-        with pytest.raises(triton.InferenceServerException, match="only the first token") as caught:
+        with pytest.raises(triton.InferenceServerException, match="only an admin token") as caught:
             client.unload_model("digits", headers=user)
         assert caught.value.status() == "StatusCode.PERMISSION_DENIED"
         with pytest.raises(triton.InferenceServerException, match="'config' is not supported"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from numpy.typing import NDArray
-from PIL import Image
 from servers import Server, infer_body, outputs_of, refused, start, wait_until
 
 from mexit import Runtime
@@ -238,10 +236,3 @@ def test_bad_load_bodies(server: Server, body: bytes) -> None:
     status, value = server.json("POST", "/v2/repository/models/digits/load", body)
     assert (status, list(value)) == (400, ["error"])
     assert server.json("POST", "/v2/repository/index", b'{"ready": 1}')[0] == 400
-
-
-@pytest.fixture(scope="session")
-def sample_png(test_digits: tuple[NDArray[np.uint8], NDArray[np.int64]]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(test_digits[0][0]).save(stream, "PNG")
-    return stream.getvalue()

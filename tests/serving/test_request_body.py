@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import zlib
 from collections.abc import Callable
 
@@ -62,3 +63,39 @@ def test_the_size_limit_is_exact(encoding: str, compress: Callable[[bytes], byte
     assert decompress(compress(b"x" * 1000), f" {encoding.upper()} ", 1000) == b"x" * 1000
     with pytest.raises(TooLarge, match="at most 999 bytes"):
         decompress(compress(b"x" * 1000), encoding, 999)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "sent"),
+    [
+        ("", b"plain"),
+        ("identity", b"plain"),
+        ("X-GZIP", gzip.compress(b"plain")),
+        ("gzip, identity,, ", gzip.compress(b"plain")),
+        ("gzip", gzip.compress(b"pl") + gzip.compress(b"") + gzip.compress(b"ain")),
+        ("gzip, deflate", zlib.compress(gzip.compress(b"plain"))),
+        ("deflate,gzip,gzip", gzip.compress(gzip.compress(zlib.compress(b"plain")))),
+    ],
+)
+def test_codings_of_the_rfcs(encoding: str, sent: bytes) -> None:
+    """Several codings are undone from the last one; a gzip body may have several members."""
+    assert decompress(sent, encoding, 100) == b"plain"
+
+
+def test_the_size_after_each_coding_is_bounded() -> None:
+    bomb = gzip.compress(gzip.compress(b"0" * 10**6))
+    with pytest.raises(TooLarge):
+        decompress(bomb, "gzip, gzip", 10**5)
+
+
+def test_members_and_lengths_at_the_borders_of_blocks() -> None:
+    """Compressed data is read in blocks of 64 KiB."""
+    noise = random.Random(1).randbytes(200_000)
+    members = gzip.compress(noise) + gzip.compress(noise[:1]) + gzip.compress(noise)
+    assert decompress(members, "gzip", 500_000) == noise + noise[:1] + noise
+    with pytest.raises(TooLarge):
+        decompress(members, "gzip", 400_000)
+    with pytest.raises(BadInput, match="not one whole gzip stream"):
+        decompress(members[:-1], "gzip", 500_000)
+    with pytest.raises(BadInput, match="not one whole gzip stream"):
+        decompress(gzip.compress(b"") * 5000, "gzip", 500_000)

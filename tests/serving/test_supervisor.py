@@ -165,10 +165,21 @@ def test_the_rate_limit_is_one_of_all_workers(digits_bundle: Path, tmp_path: Pat
             connection.close()
 
 
+def shared_folder(pid: int) -> Path:
+    """The folder of metrics of a worker's server."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    [value] = [text for text in variables if text.startswith(b"PROMETHEUS_MULTIPROC_DIR=")]
+    return Path(os.fsdecode(value.partition(b"=")[2]))
+
+
 def test_workers_end_with_the_supervisor(two: Server) -> None:
+    """The last one removes the folder that they shared."""
     pids = workers_of(two)
+    [folder] = {shared_folder(pid) for pid in pids}
+    assert folder.is_dir()
     two.process.kill()
     wait_until(lambda: not any(map(is_running, pids)))
+    assert not folder.exists()
 
 
 def test_a_second_signal_ends_all(two: Server) -> None:

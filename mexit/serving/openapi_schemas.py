@@ -1,0 +1,191 @@
+"""The JSON values of requests and responses, as schemas of the OpenAPI description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mexit.runtime.prediction import UNSURE
+from mexit.serving.oip import INPUT_DATATYPE, OUTPUTS
+
+Json = dict[str, Any]
+_TEXT: Json = {"type": "string"}
+_COUNT: Json = {"type": "integer", "minimum": 0}
+_NUMBER: Json = {"type": "number"}
+_TRUTH: Json = {"type": "boolean"}
+_REASONS = ("confident", "last", "deadline", "max-exit", "rate-limit", UNSURE)
+_STATES = ("READY", "UNAVAILABLE", "LOADING", "UNLOADING")
+
+
+def _object(fields: Json, optional: tuple[str, ...] = (), **more: Any) -> Json:
+    """An object whose other fields are required."""
+    required = [name for name in fields if name not in optional]
+    return {"type": "object", "properties": fields, **({"required": required} if required else {}), **more}
+
+
+def _list(items: Json, **more: Any) -> Json:
+    return {"type": "array", "items": items, **more}
+
+
+def _or_null(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_PARAMETERS: Json = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean", "null"]}}
+_SHAPE: Json = _list({"type": "integer"})
+_TENSOR: Json = _object({"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE})
+_DIMENSIONS: Json = _object({"name": _TEXT, "data_type": _TEXT, "dims": _SHAPE})
+_DURATION: Json = _object({"count": _COUNT, "ns": _COUNT})
+_PHASES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+
+_INFER_PARAMETERS: Json = {
+    "type": ["object", "null"],
+    "properties": {
+        "mexit_budget": {"type": ["string", "null"], "maxLength": 64},
+        "mexit_deadline_us": {"type": ["number", "null"], "exclusiveMinimum": 0},
+        "timeout": {"type": ["number", "null"], "minimum": 0},
+        "mexit_max_exit": {"type": ["integer", "null"], "minimum": 1},
+        "mexit_receipts": {"type": ["boolean", "null"]},
+        "binary_data_output": {"type": ["boolean", "null"]},
+    },
+    "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+}
+
+_REQUESTED_OUTPUT: Json = _object(
+    {"name": {"type": "string", "enum": list(OUTPUTS)}, "parameters": _or_null(_PARAMETERS)}, ("parameters",)
+)
+
+_INPUT: Json = _object(
+    {
+        "name": _TEXT,
+        "datatype": {"type": "string", "const": INPUT_DATATYPE},
+        "shape": _list({"type": "integer", "minimum": 1}, minItems=4, maxItems=4),
+        "data": {"type": ["array", "null"], "description": "Numbers in [0, 1], flat or nested as the shape says."},
+        "parameters": {
+            "description": "binary_data_size: bytes after the JSON, in place of data.",
+            **_or_null(_PARAMETERS),
+        },
+    },
+    ("data", "parameters"),
+)
+
+_OUTPUT: Json = _object(
+    {**_TENSOR["properties"], "data": {"type": "array"}, "parameters": _PARAMETERS}, ("data", "parameters")
+)
+
+_RECEIPT: Json = _object(
+    {
+        "exit": _COUNT,
+        "reason": {"type": "string", "enum": list(_REASONS)},
+        "macs": _COUNT,
+        "saved_macs": {"type": "integer"},
+        "segment_us": _list(_NUMBER),
+        "rows": _COUNT,
+        "queue_us": _NUMBER,
+        "budget": _TEXT,
+        "certificates": _list(_TEXT),
+        "model": _TEXT,
+    }
+)
+
+SCHEMAS: Json = {
+    "Error": _object({"error": _TEXT}, additionalProperties=False),
+    "Empty": _object({}, additionalProperties=False),
+    "Object": _object({}),
+    "ServerMetadata": _object({"name": _TEXT, "version": _TEXT, "extensions": _list(_TEXT)}),
+    "Live": _object({"live": _TRUTH}, additionalProperties=False),
+    "Ready": _object({"ready": _TRUTH}, additionalProperties=False),
+    "ModelReady": _object({"name": _TEXT, "ready": _TRUTH}, additionalProperties=False),
+    "ModelMetadata": _object(
+        {
+            "name": _TEXT,
+            "versions": _list(_TEXT),
+            "platform": _TEXT,
+            "inputs": _list(_TENSOR),
+            "outputs": _list(_TENSOR),
+            "parameters": _PARAMETERS,
+        }
+    ),
+    "ModelConfig": _object(
+        {
+            "name": _TEXT,
+            "platform": _TEXT,
+            "backend": _TEXT,
+            "max_batch_size": _COUNT,
+            "input": _list(_DIMENSIONS),
+            "output": _list(_DIMENSIONS),
+        }
+    ),
+    "Statistics": _object(
+        {
+            "model_stats": _list(
+                _object(
+                    {
+                        "name": _TEXT,
+                        "version": _TEXT,
+                        "last_inference": {"description": "Milliseconds since 1970.", **_COUNT},
+                        "inference_count": _COUNT,
+                        "execution_count": _COUNT,
+                        "inference_stats": _object(dict.fromkeys(_PHASES, _DURATION)),
+                        "batch_stats": _list({"type": "object"}),
+                    }
+                )
+            )
+        }
+    ),
+    "InferRequest": _object(
+        {
+            "id": {"type": ["string", "null"]},
+            "inputs": _list(_INPUT, minItems=1, maxItems=1),
+            "outputs": {"type": ["array", "null"], "items": _REQUESTED_OUTPUT},
+            "parameters": _INFER_PARAMETERS,
+        },
+        ("id", "outputs", "parameters"),
+    ),
+    "InferResponse": _object(
+        {
+            "model_name": _TEXT,
+            "model_version": _TEXT,
+            "id": _TEXT,
+            "parameters": _PARAMETERS,
+            "outputs": _list(_OUTPUT),
+        },
+        ("id",),
+    ),
+    "Index": _list(
+        _object({"name": _TEXT, "version": _TEXT, "state": {"type": "string", "enum": list(_STATES)}, "reason": _TEXT})
+    ),
+    "IndexRequest": _object({"ready": {"type": ["boolean", "null"]}}, ("ready",)),
+    "ChangeRequest": _object(
+        {
+            "parameters": {
+                "type": ["object", "null"],
+                "properties": {"unload_dependents": _TRUTH},
+                "additionalProperties": False,
+            }
+        },
+        ("parameters",),
+    ),
+    "ImageRequest": _object(
+        {"image": {"type": "string", "description": "The image file as base64 or as a data URL."}},
+        additionalProperties=False,
+    ),
+    "Prediction": _object(
+        {
+            "index": {"type": ["integer", "null"]},
+            "label": {"type": ["string", "null"]},
+            "confidence": _NUMBER,
+            "probabilities": _list(_NUMBER),
+            "exit": _COUNT,
+            "reason": {"type": "string", "enum": list(_REASONS)},
+            "macs": _COUNT,
+            "saved_macs": {"type": "integer"},
+            "latency_ms": _NUMBER,
+            "budget": _TEXT,
+            "receipt": _or_null(_RECEIPT),
+        }
+    ),
+}
