@@ -222,7 +222,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     return Session(state, out, start(state, "--items", FAILED, SMALL, MSDNET, "--results", str(out)).wait())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failed_item_is_recorded_and_the_next_ones_run(session: Session) -> None:
     records = read_state(session.state)
     assert session.exit_code == 1
@@ -231,7 +231,7 @@ def test_a_failed_item_is_recorded_and_the_next_ones_run(session: Session) -> No
     assert list(done_items(session.state)) == [SMALL, MSDNET]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_results_of_a_session_come_back_as_runs_of_the_complete_data_set(
     book: Any, session: Session, tmp_path: Path
 ) -> None:
@@ -258,7 +258,7 @@ def test_results_of_a_session_come_back_as_runs_of_the_complete_data_set(
         book.results.bring_in(tmp_path / "out", tmp_path / "again")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_unfinished_run_comes_back_with_its_checkpoint(book: Any, session: Session, tmp_path: Path) -> None:
     state, root = Path(shutil.copytree(session.state, tmp_path / "state")), tmp_path / "repository"
     (state / "runs" / SMALL / "weights.safetensors").unlink()

@@ -63,10 +63,8 @@ def run(line: str, model: str) -> str:
     return str(done.stdout)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "model", ["module:network.py:build", pytest.param("efficientnet-lite0", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["module:network.py:build", "efficientnet-lite0"])
 def test_the_guide_works(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network of the guide and, in the suite that must be fast, a small one of the user."""
     if model == "efficientnet-lite0":

@@ -286,7 +286,7 @@ write(1)
 check()
 print(json.dumps({{"caught": caught, "left": [str(path) for path in root.rglob(".*.tmp-*")]}}))
 """
-KILLS = 60
+KILLS = 30
 
 
 @pytest.mark.parametrize("kind", WRITERS)

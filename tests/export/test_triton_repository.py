@@ -99,7 +99,7 @@ def test_without_thresholds_nothing_is_written(bundle_copy, tmp_path) -> None:
     assert not (tmp_path / "models").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_exported_with_its_repository(workspace, tmp_path) -> None:
     run = workspace / "runs" / "digits"
     result = typed("export", run, "--out", "bundles/new", "--exits", "2", "--triton", "models", "--json")
