@@ -42,7 +42,7 @@ MNIST = Protocol(
     every=1,
     images=10_000,
     notes=NOTES,
-    recipes={"mnist-cnn": TRIALS["attacked-10"].settings},
+    recipes={"mnist-cnn": TRIALS["shift-10"].settings},
 )
 
 if __name__ == "__main__":

@@ -61,8 +61,8 @@ ABOUT = """Every trial was declared before it ran. It trains on the training spl
 on 500 images of the selection split, which no training step sees, in float32 at eps 0.3. "PGD": the image withstands
 PGD-100 on the exit, with cross-entropy and margin loss, steps of 0.01 and 0.04, two random starts each. "AutoAttack": a
 reduced AutoAttack on the exit, with 3 target classes instead of 9 and 1,000 queries instead of 5,000; unlike PGD it
-also finds attacks on networks that hide their gradients, so it decides. The chosen recipe is then trained with two
-seeds and attacked by the standard AutoAttack on test images (`mnist_methods.py`)."""
+also finds attacks on networks that hide their gradients, so it decides: the recipe with the best mean over the exits is
+trained with two seeds and attacked by the standard AutoAttack on test images (`mnist_methods.py`)."""
 
 
 @dataclass(frozen=True)

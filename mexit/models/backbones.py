@@ -286,8 +286,8 @@ def _user_module(name: str) -> tuple[nn.Module, DataConfig]:
         result = names[function]()
     except (UsageError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the user's code may fail in any way
-        raise UsageError(f"{path}: {function}() failed: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:  # the user's code may fail in any way, or end the program
+        raise UsageError(f"{path} with {function}() failed: {type(error).__name__}: {error}") from None
     module, values = result if isinstance(result, Sequence) and len(result) == 2 else (result, {})
     if not isinstance(module, nn.Module) or not isinstance(values, Mapping):
         raise UsageError(
