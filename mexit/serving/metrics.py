@@ -107,6 +107,10 @@ class Metrics:
             "mexit_static_macs_total", "Multiply-adds that the static network would have spent", ["model"],
             registry=registry,
         )  # fmt: skip
+        self._saved_macs = Counter(
+            "mexit_saved_macs_total", "Multiply-adds that rows cheaper than the static network saved", ["model"],
+            registry=registry,
+        )  # fmt: skip
         self._durations = Histogram(
             "mexit_request_duration_seconds", "From the head of a request to its response", ["model", "route"],
             registry=registry, buckets=_BUCKETS_S,
@@ -140,7 +144,11 @@ class Metrics:
             self._durations.labels(name, route)
             self._in_flight.labels(name, route)
         counters = _ModelCounters(
-            self._predictions, self._unsure, self._macs.labels(name), self._static_macs.labels(name)
+            self._predictions,
+            self._unsure,
+            self._macs.labels(name),
+            self._static_macs.labels(name),
+            self._saved_macs.labels(name),
         )
         return ModelMetrics(name, budgets, counters, statistics)
 
@@ -171,6 +179,7 @@ class _ModelCounters(NamedTuple):
     unsure: Counter
     macs: Counter
     static_macs: Counter
+    saved_macs: Counter
 
 
 class ModelMetrics:
@@ -197,6 +206,7 @@ class ModelMetrics:
         self._counters.macs.inc(sum(prediction.macs for prediction in predictions))
         static = sum(prediction.macs + prediction.saved_macs for prediction in predictions)
         self._counters.static_macs.inc(static)
+        self._counters.saved_macs.inc(sum(max(0, prediction.saved_macs) for prediction in predictions))
 
 
 class _DriftCollector(Collector):

@@ -26,7 +26,7 @@ def test_predictions_and_macs(server: Server, runtime: Runtime, images: Images) 
         exits = [
             server.series("mexit_predictions_total", exit=str(k), budget=budget, model="digits") for k in (1, 2, 3)
         ]
-        return [*exits, server.series("mexit_macs_total"), server.series("mexit_static_macs_total")]
+        return [*exits, *(server.series(f"mexit_{kind}macs_total") for kind in ("", "static_", "saved_"))]
 
     for budget, label in (("low", "low"), ("full", "full"), ("60%", "custom")):
         before = counts(label)
@@ -36,6 +36,7 @@ def test_predictions_and_macs(server: Server, runtime: Runtime, images: Images) 
         costs = [
             sum(prediction.macs for prediction in expected),
             int(runtime.costs.static) * len(images),
+            sum(max(0, prediction.saved_macs) for prediction in expected),
         ]
         assert np.subtract(counts(label), before).tolist() == [*exits, *costs]
 
@@ -48,7 +49,7 @@ def test_series_begin_at_zero(digits_bundle: Path) -> None:
         for k in (1, 2, 3):
             assert f'mexit_predictions_total{{budget="{budget}",exit="{k}",model="digits"}} 0.0' in text
     for series in (
-        *('mexit_macs_total{model="digits"}', 'mexit_static_macs_total{model="digits"}'),
+        *(f'mexit_{kind}macs_total{{model="digits"}}' for kind in ("", "static_", "saved_")),
         *(f'mexit_errors_total{{status="{status}"}}' for status in (400, 404, 413, 499, 500, 503, 504)),
         *(f'mexit_requests_in_flight{{model="digits",route="{route}"}}' for route in ("infer", "classify")),
         *(f'mexit_request_duration_seconds_count{{model="digits",route="{route}"}}' for route in ("infer", "classify")),
