@@ -183,7 +183,7 @@ def _plain(text: str) -> str:
 
 def percent(value: float | None) -> str:
     """Format a share in [0, 1]: `97.3%`, or `-` for None."""
-    return "-" if value is None else f"{100 * value:.1f}%"
+    return "-" if value is None else f"{round(100 * value, 1) + 0.0:.1f}%"  # + 0.0: no "-0.0%"
 
 
 def with_error(entry: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from mexit.commands import output
 from mexit.commands.options import DataDir, Device, Json, fraction, image_size, numbers, pairs
+from mexit.core.artifact_paths import BUNDLES, is_bundle
 from mexit.core.printable import shell_path
 from mexit.core.progress import StopSignal
 
@@ -317,7 +318,8 @@ def _print_result(result: TrainResult) -> None:
     output.say(f"{result.run}: {done}, {result.seconds:.0f} s")
     output.table("", columns, rows)
     output.say(f"wrote {result.run}" + (f", {result.curves}" if result.curves else ""))
-    output.next_commands("mexit export", f"mexit evaluate {shell_path(result.run)}")
+    export = "mexit export --replace" if is_bundle(BUNDLES / result.run.name) else "mexit export"
+    output.next_commands(export, f"mexit evaluate {shell_path(result.run)}")
 
 
 def _note_stop() -> None:

@@ -23,3 +23,7 @@ def test_markup_in_a_title_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     output.table("runs/[red]: accuracy", ["exit"], [["1"]], "[bold]")
     lines = capsys.readouterr().out.splitlines()
     assert (lines[0], lines[-1]) == ("runs/[red]: accuracy", "[bold]")
+
+
+def test_a_share_just_below_zero_has_no_sign() -> None:
+    assert [output.percent(share) for share in (-0.0002, 0.0, -0.001, 0.9996)] == ["0.0%", "0.0%", "-0.1%", "100.0%"]

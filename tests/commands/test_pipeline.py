@@ -133,6 +133,7 @@ def test_7_existing_runs_and_bundles_are_not_overwritten() -> None:
     assert typed("export", "--replace", "--no-calibrate", "--exits", "all").exit_code == 0
     assert "mexit calibrate" in refused("run", "seven.png", code=3)
     assert "no thresholds" not in typed("run", "seven.png", "--budget", "full").stderr
+    assert "mexit export --replace" in typed("train", "--resume", "--epochs", "4", "--threads", "1").stdout
 
 
 @pytest.mark.long
