@@ -93,7 +93,7 @@ def about(network: PageNetwork) -> dict[str, Any]:
     manifest = Bundle.open(network.bundle).manifest
     return {
         "data": network.recipe.data,
-        "settings": network.settings.to_json(),
+        "settings": network.settings.to_json() | {"data": network.recipe.data},  # without the folder of this machine
         "exits": network.model.exits,
         "kept": list(manifest.numbers),
         "static_macs": manifest.static.macs if manifest.static else None,

@@ -220,6 +220,8 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a multi-exit network. After Ctrl-C, --resume continues it; without --minutes it gives the same weights."""
+    import numpy.random  # noqa: F401  before signals are handled: while it is loaded, it discards a KeyboardInterrupt
+
     from mexit.flows.train import TrainOptions, train_model
 
     settings = {

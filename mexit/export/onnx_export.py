@@ -17,6 +17,7 @@ from mexit.export.segments import TorchSegment
 
 OPSET = 20
 BATCH = "batch"  # the batch size in the shapes of a graph
+STACK_TRACE = "pkg.torch.onnx.stack_trace"  # of the exporter, in the metadata of every node
 MAX_BATCH = 1 << 20
 
 
@@ -56,8 +57,10 @@ def export_segment(segment: TorchSegment) -> OnnxSegment:
             verbose=False,
         )
     assert program is not None
+    model = program.model_proto  # a new one at each access
+    _remove_stack_traces(model)
     parameters = sum(parameter.numel() for parameter in segment.module.parameters())
-    return finalize(program.model_proto, parameters, segment.head_parameters)
+    return finalize(model, parameters, segment.head_parameters)
 
 
 def finalize(model: onnx.ModelProto, parameters: int, head_parameters: int = 0) -> OnnxSegment:
@@ -66,6 +69,14 @@ def finalize(model: onnx.ModelProto, parameters: int, head_parameters: int = 0) 
     onnx.checker.check_model(model, full_check=True)
     inputs, outputs = _tensor_specs(model.graph.input), _tensor_specs(model.graph.output)
     return OnnxSegment(model, model.SerializeToString(), inputs, outputs, parameters, head_parameters)
+
+
+def _remove_stack_traces(model: onnx.ModelProto) -> None:
+    """Remove the exporter's stack traces: they hold paths of this machine, and the bytes would depend on the folder."""
+    for node in model.graph.node:
+        kept = [entry for entry in node.metadata_props if entry.key != STACK_TRACE]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
 
 
 def _tensor_specs(values: Sequence[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:

@@ -62,13 +62,14 @@ def write_repository(bundle: Bundle, folder: Path, *, replace: bool = False) -> 
 
     Args:
         bundle: with thresholds for ONNX Runtime in float32.
-        folder: see `check_target`.
+        folder: the directory; it does not exist, or is empty, or holds a repository that mexit wrote.
         replace: replace a repository that mexit wrote.
 
     Raises:
-        UsageError: see `check_target`.
+        UsageError: the directory exists and is not to be replaced.
         NotCalibrated: the bundle has no thresholds for ONNX Runtime in float32.
-        StalePolicy, Damaged: see `Bundle.policies` and `Bundle.static`.
+        StalePolicy: the thresholds are of another bundle.
+        Damaged: a file of the bundle was changed.
         MexitError: a write fails; nothing is left behind.
     """
     check_target(folder, replace=replace)

@@ -34,7 +34,7 @@ def serve_bundle(
     """Serve until SIGTERM or SIGINT; then answer the requests in flight and return.
 
     Args:
-        bundle: the bundle's directory, or a folder of models; see `serving.model_folder`.
+        bundle: the bundle's directory, or a folder of models: NAME/bundle.json, or NAME/1, NAME/2, ...
         options: options of the server.
         limits: sizes, counts and times that bound the server; default `Limits()`.
         ready: called with the URL once the server accepts connections.

@@ -41,7 +41,7 @@ class ServeOptions:
         grpc_port: port of gRPC on the same host; 0 for any free one; None: no gRPC.
         token: bearer token of the requests; required unless the host is loopback. Several tokens, separated by
             commas, identify as many clients; the first one may load and unload models.
-        token_file: file with one token a line, in place of `token`; see `serving.middleware.read_tokens`.
+        token_file: file with one token a line, in place of `token`; those of lines "TOKEN admin" may load and unload.
         tls_cert, tls_key: PEM files of the certificate and of its private key, which may be in the same file.
         deadline_ms: deadline of requests that name none, milliseconds.
         backend, threads, watch_drift, on_drift: as in `Runtime.open`.

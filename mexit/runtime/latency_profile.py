@@ -99,7 +99,7 @@ def index_within(frontier: Sequence[FrontierPoint], limit_ms: float, times: Cost
     Args:
         frontier: points in the order of their cost.
         limit_ms: the limit, milliseconds.
-        times: see `expected_us`.
+        times: of leaving at each exit, and of the static network, in microseconds.
 
     Raises:
         BudgetInfeasible: no point is within the limit.

@@ -28,7 +28,7 @@ class _Stored(Bucket):
 
 
 class SharedBuckets:
-    """The buckets of several processes, in a file that they map. See `TokenBuckets`.
+    """The `TokenBuckets` of several processes, in a file that they map.
 
     A client's bucket has one of 16 places, which its name decides; only these count as the table for its evictions.
     The lock is one of the system, which releases it when its process dies. Every bucket is written at once, so that a

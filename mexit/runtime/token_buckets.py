@@ -17,9 +17,8 @@ from typing import Protocol
 MAX_CLIENTS = 4096
 NANO = 10**9  # levels count 1e-9 tokens: a rate in MACs per second times nanoseconds is then an integer
 MAX_SEGMENTS = 64  # with a counter of their own; later ones share the last
-WAITS, OVERLOADED, SERIES, REFUSED = range(
-    4
-)  # indices of counters; from REFUSED on, rows refused for segment 2, 3, ...
+# Indices of counters; from REFUSED on: rows refused for segment 2, 3, ...
+WAITS, OVERLOADED, SERIES, REFUSED = range(4)
 COUNTERS = REFUSED + MAX_SEGMENTS
 
 
@@ -88,7 +87,7 @@ class TokenBuckets(Protocol):
 
     @property
     def counts(self) -> Counters:
-        """The counters, see `WAITS` and the following indices."""
+        """The counters, at the indices `WAITS`, `OVERLOADED`, `SERIES` and those from `REFUSED` on."""
 
     def locked(self) -> AbstractContextManager[None]:
         """Exclude all other users."""
@@ -107,7 +106,7 @@ class TokenBuckets(Protocol):
 
 
 class PrivateBuckets:
-    """The buckets of one process. See `TokenBuckets`."""
+    """The `TokenBuckets` of one process."""
 
     def __init__(self, limits: RateLimits, now_ns: int, max_clients: int = MAX_CLIENTS) -> None:
         """All buckets start full."""

@@ -77,8 +77,8 @@ class ModelRepository:
         Args:
             server: what the models share.
             folder: the models on disk.
-            open_version: see `OpenVersion`.
-            coordinate: see `Coordinate`; by default this process is the only one.
+            open_version: opens, checks and warms up a version.
+            coordinate: loads or unloads a model in every process; by default this process is the only one.
         """
         self.server = server
         self.folder = folder

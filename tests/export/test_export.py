@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import mexit
 from mexit.core.atomic_io import sha256_file
 from mexit.core.bundle import Bundle
 from mexit.errors import BackendError, MissingExtra, UsageError
@@ -40,6 +41,13 @@ def test_a_segment_that_differs_from_torch_is_refused(workspace, test_digits) ->
     wrong[1, 3, 4] += 0.01
     with pytest.raises(BackendError, match="exit 2"):
         check_against_torch(model, lambda _: wrong, images)
+
+
+def test_segments_hold_no_path_of_the_machine_that_wrote_them(digits_bundle) -> None:
+    for segment in (digits_bundle / "segments" / "fp32").glob("*.onnx"):
+        content = segment.read_bytes()
+        assert str(Path(torch.__file__).parent).encode() not in content
+        assert str(Path(mexit.__file__).parent).encode() not in content
 
 
 def test_the_manifest_records_run_weights_settings_and_splits(workspace, digits_bundle) -> None:

@@ -167,6 +167,35 @@ def test_a_signal_while_pictures_are_read_stops_at_once_and_leaves_nothing(
     assert not list((tmp_path / "runs").iterdir())
 
 
+LOADED = """
+import sys
+from importlib.machinery import ExtensionFileLoader as Extension
+from mexit.core.progress import StopSignal
+
+enter, defer, before = StopSignal.__enter__, StopSignal.defer, set()
+StopSignal.__enter__ = lambda stop: before.update(sys.modules) or enter(stop)
+
+def print_new(stop):
+    loaders = {name: getattr(module, "__loader__", None) for name, module in sys.modules.items()}
+    new = [name for name, loader in loaders.items() if isinstance(loader, Extension) and name not in before]
+    print(new, file=sys.stderr)
+    defer(stop)
+
+StopSignal.defer = print_new
+sys.argv = ["mexit", "train", "--method", "clean", "--epochs", "1", "--threads", "1", "--out", "runs/x"]
+from mexit.cli import main
+main()
+"""
+
+
+def test_no_extension_module_is_loaded_while_a_signal_raises(tmp_path: Path) -> None:
+    """Cython's modules call Python code as they are loaded, and go on after a `KeyboardInterrupt` in it."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], cwd=tmp_path, env=quiet(), capture_output=True, text=True, check=True
+    )
+    assert "[]" in done.stderr.splitlines(), done.stderr
+
+
 @pytest.mark.parametrize("steps_before", [3, 8, 40])
 def test_a_run_stopped_after_any_step_is_resumed_to_the_bit(
     steps_before: int, uninterrupted: Path, tmp_path: Path
