@@ -50,7 +50,7 @@ class Counters:
         skipped: dropped by the reader to catch up with a camera.
         replaced: dropped for a newer frame, or because the source was closed.
         refused: dropped by the rate limiter, or because their deadline had passed.
-        untriggered: dropped because nothing moved, or because the interval was not over.
+        left_out: dropped by the trigger: without motion, or before the end of the interval.
         undecodable: damaged frames.
         reconnects: successful reconnections of a live source.
         link: "starting" before the first connection of a live source, then "live" or "lost".
@@ -62,7 +62,7 @@ class Counters:
     skipped: int = 0
     replaced: int = 0
     refused: int = 0
-    untriggered: int = 0
+    left_out: int = 0
     undecodable: int = 0
     reconnects: int = 0
     link: str = "starting"
@@ -71,7 +71,7 @@ class Counters:
     @property
     def dropped(self) -> int:
         """Frames that could have been answered and were not."""
-        return self.skipped + self.replaced + self.refused + self.untriggered
+        return self.skipped + self.replaced + self.refused + self.left_out
 
     def count_arrived(self) -> int:
         """Count a frame; return its index."""
