@@ -1,4 +1,4 @@
-"""JSON lines: one object per answered frame or event, with rotation by size."""
+"""JSON lines: one object per answered frame, or one per event, with rotation by size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEEP = 5  # rotated files
 
 
 class JsonLines(FileOutput):
-    """Writes one JSON object per frame and per event, each on a line.
+    """Writes one JSON object per frame and line.
 
     Each line is flushed before the next frame is read, so the file holds whole lines however the process ends. The
     file is opened with the first line, so a source that cannot be read leaves an earlier file unchanged.
@@ -52,10 +52,6 @@ class JsonLines(FileOutput):
         """Write the prediction as a line. Raises `MexitError` if the file cannot be written."""
         del frame
         self._write_line(prediction.to_json())
-
-    def event(self, event: CameraEvent) -> None:
-        """Write the event as a line with the fields of `CameraEvent`. Raises `MexitError` as `write` does."""
-        self._write_line(event.to_json())
 
     def close(self) -> Path | None:
         """Close the file; return its path, or None if no line came. Raises `MexitError` if that fails."""
@@ -104,3 +100,16 @@ class JsonLines(FileOutput):
                 self._file.close()
             self._file = None
         return MexitError(f"could not write {self._path}: {error.strerror or error}")
+
+
+class EventLines(JsonLines):
+    """Writes one JSON object per event and line, with the fields of `CameraEvent`."""
+
+    name = "events"
+
+    def write(self, frame: RGB, prediction: CameraPrediction) -> None:
+        """Ignore the frame."""
+
+    def event(self, event: CameraEvent) -> None:
+        """Write the event as a line. Raises `MexitError` if the file cannot be written."""
+        self._write_line(event.to_json())

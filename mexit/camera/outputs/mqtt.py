@@ -23,8 +23,9 @@ from urllib.parse import unquote, urlsplit
 from mexit.camera.events import CameraEvent
 from mexit.camera.frame import RGB, OnEvent
 from mexit.camera.outputs.background_sender import BackgroundSender
-from mexit.camera.outputs.camera_slug import camera_slugs
+from mexit.camera.outputs.file_names import camera_slugs
 from mexit.camera.outputs.home_assistant import OFFLINE, ONLINE, Topics, discovery_messages
+from mexit.camera.outputs.message_settings import MqttSettings
 from mexit.camera.prediction import CameraPrediction
 from mexit.camera.web import tls_context
 from mexit.core.printable import json_text
@@ -41,23 +42,6 @@ _MAX_RETRY_S = 30
 _POLL_S = 0.1
 _WILDCARDS = frozenset("+#\0")
 _CAMERA_STATES = {"camera-lost": "lost", "camera-frozen": "frozen", "camera-back": ONLINE}
-
-
-@dataclass(frozen=True)
-class MqttSettings:
-    """Where messages go.
-
-    Attributes:
-        url: `mqtt://user:password@host:1883`, or `mqtts://` for TLS.
-        topic: beginning of all topics; programs that share a broker need different ones.
-        discovery: beginning of the topics that Home Assistant reads; empty = it gets no messages.
-        interval_s: time after which the state of a camera is published although its label has not changed, seconds.
-    """
-
-    url: str = field(repr=False)
-    topic: str = "mexit"
-    discovery: str = "homeassistant"
-    interval_s: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +114,9 @@ class Mqtt:
         self._address = parse_broker(settings.url)
         for topic in (settings.topic, settings.discovery):
             if _WILDCARDS & set(topic) or topic.startswith(("/", "$")) or topic.endswith("/"):
-                raise UsageError(f"'{topic}' is no topic to publish to: write words with / between them, such as mexit/hall")
+                raise UsageError(
+                    f"'{topic}' is no topic to publish to: write words with / between them, such as mexit/hall"
+                )
         if not settings.topic:
             raise UsageError("the topic is empty: write a word such as mexit")
         self._interval_s, self._on_event = settings.interval_s, on_event

@@ -15,7 +15,7 @@ class Output(Protocol):
 
     @property
     def name(self) -> str:
-        """What reports call it: jsonl, video, unsure, mqtt or webhook."""
+        """What reports call it: jsonl, events, video, unsure, mqtt or webhook."""
 
     @property
     def lost(self) -> int:

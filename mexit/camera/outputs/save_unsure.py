@@ -11,9 +11,8 @@ from pathlib import Path
 from mexit.camera.events import CameraEvent
 from mexit.camera.frame import RGB, OnEvent
 from mexit.camera.outputs.background_sender import BackgroundSender
-from mexit.camera.outputs.camera_slug import camera_slug
 from mexit.camera.outputs.disk_quota import DiskQuota
-from mexit.camera.outputs.video_segments import file_time, utc_now
+from mexit.camera.outputs.file_names import FILE_TIME, camera_slug, file_time, utc_now
 from mexit.camera.prediction import CameraPrediction
 from mexit.core.atomic_io import to_json, write_bytes
 from mexit.errors import MexitError, UsageError
@@ -60,9 +59,7 @@ class SaveUnsure:
             raise UsageError(f"{folder} is a file: pictures of unsure answers expect a folder")
         self._folder, self._slug = folder, camera_slug(camera)
         self._interval_s, self._on_event, self._now = interval_s, on_event, now
-        self._quota = DiskQuota(
-            folder, re.compile(rf"\d{{8}}T\d{{6}}\.\d{{3}}Z-{re.escape(self._slug)}-\d+\.(png|json)"), quota_mb
-        )
+        self._quota = DiskQuota(folder, re.compile(rf"{FILE_TIME}-{re.escape(self._slug)}-\d+\.(png|json)"), quota_mb)
         self._next_s = float("-inf")
         self._saved = False
         self._failure = ""

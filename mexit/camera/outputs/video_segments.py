@@ -5,28 +5,17 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from mexit.camera.frame import RGB
 from mexit.camera.outputs.disk_quota import DiskQuota
+from mexit.camera.outputs.file_names import FILE_TIME, file_time, utc_now
 from mexit.camera.outputs.output import FileOutput
 from mexit.camera.outputs.video_writer import VideoWriter
 from mexit.camera.overlay import Overlay
 from mexit.camera.prediction import CameraPrediction
 from mexit.errors import MexitError, UsageError
-
-_TIME = r"\d{8}T\d{6}\.\d{3}Z"
-
-
-def utc_now() -> datetime:
-    """The present time."""
-    return datetime.now(timezone.utc)
-
-
-def file_time(time: datetime) -> str:
-    """A time in the names of files, such as 20260131T235959.123Z; names sort by time."""
-    return f"{time:%Y%m%dT%H%M%S}.{time.microsecond // 1000:03}Z"
 
 
 class VideoSegments(FileOutput):
@@ -66,7 +55,7 @@ class VideoSegments(FileOutput):
         self._path, self._segment_s, self._now = path, segment_s, now
         self._open: Callable[[Path], VideoWriter] = lambda path: VideoWriter(path, overlay, live=live)
         self._open(path)  # checks the name and the encoder before the first frame
-        pattern = re.compile(f"{re.escape(path.stem)}-{_TIME}\\.mp4", re.IGNORECASE)
+        pattern = re.compile(f"{re.escape(path.stem)}-{FILE_TIME}\\.mp4", re.IGNORECASE)
         self._quota = None if max_mb is None else DiskQuota(path.parent, pattern, max_mb)
         self._writer: VideoWriter | None = None
         self._last_path: Path | None = None
@@ -99,7 +88,9 @@ class VideoSegments(FileOutput):
 
     def _next_path(self) -> Path:
         time = self._now()
-        while (path := self._path.with_stem(f"{self._path.stem}-{file_time(time)}")).exists() or path == self._last_path:
+        while (
+            path := self._path.with_stem(f"{self._path.stem}-{file_time(time)}")
+        ).exists() or path == self._last_path:
             time += timedelta(milliseconds=1)
         self._last_path = path
         return path

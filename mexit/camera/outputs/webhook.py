@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import random
 import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
-from mexit.camera.events import CameraEvent, EventKind
+from mexit.camera.events import CameraEvent
 from mexit.camera.frame import RGB, OnEvent
 from mexit.camera.outputs.background_sender import BackgroundSender
+from mexit.camera.outputs.message_settings import EVENT_KINDS, WebhookSettings
 from mexit.camera.prediction import CameraPrediction
 from mexit.camera.web import REQUEST_ERRORS, explain, post_json
 from mexit.core.printable import json_text
 from mexit.errors import UsageError
 
-_KINDS: tuple[str, ...] = get_args(EventKind)
 _TRY_AGAIN = frozenset({408, 425, 429})  # and every status from 500 on
 _FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 60.0
-
-
-@dataclass(frozen=True)
-class WebhookSettings:
-    """Where events go.
-
-    Attributes:
-        url: http or https, possibly with user and password; never shown beyond the host, since paths hold secrets too.
-        events: kinds of events to send; see `mexit.camera.events.CameraEvent`.
-        timeout_s: for each step of the network, seconds.
-        retries: further attempts after a failed one, with growing pauses.
-    """
-
-    url: str = field(repr=False)
-    events: tuple[str, ...] = _KINDS
-    timeout_s: float = 10.0
-    retries: int = 4
 
 
 class Webhook:
@@ -63,8 +44,8 @@ class Webhook:
         self._settings, self._on_event = settings, on_event
         self._host = _host(settings.url)
         for kind in settings.events:
-            if kind not in _KINDS:
-                raise UsageError(f"webhook: '{kind}' is no event: expected {', '.join(_KINDS)}")
+            if kind not in EVENT_KINDS:
+                raise UsageError(f"webhook: '{kind}' is no event: expected {', '.join(EVENT_KINDS)}")
         if not settings.timeout_s > 0 or settings.retries < 0:
             raise UsageError("webhook: expected a timeout above 0 s and at least 0 retries")
         self._last_failure = ""

@@ -1,15 +1,27 @@
-"""Names of cameras in topics and in names of files."""
+"""Names of files: those of cameras, which topics have too, and times."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from hashlib import sha256
 
 from mexit.errors import UsageError
 
 _OTHER = re.compile(r"[^a-z0-9-]+")
 _MAX_LENGTH = 64
+FILE_TIME = r"\d{8}T\d{6}\.\d{3}Z"  # what `file_time` returns
+
+
+def utc_now() -> datetime:
+    """The present time."""
+    return datetime.now(timezone.utc)
+
+
+def file_time(time: datetime) -> str:
+    """A time in the names of files, such as 20260131T235959.123Z; names sort by time."""
+    return f"{time:%Y%m%dT%H%M%S}.{time.microsecond // 1000:03}Z"
 
 
 def camera_slug(name: str) -> str:
