@@ -20,8 +20,10 @@ from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from urllib.request import (
+    BaseHandler,
     HTTPDigestAuthHandler,
     HTTPPasswordMgrWithDefaultRealm,
+    HTTPRedirectHandler,
     HTTPSHandler,
     Request,
     build_opener,
@@ -58,11 +60,34 @@ def open_url(url: str, timeout_s: float, *, insecure: bool) -> HTTPResponse:
     Raises:
         OSError, ValueError, HTTPException: the request failed; their texts may hold the URL, see `explain`.
     """
+    return _request(url, timeout_s, insecure=insecure)
+
+
+def post_json(url: str, body: bytes, timeout_s: float) -> None:
+    """Send JSON by POST; a redirect is an error, because it would be followed by a GET without the content.
+
+    Args:
+        url: http or https, possibly with user and password.
+        body: JSON text in UTF-8.
+        timeout_s: for each step of the network, seconds.
+
+    Raises:
+        OSError, ValueError, HTTPException: the request failed, or its status is not 2xx (`HTTPError`).
+    """
+    with _request(url, timeout_s, _NoRedirect(), insecure=False, body=body):
+        pass
+
+
+def _request(
+    url: str, timeout_s: float, *handlers: BaseHandler, insecure: bool, body: bytes | None = None
+) -> HTTPResponse:
     parts = urlsplit(url)
     credentials, _, host = parts.netloc.rpartition("@")
     bare = parts._replace(netloc=host, fragment="")
-    opener = build_opener(HTTPSHandler(context=tls_context(insecure=insecure)), _Authentication(bare, credentials))
-    response: HTTPResponse = opener.open(Request(urlunsplit(bare), headers=_HEADERS), timeout=timeout_s)
+    context = tls_context(insecure=insecure)
+    opener = build_opener(HTTPSHandler(context=context), _Authentication(bare, credentials), *handlers)
+    headers = _HEADERS if body is None else {**_HEADERS, "Content-Type": "application/json"}
+    response: HTTPResponse = opener.open(Request(urlunsplit(bare), body, headers), timeout=timeout_s)
     return response
 
 
@@ -155,6 +180,13 @@ def check_certificate(url: str, name: str, timeout_s: float) -> None:
         raise certificate_error(error, name) from None
     except (OSError, ValueError):
         return
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """Refuses to be sent to another address."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
 
 
 class _Authentication(HTTPDigestAuthHandler):

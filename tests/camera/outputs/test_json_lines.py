@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from camera_media import camera_prediction, grey_frames
 
-from mexit.camera.sinks import JsonLines
+from mexit.camera.outputs.json_lines import JsonLines
 from mexit.errors import MexitError
 
 
