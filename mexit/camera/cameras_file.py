@@ -14,7 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mexit.camera.events import UNSURE_S
+from mexit.camera.outputs.message_settings import EVENT_KINDS, MqttSettings, WebhookSettings
+from mexit.camera.outputs.open_outputs import FileSettings
 from mexit.camera.parse_source import parse_source
+from mexit.camera.region import Region
 from mexit.camera.setting_values import (
     Parse,
     check_budget,
@@ -42,14 +46,13 @@ else:
 
 T = TypeVar("T")
 RUNS = ("every-frame", "motion", "interval")
-EVENTS = ("label-changed", "unsure", "sure-again", "camera-lost", "camera-back", "camera-frozen")
 _AT_LINE = re.compile(r"(?P<cause>.*) \(at line (?P<line>\d+), column \d+\)", re.DOTALL)
 _KEPT = re.compile(r"[^\w.-]+")  # characters of a source that its camera's name leaves out
 
 
-@dataclass(frozen=True)
-class CameraSettings:
-    """The settings of one camera.
+@dataclass(frozen=True, kw_only=True)
+class CameraSettings(FileSettings):
+    """The settings of one camera; the files to write are those of `FileSettings`.
 
     Attributes:
         name: its name in answers, events, metrics and addresses.
@@ -57,30 +60,19 @@ class CameraSettings:
         budget: budget of each frame; None: that of the file.
         region: x, y, width and height of the part of the picture that is classified, as shares of the picture, or in
             pixels if one of them is above 1; None: the whole picture.
-        run: which frames are classified: "every-frame", those with "motion", or one per "interval".
-        interval_s: of `run = "interval"`, seconds.
-        motion: share of the picture that has to change for `run = "motion"`.
-        reuse: whether an unchanged picture reuses the answer before it; None: on live sources.
-        reuse_s: how long an answer can be reused, seconds.
+        run, interval_s, motion, reuse, reuse_s: which frames run through the network, see `TriggerSettings`.
         votes: number of answers that vote for the steady label; 1: the label of each answer.
         hold: number of answers for which another label has to lead before the steady label changes.
-        unsure_s: seconds without a sure answer until the event "unsure".
+        unsure_s: seconds without a steady label until the event "unsure".
         frozen_s: seconds without any change of the picture until the event "camera-frozen"; 0: never.
         insecure: accept any certificate of a server with TLS.
         deadline_ms: deadline of each frame, milliseconds.
-        jsonl: file with one JSON line per answer and event.
-        jsonl_mb: size at which a new file is begun, megabytes; None: never.
-        jsonl_keep: number of older files that are kept.
-        out: annotated video, `.mp4`.
-        segment_s: length of the video's segments, seconds; None: one file.
-        save_unsure: folder for the pictures of unsure answers.
-        save_unsure_mb: most megabytes of that folder.
     """
 
     name: str
     source: str = field(repr=False)
     budget: str | None = None
-    region: tuple[float, float, float, float] | None = None
+    region: Region | None = None
     run: str = "every-frame"
     interval_s: float = 2.0
     motion: float = 0.01
@@ -88,49 +80,10 @@ class CameraSettings:
     reuse_s: float = 10.0
     votes: int = 1
     hold: int = 1
-    unsure_s: float = 10.0
+    unsure_s: float = UNSURE_S
     frozen_s: float = 60.0
     insecure: bool = False
     deadline_ms: float | None = None
-    jsonl: Path | None = None
-    jsonl_mb: float | None = None
-    jsonl_keep: int = 3
-    out: Path | None = None
-    segment_s: float | None = None
-    save_unsure: Path | None = None
-    save_unsure_mb: float = 100.0
-
-
-@dataclass(frozen=True)
-class MqttSettings:
-    """A broker that gets answers and events.
-
-    Attributes:
-        url: mqtt://USER:PASSWORD@HOST:PORT, or mqtts:// for TLS.
-        topic: first part of all topics.
-        discovery: first part of Home Assistant's discovery topics; None: no discovery.
-    """
-
-    url: str = field(repr=False)
-    topic: str = "mexit"
-    discovery: str | None = None
-
-
-@dataclass(frozen=True)
-class WebhookSettings:
-    """A web address that gets events.
-
-    Attributes:
-        url: http:// or https://.
-        events: kinds of events to send.
-        timeout_s: for one attempt, seconds.
-        retries: attempts after the first one.
-    """
-
-    url: str = field(repr=False)
-    events: tuple[str, ...] = EVENTS
-    timeout_s: float = 10.0
-    retries: int = 3
 
 
 @dataclass(frozen=True)
@@ -174,10 +127,12 @@ _CAMERA: Mapping[str, Parse] = {
     "insecure": flag,
     "deadline_ms": number,
     "jsonl": file_path,
+    "events": file_path,
     "jsonl_mb": number,
     "jsonl_keep": partial(whole, least=0),
     "out": partial(file_path, suffix=".mp4"),
     "segment_s": number,
+    "out_mb": number,
     "save_unsure": file_path,
     "save_unsure_mb": number,
 }
@@ -185,10 +140,11 @@ _MQTT: Mapping[str, Parse] = {
     "url": partial(url, schemes=("mqtt", "mqtts")),
     "topic": text,
     "discovery": text,
+    "interval_s": number,
 }
 _WEBHOOK: Mapping[str, Parse] = {
     "url": partial(url, schemes=("http", "https")),
-    "events": partial(words, known=EVENTS),
+    "events": partial(words, known=EVENT_KINDS),
     "timeout_s": number,
     "retries": partial(whole, least=0),
 }
@@ -237,7 +193,7 @@ def cameras_of_sources(sources: Sequence[str], **settings: Any) -> tuple[CameraS
     for source in sources:
         short = _KEPT.sub("-", parse_source(source).name.rpartition("://")[2]).strip("-.") or "camera"
         taken = sum(camera.name.partition(" ")[0] == short for camera in cameras)
-        cameras.append(CameraSettings(f"{short} {taken + 1}" if taken else short, source, **settings))
+        cameras.append(CameraSettings(name=f"{short} {taken + 1}" if taken else short, source=source, **settings))
     return tuple(cameras)
 
 
@@ -278,7 +234,7 @@ class _Reader:
             if camera.name in [other.name for other in cameras]:
                 raise self._error((*path, "name"), title, "name: another camera has it; expected a name of its own")
             self._check_source(camera, path, title)
-            for key in ("jsonl", "out", "save_unsure"):
+            for key in ("jsonl", "events", "out", "save_unsure"):
                 self._check_output(getattr(camera, key), (*path, key), title, outputs)
             cameras.append(camera)
         return cameras
@@ -289,7 +245,7 @@ class _Reader:
         except MexitError as error:
             raise self._error((*path, "source"), title, f"source: {error}", type(error)) from None
         files = {file.resolve() for file in source.files}
-        for key in ("jsonl", "out"):
+        for key in ("jsonl", "events", "out"):
             output = getattr(camera, key)
             if output is not None and output.resolve() in files:
                 raise self._error((*path, key), title, f"{key}: {output} is the source; expected another file")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mexit.camera.region import Region
 from mexit.core.budget import Budget, parse_macs
 from mexit.core.redact import redact_text
 from mexit.errors import UsageError
@@ -115,19 +116,15 @@ def macs_per_second(value: Any) -> str:
     return str(plain)
 
 
-def check_region(value: Any) -> tuple[float, float, float, float]:
-    """A region: x, y, width and height, as shares of the picture, or in pixels if one of them is above 1."""
-    expected = "[x, y, width, height], shares of the picture (0 to 1) or pixels, width and height above 0"
-    if not isinstance(value, list) or len(value) != 4:
-        raise _unexpected(value, expected)
+def check_region(value: Any) -> Region:
+    """A list of x, y, width and height, see `Region`."""
+    is_list = isinstance(value, list) and len(value) == 4
+    if not is_list or not all(isinstance(side, int | float) and not isinstance(side, bool) for side in value):
+        raise _unexpected(value, "[x, y, width, height], shares of the picture (0 to 1) or pixels")
     try:
-        x, y, width, height = (number(side, zero=True) for side in value)
-    except ValueError:
-        raise _unexpected(value, expected) from None
-    in_shares = max(x, y, width, height) <= 1
-    if not width or not height or (in_shares and (x + width > 1 + 1e-9 or y + height > 1 + 1e-9)):
-        raise _unexpected(value, f"{expected}, inside the picture")
-    return x, y, width, height
+        return Region.of(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
 
 
 def _unexpected(value: Any, expected: str) -> ValueError:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mexit.camera.cameras_file import CameraSettings, cameras_of_sources, read_cameras_file
+from mexit.camera.region import Region
 from mexit.errors import MexitError, NotFound, UsageError
 
 GATE = """\
@@ -74,15 +75,15 @@ def test_every_key(tmp_path: Path) -> None:
     assert file.webhook is not None
     assert (file.webhook.events, file.webhook.timeout_s, file.webhook.retries) == (("label-changed", "unsure"), 3.0, 0)
     gate, door = file.cameras
-    assert (gate.name, gate.budget, gate.region, gate.run) == ("gate", "low", (0, 0.5, 0.5, 0.5), "interval")
+    assert (gate.name, gate.budget, gate.region, gate.run) == ("gate", "low", Region(0, 0.5, 0.5, 0.5), "interval")
     assert (gate.interval_s, gate.reuse, gate.votes, gate.hold, gate.jsonl) == (1.5, False, 5, 3, Path("gate.jsonl"))
-    assert (door.name, door.region, door.run, door.segment_s) == ("Front door", (100, 0, 640, 480), "motion", 600)
+    assert (door.name, door.region, door.run, door.segment_s) == ("Front door", Region(100, 0, 640, 480), "motion", 600)
     assert (door.out, door.save_unsure, door.budget) == (Path("door.mp4"), Path("unsure"), None)
 
 
 def test_a_key_that_is_left_out_has_its_default(tmp_path: Path) -> None:
     file = read_cameras_file(written(tmp_path, GATE))
-    assert file.cameras == (CameraSettings("gate", "rtsp://user:secret@10.0.0.5/stream"),)
+    assert file.cameras == (CameraSettings(name="gate", source="rtsp://user:secret@10.0.0.5/stream"),)
     assert (file.rate, file.mqtt, file.webhook) == (None, None, None)
 
 
@@ -96,8 +97,8 @@ def test_no_password_in_the_text_of_settings(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ("region = [0, 0, 2]", "4: camera 'gate': region: found [0, 0, 2]; expected [x, y, width, height]"),
-        ("region = [0.6, 0, 0.5, 1]", "inside the picture"),
-        ("region = [0, 0, 0, 10]", "inside the picture"),
+        ("region = [0.6, 0, 0.5, 1]", "region: region 0.6,0,0.5,1 ends outside the picture"),
+        ("region = [0, 0, 0, 10]", "region: region 0,0,0,10 is empty"),
         ("regoin = [0, 0, 1, 1]", "4: camera 'gate': unknown key 'regoin'; the nearest known one is 'region'"),
         ("qqqq = 1", "4: camera 'gate': unknown key 'qqqq'; expected one of name, source, budget"),
         ("votes = 0", "4: camera 'gate': votes: found 0; expected a whole number of at least 1"),
