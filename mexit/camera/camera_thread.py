@@ -44,8 +44,9 @@ class Camera:
         live: time-outs and delays of a live source.
         keep_trying: whether a source that fails is opened again and again, and `live.connect_attempts` does not count.
         limit: number of answers after which it ends; None: no limit.
-        outputs: take its answers and events; closed with the camera.
-        shared: the same, closed by their owner.
+        open_outputs: opens what takes its answers and events, and is closed with the camera; the argument `live` says
+            whether the source is live.
+        shared: outputs that other cameras write to as well; closed by their owner.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Camera:
     live: LiveSettings = field(default_factory=LiveSettings)
     keep_trying: bool = True
     limit: int | None = None
-    outputs: Sequence[Output] = ()
+    open_outputs: Callable[..., Sequence[Output]] = lambda **_: ()
     shared: Sequence[Output] = ()
 
 
@@ -85,7 +86,8 @@ class CameraThread:
         stats: exits, MACs and ages of its answers.
         exits: numbers of the exits in the network, (E,).
         latest: the last answered frame, RGB (H, W, 3) uint8, and its answer; None before.
-        written: files that its outputs have finished.
+        outputs: its own outputs, once the source is known.
+        written: files that they have finished.
         error: why it ended, if an error ended it.
     """
 
@@ -111,11 +113,12 @@ class CameraThread:
         self.camera, self.counters = camera, Counters()
         self.stats = RuntimeStats(len(exits), static_macs)
         self.latest: tuple[RGB, CameraPrediction] | None = None
+        self.outputs: Sequence[Output] | None = None
         self.written: list[Path] = []
         self.error: BaseException | None = None
         self.exits = tuple(exits)
         self._classify, self._stop, self._listeners = classify, stop, listeners
-        self._detector = EventDetector(camera.name, camera.unsure_s)
+        self._detector = EventDetector(camera.name, camera.unsure_s, live=camera.source.live)
         self._opening, self._failures = False, 0
         self._span_s: tuple[float, float] | None = None
         self._thread = threading.Thread(target=self._run, name=f"mexit-fleet {camera.name}", daemon=True)
@@ -165,6 +168,9 @@ class CameraThread:
         camera = self.camera
         try:
             source = self._identify()
+            if self.outputs is None:  # the first time; a source may fail later
+                self.outputs = camera.open_outputs(live=source.live)
+                self._detector = EventDetector(camera.name, camera.unsure_s, live=source.live)
             answers = classify_frames(
                 self._classify,
                 source,
@@ -225,7 +231,7 @@ class CameraThread:
 
     def _each_output(self, call: Callable[[Output], Any]) -> None:
         try:
-            for output in (*self.camera.outputs, *self.camera.shared):
+            for output in (*(self.outputs or ()), *self.camera.shared):
                 call(output)
         except MexitError as error:
             raise _OutputFailed(error) from None
@@ -241,7 +247,7 @@ class CameraThread:
         self._stop.wait(delay_s)
 
     def _close_outputs(self) -> None:
-        for output in self.camera.outputs:
+        for output in self.outputs or ():
             try:
                 written = output.close()
             except MexitError as error:

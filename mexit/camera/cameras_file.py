@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from mexit.camera.events import UNSURE_S
 from mexit.camera.outputs.message_settings import EVENT_KINDS, MqttSettings, WebhookSettings
 from mexit.camera.outputs.open_outputs import FileSettings
 from mexit.camera.parse_source import parse_source
-from mexit.camera.region import Region
 from mexit.camera.setting_values import (
     Parse,
     check_budget,
@@ -35,7 +34,9 @@ from mexit.camera.setting_values import (
     whole,
     words,
 )
+from mexit.camera.steady import SteadySettings
 from mexit.camera.toml_lines import KeyPath, key_lines, line_of
+from mexit.camera.triggers import RUNS, TriggerSettings
 from mexit.errors import MexitError, NotFound, UsageError, requires_extra
 
 if sys.version_info >= (3, 11):
@@ -45,7 +46,6 @@ else:
         import tomli as tomllib
 
 T = TypeVar("T")
-RUNS = ("every-frame", "motion", "interval")
 _AT_LINE = re.compile(r"(?P<cause>.*) \(at line (?P<line>\d+), column \d+\)", re.DOTALL)
 _KEPT = re.compile(r"[^\w.-]+")  # characters of a source that its camera's name leaves out
 
@@ -58,11 +58,7 @@ class CameraSettings(FileSettings):
         name: its name in answers, events, metrics and addresses.
         source: source string, possibly with a password; see `parse_source`.
         budget: budget of each frame; None: that of the file.
-        region: x, y, width and height of the part of the picture that is classified, as shares of the picture, or in
-            pixels if one of them is above 1; None: the whole picture.
-        run, interval_s, motion, reuse, reuse_s: which frames run through the network, see `TriggerSettings`.
-        votes: number of answers that vote for the steady label; 1: the label of each answer.
-        hold: number of answers for which another label has to lead before the steady label changes.
+        steady: region, trigger, reused answers and votes; each of their settings is a key of the file.
         unsure_s: seconds without a steady label until the event "unsure".
         frozen_s: seconds without any change of the picture until the event "camera-frozen"; 0: never.
         insecure: accept any certificate of a server with TLS.
@@ -72,14 +68,7 @@ class CameraSettings(FileSettings):
     name: str
     source: str = field(repr=False)
     budget: str | None = None
-    region: Region | None = None
-    run: str = "every-frame"
-    interval_s: float = 2.0
-    motion: float = 0.01
-    reuse: bool | None = None
-    reuse_s: float = 10.0
-    votes: int = 1
-    hold: int = 1
+    steady: SteadySettings = field(default_factory=SteadySettings)
     unsure_s: float = UNSURE_S
     frozen_s: float = 60.0
     insecure: bool = False
@@ -230,7 +219,7 @@ class _Reader:
             path: KeyPath = ("camera", position)
             given = values.get("name")
             title = f"camera '{given}'" if isinstance(given, str) and given else f"camera {position + 1}"
-            camera = self._settings(CameraSettings, path, title, values, _CAMERA)
+            camera = self._settings(_camera_settings, path, title, values, _CAMERA)
             if camera.name in [other.name for other in cameras]:
                 raise self._error((*path, "name"), title, "name: another camera has it; expected a name of its own")
             self._check_source(camera, path, title)
@@ -249,6 +238,9 @@ class _Reader:
             output = getattr(camera, key)
             if output is not None and output.resolve() in files:
                 raise self._error((*path, key), title, f"{key}: {output} is the source; expected another file")
+        for key, needed in (("segment_s", "out"), ("out_mb", "segment_s")):
+            if getattr(camera, key) is not None and getattr(camera, needed) is None:
+                raise self._error((*path, key), title, f"{key}: there is no {needed}; expected both or none")
 
     def _check_output(self, output: Path | None, path: KeyPath, title: str, outputs: dict[Path, str]) -> None:
         if output is None:
@@ -261,7 +253,9 @@ class _Reader:
             raise self._error(path, title, f"{key}: {output} is no {expected}; expected a {expected}")
         outputs[output.resolve()] = title
 
-    def _outside(self, values: dict[str, Any], key: str, kind: Callable[..., T], parsers: Mapping[str, Parse]) -> T | None:
+    def _outside(
+        self, values: dict[str, Any], key: str, kind: Callable[..., T], parsers: Mapping[str, Parse]
+    ) -> T | None:
         found = values.get(key)
         if found is None:
             return None
@@ -280,7 +274,12 @@ class _Reader:
             raise self._error(path, title, f"{missing[0]} is missing") from None
 
     def _table(
-        self, path: KeyPath, title: str, values: dict[str, Any], parsers: Mapping[str, Parse], tables: Sequence[str] = ()
+        self,
+        path: KeyPath,
+        title: str,
+        values: dict[str, Any],
+        parsers: Mapping[str, Parse],
+        tables: Sequence[str] = (),
     ) -> dict[str, Any]:
         parsed = {}
         for key, value in values.items():
@@ -295,6 +294,18 @@ class _Reader:
     def _error(self, path: KeyPath, title: str, message: str, kind: type[MexitError] = UsageError) -> MexitError:
         where = f"{self.path}:{line_of(self.lines, path)}"
         return kind(": ".join(part for part in (where, title, message) if part))
+
+
+def _camera_settings(**values: Any) -> CameraSettings:
+    """The settings of the keys of one camera."""
+    trigger = TriggerSettings(**_take(values, [field.name for field in fields(TriggerSettings)]))
+    steady = SteadySettings(trigger=trigger, **_take(values, ("region", "votes", "hold")))
+    return CameraSettings(steady=steady, **values)
+
+
+def _take(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Remove the keys; return those that were there."""
+    return {key: values.pop(key) for key in keys if key in values}
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:

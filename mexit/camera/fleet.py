@@ -120,9 +120,7 @@ class Fleet:
         listeners = Listeners(self._alone(on_result), self._alone(on_message), self._alone(on_event))
         manifest = runtime.bundle.manifest
         self._threads = [
-            CameraThread(
-                camera, self._engine, manifest.numbers, int(manifest.costs.static), self._stop, listeners
-            )
+            CameraThread(camera, self._engine, manifest.numbers, int(manifest.costs.static), self._stop, listeners)
             for camera in cameras
         ]
 

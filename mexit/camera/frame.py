@@ -37,6 +37,17 @@ class Frame:
     to_rgb: Callable[[Any], RGB]
 
 
+def clock_s(time_s: float | None, captured_s: float, *, live: bool) -> float:
+    """The time by which intervals between frames are measured, seconds: in a recording, that of the recording.
+
+    Args:
+        time_s: timestamp of the frame in its video, or None.
+        captured_s: arrival by `time.monotonic()`.
+        live: whether the source is live.
+    """
+    return captured_s if live or time_s is None else time_s
+
+
 @dataclass
 class Counters:
     """Counts of the frames of one camera, updated by its reader and its pipeline.

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mexit.camera.decode import import_av
-from mexit.camera.frame import RGB, Counters, Frame, OnEvent
+from mexit.camera.frame import RGB, Counters, Frame, OnEvent, clock_s
 from mexit.camera.frozen import FrozenPicture
 from mexit.camera.identify_source import identify_source
 from mexit.camera.latest_frame import read_in_thread
@@ -117,14 +117,15 @@ def _answer_frames(
     frozen: FrozenPicture,
     classify: Callable[[Any], Prediction],
 ) -> Generator[AnsweredFrame, None, None]:
-    counters, clock, usable, last_error = reader.counters, _FrameClock(reader.source.live), False, ""
+    counters, usable, last_error = reader.counters, False, ""
     with closing(reader.frames()) as frames:
         for frame in frames:
             try:
                 image = frame.load()
                 rgb = frame.to_rgb(image)
                 _note_frozen(counters, frozen.update(rgb, frame.captured_s))
-                answer = answers.answer(image, rgb, clock.now_s(frame), classify)
+                now_s = clock_s(frame.time_s, frame.captured_s, live=reader.source.live)
+                answer = answers.answer(image, rgb, now_s, classify)
             except (Overloaded, DeadlineExceeded):
                 counters.refused += 1
                 usable = True
@@ -150,23 +151,6 @@ def _note_frozen(counters: Counters, is_frozen: bool) -> None:
         counters.link = "frozen"
     elif counters.link == "frozen":
         counters.link = "live"
-
-
-class _FrameClock:
-    """Time of frames, seconds: arrival for live sources; for files, which are read faster, the time in the video."""
-
-    def __init__(self, live: bool) -> None:
-        self._live = live
-        self._last_s, self._shift_s = 0.0, 0.0
-
-    def now_s(self, frame: Frame) -> float:
-        """The time of the next frame; it never goes back."""
-        if self._live or frame.time_s is None:
-            return frame.captured_s
-        if frame.time_s + self._shift_s < self._last_s:  # timestamps restart with each file of a glob
-            self._shift_s = self._last_s - frame.time_s
-        self._last_s = frame.time_s + self._shift_s
-        return self._last_s
 
 
 def _camera_prediction(

@@ -115,11 +115,15 @@ class CameraCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         prefix, by_camera = "mexit_camera_", ["camera"]
         frames = CounterMetricFamily(prefix + "frames", "Frames that arrived", labels=["camera", "outcome"])
-        reused = CounterMetricFamily(prefix + "reused", "Unchanged frames with the answer before them", labels=by_camera)
+        reused = CounterMetricFamily(
+            prefix + "reused", "Unchanged frames with the answer before them", labels=by_camera
+        )
         reconnects = CounterMetricFamily(prefix + "reconnects", "Reconnections", labels=by_camera)
         exits = CounterMetricFamily(prefix + "exits", "Answers at each exit", labels=["camera", "exit"])
         macs = CounterMetricFamily(prefix + "macs", "Multiply-adds spent", labels=by_camera)
-        age = GaugeMetricFamily(prefix + "age_seconds", "Since the arrival of the last answered frame", labels=by_camera)
+        age = GaugeMetricFamily(
+            prefix + "age_seconds", "Since the arrival of the last answered frame", labels=by_camera
+        )
         state = GaugeMetricFamily(prefix + "state", "1 for the present state", labels=["camera", "state"])
         for camera in self._cameras.status():
             name, now = camera.name, camera.to_json()
