@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,8 @@ class CameraThread:
                 pass
         except BaseException as error:  # the fleet raises it in the thread that waits
             self.error = error
+            if self.camera.keep_trying:
+                self._listeners.on_message(f"camera {self.camera.name} ends: {error or type(error).__name__}")
         finally:
             self._close_outputs()
 
@@ -215,7 +218,7 @@ class CameraThread:
         self._span_s = (prediction.captured_s if self._span_s is None else self._span_s[0], answered_s)
         position = self.exits.index(prediction.exit) + 1
         self.stats.add([position], [prediction.age_ms], prediction.macs, unsure=int(prediction.label is None))
-        self._each_output(lambda output: output.write(frame, prediction))
+        self._each_output(methodcaller("write", frame, prediction))
         self._send(self._detector.update(prediction))
         self._listeners.on_result(prediction)
 
@@ -226,7 +229,7 @@ class CameraThread:
 
     def _send(self, events: Sequence[CameraEvent]) -> None:
         for event in events:
-            self._each_output(lambda output, event=event: output.event(event))
+            self._each_output(methodcaller("event", event))
             self._listeners.on_event(event)
 
     def _each_output(self, call: Callable[[Output], Any]) -> None:

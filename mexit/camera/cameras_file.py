@@ -30,6 +30,7 @@ from mexit.camera.setting_values import (
     number,
     share,
     text,
+    text_or_none,
     url,
     whole,
     words,
@@ -128,7 +129,7 @@ _CAMERA: Mapping[str, Parse] = {
 _MQTT: Mapping[str, Parse] = {
     "url": partial(url, schemes=("mqtt", "mqtts")),
     "topic": text,
-    "discovery": text,
+    "discovery": text_or_none,
     "interval_s": number,
 }
 _WEBHOOK: Mapping[str, Parse] = {

@@ -26,6 +26,11 @@ def text(value: Any) -> str:
     return value
 
 
+def text_or_none(value: Any) -> str:
+    """A text, which may be empty."""
+    return "" if value == "" else text(value)
+
+
 def name(value: Any) -> str:
     """The name of a camera."""
     valid = isinstance(value, str) and value.strip() == value and value.isprintable()

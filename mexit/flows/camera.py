@@ -138,13 +138,9 @@ def run_camera(
         UsageError: an invalid source, limit or output.
         MexitError: an error of `Runtime.open`, `camera.pipeline.classify_frames` or an output.
     """
-    options.check(parse_source(source).files)
-    own = ("deadline_ms", "insecure", "steady", *(field.name for field in fields(FileSettings)))
-    cameras = cameras_of_sources([source], **{name: getattr(options, name) for name in own})
-    shared = {field.name: getattr(options, field.name) for field in fields(CamerasFile) if field.name != "cameras"}
     report = run_cameras(
         bundle,
-        CamerasFile(cameras, **shared),
+        file_of_options([source], options),
         limit=options.limit,
         keep_trying=False,
         on_result=on_result,
@@ -152,6 +148,26 @@ def run_camera(
     )
     [one] = report.cameras
     return replace(one, lost={**one.lost, **report.lost})
+
+
+def file_of_options(sources: Sequence[str], options: CameraOptions) -> CamerasFile:
+    """The cameras of sources, each with the same options.
+
+    Raises:
+        UsageError: a source is not valid; or an output that cameras cannot share.
+        NotFound: a source does not exist.
+    """
+    files = {field.name: getattr(options, field.name) for field in fields(FileSettings)}
+    if len(sources) > 1:
+        shared_files = [name for name in ("out", "jsonl", "events", "save_unsure") if files[name] is not None]
+        if shared_files:
+            flag = shared_files[0].replace("_", "-")
+            raise UsageError(f"--{flag} is for one camera: give each its own in a file of cameras (--config FILE)")
+    for source in sources:
+        options.check(parse_source(source).files)
+    own = {name: getattr(options, name) for name in ("deadline_ms", "insecure", "steady")}
+    of_all = {field.name: getattr(options, field.name) for field in fields(CamerasFile) if field.name != "cameras"}
+    return CamerasFile(cameras_of_sources(sources, **own, **files), **of_all)
 
 
 def run_cameras(

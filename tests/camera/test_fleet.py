@@ -14,7 +14,7 @@ from camera_senders import RtspCamera, TcpCamera, nal_units, transport_stream
 
 from mexit import Runtime
 from mexit.camera.camera_thread import Camera
-from mexit.camera.cameras_file import CamerasFile, CameraSettings, cameras_of_sources
+from mexit.camera.cameras_file import CameraSettings, CamerasFile, cameras_of_sources
 from mexit.camera.events import CameraEvent
 from mexit.camera.fleet import CameraStatus, Fleet, share_rate
 from mexit.camera.frame import RGB
@@ -66,9 +66,7 @@ class Recorder:
 def live(name: str, address: str, *outputs: Output, **settings: object) -> Camera:
     """A camera that is opened again quickly; every frame of it runs."""
     steady = SteadySettings(trigger=TriggerSettings(reuse=False))
-    return Camera(
-        name, parse_source(address), steady=steady, live=QUICK, open_outputs=lambda **_: outputs, **settings
-    )  # type: ignore[arg-type]
+    return Camera(name, parse_source(address), steady=steady, live=QUICK, open_outputs=lambda **_: outputs, **settings)  # type: ignore[arg-type]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -148,10 +146,12 @@ def test_a_camera_that_is_off_delays_no_other(runtime: Runtime, chunks: list[byt
 
 def test_a_lost_camera_comes_back(runtime: Runtime, chunks: list[bytes]) -> None:
     recorder = Recorder()
-    with TcpCamera(chunks, FPS, lives=[30, 400]) as sender:
-        with Fleet(runtime, [live("door", sender.address, recorder)]) as fleet:
-            wait_for(lambda: "camera-back" in [event.kind for event in recorder.events])
-            wait_for(lambda: fleet.status()[0].counters.reconnects == 1)
+    with (
+        TcpCamera(chunks, FPS, lives=[30, 400]) as sender,
+        Fleet(runtime, [live("door", sender.address, recorder)], on_message=lambda _: None) as fleet,
+    ):
+        wait_for(lambda: "camera-back" in [event.kind for event in recorder.events])
+        wait_for(lambda: fleet.status()[0].counters.reconnects == 1)
     [door] = fleet.status()
     assert_counted(door)
     assert [event.kind for event in recorder.events if event.kind.startswith("camera-")][:2] == [
@@ -163,10 +163,12 @@ def test_a_lost_camera_comes_back(runtime: Runtime, chunks: list[bytes]) -> None
 def test_a_frozen_picture_is_an_event(runtime: Runtime) -> None:
     frames = [*grey_frames(20, (48, 64)), *grey_frames(1, (48, 64)) * 200, *grey_frames(150, (48, 64))]
     recorder = Recorder()
-    with TcpCamera(transport_stream(frames, FPS), FPS) as sender:
-        with Fleet(runtime, [live("hall", sender.address, recorder, frozen_s=1.0)]) as fleet:
-            wait_for(lambda: state(fleet) == {"hall": "frozen"})
-            wait_for(lambda: "camera-back" in [event.kind for event in recorder.events])
+    with (
+        TcpCamera(transport_stream(frames, FPS), FPS) as sender,
+        Fleet(runtime, [live("hall", sender.address, recorder, frozen_s=1.0)]) as fleet,
+    ):
+        wait_for(lambda: state(fleet) == {"hall": "frozen"})
+        wait_for(lambda: "camera-back" in [event.kind for event in recorder.events])
     kinds = [event.kind for event in recorder.events if event.kind.startswith("camera-")]
     assert kinds[:2] == ["camera-frozen", "camera-back"]
 
@@ -189,7 +191,10 @@ def test_a_wrong_password_ends_one_camera(runtime: Runtime, chunks: list[bytes])
     units = nal_units(grey_frames(60), FPS)
     recorder = Recorder()
     with RtspCamera(units, FPS, "admin:right") as locked, TcpCamera(chunks, FPS) as sender:
-        cameras = [live("locked", f"rtsp://admin:geheim@127.0.0.1:{locked.port}/live"), live("on", sender.address, recorder)]
+        cameras = [
+            live("locked", f"rtsp://admin:geheim@127.0.0.1:{locked.port}/live"),
+            live("on", sender.address, recorder),
+        ]
         with Fleet(runtime, cameras, on_message=lambda _: None) as fleet:
             wait_for(lambda: state(fleet)["locked"] == "ended" and len(recorder.answers) > 10)
             assert state(fleet)["on"] == "live"

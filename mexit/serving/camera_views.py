@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -20,6 +19,7 @@ STATES = ("starting", "live", "lost", "frozen", "ended")
 OUTCOMES = ("answered", "dropped", "undecodable")
 JPEG = "image/jpeg"
 MJPEG = "multipart/x-mixed-replace; boundary=frame"
+HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 MAX_STREAMS = 32
 _QUALITY = 80  # of JPEG, percent
 _POLL_S = 0.1  # between two looks for a new picture of a stream
@@ -144,6 +144,8 @@ class CameraCollector(Collector):
 
 def encode_jpeg(picture: NDArray[np.uint8]) -> bytes:
     """A picture, RGB (H, W, 3) uint8, as JPEG."""
+    from PIL import Image  # optional, and slow to load
+
     buffer = BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()
