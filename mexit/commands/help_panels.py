@@ -52,6 +52,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     },
     "camera": {
         BASIC: "source budget out jsonl limit insecure json",
+        "Steady answers": "region run interval motion reuse votes hold",
         **_LIMITS,
         _MACHINE: "backend threads cost profile",
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mexit.camera.frame import Counters, OnEvent
@@ -15,12 +15,13 @@ from mexit.camera.parse_source import Source, parse_source
 from mexit.camera.pipeline import classify_frames
 from mexit.camera.prediction import CameraPrediction
 from mexit.camera.sinks import JsonLines, Sink
+from mexit.camera.steady import SteadySettings
 from mexit.camera.video_writer import VideoWriter
 from mexit.core.budget import Macs
 from mexit.core.progress import StopSignal
 from mexit.errors import UsageError
 from mexit.runtime import Runtime
-from mexit.runtime.prediction import UNSURE
+from mexit.runtime.prediction import REUSED
 from mexit.runtime.stats import RuntimeStats
 from mexit.runtime.time_policies import note_timing
 
@@ -32,8 +33,10 @@ class CameraReport:
     Attributes:
         source: name of the source, without credentials.
         frames: answered frames.
-        dropped: frames dropped for a newer one or by the rate limiter.
+        reused: answered frames whose picture had not changed, with the answer before.
+        dropped: frames dropped for a newer one, by the rate limiter or by the trigger.
         refused: frames dropped by the rate limiter.
+        left_out: frames dropped by the trigger.
         undecodable: damaged frames.
         reconnects: successful reconnections of a live source.
         seconds: from the first frame to the last answer.
@@ -49,8 +52,10 @@ class CameraReport:
 
     source: str
     frames: int
+    reused: int
     dropped: int
     refused: int
+    left_out: int
     undecodable: int
     reconnects: int
     seconds: float
@@ -76,6 +81,7 @@ class CameraOptions:
         jsonl: file to write with one JSON line per frame.
         limit: number of answers after which the run ends.
         insecure: accept any certificate of a server with TLS.
+        steady: region of interest, trigger, reused answers and votes.
     """
 
     budget: str = "low"
@@ -90,6 +96,7 @@ class CameraOptions:
     jsonl: Path | None = None
     limit: int | None = None
     insecure: bool = False
+    steady: SteadySettings = field(default_factory=SteadySettings)
 
 
 def run_camera(
@@ -139,7 +146,7 @@ def run_camera(
     stats = RuntimeStats(len(manifest.exits), int(manifest.costs.static))  # the latencies in it are the ages of answers
     outputs: list[Path | None] = []
     start_s: float | None = None
-    seconds = 0.0
+    seconds, reused = 0.0, 0
     with StopSignal() as stop, ExitStack() as stack:
         for sink in reversed(sinks):  # closed also after an error
             stack.callback(lambda sink: outputs.append(sink.close()), sink)
@@ -151,11 +158,13 @@ def run_camera(
             deadline_ms=options.deadline_ms,
             on_event=on_event,
             counters=counters,
+            steady=options.steady,
         )
         stack.enter_context(closing(answers))
         for count, (frame, result) in enumerate(answers, start=1):
             position = manifest.numbers.index(result.exit) + 1
-            stats.add([position], [result.age_ms], result.macs, unsure=int(result.reason == UNSURE))
+            stats.add([position], [result.age_ms], result.macs, unsure=int(result.label is None))
+            reused += result.reason == REUSED
             start_s = result.captured_s if start_s is None else start_s
             seconds = result.captured_s + result.age_ms / 1e3 - start_s
             for sink in sinks:
@@ -164,7 +173,7 @@ def run_camera(
                 on_result(result)
             if count == options.limit or stop.requested:
                 break
-    return _report(parsed.name, stats, counters, seconds, tuple(filter(None, outputs)), stop.number)
+    return _report(parsed.name, stats, reused, counters, seconds, tuple(filter(None, outputs)), stop.number)
 
 
 def _check_options(source: Source, options: CameraOptions) -> None:
@@ -183,6 +192,7 @@ def _check_options(source: Source, options: CameraOptions) -> None:
 def _report(
     source: str,
     stats: RuntimeStats,
+    reused: int,
     counters: Counters,
     seconds: float,
     outputs: tuple[Path, ...],
@@ -193,8 +203,10 @@ def _report(
     return CameraReport(
         source=source,
         frames=frames,
+        reused=reused,
         dropped=counters.dropped,
         refused=counters.refused,
+        left_out=counters.left_out,
         undecodable=counters.undecodable,
         reconnects=counters.reconnects,
         seconds=round(seconds, 3),
