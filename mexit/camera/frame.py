@@ -60,7 +60,7 @@ class Counters:
         reused: unchanged frames that got the answer before them.
         skipped: dropped by the reader to catch up with a camera.
         replaced: dropped for a newer frame, or because the source was closed.
-        refused: dropped by the rate limiter, or because their deadline had passed.
+        refused: dropped by the rate limiter, because of their deadline, or by an error of the engine.
         left_out: dropped by the trigger: without motion, or before the end of the interval.
         undecodable: damaged frames.
         reconnects: successful reconnections of a live source.

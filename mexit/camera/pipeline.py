@@ -135,6 +135,9 @@ def _answer_frames(
                 last_error = f": {error}"
                 reader.on_event(f"{frame.source}: frame {frame.index} is skipped{last_error}")
                 continue
+            except BaseException:
+                counters.refused += 1
+                raise
             usable = True
             if answer is None:
                 counters.left_out += 1
