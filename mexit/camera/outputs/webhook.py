@@ -18,6 +18,7 @@ from mexit.core.printable import json_text
 from mexit.errors import UsageError
 
 _TRY_AGAIN = frozenset({408, 425, 429})  # and every status from 500 on
+_HINTS = {401: ": check the user and the password", 403: ": check the address, the user and the password"}
 DELAY_S = 1.0
 _MAX_DELAY_S = 60.0
 
@@ -113,12 +114,10 @@ def _describe(error: Exception) -> str:
     """Why an attempt failed, without the address."""
     if not isinstance(error, HTTPError):
         return network_reason(error.reason if isinstance(error, URLError) else error)
-    hint = {401: ": check the user and the password", 403: ": check the address, the user and the password"}.get(
-        error.code
-    )
+    hint = _HINTS.get(error.code, "")
     if 300 <= error.code < 400:
         hint = ": redirects are not followed, name the last address"
-    return f"the server answers {error.code} {error.reason}{hint or ''}"
+    return f"the server answers {error.code} {error.reason}{hint}"
 
 
 def _host(url: str) -> str:

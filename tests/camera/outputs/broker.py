@@ -40,7 +40,8 @@ class Broker:
         self.port = free_port()
         self._config = folder / "mosquitto.conf"
         anonymous = not any(setting.startswith("password_file") for setting in settings)
-        lines = [f"listener {self.port} 127.0.0.1", f"allow_anonymous {str(anonymous).lower()}", *settings]
+        # As another user, which root becomes without this, it could not read files of the test.
+        lines = ["user root", f"listener {self.port} 127.0.0.1", f"allow_anonymous {str(anonymous).lower()}", *settings]
         self._config.write_text("\n".join(lines) + "\n")
 
     def start(self) -> None:
