@@ -183,9 +183,9 @@ class Mqtt:
 
     def _retain(self, topic: str, content: str) -> None:
         message = Message(topic, content, retain=True)
-        with self._changed:
+        with self._changed:  # also while it is put, so that no older one takes its place
             self._retained[topic] = message
-        self._sender.put(message, key=topic)
+            self._sender.put(message, key=topic)
 
     def _new_client(self) -> Client:
         address = self._address
@@ -233,9 +233,8 @@ class Mqtt:
             return
         with self._changed:
             self._connected = True
-            retained = list(self._retained.values())
-        for message in retained:
-            self._sender.put(message, key=message.topic)
+            for message in self._retained.values():
+                self._sender.put(message, key=message.topic)
         self._note(f"{self._address.name} is connected")
 
     def _on_connect_fail(self, client: Any, userdata: Any) -> None:
