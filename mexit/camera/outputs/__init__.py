@@ -10,7 +10,7 @@
     home_assistant    messages that describe the cameras to Home Assistant
     webhook           events to a web server
     message_settings  settings of MQTT and webhooks
-    file_names, disk_quota  names that sort by time, and a size limit for such files
+    output_names, disk_quota  names that sort by time, and a size limit for such files
     open_outputs      opens what the settings of a camera ask for
 
 PyAV, Pillow and paho-mqtt are optional; they are imported when an output that needs them is opened.

@@ -23,10 +23,10 @@ from urllib.parse import unquote, urlsplit
 from mexit.camera.events import CameraEvent
 from mexit.camera.frame import RGB, OnEvent
 from mexit.camera.outputs.background_sender import BackgroundSender
-from mexit.camera.outputs.file_names import camera_slugs
 from mexit.camera.outputs.home_assistant import discovery_messages
 from mexit.camera.outputs.message_settings import MqttSettings
 from mexit.camera.outputs.mqtt_messages import OFFLINE, ONLINE, Topics, state_message
+from mexit.camera.outputs.output_names import camera_slugs
 from mexit.camera.prediction import CameraPrediction
 from mexit.camera.web import network_reason, tls_context
 from mexit.core.printable import json_text

@@ -12,7 +12,7 @@ from mexit.camera.events import CameraEvent
 from mexit.camera.frame import RGB, OnEvent
 from mexit.camera.outputs.background_sender import BackgroundSender
 from mexit.camera.outputs.disk_quota import DiskQuota
-from mexit.camera.outputs.file_names import FILE_TIME, camera_slug, file_time, utc_now
+from mexit.camera.outputs.output_names import FILE_TIME, camera_slug, file_time, utc_now
 from mexit.camera.prediction import CameraPrediction
 from mexit.core.atomic_io import to_json, write_bytes
 from mexit.errors import MexitError, UsageError

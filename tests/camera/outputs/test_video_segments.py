@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from camera_media import camera_prediction, grey_frames, read_video, write_video
 
-from mexit.camera.outputs.file_names import FILE_TIME
+from mexit.camera.outputs.output_names import FILE_TIME
 from mexit.camera.outputs.video_segments import VideoSegments
 from mexit.camera.overlay import Overlay
 from mexit.errors import MexitError, UsageError

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from mexit.camera.outputs.file_names import FILE_TIME, camera_slug, camera_slugs, file_time
+from mexit.camera.outputs.output_names import FILE_TIME, camera_slug, camera_slugs, file_time
 from mexit.errors import UsageError
 
 
