@@ -41,8 +41,8 @@ export function percent(share, places = 1) {
 
 // A probability that rounding would turn into one stays below it.
 export function probability(p, places = 1) {
-  const most = 1 - 0.1 ** (places + 2);
-  return p > most - 0.4 * 0.1 ** (places + 2) ? `>\u00a0${percent(most, places)}` : percent(p, places);
+  const unit = 0.1 ** (places + 2);
+  return p >= 1 - unit / 2 ? `>\u00a0${percent(1 - unit, places)}` : percent(p, places);
 }
 
 export function seconds(s) {
