@@ -107,8 +107,15 @@ def explain(error: Exception, name: str) -> MexitError:
         if error.code in (401, 403):
             return AccessRefused(f"{name} cannot be fetched: {reason}: {CHECK_PASSWORD}")
         return MexitError(f"{name} cannot be fetched: {reason}")
-    text = getattr(reason, "strerror", None) or (reason if isinstance(reason, str) else type(reason).__name__)
-    return MexitError(f"{name} cannot be fetched: {text}")
+    return MexitError(f"{name} cannot be fetched: {network_reason(reason)}")
+
+
+def network_reason(error: object) -> str:
+    """What went wrong with a connection, in a few words that hold no address."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message or "not valid"
+        return f"its certificate is not accepted ({why}): name a file with it in the variable SSL_CERT_FILE"
+    return getattr(error, "strerror", None) or (error if isinstance(error, str) else type(error).__name__)
 
 
 def certificate_error(error: ssl.SSLCertVerificationError, name: str) -> MexitError:

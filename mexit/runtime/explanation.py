@@ -29,7 +29,6 @@ class ExitAnswer:
         probabilities: of all classes, (C,) float64.
         score: confidence score in units of the policy's measure; NaN for logits that are not finite.
         threshold: the score at which an image leaves there; None if no image leaves there. The last exit has none.
-        everything: whether every image that comes to this exit leaves there.
     """
 
     exit: int
@@ -38,7 +37,11 @@ class ExitAnswer:
     probabilities: NDArray[np.float64]
     score: float
     threshold: float | None
-    everything: bool
+
+    @property
+    def everything(self) -> bool:
+        """Whether every image that comes to this exit leaves there."""
+        return self.threshold == LOWEST
 
 
 @dataclass(frozen=True)
@@ -127,4 +130,4 @@ def _answers(
     if runtime.timing is not None:
         times = runtime.timing.profile.exits_us
     columns = zip(manifest.numbers, manifest.cumulative_macs, times, probabilities, scores, thresholds, strict=True)
-    return tuple(ExitAnswer(*column, everything=column[-1] == LOWEST) for column in columns)
+    return tuple(ExitAnswer(*column) for column in columns)

@@ -8,13 +8,12 @@ Source: https://www.home-assistant.io/integrations/mqtt/#mqtt-discovery
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
-from mexit.camera.events import EventKind
+from mexit.camera.outputs.message_settings import EVENT_KINDS
+from mexit.camera.outputs.mqtt_messages import OFFLINE, ONLINE, Topics
 from mexit.core.versions import VERSION
 
-ONLINE, OFFLINE = "online", "offline"
 _AVAILABLE = f"{{{{ '{ONLINE}' if value == '{ONLINE}' else '{OFFLINE}' }}}}"  # a lost or frozen camera is not
 # Component and fields of each entity; `key` of the state is what it shows.
 _ENTITIES: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -79,39 +78,6 @@ _ENTITIES: Mapping[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Topics:
-    """Topics of one program and one of its cameras.
-
-    Attributes:
-        root: beginning of all topics.
-        slug: name of the camera in topics.
-    """
-
-    root: str
-    slug: str
-
-    @property
-    def program(self) -> str:
-        """Whether the program runs: `online` or `offline`; the broker writes the latter when the program is lost."""
-        return f"{self.root}/status"
-
-    @property
-    def camera(self) -> str:
-        """State of the camera: `online`, `lost` or `frozen`."""
-        return f"{self.root}/{self.slug}/status"
-
-    @property
-    def state(self) -> str:
-        """The newest answer, JSON."""
-        return f"{self.root}/{self.slug}/state"
-
-    @property
-    def event(self) -> str:
-        """Events, JSON."""
-        return f"{self.root}/{self.slug}/event"
-
-
 def discovery_messages(prefix: str, topics: Topics, camera: str, model: str) -> dict[str, dict[str, Any]]:
     """The messages for one camera, to be published as JSON and retained.
 
@@ -164,7 +130,7 @@ def discovery_messages(prefix: str, topics: Topics, camera: str, model: str) -> 
             "name": "Event",
             "icon": "mdi:bell",
             "state_topic": topics.event,
-            "event_types": list(get_args(EventKind)),
+            "event_types": list(EVENT_KINDS),
             "availability": [program],
         },
     )

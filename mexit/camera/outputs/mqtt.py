@@ -10,10 +10,10 @@ at its end, so a broker that accepts connections and never answers would hold up
 
 from __future__ import annotations
 
-import ssl
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +23,12 @@ from urllib.parse import unquote, urlsplit
 from mexit.camera.events import CameraEvent
 from mexit.camera.frame import RGB, OnEvent
 from mexit.camera.outputs.background_sender import BackgroundSender
-from mexit.camera.outputs.file_names import camera_slugs
-from mexit.camera.outputs.home_assistant import OFFLINE, ONLINE, Topics, discovery_messages
+from mexit.camera.outputs.home_assistant import discovery_messages
 from mexit.camera.outputs.message_settings import MqttSettings
+from mexit.camera.outputs.mqtt_messages import OFFLINE, ONLINE, Topics, state_message
+from mexit.camera.outputs.output_names import camera_slugs
 from mexit.camera.prediction import CameraPrediction
-from mexit.camera.web import tls_context
+from mexit.camera.web import network_reason, tls_context
 from mexit.core.printable import json_text
 from mexit.errors import UsageError, requires_extra
 
@@ -81,6 +82,7 @@ def parse_broker(url: str) -> MqttAddress:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")
     except ValueError:
         raise UsageError(f"the address of the MQTT broker cannot be read: {_EXPECTED}") from None
     if parts.scheme not in _PORTS or not host or parts.path not in ("", "/") or parts.query or parts.fragment:
@@ -135,7 +137,9 @@ class Mqtt:
                 for topic, content in discovery_messages(settings.discovery, topics, name, model).items():
                     self._retain(topic, json_text(content, ascii_only=False))
         self._retain(self._status, ONLINE)
-        self._client = self._connect()
+        self._client = self._new_client()
+        self._client.connect_async(self._address.host, self._address.port, _KEEP_ALIVE_S)
+        self._client.loop_start()
 
     @property
     def lost(self) -> int:
@@ -179,13 +183,14 @@ class Mqtt:
 
     def _retain(self, topic: str, content: str) -> None:
         message = Message(topic, content, retain=True)
-        with self._changed:
+        with self._changed:  # also while it is put, so that no older one takes its place
             self._retained[topic] = message
-        self._sender.put(message, key=topic)
+            self._sender.put(message, key=topic)
 
-    def _connect(self) -> Any:
+    def _new_client(self) -> Client:
         address = self._address
-        client = Client(CallbackAPIVersion.VERSION2)
+        # With the same name for each connection, the broker ends the old one, and its will, before it accepts the next.
+        client = Client(CallbackAPIVersion.VERSION2, client_id=f"mexit-{uuid.uuid4().hex[:12]}")
         client.username_pw_set(address.user, address.password)
         if address.tls:
             client.tls_set_context(tls_context(insecure=False))
@@ -195,8 +200,6 @@ class Mqtt:
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
-        client.connect_async(address.host, address.port, _KEEP_ALIVE_S)
-        client.loop_start()
         return client
 
     def _deliver(self, message: Message) -> bool:
@@ -230,24 +233,21 @@ class Mqtt:
             return
         with self._changed:
             self._connected = True
-            retained = list(self._retained.values())
-        for message in retained:
-            self._sender.put(message, key=message.topic)
+            for message in self._retained.values():
+                self._sender.put(message, key=message.topic)
         self._note(f"{self._address.name} is connected")
 
     def _on_connect_fail(self, client: Any, userdata: Any) -> None:
         del client, userdata
         error = sys.exc_info()[1]  # paho-mqtt calls this while it handles the error
-        if isinstance(error, ssl.SSLCertVerificationError):
-            reason = f"its certificate is not accepted ({error.verify_message}); SSL_CERT_FILE names a file with it"
-        else:
-            reason = getattr(error, "strerror", None) or "no connection"
-        self._note(f"{self._address.name} cannot be reached: {reason}; it is tried again")
+        self._note(
+            f"{self._address.name} cannot be reached and is tried again: {network_reason(error or 'no connection')}"
+        )
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, *_: Any) -> None:
         del client, userdata, flags
         if self._connected and reason.is_failure:
-            self._note(f"{self._address.name} is lost; it is tried again")
+            self._note(f"{self._address.name} is lost and is tried again")
         self._connected = False
 
     def _note(self, text: str) -> None:
@@ -255,22 +255,3 @@ class Mqtt:
         if text != self._last_note:
             self._last_note = text
             self._on_event(text)
-
-
-def state_message(prediction: CameraPrediction) -> dict[str, Any]:
-    """The state of a camera as JSON values: its steady label and the newest answer."""
-    full = prediction.macs + prediction.saved_macs
-    return {
-        "camera": prediction.camera,
-        "label": prediction.steady,
-        "unsure": prediction.steady is None,
-        "confidence": round(prediction.confidence, 4),
-        "answer": prediction.label,
-        "exit": prediction.exit,
-        "reason": prediction.reason,
-        "cost": round(prediction.macs / full, 4) if full else 0.0,
-        "age_ms": round(prediction.age_ms, 1),
-        "dropped": prediction.dropped,
-        "frame_index": prediction.frame_index,
-        "time_s": round(time.time() - prediction.age_ms / 1e3, 3),
-    }

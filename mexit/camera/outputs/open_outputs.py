@@ -101,7 +101,8 @@ def open_files(settings: FileSettings, camera: str, overlay: Overlay, *, live: b
     elif settings.out is not None:
         outputs.append(VideoWriter(settings.out, overlay, live=live))
     if settings.save_unsure is not None:
-        outputs.append(SaveUnsure(settings.save_unsure, camera, quota_mb=settings.save_unsure_mb, on_event=on_event))
+        quota_mb = settings.save_unsure_mb
+        outputs.append(SaveUnsure(settings.save_unsure, camera, live=live, quota_mb=quota_mb, on_event=on_event))
     return outputs
 
 

@@ -12,7 +12,7 @@ from mexit.camera.events import CameraEvent
 from mexit.camera.frame import RGB, OnEvent
 from mexit.camera.outputs.background_sender import BackgroundSender
 from mexit.camera.outputs.disk_quota import DiskQuota
-from mexit.camera.outputs.file_names import FILE_TIME, camera_slug, file_time, utc_now
+from mexit.camera.outputs.output_names import FILE_TIME, camera_slug, file_time, utc_now
 from mexit.camera.prediction import CameraPrediction
 from mexit.core.atomic_io import to_json, write_bytes
 from mexit.errors import MexitError, UsageError
@@ -21,10 +21,11 @@ from mexit.runtime.prediction import UNSURE
 QUOTA_MB = 500.0
 INTERVAL_S = 1.0  # pictures that follow more closely show much the same
 _WAITING = 4  # pictures; each has the size of a frame in memory
+_Picture = tuple[RGB, CameraPrediction, datetime]  # frame, answer and the present time
 
 
 class SaveUnsure:
-    """Writes a PNG file and a JSON file for each unsure answer, in a thread of its own.
+    """Writes a PNG file and a JSON file for each unsure answer; of live cameras in a thread of its own.
 
     Files are named TIME-CAMERA-FRAME. While those of one camera exceed the quota, the oldest are removed; files of
     earlier runs count. A picture that cannot be written is lost, and the camera goes on.
@@ -37,6 +38,7 @@ class SaveUnsure:
         folder: Path,
         camera: str,
         *,
+        live: bool,
         quota_mb: float = QUOTA_MB,
         interval_s: float = INTERVAL_S,
         on_event: OnEvent,
@@ -47,8 +49,9 @@ class SaveUnsure:
         Args:
             folder: where the files go; made with the first picture.
             camera: name of the camera.
+            live: whether the source is live. Of files, every picture is written before the next frame is read.
             quota_mb: size of the camera's files, 10^6 bytes.
-            interval_s: least time between two saved pictures, seconds.
+            interval_s: least time between two saved pictures of a live camera, seconds.
             on_event: called with a message when a picture cannot be written.
             now: the present time in UTC.
 
@@ -58,42 +61,49 @@ class SaveUnsure:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is a file: pictures of unsure answers expect a folder")
         self._folder, self._slug = folder, camera_slug(camera)
-        self._interval_s, self._on_event, self._now = interval_s, on_event, now
+        self._interval_s, self._on_event, self._now = interval_s if live else 0.0, on_event, now
         self._quota = DiskQuota(folder, re.compile(rf"{FILE_TIME}-{re.escape(self._slug)}-\d+\.(png|json)"), quota_mb)
         self._next_s = float("-inf")
         self._saved = False
         self._failure = ""
-        self._sender: BackgroundSender[tuple[RGB, CameraPrediction, datetime]] = BackgroundSender(
-            "mexit-save-unsure", self._save, _WAITING
-        )
+        self._failures = 0
+        self._sender: BackgroundSender[_Picture] | None = None
+        if live:
+            self._sender = BackgroundSender("mexit-save-unsure", self._save, _WAITING)
 
     @property
     def lost(self) -> int:
         """Pictures that were to be saved and were not."""
-        return self._sender.lost
+        return self._failures if self._sender is None else self._sender.lost
 
     def write(self, frame: RGB, prediction: CameraPrediction) -> None:
         """Save the frame, RGB (H, W, 3) uint8, if its answer is unsure and the last one was saved long enough ago."""
-        if prediction.reason == UNSURE and prediction.captured_s >= self._next_s:
-            self._next_s = prediction.captured_s + self._interval_s
-            self._sender.put((frame, prediction, self._now()))
+        if prediction.reason != UNSURE or prediction.captured_s < self._next_s:
+            return
+        self._next_s = prediction.captured_s + self._interval_s
+        picture = frame, prediction, self._now()
+        if self._sender is None:
+            self._failures += not self._save(picture)
+        else:
+            self._sender.put(picture)
 
     def event(self, event: CameraEvent) -> None:
         """Ignore the event."""
 
     def close(self) -> Path | None:
         """Save what waits; return the folder, or None if nothing was saved."""
-        self._sender.close()
+        if self._sender is not None:
+            self._sender.close()
         return self._folder if self._saved else None
 
-    def _save(self, item: tuple[RGB, CameraPrediction, datetime]) -> bool:
-        frame, prediction, saved_at = item
+    def _save(self, picture: _Picture) -> bool:
+        frame, prediction, saved_at = picture
         stem = f"{file_time(saved_at)}-{self._slug}-{prediction.frame_index:08}"
-        picture, answer = self._folder / f"{stem}.png", self._folder / f"{stem}.json"
+        png, answer = self._folder / f"{stem}.png", self._folder / f"{stem}.json"
         try:
             write_bytes(answer, to_json({**prediction.to_json(), "time": saved_at.isoformat(timespec="milliseconds")}))
-            write_bytes(picture, _png(frame))
-            self._quota.add(picture, answer)
+            write_bytes(png, _png(frame))
+            self._quota.add(png, answer)
         except (MexitError, OSError) as error:
             self._report(str(error))
             return False

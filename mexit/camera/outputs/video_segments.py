@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mexit.camera.frame import RGB
 from mexit.camera.outputs.disk_quota import DiskQuota
-from mexit.camera.outputs.file_names import FILE_TIME, file_time, utc_now
 from mexit.camera.outputs.output import FileOutput
+from mexit.camera.outputs.output_names import FILE_TIME, file_time, utc_now
 from mexit.camera.outputs.video_writer import VideoWriter
 from mexit.camera.overlay import Overlay
 from mexit.camera.prediction import CameraPrediction

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from mexit.camera.events import CameraEvent
@@ -13,12 +13,14 @@ from mexit.camera.frame import RGB, OnEvent
 from mexit.camera.outputs.background_sender import BackgroundSender
 from mexit.camera.outputs.message_settings import EVENT_KINDS, WebhookSettings
 from mexit.camera.prediction import CameraPrediction
-from mexit.camera.web import REQUEST_ERRORS, explain, post_json
+from mexit.camera.web import REQUEST_ERRORS, network_reason, post_json
 from mexit.core.printable import json_text
 from mexit.errors import UsageError
 
 _TRY_AGAIN = frozenset({408, 425, 429})  # and every status from 500 on
-_FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 60.0
+_HINTS = {401: ": check the user and the password", 403: ": check the address, the user and the password"}
+DELAY_S = 1.0
+_MAX_DELAY_S = 60.0
 
 
 class Webhook:
@@ -31,17 +33,18 @@ class Webhook:
 
     name = "webhook"
 
-    def __init__(self, settings: WebhookSettings, *, on_event: OnEvent) -> None:
+    def __init__(self, settings: WebhookSettings, *, on_event: OnEvent, delay_s: float = DELAY_S) -> None:
         """Start the thread; connect with the first event.
 
         Args:
             settings: address, kinds of events and attempts.
             on_event: called in another thread with a message when an event is lost.
+            delay_s: pause before the second attempt, seconds; it doubles for each further one.
 
         Raises:
             UsageError: the address or a kind of events is not valid.
         """
-        self._settings, self._on_event = settings, on_event
+        self._settings, self._on_event, self._delay_s = settings, on_event, delay_s
         self._host = _host(settings.url)
         for kind in settings.events:
             if kind not in EVENT_KINDS:
@@ -70,13 +73,13 @@ class Webhook:
         return None
 
     def _deliver(self, body: bytes) -> bool:
-        delay_s = _FIRST_DELAY_S
+        delay_s = self._delay_s
         for attempt in range(self._settings.retries + 1):
             try:
                 post_json(self._settings.url, body, self._settings.timeout_s)
             except REQUEST_ERRORS as error:
                 wait_s = _retry_after_s(error, delay_s)
-                failure = str(explain(error, self._host))
+                failure = _describe(error)
             else:
                 self._last_failure = ""
                 return True
@@ -90,7 +93,7 @@ class Webhook:
         """Report a lost event, but not the same cause again."""
         if failure != self._last_failure:
             self._last_failure = failure
-            self._on_event(f"webhook: an event is lost: {failure}")
+            self._on_event(f"webhook {self._host}: an event is lost: {failure}")
 
 
 def _retry_after_s(error: Exception, delay_s: float) -> float | None:
@@ -105,6 +108,16 @@ def _retry_after_s(error: Exception, delay_s: float) -> float | None:
     elif isinstance(error, ValueError):  # an address that urllib cannot use
         return None
     return delay_s * random.uniform(0.75, 1.25)  # several programs must not try at the same moment
+
+
+def _describe(error: Exception) -> str:
+    """Why an attempt failed, without the address."""
+    if not isinstance(error, HTTPError):
+        return network_reason(error.reason if isinstance(error, URLError) else error)
+    hint = _HINTS.get(error.code, "")
+    if 300 <= error.code < 400:
+        hint = ": redirects are not followed, name the last address"
+    return f"the server answers {error.code} {error.reason}{hint}"
 
 
 def _host(url: str) -> str:

@@ -94,7 +94,7 @@ class Card {
     const time = 1 - done.profile_s / done.static_profile_s;
     const each = seconds(done.profile_s / done.answers);
     figures.time.show(timed && some ? percent(time) : NONE, !timed ? "budgets are in MACs here" : some ? `${each} of ${us(model.static_us)} per answer` : "no answers yet");
-    figures.latency.show(q[0], `p95\u00a0${q[1]} · p99\u00a0${q[2]}`);
+    figures.latency.show(q[0], `p95\u00a0${q[1]}, p99\u00a0${q[2]}`);
     figures.unsure.show(some ? percent(done.unsure / done.answers) : NONE, `${count(done.unsure)} ${done.unsure === 1 ? "answer" : "answers"} withheld`);
     figures.flight.show(count(model.in_flight), "requests");
     this.spark.show(recent.slice(-SPARK_POINTS));

@@ -162,12 +162,14 @@ function step(exit, k, number, reached, explained) {
 function bar({ label, probability: p }) {
   const fill = el("i", { className: "fill", "aria-hidden": "true" });
   fill.style.width = `${100 * p}%`;
-  return el("tr", {}, el("th", { scope: "row" }, label), el("td", {}, el("div", { className: "track" }, fill)), el("td", { className: "number" }, probability(p)));
+  const track = el("div", { className: "track" }, fill);
+  return el("tr", {}, el("th", { scope: "row", title: label }, label, track), el("td", { className: "number" }, probability(p)));
 }
 
 const times = (margin) => (margin > 20 ? "over 100 million" : new Intl.NumberFormat("en", { maximumSignificantDigits: 3, notation: margin > 9 ? "compact" : "standard" }).format(Math.exp(margin)));
+const of_log_odds = (s) => probability(1 / (1 + Math.exp(-s)), 4);
 const MEASURES = {
-  "max-probability": [(s) => `The first class has ${probability(1 / (1 + Math.exp(-s)))}`, (s) => `it needs ${probability(1 / (1 + Math.exp(-s)))}`],
+  "max-probability": [(s) => `The first class has ${of_log_odds(s)}`, (s) => `it needs ${of_log_odds(s)}`],
   margin: [(s) => `The first class is ${times(s)} times as probable as the second`, (s) => `it needs ${times(s)} times`],
   entropy: [(s) => `The entropy is ${Math.abs(s).toFixed(3)}`, (s) => `it needs at most ${Math.abs(s).toFixed(3)}`],
   agreement: [(s) => `${Math.floor(s) === 1 ? "1 exit" : `${Math.floor(s)} exits`} in a row named this class: score ${s.toFixed(2)}`, (s) => `it needs ${s.toFixed(2)}`],

@@ -39,10 +39,10 @@ export function percent(share, places = 1) {
   return Number.isFinite(share) ? `${minus((100 * share).toFixed(places))}\u00a0%` : NONE;
 }
 
-// A probability near one keeps the digits that tell it from one.
-export function probability(p) {
-  if (p >= 0.9999995) return ">\u00a099.9999\u00a0%";
-  return percent(p, p > 0.999 ? 4 : p > 0.99 ? 2 : 1);
+// A probability that rounding would turn into one stays below it.
+export function probability(p, places = 1) {
+  const unit = 0.1 ** (places + 2);
+  return p >= 1 - unit / 2 ? `>\u00a0${percent(1 - unit, places)}` : percent(p, places);
 }
 
 export function seconds(s) {

@@ -1,4 +1,4 @@
-"""Names of files: those of cameras, which topics have too, and times."""
+"""Names of cameras and times in the names of files and topics."""
 
 from __future__ import annotations
 
