@@ -270,7 +270,9 @@ def show_cameras(reports: FleetReport) -> None:
     for report in reports.cameras:
         age = "-" if report.age_ms is None else f"{report.age_ms['p95']:.0f}"
         counts = map(str, (report.dropped, report.undecodable, report.reconnects))
-        rows.append([report.camera, str(report.frames), f"{report.fps:.1f}", *counts, age, output.percent(report.saved)])
+        rows.append(
+            [report.camera, str(report.frames), f"{report.fps:.1f}", *counts, age, output.percent(report.saved)]
+        )
     output.table("", columns, rows)
     for name, count in reports.lost.items():
         output.say(f"lost by {name}: {count}")

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 
 PREFIX = "MEXIT_"
-SECRETS = ("MEXIT_SOURCE", "MEXIT_TOKEN")  # an address may hold a password
+SECRETS = ("MEXIT_MQTT", "MEXIT_SOURCE", "MEXIT_TOKEN", "MEXIT_WEBHOOK")  # an address may hold a password
 VARIABLES = (
     "MEXIT_BACKEND",
     "MEXIT_BATCHING",
