@@ -51,8 +51,9 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         _MACHINE: "backend threads workers batching cost profile",
     },
     "camera": {
-        BASIC: "source budget out jsonl limit insecure json",
+        BASIC: "source budget out jsonl mqtt webhook limit insecure json",
         "Steady answers": "region run interval motion reuse votes hold",
+        "Outputs": "events jsonl_mb jsonl_keep segment out_mb save_unsure save_unsure_mb mqtt_topic",
         **_LIMITS,
         _MACHINE: "backend threads cost profile",
     },
