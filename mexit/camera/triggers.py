@@ -168,4 +168,4 @@ def _small_copy(rgb: RGB) -> NDArray[np.float32]:
         for count, size in zip(cells, rgb.shape[:2], strict=True)
     )
     sampled = rgb[rows[:, None], columns].astype(np.float32)
-    return sampled.reshape(cells[0], side, cells[1], side, 3).mean(axis=(1, 3))
+    return np.asarray(sampled.reshape(cells[0], side, cells[1], side, 3).mean(axis=(1, 3)), np.float32)
