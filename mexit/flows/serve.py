@@ -81,7 +81,7 @@ def serve_here(
             open_models(bundle, options, limits, note, tokens) as (app, models),
         ):
             note_grpc(addresses, note)
-            grpc = grpc_server(models, tokens, addresses)
+            grpc = grpc_server(models, tokens, addresses, options)
             uvicorn_server.run(app, models.server, bound, ready, grpc, context, SystemdNotify(os.environ))
     finally:
         uvicorn_server.close_all(bound)
@@ -99,8 +99,6 @@ def _check_options(bundle: Path, options: ServeOptions) -> None:
         raise UsageError(f"unknown batching '{options.batching}': choose from {', '.join(server_state.BATCHING)}")
     if options.grpc_port is not None and options.host.startswith(UNIX):
         raise UsageError(f"gRPC needs a host with ports, found {options.host}: leave out --grpc-port")
-    if options.grpc_port is not None and options.tls_cert is not None:
-        raise UsageError("gRPC has no TLS here: leave out --grpc-port or --tls-cert, or put a proxy in front of gRPC")
     middleware.read_tokens(options.token, options.token_file)
     tls.server_context(options.tls_cert, options.tls_key)
     ModelFolder(bundle, options.name)

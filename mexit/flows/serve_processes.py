@@ -136,7 +136,7 @@ def _work(channel: Channel, start: dict[str, Any]) -> None:
                 models.remove(name)
         threads = max((service.runtime.threads for service in models.services), default=1)
         workers = options.workers or max(1, min(limits.workers, cpus // threads))
-        grpc = grpc_server(models, tokens, start["grpc"])
+        grpc = grpc_server(models, tokens, start["grpc"], options)
         server = WorkerServer(app, models, channel, changes, {"workers": workers}, grpc, tls)
         server.run([])
     if server.orphaned:  # the supervisor was killed and has left its folder

@@ -40,9 +40,7 @@ def dashboard() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def served(
-    mixed_bundle: Path, tmp_path_factory: pytest.TempPathFactory, images: NDArray[np.float32]
-) -> Series:
+def served(mixed_bundle: Path, tmp_path_factory: pytest.TempPathFactory, images: NDArray[np.float32]) -> Series:
     """The labels of every metric of a server with time policies, rate limits and drift watch, by name."""
     folder = tmp_path_factory.mktemp("grafana")
     profile = Profile((100.0, 200.0, 400.0), 400.0, Bundle.open(mixed_bundle).id, "ort", "fp32", 1,
@@ -95,7 +93,9 @@ def test_the_choices_at_the_top_exist(dashboard: dict[str, Any], served: Series)
     assert variables.keys() == VARIABLES
     for one in variables.values():
         if one["type"] == "query":
-            metric, selected, label = re.fullmatch(r"label_values\((\w+)(?:\{(.*)\})?, (\w+)\)", one["definition"]).groups()  # type: ignore[union-attr]
+            metric, selected, label = re.fullmatch(
+                r"label_values\((\w+)(?:\{(.*)\})?, (\w+)\)", one["definition"]
+            ).groups()  # type: ignore[union-attr]
             labels = {label, *re.findall(r"(\w+)=", selected or "")}
             assert labels <= served[metric] | OF_PROMETHEUS
     used = set(re.findall(r"\$\{?(\w+)", json.dumps([*panels(dashboard)])))

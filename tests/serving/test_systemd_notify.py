@@ -179,7 +179,9 @@ def test_the_unit_of_the_examples_is_valid_and_hardened(tmp_path: Path) -> None:
     """systemd knows every option; the programs of the unit are replaced by ones that exist here."""
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/opt/mexit/bin/mexit", sys.executable))
-    checked = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
+    )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", unit]
     rated = subprocess.run(command, capture_output=True, text=True, check=False)  # 20: exposure of at most 2.0 of 10
