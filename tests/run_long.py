@@ -28,7 +28,8 @@ RESULTS = {0: "passed", 5: "skipped"}
 REQUIREMENTS = {
     "tests/long/test_timm_networks.py": "tests/long/timm-requirements.txt",
     "tests/long/test_opencv_examples.py": "tests/long/opencv-requirements.txt",
-    "tests/long/test_unmodified_clients.py": "tests/long/clients-requirements.txt",
+    "tests/long/test_kserve_clients.py": "tests/long/clients-requirements.txt",
+    "tests/long/test_triton_clients.py": "tests/long/clients-requirements.txt",
 }
 
 
