@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def test_unsure_answers_follow_the_calibrated_thresholds(bundle_copy: Path, othe
     )
     entry = calibrate_bundle(bundle_copy, options=options).entry
     assert (entry.reject.n, entry.reject.n_unknown, entry.reject.max_unknown) == (81, COUNT // 2, 0.2)
+    assert entry.reject.reject_from == f"folder:{other_things}"
     bundle = Bundle.open(bundle_copy)
     unknown = [bundle.load_trace(ref) for ref in entry.evidence if ref.condition == UNKNOWN]
     assert [trace.origin.split for trace in unknown] == ["calibration", "certification"]
@@ -62,9 +64,38 @@ def test_unsure_answers_follow_the_calibrated_thresholds(bundle_copy: Path, othe
 def test_without_max_error_the_next_calibration_removes_the_option(bundle_copy: Path) -> None:
     calibrate_bundle(bundle_copy, options=CalibrateOptions(max_error=0.2, attack="none"))
     assert json.loads((bundle_copy / "policies.json").read_text())["version"] == 2
-    entry = calibrate_bundle(bundle_copy, options=CalibrateOptions(attack="none")).entry
-    assert entry.reject is None
+    result = calibrate_bundle(bundle_copy, options=CalibrateOptions(attack="none"))
+    assert result.entry.reject is None
     assert json.loads((bundle_copy / "policies.json").read_text())["version"] == 1
+    [lost] = result.lost
+    assert lost.text.startswith("removed: the reject option (at most 20.00% wrong answers)")
+    restored = typed(*shlex.split(lost.command)[1:], "--attack", "none", "--cost", "macs", "--json")
+    assert json.loads(restored.stdout)["entry"]["reject"]["max_error"] == 0.2
+    assert json.loads(restored.stdout)["lost"] == []
+
+
+def test_an_export_that_replaces_a_bundle_says_that_the_option_is_removed(bundle_copy: Path, workspace: Path) -> None:
+    """Without a new calibration the thresholds are removed too."""
+    calibrate_bundle(bundle_copy, options=CalibrateOptions(max_error=0.2, attack="none"))
+    arguments = ("export", workspace / "runs" / "digits", "--out", bundle_copy, "--exits", "all", "--replace")
+    policies = (bundle_copy / "policies.json").read_bytes()
+    shown = " ".join(typed(*arguments, "--attack", "none").stdout.split())
+    command = f"mexit calibrate {bundle_copy} --backend ort --max-error 0.2"
+    assert "removed: the reject option (at most 20.00% wrong answers), which the replaced calibration" in shown
+    assert command in shown
+    (bundle_copy / "policies.json").write_bytes(policies)
+    [lost] = json.loads(typed(*arguments, "--no-calibrate", "--json").stdout)["lost"]
+    assert lost["text"].startswith("removed: thresholds and the reject option")
+    assert lost["command"] == command
+
+
+def test_an_option_that_withholds_nothing_says_so(bundle_copy: Path, other_things: Path) -> None:
+    arguments = ("calibrate", bundle_copy, "--attack", "none", "--max-error", "0.5", "--confidence", "0.6")
+    words = " ".join(typed(*arguments).stdout.split())
+    assert "full: every picture of the certification split is answered" in words
+    assert "--reject-from folder:PATH" in words
+    words = " ".join(typed("calibrate", bundle_copy, "--attack", "none", "--max-error", "0.15").stdout.split())
+    assert "every picture of the certification split" not in words
 
 
 def test_a_certificate_and_the_option_are_stored_together(bundle_copy: Path) -> None:
@@ -112,7 +143,8 @@ def test_an_error_that_cannot_be_certified_changes_nothing_and_has_exit_code_3(b
     before = (bundle_copy / "policies.json").read_bytes()
     said = refused("calibrate", bundle_copy, "--attack", "none", "--max-error", "0.002", code=3)
     assert "cannot be certified at confidence 0.95 on 81 pictures" in said
-    assert "would be enough" in said
+    assert "would be enough; the whole data set has 1797 pictures and needs" in said
+    assert "is the smallest that this data certifies at that confidence" in said
     assert (bundle_copy / "policies.json").read_bytes() == before
 
 
