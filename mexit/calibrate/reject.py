@@ -346,7 +346,7 @@ def _remedy(case: _Case, reject: float, request: RejectRequest, data_size: int |
 
 
 def _smallest_error(calibration: _Case, certification: _Case, request: RejectRequest) -> str:
-    """The smallest `max_error` that this data certifies, in steps of `STEP`, and its coverage; "" without one."""
+    """The smallest `max_error` that this data certifies, in steps of `STEP`, and its coverage."""
 
     def coverage(steps: int) -> float | None:
         larger = replace(request, max_error=round(steps * STEP, 6))
@@ -354,9 +354,11 @@ def _smallest_error(calibration: _Case, certification: _Case, request: RejectReq
         return None if reject is None else certification.outcome(reject, ()).coverage
 
     low, high = int(request.max_error / STEP + 1e-9), round(LARGEST / STEP)
-    answered = coverage(high) if low < high else None
-    if answered is None:
+    if low >= high:
         return ""
+    answered = coverage(high)
+    if answered is None:
+        return f"; no --max-error up to {LARGEST:g} can be certified on this data at that confidence"
     while high - low > 1:
         middle = (low + high) // 2
         found = coverage(middle)
