@@ -69,7 +69,9 @@ def serve(
     tls_cert: Annotated[
         Path | None,
         typer.Option(
-            envvar="MEXIT_TLS_CERT", help="Serve HTTPS with this certificate chain, a PEM file.", show_default=False
+            envvar="MEXIT_TLS_CERT",
+            help="Serve HTTPS, and gRPC in TLS, with this certificate chain, a PEM file.",
+            show_default=False,
         ),
     ] = None,
     tls_key: Annotated[
@@ -167,6 +169,8 @@ def serve(
         header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None or token_file is not None else ""
         if url.startswith(_UNIX):
             header, url = f"--unix-socket {shell_path(url.removeprefix(_UNIX))} {header}", _unix_url(tls_cert)
+        else:
+            output.say(f"dashboard: {url}/")
         if not is_bundle(path):
             output.next_commands(f"curl {header}-X POST {url}/v2/repository/index", f"curl {header}{url}/metrics")
             return
