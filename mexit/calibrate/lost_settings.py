@@ -88,7 +88,7 @@ def _settings(entry: PolicyEntry) -> Mapping[str, _Setting]:
             found["unknown"] = _Setting("its bound for pictures of other things", others)
     for one in entry.certificates:
         name, risk = one.get("name") or CERTIFIED, f"{one['max_risk']:g}"
-        options = ("--target-drop", risk) if name == TARGET else ("--max-risk", risk)
+        options: tuple[str, ...] = ("--target-drop", risk) if name == TARGET else ("--max-risk", risk)
         if name != TARGET and one["loss"] != _DEFAULT.loss:
             options = (*options, "--loss", one["loss"])
         if one.get("max_macs") is not None:

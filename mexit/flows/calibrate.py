@@ -319,7 +319,7 @@ def _record_traces(
     others = (
         () if unknown is None else (trace(unknown.clean(name), unknown) for name in ("calibration", "certification"))
     )
-    return CalibrationTraces(*both("calibration"), *both("certification"), *others, data_size=source.size)
+    return replace(CalibrationTraces(*both("calibration"), *both("certification"), *others), data_size=source.size)
 
 
 def _store(
