@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def _lost_by(old: PolicyEntry, new: PolicyEntry | None, bundle: Path) -> LostSet
     )
 
 
-def _settings(entry: PolicyEntry) -> Mapping[str, _Setting]:
+def _settings(entry: PolicyEntry) -> dict[str, _Setting]:
     """The settings of a calibration by name."""
     found = {}
     if (terms := entry.reject) is not None:
