@@ -92,9 +92,10 @@ class LabelChanges:
         """Take the answer of one frame."""
         if answer.label != self._last:
             self._last = answer.label
-            confidence = output.percent(answer.confidence)
-            label = answer.label or answer.reason
-            output.say(f"frame {answer.frame_index}: {label}, {confidence} at exit {answer.exit}")
+            label = answer.reason  # an unsure answer has neither a class nor the confidence in one
+            if answer.label is not None:
+                label = f"{answer.label}, {output.percent(answer.confidence)}"
+            output.say(f"frame {answer.frame_index}: {label} at exit {answer.exit}")
 
 
 def report_to_json(report: CameraReport) -> dict[str, Any]:

@@ -153,8 +153,10 @@ def serve(
     A folder of bundles (NAME/bundle.json, or NAME/1, NAME/2, ...) serves them all; the highest number is the version.
     """
     from mexit.flows.serve import ServeOptions, serve_bundle
+    from mexit.serving.model_folder import ModelFolder
 
     path = bundle or newest(BUNDLES, output.RichProgress())
+    models = [] if is_bundle(path) else list(ModelFolder(path).versions())
 
     def announce(url: str) -> None:
         try:
@@ -167,10 +169,12 @@ def serve(
         header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None or token_file is not None else ""
         if url.startswith(_UNIX):
             header, url = f"--unix-socket {shell_path(url.removeprefix(_UNIX))} {header}", _unix_url(tls_cert)
-        if not is_bundle(path):
-            output.next_commands(f"curl {header}-X POST {url}/v2/repository/index", f"curl {header}{url}/metrics")
-            return
-        output.next_commands(f"curl {header}--data-binary @IMAGE.png {url}/v1/classify", f"curl {header}{url}/metrics")
+        classify = f"{url}/v1/classify"
+        lines = [f"curl {header}{url}/metrics"]
+        if models:
+            classify = f"'{classify}?model={models[0]}'"  # a shell may expand the question mark
+            lines.insert(0, f"curl {header}-X POST {url}/v2/repository/index")
+        output.next_commands(f"curl {header}--data-binary @IMAGE.png {classify}", *lines)
 
     options = ServeOptions(
         budget=budget,
