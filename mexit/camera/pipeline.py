@@ -22,6 +22,7 @@ from mexit.camera.identify_source import identify_source
 from mexit.camera.latest_frame import read_in_thread
 from mexit.camera.live_stream import LiveReader, LiveSettings
 from mexit.camera.parse_source import Source, is_image, parse_source
+from mexit.camera.prediction import CameraPrediction
 from mexit.camera.readers import read_files
 from mexit.errors import BadInput, Damaged, Overloaded
 from mexit.runtime.prediction import Prediction
@@ -32,35 +33,6 @@ if TYPE_CHECKING:
 
 IMAGE_DURATION_S = 0.5  # of an image in a folder played in real time, and in annotated video
 _LOG = logging.getLogger("mexit.camera")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CameraPrediction(Prediction):
-    """A prediction with the data of its frame.
-
-    Attributes:
-        source: file or address of the frame, without credentials.
-        frame_index: position among all frames that arrived, from 0.
-        time_s: timestamp in the video, seconds; None for images.
-        captured_s: arrival by `time.monotonic()`, seconds.
-        age_ms: from the arrival to the answer, milliseconds.
-        dropped: frames dropped since the start, for newer ones or by the rate limiter.
-    """
-
-    source: str
-    frame_index: int
-    time_s: float | None
-    captured_s: float
-    age_ms: float
-    dropped: int
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values; times are rounded to a microsecond."""
-        value = super().to_json()
-        value["time_s"] = None if self.time_s is None else round(self.time_s, 6)
-        value["captured_s"] = round(self.captured_s, 6)
-        value["age_ms"] = round(self.age_ms, 3)
-        return value
 
 
 AnsweredFrame = tuple[RGB, CameraPrediction]
@@ -139,20 +111,22 @@ def _answer_frames(
                 reader.on_event(f"{frame.source}: frame {frame.index} is skipped{last_error}")
                 continue
             answered += 1
-            yield rgb, _camera_prediction(frame, prediction, counters.refused)
+            yield rgb, _camera_prediction(reader.source.name, frame, prediction, counters.refused)
     if not answered and not counters.refused and not reader.stopped():
         raise Damaged(f"{reader.source.name}: not one of {counters.arrived} frames can be decoded{last_error}")
 
 
-def _camera_prediction(frame: Frame, prediction: Prediction, refused: int) -> CameraPrediction:
+def _camera_prediction(camera: str, frame: Frame, prediction: Prediction, refused: int) -> CameraPrediction:
     return CameraPrediction(
         **{field.name: getattr(prediction, field.name) for field in fields(prediction)},
+        camera=camera,
         source=frame.source,
         frame_index=frame.index,
         time_s=frame.time_s,
         captured_s=frame.captured_s,
         age_ms=(time.monotonic() - frame.captured_s) * 1e3,
         dropped=frame.dropped + refused,
+        steady=prediction.label,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from mexit.camera.frame import RGB
-from mexit.camera.pipeline import CameraPrediction
+from mexit.camera.prediction import CameraPrediction
 from mexit.core.printable import json_text
 from mexit.errors import MexitError
 

@@ -17,7 +17,8 @@ import numpy as np
 from mexit.camera.decode import ffmpeg_message, import_av
 from mexit.camera.frame import RGB
 from mexit.camera.overlay import Overlay
-from mexit.camera.pipeline import IMAGE_DURATION_S, CameraPrediction
+from mexit.camera.pipeline import IMAGE_DURATION_S
+from mexit.camera.prediction import CameraPrediction
 from mexit.core.atomic_io import sync_path
 from mexit.errors import MexitError, MissingExtra, UsageError
 

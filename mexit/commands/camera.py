@@ -25,7 +25,7 @@ from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.budget import format_macs
 
 if TYPE_CHECKING:
-    from mexit.camera.pipeline import CameraPrediction
+    from mexit.camera.prediction import CameraPrediction
     from mexit.flows.camera import CameraReport
 
 

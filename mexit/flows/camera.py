@@ -12,7 +12,8 @@ from mexit.camera.identify_source import identify_source
 from mexit.camera.live_stream import LiveSettings
 from mexit.camera.overlay import Overlay
 from mexit.camera.parse_source import Source, parse_source
-from mexit.camera.pipeline import CameraPrediction, classify_frames
+from mexit.camera.pipeline import classify_frames
+from mexit.camera.prediction import CameraPrediction
 from mexit.camera.sinks import JsonLines, Sink
 from mexit.camera.video_writer import VideoWriter
 from mexit.core.budget import Macs

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mexit.camera.pipeline import CameraPrediction
+from mexit.camera.prediction import CameraPrediction
 from mexit.runtime.prediction import Prediction
 
 TICKS = 90_000
@@ -111,10 +111,12 @@ def camera_prediction(time_s: float | None = 0.0, captured_s: float = 0.0, **cha
     """A prediction of a frame with the given timestamp and arrival, seconds."""
     return CameraPrediction(
         **vars(prediction(**changes)),
+        camera="gate",
         source="s",
         frame_index=0,
         time_s=time_s,
         captured_s=captured_s,
         age_ms=1.0,
         dropped=0,
+        steady=changes.get("label", "zero"),
     )

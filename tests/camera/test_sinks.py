@@ -39,11 +39,13 @@ def test_each_line_is_flushed(tmp_path: Path) -> None:
         "latency_ms": 1.0,
         "budget": "low",
         "receipt": None,
+        "camera": "gate",
         "source": "s",
         "frame_index": 0,
         "time_s": 0.666667,
         "captured_s": 0.0,
         "age_ms": 1.0,
         "dropped": 0,
+        "steady": "größer",
     }
     assert sink.close() == path
