@@ -152,11 +152,10 @@ def serve(
 
     A folder of bundles (NAME/bundle.json, or NAME/1, NAME/2, ...) serves them all; the highest number is the version.
     """
-    from mexit.flows.serve import ServeOptions, serve_bundle
-    from mexit.serving.model_folder import ModelFolder
+    from mexit.flows.serve import ServeOptions, model_names, serve_bundle
 
     path = bundle or newest(BUNDLES, output.RichProgress())
-    models = [] if is_bundle(path) else list(ModelFolder(path).versions())
+    models = () if is_bundle(path) else model_names(path)
 
     def announce(url: str) -> None:
         try:

@@ -108,6 +108,11 @@ def _serve_here(
         uvicorn_server.close_all(bound)
 
 
+def model_names(folder: Path) -> tuple[str, ...]:
+    """The names of the models in a folder of bundles. Raises as `serve_bundle`."""
+    return tuple(ModelFolder(folder).versions())
+
+
 def _check_options(bundle: Path, options: ServeOptions) -> None:
     """Check what needs no model. Raises `UsageError`, `NotFound`."""
     from mexit.serving import middleware, server_state, tls
