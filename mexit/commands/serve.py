@@ -168,6 +168,8 @@ def serve(
         header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None or token_file is not None else ""
         if url.startswith(_UNIX):
             header, url = f"--unix-socket {shell_path(url.removeprefix(_UNIX))} {header}", _unix_url(tls_cert)
+        else:
+            output.say(f"dashboard: {url}/")
         classify = f"{url}/v1/classify"
         lines = [f"curl {header}{url}/metrics"]
         if models:

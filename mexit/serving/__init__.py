@@ -21,6 +21,10 @@ Around them:
     model_info        server and model metadata
     openapi           the OpenAPI description; openapi_schemas: its JSON values; api_page: it as a page
     metrics           Prometheus series and Triton's statistics
+    profile_times     time of answers by the latency profile
+    server_stats      state of the server and its models as JSON
+    explanation_json  what every exit answers for one image, as JSON
+    dashboard_files   the page at `/`, which shows these two; its files are in `dashboard/`
     limits            sizes, counts and times that bound the server
     secret_file       files of keys and tokens
     tls               certificates

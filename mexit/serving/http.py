@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mexit.errors import BadInput, NotFound
-from mexit.serving import api_page, model_info, openapi
+from mexit.serving import api_page, dashboard_files, model_info, openapi, server_stats
 from mexit.serving.asgi import App, Handler, Request, Response, Route, Routes
 from mexit.serving.image_body import HOW_TO_SEND
 from mexit.serving.metrics import CONTENT_TYPE
@@ -16,7 +16,12 @@ from mexit.serving.middleware import BearerTokens, Tokens, check_admin, client_i
 from mexit.serving.oip import HEADER_LENGTH
 from mexit.serving.repository import ModelRepository
 from mexit.serving.request_body import content_encoding, decompress, parse_json, read_body, short_repr
-from mexit.serving.request_options import UNLOAD_PARAMETERS, check_load_parameters, options_from_query
+from mexit.serving.request_options import (
+    UNLOAD_PARAMETERS,
+    budget_from_query,
+    check_load_parameters,
+    options_from_query,
+)
 from mexit.serving.responses import json_response, response_to_error
 from mexit.serving.service import IncomingRequest, Service
 from mexit.serving.worker_pool import Job
@@ -114,6 +119,32 @@ async def classify(request: Request) -> Response:
         job = partial(service.classify, options=options)
         prediction = await _run_job(request, "classify", service, job)
     return json_response(prediction.to_json())
+
+
+async def explain(request: Request) -> Response:
+    """`POST /v1/explain`: an encoded image to the answers of all exits, by the model that the query names."""
+    query = dict(request.query)
+    repository = _repository(request)
+    name = query.pop("model", None) or _only_model(repository)
+    budget = budget_from_query(query)
+    with repository.use(name) as service:
+        explanation = await _run_job(request, "explain", service, partial(service.explain, budget=budget))
+    return json_response(explanation)
+
+
+async def stats(request: Request) -> Response:
+    """`GET /v1/stats`: the state of the server and of its models."""
+    return json_response(server_stats.server_stats(_repository(request)))
+
+
+async def dashboard(_: Request) -> Response:
+    """`GET /`: the dashboard."""
+    return dashboard_files.dashboard_file(dashboard_files.INDEX)
+
+
+async def dashboard_part(request: Request) -> Response:
+    """`GET /dashboard/{file}`: a file that the dashboard loads."""
+    return dashboard_files.dashboard_file(request.path_params["file"])
 
 
 async def metrics(request: Request) -> Response:
@@ -224,6 +255,10 @@ ROUTES = [
     Route("/v2/repository/models/{model}/load", load_model, "POST"),
     Route("/v2/repository/models/{model}/unload", unload_model, "POST"),
     Route("/v1/classify", classify, "POST"),
+    Route("/v1/explain", explain, "POST"),
+    Route("/v1/stats", stats),
+    Route("/", dashboard),
+    Route("/dashboard/{file}", dashboard_part),
     Route("/metrics", metrics),
     Route("/openapi.json", api_description),
     Route("/docs", api_docs),

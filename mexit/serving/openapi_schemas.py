@@ -91,6 +91,74 @@ _RECEIPT: Json = _object(
     }
 )
 
+_SHARE: Json = {"type": "number", "minimum": 0, "maximum": 1}
+_EXIT_ANSWER: Json = _object(
+    {
+        "exit": _COUNT,
+        "macs": _COUNT,
+        "us": {"description": "Microseconds of leaving here, by the latency profile.", **_or_null(_NUMBER)},
+        "score": {"description": "Confidence score, in units of the measure.", **_or_null(_NUMBER)},
+        "threshold": {"description": "Score at which an image leaves here.", **_or_null(_NUMBER)},
+        "everything": {"description": "Every image that comes here leaves here.", **_TRUTH},
+        "classes": {
+            "description": "The most probable classes.",
+            **_list(_object({"index": _COUNT, "label": _TEXT, "probability": _SHARE})),
+        },
+    }
+)
+
+_MODEL_STATS: Json = _object(
+    {
+        "name": _TEXT,
+        "version": _TEXT,
+        "id": _TEXT,
+        "engine": _TEXT,
+        "precision": _TEXT,
+        "threads": _COUNT,
+        "input": _SHAPE,
+        "classes": _COUNT,
+        "budget": _TEXT,
+        "budgets": _object(
+            {
+                "unit": {"type": "string", "enum": ["macs", "us"]},
+                "calibrated": _TRUTH,
+                "lowest": _NUMBER,
+                "named": {"type": "object", "additionalProperties": _NUMBER},
+            }
+        ),
+        "exits": _list(_object({"exit": _COUNT, "macs": _COUNT, "us": _or_null(_NUMBER), "answers": _COUNT})),
+        "answers_by_budget": {"type": "object", "additionalProperties": _COUNT},
+        "static_macs": _COUNT,
+        "static_us": _or_null(_NUMBER),
+        "totals": _object(
+            {
+                **dict.fromkeys(("macs", "static_macs", "saved_macs", "unsure"), _COUNT),
+                **dict.fromkeys(("profile_s", "static_profile_s"), _NUMBER),
+            }
+        ),
+        "latency": {
+            "description": "Durations of requests: upper edges of the buckets but the last, and cumulative counts.",
+            **_object({"le_s": _list(_NUMBER), "counts": _list(_COUNT)}),
+        },
+        "in_flight": _COUNT,
+        "drift": _or_null(_object(dict.fromkeys(("alarms", "compared", "disagreed", "macs"), _COUNT))),
+    }
+)
+
+_LIMIT: Json = _or_null(_object({"macs_per_s": _COUNT, "burst_macs": _COUNT}))
+_RATE_LIMITER: Json = _object(
+    {
+        "all": _LIMIT,
+        "client": _LIMIT,
+        "tokens": _or_null({"type": "integer"}),
+        **dict.fromkeys(("clients", "waiting", "waits", "overloaded", "refused_rows"), _COUNT),
+    }
+)
+
+_INDEX: Json = _list(
+    _object({"name": _TEXT, "version": _TEXT, "state": {"type": "string", "enum": list(_STATES)}, "reason": _TEXT})
+)
+
 SCHEMAS: Json = {
     "Error": _object({"error": _TEXT}, additionalProperties=False),
     "Empty": _object({}, additionalProperties=False),
@@ -155,9 +223,7 @@ SCHEMAS: Json = {
         },
         ("id",),
     ),
-    "Index": _list(
-        _object({"name": _TEXT, "version": _TEXT, "state": {"type": "string", "enum": list(_STATES)}, "reason": _TEXT})
-    ),
+    "Index": _INDEX,
     "IndexRequest": _object({"ready": {"type": ["boolean", "null"]}}, ("ready",)),
     "ChangeRequest": _object(
         {
@@ -186,6 +252,39 @@ SCHEMAS: Json = {
             "latency_ms": _NUMBER,
             "budget": _TEXT,
             "receipt": _or_null(_RECEIPT),
+        }
+    ),
+    "Explanation": _object(
+        {
+            "budget": _TEXT,
+            "measure": _TEXT,
+            "exit": {"description": "The exit at which the image leaves.", **_COUNT},
+            "reason": {"type": "string", "enum": ["confident", "last", UNSURE]},
+            "index": {"type": ["integer", "null"]},
+            "label": {"type": ["string", "null"]},
+            "macs": _COUNT,
+            "static": {"description": "The budget runs the static network alone.", **_TRUTH},
+            "static_macs": _COUNT,
+            "exits": _list(_EXIT_ANSWER),
+        }
+    ),
+    "ServerStats": _object(
+        {
+            "name": _TEXT,
+            "version": _TEXT,
+            "state": {"type": "string", "enum": ["ready", "stopping"]},
+            "batching": _TEXT,
+            "started_s": {"description": "Seconds since 1970.", **_or_null(_NUMBER)},
+            "memory_bytes": _COUNT,
+            "cpu_s": _NUMBER,
+            "models": _list(_MODEL_STATS),
+            "repository": _INDEX,
+            "rate_limiter": _or_null(_RATE_LIMITER),
+            "errors": {
+                "description": "Responses with an error status, by status.",
+                "type": "object",
+                "additionalProperties": _COUNT,
+            },
         }
     ),
 }

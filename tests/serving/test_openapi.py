@@ -54,14 +54,19 @@ def test_answers_are_as_described(
     server: Server, images: NDArray[np.float32], sample_png: bytes, method: str, path: str
 ) -> None:
     """The answers of a good request, and of one for a model that is not there."""
-    bodies = {"infer": infer_body(images[:2], mexit_receipts=True), "classify": sample_png}
+    bodies = {
+        "infer": infer_body(images[:2], mexit_receipts=True),
+        "classify": sample_png,
+        "explain": sample_png,
+    }
     body = bodies.get(path.rpartition("/")[2], b"")
-    known = path.format(model="digits", version=1)
+    query = "?receipts=true" if path == "/v1/classify" else ""
+    known = path.format(model="digits", version=1, file="dashboard.js")
     if not path.startswith("/v2/repository/models/"):  # of the tests' common server
-        answer = server.ask(method, f"{known}?receipts=true", body)
+        answer = server.ask(method, f"{known}{query}", body)
         assert answer[0] == 200
         assert_described(method, path, answer)
-    unknown = path.format(model="letters", version=1)
+    unknown = path.format(model="letters", version=1, file="letters.js")
     if unknown != path:
         answer = server.ask(method, unknown, body)
         assert answer[0] == 404

@@ -19,12 +19,12 @@ def test_the_command_for_a_folder_of_models_names_one(digits_bundle: Path, sampl
     process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(5)]
+        lines = [process.stdout.readline() for _ in range(6)]
         classify = next(shlex.split(one) for one in lines if "--data-binary" in one)
         with urllib.request.urlopen(classify[-1], data=sample_png, timeout=20) as answer:
             assert answer.status == 200
         assert classify[-1].endswith("/v1/classify?model=night-cam")
-        assert [one.split("/", 3)[-1] for one in lines[3:]] == ["v2/repository/index\n", "metrics\n"]
+        assert [one.split("/", 3)[-1] for one in lines[4:]] == ["v2/repository/index\n", "metrics\n"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     finally:
