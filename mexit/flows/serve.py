@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mexit.flows.serve_models import Note, ServeOptions, grpc_server, note_grpc,
 from mexit.serving.limits import Limits
 from mexit.serving.model_folder import ModelFolder
 from mexit.serving.open_files import allow_connections
+from mexit.serving.systemd_notify import SystemdNotify
 from mexit.serving.unix_socket import PREFIX as UNIX
 
 __all__ = ["ServeOptions", "serve_bundle"]
@@ -35,6 +37,7 @@ def serve_bundle(
     """Serve until SIGTERM or SIGINT; then answer the requests in flight and return.
 
     A signal before the server is ready ends the start. A second signal ends the process.
+    systemd is told when requests are accepted, as long as they are answered, and when the server stops.
 
     Args:
         bundle: the bundle's directory, or a folder of models: NAME/bundle.json, or NAME/1, NAME/2, ...
@@ -102,8 +105,9 @@ def _serve_here(
             open_models(bundle, options, limits, note, tokens) as (app, models),
         ):
             note_grpc(addresses, note)
-            grpc = grpc_server(models, tokens, addresses)
-            uvicorn_server.run(app, models.server, bound, ready, grpc, context, signals)
+            grpc = grpc_server(models, tokens, addresses, options)
+            systemd = SystemdNotify(os.environ)
+            uvicorn_server.run(app, models.server, bound, ready, grpc, context, signals, systemd)
     finally:
         uvicorn_server.close_all(bound)
 
@@ -125,8 +129,6 @@ def _check_options(bundle: Path, options: ServeOptions) -> None:
         raise UsageError(f"unknown batching '{options.batching}': choose from {', '.join(server_state.BATCHING)}")
     if options.grpc_port is not None and options.host.startswith(UNIX):
         raise UsageError(f"gRPC needs a host with ports, found {options.host}: leave out --grpc-port")
-    if options.grpc_port is not None and options.tls_cert is not None:
-        raise UsageError("gRPC has no TLS here: leave out --grpc-port or --tls-cert, or put a proxy in front of gRPC")
     middleware.read_tokens(options.token, options.token_file)
     tls.server_context(options.tls_cert, options.tls_key)
     ModelFolder(bundle, options.name)
