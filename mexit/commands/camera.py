@@ -172,8 +172,10 @@ class LabelChanges:
         if answer.steady == self._last or (answer.steady is None and answer.label is not None):  # votes still count
             return
         self._last = answer.steady
-        confidence = output.percent(answer.confidence)
-        output.say(f"frame {answer.frame_index}: {answer.steady or 'unsure'}, {confidence} at exit {answer.exit}")
+        label = "unsure"  # neither a class nor the confidence in one
+        if answer.steady is not None:
+            label = f"{answer.steady}, {output.percent(answer.confidence)}"
+        output.say(f"frame {answer.frame_index}: {label} at exit {answer.exit}")
 
 
 def report_to_json(report: CameraReport) -> dict[str, Any]:
