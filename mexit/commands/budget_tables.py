@@ -10,8 +10,9 @@ from mexit.core.budget import short_macs
 from mexit.core.trace import UNKNOWN
 
 if TYPE_CHECKING:
-    from mexit.calibrate.lost_settings import LostSettings
     from mexit.core.policies_file import FrontierPoint, Outcome, PolicyEntry
+    from mexit.flows.calibrate import CalibrateResult
+    from mexit.flows.export import ExportResult
     from mexit.runtime.latency_profile import Profile
 
 
@@ -112,9 +113,9 @@ def show_reject(entry: PolicyEntry, table: Mapping[str, Any] | None) -> None:
         )
 
 
-def show_lost(lost: Sequence[LostSettings]) -> None:
+def show_lost(result: CalibrateResult | ExportResult) -> None:
     """Print what the replaced calibration had and the new one has not, and the commands that restore it."""
-    for one in lost:
+    for one in result.lost:
         output.paragraph(one.text)
         output.say(f"  {one.command}")
 

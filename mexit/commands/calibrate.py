@@ -157,7 +157,7 @@ def show_calibration(result: CalibrateResult) -> None:
     if result.unavailable:
         names = ", ".join(result.unavailable)
         output.say(f"not available: {names}: the answers of early exits alone break the bound of --max-error")
-    show_lost(result.lost)
+    show_lost(result)
     budget = "low" if "low" in result.entry.named else next(iter(result.entry.named))
     output.next_commands(f"mexit serve --budget {budget}", "mexit evaluate")
 

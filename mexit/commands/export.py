@@ -168,7 +168,7 @@ def show_export(result: ExportResult) -> None:
         _show_precision(report)
     if result.calibration:
         budget_tables.show_expected(result.calibration.expected)
-    budget_tables.show_lost(result.lost)
+    budget_tables.show_lost(result)
     output.next_commands(
         *(["mexit calibrate"] if not result.calibration else []),
         *(["mexit calibrate --backend ort:int8"] if report and report.precision == "int8" else []),
