@@ -224,11 +224,11 @@ class LabelChanges:
         if answer.steady == last or (answer.steady is None and answer.label is not None):  # votes still count
             return
         self._last[answer.camera] = answer.steady
-        confidence = output.percent(answer.confidence)
+        label = "unsure"  # neither a class nor the confidence in one
+        if answer.steady is not None:
+            label = f"{answer.steady}, {output.percent(answer.confidence)}"
         camera = f"{answer.camera}: " if self._with_camera else ""
-        output.say(
-            f"{camera}frame {answer.frame_index}: {answer.steady or 'unsure'}, {confidence} at exit {answer.exit}"
-        )
+        output.say(f"{camera}frame {answer.frame_index}: {label} at exit {answer.exit}")
 
 
 def report_to_json(report: CameraReport) -> dict[str, Any]:

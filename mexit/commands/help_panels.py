@@ -26,7 +26,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     "evaluate": {
         BASIC: "data_dir samples budgets attacks report json",
         "Attacks": "eps steps restarts strong_samples targets queries exits transfer",
-        _MACHINE: "backend device batch",
+        _MACHINE: "backend threads device batch",
     },
     "export": {
         BASIC: "out data_dir replace attack json",
