@@ -75,7 +75,8 @@ def _camera(
     request = RequestOptions(deadline_ms=settings.deadline_ms)
     if settings.budget is not None:
         request["budget"] = settings.budget
-    overlay = Overlay(manifest.numbers, manifest.cumulative_macs)
+    region = settings.steady.region
+    overlay = Overlay(manifest.numbers, manifest.cumulative_macs, region)
     return Camera(
         name=settings.name,
         source=parse_source(settings.source),
@@ -86,6 +87,6 @@ def _camera(
         live=LiveSettings(insecure=settings.insecure),
         keep_trying=keep_trying,
         limit=limit,
-        open_outputs=partial(open_files, settings, settings.name, overlay, on_event=on_message),
+        open_outputs=partial(open_files, settings, settings.name, overlay, region=region, on_event=on_message),
         shared=shared,
     )

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mexit.camera.outputs.save_unsure import SaveUnsure
 from mexit.camera.prediction import CameraPrediction
+from mexit.camera.region import Region
 from mexit.errors import UsageError
 from mexit.flows.camera import CameraOptions, run_camera
 
@@ -49,6 +50,14 @@ def test_unsure_answers_alone_are_saved(tmp_path: Path, live: bool) -> None:
     assert (answer["camera"], answer["label"], answer["reason"]) == ("gate", None, "unsure")
     assert (answer["confidence"], answer["time"]) == (0.25, "2026-01-31T23:59:59.500+00:00")
     assert saver.lost == 0
+
+
+def test_the_region_is_saved_as_the_network_saw_it(tmp_path: Path) -> None:
+    saver = SaveUnsure(tmp_path, "gate", live=False, region=Region(0.5, 0, 0.5, 0.25), on_event=print)
+    saver.write(noise(1), unsure(7))
+    saver.close()
+    [path] = tmp_path.glob("*.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), noise(1)[:10, 20:])
 
 
 def test_a_live_camera_gives_a_picture_per_second(tmp_path: Path) -> None:
