@@ -189,6 +189,6 @@ def test_the_terminal_shows_changes_of_the_steady_label(capsys: pytest.CaptureFi
         show(camera_prediction(label=label, steady=steady))
     assert [line.split(", ")[0] for line in capsys.readouterr().out.splitlines()] == [
         "frame 0: a",
-        "frame 0: unsure",
+        "frame 0: unsure at exit 1",
         "frame 0: b",
     ]
