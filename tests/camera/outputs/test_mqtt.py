@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from broker import Broker, needs_broker, subscribed, wait_until  # skips without paho-mqtt
 from camera_media import camera_prediction, grey_frames
+from web_server import certificate_file
 
 from mexit.camera.events import CameraEvent
 from mexit.camera.outputs.background_sender import QUEUE_SIZE
@@ -111,6 +112,7 @@ def test_a_program_ends_while_the_broker_never_answers() -> None:
 @needs_broker
 def test_states_are_retained_and_events_are_not(broker: Broker) -> None:
     output = connect(broker)
+    wait_until(lambda: output.connected)  # so that the event is the last message
     with subscribed(broker) as early:
         output.write(FRAME, camera_prediction(0.0, label="größer"))
         output.event(CameraEvent("gate", "label-changed", 12.5, "größer", None, 0.0))
@@ -126,8 +128,7 @@ def test_states_are_retained_and_events_are_not(broker: Broker) -> None:
             "seconds": 0.0,
         }
         with subscribed(broker) as late:
-            wait_until(lambda: late.texts("mexit/gate/state"))
-            wait_until(lambda: late.texts("mexit/status"))
+            wait_until(lambda: len(late.messages) >= 2 * 8 + 3)  # discovery, state and two times the status
             assert json.loads(late.texts("mexit/gate/state")[-1])["label"] == "größer"
             assert late.texts("mexit/gate/status") == ["online"]
             assert late.texts("mexit/gate/event") == []
@@ -238,3 +239,26 @@ def test_a_wrong_password_is_reported_without_it(tmp_path: Path) -> None:
     assert "refuses the connection" in notes[0]
     assert notes[0].endswith("check the user and the password")
     assert "secret" not in " ".join(notes)
+
+
+@pytest.mark.long
+@needs_broker
+def test_a_certificate_has_to_be_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate = certificate_file(tmp_path)
+    broker = Broker(tmp_path, f"certfile {certificate}", f"keyfile {certificate}")
+    broker.start()
+    notes: list[str] = []
+    settings = MqttSettings(f"mqtts://127.0.0.1:{broker.port}")
+    output = Mqtt(settings, ["gate"], "digits", on_event=notes.append)
+    wait_until(lambda: notes)
+    assert not output.connected
+    output.close()
+    [note] = notes
+    assert note.startswith(f"mqtts://127.0.0.1:{broker.port} cannot be reached and is tried again: its certificate is")
+    assert note.endswith("name a file with it in the variable SSL_CERT_FILE")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    output = Mqtt(settings, ["gate"], "digits", on_event=notes.append)
+    wait_until(lambda: output.connected)
+    output.close()
+    broker.kill()
+    assert output.lost == 0
