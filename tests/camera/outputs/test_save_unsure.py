@@ -14,7 +14,6 @@ from PIL import Image
 
 from mexit.camera.outputs.save_unsure import SaveUnsure
 from mexit.camera.prediction import CameraPrediction
-from mexit.errors import UsageError
 from mexit.flows.camera import CameraOptions, run_camera
 
 START = datetime(2026, 1, 31, 23, 59, 59, 500_000, timezone.utc)
@@ -85,12 +84,6 @@ def test_a_picture_that_cannot_be_written_is_lost_and_reported_once(tmp_path: Pa
     assert (saver.close(), saver.lost) == (None, 3)
     [note] = notes
     assert note.startswith("a picture of an unsure answer is not saved: could not write")
-
-
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("a file")
-    with pytest.raises(UsageError, match="a is a file: pictures of unsure answers expect a folder"):
-        output(tmp_path / "a")
 
 
 def test_a_run_saves_the_pictures_that_it_was_unsure_about(reject_bundle: Path, test_digits, tmp_path: Path) -> None:
