@@ -26,7 +26,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     "evaluate": {
         BASIC: "data_dir samples budgets attacks report json",
         "Attacks": "eps steps restarts strong_samples targets queries exits transfer",
-        _MACHINE: "backend device batch",
+        _MACHINE: "backend threads device batch",
     },
     "export": {
         BASIC: "out data_dir replace attack json",
@@ -52,6 +52,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     },
     "camera": {
         BASIC: "source budget out jsonl mqtt webhook limit insecure json",
+        "Steady answers": "region run interval motion reuse votes hold",
         "Outputs": "events jsonl_mb jsonl_keep segment out_mb save_unsure save_unsure_mb mqtt_topic",
         **_LIMITS,
         _MACHINE: "backend threads cost profile",

@@ -69,7 +69,9 @@ def serve(
     tls_cert: Annotated[
         Path | None,
         typer.Option(
-            envvar="MEXIT_TLS_CERT", help="Serve HTTPS with this certificate chain, a PEM file.", show_default=False
+            envvar="MEXIT_TLS_CERT",
+            help="Serve HTTPS, and gRPC in TLS, with this certificate chain, a PEM file.",
+            show_default=False,
         ),
     ] = None,
     tls_key: Annotated[
@@ -152,9 +154,10 @@ def serve(
 
     A folder of bundles (NAME/bundle.json, or NAME/1, NAME/2, ...) serves them all; the highest number is the version.
     """
-    from mexit.flows.serve import ServeOptions, serve_bundle
+    from mexit.flows.serve import ServeOptions, model_names, serve_bundle
 
     path = bundle or newest(BUNDLES, output.RichProgress())
+    models = () if is_bundle(path) else model_names(path)
 
     def announce(url: str) -> None:
         try:
@@ -169,10 +172,12 @@ def serve(
             header, url = f"--unix-socket {shell_path(url.removeprefix(_UNIX))} {header}", _unix_url(tls_cert)
         else:
             output.say(f"dashboard: {url}/")
-        if not is_bundle(path):
-            output.next_commands(f"curl {header}-X POST {url}/v2/repository/index", f"curl {header}{url}/metrics")
-            return
-        output.next_commands(f"curl {header}--data-binary @IMAGE.png {url}/v1/classify", f"curl {header}{url}/metrics")
+        classify = f"{url}/v1/classify"
+        lines = [f"curl {header}{url}/metrics"]
+        if models:
+            classify = f"'{classify}?model={models[0]}'"  # a shell may expand the question mark
+            lines.insert(0, f"curl {header}-X POST {url}/v2/repository/index")
+        output.next_commands(f"curl {header}--data-binary @IMAGE.png {classify}", *lines)
 
     options = ServeOptions(
         budget=budget,

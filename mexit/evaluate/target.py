@@ -177,7 +177,12 @@ class EvaluationTarget:
 
 
 def open_target(
-    path: Path, data_dir: str | Path | None, backend: str, device: str = "auto", batch: int | None = None
+    path: Path,
+    data_dir: str | Path | None,
+    backend: str,
+    device: str = "auto",
+    batch: int | None = None,
+    threads: int | None = None,
 ) -> EvaluationTarget:
     """Open a run or a bundle with its test images.
 
@@ -187,6 +192,7 @@ def open_target(
         backend: engine of a bundle.
         device: device of the torch network: "auto", "cpu" or "cuda".
         batch: images per pass of the torch network; None = `BATCH`.
+        threads: threads of the engine of a bundle, as in `Runtime.open`.
 
     Raises:
         NotFound, StalePolicy: the run behind a bundle does not exist here or has other weights.
@@ -195,7 +201,7 @@ def open_target(
     device = resolve_device(device)
     runtime, entry = None, None
     if is_bundle(path):
-        runtime = Runtime.open(path, "full", backend=backend)
+        runtime = Runtime.open(path, "full", backend=backend, threads=threads)
         entry = _entry(runtime)
         source = GradientSource.of_bundle(runtime.bundle)
         splits = Splits.of_bundle(runtime.bundle)

@@ -38,6 +38,7 @@ with requires_extra("train", "Evaluating a network"):
     from mexit.flows.run_policies import run_policies
     from mexit.models.device import describe_device, exact_float32
     from mexit.train import checkpoint
+    from mexit.train.precision import set_threads
 
 SAMPLES = 1000
 REPORTS = Path("reports")
@@ -92,7 +93,10 @@ def evaluate_model(
         MissingExtra: torch, or for some attacks `pyautoattack`, is not installed.
     """
     progress, options, start = progress or Silent(), options or EvaluateOptions(), time.monotonic()
-    target = open_target(source or _newest(progress), data_dir, backend, options.device, options.batch)
+    if options.threads is not None:
+        set_threads(options.threads)
+    path = source or _newest(progress)
+    target = open_target(path, data_dir, backend, options.device, options.batch, options.threads)
     options = _with_groups(options, target, progress)
     _check(options, target)
     target = _with_budgets(target, options, progress)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import queue
 import re
 import signal
@@ -119,12 +120,19 @@ class Server(Client):
         return self.process.wait(within_s)
 
 
-def launch(bundle: Path, log: Path, limits: dict[str, Any] | None = None, **options: Any) -> subprocess.Popen[str]:
+def launch(
+    bundle: Path,
+    log: Path,
+    limits: dict[str, Any] | None = None,
+    environment: dict[str, str] | None = None,
+    **options: Any,
+) -> subprocess.Popen[str]:
     """Start the process and return at once. `limits` and `options` are fields of `Limits` and `ServeOptions`."""
+    variables = {**os.environ, **(environment or {})}
     arguments = json.dumps([str(bundle), {"budget": "medium", "port": 0, **options}, limits or {}])
     with log.open("w") as errors:
         return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, arguments], stdout=subprocess.PIPE, stderr=errors, text=True
+            [sys.executable, "-c", PROGRAM, arguments], stdout=subprocess.PIPE, stderr=errors, text=True, env=variables
         )
 
 
