@@ -133,7 +133,7 @@ def serve(
         typer.Option(
             envvar="MEXIT_WORKERS",
             help="Worker processes; 0 serves in one process; default: processors divided by --threads, at most 4, "
-            "and 0 with --watch-drift or --batching.",
+            "and 0 with --watch-drift, --batching or --cameras.",
             show_default=False,
         ),
     ] = None,
@@ -149,6 +149,15 @@ def serve(
         bool,
         typer.Option("--watch", help="Load new and changed versions, and unload models whose folder is gone."),
     ] = False,
+    cameras: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MEXIT_CAMERAS",
+            metavar="FILE",
+            help="Also run the cameras of a TOML file (docs/camera.md); GET /v1/cameras shows them.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve a bundle over HTTP and gRPC: Open Inference Protocol v2, /v1/classify, Prometheus /metrics.
 
@@ -203,6 +212,7 @@ def serve(
         name=name,
         workers=workers,
         watch=watch,
+        cameras=cameras,
     )
     limits = replace(
         with_body(DEFAULT, max_body),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mexit.core.progress import StopSignal
 from mexit.errors import UsageError, missing_extra, requires_extra
+from mexit.flows.serve_cameras import cameras_beside, read_server_cameras
 from mexit.flows.serve_models import Note, ServeOptions, grpc_server, note_grpc, open_models
 from mexit.serving.limits import Limits
 from mexit.serving.model_folder import ModelFolder
@@ -50,7 +51,7 @@ def serve_bundle(
     Raises:
         UsageError: a public host without a token, a port in use, an invalid deadline, token, batching or name, a key
             or token file that other users can read, or more connections than the system allows.
-        NotFound: there is no such bundle or file.
+        NotFound: there is no such bundle or file, or no such source of a camera.
         LoadFailed: no model of a folder can be used.
         MissingExtra: a package of `mexit[serve]`, or for gRPC of `mexit[grpc]`, is not installed.
         MexitError: an error of `Runtime.open` for a single bundle.
@@ -103,6 +104,7 @@ def _serve_here(
         with (
             grpc_port.reserve(options.host, options.grpc_port, has_token=has_token) as addresses,
             open_models(bundle, options, limits, note, tokens) as (app, models),
+            cameras_beside(models, options, note),
         ):
             note_grpc(addresses, note)
             grpc = grpc_server(models, tokens, addresses, options)
@@ -129,6 +131,8 @@ def _check_options(bundle: Path, options: ServeOptions) -> None:
         raise UsageError(f"unknown batching '{options.batching}': choose from {', '.join(server_state.BATCHING)}")
     if options.grpc_port is not None and options.host.startswith(UNIX):
         raise UsageError(f"gRPC needs a host with ports, found {options.host}: leave out --grpc-port")
+    if options.cameras is not None:
+        read_server_cameras(options.cameras)
     middleware.read_tokens(options.token, options.token_file)
     tls.server_context(options.tls_cert, options.tls_key)
     ModelFolder(bundle, options.name)

@@ -43,6 +43,8 @@ def why_not(options: ServeOptions) -> str:
         return "this system cannot pass connections to another process"
     if options.batching != "off":
         return "a batch is formed in one process: --batching continuous"
+    if options.cameras is not None:
+        return "cameras run in the process of the server: --cameras"
     return "the drift watch counts in one process: --watch-drift" if options.watch_drift else ""
 
 

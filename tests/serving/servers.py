@@ -43,7 +43,7 @@ from pathlib import Path
 from mexit.flows.serve import ServeOptions, serve_bundle
 from mexit.serving.limits import Limits
 bundle, options, limits = json.loads(sys.argv[1])
-options |= {name: Path(options[name]) for name in ("token_file", "tls_cert", "tls_key") if name in options}
+options |= {name: Path(options[name]) for name in ("token_file", "tls_cert", "tls_key", "cameras") if name in options}
 ready = lambda url: print(url, flush=True)
 serve_bundle(Path(bundle), ServeOptions(**options), limits=Limits(**limits), ready=ready)
 """
