@@ -66,9 +66,9 @@ def test_no_frame_is_delayed(digits_bundle: Path, test_digits, tmp_path: Path) -
         states = [json.loads(text) for topic, text, _ in subscriber.messages if topic.endswith("/state")]
         assert subscriber.texts("mexit/status") == ["offline"]
     broker.kill()
-    arrivals = np.array([result.captured_s for result in results])
     assert max(result.age_ms for result in results) < 1e3 * MOST_AGE_S
-    assert np.diff(arrivals).max() < MOST_AGE_S
+    indices = np.array([result.frame_index for result in results])
+    assert np.diff(indices).max() < FPS * MOST_AGE_S  # the camera sends while a receiver holds up the answers
     last = results[-1]
     assert report.frames + last.dropped + report.undecodable == last.frame_index + 1
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
