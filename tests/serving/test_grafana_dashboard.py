@@ -17,6 +17,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from servers import INFER, Server, free_port, infer_body, start, wait_until
 
 from mexit import Bundle
@@ -28,7 +29,7 @@ from mexit.runtime.latency_profile import Profile
 FILE = Path(__file__).parents[2] / "examples" / "grafana.json"
 OF_PROMETHEUS = {"instance", "job"}  # labels that every scraped series has
 VARIABLES = {"datasource", "instance", "model"}
-FUNCTIONS = {"rate", "increase", "sum", "count", "histogram_quantile"}
+FUNCTIONS = {"rate", "increase", "sum", "max", "count", "histogram_quantile"}
 KEYWORDS = {"by"}
 # What the dashboard does not show.
 LEFT_OUT = re.compile(r"process_(start_time_seconds|virtual_memory_bytes|max_fds)$|mexit_\w+_created$")
@@ -48,14 +49,19 @@ def dashboard() -> dict[str, Any]:
 def server(
     mixed_bundle: Path, tmp_path_factory: pytest.TempPathFactory, images: NDArray[np.float32]
 ) -> Iterator[Server]:
-    """A server with time policies, rate limits and drift watch, so that it has all metrics."""
+    """A server with time policies, rate limits, drift watch and a camera, so that it has all metrics."""
+    pytest.importorskip("av", reason="needs the extra camera")
     folder = tmp_path_factory.mktemp("grafana")
     versions = installed_versions(PACKAGES)
     profile = Profile((100.0, 200.0, 400.0), 400.0, Bundle.open(mixed_bundle).id, "ort", "fp32", 1, versions)
     (folder / "profile.json").write_bytes(to_json(asdict(profile)))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "frame.png")
+    (folder / "cameras.toml").write_text(f"[[camera]]\nname = 'door'\nsource = '{folder / 'frame.png'}'\n")
     options = {"cost": "time", "profile": str(folder / "profile.json"), "rate": "1G", "client_rate": "1G"}
+    options["cameras"] = str(folder / "cameras.toml")
     with start(mixed_bundle, folder, watch_drift=0.5, threads=1, **options) as running:
         assert running.json("POST", INFER, infer_body(images[:4]))[0] == 200
+        wait_until(lambda: running.series("mexit_camera_frames_total", outcome="answered") == 1)
         yield running
 
 
