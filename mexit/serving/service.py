@@ -55,17 +55,25 @@ class Service:
         runtime: the opened version.
         name: name of the model in routes, answers and metrics.
         version: number of the version.
+        identity: number of the version and what its files hold: equal in processes that opened the same.
         metrics: the model's series and statistics.
     """
 
-    def __init__(self, server: ServerState, runtime: Runtime, name: str | None = None, version: str = "1") -> None:
+    def __init__(
+        self,
+        server: ServerState,
+        runtime: Runtime,
+        name: str | None = None,
+        version: str = "1",
+        identity: str = "",
+    ) -> None:
         """Serve a runtime, whose rate limiter becomes the server's.
 
         Args:
             server: what the models of the server share.
             runtime: the opened version.
             name: name of the model; default the bundle's.
-            version: number of the version.
+            version, identity: see the attributes.
 
         Raises:
             UsageError: the rate limiter could never run a segment of the network.
@@ -74,6 +82,7 @@ class Service:
         self.runtime = runtime
         self.name = name or runtime.bundle.manifest.name
         self.version = version
+        self.identity = identity
         if server.rate_limiter is not None:
             runtime.rate_limiter = server.rate_limiter.for_costs(runtime.bundle.manifest.cumulative_macs)
         self.metrics = server.metrics.model(self.name, version, runtime)
