@@ -69,7 +69,9 @@ def serve(
     tls_cert: Annotated[
         Path | None,
         typer.Option(
-            envvar="MEXIT_TLS_CERT", help="Serve HTTPS with this certificate chain, a PEM file.", show_default=False
+            envvar="MEXIT_TLS_CERT",
+            help="Serve HTTPS, and gRPC in TLS, with this certificate chain, a PEM file.",
+            show_default=False,
         ),
     ] = None,
     tls_key: Annotated[
@@ -136,7 +138,7 @@ def serve(
         typer.Option(
             envvar="MEXIT_WORKERS",
             help="Worker processes; 0 serves in one process; default: processors divided by --threads, at most 4, "
-            "and 0 with --watch-drift or --batching.",
+            "and 0 with --watch-drift, --batching or --cameras.",
             show_default=False,
         ),
     ] = None,
@@ -152,14 +154,24 @@ def serve(
         bool,
         typer.Option("--watch", help="Load new and changed versions, and unload models whose folder is gone."),
     ] = False,
+    cameras: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MEXIT_CAMERAS",
+            metavar="FILE",
+            help="Also run the cameras of a TOML file (docs/camera.md); GET /v1/cameras shows them.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve a bundle over HTTP and gRPC: Open Inference Protocol v2, /v1/classify, Prometheus /metrics.
 
     A folder of bundles (NAME/bundle.json, or NAME/1, NAME/2, ...) serves them all; the highest number is the version.
     """
-    from mexit.flows.serve import ServeOptions, serve_bundle
+    from mexit.flows.serve import ServeOptions, model_names, serve_bundle
 
     path = bundle or newest(BUNDLES, output.RichProgress())
+    models = () if is_bundle(path) else model_names(path)
 
     def announce(url: str) -> None:
         try:
@@ -172,10 +184,14 @@ def serve(
         header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None or token_file is not None else ""
         if url.startswith(_UNIX):
             header, url = f"--unix-socket {shell_path(url.removeprefix(_UNIX))} {header}", _unix_url(tls_cert)
-        if not is_bundle(path):
-            output.next_commands(f"curl {header}-X POST {url}/v2/repository/index", f"curl {header}{url}/metrics")
-            return
-        output.next_commands(f"curl {header}--data-binary @IMAGE.png {url}/v1/classify", f"curl {header}{url}/metrics")
+        else:
+            output.say(f"dashboard: {url}/")
+        classify = f"{url}/v1/classify"
+        lines = [f"curl {header}{url}/metrics"]
+        if models:
+            classify = f"'{classify}?model={models[0]}'"  # a shell may expand the question mark
+            lines.insert(0, f"curl {header}-X POST {url}/v2/repository/index")
+        output.next_commands(f"curl {header}--data-binary @IMAGE.png {classify}", *lines)
 
     options = ServeOptions(
         budget=budget,
@@ -201,6 +217,7 @@ def serve(
         name=name,
         workers=workers,
         watch=watch,
+        cameras=cameras,
     )
     limits = replace(
         with_body(DEFAULT, max_body),

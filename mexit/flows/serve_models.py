@@ -18,6 +18,7 @@ from mexit.runtime.time_policies import note_timing
 from mexit.runtime.token_buckets import RateLimits, TokenBuckets
 from mexit.serving.limits import Limits
 from mexit.serving.model_folder import FileState, ModelFolder, ModelVersion
+from mexit.serving.tls import read_pem
 
 if TYPE_CHECKING:
     from mexit.serving.asgi import App
@@ -52,6 +53,7 @@ class ServeOptions:
         batching: "off": every request runs alone; "continuous": requests share runs of a segment.
         name: name of the model in routes, answers and metrics; default the bundle's. For a single bundle only.
         watch: load new and changed versions while the server runs, and unload models whose folder is gone.
+        cameras: file of cameras that run beside the server; see `camera.cameras_file`.
         workers: worker processes; 0: serve in this process; None: as many as the processors allow, where the other
             options permit several.
     """
@@ -78,6 +80,7 @@ class ServeOptions:
     batching: str = "off"
     name: str | None = None
     watch: bool = False
+    cameras: Path | None = None
     workers: int | None = 0
 
 
@@ -136,14 +139,16 @@ def open_models(
         models.close()
 
 
-def grpc_server(models: ModelRepository, tokens: Tokens, addresses: Sequence[str]) -> GrpcServer | None:
+def grpc_server(
+    models: ModelRepository, tokens: Tokens, addresses: Sequence[str], options: ServeOptions
+) -> GrpcServer | None:
     """The gRPC server of the models; None without addresses to listen on. Raises `MissingExtra`."""
     if not addresses:
         return None
     # Imported late because grpcio is an optional dependency.
     from mexit.serving.grpc_server import GrpcServer
 
-    return GrpcServer(models, tokens, addresses)
+    return GrpcServer(models, tokens, addresses, read_pem(options.tls_cert, options.tls_key))
 
 
 def note_grpc(addresses: Sequence[str], note: Note) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mexit.core.progress import StopSignal
 from mexit.core.resource_limits import read_limits
 from mexit.errors import MexitError, UsageError
 from mexit.flows.serve_models import Note, ServeOptions, grpc_server, note_grpc, open_models
@@ -26,6 +27,7 @@ from mexit.serving.metrics import METRICS_FOLDER, remove_live
 from mexit.serving.middleware import Tokens, read_tokens
 from mexit.serving.model_changes import WorkerChanges, error_message
 from mexit.serving.supervisor import Supervisor
+from mexit.serving.systemd_notify import SystemdNotify
 from mexit.serving.tls import server_context
 from mexit.serving.worker import WorkerServer, channel_of
 from mexit.serving.worker_process import WorkerProcess
@@ -40,11 +42,20 @@ def why_not(options: ServeOptions) -> str:
         return "this system cannot pass connections to another process"
     if options.batching != "off":
         return "a batch is formed in one process: --batching continuous"
+    if options.cameras is not None:
+        return "cameras run in the process of the server: --cameras"
     return "the drift watch counts in one process: --watch-drift" if options.watch_drift else ""
 
 
-def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[str], None] | None, note: Note) -> None:
-    """Serve in worker processes; arguments and errors as `flows.serve.serve_bundle`."""
+def serve(
+    bundle: Path,
+    options: ServeOptions,
+    limits: Limits,
+    ready: Callable[[str], None] | None,
+    note: Note,
+    signals: StopSignal,
+) -> None:
+    """Serve in worker processes; arguments and errors as `flows.serve.serve_bundle`, which handles the signals."""
     if reason := why_not(options):
         raise UsageError(f"{reason}, which needs --workers 0")
     if options.workers is not None and options.workers < 0:
@@ -78,6 +89,8 @@ def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[
                 tls=options.tls_cert is not None,
                 on_death=partial(remove_live, folder),
                 watch=options.watch,
+                signals=signals,
+                systemd=SystemdNotify(os.environ),
             )
             supervisor.run()
     finally:
@@ -140,8 +153,9 @@ def _work(channel: Channel, start: dict[str, Any]) -> None:
     with opened as (app, models):
         threads = max((service.runtime.threads for service in models.services), default=1)
         workers = options.workers or max(1, min(limits.workers, cpus // threads))
-        grpc = grpc_server(models, tokens, start["grpc"])
-        server = WorkerServer(app, models, channel, changes, {"workers": workers, "alone": start["alone"]}, grpc, tls)
+        grpc = grpc_server(models, tokens, start["grpc"], options)
+        ready = {"workers": workers, "alone": start["alone"]}
+        server = WorkerServer(app, models, channel, changes, ready, grpc, tls)
         server.run([])
     if server.orphaned:  # the supervisor was killed and has left its folder
         shutil.rmtree(os.environ[METRICS_FOLDER], ignore_errors=True)

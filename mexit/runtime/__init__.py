@@ -10,8 +10,8 @@ An image passes these files from the call to its `Prediction`:
     prediction.py       the answer
 
 Beside them, `policy_selection.py` selects the policy of a budget, `rate_limiter.py` bounds the MACs, `stats.py` counts,
-`drift.py` compares early answers with the full network's, `batching.py` lets requests share runs, and `reference.py`
-computes the same answers without optimisations.
+`drift.py` compares early answers with the full network's, `batching.py` lets requests share runs, `explanation.py`
+shows what every exit answers for one image, and `reference.py` computes the same answers without optimisations.
 """
 
 from mexit.runtime.prediction import Prediction

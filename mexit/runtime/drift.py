@@ -168,6 +168,13 @@ class DriftWatch:
             self._slots.release()
 
     @property
+    def totals(self) -> tuple[int, int]:
+        """Answers that were compared, and how many of them differed, at all frontier points together."""
+        with self._lock:
+            tests = self._tests.values()
+            return sum(test.observations for test in tests), sum(test.disagreements for test in tests)
+
+    @property
     def alarms(self) -> tuple[int, ...]:
         """Indices of the frontier points whose test raised the alarm."""
         with self._lock:

@@ -331,7 +331,7 @@ class Runtime:
             options: those of `mexit.camera.pipeline.classify_frames`.
 
         Yields:
-            A frame, uint8 RGB (H, W, 3), and its `mexit.camera.pipeline.CameraPrediction`.
+            A frame, uint8 RGB (H, W, 3), and its `mexit.camera.prediction.CameraPrediction`.
         """
         # Imported here because it loads sockets and threads, a tenth of the time that mexit takes to start.
         from mexit.camera.pipeline import classify_frames

@@ -21,11 +21,17 @@ Around them:
     model_info        server and model metadata
     openapi           the OpenAPI description; openapi_schemas: its JSON values; api_page: it as a page
     metrics           Prometheus series and Triton's statistics
+    profile_times     time of answers by the latency profile
+    server_stats      state of the server and its models as JSON
+    explanation_json  what every exit answers for one image, as JSON
+    camera_views      state, pictures and series of cameras beside the server
+    dashboard_files   the page at `/`, which shows these two; its files are in `dashboard/`
     limits            sizes, counts and times that bound the server
     secret_file       files of keys and tokens
     tls               certificates
     unix_socket       Unix sockets to listen on
     open_files        the system's limit of open files
+    systemd_notify    messages to systemd: ready, alive, stopping
     uvicorn_server    sockets, connection time-outs, signals, graceful shutdown
     supervisor        accepts connections, passes them to worker processes, replaces dead ones
     worker            a worker process

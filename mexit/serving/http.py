@@ -8,15 +8,20 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mexit.errors import BadInput, NotFound
-from mexit.serving import api_page, model_info, openapi
-from mexit.serving.asgi import App, Handler, Request, Response, Route, Routes
+from mexit.serving import api_page, camera_views, dashboard_files, model_info, openapi, server_stats
+from mexit.serving.asgi import App, Handler, Request, Response, Route, Routes, StreamResponse
 from mexit.serving.image_body import HOW_TO_SEND
 from mexit.serving.metrics import CONTENT_TYPE
 from mexit.serving.middleware import BearerTokens, Tokens, check_admin, client_id
 from mexit.serving.oip import HEADER_LENGTH
 from mexit.serving.repository import ModelRepository
 from mexit.serving.request_body import content_encoding, decompress, parse_json, read_body, short_repr
-from mexit.serving.request_options import UNLOAD_PARAMETERS, check_load_parameters, options_from_query
+from mexit.serving.request_options import (
+    UNLOAD_PARAMETERS,
+    budget_from_query,
+    check_load_parameters,
+    options_from_query,
+)
 from mexit.serving.responses import json_response, response_to_error
 from mexit.serving.service import IncomingRequest, Service
 from mexit.serving.worker_pool import Job
@@ -116,6 +121,52 @@ async def classify(request: Request) -> Response:
     return json_response(prediction.to_json())
 
 
+async def explain(request: Request) -> Response:
+    """`POST /v1/explain`: an encoded image to the answers of all exits, by the model that the query names."""
+    query = dict(request.query)
+    repository = _repository(request)
+    name = query.pop("model", None) or _only_model(repository)
+    budget = budget_from_query(query)
+    with repository.use(name) as service:
+        explanation = await _run_job(request, "explain", service, partial(service.explain, budget=budget))
+    return json_response(explanation)
+
+
+async def stats(request: Request) -> Response:
+    """`GET /v1/stats`: the state of the server and of its models."""
+    return json_response(server_stats.server_stats(_repository(request)))
+
+
+async def dashboard(_: Request) -> Response:
+    """`GET /`: the dashboard."""
+    return dashboard_files.dashboard_file(dashboard_files.INDEX)
+
+
+async def dashboard_part(request: Request) -> Response:
+    """`GET /dashboard/{file}`: a file that the dashboard loads."""
+    return dashboard_files.dashboard_file(request.path_params["file"])
+
+
+async def cameras(request: Request) -> Response:
+    """`GET /v1/cameras`: the state of each camera."""
+    return json_response(_cameras(request).states())
+
+
+async def camera_picture(request: Request) -> Response:
+    """`GET /v1/cameras/{name}/picture.jpg`: the last answered frame, at most 320 pixels wide."""
+    content = await _cameras(request).picture(request.path_params["name"])
+    return Response(content, headers={"content-type": camera_views.JPEG, **camera_views.HEADERS})
+
+
+async def camera_stream(request: Request) -> Response:
+    """`GET /v1/cameras/{name}/stream.mjpg`: answered frames from now on."""
+    headers = {"content-type": camera_views.MJPEG, **camera_views.HEADERS}
+    parts = _cameras(request).stream(request.path_params["name"])
+    if request.method == "HEAD":
+        return Response(headers=headers)
+    return StreamResponse(headers=headers, parts=parts, receive=request.receive)
+
+
 async def metrics(request: Request) -> Response:
     """`GET /metrics`: Prometheus text."""
     return Response(_repository(request).server.metrics.prometheus_text(), headers={"content-type": CONTENT_TYPE})
@@ -186,6 +237,14 @@ def _repository(request: Request) -> ModelRepository:
     return request.state
 
 
+def _cameras(request: Request) -> camera_views.CameraViews:
+    """The cameras of the server. Raises `NotFound` without any."""
+    found = _repository(request).server.cameras
+    if found is None:
+        raise NotFound("this server has no cameras: mexit serve --cameras FILE")
+    return found
+
+
 def _named(request: Request) -> tuple[str, str | None]:
     """The model and the version of the path."""
     return request.path_params["model"], request.path_params.get("version")
@@ -226,6 +285,13 @@ ROUTES = [
     Route("/v2/repository/models/{model}/load", load_model, "POST"),
     Route("/v2/repository/models/{model}/unload", unload_model, "POST"),
     Route("/v1/classify", classify, "POST"),
+    Route("/v1/explain", explain, "POST"),
+    Route("/v1/stats", stats),
+    Route("/v1/cameras", cameras),
+    Route("/v1/cameras/{name}/picture.jpg", camera_picture),
+    Route("/v1/cameras/{name}/stream.mjpg", camera_stream),
+    Route("/", dashboard),
+    Route("/dashboard/{file}", dashboard_part),
     Route("/metrics", metrics),
     Route("/openapi.json", api_description),
     Route("/docs", api_docs),

@@ -34,11 +34,12 @@ from mexit.core.budget import NAMED_FRACTIONS
 from mexit.runtime.prediction import UNSURE, Prediction
 from mexit.runtime.rate_limiter import RateLimiter
 from mexit.runtime.runtime import Runtime
+from mexit.serving.profile_times import ProfileTimes
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CUSTOM_BUDGET = "custom"
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # variable; its folder holds the series of several processes
-ROUTES = ("infer", "classify")
+ROUTES = ("infer", "classify", "explain")
 ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 499, 500, 501, 503, 504)
 _BUCKETS_S = (
     *(1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05),
@@ -111,6 +112,14 @@ class Metrics:
             "mexit_saved_macs_total", "Multiply-adds that rows cheaper than the static network saved", ["model"],
             registry=registry,
         )  # fmt: skip
+        self._profile_s = Counter(
+            "mexit_profile_seconds_total", "Time of the answered rows by the latency profile", ["model"],
+            registry=registry,
+        )  # fmt: skip
+        self._static_profile_s = Counter(
+            "mexit_static_profile_seconds_total", "Time of the static network for the same rows", ["model"],
+            registry=registry,
+        )  # fmt: skip
         self._durations = Histogram(
             "mexit_request_duration_seconds", "From the head of a request to its response", ["model", "route"],
             registry=registry, buckets=_BUCKETS_S,
@@ -149,8 +158,10 @@ class Metrics:
             self._macs.labels(name),
             self._static_macs.labels(name),
             self._saved_macs.labels(name),
+            self._profile_s.labels(name),
+            self._static_profile_s.labels(name),
         )
-        return ModelMetrics(name, budgets, counters, statistics)
+        return ModelMetrics(name, budgets, counters, statistics, ProfileTimes.of(runtime))
 
     @contextmanager
     def measure(self, route: str, model: str) -> Iterator[None]:
@@ -167,6 +178,15 @@ class Metrics:
         """Count a response with an error status."""
         self._errors.labels(str(status)).inc()
 
+    def add_collector(self, collector: Collector) -> None:
+        """Add series that are read at every scrape."""
+        self._registry.register(collector)
+
+    def samples(self) -> list[tuple[str, Mapping[str, str], float]]:
+        """Name, labels and value of every series, those of all processes together."""
+        families = self._registry.collect()
+        return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
+
     def prometheus_text(self) -> bytes:
         """All series in Prometheus' text format."""
         return generate_latest(self._registry)
@@ -180,6 +200,8 @@ class _ModelCounters(NamedTuple):
     macs: Counter
     static_macs: Counter
     saved_macs: Counter
+    profile_s: Counter
+    static_profile_s: Counter
 
 
 class ModelMetrics:
@@ -189,9 +211,16 @@ class ModelMetrics:
         statistics: counts of Triton's statistics extension.
     """
 
-    def __init__(self, model: str, budgets: set[str], counters: _ModelCounters, statistics: TritonStatistics) -> None:
+    def __init__(
+        self,
+        model: str,
+        budgets: set[str],
+        counters: _ModelCounters,
+        statistics: TritonStatistics,
+        times: ProfileTimes | None,
+    ) -> None:
         self.statistics = statistics
-        self._model, self._budgets, self._counters = model, budgets, counters
+        self._model, self._budgets, self._counters, self._times = model, budgets, counters, times
 
     def count_predictions(self, predictions: Sequence[Prediction]) -> None:
         """Count computed predictions of one request, also if its client has disconnected."""
@@ -207,6 +236,9 @@ class ModelMetrics:
         static = sum(prediction.macs + prediction.saved_macs for prediction in predictions)
         self._counters.static_macs.inc(static)
         self._counters.saved_macs.inc(sum(max(0, prediction.saved_macs) for prediction in predictions))
+        if self._times is not None:
+            self._counters.profile_s.inc(sum(map(self._times.seconds, predictions)))
+            self._counters.static_profile_s.inc(self._times.static_s * len(predictions))
 
 
 class _DriftCollector(Collector):

@@ -15,8 +15,10 @@ from mexit.serving.asgi import HTTPError, Request, Response
 from mexit.serving.responses import error_response
 from mexit.serving.secret_file import read_secret
 
-# For load balancers, which hold no token, and for readers of the description, which is the same on every server.
-PUBLIC_ROUTES = ("/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs")
+# For load balancers, which hold no token, for readers of the description, and for the dashboard, which asks for the
+# token. The last two are the same on every server.
+PUBLIC_ROUTES = ("/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs", "/")
+PUBLIC_FOLDER = "/dashboard/"
 _IPV6_NETWORK_BITS = 64  # a host chooses the other bits of its IPv6 address freely
 _TOKEN_LINE = re.compile(r"(?P<token>[!-~]+)(?P<admin>[ \t]+admin)?")
 
@@ -132,7 +134,7 @@ class BearerTokens:
         values = [value for name, value in request.scope["headers"] if name == b"authorization"]
         request.scope["mexit_token"] = number = self.number(values)
         request.scope["mexit_admin"] = self.is_admin(number)
-        if request.path in PUBLIC_ROUTES or number:
+        if number or request.path in PUBLIC_ROUTES or request.path.startswith(PUBLIC_FOLDER):
             return None
         return error_response("send the header: Authorization: Bearer TOKEN", 401, {"www-authenticate": "Bearer"})
 

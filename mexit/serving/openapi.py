@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mexit.core import versions
+from mexit.serving.camera_views import JPEG, MJPEG
+from mexit.serving.dashboard_files import TYPES as FILES
 from mexit.serving.metrics import CONTENT_TYPE as METRICS_TYPE
 from mexit.serving.oip import HEADER_LENGTH, INPUT_DATATYPE, OUTPUTS
 from mexit.serving.openapi_schemas import SCHEMAS
@@ -31,6 +33,8 @@ _PLAIN = (400, 503)  # also sent as plain text, from below the application: no H
 _BODY_ERRORS = (400, 408, 413, 415)
 _MODEL: Json = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 _VERSION: Json = {**_MODEL, "name": "version", "schema": {"type": "string", "pattern": "^[1-9][0-9]*$"}}
+_FILE: Json = {**_MODEL, "name": "file"}
+_CAMERA: Json = {**_MODEL, "name": "name"}
 _ENCODING: Json = {
     "name": "Content-Encoding",
     "in": "header",
@@ -54,7 +58,7 @@ def description() -> Json:
             "version": versions.VERSION,
             "description": "Inference with early exits: Open Inference Protocol v2, images, metrics.",
         },
-        "paths": {**_server_paths(), **_model_paths(), **_repository_paths(), **_other_paths()},
+        "paths": {**_server_paths(), **_model_paths(), **_repository_paths(), **_camera_paths(), **_other_paths()},
         "components": {
             "schemas": SCHEMAS,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -131,14 +135,47 @@ def _other_paths() -> Json:
     classify["requestBody"] = _body({"image/*": {"type": "string", "format": "binary"}, _JSON: _ref("ImageRequest")})
     metrics = _operation("Prometheus text", "Error")
     metrics["responses"]["200"]["content"] = {METRICS_TYPE.partition(";")[0]: {"schema": {"type": "string"}}}
-    page = _public("This description as a page", "Error")
-    page["responses"]["200"]["content"] = {"text/html": {"schema": {"type": "string"}}}
+    part = _page("A file of the dashboard", [kind.partition(";")[0] for kind in FILES.values()])
+    part["responses"]["404"] = _error(404)
+    explain = _operation(
+        "What every exit answers for one encoded image, and where the budget lets it leave",
+        "Explanation",
+        (*_BODY_ERRORS, 404, 409, 500, 501, 503, 504),
+    )
+    explain["parameters"] = [*map(_query, _QUERY[:2]), _ENCODING]
+    explain["requestBody"] = classify["requestBody"]
     return {
         "/v1/classify": {"post": classify},
+        "/v1/explain": {"post": explain},
+        "/v1/stats": {"get": _operation("State and counts of the server and its models", "ServerStats")},
         "/metrics": {"get": metrics},
         "/openapi.json": {"get": _public("This description", "Object")},
-        "/docs": {"get": page},
+        "/docs": {"get": _page("This description as a page", ("text/html",))},
+        "/": {"get": _page("The dashboard", ("text/html",))},
+        "/dashboard/{file}": {"get": part, "parameters": [_FILE]},
     }
+
+
+def _camera_paths() -> Json:
+    """The routes of cameras; a server without cameras answers 404."""
+    paths: Json = {"/v1/cameras": {"get": _operation("State of each camera", "Cameras", (404,))}}
+    for file, kind, summary in (
+        ("picture.jpg", JPEG, "The last answered frame, at most 320 pixels wide"),
+        ("stream.mjpg", MJPEG, "Answered frames from now on, MJPEG"),
+    ):
+        operation = _operation(summary, "Error", (404, 501, 503))
+        operation["responses"]["200"]["content"] = {
+            kind.partition(";")[0]: {"schema": {"type": "string", "format": "binary"}}
+        }
+        paths[f"/v1/cameras/{{name}}/{file}"] = {"get": operation, "parameters": [_CAMERA]}
+    return paths
+
+
+def _page(summary: str, kinds: Sequence[str]) -> Json:
+    """A file for browsers, of one of several types."""
+    operation = _public(summary, "Error")
+    operation["responses"]["200"]["content"] = {kind: {"schema": {"type": "string"}} for kind in kinds}
+    return operation
 
 
 _QUERY: Sequence[tuple[str, str, Json]] = (

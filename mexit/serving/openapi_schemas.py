@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mexit.runtime.prediction import UNSURE
+from mexit.runtime.prediction import REUSED, UNSURE
+from mexit.serving.camera_views import STATES
 from mexit.serving.oip import INPUT_DATATYPE, OUTPUTS
 
 Json = dict[str, Any]
@@ -13,7 +14,7 @@ _COUNT: Json = {"type": "integer", "minimum": 0}
 _NUMBER: Json = {"type": "number"}
 _TRUTH: Json = {"type": "boolean"}
 _REASONS = ("confident", "last", "deadline", "max-exit", "rate-limit", UNSURE)
-_STATES = ("READY", "UNAVAILABLE", "LOADING", "UNLOADING")
+_MODEL_STATES = ("READY", "UNAVAILABLE", "LOADING", "UNLOADING")
 
 
 def _object(fields: Json, optional: tuple[str, ...] = (), **more: Any) -> Json:
@@ -91,6 +92,104 @@ _RECEIPT: Json = _object(
     }
 )
 
+_SHARE: Json = {"type": "number", "minimum": 0, "maximum": 1}
+_EXIT_ANSWER: Json = _object(
+    {
+        "exit": _COUNT,
+        "macs": _COUNT,
+        "us": {"description": "Microseconds of leaving here, by the latency profile.", **_or_null(_NUMBER)},
+        "score": {"description": "Confidence score, in units of the measure.", **_or_null(_NUMBER)},
+        "threshold": {"description": "Score at which an image leaves here.", **_or_null(_NUMBER)},
+        "everything": {"description": "Every image that comes here leaves here.", **_TRUTH},
+        "classes": {
+            "description": "The most probable classes.",
+            **_list(_object({"index": _COUNT, "label": _TEXT, "probability": _SHARE})),
+        },
+    }
+)
+
+_MODEL_STATS: Json = _object(
+    {
+        "name": _TEXT,
+        "version": _TEXT,
+        "id": _TEXT,
+        "engine": _TEXT,
+        "precision": _TEXT,
+        "threads": _COUNT,
+        "input": _SHAPE,
+        "classes": _COUNT,
+        "budget": _TEXT,
+        "budgets": _object(
+            {
+                "unit": {"type": "string", "enum": ["macs", "us"]},
+                "calibrated": _TRUTH,
+                "lowest": _NUMBER,
+                "named": {"type": "object", "additionalProperties": _NUMBER},
+            }
+        ),
+        "exits": _list(_object({"exit": _COUNT, "macs": _COUNT, "us": _or_null(_NUMBER), "answers": _COUNT})),
+        "answers_by_budget": {"type": "object", "additionalProperties": _COUNT},
+        "static_macs": _COUNT,
+        "static_us": _or_null(_NUMBER),
+        "totals": _object(
+            {
+                **dict.fromkeys(("macs", "static_macs", "saved_macs", "unsure"), _COUNT),
+                **dict.fromkeys(("profile_s", "static_profile_s"), _NUMBER),
+            }
+        ),
+        "latency": {
+            "description": "Durations of requests: upper edges of the buckets but the last, and cumulative counts.",
+            **_object({"le_s": _list(_NUMBER), "counts": _list(_COUNT)}),
+        },
+        "in_flight": _COUNT,
+        "drift": _or_null(_object(dict.fromkeys(("alarms", "compared", "disagreed", "macs"), _COUNT))),
+    }
+)
+
+_LIMIT: Json = _or_null(_object({"macs_per_s": _COUNT, "burst_macs": _COUNT}))
+_RATE_LIMITER: Json = _object(
+    {
+        "all": _LIMIT,
+        "client": _LIMIT,
+        "tokens": _or_null({"type": "integer"}),
+        **dict.fromkeys(("clients", "waiting", "waits", "overloaded", "refused_rows"), _COUNT),
+    }
+)
+
+_INDEX: Json = _list(
+    _object(
+        {"name": _TEXT, "version": _TEXT, "state": {"type": "string", "enum": list(_MODEL_STATES)}, "reason": _TEXT}
+    )
+)
+
+_CAMERA_ANSWER: Json = _object(
+    {
+        "camera": _TEXT,
+        "label": _or_null(_TEXT),
+        "steady": {"description": "The label after votes.", **_or_null(_TEXT)},
+        "confidence": _NUMBER,
+        "exit": _COUNT,
+        "reason": {"type": "string", "enum": [*_REASONS, REUSED]},
+        "frame_index": _COUNT,
+        "age_ms": _NUMBER,
+    }
+)
+
+_CAMERA: Json = _object(
+    {
+        "name": _TEXT,
+        "source": {"description": "Without user and password.", **_TEXT},
+        "state": {"type": "string", "enum": list(STATES)},
+        "error": {"description": "Why it has ended.", **_or_null(_TEXT)},
+        "age_s": {"description": "Since the arrival of the last answered frame.", **_or_null(_NUMBER)},
+        "answer": _or_null(_CAMERA_ANSWER),
+        "counters": {"description": "Counts of frames.", "type": "object", "additionalProperties": _COUNT},
+        "exits": {"description": "Answers by exit.", "type": "object", "additionalProperties": _COUNT},
+        "macs": _COUNT,
+        "saved_macs": {"type": "integer"},
+    }
+)
+
 SCHEMAS: Json = {
     "Error": _object({"error": _TEXT}, additionalProperties=False),
     "Empty": _object({}, additionalProperties=False),
@@ -155,9 +254,7 @@ SCHEMAS: Json = {
         },
         ("id",),
     ),
-    "Index": _list(
-        _object({"name": _TEXT, "version": _TEXT, "state": {"type": "string", "enum": list(_STATES)}, "reason": _TEXT})
-    ),
+    "Index": _INDEX,
     "IndexRequest": _object({"ready": {"type": ["boolean", "null"]}}, ("ready",)),
     "ChangeRequest": _object(
         {
@@ -186,6 +283,41 @@ SCHEMAS: Json = {
             "latency_ms": _NUMBER,
             "budget": _TEXT,
             "receipt": _or_null(_RECEIPT),
+        }
+    ),
+    "Explanation": _object(
+        {
+            "budget": _TEXT,
+            "measure": _TEXT,
+            "exit": {"description": "The exit at which the image leaves.", **_COUNT},
+            "reason": {"type": "string", "enum": ["confident", "last", UNSURE]},
+            "index": {"type": ["integer", "null"]},
+            "label": {"type": ["string", "null"]},
+            "macs": _COUNT,
+            "static": {"description": "The budget runs the static network alone.", **_TRUTH},
+            "static_macs": _COUNT,
+            "exits": _list(_EXIT_ANSWER),
+        }
+    ),
+    "Cameras": _list(_CAMERA),
+    "ServerStats": _object(
+        {
+            "name": _TEXT,
+            "version": _TEXT,
+            "state": {"type": "string", "enum": ["ready", "stopping"]},
+            "batching": _TEXT,
+            "started_s": {"description": "Seconds since 1970.", **_or_null(_NUMBER)},
+            "memory_bytes": _COUNT,
+            "cpu_s": _NUMBER,
+            "models": _list(_MODEL_STATS),
+            "repository": _INDEX,
+            "rate_limiter": _or_null(_RATE_LIMITER),
+            "cameras": _COUNT,
+            "errors": {
+                "description": "Responses with an error status, by status.",
+                "type": "object",
+                "additionalProperties": _COUNT,
+            },
         }
     ),
 }

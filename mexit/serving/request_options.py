@@ -47,6 +47,15 @@ def options_from_query(query: Mapping[str, str]) -> RequestOptions:
     return _options("", values, _positive_number("deadline_ms", _float_or_text(query.get("deadline_ms"))))
 
 
+def budget_from_query(query: Mapping[str, str]) -> str | None:
+    """Read a query that holds a budget at most, such as `?budget=low`. Raises `BadInput`."""
+    unknown = [name for name in query if name != "budget"]
+    if unknown:
+        raise BadInput(f"unknown query {short_repr(unknown[0])}: known are model, budget")
+    options_from_query(query)
+    return query.get("budget")
+
+
 def check_load_parameters(names: Iterable[str], known: Sequence[str]) -> None:
     """Raise `BadInput` for a parameter of a load or unload that is not known, such as Triton's `config`."""
     if unknown := [name for name in names if name not in known]:

@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.errors import DeadlineExceeded
+from mexit.errors import DeadlineExceeded, Overloaded
 from mexit.runtime.batching import ContinuousBatcher
+from mexit.runtime.explanation import explain
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.request import Request, RequestOptions
 from mexit.runtime.runtime import Runtime
 from mexit.serving import oip
+from mexit.serving.explanation_json import explanation_json
 from mexit.serving.image_body import image_bytes
 from mexit.serving.metrics import Timings
 from mexit.serving.request_body import decompress
@@ -176,6 +178,17 @@ class Service:
         tensor = self.runtime.prepare(image_bytes(body, self.server.limits))
         inference = yield from self._run(tensor, options, request, start_ns)
         return inference.predictions[0]
+
+    def explain(self, request: IncomingRequest, budget: str | None) -> Job[dict[str, Any]]:
+        """The job of a `/v1/explain` request: encoded image to the answers of all exits. Raises `BadInput`."""
+        self.runtime.policy(budget)
+        body = decompress(request.body, request.encoding, self.server.limits.body_bytes)
+        image = self.runtime.prepare(image_bytes(body, self.server.limits))
+        limiter = self.runtime.rate_limiter
+        if limiter is not None and not limiter.acquire_full_pass(request.client, 1):
+            raise Overloaded("the rate limiter has no tokens for all exits of one image now: try again later")
+        yield from ()
+        return explanation_json(explain(self.runtime, image, budget), self.runtime.bundle.manifest.classes)
 
     def _run(
         self, tensor: NDArray[np.float32], options: RequestOptions, request: IncomingRequest, start_ns: int

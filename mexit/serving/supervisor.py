@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import selectors
 import signal
 import socket
@@ -18,17 +17,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mexit.core.progress import StopSignal, end_by_signal
 from mexit.errors import MexitError
 from mexit.serving.channel import Message
 from mexit.serving.limits import Limits
 from mexit.serving.model_changes import ModelChanges, error_of
+from mexit.serving.systemd_notify import SystemdNotify
 from mexit.serving.uvicorn_server import start_listening, url_of
 from mexit.serving.worker_process import WorkerProcess
 
 MAX_DEATHS, DEATHS_S = 5, 60.0  # this number of deaths within these seconds stops the server
 PING_S, SILENCE_S, RETRY_S = 5.0, 30.0, 30.0
 _TICK_S = 0.5
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _log = logging.getLogger("mexit.server")
 
@@ -48,6 +48,8 @@ class Supervisor:
         tls: bool = False,
         on_death: Callable[[int], None] = lambda _: None,
         watch: bool = False,
+        signals: StopSignal | None = None,
+        systemd: SystemdNotify | None = None,
     ) -> None:
         """Start nothing yet.
 
@@ -62,10 +64,18 @@ class Supervisor:
             tls: whether the workers use TLS.
             on_death: called with the process id of a worker that has ended.
             watch: whether changes on disk are loaded without a request.
+            signals: the stop signals, which interrupt until `run`; None: signals keep their effects.
+            systemd: hears when the server is ready or stops, and its watchdog as long as the workers answer.
         """
         self._bound, self._spawn, self._limits = bound, spawn, limits
         self._count = workers
         self._ready, self._note, self._on_death, self._tls, self._reload = ready, note, on_death, tls, watch
+        self._signals = signals
+        self._systemd = systemd or SystemdNotify()
+        # Several pings in the time within which the watchdog must hear that they were answered.
+        watchdog_s = self._systemd.watchdog_s or float("inf")
+        self._answer_s, self._tick_s = min(SILENCE_S, watchdog_s / 2), min(_TICK_S, watchdog_s / 8)
+        self._ping_every_s = min(PING_S, watchdog_s / 4)
         self._workers: list[WorkerProcess] = []
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         self._changes = ModelChanges(self._ready_workers, self._handle_join, self._retry)
@@ -86,6 +96,7 @@ class Supervisor:
     def stop(self) -> None:
         """Let the workers refuse new requests and answer those in flight. Call in the thread of `run`."""
         self._drain_end_s = time.monotonic() + self._limits.drain_s
+        self._systemd.stopping()
         for worker in self._workers:
             if worker.ready:
                 worker.channel.send({"do": "stop"})
@@ -99,7 +110,9 @@ class Supervisor:
             MexitError: a worker could not start, or workers died too often.
         """
         try:
-            with self._signals():
+            with self._woken_by_signals():
+                if self._signals is not None:
+                    self._signals.defer(self.stop, self._end)
                 self._start(0)
                 while self._workers:
                     self._turn()
@@ -110,7 +123,7 @@ class Supervisor:
             self._selector.close()
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(_TICK_S):
+        for key, _ in self._selector.select(self._tick_s):
             if isinstance(key.data, WorkerProcess):
                 self._read(key.data)
             elif key.data == "signal":
@@ -126,6 +139,8 @@ class Supervisor:
         worker = self._spawn(index, self._count, self._changes.states, not self._ready_workers())
         self._started = max(self._started, index + 1)
         self._workers.append(worker)
+        if self._drain_end_s is not None:  # the signal came while it was spawned
+            worker.process.kill()
         self._selector.register(worker.channel, selectors.EVENT_READ, worker)
 
     def _read(self, worker: WorkerProcess) -> None:
@@ -172,8 +187,8 @@ class Supervisor:
 
     def _make_ready(self, worker: WorkerProcess) -> None:
         worker.ready = True
-        if self._drain_end_s is not None:
-            worker.channel.send({"do": "stop"})
+        if self._drain_end_s is not None:  # it is killed, and its message came before
+            return
         while self._started < (self._count or 0):  # the first one has measured times for the others
             self._start(self._started)
         self._open()
@@ -213,8 +228,10 @@ class Supervisor:
         for one in self._bound:
             one.setblocking(False)
         self._resume()
+        url = url_of(self._bound[0], tls=self._tls)
+        self._systemd.ready(url)
         if self._ready is not None:
-            self._ready(url_of(self._bound[0], tls=self._tls))
+            self._ready(url)
 
     def _remove(self, worker: WorkerProcess) -> int:
         """End a worker; returns its exit code."""
@@ -264,9 +281,9 @@ class Supervisor:
         connection.close()
 
     def _watch(self) -> None:
-        """Ping workers, kill those that are silent, and end the drain."""
+        """Ping workers, kill those that are silent, report to the watchdog if all answer, and end the drain."""
         now_s = time.monotonic()
-        if now_s - self._ping_s > PING_S:
+        if now_s - self._ping_s > self._ping_every_s:
             self._ping_s = now_s
             for worker in self._ready_workers():
                 worker.channel.send({"do": "ping"})
@@ -276,6 +293,9 @@ class Supervisor:
             if now_s - worker.heard_s > SILENCE_S:
                 _log.error("worker process %d is silent for %g s and is killed", worker.process.pid, SILENCE_S)
                 worker.process.kill()
+        ready = self._ready_workers()
+        if self._listening and ready and all(now_s - worker.heard_s < self._answer_s for worker in ready):
+            self._systemd.alive()
         if self._drain_end_s is None:
             return
         if not self._leaving and (all(worker.idle for worker in self._workers) or now_s > self._drain_end_s):
@@ -302,8 +322,8 @@ class Supervisor:
                 self._selector.register(one, selectors.EVENT_READ, one)
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Stop at the first SIGTERM or SIGINT; end the process at the second one."""
+    def _woken_by_signals(self) -> Iterator[None]:
+        """A signal ends the wait of the selector, so that its handler runs at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -312,21 +332,14 @@ class Supervisor:
         woken.setblocking(False)
         self._selector.register(woken, selectors.EVENT_READ, "signal")
         before = signal.set_wakeup_fd(wake.fileno())
-        previous = {number: signal.signal(number, self._handle_signal) for number in _STOP_SIGNALS}
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
             signal.set_wakeup_fd(before)
             wake.close()
             woken.close()
 
-    def _handle_signal(self, number: int, _frame: Any) -> None:
-        if self._drain_end_s is None:
-            self.stop()
-            return
+    def _end(self, number: int) -> None:
         for worker in self._workers:
             worker.process.kill()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        end_by_signal(number)

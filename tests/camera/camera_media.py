@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mexit.camera.pipeline import CameraPrediction
+from mexit.camera.prediction import CameraPrediction
 from mexit.runtime.prediction import Prediction
 
 TICKS = 90_000
@@ -108,13 +108,16 @@ def slow_runtime(seconds: float = 0.0) -> Callable[..., list[Prediction]]:
 
 
 def camera_prediction(time_s: float | None = 0.0, captured_s: float = 0.0, **changes: Any) -> CameraPrediction:
-    """A prediction of a frame with the given timestamp and arrival, seconds."""
+    """A prediction of a frame with the given timestamp and arrival, seconds; it is steady unless `steady` is given."""
+    steady = changes.pop("steady", changes.get("label", "zero"))
     return CameraPrediction(
         **vars(prediction(**changes)),
+        camera="gate",
         source="s",
         frame_index=0,
         time_s=time_s,
         captured_s=captured_s,
         age_ms=1.0,
         dropped=0,
+        steady=steady,
     )

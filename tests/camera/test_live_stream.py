@@ -23,7 +23,8 @@ from mexit.camera.frame import Counters, Frame
 from mexit.camera.latest_frame import read_in_thread
 from mexit.camera.live_stream import Decode, DecoderLag, LiveReader, LiveSettings, stream_options
 from mexit.camera.parse_source import Source
-from mexit.camera.pipeline import CameraPrediction, classify_frames
+from mexit.camera.pipeline import classify_frames
+from mexit.camera.prediction import CameraPrediction
 from mexit.errors import BadInput, MexitError
 from mexit.flows.camera import CameraOptions, run_camera
 

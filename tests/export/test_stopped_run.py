@@ -65,7 +65,10 @@ def test_the_checkpoint_is_exported_calibrated_and_evaluated() -> None:
     assert Bundle.open("bundles/x").manifest.provenance["unfinished"] == {"epochs": 1, "steps": 2}
     assert train_model(resume=True, options=TrainOptions(threads=1)).finished, "the run goes on"
     assert typed("calibrate", "bundles/x", "--attack", "average").exit_code == 0
-    assert typed("evaluate", "bundles/x", "--samples", "20", "--attacks", "pgd", "--steps", "1").exit_code == 0
+    arguments = ("evaluate", "bundles/x", "--samples", "20", "--attacks", "pgd", "--steps", "1")
+    older = "has the weights of that time: mexit export runs/x --replace exports the new ones"
+    assert older in " ".join(typed(*arguments).stderr.split())
+    assert not checkpoint.is_superseded(run, checkpoint.WEIGHTS)
     with pytest.raises(MexitError, match="exists already"):
         export_bundle(run)
 
@@ -90,6 +93,7 @@ def test_the_best_weights_are_exported_where_the_run_keeps_them() -> None:
     assert all(torch.equal(value, kept[f"kept.{name}"]) for name, value in weights.items())
 
 
+@pytest.mark.long
 def test_a_run_killed_before_its_result_was_written_is_exported_as_finished() -> None:
     settings = QUICK | {"epochs": 1, "ema": 0.9, "recompute_norms": 200}
     run = train_model(settings=settings, out=Path("runs/x"), options=TrainOptions(threads=1)).run
@@ -100,6 +104,18 @@ def test_a_run_killed_before_its_result_was_written_is_exported_as_finished() ->
     assert all(torch.equal(value, result[name]) for name, value in weights.items())
 
 
+def test_weights_are_superseded_once_the_run_has_trained_further() -> None:
+    run = stopped_after(3)
+    kept_weights(run)
+    assert not checkpoint.is_superseded(run, "weights-epoch0-step3.safetensors")
+    count = itertools.count(1)
+    train_model(resume=True, options=TrainOptions(threads=1, should_stop=lambda: next(count) == 2))
+    assert checkpoint.is_superseded(run, "weights-epoch0-step3.safetensors")
+    (run / checkpoint.CHECKPOINT).write_bytes(b"\xff" * 99)
+    assert not checkpoint.is_superseded(run, "weights-epoch0-step3.safetensors"), "a damaged checkpoint says nothing"
+
+
+@pytest.mark.long
 def test_a_bundle_of_weights_that_are_gone_says_so() -> None:
     run = stopped_after(3)
     exported(run)

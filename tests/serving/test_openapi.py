@@ -54,15 +54,20 @@ def test_answers_are_as_described(
     server: Server, images: NDArray[np.float32], sample_png: bytes, method: str, path: str
 ) -> None:
     """The answers of a good request, and of one for a model that is not there."""
-    bodies = {"infer": infer_body(images[:2], mexit_receipts=True), "classify": sample_png}
+    bodies = {
+        "infer": infer_body(images[:2], mexit_receipts=True),
+        "classify": sample_png,
+        "explain": sample_png,
+    }
     body = bodies.get(path.rpartition("/")[2], b"")
-    known = path.format(model="digits", version=1)
-    if not path.startswith("/v2/repository/models/"):  # of the tests' common server
-        answer = server.ask(method, f"{known}?receipts=true", body)
+    query = "?receipts=true" if path == "/v1/classify" else ""
+    known = path.format(model="digits", version=1, file="dashboard.js", name="gate")
+    if not path.startswith(("/v2/repository/models/", "/v1/cameras")):  # of the tests' common server, without cameras
+        answer = server.ask(method, f"{known}{query}", body)
         assert answer[0] == 200
         assert_described(method, path, answer)
-    unknown = path.format(model="letters", version=1)
-    if unknown != path:
+    unknown = path.format(model="letters", version=1, file="letters.js", name="gate")
+    if unknown != path or path.startswith("/v1/cameras"):
         answer = server.ask(method, unknown, body)
         assert answer[0] == 404
         assert_described(method, path, answer)

@@ -1,0 +1,79 @@
+// A tile for each camera: latest picture, label, exit, age and state. The server has the routes only with cameras.
+
+import { ask, get, token } from "./client.js";
+import { NONE, count, el, probability, span, write } from "./text.js";
+
+const STATES = { live: "good", starting: "busy", lost: "bad", frozen: "bad", ended: "off" };
+const PREVIEW_MS = 250;
+const tiles = new Map();
+
+export async function showCameras(section, parent, present) {
+  section.hidden = !present;
+  if (!present) return;
+  const cameras = await get("v1/cameras");
+  for (const name of tiles.keys()) {
+    if (!cameras.some((camera) => camera.name === name)) {
+      tiles.get(name).element.remove();
+      tiles.delete(name);
+    }
+  }
+  for (const camera of cameras) {
+    if (!tiles.has(camera.name)) tiles.set(camera.name, new Tile(camera.name, parent));
+    tiles.get(camera.name).show(camera);
+  }
+}
+
+class Tile {
+  constructor(name, parent) {
+    this.path = `v1/cameras/${encodeURIComponent(name)}`;
+    this.chip = el("span", { className: "chip" });
+    this.label = el("p", { className: "label" });
+    this.facts = el("p", { className: "more" });
+    this.counts = el("p", { className: "more" });
+    this.problem = el("p", { className: "wrong" });
+    this.picture = el("img", { alt: `Latest picture of ${name}`, width: 320, height: 240 });
+    this.live = el("button", { type: "button", "aria-pressed": "false", onclick: () => this.toggle() }, "Live preview");
+    this.element = el("article", { className: "card tile", "aria-label": `Camera ${name}` }, this.picture,
+      el("header", {}, el("h3", {}, name), this.chip), this.label, this.facts, this.counts, this.problem, this.live);
+    parent.append(this.element);
+  }
+
+  show({ state, answer, age_s, counters, error }) {
+    write(this.chip, state);
+    this.chip.dataset.state = STATES[state] ?? "off";
+    const shown = answer && (answer.steady ?? answer.label ?? "unsure");
+    write(this.label, shown ?? "no answer yet");
+    write(this.facts, answer ? `exit ${answer.exit} · ${probability(answer.confidence)} · ${age_s === null ? NONE : `${span(age_s)} old`}` : "");
+    const dropped = counters.dropped + counters.refused + counters.left_out;
+    write(this.counts, `${count(counters.answered)} answered · ${count(dropped)} dropped · ${count(counters.undecodable)} undecodable`);
+    write(this.problem, error ?? "");
+    this.element.classList.toggle("old", state !== "live");
+    if (!this.streams) this.refresh();
+  }
+
+  // A picture is fetched with the token in a header, which an address in `src` cannot carry.
+  async refresh() {
+    if (this.busy) return;
+    this.busy = true;
+    try {
+      const url = URL.createObjectURL(await (await ask(`${this.path}/picture.jpg`)).blob());
+      const before = this.picture.src;
+      if (!this.streams) this.picture.src = url;
+      if (before.startsWith("blob:")) URL.revokeObjectURL(before);
+    } catch {
+      // There is no picture before the first frame.
+    }
+    this.busy = false;
+  }
+
+  // The stream needs no token, or else pictures are fetched quickly one by one.
+  toggle() {
+    const playing = this.live.getAttribute("aria-pressed") !== "true";
+    this.live.setAttribute("aria-pressed", playing);
+    clearInterval(this.timer);
+    this.streams = playing && !token.get();
+    if (this.streams) this.picture.src = `${this.path}/stream.mjpg`;
+    else if (playing) this.timer = setInterval(() => this.refresh(), PREVIEW_MS);
+    else this.refresh();
+  }
+}
