@@ -54,7 +54,12 @@ def running_fleet(
     names = [settings.name for settings in file.cameras]
     share_rate(runtime, read_rate_limits(manifest.cumulative_macs, file.rate, file.burst).overall, names)
     for settings in file.cameras:
-        runtime.policy(settings.budget)
+        policy = runtime.policy(settings.budget)
+        if settings.save_unsure is not None and policy.reject is None:
+            on_message(
+                f"{settings.name}: no picture will be saved, because no answer of this bundle is unsure: add a reject "
+                "option with mexit calibrate --max-error 0.02"
+            )
     with ExitStack() as stack:
         shared = open_messages(file.mqtt, file.webhook, names, manifest.name, on_event=on_message)
         for output in reversed(shared):

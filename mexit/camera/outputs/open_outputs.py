@@ -51,8 +51,8 @@ class FileSettings:
             sources: files that are read.
 
         Raises:
-            UsageError: two outputs or an output and a source are the same file, a file is a folder, or a setting lacks
-                the one that it belongs to.
+            UsageError: two outputs or an output and a source are the same file, a file is a folder or the reverse, or a
+                setting lacks the one that it belongs to.
         """
         named = {"--out": self.out, "--jsonl": self.jsonl, "--events": self.events}
         taken: dict[Path, str] = {}
@@ -67,6 +67,8 @@ class FileSettings:
             if path.is_dir():
                 raise UsageError(f"{place} is a folder; name a file in it")
             taken[place] = flag
+        if self.save_unsure is not None and self.save_unsure.exists() and not self.save_unsure.is_dir():
+            raise UsageError(f"{self.save_unsure} is a file: --save-unsure expects a folder")
         if self.segment_s is not None and self.out is None:
             raise UsageError("--segment divides the video of --out: add --out NAME.mp4")
         if self.out_mb is not None and self.segment_s is None:

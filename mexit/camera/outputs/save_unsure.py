@@ -15,7 +15,7 @@ from mexit.camera.outputs.disk_quota import DiskQuota
 from mexit.camera.outputs.output_names import FILE_TIME, camera_slug, file_time, utc_now
 from mexit.camera.prediction import CameraPrediction
 from mexit.core.atomic_io import to_json, write_bytes
-from mexit.errors import MexitError, UsageError
+from mexit.errors import MexitError
 from mexit.runtime.prediction import UNSURE
 
 QUOTA_MB = 500.0
@@ -56,10 +56,8 @@ class SaveUnsure:
             now: the present time in UTC.
 
         Raises:
-            UsageError: `folder` is a file, or the quota is not positive.
+            UsageError: the quota is not positive.
         """
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder} is a file: pictures of unsure answers expect a folder")
         self._folder, self._slug = folder, camera_slug(camera)
         self._interval_s, self._on_event, self._now = interval_s if live else 0.0, on_event, now
         self._quota = DiskQuota(folder, re.compile(rf"{FILE_TIME}-{re.escape(self._slug)}-\d+\.(png|json)"), quota_mb)

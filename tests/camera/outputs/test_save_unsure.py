@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from camera_media import camera_prediction
+from camera_media import camera_prediction, write_images
 from PIL import Image
 
 from mexit.camera.outputs.save_unsure import SaveUnsure
 from mexit.camera.prediction import CameraPrediction
-from mexit.errors import UsageError
 from mexit.flows.camera import CameraOptions, run_camera
 
 START = datetime(2026, 1, 31, 23, 59, 59, 500_000, timezone.utc)
@@ -87,10 +86,15 @@ def test_a_picture_that_cannot_be_written_is_lost_and_reported_once(tmp_path: Pa
     assert note.startswith("a picture of an unsure answer is not saved: could not write")
 
 
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("a file")
-    with pytest.raises(UsageError, match="a is a file: pictures of unsure answers expect a folder"):
-        output(tmp_path / "a")
+def test_a_bundle_that_is_never_unsure_is_reported(digits_bundle: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "frames", ["0.png"])
+    notes: list[str] = []
+    options = CameraOptions(save_unsure=tmp_path / "unsure")
+    report = run_camera(digits_bundle, str(tmp_path / "frames"), options, on_event=notes.append)
+    assert any("no picture will be saved, because no answer of this bundle is unsure" in note for note in notes)
+    assert report.outputs == ()
+    report = run_camera(digits_bundle, str(tmp_path / "frames"), CameraOptions(), on_event=notes.append)
+    assert sum("no picture will be saved" in note for note in notes) == 1
 
 
 def test_a_run_saves_the_pictures_that_it_was_unsure_about(reject_bundle: Path, test_digits, tmp_path: Path) -> None:
