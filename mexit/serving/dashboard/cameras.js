@@ -31,9 +31,10 @@ class Tile {
     this.facts = el("p", { className: "more" });
     this.counts = el("p", { className: "more" });
     this.problem = el("p", { className: "wrong" });
-    this.picture = el("img", { alt: `Latest picture of ${name}`, width: 320, height: 240 });
+    this.picture = el("img", { alt: `Latest picture of ${name}`, width: 320, height: 240, hidden: true, onload: () => { this.picture.hidden = false; } });
     this.live = el("button", { type: "button", "aria-pressed": "false", onclick: () => this.toggle() }, "Live preview");
-    this.element = el("article", { className: "card tile", "aria-label": `Camera ${name}` }, this.picture,
+    this.element = el("article", { className: "card tile", "aria-label": `Camera ${name}` },
+      el("div", { className: "screen" }, this.picture),
       el("header", {}, el("h3", {}, name), this.chip), this.label, this.facts, this.counts, this.problem, this.live);
     parent.append(this.element);
   }
@@ -48,7 +49,7 @@ class Tile {
     write(this.counts, `${count(counters.answered)} answered · ${count(dropped)} dropped · ${count(counters.undecodable)} undecodable`);
     write(this.problem, error ?? "");
     this.element.classList.toggle("old", state !== "live");
-    if (!this.streams) this.refresh();
+    if (answer && !this.streams) this.refresh();
   }
 
   // A picture is fetched with the token in a header, which an address in `src` cannot carry.
@@ -61,19 +62,25 @@ class Tile {
       if (!this.streams) this.picture.src = url;
       if (before.startsWith("blob:")) URL.revokeObjectURL(before);
     } catch {
-      // There is no picture before the first frame.
+      // The tile keeps the picture before.
     }
     this.busy = false;
   }
 
-  // The stream needs no token, or else pictures are fetched quickly one by one.
+  // One camera at a time: a stream occupies one of the few connections that a browser opens to a server.
   toggle() {
-    const playing = this.live.getAttribute("aria-pressed") !== "true";
-    this.live.setAttribute("aria-pressed", playing);
+    const play = this.live.getAttribute("aria-pressed") !== "true";
+    for (const tile of tiles.values()) tile.play(tile === this && play);
+  }
+
+  // An address in `src` cannot carry a token: pictures are then fetched quickly one by one.
+  play(on) {
+    if (on === (this.live.getAttribute("aria-pressed") === "true")) return;
+    this.live.setAttribute("aria-pressed", on);
     clearInterval(this.timer);
-    this.streams = playing && !token.get();
+    this.streams = on && !token.get();
     if (this.streams) this.picture.src = `${this.path}/stream.mjpg`;
-    else if (playing) this.timer = setInterval(() => this.refresh(), PREVIEW_MS);
     else this.refresh();
+    if (on && !this.streams) this.timer = setInterval(() => this.refresh(), PREVIEW_MS);
   }
 }

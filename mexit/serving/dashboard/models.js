@@ -57,6 +57,7 @@ class Card {
   }
 
   show(model, known, entries, sinceStart) {
+    Object.assign(this, { model, known });
     const refused = known.filter(({ state, reason }) => reason && (model || state !== "READY"));
     this.body.hidden = !model;
     this.state(model, known);
@@ -147,6 +148,7 @@ class Card {
     }
     this.loading = false;
     this.button.disabled = false;
+    this.state(this.model, this.known);
   }
 }
 
