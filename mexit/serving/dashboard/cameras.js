@@ -1,7 +1,8 @@
 // A tile for each camera: latest picture, label, exit, age and state. The server has the routes only with cameras.
 
 import { ask, get, token } from "./client.js";
-import { NONE, count, el, probability, span, write } from "./text.js";
+import { showStack } from "./models.js";
+import { NONE, count, el, percent, probability, span, write } from "./text.js";
 
 const STATES = { live: "good", starting: "busy", lost: "bad", frozen: "bad", ended: "off" };
 const PREVIEW_MS = 250;
@@ -30,23 +31,28 @@ class Tile {
     this.label = el("p", { className: "label" });
     this.facts = el("p", { className: "more" });
     this.counts = el("p", { className: "more" });
+    this.stack = el("div", { className: "stack", "aria-hidden": "true" });
     this.problem = el("p", { className: "wrong" });
     this.picture = el("img", { alt: `Latest picture of ${name}`, width: 320, height: 240, hidden: true, onload: () => { this.picture.hidden = false; } });
     this.live = el("button", { type: "button", "aria-pressed": "false", onclick: () => this.toggle() }, "Live preview");
     this.element = el("article", { className: "card tile", "aria-label": `Camera ${name}` },
       el("div", { className: "screen" }, this.picture),
-      el("header", {}, el("h3", {}, name), this.chip), this.label, this.facts, this.counts, this.problem, this.live);
+      el("header", {}, el("h3", {}, name), this.chip), this.label, this.facts, this.stack, this.counts, this.problem, this.live);
     parent.append(this.element);
   }
 
-  show({ state, answer, age_s, counters, error }) {
+  show({ state, answer, age_s, counters, exits, macs, saved_macs, error }) {
     write(this.chip, state);
     this.chip.dataset.state = STATES[state] ?? "off";
     const shown = answer && (answer.steady ?? answer.label ?? "unsure");
     write(this.label, shown ?? "no answer yet");
-    write(this.facts, answer ? `exit ${answer.exit} · ${probability(answer.confidence)} · ${age_s === null ? NONE : `${span(age_s)} old`}` : "");
+    this.label.classList.toggle("none", !answer);
+    const age = age_s === null ? NONE : age_s < 1 ? "just now" : `${span(age_s)} ago`;
+    write(this.facts, answer ? `${probability(answer.confidence)} · exit ${answer.exit} · ${age}` : "");
     const dropped = counters.dropped + counters.refused + counters.left_out;
-    write(this.counts, `${count(counters.answered)} answered · ${count(dropped)} dropped · ${count(counters.undecodable)} undecodable`);
+    const saved = macs + saved_macs ? `, ${percent(saved_macs / (macs + saved_macs), 0)} of the MACs saved` : "";
+    write(this.counts, `${count(counters.answered)} answered${saved}, ${count(dropped)} dropped, ${count(counters.undecodable)} undecodable`);
+    showStack(this.stack, Object.values(exits));
     write(this.problem, error ?? "");
     this.element.classList.toggle("old", state !== "live");
     if (answer && !this.streams) this.refresh();

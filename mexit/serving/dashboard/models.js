@@ -107,6 +107,7 @@ class Card {
 
   show_exits(model, done) {
     if (this.rows.children.length !== model.exits.length) this.make_exits(model.exits.length);
+    showStack(this.stack, done.exits);
     model.exits.forEach((exit, k) => {
       const share = done.answers ? done.exits[k] / done.answers : 0;
       const [name, part, answers, cost, time] = this.rows.children[k].children;
@@ -115,20 +116,12 @@ class Card {
       write(answers, count(done.exits[k]));
       write(cost, macs(exit.macs));
       write(time, us(exit.us));
-      this.stack.children[k].style.flexGrow = share;
-      this.stack.children[k].hidden = !share;
     });
   }
 
   make_exits(number) {
-    const swatch = (k) => {
-      const element = el("i", { className: "swatch", "aria-hidden": "true" });
-      element.style.background = exit_color(k, number);
-      return element;
-    };
-    const row = (k) => el("tr", {}, el("th", { scope: "row" }, swatch(k), el("span")), ...EXIT_COLUMNS.slice(1).map(() => el("td", { className: "number" })));
+    const row = (k) => el("tr", {}, el("th", { scope: "row" }, swatch(k, number), el("span")), ...EXIT_COLUMNS.slice(1).map(() => el("td", { className: "number" })));
     this.rows.replaceChildren(...Array.from({ length: number }, (_, k) => row(k)));
-    this.stack.replaceChildren(...Array.from({ length: number }, (_, k) => swatch(k)));
   }
 
   async load() {
@@ -165,9 +158,21 @@ function figure(title) {
   return { element, show: (text, rest) => { write(value, text); write(more, rest); } };
 }
 
-// From the first exit to the last along one scale of colour.
-export function exit_color(k, number) {
-  return `color-mix(in oklab, var(--first-exit), var(--last-exit) ${number > 1 ? (100 * k) / (number - 1) : 0}%)`;
+// The colour of an exit, from the first one to the last along one scale.
+export function swatch(k, number) {
+  const element = el("i", { className: "swatch", "aria-hidden": "true" });
+  element.style.background = `color-mix(in oklab, var(--first-exit), var(--last-exit) ${number > 1 ? (100 * k) / (number - 1) : 0}%)`;
+  return element;
+}
+
+// The shares of the exits as one bar, from the answers at each exit.
+export function showStack(stack, answers) {
+  if (stack.children.length !== answers.length) stack.replaceChildren(...answers.map((_, k) => swatch(k, answers.length)));
+  const total = answers.reduce((sum, one) => sum + one, 0);
+  answers.forEach((one, k) => {
+    stack.children[k].style.flexGrow = total ? one / total : 0;
+    stack.children[k].hidden = !one;
+  });
 }
 
 // A quantile of fewer requests than it needs says nothing.

@@ -1,7 +1,7 @@
 // "Drop a picture": the answer within a budget, and what every exit answers and why.
 
 import { post } from "./client.js";
-import { exit_color } from "./models.js";
+import { swatch } from "./models.js";
 import { el, macs, percent, probability, us, write } from "./text.js";
 
 const TYPED_MS = 150; // the slider rests this long before a request is sent
@@ -148,11 +148,9 @@ function step(exit, k, number, reached, explained) {
   const fate = k === reached ? "left here" : skipped ? "not needed" : "went on";
   const chip = el("span", { className: "chip" }, fate);
   chip.dataset.state = k === reached ? "good" : "off";
-  const swatch = el("i", { className: "swatch", "aria-hidden": "true" });
-  swatch.style.background = exit_color(k, number);
   const time = exit.us === null ? "" : ` · ${us(exit.us)}`;
   const item = el("li", { className: skipped ? "skipped" : "" },
-    el("header", {}, swatch, el("h4", {}, `Exit ${exit.exit}`), chip),
+    el("header", {}, swatch(k, number), el("h4", {}, `Exit ${exit.exit}`), chip),
     el("p", { className: "more" }, `${macs(exit.macs)} MACs${time}`),
     el("table", {}, el("caption", { className: "hidden" }, `Most probable classes at exit ${exit.exit}`), el("tbody", {}, ...exit.classes.slice(0, SHOWN).map(bar))),
     el("p", { className: "note" }, score(exit, explained.measure, k === number - 1)));
