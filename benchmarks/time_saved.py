@@ -19,7 +19,8 @@ test images, which chose nothing; *expected points* are those on certification i
 *the fastest of each kind*: the static network, the budget and the cut network, each in its fastest engine, in one
 comparison; the budget is expected to lose at most half a point, and the cut network to be at least as accurate as it.
 earlyon, if it is installed, has the same weights and places; it trains its own heads and thresholds for a loss of at
-most half a point, and runs in torch.
+most half a point, and runs in torch. It imports torchvision, whose compiled operators are left out where the installed
+torch is of another release; no network here uses them.
 """
 
 from __future__ import annotations

@@ -147,7 +147,13 @@ def missing_extra(package: str, extra: str, purpose: str) -> MissingExtra:
 
 
 # Modules named unlike their package.
-_PACKAGES = {"PIL": "pillow", "prometheus_client": "prometheus-client", "grpc": "grpcio", "google": "protobuf"}
+_PACKAGES = {
+    "PIL": "pillow",
+    "prometheus_client": "prometheus-client",
+    "grpc": "grpcio",
+    "google": "protobuf",
+    "paho": "paho-mqtt",
+}
 
 
 @contextmanager

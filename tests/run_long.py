@@ -25,7 +25,12 @@ TIMEOUT_S = 3 * 3600
 # Exit codes of pytest: 0 all passed, 5 nothing was collected.
 RESULTS = {0: "passed", 5: "skipped"}
 # Files of tests with an environment of their own, and what pip installs into it.
-REQUIREMENTS = {"tests/long/test_timm_networks.py": "tests/long/timm-requirements.txt"}
+REQUIREMENTS = {
+    "tests/long/test_timm_networks.py": "tests/long/timm-requirements.txt",
+    "tests/long/test_opencv_examples.py": "tests/long/opencv-requirements.txt",
+    "tests/long/test_kserve_clients.py": "tests/long/clients-requirements.txt",
+    "tests/long/test_triton_clients.py": "tests/long/clients-requirements.txt",
+}
 
 
 def collect(chosen: list[str]) -> list[str]:

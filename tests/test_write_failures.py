@@ -289,7 +289,9 @@ print(json.dumps({{"caught": caught, "left": [str(path) for path in root.rglob("
 KILLS = 30
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "bundle" else pytest.mark.long) for kind in WRITERS]
+)
 def test_a_writer_killed_at_any_moment_leaves_the_old_or_the_new_one(
     kind: str, bundle_copy: Path, other_bundle: Bundle, run_copy: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,8 @@
     prediction      the answer of one frame
     votes, events   the steady label, and events of a camera
     pipeline        `classify_frames`: classifies the frames of a source with a runtime
-    sinks, video_writer, overlay    JSON lines and annotated video
+    overlay         the panel drawn into frames
+    outputs         files and messages: JSON lines, video, pictures, MQTT, webhooks
 
 PyAV and Pillow are optional; they are imported when a source is opened.
 """

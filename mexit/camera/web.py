@@ -20,8 +20,10 @@ from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from urllib.request import (
+    BaseHandler,
     HTTPDigestAuthHandler,
     HTTPPasswordMgrWithDefaultRealm,
+    HTTPRedirectHandler,
     HTTPSHandler,
     Request,
     build_opener,
@@ -53,11 +55,34 @@ def open_url(url: str, timeout_s: float, *, insecure: bool) -> HTTPResponse:
     Raises:
         OSError, ValueError, HTTPException: the request failed; their texts may hold the URL, see `explain`.
     """
+    return _request(url, timeout_s, insecure=insecure)
+
+
+def post_json(url: str, body: bytes, timeout_s: float) -> None:
+    """Send JSON by POST; a redirect is an error, because it would be followed by a GET without the content.
+
+    Args:
+        url: http or https, possibly with user and password.
+        body: JSON text in UTF-8.
+        timeout_s: for each step of the network, seconds.
+
+    Raises:
+        OSError, ValueError, HTTPException: the request failed, or its status is not 2xx (`HTTPError`).
+    """
+    with _request(url, timeout_s, _NoRedirect(), insecure=False, body=body):
+        pass
+
+
+def _request(
+    url: str, timeout_s: float, *handlers: BaseHandler, insecure: bool, body: bytes | None = None
+) -> HTTPResponse:
     parts = urlsplit(url)
     credentials, _, host = parts.netloc.rpartition("@")
     bare = parts._replace(netloc=host, fragment="")
-    opener = build_opener(HTTPSHandler(context=tls_context(insecure=insecure)), _Authentication(bare, credentials))
-    response: HTTPResponse = opener.open(Request(urlunsplit(bare), headers=_HEADERS), timeout=timeout_s)
+    context = tls_context(insecure=insecure)
+    opener = build_opener(HTTPSHandler(context=context), _Authentication(bare, credentials), *handlers)
+    headers = _HEADERS if body is None else {**_HEADERS, "Content-Type": "application/json"}
+    response: HTTPResponse = opener.open(Request(urlunsplit(bare), body, headers), timeout=timeout_s)
     return response
 
 
@@ -76,8 +101,15 @@ def explain(error: Exception, name: str) -> MexitError:
             return NotFound(f"{name} does not exist (404)")
         hint = ": check the user and the password" if error.code in (401, 403) else ""
         return MexitError(f"{name} cannot be fetched: {reason}{hint}")
-    text = getattr(reason, "strerror", None) or (reason if isinstance(reason, str) else type(reason).__name__)
-    return MexitError(f"{name} cannot be fetched: {text}")
+    return MexitError(f"{name} cannot be fetched: {network_reason(reason)}")
+
+
+def network_reason(error: object) -> str:
+    """What went wrong with a connection, in a few words that hold no address."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message or "not valid"
+        return f"its certificate is not accepted ({why}): name a file with it in the variable SSL_CERT_FILE"
+    return getattr(error, "strerror", None) or (error if isinstance(error, str) else type(error).__name__)
 
 
 def certificate_error(error: ssl.SSLCertVerificationError, name: str) -> MexitError:
@@ -149,6 +181,13 @@ def check_certificate(url: str, name: str, timeout_s: float) -> None:
         raise certificate_error(error, name) from None
     except (OSError, ValueError):
         return
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """Refuses to be sent to another address."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
 
 
 class _Authentication(HTTPDigestAuthHandler):

@@ -42,7 +42,42 @@ def camera(
     cost: CostOption = "time",
     profile: ProfileOption = None,
     out: Annotated[Path | None, typer.Option(help="Write an annotated H.264 video.")] = None,
+    segment: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Begin a new video after this time: NAME-TIME.mp4.", show_default=False),
+    ] = None,
+    out_mb: Annotated[
+        float | None,
+        typer.Option(metavar="MB", help="Remove the oldest segments above this size.", show_default=False),
+    ] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Write one JSON line per frame.")] = None,
+    events: Annotated[Path | None, typer.Option(help="Write one JSON line per event, such as a changed label.")] = None,
+    jsonl_mb: Annotated[
+        float | None,
+        typer.Option(metavar="MB", help="Rotate JSON lines at this size: NAME.1, NAME.2, ...", show_default=False),
+    ] = None,
+    jsonl_keep: Annotated[int, typer.Option(help="Number of rotated files that are kept.")] = 5,
+    save_unsure: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Save the pictures of unsure answers, one per second at most."),
+    ] = None,
+    save_unsure_mb: Annotated[
+        float, typer.Option(metavar="MB", help="Remove the oldest of these pictures above this size.")
+    ] = 500.0,
+    mqtt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="MEXIT_MQTT",
+            help="Publish answers and events to a broker (mqtt://user:password@host:1883), also for Home Assistant.",
+            show_default=False,
+        ),
+    ] = None,
+    mqtt_topic: Annotated[str, typer.Option(metavar="TOPIC", help="Beginning of the topics.")] = "mexit",
+    webhook: Annotated[
+        str | None,
+        typer.Option(metavar="URL", envvar="MEXIT_WEBHOOK", help="Post each event as JSON.", show_default=False),
+    ] = None,
     backend: Backend = "auto",
     threads: Threads = None,
     deadline: Deadline = None,
@@ -55,6 +90,7 @@ def camera(
     json: Json = False,
 ) -> None:
     """Classify every frame of a video or folder, or the newest frame of a live camera."""
+    from mexit.camera.outputs.message_settings import MqttSettings, WebhookSettings
     from mexit.flows.camera import CameraOptions, run_camera
 
     progress = output.RichProgress()
@@ -69,7 +105,16 @@ def camera(
         rate=rate,
         burst=burst,
         out=out,
+        segment_s=segment,
+        out_mb=out_mb,
         jsonl=jsonl,
+        events=events,
+        jsonl_mb=jsonl_mb,
+        jsonl_keep=jsonl_keep,
+        save_unsure=save_unsure,
+        save_unsure_mb=save_unsure_mb,
+        mqtt=MqttSettings(mqtt, mqtt_topic) if mqtt else None,
+        webhook=WebhookSettings(webhook) if webhook else None,
         limit=limit,
         insecure=insecure,
     )
@@ -114,6 +159,7 @@ def show_camera(report: CameraReport) -> None:
         ["age of an answer, p50 / p95", age],
         ["exits taken", output.counts(report.exits)],
         *([["unsure", str(report.unsure)]] if report.unsure else []),
+        *([f"lost by {name}", str(count)] for name, count in report.lost.items()),
         ["mean cost", f"{format_macs(report.mean_macs)}, {output.percent(report.saved)} saved"],
     ]
     output.table(report.source, ["", ""], rows)

@@ -51,7 +51,8 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         _MACHINE: "backend threads workers batching cost profile",
     },
     "camera": {
-        BASIC: "source budget out jsonl limit insecure json",
+        BASIC: "source budget out jsonl mqtt webhook limit insecure json",
+        "Outputs": "events jsonl_mb jsonl_keep segment out_mb save_unsure save_unsure_mb mqtt_topic",
         **_LIMITS,
         _MACHINE: "backend threads cost profile",
     },

@@ -69,7 +69,9 @@ def serve(
     tls_cert: Annotated[
         Path | None,
         typer.Option(
-            envvar="MEXIT_TLS_CERT", help="Serve HTTPS with this certificate chain, a PEM file.", show_default=False
+            envvar="MEXIT_TLS_CERT",
+            help="Serve HTTPS, and gRPC in TLS, with this certificate chain, a PEM file.",
+            show_default=False,
         ),
     ] = None,
     tls_key: Annotated[

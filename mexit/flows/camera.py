@@ -7,15 +7,17 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from mexit.camera.frame import Counters, OnEvent
+from mexit.camera.events import EventDetector
+from mexit.camera.frame import RGB, Counters, OnEvent
 from mexit.camera.identify_source import identify_source
 from mexit.camera.live_stream import LiveSettings
+from mexit.camera.outputs.message_settings import MqttSettings, WebhookSettings
+from mexit.camera.outputs.open_outputs import FileSettings, open_files, open_messages
+from mexit.camera.outputs.output import Output
 from mexit.camera.overlay import Overlay
-from mexit.camera.parse_source import Source, parse_source
+from mexit.camera.parse_source import parse_source
 from mexit.camera.pipeline import classify_frames
 from mexit.camera.prediction import CameraPrediction
-from mexit.camera.sinks import JsonLines, Sink
-from mexit.camera.video_writer import VideoWriter
 from mexit.core.budget import Macs
 from mexit.core.progress import StopSignal
 from mexit.errors import UsageError
@@ -43,7 +45,8 @@ class CameraReport:
         unsure: answered frames whose answer is unsure.
         mean_macs: mean cost of a frame, MACs.
         saved: share of the full network's cost that was saved.
-        outputs: written files.
+        outputs: written files, folders and patterns of files.
+        lost: pictures and messages that were not delivered, by the name of the output.
         signal: number of the signal that ended the run, or None.
     """
 
@@ -61,19 +64,20 @@ class CameraReport:
     mean_macs: float
     saved: float
     outputs: tuple[Path, ...]
+    lost: dict[str, int]
     signal: int | None
 
 
 @dataclass(frozen=True)
-class CameraOptions:
-    """Options of one run.
+class CameraOptions(FileSettings):
+    """Options of one run; the files to write are those of `FileSettings`.
 
     Attributes:
         budget: budget of each frame.
         cost, profile, backend, threads, rate, burst: as in `Runtime.open`.
         deadline_ms: deadline of each frame, milliseconds.
-        out: annotated video to write, `.mp4`.
-        jsonl: file to write with one JSON line per frame.
+        mqtt: broker to publish to.
+        webhook: web server that gets events.
         limit: number of answers after which the run ends.
         insecure: accept any certificate of a server with TLS.
     """
@@ -86,8 +90,8 @@ class CameraOptions:
     deadline_ms: float | None = None
     rate: Macs | None = None
     burst: Macs | None = None
-    out: Path | None = None
-    jsonl: Path | None = None
+    mqtt: MqttSettings | None = None
+    webhook: WebhookSettings | None = None
     limit: int | None = None
     insecure: bool = False
 
@@ -114,10 +118,12 @@ def run_camera(
 
     Raises:
         UsageError: an invalid source, limit or output.
-        MexitError: an error of `Runtime.open`, `camera.pipeline.classify_frames` or a sink.
+        MexitError: an error of `Runtime.open`, `camera.pipeline.classify_frames` or an output.
     """
     parsed = parse_source(source)
-    _check_options(parsed, options)
+    options.check(parsed.files)
+    if options.limit is not None and options.limit < 1:
+        raise UsageError(f"limit must be at least 1, found {options.limit}")
     runtime = Runtime.open(
         bundle,
         options.budget,
@@ -128,21 +134,23 @@ def run_camera(
         cost=options.cost,
         profile=options.profile,
     )
-    note_timing(runtime.timing, runtime.why_not_time, on_event or (lambda _: None))
+    note = on_event or (lambda _: None)
+    note_timing(runtime.timing, runtime.why_not_time, note)
     live = LiveSettings(insecure=options.insecure)
     parsed = identify_source(parsed, live)
     manifest = runtime.bundle.manifest
-    sinks: list[Sink] = [JsonLines(options.jsonl)] if options.jsonl else []
     overlay = Overlay(manifest.numbers, manifest.cumulative_macs)
-    sinks += [VideoWriter(options.out, overlay, live=parsed.live)] if options.out else []
+    outputs = open_files(options, parsed.name, overlay, live=parsed.live, on_event=note)
+    outputs += open_messages(options.mqtt, options.webhook, [parsed.name], manifest.name, on_event=note)
+    detector = EventDetector(parsed.name)
     counters = Counters()
     stats = RuntimeStats(len(manifest.exits), int(manifest.costs.static))  # the latencies in it are the ages of answers
-    outputs: list[Path | None] = []
+    written: list[Path | None] = []
     start_s: float | None = None
     seconds = 0.0
     with StopSignal() as stop, ExitStack() as stack:
-        for sink in reversed(sinks):  # closed also after an error
-            stack.callback(lambda sink: outputs.append(sink.close()), sink)
+        for output in reversed(outputs):  # closed also after an error
+            stack.callback(lambda output: written.append(output.close()), output)
         answers = classify_frames(
             runtime,
             parsed,
@@ -158,26 +166,21 @@ def run_camera(
             stats.add([position], [result.age_ms], result.macs, unsure=int(result.reason == UNSURE))
             start_s = result.captured_s if start_s is None else start_s
             seconds = result.captured_s + result.age_ms / 1e3 - start_s
-            for sink in sinks:
-                sink.write(frame, result)
+            _write(outputs, frame, result, detector)
             if on_result is not None:
                 on_result(result)
             if count == options.limit or stop.requested:
                 break
-    return _report(parsed.name, stats, counters, seconds, tuple(filter(None, outputs)), stop.number)
+    lost = {output.name: output.lost for output in outputs if output.lost}
+    return _report(parsed.name, stats, counters, seconds, tuple(filter(None, written)), lost, stop.number)
 
 
-def _check_options(source: Source, options: CameraOptions) -> None:
-    if options.limit is not None and options.limit < 1:
-        raise UsageError(f"limit must be at least 1, found {options.limit}")
-    outputs = [path.resolve() for path in (options.out, options.jsonl) if path is not None]
-    if len(set(outputs)) < len(outputs):
-        raise UsageError(f"video and JSON lines cannot both be written to {options.out}")
-    for path in outputs:
-        if path in {file.resolve() for file in source.files}:
-            raise UsageError(f"{path} is the source: it would be overwritten; write to another file")
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; name a file in it")
+def _write(outputs: list[Output], frame: RGB, result: CameraPrediction, detector: EventDetector) -> None:
+    events = detector.update(result)
+    for output in outputs:
+        output.write(frame, result)
+        for event in events:
+            output.event(event)
 
 
 def _report(
@@ -186,6 +189,7 @@ def _report(
     counters: Counters,
     seconds: float,
     outputs: tuple[Path, ...],
+    lost: dict[str, int],
     signal_number: int | None,
 ) -> CameraReport:
     snapshot = stats.snapshot()
@@ -205,5 +209,6 @@ def _report(
         mean_macs=snapshot.mean_macs,
         saved=snapshot.saved,
         outputs=outputs,
+        lost=lost,
         signal=signal_number,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mexit.flows.serve_models import Note, ServeOptions, grpc_server, note_grpc,
 from mexit.serving.limits import Limits
 from mexit.serving.model_folder import ModelFolder
 from mexit.serving.open_files import allow_connections
+from mexit.serving.systemd_notify import SystemdNotify
 from mexit.serving.unix_socket import PREFIX as UNIX
 
 __all__ = ["ServeOptions", "serve_bundle"]
@@ -32,6 +34,8 @@ def serve_bundle(
     note: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then answer the requests in flight and return.
+
+    systemd is told when requests are accepted, as long as they are answered, and when the server stops.
 
     Args:
         bundle: the bundle's directory, or a folder of models: NAME/bundle.json, or NAME/1, NAME/2, ...
@@ -77,8 +81,8 @@ def serve_here(
             open_models(bundle, options, limits, note, tokens) as (app, models),
         ):
             note_grpc(addresses, note)
-            grpc = grpc_server(models, tokens, addresses)
-            uvicorn_server.run(app, models.server, bound, ready, grpc, context)
+            grpc = grpc_server(models, tokens, addresses, options)
+            uvicorn_server.run(app, models.server, bound, ready, grpc, context, SystemdNotify(os.environ))
     finally:
         uvicorn_server.close_all(bound)
 
@@ -95,8 +99,6 @@ def _check_options(bundle: Path, options: ServeOptions) -> None:
         raise UsageError(f"unknown batching '{options.batching}': choose from {', '.join(server_state.BATCHING)}")
     if options.grpc_port is not None and options.host.startswith(UNIX):
         raise UsageError(f"gRPC needs a host with ports, found {options.host}: leave out --grpc-port")
-    if options.grpc_port is not None and options.tls_cert is not None:
-        raise UsageError("gRPC has no TLS here: leave out --grpc-port or --tls-cert, or put a proxy in front of gRPC")
     middleware.read_tokens(options.token, options.token_file)
     tls.server_context(options.tls_cert, options.tls_key)
     ModelFolder(bundle, options.name)

@@ -18,6 +18,7 @@ from mexit.runtime.time_policies import note_timing
 from mexit.runtime.token_buckets import RateLimits, TokenBuckets
 from mexit.serving.limits import Limits
 from mexit.serving.model_folder import ModelFolder
+from mexit.serving.tls import read_pem
 
 if TYPE_CHECKING:
     from mexit.serving.asgi import App
@@ -126,14 +127,16 @@ def open_models(
         models.close()
 
 
-def grpc_server(models: ModelRepository, tokens: Tokens, addresses: Sequence[str]) -> GrpcServer | None:
+def grpc_server(
+    models: ModelRepository, tokens: Tokens, addresses: Sequence[str], options: ServeOptions
+) -> GrpcServer | None:
     """The gRPC server of the models; None without addresses to listen on. Raises `MissingExtra`."""
     if not addresses:
         return None
     # Imported late because grpcio is an optional dependency.
     from mexit.serving.grpc_server import GrpcServer
 
-    return GrpcServer(models, tokens, addresses)
+    return GrpcServer(models, tokens, addresses, read_pem(options.tls_cert, options.tls_key))
 
 
 def note_grpc(addresses: Sequence[str], note: Note) -> None:

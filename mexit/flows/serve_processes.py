@@ -27,6 +27,7 @@ from mexit.serving.metrics import METRICS_FOLDER, remove_live
 from mexit.serving.middleware import Tokens, read_tokens
 from mexit.serving.model_changes import WorkerChanges, error_message
 from mexit.serving.supervisor import Supervisor
+from mexit.serving.systemd_notify import SystemdNotify
 from mexit.serving.tls import server_context
 from mexit.serving.worker import WorkerServer, channel_of
 from mexit.serving.worker_process import WorkerProcess
@@ -77,6 +78,7 @@ def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[
                 note=note,
                 tls=options.tls_cert is not None,
                 on_death=partial(remove_live, folder),
+                systemd=SystemdNotify(os.environ),
             )
             supervisor.run()
     finally:
@@ -134,7 +136,7 @@ def _work(channel: Channel, start: dict[str, Any]) -> None:
                 models.remove(name)
         threads = max((service.runtime.threads for service in models.services), default=1)
         workers = options.workers or max(1, min(limits.workers, cpus // threads))
-        grpc = grpc_server(models, tokens, start["grpc"])
+        grpc = grpc_server(models, tokens, start["grpc"], options)
         server = WorkerServer(app, models, channel, changes, {"workers": workers}, grpc, tls)
         server.run([])
     if server.orphaned:  # the supervisor was killed and has left its folder

@@ -30,6 +30,7 @@ Around them:
     tls               certificates
     unix_socket       Unix sockets to listen on
     open_files        the system's limit of open files
+    systemd_notify    messages to systemd: ready, alive, stopping
     uvicorn_server    sockets, connection time-outs, signals, graceful shutdown
     supervisor        accepts connections, passes them to worker processes, replaces dead ones
     worker            a worker process

@@ -79,16 +79,23 @@ Answer = Callable[[Any, Call], Any]
 class GrpcServer:
     """Answers the calls of `GRPCInferenceService`."""
 
-    def __init__(self, repository: ModelRepository, tokens: Tokens, addresses: Sequence[str]) -> None:
+    def __init__(
+        self,
+        repository: ModelRepository,
+        tokens: Tokens,
+        addresses: Sequence[str],
+        tls: tuple[bytes, bytes] | None = None,
+    ) -> None:
         """Start nothing yet.
 
         Args:
             repository: the models.
             tokens: if there are any, every method but those of health requires one of them.
             addresses: to listen on, such as "127.0.0.1:8001".
+            tls: certificate chain and private key in PEM; None: without TLS.
         """
         self._repository, self._server = repository, repository.server
-        self._tokens, self._addresses = BearerTokens(tokens), addresses
+        self._tokens, self._addresses, self._tls = BearerTokens(tokens), addresses, tls
         self._tasks: set[asyncio.Task[Any]] = set()
         self._grpc: Any = None
 
@@ -108,7 +115,11 @@ class GrpcServer:
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         self._grpc.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(grpc_messages.SERVICE, handlers)])
         for address in self._addresses:
-            self._grpc.add_insecure_port(address)
+            if self._tls is None:
+                self._grpc.add_insecure_port(address)
+            else:
+                chain, key = self._tls
+                self._grpc.add_secure_port(address, grpc.ssl_server_credentials([(key, chain)]))
         await self._grpc.start()
 
     async def stop(self) -> None:

@@ -22,6 +22,7 @@ from mexit.errors import MexitError
 from mexit.serving.channel import Message
 from mexit.serving.limits import Limits
 from mexit.serving.model_changes import ModelChanges, error_of
+from mexit.serving.systemd_notify import SystemdNotify
 from mexit.serving.uvicorn_server import start_listening, url_of
 from mexit.serving.worker_process import WorkerProcess
 
@@ -47,6 +48,7 @@ class Supervisor:
         note: Callable[[str], None] = lambda _: None,
         tls: bool = False,
         on_death: Callable[[int], None] = lambda _: None,
+        systemd: SystemdNotify | None = None,
     ) -> None:
         """Start nothing yet.
 
@@ -59,10 +61,16 @@ class Supervisor:
             note: called with one line of the first worker about measured times.
             tls: whether the workers use TLS.
             on_death: called with the process id of a worker that has ended.
+            systemd: hears when the server is ready or stops, and its watchdog as long as the workers answer.
         """
         self._bound, self._spawn, self._limits = bound, spawn, limits
         self._count = workers
         self._ready, self._note, self._on_death, self._tls = ready, note, on_death, tls
+        self._systemd = systemd or SystemdNotify()
+        # Several pings in the time within which the watchdog must hear that they were answered.
+        watchdog_s = self._systemd.watchdog_s or float("inf")
+        self._answer_s, self._tick_s = min(SILENCE_S, watchdog_s / 2), min(_TICK_S, watchdog_s / 8)
+        self._ping_every_s = min(PING_S, watchdog_s / 4)
         self._workers: list[WorkerProcess] = []
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         self._changes = ModelChanges(lambda: [worker for worker in self._workers if worker.ready])
@@ -80,6 +88,7 @@ class Supervisor:
     def stop(self) -> None:
         """Let the workers refuse new requests and answer those in flight. Call in the thread of `run`."""
         self._drain_end_s = time.monotonic() + self._limits.drain_s
+        self._systemd.stopping()
         for worker in self._workers:
             if worker.ready:
                 worker.channel.send({"do": "stop"})
@@ -104,7 +113,7 @@ class Supervisor:
             self._selector.close()
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(_TICK_S):
+        for key, _ in self._selector.select(self._tick_s):
             if isinstance(key.data, WorkerProcess):
                 self._read(key.data)
             elif key.data == "signal":
@@ -171,8 +180,10 @@ class Supervisor:
         for one in self._bound:
             one.setblocking(False)
         self._resume()
+        url = url_of(self._bound[0], tls=self._tls)
+        self._systemd.ready(url)
         if self._ready is not None:
-            self._ready(url_of(self._bound[0], tls=self._tls))
+            self._ready(url)
 
     def _replace(self, worker: WorkerProcess) -> None:
         self._remove(worker)
@@ -225,9 +236,9 @@ class Supervisor:
         connection.close()
 
     def _watch(self) -> None:
-        """Ping workers, kill those that are silent, and end the drain."""
+        """Ping workers, kill those that are silent, report to the watchdog if all answer, and end the drain."""
         now_s = time.monotonic()
-        if now_s - self._ping_s > PING_S:
+        if now_s - self._ping_s > self._ping_every_s:
             self._ping_s = now_s
             for worker in self._workers:
                 if worker.ready:
@@ -236,6 +247,9 @@ class Supervisor:
             if worker.ready and now_s - worker.heard_s > SILENCE_S:
                 _log.error("worker process %d is silent for %g s and is killed", worker.process.pid, SILENCE_S)
                 worker.process.kill()
+        ready = [worker for worker in self._workers if worker.ready]
+        if self._listening and ready and all(now_s - worker.heard_s < self._answer_s for worker in ready):
+            self._systemd.alive()
         if self._drain_end_s is None:
             return
         if not self._leaving and (all(worker.idle for worker in self._workers) or now_s > self._drain_end_s):

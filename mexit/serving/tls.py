@@ -6,7 +6,7 @@ import ssl
 from pathlib import Path
 
 from mexit.errors import NotFound, UsageError
-from mexit.serving.secret_file import check_secret
+from mexit.serving.secret_file import check_secret, read_secret
 
 _KEY = "the private key of TLS"
 
@@ -42,6 +42,13 @@ def server_context(cert: Path | None, key: Path | None) -> ssl.SSLContext | None
             "together"
         ) from None
     return context
+
+
+def read_pem(cert: Path | None, key: Path | None) -> tuple[bytes, bytes] | None:
+    """The certificate chain and the private key in PEM, for gRPC; arguments and errors as `server_context`."""
+    if server_context(cert, key) is None or cert is None:
+        return None
+    return cert.read_bytes(), read_secret(key or cert, _KEY)
 
 
 def _no_password() -> str:

@@ -30,6 +30,7 @@ from mexit.errors import UsageError
 from mexit.serving.asgi import App
 from mexit.serving.limits import Limits
 from mexit.serving.server_state import ServerState
+from mexit.serving.systemd_notify import SystemdNotify
 from mexit.serving.unix_socket import PREFIX as UNIX
 from mexit.serving.unix_socket import UnixSocket
 
@@ -154,6 +155,7 @@ def run(
     ready: Callable[[str], None] | None,
     beside: Beside | None = None,
     tls: ssl.SSLContext | None = None,
+    systemd: SystemdNotify | None = None,
 ) -> None:
     """Serve until a stop signal, or until `server.stopping` is set, and all requests in flight are answered.
 
@@ -164,11 +166,12 @@ def run(
         ready: called with the URL once connections are accepted.
         beside: another server for the same models.
         tls: of all connections; None: without TLS.
+        systemd: hears when the server is ready, answers, or stops.
     """
     config = uvicorn_config(app, server.limits)
     try:
         start_listening(bound)
-        Server(config, server, ready, beside, tls).run(list(bound))
+        Server(config, server, ready, beside, tls, systemd).run(list(bound))
     finally:
         server.close()
         close_all(bound)
@@ -278,8 +281,10 @@ class Server(uvicorn.Server):
         ready: Callable[[str], None] | None,
         beside: Beside | None = None,
         tls: ssl.SSLContext | None = None,
+        systemd: SystemdNotify | None = None,
     ) -> None:
         super().__init__(config)
+        self._systemd = systemd or SystemdNotify()
         self._beside = beside
         self._state, self._limits = state, state.limits
         self._ready = ready
@@ -295,8 +300,11 @@ class Server(uvicorn.Server):
             # uvicorn has neither a limit for the handshake of TLS nor Unix sockets that are bound already.
             create: Any = loop.create_server if one.family != _UNIX_FAMILY else loop.create_unix_server
             self.servers.append(await create(self._connection, sock=one, backlog=_BACKLOG, **self.tls_options))
-        if self._ready is not None and sockets:
-            self._ready(url_of(sockets[0], tls=self._tls is not None))
+        if sockets:
+            url = url_of(sockets[0], tls=self._tls is not None)
+            self._systemd.ready(url)
+            if self._ready is not None:
+                self._ready(url)
 
     @property
     def tls_options(self) -> dict[str, Any]:
@@ -313,6 +321,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to shut down. uvicorn calls this ten times a second."""
+        self._systemd.alive()
         drained = self._state.stopping and not self._state.active
         return await super().on_tick(counter) or drained or time.monotonic() > self._drain_end_s
 
@@ -321,6 +330,7 @@ class Server(uvicorn.Server):
             signal.signal(sig, signal.SIG_DFL)
             os.kill(os.getpid(), sig)
         self._state.stopping = True
+        self._systemd.stopping()
         self._drain_end_s = time.monotonic() + self._state.limits.drain_s
 
     @contextmanager

@@ -38,6 +38,7 @@ class Reply(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     answer: Callable[[Reply], object]
+    body: bytes
     over: threading.Event
     seen: list[Reply]
 
@@ -45,6 +46,10 @@ class Reply(BaseHTTPRequestHandler):
         self.seen.append(self)
         with suppress(OSError):
             type(self).answer(self)
+
+    def do_POST(self) -> None:
+        self.body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""

@@ -33,7 +33,7 @@ def test_an_attacked_run_shows_both_accuracies_on_a_pipe() -> None:
     assert re.search(r"attacked \d+\.\d%  selection \d+\.\d%  selection attacked \d+\.\d%  0:00 left", done.stderr)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_terminal_shows_a_bar_with_labelled_numbers_in_80_columns(tmp_path: Path) -> None:
     root = draw(tmp_path / "own")
     main, side = pty.openpty()

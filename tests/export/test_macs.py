@@ -70,7 +70,7 @@ class Attention(nn.Module):
         return tokens + self.mlp(tokens)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_counts_of_attention_equal_those_of_torch() -> None:
     torch.manual_seed(0)
     embed = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2))

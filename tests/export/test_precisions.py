@@ -220,7 +220,7 @@ def test_unknown_precisions_and_bundles_are_refused(workspace: Path, int8_bundle
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_prints_the_report(workspace: Path) -> None:
     run = workspace / "runs" / "digits"
     said = typed(

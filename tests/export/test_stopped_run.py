@@ -90,6 +90,7 @@ def test_the_best_weights_are_exported_where_the_run_keeps_them() -> None:
     assert all(torch.equal(value, kept[f"kept.{name}"]) for name, value in weights.items())
 
 
+@pytest.mark.long
 def test_a_run_killed_before_its_result_was_written_is_exported_as_finished() -> None:
     settings = QUICK | {"epochs": 1, "ema": 0.9, "recompute_norms": 200}
     run = train_model(settings=settings, out=Path("runs/x"), options=TrainOptions(threads=1)).run
@@ -100,6 +101,7 @@ def test_a_run_killed_before_its_result_was_written_is_exported_as_finished() ->
     assert all(torch.equal(value, result[name]) for name, value in weights.items())
 
 
+@pytest.mark.long
 def test_a_bundle_of_weights_that_are_gone_says_so() -> None:
     run = stopped_after(3)
     exported(run)

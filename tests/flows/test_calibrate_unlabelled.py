@@ -91,7 +91,7 @@ def test_too_few_pictures_are_refused(bundle_copy: Path, pictures: Path, tmp_pat
         calibrate_bundle(bundle_copy, data=f"folder:{tmp_path / 'few'}")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_names_what_is_missing_without_labels(bundle_copy: Path, pictures: Path) -> None:
     done = program("calibrate", bundle_copy, "--data", f"folder:{pictures}")
     assert done.returncode == 0, done.stderr

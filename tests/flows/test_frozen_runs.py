@@ -73,6 +73,7 @@ def test_finetuning_starts_from_the_heads() -> None:
     assert any(".head." in name for name in moved)
 
 
+@pytest.mark.long
 def test_a_stop_during_finetuning_resumes_to_the_same_weights() -> None:
     train(TUNED)
     whole = weights()
@@ -107,6 +108,7 @@ def test_an_error_in_the_frozen_pass_leaves_nothing() -> None:
     assert not Path("x").exists()
 
 
+@pytest.mark.long
 def test_the_command_says_what_it_does_and_refuses_other_lengths() -> None:
     shown = typed("train", "--freeze", "--model", "digits-cnn", "--threads", "1", "--out", "x")
     assert "training the 3 heads of digits-cnn on digits" in " ".join(shown.stderr.split())

@@ -197,6 +197,7 @@ def test_a_folder_of_trained_pictures_is_refused(
     assert (bundle / "policies.json").read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_changed_folder_has_the_groups_and_the_seed_of_the_run(films: Path, tmp_path: Path) -> None:
     settings = SETTINGS | {"group": r"/(\d+)_", "split_seed": 3, "epochs": 1, "fraction": 0.3}
     own = shutil.copytree(films, tmp_path / "own")

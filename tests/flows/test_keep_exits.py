@@ -107,6 +107,7 @@ def test_the_automatic_choice_is_recorded_and_reused_for_the_same_weights(run, t
     assert Bundle.open(tmp_path / "auto").manifest.numbers == tuple(first["kept"])
 
 
+@pytest.mark.long
 def test_a_profile_of_another_device_chooses_the_exits(run, tmp_path) -> None:
     """Where exit 1 takes as long as the static network, no early exit is kept; an earlier choice has no say."""
     for exit_1_us, early in ((200.0, True), (1000.0, False)):
@@ -136,6 +137,7 @@ def store_profile(folder: Path, exits_us: tuple[float, ...]) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_single_kept_exit_makes_every_budget_full(run, tmp_path) -> None:
     done = typed("export", run, "--out", tmp_path / "last", "--exits", "3", "--json")
     assert json.loads(done.stdout)["exits"]["kept"] == [3]

@@ -268,7 +268,7 @@ def test_idle_connections_stay_longer_than_those_of_proxies(digits_bundle: Path,
         ({"token_file": Path("absent")}, "there is no file absent"),
         ({"host": "unix:"}, "cannot listen on|is no socket"),
         ({"host": "unix:x", "grpc_port": 0}, "gRPC needs a host with ports"),
-        ({"tls_cert": Path("absent.pem"), "grpc_port": 0}, "gRPC has no TLS here"),
+        ({"tls_cert": Path("absent.pem"), "grpc_port": 0}, "there is no file absent.pem"),
     ],
 )
 @pytest.mark.parametrize("workers", [0, 1])

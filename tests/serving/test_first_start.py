@@ -70,6 +70,7 @@ def test_of_two_first_starts_at_once_one_measures(moved, tmp_path) -> None:
     assert sorted(map(len, lines)) == [0, 1]
 
 
+@pytest.mark.long
 def test_with_a_cache_that_cannot_be_written_every_start_measures(moved, tmp_path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o500)

@@ -79,6 +79,7 @@ def test_two_processes_train_the_weights_of_one_and_only_the_main_one_reports(
         assert theirs["clean accuracy"] == pytest.approx(mine["clean accuracy"], abs=0.01)
 
 
+@pytest.mark.long
 def test_a_signal_stops_both_processes_and_one_process_can_resume() -> None:
     run = Path("runs/x")
     with torchrun("-m", "mexit", "train", *FLAGS, "--epochs", "100000", "--out", str(run)) as process:

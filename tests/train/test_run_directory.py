@@ -36,7 +36,7 @@ def two_classes(root: Path) -> str:
     return f"folder:{root}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trainings_started_together_have_a_directory_each() -> None:
     command = [*MEXIT, "train", *FLAGS, "--seed"]
     processes = [subprocess.Popen([*command, str(seed)], env=quiet(), stdout=subprocess.DEVNULL) for seed in (1, 2, 3)]

@@ -36,7 +36,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_a_folder_that_disappears_costs_only_the_steps_since_the_checkpoint(images: Path, workers: int) -> None:
     data, away = f"folder:{images}", images.with_name("away")
     train_model(data=data, settings=GIVEN, out=Path("runs/whole"), options=TrainOptions(threads=1, cache=False))

@@ -16,6 +16,7 @@ import numpy as np
 
 from mexit.camera.decode import ffmpeg_message, import_av
 from mexit.camera.frame import RGB
+from mexit.camera.outputs.output import FileOutput
 from mexit.camera.overlay import Overlay
 from mexit.camera.pipeline import IMAGE_DURATION_S
 from mexit.camera.prediction import CameraPrediction
@@ -32,8 +33,10 @@ _MAX_DRIFT_S = 1.0  # of a live stream's timestamps from the arrival times
 _BT709 = 1
 
 
-class VideoWriter:
-    """A sink that draws predictions into frames and encodes them."""
+class VideoWriter(FileOutput):
+    """Draws predictions into frames and encodes them."""
+
+    name = "video"
 
     def __init__(self, path: Path, overlay: Overlay, *, live: bool, encoders: Sequence[str] = ENCODERS) -> None:
         """Open nothing yet.
@@ -58,6 +61,11 @@ class VideoWriter:
         self._container: Any = None
         self._stream: Any = None
         self._failed = False
+
+    @property
+    def duration_s(self) -> float:
+        """Time between the first and the last written frame, seconds."""
+        return self._timestamps.duration_s
 
     def write(self, frame: RGB, prediction: CameraPrediction) -> None:
         """Encode a frame, RGB (H, W, 3) uint8, with its prediction. Raises `MexitError` if writing fails."""
@@ -139,9 +147,15 @@ class Timestamps:
         self._live = live
         self._shift_s: float | None = None
         self._first_s = 0.0
+        self._start_s = 0.0
         self._last_s = 0.0
         self._step_s = IMAGE_DURATION_S
         self._last_ticks = -1
+
+    @property
+    def duration_s(self) -> float:
+        """Time between the first and the last timestamp, seconds."""
+        return self._last_s - self._start_s
 
     def next(self, prediction: CameraPrediction) -> int:
         """The timestamp of the next frame, in units of 1 / `TICKS_PER_S` seconds."""
@@ -156,9 +170,9 @@ class Timestamps:
         if self._shift_s is None:
             self._first_s = prediction.captured_s
             keep = source_s is not None and not self._live and 0 <= source_s <= _MAX_START_S
-            start_s = source_s if keep and source_s is not None else 0.0
-            self._shift_s = start_s - (source_s or 0.0)
-            return start_s
+            self._start_s = source_s if keep and source_s is not None else 0.0
+            self._shift_s = self._start_s - (source_s or 0.0)
+            return self._start_s
         arrived_s = prediction.captured_s - self._first_s
         if source_s is None:
             return arrived_s if self._live else self._last_s + IMAGE_DURATION_S

@@ -13,9 +13,9 @@ import pytest
 from camera_media import camera_prediction, grey_frames, read_video, write_images, write_video
 from numpy.typing import NDArray
 
+from mexit.camera.outputs.video_writer import TICKS_PER_S, Timestamps, VideoWriter, enlarge, pad_to_even
 from mexit.camera.overlay import Overlay
 from mexit.camera.pipeline import IMAGE_DURATION_S
-from mexit.camera.video_writer import TICKS_PER_S, Timestamps, VideoWriter, enlarge, pad_to_even
 from mexit.errors import Damaged, MexitError, MissingExtra, UsageError
 from mexit.flows.camera import CameraOptions, run_camera
 
