@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from servers import Client, free_port, infer_body, serve_runtime, start
 
 from mexit import Runtime
@@ -103,7 +104,7 @@ def test_it_shows_the_server_s_counts(mixed_bundle: Path, images: Images, show: 
             page.locator(".figure", has_text="MACs saved").locator(".value").inner_text() == f"{100 * saved:.1f}\u00a0%"
         )
         assert page.locator("#errors tbody").inner_text().split() == ["400", "invalid", "request", "or", "image", "1"]
-        page.get_by_text("Since the start", exact=True).click()
+        page.get_by_label("Since the start").check()
         assert page.locator(".exits tbody td").nth(1).inner_text() == f"{model['exits'][0]['answers']}"
 
 
@@ -192,6 +193,34 @@ def test_loads(bundle_copy: Path, tmp_path: Path, show: Callable[..., Any]) -> N
         assert card.locator(".chip").inner_text() == "in service"
         server.ask("POST", "/v2/repository/models/digits/unload")
         page.locator(".model .chip", has_text="unloaded").wait_for()
+        assert not violations(page)
+
+
+def test_cameras(mixed_bundle: Path, images: Images, tmp_path: Path, show: Callable[..., Any]) -> None:
+    """A folder of three pictures, which ends, and a camera that is not there."""
+    folder = tmp_path / "gate"
+    folder.mkdir()
+    for k in range(3):
+        Image.fromarray((images[k, 0] * 255).astype(np.uint8)).save(folder / f"{k}.png")
+    settings = tmp_path / "cameras.toml"
+    settings.write_text(
+        f'[[camera]]\nname = "gate"\nsource = "{folder}"\n'
+        f'[[camera]]\nname = "yard"\nsource = "rtsp://127.0.0.1:{free_port()}/none"\n'
+    )
+    with start(mixed_bundle, tmp_path, cameras=str(settings), workers=0) as server:
+        page = show(server, ready=".tile img:not([hidden])")
+        gate, yard = (page.get_by_role("article", name=f"Camera {name}") for name in ("gate", "yard"))
+        gate.locator(".chip", has_text="ended").wait_for()
+        states = {camera["name"]: camera for camera in server.json("GET", "/v1/cameras")[1]}
+        assert gate.locator(".label").inner_text() == states["gate"]["answer"]["steady"]
+        assert f"{states['gate']['counters']['answered']} answered" in gate.inner_text()
+        assert gate.locator("img").evaluate("image => image.naturalWidth") == 8
+        yard.locator(".chip", has_text="lost").wait_for()
+        assert yard.locator(".label").inner_text() == "no answer yet"
+        for tile in (yard, gate):
+            tile.get_by_role("button").click()
+            assert tile.locator("img").get_attribute("src").endswith("/stream.mjpg")
+        assert yard.get_by_role("button").get_attribute("aria-pressed") == "false"
         assert not violations(page)
 
 
