@@ -9,9 +9,9 @@
     readers         reads images and video files, frame by frame
     live_stream     reads cameras and streams, and reconnects
     latest_frame    reader thread with a one-slot buffer that keeps the newest frame
-    region          region of interest
     prediction      the answer of one frame
-    votes, events   the steady label, and events of a camera
+    steady          region of interest, trigger (which frames run, reused answers) and votes (the steady label)
+    events          events of a camera
     pipeline        `classify_frames`: classifies the frames of a source with a runtime
     overlay         the panel drawn into frames
     outputs         files and messages: JSON lines, video, pictures, MQTT, webhooks

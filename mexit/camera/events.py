@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from mexit.camera.frame import clock_s
 from mexit.camera.prediction import CameraPrediction
 
 EventKind = Literal["label-changed", "unsure", "sure-again", "camera-lost", "camera-back", "camera-frozen"]
@@ -46,15 +47,18 @@ class CameraEvent:
 class EventDetector:
     """Finds the events in the answers and states of one camera. Not thread-safe."""
 
-    def __init__(self, camera: str, unsure_s: float = UNSURE_S, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, camera: str, unsure_s: float = UNSURE_S, *, live: bool = True, clock: Callable[[], float] = time.time
+    ) -> None:
         """A detector before the first answer.
 
         Args:
             camera: name of the camera.
             unsure_s: seconds without a steady label until the event "unsure".
+            live: whether the source is live; the durations of a recording are those of its timestamps.
             clock: returns the time of an event, seconds since 1970.
         """
-        self._camera, self._unsure_s, self._clock = camera, unsure_s, clock
+        self._camera, self._unsure_s, self._live, self._clock = camera, unsure_s, live, clock
         self._label: str | None = None  # the last steady label
         self._label_since_s = 0.0
         self._unsure_since_s: float | None = None
@@ -63,8 +67,8 @@ class EventDetector:
         self._trouble = ""
 
     def update(self, prediction: CameraPrediction) -> list[CameraEvent]:
-        """The events of the next answer; durations are measured by `captured_s`."""
-        now_s, label = prediction.captured_s, prediction.steady
+        """The events of the next answer."""
+        now_s, label = clock_s(prediction.time_s, prediction.captured_s, live=self._live), prediction.steady
         if label is None:
             return self._without_label(now_s)
         events = []

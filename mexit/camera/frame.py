@@ -36,6 +36,17 @@ class Frame:
     to_rgb: Callable[[Any], RGB]
 
 
+def clock_s(time_s: float | None, captured_s: float, *, live: bool) -> float:
+    """The time by which intervals between frames are measured, seconds: in a recording, that of the recording.
+
+    Args:
+        time_s: timestamp of the frame in its video, or None.
+        captured_s: arrival by `time.monotonic()`.
+        live: whether the source is live.
+    """
+    return captured_s if live or time_s is None else time_s
+
+
 @dataclass
 class Counters:
     """Counts of frames, updated by readers and pipeline.
@@ -45,6 +56,7 @@ class Counters:
         skipped: dropped by the reader to catch up with a camera.
         replaced: dropped for a newer frame.
         refused: dropped by the rate limiter.
+        left_out: dropped by the trigger: without motion, or before the end of the interval.
         undecodable: damaged frames.
         reconnects: successful reconnections of a live source.
     """
@@ -53,13 +65,14 @@ class Counters:
     skipped: int = 0
     replaced: int = 0
     refused: int = 0
+    left_out: int = 0
     undecodable: int = 0
     reconnects: int = 0
 
     @property
     def dropped(self) -> int:
         """Frames that could have been answered and were not."""
-        return self.skipped + self.replaced + self.refused
+        return self.skipped + self.replaced + self.refused + self.left_out
 
     def count_arrived(self) -> int:
         """Count a frame; return its index."""

@@ -17,13 +17,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mexit.camera.decode import import_av
-from mexit.camera.frame import RGB, Counters, Frame, OnEvent
+from mexit.camera.frame import RGB, Counters, Frame, OnEvent, clock_s
 from mexit.camera.identify_source import identify_source
 from mexit.camera.latest_frame import read_in_thread
 from mexit.camera.live_stream import LiveReader, LiveSettings
 from mexit.camera.parse_source import Source, is_image, parse_source
 from mexit.camera.prediction import CameraPrediction
 from mexit.camera.readers import read_files
+from mexit.camera.steady import SteadyAnswers, SteadySettings
 from mexit.errors import BadInput, Damaged, Overloaded
 from mexit.runtime.prediction import Prediction
 from mexit.runtime.request import RequestOptions
@@ -47,6 +48,7 @@ def classify_frames(
     on_event: OnEvent | None = None,
     stopped: Callable[[], bool] | None = None,
     counters: Counters | None = None,
+    steady: SteadySettings | None = None,
     **options: Unpack[RequestOptions],
 ) -> Generator[AnsweredFrame, None, None]:
     """Classify the frames of a source.
@@ -62,6 +64,8 @@ def classify_frames(
             logger `mexit.camera`.
         stopped: called several times a second; True ends the iteration.
         counters: updated while frames are read; may be read at any time.
+        steady: region of interest, trigger, reused answers and votes. Default: every frame is answered, without votes;
+            a live source reuses the answer for an unchanged picture.
         options: of each request: budget, deadline_ms, max_exit and receipts of `runtime.request.RequestOptions`.
 
     Yields:
@@ -89,19 +93,21 @@ def classify_frames(
     )
     wait_ms = None if every_frame else 0.0
     classify = partial(runtime, **options, client=f"camera {parsed.name}", wait_ms=wait_ms)
-    return _answer_frames(reader, classify)
+    answers = SteadyAnswers(steady or SteadySettings(), live=parsed.live)
+    return _answer_frames(reader, answers, lambda image: classify(image)[0])
 
 
 def _answer_frames(
-    reader: _Reader, classify: Callable[[Any], list[Prediction]]
+    reader: _Reader, answers: SteadyAnswers, classify: Callable[[Any], Prediction]
 ) -> Generator[AnsweredFrame, None, None]:
     counters, answered, last_error = reader.counters, 0, ""
     with closing(reader.frames()) as frames:
         for frame in frames:
             try:
                 image = frame.load()
-                [prediction] = classify(image)
                 rgb = frame.to_rgb(image)
+                now_s = clock_s(frame.time_s, frame.captured_s, live=reader.source.live)
+                answer = answers.answer(image, rgb, now_s, classify)
             except Overloaded:
                 counters.refused += 1
                 continue
@@ -110,13 +116,18 @@ def _answer_frames(
                 last_error = f": {error}"
                 reader.on_event(f"{frame.source}: frame {frame.index} is skipped{last_error}")
                 continue
+            if answer is None:
+                counters.left_out += 1
+                continue
             answered += 1
-            yield rgb, _camera_prediction(reader.source.name, frame, prediction, counters.refused)
+            yield rgb, _camera_prediction(reader.source.name, frame, *answer, counters.refused + counters.left_out)
     if not answered and not counters.refused and not reader.stopped():
         raise Damaged(f"{reader.source.name}: not one of {counters.arrived} frames can be decoded{last_error}")
 
 
-def _camera_prediction(camera: str, frame: Frame, prediction: Prediction, refused: int) -> CameraPrediction:
+def _camera_prediction(
+    camera: str, frame: Frame, prediction: Prediction, steady: str | None, dropped_here: int
+) -> CameraPrediction:
     return CameraPrediction(
         **{field.name: getattr(prediction, field.name) for field in fields(prediction)},
         camera=camera,
@@ -125,8 +136,8 @@ def _camera_prediction(camera: str, frame: Frame, prediction: Prediction, refuse
         time_s=frame.time_s,
         captured_s=frame.captured_s,
         age_ms=(time.monotonic() - frame.captured_s) * 1e3,
-        dropped=frame.dropped + refused,
-        steady=prediction.label,
+        dropped=frame.dropped + dropped_here,
+        steady=steady,
     )
 
 

@@ -1,11 +1,11 @@
 """The steady label: a weighted vote over the last answers, and hysteresis.
 
 Each of the last `window` answers votes for its label with its confidence as the weight; an unsure answer does not
-vote. A label *leads* if it has more than half of the votes; "unsure" leads if there are no votes. The steady label
-changes when another label has led without interruption and `hold` answers of that time had this label.
+vote. The label with the most votes *leads*; without votes "unsure" leads. The steady label changes when another label
+has led without interruption and `hold` answers of that time had this label.
 
-This is the weighted majority vote of classifier ensembles (L. I. Kuncheva, Combining Pattern Classifiers, 2nd edition,
-Wiley 2014, section 4.3), with the last frames in place of the classifiers.
+This is the weighted plurality vote of classifier ensembles (L. I. Kuncheva, Combining Pattern Classifiers, 2nd
+edition, Wiley 2014, section 4.3), with the last frames in place of the classifiers.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ class Votes:
         return self.steady
 
     def _leader(self) -> str | None:
-        """The label with more than half of the votes; None without votes, and the steady label without a majority."""
+        """The label with the most votes; None without votes, and the steady label if two labels have the most."""
         votes: dict[str, float] = {}
         for label, confidence in self._answers:
             if label is not None:
                 votes[label] = votes.get(label, 0.0) + confidence
         if not votes:
             return None
-        label, most = max(votes.items(), key=lambda item: item[1])
-        return label if 2 * most > sum(votes.values()) else self.steady
+        first, *others = sorted(votes, key=lambda label: -votes[label])
+        return self.steady if others and votes[others[0]] == votes[first] else first

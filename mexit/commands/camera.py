@@ -87,10 +87,38 @@ def camera(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Accept any certificate of a camera with https, rtsps or rtmps.")
     ] = False,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            help="Part of the picture to classify: x,y,width,height in pixels, or as shares (0.25,0,0.5,1). "
+            "[dim]Default: all of it.[/]",
+            show_default=False,
+        ),
+    ] = None,
+    run: Annotated[
+        str, typer.Option(help="Which frames to classify: every-frame, those with motion, or one per interval.")
+    ] = "every-frame",
+    interval: Annotated[float, typer.Option(help="Seconds between the answers of --run interval.")] = 2.0,
+    motion: Annotated[float, typer.Option(help="Share of the picture that has to change for --run motion.")] = 0.01,
+    reuse: Annotated[
+        bool | None,
+        typer.Option(
+            "--reuse/--no-reuse",
+            help="Give an unchanged picture the answer before it. [dim]Default: on live sources.[/]",
+            show_default=False,
+        ),
+    ] = None,
+    votes: Annotated[int, typer.Option(help="Number of last answers that vote for the steady label.")] = 1,
+    hold: Annotated[
+        int, typer.Option(help="Answers after which another label that leads the votes becomes the steady one.")
+    ] = 1,
     json: Json = False,
 ) -> None:
     """Classify every frame of a video or folder, or the newest frame of a live camera."""
     from mexit.camera.outputs.message_settings import MqttSettings, WebhookSettings
+    from mexit.camera.region import Region
+    from mexit.camera.steady import SteadySettings
+    from mexit.camera.triggers import TriggerSettings
     from mexit.flows.camera import CameraOptions, run_camera
 
     progress = output.RichProgress()
@@ -117,6 +145,12 @@ def camera(
         webhook=WebhookSettings(webhook) if webhook else None,
         limit=limit,
         insecure=insecure,
+        steady=SteadySettings(
+            region=None if region is None else Region.parse(region),
+            trigger=TriggerSettings(run=run, interval_s=interval, motion=motion, reuse=reuse),
+            votes=votes,
+            hold=hold,
+        ),
     )
     show_labels = not (json or out or jsonl)
     report = run_camera(
@@ -128,18 +162,18 @@ def camera(
 
 
 class LabelChanges:
-    """Print an answer when its label differs from the label of the answer before; an unsure answer has none."""
+    """Print an answer when its steady label differs from the steady label before; an unsure camera has none."""
 
     def __init__(self) -> None:
         self._last: str | None = ""
 
     def __call__(self, answer: CameraPrediction) -> None:
         """Take the answer of one frame."""
-        if answer.label != self._last:
-            self._last = answer.label
-            confidence = output.percent(answer.confidence)
-            label = answer.label or answer.reason
-            output.say(f"frame {answer.frame_index}: {label}, {confidence} at exit {answer.exit}")
+        if answer.steady == self._last or (answer.steady is None and answer.label is not None):  # votes still count
+            return
+        self._last = answer.steady
+        confidence = output.percent(answer.confidence)
+        output.say(f"frame {answer.frame_index}: {answer.steady or 'unsure'}, {confidence} at exit {answer.exit}")
 
 
 def report_to_json(report: CameraReport) -> dict[str, Any]:
@@ -152,7 +186,9 @@ def show_camera(report: CameraReport) -> None:
     age = "-" if report.age_ms is None else f"{report.age_ms['p50']:.1f} / {report.age_ms['p95']:.1f} ms"
     rows = [
         ["frames answered", f"{report.frames} ({report.fps:.1f} per second)"],
-        ["dropped for newer ones", str(report.dropped - report.refused)],
+        *([["with the answer before", str(report.reused)]] if report.reused else []),
+        ["dropped for newer ones", str(report.dropped - report.refused - report.left_out)],
+        *([["left out by --run", str(report.left_out)]] if report.left_out else []),
         *([["dropped by the rate limiter", str(report.refused)]] if report.refused else []),
         ["damaged", str(report.undecodable)],
         ["reconnects", str(report.reconnects)],

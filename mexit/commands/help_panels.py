@@ -52,6 +52,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     },
     "camera": {
         BASIC: "source budget out jsonl mqtt webhook limit insecure json",
+        "Steady answers": "region run interval motion reuse votes hold",
         "Outputs": "events jsonl_mb jsonl_keep segment out_mb save_unsure save_unsure_mb mqtt_topic",
         **_LIMITS,
         _MACHINE: "backend threads cost profile",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mexit.camera.events import EventDetector
@@ -18,11 +18,12 @@ from mexit.camera.overlay import Overlay
 from mexit.camera.parse_source import parse_source
 from mexit.camera.pipeline import classify_frames
 from mexit.camera.prediction import CameraPrediction
+from mexit.camera.steady import SteadySettings
 from mexit.core.budget import Macs
 from mexit.core.progress import StopSignal
 from mexit.errors import UsageError
 from mexit.runtime import Runtime
-from mexit.runtime.prediction import UNSURE
+from mexit.runtime.prediction import REUSED
 from mexit.runtime.stats import RuntimeStats
 from mexit.runtime.time_policies import note_timing
 
@@ -34,8 +35,10 @@ class CameraReport:
     Attributes:
         source: name of the source, without credentials.
         frames: answered frames.
-        dropped: frames dropped for a newer one or by the rate limiter.
+        reused: answered frames whose picture had not changed, with the answer before.
+        dropped: frames dropped for a newer one, by the rate limiter or by the trigger.
         refused: frames dropped by the rate limiter.
+        left_out: frames dropped by the trigger.
         undecodable: damaged frames.
         reconnects: successful reconnections of a live source.
         seconds: from the first frame to the last answer.
@@ -52,8 +55,10 @@ class CameraReport:
 
     source: str
     frames: int
+    reused: int
     dropped: int
     refused: int
+    left_out: int
     undecodable: int
     reconnects: int
     seconds: float
@@ -80,6 +85,7 @@ class CameraOptions(FileSettings):
         webhook: web server that gets events.
         limit: number of answers after which the run ends.
         insecure: accept any certificate of a server with TLS.
+        steady: region of interest, trigger, reused answers and votes.
     """
 
     budget: str = "low"
@@ -94,6 +100,7 @@ class CameraOptions(FileSettings):
     webhook: WebhookSettings | None = None
     limit: int | None = None
     insecure: bool = False
+    steady: SteadySettings = field(default_factory=SteadySettings)
 
 
 def run_camera(
@@ -142,12 +149,12 @@ def run_camera(
     overlay = Overlay(manifest.numbers, manifest.cumulative_macs)
     outputs = open_files(options, parsed.name, overlay, live=parsed.live, on_event=note)
     outputs += open_messages(options.mqtt, options.webhook, [parsed.name], manifest.name, on_event=note)
-    detector = EventDetector(parsed.name)
+    detector = EventDetector(parsed.name, live=parsed.live)
     counters = Counters()
     stats = RuntimeStats(len(manifest.exits), int(manifest.costs.static))  # the latencies in it are the ages of answers
     written: list[Path | None] = []
     start_s: float | None = None
-    seconds = 0.0
+    seconds, reused = 0.0, 0
     with StopSignal() as stop, ExitStack() as stack:
         for output in reversed(outputs):  # closed also after an error
             stack.callback(lambda output: written.append(output.close()), output)
@@ -159,11 +166,13 @@ def run_camera(
             deadline_ms=options.deadline_ms,
             on_event=on_event,
             counters=counters,
+            steady=options.steady,
         )
         stack.enter_context(closing(answers))
         for count, (frame, result) in enumerate(answers, start=1):
             position = manifest.numbers.index(result.exit) + 1
-            stats.add([position], [result.age_ms], result.macs, unsure=int(result.reason == UNSURE))
+            stats.add([position], [result.age_ms], result.macs, unsure=int(result.label is None))
+            reused += result.reason == REUSED
             start_s = result.captured_s if start_s is None else start_s
             seconds = result.captured_s + result.age_ms / 1e3 - start_s
             _write(outputs, frame, result, detector)
@@ -172,7 +181,7 @@ def run_camera(
             if count == options.limit or stop.requested:
                 break
     lost = {output.name: output.lost for output in outputs if output.lost}
-    return _report(parsed.name, stats, counters, seconds, tuple(filter(None, written)), lost, stop.number)
+    return _report(parsed.name, stats, reused, counters, seconds, tuple(filter(None, written)), lost, stop.number)
 
 
 def _write(outputs: list[Output], frame: RGB, result: CameraPrediction, detector: EventDetector) -> None:
@@ -186,6 +195,7 @@ def _write(outputs: list[Output], frame: RGB, result: CameraPrediction, detector
 def _report(
     source: str,
     stats: RuntimeStats,
+    reused: int,
     counters: Counters,
     seconds: float,
     outputs: tuple[Path, ...],
@@ -197,8 +207,10 @@ def _report(
     return CameraReport(
         source=source,
         frames=frames,
+        reused=reused,
         dropped=counters.dropped,
         refused=counters.refused,
+        left_out=counters.left_out,
         undecodable=counters.undecodable,
         reconnects=counters.reconnects,
         seconds=round(seconds, 3),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 REASONS = ("confident", "last", "deadline", "rate-limit", "max-exit", "reused", "unsure")
-UNSURE = "unsure"
+UNSURE, REUSED = "unsure", "reused"
 POLICY_REASONS = ("confident", "last")  # the policy alone decided; certificates hold for these answers only
 
 
@@ -46,7 +46,8 @@ class Prediction:
         probabilities: of all classes, (C,) float64.
         exit: number of the exit in the network, from 1.
         reason: why that exit answered, one of `REASONS`. "unsure" stands in place of the other reasons where the score
-            is below the reject threshold of the policy.
+            is below the reject threshold of the policy; "reused" repeats a camera's last answer, sure or unsure, for an
+            unchanged picture.
         macs: MACs of everything that ran for this row, earlier heads included.
         saved_macs: MACs that the static network would have cost on top; negative if it would have cost less.
         latency_ms: milliseconds from the call to the answer.

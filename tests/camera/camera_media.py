@@ -108,7 +108,8 @@ def slow_runtime(seconds: float = 0.0) -> Callable[..., list[Prediction]]:
 
 
 def camera_prediction(time_s: float | None = 0.0, captured_s: float = 0.0, **changes: Any) -> CameraPrediction:
-    """A prediction of a frame with the given timestamp and arrival, seconds."""
+    """A prediction of a frame with the given timestamp and arrival, seconds; it is steady unless `steady` is given."""
+    steady = changes.pop("steady", changes.get("label", "zero"))
     return CameraPrediction(
         **vars(prediction(**changes)),
         camera="gate",
@@ -118,5 +119,5 @@ def camera_prediction(time_s: float | None = 0.0, captured_s: float = 0.0, **cha
         captured_s=captured_s,
         age_ms=1.0,
         dropped=0,
-        steady=changes.get("label", "zero"),
+        steady=steady,
     )

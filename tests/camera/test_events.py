@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from camera_media import camera_prediction
 
@@ -20,7 +18,7 @@ def events(detector: EventDetector, answers: list[tuple[float, str | None]]) -> 
     """Kind, label and seconds of the events of answers with these times and steady labels."""
     found = []
     for captured_s, steady in answers:
-        answer = replace(camera_prediction(captured_s=captured_s), steady=steady)
+        answer = camera_prediction(captured_s=captured_s, steady=steady)
         found += [(event.kind, event.label, event.seconds) for event in detector.update(answer)]
     return found
 
@@ -48,6 +46,18 @@ def test_short_doubt_is_no_event(detector: EventDetector) -> None:
 
 def test_a_camera_that_starts_unsure(detector: EventDetector) -> None:
     assert events(detector, [(3.0, None), (13.0, None)]) == [("unsure", None, 10.0)]
+
+
+def test_durations_of_a_recording_are_those_of_its_timestamps() -> None:
+    detector = EventDetector("gate", unsure_s=10.0, live=False)
+    found = []
+    for time_s, label in [(0.0, "open"), (1.0, None), (12.0, None), (14.0, "shut")]:
+        found += detector.update(camera_prediction(time_s=time_s, captured_s=500.0, label=label))
+    assert [(event.kind, event.seconds) for event in found[1:]] == [
+        ("unsure", 11.0),
+        ("sure-again", 13.0),
+        ("label-changed", 14.0),
+    ]
 
 
 def test_states_of_the_camera(detector: EventDetector) -> None:

@@ -67,10 +67,8 @@ def test_confidence_is_the_weight_of_a_vote() -> None:
     assert after(0.5) == "B"
 
 
-def test_without_a_majority_the_steady_label_stays() -> None:
-    votes = Votes(window=4, hold=1)
-    steady_labels(votes, "AAAA")
-    assert steady_labels(votes, "BCBCBC") == "AAAAAA"
+def test_the_steady_label_wins_ties() -> None:
+    assert steady_labels(Votes(window=4, hold=1), "AAAABBBCCDBB") == "AAAAAABBBBBB"
 
 
 def test_one_sure_answer_among_unsure_ones_is_not_held() -> None:
