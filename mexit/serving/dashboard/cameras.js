@@ -33,11 +33,28 @@ class Tile {
     this.counts = el("p", { className: "more" });
     this.stack = el("div", { className: "stack", "aria-hidden": "true" });
     this.problem = el("p", { className: "wrong" });
-    this.picture = el("img", { alt: `Latest picture of ${name}`, width: 320, height: 240, hidden: true, onload: () => { this.picture.hidden = false; } });
+    this.picture = el("img", {
+      alt: `Latest picture of ${name}`,
+      width: 320,
+      height: 240,
+      hidden: true,
+      onload: () => {
+        this.picture.hidden = false;
+      },
+    });
     this.live = el("button", { type: "button", "aria-pressed": "false", onclick: () => this.toggle() }, "Live preview");
-    this.element = el("article", { className: "card tile", "aria-label": `Camera ${name}` },
+    this.element = el(
+      "article",
+      { className: "card tile", "aria-label": `Camera ${name}` },
       el("div", { className: "screen" }, this.picture),
-      el("header", {}, el("h3", {}, name), this.chip), this.label, this.facts, this.stack, this.counts, this.problem, this.live);
+      el("header", {}, el("h3", {}, name), this.chip),
+      this.label,
+      this.facts,
+      this.stack,
+      this.counts,
+      this.problem,
+      this.live,
+    );
     parent.append(this.element);
   }
 
@@ -51,7 +68,11 @@ class Tile {
     write(this.facts, answer ? `${probability(answer.confidence)} · exit ${answer.exit} · ${age}` : "");
     const dropped = counters.dropped + counters.refused + counters.left_out;
     const saved = macs + saved_macs ? `, ${percent(saved_macs / (macs + saved_macs), 0)} of the MACs saved` : "";
-    write(this.counts, `${count(counters.answered)} answered${saved}, ${count(dropped)} dropped, ${count(counters.undecodable)} undecodable`);
+    write(
+      this.counts,
+      `${count(counters.answered)} answered${saved}, ${count(dropped)} dropped, ` +
+        `${count(counters.undecodable)} undecodable`,
+    );
     showStack(this.stack, Object.values(exits));
     write(this.problem, error ?? "");
     this.element.classList.toggle("old", state !== "live");
