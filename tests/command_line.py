@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 
 from mexit.cli import app
 
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 MEXIT = (sys.executable, "-m", "mexit")
 
 
@@ -41,6 +44,26 @@ def program(*arguments: object, before: str = "", **options: Any) -> subprocess.
     result = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     assert "Traceback" not in result.stderr, result.stderr
     return result
+
+
+def on_terminal(*arguments: object, columns: int = 80, **options: Any) -> tuple[int, list[str]]:
+    """Run the command in a subprocess on a terminal; return its exit code and its lines without escape codes.
+
+    `options` of `subprocess.Popen` replace the terminal, such as `stdout`.
+    """
+    main, side = pty.openpty()
+    environment = quiet() | {"COLUMNS": str(columns), "LINES": "24", "TERM": "xterm"}
+    command, streams = [*MEXIT, *map(str, arguments)], {"stdout": side, "stderr": side, **options}
+    with subprocess.Popen(command, env=environment, **streams) as process:
+        os.close(side)
+        written = b""
+        while True:
+            try:
+                written += os.read(main, 65536)
+            except OSError:  # how Linux reports the end of a terminal
+                break
+    os.close(main)
+    return process.returncode, re.split(r"[\r\n]+", ESCAPES.sub("", written.decode()))
 
 
 def quiet() -> dict[str, str]:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from mexit.calibrate.certificates import TARGET, Certificate, CertificateRequest, make_certificate
+from mexit.calibrate.certificates import Certificate, CertificateRequest, make_certificate
 from mexit.calibrate.frontier import frontier
 from mexit.calibrate.hypothesis_tests import upper_mean
 from mexit.calibrate.reject import RejectRequest, RejectResult, RejectSamples, add_reject_thresholds
 from mexit.calibrate.score_selection import ScoreQuality, rank_scores, select_score
 from mexit.calibrate.temperature import fit_temperatures, reliability
 from mexit.calibrate.trace_evaluator import TraceEvaluator
-from mexit.core.budget import Budget
+from mexit.core.budget import TARGET, Budget
 from mexit.core.cost import Costs
 from mexit.core.policies_file import FrontierPoint, Outcome
 from mexit.core.scores import AGREEMENT, MEASURES, Scorer
@@ -37,6 +37,7 @@ class CalibrationTraces:
         certification: measures cost, accuracy and risk; selects nothing but the reject thresholds.
         certification_attacked: the same under attack; None without an attack.
         unknown, certification_unknown: pictures of other things, for the reject option; None without.
+        data_size: number of groups in the whole data set, or of samples where they form no groups; None if unknown.
 
     Raises:
         BadInput: the two splits share samples or groups, or the traces are of different models.
@@ -48,6 +49,7 @@ class CalibrationTraces:
     certification_attacked: Trace | None
     unknown: Trace | None = None
     certification_unknown: Trace | None = None
+    data_size: int | None = None
 
     def __post_init__(self) -> None:
         selection = set(self.calibration.index.tolist())
@@ -155,7 +157,7 @@ def calibrate(traces: CalibrationTraces, costs: Costs, config: CalibrationConfig
             points,
             named,
             RejectSamples(calibration, _evaluate(traces.unknown, scorer, costs)),
-            RejectSamples(held_out, _evaluate(traces.certification_unknown, scorer, costs)),
+            RejectSamples(held_out, _evaluate(traces.certification_unknown, scorer, costs), traces.data_size),
             config.reject,
         )
         points, named = rejection.points, dict(rejection.named)

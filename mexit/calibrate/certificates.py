@@ -35,7 +35,7 @@ from mexit.calibrate.hypothesis_tests import (
 )
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.atomic_io import sha256_bytes, to_json
-from mexit.core.budget import format_cost, format_macs
+from mexit.core.budget import CERTIFIED, format_cost, format_macs
 from mexit.core.cost import MACS, MICROSECONDS
 from mexit.core.exit_policy import Thresholds
 from mexit.core.policies_file import FrontierPoint
@@ -44,7 +44,6 @@ from mexit.core.trace import Origin
 from mexit.errors import RiskInfeasible, UsageError
 
 LOSSES = ("early-error", "disagreement", "accuracy-gap")
-CERTIFIED, TARGET = "certified", "target"  # names of budgets
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from mexit.errors import RiskInfeasible, UsageError
 CANDIDATES = 100  # thresholds of one exit, at evenly spaced shares of the rows that no threshold lets leave
 MULTIPLES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of the data, to say how much would be needed
 MAX_REPEATED = 2_000_000  # samples
+STEP, LARGEST = 0.005, 0.5  # of the `max_error` that a message suggests
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,12 @@ class RejectSamples:
     Attributes:
         known: pictures with labels.
         unknown: pictures of other things; None without.
+        data_size: number of groups in the whole data set, or of pictures where they form no groups; None if unknown.
     """
 
     known: TraceEvaluator
     unknown: TraceEvaluator | None = None
+    data_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -239,8 +242,7 @@ def _reject_thresholds(
     for k in range(1, last + 1):
         case = _Case.of(certification, thresholds, k)
         sequence = _sequence(_Case.of(calibration, thresholds, k), case, request)
-        passed = list(takewhile(lambda reject, case=case: case.passes(reject, request), sequence))  # type: ignore[misc]
-        chosen.append(passed[-1] if passed else None)
+        chosen.append(_last_passed(case, sequence, request))
     reject = chosen[-1]
     if reject is None:
         return None
@@ -248,6 +250,12 @@ def _reject_thresholds(
     exits = (*(k for k, value in enumerate(chosen, start=1) if value is not None), *beyond)
     filled = (*(HIGHEST if value is None else value for value in chosen), *(HIGHEST for _ in beyond))
     return filled, _Case.of(certification, thresholds, last).outcome(reject, exits)
+
+
+def _last_passed(case: _Case, sequence: Sequence[float], request: RejectRequest) -> float | None:
+    """The last threshold before the first that does not pass; None if the first one does not."""
+    passed = list(takewhile(lambda reject: case.passes(reject, request), sequence))
+    return passed[-1] if passed else None
 
 
 def _sequence(calibration: _Case, certification: _Case, request: RejectRequest) -> list[float]:
@@ -303,10 +311,10 @@ def _ratio(one: _Rows | None, other: _Rows | None) -> float:
 def _explain_failure(
     thresholds: Thresholds, calibration: RejectSamples, certification: RejectSamples, request: RejectRequest
 ) -> str:
-    """The message of `RiskInfeasible`: what was measured at the first threshold, and how much data would be enough."""
+    """The message of `RiskInfeasible`: what was measured at the first threshold, and what would be enough."""
     k = _last_exit(thresholds)
-    case = _Case.of(certification, thresholds, k)
-    reject = _sequence(_Case.of(calibration, thresholds, k), case, request)[0]
+    case, selecting = _Case.of(certification, thresholds, k), _Case.of(calibration, thresholds, k)
+    reject = _sequence(selecting, case, request)[0]
     measured, known = case.outcome(reject, ()), case.known
     bound = f"an error of at most {request.max_error:.2%} among the answered"
     unknown = ""
@@ -316,22 +324,49 @@ def _explain_failure(
     return (
         f"{bound} cannot be certified at confidence {request.confidence:g} on {_count(known)}: at the most promising "
         f"threshold {measured.coverage:.1%} are answered, {measured.error:.2%} of them wrong{unknown}; "
-        f"{_remedy(case, reject, request)}"
+        f"{_remedy(case, reject, request, certification.data_size)}{_smallest_error(selecting, case, request)}"
     )
 
 
-def _remedy(case: _Case, reject: float, request: RejectRequest) -> str:
+def _remedy(case: _Case, reject: float, request: RejectRequest, data_size: int | None) -> str:
     for times in MULTIPLES:
         if times * len(case.known.score) > MAX_REPEATED:
             break
         if case.repeated(times).passes(reject, request):
             needed = _count(case.repeated(times).known)
             others = "" if case.unknown is None else f" and {_count(case.unknown.repeated(times))} of other things"
+            unit = "pictures" if _group_count(case.known.groups) is None else "groups"
+            total = f"; the whole data set has {data_size} {unit} and needs {times * data_size}" if data_size else ""
             return (
-                f"about {needed}{others} with such results would be enough: certify on more data, or raise --max-error"
+                f"about {needed}{others} with such results would be enough{total}: certify on more data, or raise "
+                "--max-error"
             )
     options = "--max-error" if case.unknown is None else "--max-error or --max-unknown"
     return f"no number of pictures with such results would be enough: train longer, or raise {options}"
+
+
+def _smallest_error(calibration: _Case, certification: _Case, request: RejectRequest) -> str:
+    """The smallest `max_error` that this data certifies, in steps of `STEP`, and its coverage."""
+
+    def coverage(steps: int) -> float | None:
+        larger = replace(request, max_error=round(steps * STEP, 6))
+        reject = _last_passed(certification, _sequence(calibration, certification, larger), larger)
+        return None if reject is None else certification.outcome(reject, ()).coverage
+
+    low, high = int(request.max_error / STEP + 1e-9), round(LARGEST / STEP)
+    if low >= high:
+        return ""
+    answered = coverage(high)
+    if answered is None:
+        return f"; no --max-error up to {LARGEST:g} can be certified on this data at that confidence"
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = coverage(middle)
+        low, high, answered = (middle, high, answered) if found is None else (low, middle, found)
+    return (
+        f"; --max-error {high * STEP:g} is the smallest that this data certifies at that confidence, with "
+        f"{answered:.1%} answered"
+    )
 
 
 def _count(rows: _Rows) -> str:

@@ -17,7 +17,7 @@ from mexit.calibrate.certificates import CertificateRequest, make_certificate
 from mexit.calibrate.frontier import frontier
 from mexit.calibrate.reject import RejectRequest, RejectSamples, add_reject_thresholds
 from mexit.calibrate.trace_evaluator import TraceEvaluator
-from mexit.core.budget import Budget
+from mexit.core.budget import CERTIFIED, Budget
 from mexit.core.cost import Costs
 from mexit.core.exit_policy import Thresholds
 from mexit.core.policies_file import FrontierPoint, Outcome, PolicyEntry
@@ -79,7 +79,8 @@ def select_by_time(entry: PolicyEntry, traces: Traces, macs: Costs, times: Costs
         bound = {} if terms.max_unknown is None else {"max_unknown": terms.max_unknown}
         request = RejectRequest(terms.max_error, terms.confidence, **bound)
         rejection = add_reject_thresholds(points, named, samples[0], samples[1], request)
-        points, named, terms = rejection.points, dict(rejection.named), rejection.terms
+        points, named = rejection.points, dict(rejection.named)
+        terms = replace(rejection.terms, reject_from=terms.reject_from)
     certificates = _certificates(entry, points, evaluators, clean)
     named |= {name: certificate["first"] for name, certificate in certificates.items()}
     rates = [disagreement_bound(certification.macs, point) for point in points]
@@ -138,6 +139,6 @@ def _certificates(
             continue
         request = CertificateRequest(one["max_risk"], one["confidence"], one["loss"], one["method"], one["max_macs"])
         with suppress(MexitError):
-            name = one.get("name") or "certified"
+            name = one.get("name") or CERTIFIED
             certificates[name] = asdict(make_certificate(points, tested, request, clean.origin, name))
     return certificates

@@ -11,8 +11,10 @@
     latest_frame    reader thread with a one-slot buffer that keeps the newest frame
     prediction      the answer of one frame
     steady          region of interest, trigger (which frames run, reused answers) and votes (the steady label)
-    events          events of a camera
+    events          events of a camera; frozen: detects frozen pictures
+    cameras_file    settings of cameras in a TOML file; setting_values checks them, toml_lines finds their lines
     pipeline        `classify_frames`: classifies the frames of a source with a runtime
+    fleet           several cameras with one engine; camera_thread: one of them
     overlay         the panel drawn into frames
     outputs         files and messages: JSON lines, video, pictures, MQTT, webhooks
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,25 +50,34 @@ def clock_s(time_s: float | None, captured_s: float, *, live: bool) -> float:
 
 @dataclass
 class Counters:
-    """Counts of frames, updated by readers and pipeline.
+    """Counts of the frames of one camera, updated by its reader and its pipeline.
+
+    Once the source has ended or was closed, `arrived` = `answered` + `dropped` + `undecodable`.
 
     Attributes:
         arrived: all frames that arrived.
+        answered: frames with an answer, those of `reused` included.
+        reused: unchanged frames that got the answer before them.
         skipped: dropped by the reader to catch up with a camera.
-        replaced: dropped for a newer frame.
-        refused: dropped by the rate limiter.
+        replaced: dropped for a newer frame, or because the source was closed.
+        refused: dropped by the rate limiter, because of their deadline, or by an error of the engine.
         left_out: dropped by the trigger: without motion, or before the end of the interval.
         undecodable: damaged frames.
         reconnects: successful reconnections of a live source.
+        link: "starting" before the first connection of a live source, then "live" or "lost".
     """
 
     arrived: int = 0
+    answered: int = 0
+    reused: int = 0
     skipped: int = 0
     replaced: int = 0
     refused: int = 0
     left_out: int = 0
     undecodable: int = 0
     reconnects: int = 0
+    link: str = "starting"
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @property
     def dropped(self) -> int:
@@ -79,7 +89,12 @@ class Counters:
         self.arrived += 1
         return self.arrived - 1
 
-    def count_undecodable(self) -> None:
-        """Count a frame that cannot be decoded."""
-        self.arrived += 1
-        self.undecodable += 1
+    def count_undecodable(self, *, arrived: bool = True) -> None:
+        """Count a frame that cannot be decoded; `arrived`: count its arrival too."""
+        self.arrived += arrived
+        with self._lock:  # the reader and the pipeline find damaged frames in different threads
+            self.undecodable += 1
+
+    def copy(self) -> Counters:
+        """The present counts."""
+        return replace(self)

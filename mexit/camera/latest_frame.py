@@ -17,7 +17,7 @@ from mexit.camera.frame import Counters, Frame
 
 T = TypeVar("T")
 POLL_S = 0.1  # interval at which a waiting consumer checks for a stop signal
-JOIN_S = 2.0  # a reader blocked in a dead connection ends later, by its own time-out
+JOIN_S = 1.5  # a reader blocked in a dead connection ends later, by its own time-out
 
 
 class Closed(Exception):
@@ -52,6 +52,12 @@ class LatestFrame(Generic[T]):
         with self._changed:
             self._closed, self._error = True, error
             self._changed.notify_all()
+
+    @property
+    def left(self) -> int:
+        """Number of items that were put and not taken: replaced, or in the slot."""
+        with self._changed:
+            return self.replaced + len(self._slot)
 
     def take(self, timeout_s: float) -> tuple[T, int] | None:
         """Take the item, with the number of items replaced so far; None after `timeout_s` seconds without one.
@@ -89,13 +95,15 @@ def read_in_thread(
         every_frame: yield every frame, not only the newest.
     """
     buffer: LatestFrame[Frame] = LatestFrame()
+    before = counters.replaced  # by an earlier reader of the same camera
     thread = threading.Thread(target=_fill, args=(buffer, frames, stop, every_frame), name="mexit-camera", daemon=True)
     thread.start()
     try:
         while not should_stop():
             taken = buffer.take(POLL_S)
             if taken is not None:
-                frame, counters.replaced = taken
+                frame, replaced = taken
+                counters.replaced = before + replaced
                 yield replace(frame, dropped=frame.dropped + counters.replaced)
     except Closed:
         return
@@ -103,7 +111,7 @@ def read_in_thread(
         stop.set()
         buffer.close()
         thread.join(JOIN_S)
-        counters.replaced = buffer.replaced
+        counters.replaced = before + buffer.left
 
 
 def _fill(

@@ -20,7 +20,7 @@ from typing import Any
 from mexit.camera.decode import decode_packet, ffmpeg_message, import_av, report_colours, video_stream
 from mexit.camera.frame import Counters, Frame, OnEvent
 from mexit.camera.parse_source import Source
-from mexit.camera.web import tls_options
+from mexit.camera.web import CHECK_PASSWORD, AccessRefused, tls_options
 from mexit.errors import BadInput, MexitError
 
 Decode = Callable[[Any, str, Counters, float], Iterator[Frame]]
@@ -38,7 +38,7 @@ class LiveSettings:
         open_timeout_s: for one attempt to connect.
         read_timeout_s: without any data, until the stream counts as dead.
         picture_timeout_s: with data but without a decodable frame, until the stream counts as dead.
-        connect_attempts: attempts before the first connection is given up.
+        connect_attempts: attempts before the first connection is given up; None tries for ever.
         first_delay_s: delay before the second attempt; doubles from attempt to attempt.
         longest_delay_s: longest delay between attempts.
         healthy_s: a connection that lasted this long resets the delay.
@@ -50,7 +50,7 @@ class LiveSettings:
     open_timeout_s: float = 10.0
     read_timeout_s: float = 10.0
     picture_timeout_s: float = 20.0
-    connect_attempts: int = 5
+    connect_attempts: int | None = 5
     first_delay_s: float = 0.5
     longest_delay_s: float = 30.0
     healthy_s: float = 10.0
@@ -124,7 +124,8 @@ class LiveReader:
         """Yield frames until `stop` is set, or a stream of known length or duration has ended.
 
         Raises:
-            MexitError: no first connection, a refused password, or no frame for `give_up_s`.
+            AccessRefused: the password is refused.
+        MexitError: no first connection, or no frame for `give_up_s`.
             BadInput: the source has no video stream.
         """
         av = import_av()
@@ -142,18 +143,17 @@ class LiveReader:
             except av.FFmpegError as error:
                 # PyAV enforces time-outs by interrupting FFmpeg, which reports only the interruption.
                 cause = "timed out" if isinstance(error, av.ExitError) else ffmpeg_message(error)
-                if hint := self._why_final(error):
+                if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
+                    raise AccessRefused(f"{self.source.name}: {cause}: {CHECK_PASSWORD}") from None
+                if hint := self._why_no_camera(error):
                     raise MexitError(f"{self.source.name}: {cause}: {hint}") from None
             if not self.stop.is_set():
                 self._delay(cause)
 
-    def _why_final(self, error: Any) -> str:
-        """What to do about an error that no later attempt changes; empty for other errors."""
-        av = import_av()
-        if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
-            return "check the user and the password"
+    def _why_no_camera(self, error: Any) -> str:
+        """What to do about an error of a device that no later attempt changes; empty for other errors."""
         if self.source.kind == "device" and not self._was_connected:
-            if isinstance(error, av.PermissionError):
+            if isinstance(error, import_av().PermissionError):
                 return "add your user to the group that owns the device (usually video)"
             if error.errno == errno.ENOTTY:
                 return "the device is no camera"
@@ -202,12 +202,14 @@ class LiveReader:
             self.counters.reconnects += 1
             self.on_event(f"{self.source.name}: back after {time.monotonic() - self._last_frame_s:.1f} s")
         self._was_connected = True
+        self.counters.link = "live"
 
     def _delay(self, cause: str) -> None:
         """Wait before the next attempt. Raises `MexitError` if there is none."""
         settings, name = self.settings, self.source.name
         self._failures += 1
-        if not self._was_connected and self._failures >= settings.connect_attempts:
+        attempts = settings.connect_attempts
+        if not self._was_connected and attempts is not None and self._failures >= attempts:
             raise MexitError(
                 f"{name}: no connection after {self._failures} attempts ({cause}): "
                 "check that the camera is on, its address, and that this machine reaches it"
@@ -218,6 +220,7 @@ class LiveReader:
         delay_s = min(settings.longest_delay_s, settings.first_delay_s * 2 ** min(self._failures - 1, 30))
         delay_s *= random.uniform(0.5, 1.0)
         state = "lost" if self._was_connected else f"no connection yet, attempt {self._failures}"
+        self.counters.link = "lost"
         self.on_event(f"{name}: {state} ({cause}); trying again in {delay_s:.1f} s")
         self.stop.wait(delay_s)
 

@@ -52,7 +52,7 @@ class Overlay:
 
         title, detail = ImageFont.load_default(round(height * 1.25)), ImageFont.load_default(height)
         room = max_width - 2 * height
-        percent = format_confidence(prediction.confidence)
+        percent = "" if prediction.label is None else format_confidence(prediction.confidence)
         label_room = room - title.getlength("  " + percent)
         label = _shorten(to_ascii(prediction.label or UNSURE), title.getlength, label_room)
         lines = [

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mexit.camera.decode import import_av
 from mexit.camera.frame import RGB, Counters, Frame, OnEvent, clock_s
+from mexit.camera.frozen import FrozenPicture
 from mexit.camera.identify_source import identify_source
 from mexit.camera.latest_frame import read_in_thread
 from mexit.camera.live_stream import LiveReader, LiveSettings
@@ -25,8 +26,8 @@ from mexit.camera.parse_source import Source, is_image, parse_source
 from mexit.camera.prediction import CameraPrediction
 from mexit.camera.readers import read_files
 from mexit.camera.steady import SteadyAnswers, SteadySettings
-from mexit.errors import BadInput, Damaged, Overloaded
-from mexit.runtime.prediction import Prediction
+from mexit.errors import BadInput, Damaged, DeadlineExceeded, Overloaded
+from mexit.runtime.prediction import REUSED, Prediction
 from mexit.runtime.request import RequestOptions
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def classify_frames(
     stopped: Callable[[], bool] | None = None,
     counters: Counters | None = None,
     steady: SteadySettings | None = None,
+    name: str | None = None,
+    frozen_s: float = 0.0,
     **options: Unpack[RequestOptions],
 ) -> Generator[AnsweredFrame, None, None]:
     """Classify the frames of a source.
@@ -66,6 +69,9 @@ def classify_frames(
         counters: updated while frames are read; may be read at any time.
         steady: region of interest, trigger, reused answers and votes. Default: every frame is answered, without votes;
             a live source reuses the answer for an unchanged picture.
+        name: name of the camera in answers; default the name of the source.
+        frozen_s: time without a change after which the picture of a live source counts as frozen (`Counters.link`),
+            seconds; 0: never.
         options: of each request: budget, deadline_ms, max_exit and receipts of `runtime.request.RequestOptions`.
 
     Yields:
@@ -92,37 +98,62 @@ def classify_frames(
         counters or Counters(),
     )
     wait_ms = None if every_frame else 0.0
-    classify = partial(runtime, **options, client=f"camera {parsed.name}", wait_ms=wait_ms)
+    name = parsed.name if name is None else name
+    classify = partial(runtime, **options, client=client_of(name), wait_ms=wait_ms)
     answers = SteadyAnswers(steady or SteadySettings(), live=parsed.live)
-    return _answer_frames(reader, answers, lambda image: classify(image)[0])
+    frozen = FrozenPicture(frozen_s if parsed.live else 0.0)
+    return _answer_frames(reader, name, answers, frozen, lambda image: classify(image)[0])
+
+
+def client_of(name: str) -> str:
+    """The client of the rate limiter that a camera is."""
+    return f"camera {name}"
 
 
 def _answer_frames(
-    reader: _Reader, answers: SteadyAnswers, classify: Callable[[Any], Prediction]
+    reader: _Reader,
+    name: str,
+    answers: SteadyAnswers,
+    frozen: FrozenPicture,
+    classify: Callable[[Any], Prediction],
 ) -> Generator[AnsweredFrame, None, None]:
-    counters, answered, last_error = reader.counters, 0, ""
+    counters, usable, last_error = reader.counters, False, ""
     with closing(reader.frames()) as frames:
         for frame in frames:
             try:
                 image = frame.load()
                 rgb = frame.to_rgb(image)
+                _note_frozen(counters, frozen.update(rgb, frame.captured_s))
                 now_s = clock_s(frame.time_s, frame.captured_s, live=reader.source.live)
                 answer = answers.answer(image, rgb, now_s, classify)
-            except Overloaded:
+            except (Overloaded, DeadlineExceeded):
                 counters.refused += 1
+                usable = True
                 continue
             except (BadInput, Damaged) as error:
-                counters.undecodable += 1
+                counters.count_undecodable(arrived=False)
                 last_error = f": {error}"
                 reader.on_event(f"{frame.source}: frame {frame.index} is skipped{last_error}")
                 continue
+            except BaseException:
+                counters.refused += 1
+                raise
+            usable = True
             if answer is None:
                 counters.left_out += 1
                 continue
-            answered += 1
-            yield rgb, _camera_prediction(reader.source.name, frame, *answer, counters.refused + counters.left_out)
-    if not answered and not counters.refused and not reader.stopped():
+            counters.answered += 1
+            counters.reused += answer[0].reason == REUSED
+            yield rgb, _camera_prediction(name, frame, *answer, counters.refused + counters.left_out)
+    if not usable and not reader.stopped():
         raise Damaged(f"{reader.source.name}: not one of {counters.arrived} frames can be decoded{last_error}")
+
+
+def _note_frozen(counters: Counters, is_frozen: bool) -> None:
+    if is_frozen:
+        counters.link = "frozen"
+    elif counters.link == "frozen":
+        counters.link = "live"
 
 
 def _camera_prediction(

@@ -134,7 +134,7 @@ class _MotionMeter:
 
     def measure(self, rgb: RGB) -> float:
         """Share of the cells that have changed since the last answer; 1 without an answer for this size of picture."""
-        cells, before = _small_copy(rgb), self._last
+        cells, before = small_copy(rgb), self._last
         self._last = cells
         if before is None or before.shape != cells.shape:
             self._answered = None
@@ -156,7 +156,7 @@ class _MotionMeter:
         self._noise = min(max(noise, _NOISE_RANGE[0]), _NOISE_RANGE[1])
 
 
-def _small_copy(rgb: RGB) -> NDArray[np.float32]:
+def small_copy(rgb: RGB) -> NDArray[np.float32]:
     """Mean colours of cells of equal size, (h, w, 3). Colour matters: a lamp may change nothing else."""
     longest = max(rgb.shape[:2])
     side = min(_SAMPLES, max(1, longest // _CELLS))  # of a cell, in samples

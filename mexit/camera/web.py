@@ -42,6 +42,11 @@ _CHUNK_BYTES = 1 << 16
 _HEADERS = {"User-Agent": f"mexit/{VERSION}"}  # some servers refuse Python's own
 _CERTIFICATE_FILES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 _HASHES: dict[str, str] = {"MD5": "md5", "SHA": "sha1", "SHA-256": "sha256", "SHA-512-256": "sha512_256"}
+CHECK_PASSWORD = "check the user and the password"
+
+
+class AccessRefused(MexitError):
+    """A camera or its server refuses user and password; cameras lock accounts after repeated attempts."""
 
 
 def open_url(url: str, timeout_s: float, *, insecure: bool) -> HTTPResponse:
@@ -99,8 +104,9 @@ def explain(error: Exception, name: str) -> MexitError:
     if isinstance(error, HTTPError):
         if error.code == 404:
             return NotFound(f"{name} does not exist (404)")
-        hint = ": check the user and the password" if error.code in (401, 403) else ""
-        return MexitError(f"{name} cannot be fetched: {reason}{hint}")
+        if error.code in (401, 403):
+            return AccessRefused(f"{name} cannot be fetched: {reason}: {CHECK_PASSWORD}")
+        return MexitError(f"{name} cannot be fetched: {reason}")
     return MexitError(f"{name} cannot be fetched: {network_reason(reason)}")
 
 

@@ -84,8 +84,13 @@ def show_bench(result: BenchResult) -> None:
     output.paragraph(result.verdict())
 
 
-def show_tuning(explanation: Explanation) -> None:
-    """Print the engine that `--backend auto` takes, the measured engines, and how to make more of them usable."""
+def show_tuning(explanation: Explanation, *, every_engine: bool = True) -> None:
+    """Print the engine that `--backend auto` takes, the measured engines, and how to make more of them usable.
+
+    Args:
+        explanation: the choice and the measurements.
+        every_engine: whether to print the engines that can neither serve now nor would be faster.
+    """
     choice = explanation.choice
     chosen = f"auto on this device: {choice.backend}, {choice.threads} thread(s), {choice.reason}"
     if not explanation.rows:
@@ -101,10 +106,12 @@ def show_tuning(explanation: Explanation) -> None:
             row.state,
         ]
         for row in explanation.rows
+        if every_engine or row.usable_or_faster
     ]
     columns = ["engine", "threads", "segments", "full", "mean of\nbudgets", "state"]
-    output.table("engines: microseconds per image", columns, rows, chosen)
-    for name, reason in explanation.skipped.items():
+    apart = "single calls, to compare engines; times of exits and of budgets are end to end and measured apart"
+    output.table("engines: microseconds per image", columns, rows, f"{chosen}\n{apart}")
+    for name, reason in explanation.skipped.items() if every_engine else ():
         output.paragraph(f"not measured: {name}: {reason}")
     for command in dict.fromkeys(row.command for row in explanation.rows if row.command):
         output.say(f"faster once calibrated: {command}")

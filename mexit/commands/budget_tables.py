@@ -11,6 +11,8 @@ from mexit.core.trace import UNKNOWN
 
 if TYPE_CHECKING:
     from mexit.core.policies_file import FrontierPoint, Outcome, PolicyEntry
+    from mexit.flows.calibrate import CalibrateResult
+    from mexit.flows.export import ExportResult
     from mexit.runtime.latency_profile import Profile
 
 
@@ -102,6 +104,24 @@ def show_reject(entry: PolicyEntry, table: Mapping[str, Any] | None) -> None:
     columns = ["budget", "answered", "test", "wrong\nanswers", "test", *others]
     output.table(f"reject option: at most {_share(entry.reject.max_error)} wrong answers", columns, rows, caption)
     output.paragraph(entry.reject.promise)
+    everything = [name for names, point in entry.by_policy() for name in names if _answers_all(point)]
+    if everything and entry.reject.n_unknown is None:
+        output.paragraph(
+            f"{', '.join(everything)}: every picture of the certification split is answered, because the bound holds "
+            "without rejecting any; so are pictures of other things: --reject-from folder:PATH, a folder of such "
+            "pictures, makes most of them unsure"
+        )
+
+
+def show_lost(result: CalibrateResult | ExportResult) -> None:
+    """Print what the replaced calibration had and the new one has not, and the commands that restore it."""
+    for one in result.lost:
+        output.paragraph(one.text)
+        output.say(f"  {one.command}")
+
+
+def _answers_all(point: FrontierPoint) -> bool:
+    return point.rejected is not None and point.rejected.coverage == 1
 
 
 def _share(value: float | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mexit.commands import output
-from mexit.commands.budget_tables import show_expected, show_policies, show_reject, show_times
+from mexit.commands.budget_tables import show_expected, show_lost, show_policies, show_reject, show_times
 from mexit.commands.options import AttackOption, Backend, BundleArg, CostOption, DataDir, Device, Json, Threads, pairs
 from mexit.core.glossary import GLOSSARY
 
@@ -126,6 +126,7 @@ def calibrate(
                 "entry": asdict(result.entry),
                 "expected": result.expected,
                 "timed": None if result.timed is None else asdict(result.timed),
+                "lost": [asdict(one) for one in result.lost],
             }
         )
     else:
@@ -156,6 +157,7 @@ def show_calibration(result: CalibrateResult) -> None:
     if result.unavailable:
         names = ", ".join(result.unavailable)
         output.say(f"not available: {names}: the answers of early exits alone break the bound of --max-error")
+    show_lost(result)
     budget = "low" if "low" in result.entry.named else next(iter(result.entry.named))
     output.next_commands(f"mexit serve --budget {budget}", "mexit evaluate")
 

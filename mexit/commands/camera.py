@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,24 +22,44 @@ from mexit.commands.options import (
     ProfileOption,
     Rate,
     Threads,
+    given_options,
 )
 from mexit.core.artifact_paths import BUNDLES, newest
 from mexit.core.budget import format_macs
+from mexit.errors import UsageError
 
 if TYPE_CHECKING:
+    from mexit.camera.cameras_file import CamerasFile
     from mexit.camera.prediction import CameraPrediction
-    from mexit.flows.camera import CameraReport
+    from mexit.flows.camera import CameraReport, FleetReport
+
+
+_VARIABLE = "MEXIT_SOURCE"
+_OF_ALL = ("budget", "cost", "profile", "backend", "threads", "rate", "burst")  # also keys at the top of the file
+_WITH_FILE = ("context", "bundle", "config", "limit", "json", *_OF_ALL)
 
 
 def camera(
+    context: typer.Context,
     bundle: BundleArg = None,
     *,
     source: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            envvar="MEXIT_SOURCE", help="0 (the first camera), rtsp://..., a video, an image, a folder or a glob."
+            help="0 (the first camera), rtsp://..., a video, an image, a folder or a glob; for several cameras several "
+            "times. [dim]Default: the lines of the variable MEXIT_SOURCE.[/]",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MEXIT_CONFIG",
+            metavar="FILE",
+            help="File of cameras, TOML (docs/camera.md), in place of --source.",
+            show_default=False,
+        ),
+    ] = None,
     budget: BudgetOption = "low",
     cost: CostOption = "time",
     profile: ProfileOption = None,
@@ -114,14 +136,20 @@ def camera(
     ] = 1,
     json: Json = False,
 ) -> None:
-    """Classify every frame of a video or folder, or the newest frame of a live camera."""
+    """Classify every frame of a video or folder, or the newest frame of live cameras."""
     from mexit.camera.outputs.message_settings import MqttSettings, WebhookSettings
     from mexit.camera.region import Region
     from mexit.camera.steady import SteadySettings
     from mexit.camera.triggers import TriggerSettings
-    from mexit.flows.camera import CameraOptions, run_camera
+    from mexit.flows.camera import CameraOptions, file_of_options, run_camera, run_cameras
 
     progress = output.RichProgress()
+    # Read here, because typer divides a variable at spaces, which paths and passwords may hold.
+    sources = source or os.environ.get(_VARIABLE, "").splitlines()
+    if not sources and config is None:
+        raise UsageError("name a camera or file with --source, or a file of cameras with --config")
+    given = given_options(context)
+    file = None if config is None else _read_file(config, given, context.params)
     path = bundle or newest(BUNDLES, progress)
     options = CameraOptions(
         budget=budget,
@@ -153,32 +181,64 @@ def camera(
         ),
     )
     show_labels = not (json or out or jsonl)
-    report = run_camera(
-        path, source, options, on_result=LabelChanges() if show_labels else None, on_event=progress.note
-    )
-    output.print_json(report_to_json(report)) if json else show_camera(report)
-    if report.signal is not None:
-        raise typer.Exit(128 + report.signal)
+    if len(sources) == 1 and file is None:
+        on_result = LabelChanges() if show_labels else None
+        report = run_camera(path, sources[0], options, on_result=on_result, on_event=progress.note)
+        output.print_json(report_to_json(report)) if json else show_camera(report)
+        _exit(report.signal)
+        return
+    file = file or file_of_options(sources, options)
+    on_result = LabelChanges(with_camera=True) if show_labels else None
+    reports = run_cameras(path, file, limit=limit, on_result=on_result, on_event=progress.note)
+    output.print_json(reports_to_json(reports)) if json else show_cameras(reports)
+    _exit(reports.signal, failed=any(report.error is not None for report in reports.cameras))
+
+
+def _read_file(path: Path, given: Mapping[str, str], values: Mapping[str, Any]) -> CamerasFile:
+    """The cameras of a file; an option that was typed replaces the value at the top of the file."""
+    from mexit.camera.cameras_file import read_cameras_file
+
+    if others := [flag for name, flag in given.items() if name not in _WITH_FILE]:
+        raise UsageError(f"{others[0]} is a setting of one camera: write it into {path}, or leave out --config")
+    file = read_cameras_file(path)
+    unset = [name for name in _OF_ALL if name in given or getattr(file, name) is None]
+    return replace(file, **{name: values[name] for name in unset})
+
+
+def _exit(signal_number: int | None, *, failed: bool = False) -> None:
+    if signal_number is not None or failed:
+        raise typer.Exit(1 if signal_number is None else 128 + signal_number)
 
 
 class LabelChanges:
     """Print an answer when its steady label differs from the steady label before; an unsure camera has none."""
 
-    def __init__(self) -> None:
-        self._last: str | None = ""
+    def __init__(self, *, with_camera: bool = False) -> None:
+        """No answer yet; `with_camera`: lines begin with the name of the camera."""
+        self._last: dict[str, str | None] = {}
+        self._with_camera = with_camera
 
     def __call__(self, answer: CameraPrediction) -> None:
         """Take the answer of one frame."""
-        if answer.steady == self._last or (answer.steady is None and answer.label is not None):  # votes still count
+        last = self._last.get(answer.camera, "")
+        if answer.steady == last or (answer.steady is None and answer.label is not None):  # votes still count
             return
-        self._last = answer.steady
-        confidence = output.percent(answer.confidence)
-        output.say(f"frame {answer.frame_index}: {answer.steady or 'unsure'}, {confidence} at exit {answer.exit}")
+        self._last[answer.camera] = answer.steady
+        label = "unsure"  # neither a class nor the confidence in one
+        if answer.steady is not None:
+            label = f"{answer.steady}, {output.percent(answer.confidence)}"
+        camera = f"{answer.camera}: " if self._with_camera else ""
+        output.say(f"{camera}frame {answer.frame_index}: {label} at exit {answer.exit}")
 
 
 def report_to_json(report: CameraReport) -> dict[str, Any]:
     """Return the object that `--json` prints."""
     return {**asdict(report), "outputs": [str(path) for path in report.outputs]}
+
+
+def reports_to_json(reports: FleetReport) -> dict[str, Any]:
+    """Return the object that `--json` prints for several cameras."""
+    return {**asdict(reports), "cameras": [report_to_json(report) for report in reports.cameras]}
 
 
 def show_camera(report: CameraReport) -> None:
@@ -201,3 +261,23 @@ def show_camera(report: CameraReport) -> None:
     output.table(report.source, ["", ""], rows)
     if report.outputs:
         output.say("wrote " + ", ".join(str(path) for path in report.outputs))
+
+
+def show_cameras(reports: FleetReport) -> None:
+    """Print one line for each camera; ages of answers are 95th percentiles."""
+    columns = ("camera", "answers", "per s", "dropped", "damaged", "reconnects", "p95 ms", "saved")
+    rows = []
+    for report in reports.cameras:
+        age = "-" if report.age_ms is None else f"{report.age_ms['p95']:.0f}"
+        counts = map(str, (report.dropped, report.undecodable, report.reconnects))
+        rows.append(
+            [report.camera, str(report.frames), f"{report.fps:.1f}", *counts, age, output.percent(report.saved)]
+        )
+    output.table("", columns, rows)
+    for name, count in reports.lost.items():
+        output.say(f"lost by {name}: {count}")
+    for report in reports.cameras:
+        if report.outputs:
+            output.say(f"{report.camera}: wrote " + ", ".join(str(path) for path in report.outputs))
+        if report.error is not None:
+            output.warning(f"{report.camera}: {report.error}")

@@ -61,6 +61,15 @@ def evaluate(
         ),
     ] = None,
     backend: Backend = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            envvar="MEXIT_THREADS",
+            help="Threads on the CPU, of torch and of the engine. [dim]Default: those that torch takes, and for the "
+            "engine the fastest number measured on this device, else 1.[/]",
+            show_default=False,
+        ),
+    ] = None,
     report: Annotated[
         bool,
         typer.Option(
@@ -93,6 +102,7 @@ def evaluate(
             budgets=read_budgets(budgets),
             device=device,
             batch=batch,
+            threads=threads,
             report=report,
         ),
         progress=output.RichProgress(),

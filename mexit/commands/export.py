@@ -118,6 +118,7 @@ def export(
         "unfinished": result.unfinished,
         "expected": result.calibration.expected if result.calibration else None,
         "parity": asdict(result.precision_report) if result.precision_report else None,
+        "lost": [asdict(one) for one in result.lost],
     }
     if not json:
         show_export(result)
@@ -167,6 +168,7 @@ def show_export(result: ExportResult) -> None:
         _show_precision(report)
     if result.calibration:
         budget_tables.show_expected(result.calibration.expected)
+    budget_tables.show_lost(result)
     output.next_commands(
         *(["mexit calibrate"] if not result.calibration else []),
         *(["mexit calibrate --backend ort:int8"] if report and report.precision == "int8" else []),

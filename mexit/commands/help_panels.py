@@ -26,7 +26,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     "evaluate": {
         BASIC: "data_dir samples budgets attacks report json",
         "Attacks": "eps steps restarts strong_samples targets queries exits transfer",
-        _MACHINE: "backend device batch",
+        _MACHINE: "backend threads device batch",
     },
     "export": {
         BASIC: "out data_dir replace attack json",
@@ -42,7 +42,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     },
     "run": {BASIC: "budget json", **_LIMITS, _MACHINE: "backend threads cost profile"},
     "serve": {
-        BASIC: "budget host port grpc_port token name watch",
+        BASIC: "budget host port grpc_port token name watch cameras",
         "Access": "token_file tls_cert tls_key",
         **_LIMITS,
         "Limits of each client": "client_rate client_burst",
@@ -51,7 +51,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         _MACHINE: "backend threads workers batching cost profile",
     },
     "camera": {
-        BASIC: "source budget out jsonl mqtt webhook limit insecure json",
+        BASIC: "source config budget out jsonl mqtt webhook limit insecure json",
         "Steady answers": "region run interval motion reuse votes hold",
         "Outputs": "events jsonl_mb jsonl_keep segment out_mb save_unsure save_unsure_mb mqtt_topic",
         **_LIMITS,

@@ -52,7 +52,7 @@ def show_inspection(result: InspectResult) -> None:
     if manifest.splits:
         parts = ", ".join(f"{name} {part.n}" for name, part in manifest.splits.parts.items())
         output.paragraph(f"trained on {manifest.splits.data_set}: {parts}")
-    show_tuning(result.tuning)
+    show_tuning(result.tuning, every_engine=False)
     if result.policies is None:
         output.next_commands("mexit calibrate")
     else:

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from mexit.commands.fit_columns import GAP, fit
 from mexit.core.printable import json_text, printable, printable_lines
 from mexit.core.progress import Advance, duration
 from mexit.core.redact import redact_text
@@ -167,13 +168,30 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], cap
         _wrapped(caption, "table.caption")
 
 
-def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print one unwrapped line per row under a header, in columns without borders; the last one is not padded."""
-    lines = [columns, *([printable(cell) for cell in row] for row in rows)]
+def aligned(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, drop: Sequence[str] = (), shorten: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Print one unwrapped line per row under a header, in columns without borders; the last one is not padded.
+
+    Without a terminal the lines are as long as their cells.
+
+    Args:
+        columns: the headers.
+        rows: the cells.
+        drop, shorten: headers of what may go on a narrow terminal, see `fit_columns.fit`.
+
+    Returns:
+        The headers of the columns that were dropped.
+    """
+    lines: list[list[str]] = [list(columns), *([printable(cell) for cell in row] for row in rows)]
+    dropped: tuple[str, ...] = ()
+    if out.is_terminal:
+        lines, dropped = fit(lines, out.width, drop=drop, shorten=shorten)
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)][:-1]
     for number, (*cells, last) in enumerate(lines):
         padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
-        out.print(escape("  ".join([*padded, last])), style=None if number else "bold", soft_wrap=True)
+        out.print(escape((" " * GAP).join([*padded, last])), style=None if number else "bold", soft_wrap=True)
+    return dropped
 
 
 def _plain(text: str) -> str:

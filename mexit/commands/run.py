@@ -24,7 +24,7 @@ from mexit.core.artifact_paths import is_bundle
 from mexit.core.budget import short_macs
 from mexit.core.printable import shell_path
 from mexit.core.wrong_path import BUNDLE, found_instead
-from mexit.errors import NotFound, UsageError
+from mexit.errors import MexitError, NotFound, UsageError
 
 if TYPE_CHECKING:
     from mexit.flows.run import Answer
@@ -46,7 +46,10 @@ def run(
     burst: Burst = None,
     json: Json = False,
 ) -> None:
-    """Classify image files. A file that cannot be read gets an error line and an exit code; the others are answered."""
+    """Classify image files. A file that cannot be read gets an error line; the others are answered.
+
+    The exit code is that of the errors (docs/errors.md), or 1 if their codes differ.
+    """
     from mexit.flows.run import classify_files
 
     bundle, images = bundle_and_images(paths)
@@ -66,7 +69,10 @@ def run(
     output.print_json(answers_to_json(answers)) if json else show_answers(answers)
     errors = [answer.error for answer in answers if answer.error]
     if errors:
-        raise typer.Exit(errors[0].exit_code)
+        if len(answers) > 1:
+            output.error(f"{len(errors)} of {len(answers)} pictures failed")
+        codes = {error.exit_code for error in errors}
+        raise typer.Exit(codes.pop() if len(codes) == 1 else MexitError.exit_code)
 
 
 def bundle_and_images(paths: Sequence[Path]) -> tuple[Path | None, Sequence[Path]]:
@@ -106,7 +112,10 @@ def answers_to_json(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def show_answers(answers: Sequence[Answer]) -> None:
-    """Print one line per classified image, its name last because it may be long, then the errors."""
+    """Print one line per classified image, its name last because it may be long, then the errors.
+
+    An unsure answer has no class, so its line has no confidence either.
+    """
     rows = []
     for answer in answers:
         prediction = answer.prediction
@@ -115,7 +124,7 @@ def show_answers(answers: Sequence[Answer]) -> None:
             rows.append(
                 [
                     prediction.label or "-",
-                    output.percent(prediction.confidence),
+                    output.percent(None if prediction.label is None else prediction.confidence),
                     str(prediction.exit),
                     prediction.reason,
                     short_macs(prediction.macs),
@@ -125,7 +134,16 @@ def show_answers(answers: Sequence[Answer]) -> None:
                 ]
             )
     if rows:
-        output.aligned(["label", "confidence", "exit", "reason", "MACs", "saved", "time", "image"], rows)
+        columns = ["label", "confidence", "exit", "reason", "MACs", "saved", "time", "image"]
+        droppable = ("saved", "MACs", "time", "reason", "exit")
+        dropped = output.aligned(columns, rows, drop=droppable, shorten=("label", "image"))
+        if dropped:
+            output.RichProgress().note(f"left out at {output.out.width} columns: {', '.join(dropped)}; --json has all")
+    if any(answer.prediction is not None and answer.prediction.label is None for answer in answers):
+        output.RichProgress().note(
+            "unsure: below the threshold of mexit calibrate --max-error, so no class is answered; --json has the "
+            "probabilities"
+        )
     for answer in answers:
         if answer.error is not None:
             output.error(

@@ -133,7 +133,7 @@ def serve(
         typer.Option(
             envvar="MEXIT_WORKERS",
             help="Worker processes; 0 serves in one process; default: processors divided by --threads, at most 4, "
-            "and 0 with --watch-drift or --batching.",
+            "and 0 with --watch-drift, --batching or --cameras.",
             show_default=False,
         ),
     ] = None,
@@ -149,14 +149,24 @@ def serve(
         bool,
         typer.Option("--watch", help="Load new and changed versions, and unload models whose folder is gone."),
     ] = False,
+    cameras: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MEXIT_CAMERAS",
+            metavar="FILE",
+            help="Also run the cameras of a TOML file (docs/camera.md); GET /v1/cameras shows them.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve a bundle over HTTP and gRPC: Open Inference Protocol v2, /v1/classify, Prometheus /metrics.
 
     A folder of bundles (NAME/bundle.json, or NAME/1, NAME/2, ...) serves them all; the highest number is the version.
     """
-    from mexit.flows.serve import ServeOptions, serve_bundle
+    from mexit.flows.serve import ServeOptions, model_names, serve_bundle
 
     path = bundle or newest(BUNDLES, output.RichProgress())
+    models = () if is_bundle(path) else model_names(path)
 
     def announce(url: str) -> None:
         try:
@@ -171,10 +181,12 @@ def serve(
             header, url = f"--unix-socket {shell_path(url.removeprefix(_UNIX))} {header}", _unix_url(tls_cert)
         else:
             output.say(f"dashboard: {url}/")
-        if not is_bundle(path):
-            output.next_commands(f"curl {header}-X POST {url}/v2/repository/index", f"curl {header}{url}/metrics")
-            return
-        output.next_commands(f"curl {header}--data-binary @IMAGE.png {url}/v1/classify", f"curl {header}{url}/metrics")
+        classify = f"{url}/v1/classify"
+        lines = [f"curl {header}{url}/metrics"]
+        if models:
+            classify = f"'{classify}?model={models[0]}'"  # a shell may expand the question mark
+            lines.insert(0, f"curl {header}-X POST {url}/v2/repository/index")
+        output.next_commands(f"curl {header}--data-binary @IMAGE.png {classify}", *lines)
 
     options = ServeOptions(
         budget=budget,
@@ -200,6 +212,7 @@ def serve(
         name=name,
         workers=workers,
         watch=watch,
+        cameras=cameras,
     )
     limits = replace(
         with_body(DEFAULT, max_body),

@@ -18,6 +18,8 @@ from mexit.core.cost import MACS, Costs
 from mexit.errors import BudgetInfeasible, UsageError
 
 NAMED_FRACTIONS = {"low": 0.25, "medium": 0.5, "high": 0.75, "full": 1.0}
+CERTIFIED, TARGET = "certified", "target"
+MADE_BY = {CERTIFIED: "mexit calibrate --max-risk 0.02", TARGET: "mexit calibrate --target-drop 0.005"}
 Macs = int | float | str  # a number of MACs as a user gives it
 _MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _MAX_MACS = 10**18
@@ -59,6 +61,11 @@ class Budget:
         if names and text in names:
             return Budget(text, "macs", names[text])
         quantity = _quantity(text)
+        if quantity is None and text in MADE_BY:
+            raise UsageError(
+                f"the budget '{text}' needs a certificate, and this engine has none: {MADE_BY[text]} makes both; or "
+                f"{HOW_TO_WRITE}"
+            )
         if quantity is None:
             raise UsageError(f"'{text}' is not a budget: {HOW_TO_WRITE}")
         number, unit = quantity

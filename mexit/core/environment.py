@@ -6,12 +6,14 @@ import difflib
 from collections.abc import Mapping
 
 PREFIX = "MEXIT_"
-SECRETS = ("MEXIT_SOURCE", "MEXIT_TOKEN")  # an address may hold a password
+SECRETS = ("MEXIT_MQTT", "MEXIT_SOURCE", "MEXIT_TOKEN", "MEXIT_WEBHOOK")  # an address may hold a password
 VARIABLES = (
     "MEXIT_BACKEND",
     "MEXIT_BATCHING",
     "MEXIT_BUDGET",
     "MEXIT_CACHE",
+    "MEXIT_CAMERAS",
+    "MEXIT_CONFIG",
     "MEXIT_COST",
     "MEXIT_DATA",
     "MEXIT_DEVICE",

@@ -82,6 +82,8 @@ class RejectTerms:
         max_unknown: largest share of answered pictures of other things; None without such pictures.
         n, groups: pictures and groups of the certification split; `groups` is None where each picture is its own.
         n_unknown: pictures of other things that tested the thresholds, or None.
+        reject_from: the data set of those pictures as typed, such as "folder:PATH"; None without such pictures, and in
+            older files.
     """
 
     max_error: float
@@ -90,6 +92,7 @@ class RejectTerms:
     n: int
     groups: int | None
     n_unknown: int | None
+    reject_from: str | None = None
 
     @property
     def promise(self) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mexit.core.resource_limits import check_threads
 from mexit.errors import UsageError
 
 GROUPS = ("pgd", "policy", "autoattack", "slowdown", "sanity", "corruptions")
@@ -45,10 +46,12 @@ class EvaluateOptions:
             finds a CUDA device, else "cpu".
         batch: images per pass of the torch network; None = 128 on the CPU, 512 on CUDA, and at least 250 in
             AutoAttack, whose random numbers depend on it. Other results change by rounding alone.
+        threads: threads of torch and of the engine of a bundle on the CPU; None = those that torch takes, and the
+            fastest number measured for the engine, else 1.
         report: whether to write the details: confusion, accuracy per class, pictures and the HTML page.
 
     Raises:
-        UsageError: unknown groups, or a number below 1.
+        UsageError: unknown groups, a number below 1, or more threads than can be meant.
     """
 
     groups: tuple[str, ...] | None = None
@@ -62,6 +65,7 @@ class EvaluateOptions:
     budgets: tuple[str, ...] | None = None
     device: str = "auto"
     batch: int | None = None
+    threads: int | None = None
     report: bool = True
 
     def __post_init__(self) -> None:
@@ -77,6 +81,8 @@ class EvaluateOptions:
         low = [f"{flag} {value}" for flag, value in counts.items() if value < 1]
         if low:
             raise UsageError(f"found {', '.join(low)}: each must be at least 1")
+        if self.threads is not None:
+            check_threads(self.threads)
 
     @property
     def chosen(self) -> tuple[str, ...]:

@@ -26,6 +26,11 @@ from mexit.train.option_names import option_name
 
 # Settings whose flag has another name, or that have no flag.
 _NO_FLAG = {"data", "preset", "options", "teachers", "craft_train_mode", "changes"}  # written otherwise, or results
+# Settings of the attacks, which a run on clean images does not use.
+_OF_ATTACKS = {
+    "eps", "step", "steps", "test_steps", "selection_steps", "norm", "rule", "restarts", "loss", "craft_train_mode",
+    "short_attack_until", "average_attack_until",
+}  # fmt: skip
 
 
 def model_card(
@@ -98,10 +103,20 @@ def _data(target: EvaluationTarget, settings: Mapping[str, Any]) -> str:
 
 
 def _training(target: EvaluationTarget) -> str:
-    values = target.source.settings.to_json()
-    used = {name: value for name, value in values.items() if value or name == "seed"}
+    used = used_settings(target.source.settings)
     rows = [[name, f"`{_flag_value(value)}`".replace("|", "\\|")] for name, value in used.items()]
     return _table(["setting", "value"], rows)
+
+
+def used_settings(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that the weights of a run depend on, without those that are off or had no effect."""
+    unused = set(_OF_ATTACKS) if settings.attack == "none" else set()
+    if settings.minutes:
+        unused.add("epochs")
+    if settings.lr_schedule != "steps":
+        unused |= {"decay_at", "decay_factor"}
+    values = settings.to_json().items()
+    return {name: value for name, value in values if name == "seed" or (value and name not in unused)}
 
 
 def _results(report: Mapping[str, Any]) -> str:

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mexit.core.artifact_paths import is_bundle
+from mexit.core.artifact_paths import BUNDLES, is_bundle
 from mexit.core.bundle import Bundle
 from mexit.core.cost import Costs
 from mexit.core.exit_policy import Policy
 from mexit.core.manifest import InputSpec
 from mexit.core.policies_file import PARITY, PolicyEntry
+from mexit.core.printable import shell_path
 from mexit.data import registry
 from mexit.data.dataset import DataSet, evenly_spaced, split_batches
 from mexit.data.splits import Splits
@@ -46,10 +47,12 @@ class GradientSource:
     Attributes:
         model: the network, in eval mode, on any device.
         settings: they hold the radius and steps of the test attack.
+        superseded_by: command that exports the newer weights of the run behind a bundle; "" if there are none.
     """
 
     model: MultiExit
     settings: TrainSettings
+    superseded_by: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -83,12 +86,21 @@ class GradientSource:
             raise NotFound(f"the run {run} that {bundle.path} was exported from does not exist here")
         weights = checkpoint.find_weights(Path(run), expected)
         if weights is None:
-            raise StalePolicy(f"run {run} was trained again since {bundle.path} was exported: export it again")
+            raise StalePolicy(
+                f"run {run} was trained again since {bundle.path} was exported: {_export_again(run, bundle.path)}"
+            )
         model, settings, _ = checkpoint.load_model(Path(run), weights)
         if "settings" in provenance:  # the run may have been trained longer, with others, since the export
             settings = TrainSettings.from_json(provenance["settings"], f"the provenance of {bundle.path}")
         numbers = bundle.manifest.numbers
-        return GradientSource(model if numbers == model.numbers else keep_exits(model, numbers), settings)
+        newer = _export_again(run, bundle.path) if checkpoint.is_superseded(Path(run), weights) else ""
+        return GradientSource(model if numbers == model.numbers else keep_exits(model, numbers), settings, newer)
+
+
+def _export_again(run: str, bundle: Path) -> str:
+    """The command that exports a run into an existing bundle."""
+    out = "" if bundle == BUNDLES / Path(run).name else f" --out {shell_path(bundle)}"
+    return f"mexit export {shell_path(run)}{out} --replace"
 
 
 @dataclass(frozen=True)
@@ -177,7 +189,12 @@ class EvaluationTarget:
 
 
 def open_target(
-    path: Path, data_dir: str | Path | None, backend: str, device: str = "auto", batch: int | None = None
+    path: Path,
+    data_dir: str | Path | None,
+    backend: str,
+    device: str = "auto",
+    batch: int | None = None,
+    threads: int | None = None,
 ) -> EvaluationTarget:
     """Open a run or a bundle with its test images.
 
@@ -187,6 +204,7 @@ def open_target(
         backend: engine of a bundle.
         device: device of the torch network: "auto", "cpu" or "cuda".
         batch: images per pass of the torch network; None = `BATCH`.
+        threads: threads of the engine of a bundle, as in `Runtime.open`.
 
     Raises:
         NotFound, StalePolicy: the run behind a bundle does not exist here or has other weights.
@@ -195,7 +213,7 @@ def open_target(
     device = resolve_device(device)
     runtime, entry = None, None
     if is_bundle(path):
-        runtime = Runtime.open(path, "full", backend=backend)
+        runtime = Runtime.open(path, "full", backend=backend, threads=threads)
         entry = _entry(runtime)
         source = GradientSource.of_bundle(runtime.bundle)
         splits = Splits.of_bundle(runtime.bundle)

@@ -18,6 +18,7 @@ from mexit.calibrate.calibration import (
     report,
 )
 from mexit.calibrate.certificates import CertificateRequest
+from mexit.calibrate.lost_settings import LostSettings, lost_settings
 from mexit.calibrate.reject import RejectRequest
 from mexit.calibrate.score_selection import ScoreQuality
 from mexit.calibrate.trace_evaluator import TraceEvaluator
@@ -157,6 +158,7 @@ class CalibrateResult:
         unavailable: named budgets that cannot keep the bound of the reject option.
         timed: the policies in time that were stored in the device cache; None where none were requested or possible.
         profile: times of this device, measured for `timed` or earlier; None where none were measured.
+        lost: what the replaced calibration had and this one has not.
     """
 
     bundle: Path
@@ -169,6 +171,7 @@ class CalibrateResult:
     unavailable: tuple[str, ...] = ()
     timed: PolicyEntry | None = None
     profile: Profile | None = None
+    lost: tuple[LostSettings, ...] = ()
 
 
 def calibrate_bundle(
@@ -213,7 +216,8 @@ def calibrate_bundle(
     unknown = unknown_source(runtime.bundle, options.reject_from, data_dir, progress)
     traces = _record_traces(runtime, source, unknown, attack, progress)
     result = calibrate(traces, runtime.costs, config)
-    entry = _store(runtime.bundle, traces, result, options.budgets)
+    before = runtime.bundle.policies_or_empty()
+    entry = _store(runtime.bundle, traces, result, options)
     written = _write_report(
         path, runtime.bundle.manifest.name, entry, report(result, traces.certification, runtime.bundle.manifest.numbers)
     )
@@ -229,8 +233,9 @@ def calibrate_bundle(
             timed, profile = again.timing.entry, again.timing.profile
     if why_not:
         progress.note(f"nothing is promised under attack: {why_not}")
+    lost = lost_settings(before, runtime.bundle.policies(), path)
     return CalibrateResult(
-        path, entry, cumulative_macs, result.scores, written, why_not, table, unavailable, timed, profile
+        path, entry, cumulative_macs, result.scores, written, why_not, table, unavailable, timed, profile, lost
     )
 
 
@@ -314,11 +319,11 @@ def _record_traces(
     others = (
         () if unknown is None else (trace(unknown.clean(name), unknown) for name in ("calibration", "certification"))
     )
-    return CalibrationTraces(*both("calibration"), *both("certification"), *others)
+    return replace(CalibrationTraces(*both("calibration"), *both("certification"), *others), data_size=source.size)
 
 
 def _store(
-    bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult, budgets: Mapping[str, str]
+    bundle: Bundle, traces: CalibrationTraces, result: CalibrationResult, options: CalibrateOptions
 ) -> PolicyEntry:
     """Save the traces and the policies in the bundle."""
     origin = traces.calibration.origin
@@ -336,8 +341,8 @@ def _store(
         named=result.named,
         certificates=tuple(asdict(certificate) for certificate in result.certificates),
         drift=result.drift,
-        reject=result.rejection.terms if result.rejection else None,
-        budgets=dict(budgets),
+        reject=replace(result.rejection.terms, reject_from=options.reject_from) if result.rejection else None,
+        budgets=dict(options.budgets),
     )
     bundle.save_policies(bundle.policies_or_empty().with_entry(entry))
     return entry

@@ -1,43 +1,39 @@
-"""`mexit camera`: classify the frames of a source, write the results, and report the counts."""
+"""`mexit camera`: classify the frames of cameras, write the results, and report the counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from mexit.camera.events import EventDetector
-from mexit.camera.frame import RGB, Counters, OnEvent
-from mexit.camera.identify_source import identify_source
-from mexit.camera.live_stream import LiveSettings
+from mexit.camera.camera_thread import CameraThread
+from mexit.camera.cameras_file import CamerasFile, cameras_of_sources
+from mexit.camera.frame import OnEvent
 from mexit.camera.outputs.message_settings import MqttSettings, WebhookSettings
-from mexit.camera.outputs.open_outputs import FileSettings, open_files, open_messages
+from mexit.camera.outputs.open_outputs import FileSettings
 from mexit.camera.outputs.output import Output
-from mexit.camera.overlay import Overlay
 from mexit.camera.parse_source import parse_source
-from mexit.camera.pipeline import classify_frames
 from mexit.camera.prediction import CameraPrediction
 from mexit.camera.steady import SteadySettings
 from mexit.core.budget import Macs
 from mexit.core.progress import StopSignal
 from mexit.errors import UsageError
+from mexit.flows.fleet import running_fleet
 from mexit.runtime import Runtime
-from mexit.runtime.prediction import REUSED
-from mexit.runtime.stats import RuntimeStats
 from mexit.runtime.time_policies import note_timing
 
 
 @dataclass(frozen=True)
 class CameraReport:
-    """Counts of one run.
+    """Counts of one camera.
 
     Attributes:
+        camera: its name.
         source: name of the source, without credentials.
         frames: answered frames.
-        reused: answered frames whose picture had not changed, with the answer before.
+        reused: those of them that got the answer before them, because the picture was unchanged.
         dropped: frames dropped for a newer one, by the rate limiter or by the trigger.
-        refused: frames dropped by the rate limiter.
+        refused: frames dropped by the rate limiter or because of their deadline.
         left_out: frames dropped by the trigger.
         undecodable: damaged frames.
         reconnects: successful reconnections of a live source.
@@ -50,9 +46,11 @@ class CameraReport:
         saved: share of the full network's cost that was saved.
         outputs: written files, folders and patterns of files.
         lost: pictures and messages that were not delivered, by the name of the output.
+        error: why the camera ended before the end of its source; None without an error.
         signal: number of the signal that ended the run, or None.
     """
 
+    camera: str
     source: str
     frames: int
     reused: int
@@ -70,12 +68,28 @@ class CameraReport:
     saved: float
     outputs: tuple[Path, ...]
     lost: dict[str, int]
+    error: str | None
+    signal: int | None
+
+
+@dataclass(frozen=True)
+class FleetReport:
+    """Counts of one run with several cameras.
+
+    Attributes:
+        cameras: those of each camera.
+        lost: messages that were not delivered, by the name of the output that all cameras write to.
+        signal: number of the signal that ended the run, or None.
+    """
+
+    cameras: tuple[CameraReport, ...]
+    lost: dict[str, int]
     signal: int | None
 
 
 @dataclass(frozen=True)
 class CameraOptions(FileSettings):
-    """Options of one run; the files to write are those of `FileSettings`.
+    """Options of one run with one source; the files to write are those of `FileSettings`.
 
     Attributes:
         budget: budget of each frame.
@@ -113,9 +127,6 @@ def run_camera(
 ) -> CameraReport:
     """Classify every frame of files, or the newest frame of a live source, until it ends or a signal comes.
 
-    The first Ctrl-C or SIGTERM ends the run after the present frame; outputs are finished and the report is
-    returned. A second signal has its default effect.
-
     Args:
         bundle: the bundle's directory.
         source: camera number, URL, file, folder or glob; see `camera.parse_source`.
@@ -127,87 +138,106 @@ def run_camera(
         UsageError: an invalid source, limit or output.
         MexitError: an error of `Runtime.open`, `camera.pipeline.classify_frames` or an output.
     """
-    parsed = parse_source(source)
-    options.check(parsed.files)
-    if options.limit is not None and options.limit < 1:
-        raise UsageError(f"limit must be at least 1, found {options.limit}")
+    report = run_cameras(
+        bundle,
+        file_of_options([source], options),
+        limit=options.limit,
+        keep_trying=False,
+        on_result=on_result,
+        on_event=on_event,
+    )
+    [one] = report.cameras
+    return replace(one, lost={**one.lost, **report.lost})
+
+
+def file_of_options(sources: Sequence[str], options: CameraOptions) -> CamerasFile:
+    """The cameras of sources, each with the same options.
+
+    Raises:
+        UsageError: a source is not valid; or an output that cameras cannot share.
+        NotFound: a source does not exist.
+    """
+    files = {field.name: getattr(options, field.name) for field in fields(FileSettings)}
+    if len(sources) > 1:
+        shared_files = [name for name in ("out", "jsonl", "events", "save_unsure") if files[name] is not None]
+        if shared_files:
+            flag = shared_files[0].replace("_", "-")
+            raise UsageError(f"--{flag} is for one camera: give each its own in a file of cameras (--config FILE)")
+    for source in sources:
+        options.check(parse_source(source).files)
+    own = {name: getattr(options, name) for name in ("deadline_ms", "insecure", "steady")}
+    of_all = {field.name: getattr(options, field.name) for field in fields(CamerasFile) if field.name != "cameras"}
+    return CamerasFile(cameras_of_sources(sources, **own, **files), **of_all)
+
+
+def run_cameras(
+    bundle: Path,
+    file: CamerasFile,
+    *,
+    limit: int | None = None,
+    keep_trying: bool = True,
+    on_result: Callable[[CameraPrediction], None] | None = None,
+    on_event: OnEvent | None = None,
+) -> FleetReport:
+    """Classify the frames of several cameras with one engine, until all have ended or a signal comes.
+
+    The first Ctrl-C or SIGTERM ends the run after the present frames; outputs are finished and the report is returned.
+    A second signal has its default effect.
+
+    Args:
+        bundle: the bundle's directory.
+        file: the cameras and what they share; see `camera.cameras_file`.
+        limit: number of answers after which a camera ends.
+        keep_trying: whether a source that fails is opened again and again; its error is in the report. Without it, the
+            error is raised.
+        on_result: called with each prediction after it was written.
+        on_event: called with a message when a stream is lost or back, and when times were measured.
+
+    Raises:
+        UsageError: an invalid limit, rate, budget or output.
+        MexitError: an error of `Runtime.open`.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1, found {limit}")
+    note = on_event or (lambda _: None)
     runtime = Runtime.open(
         bundle,
-        options.budget,
-        backend=options.backend,
-        threads=options.threads,
-        rate=options.rate,
-        burst=options.burst,
-        cost=options.cost,
-        profile=options.profile,
+        file.budget or "low",
+        backend=file.backend or "auto",
+        threads=file.threads,
+        cost=file.cost or "macs",
+        profile=file.profile,
     )
-    note = on_event or (lambda _: None)
     note_timing(runtime.timing, runtime.why_not_time, note)
-    live = LiveSettings(insecure=options.insecure)
-    parsed = identify_source(parsed, live)
-    manifest = runtime.bundle.manifest
-    overlay = Overlay(manifest.numbers, manifest.cumulative_macs)
-    outputs = open_files(options, parsed.name, overlay, live=parsed.live, on_event=note)
-    outputs += open_messages(options.mqtt, options.webhook, [parsed.name], manifest.name, on_event=note)
-    detector = EventDetector(parsed.name, live=parsed.live)
-    counters = Counters()
-    stats = RuntimeStats(len(manifest.exits), int(manifest.costs.static))  # the latencies in it are the ages of answers
-    written: list[Path | None] = []
-    start_s: float | None = None
-    seconds, reused = 0.0, 0
-    with StopSignal() as stop, ExitStack() as stack:
-        for output in reversed(outputs):  # closed also after an error
-            stack.callback(lambda output: written.append(output.close()), output)
-        answers = classify_frames(
+    with StopSignal() as stop:
+        with running_fleet(
             runtime,
-            parsed,
-            live=live,
-            stopped=lambda: stop.requested,
-            deadline_ms=options.deadline_ms,
-            on_event=on_event,
-            counters=counters,
-            steady=options.steady,
-        )
-        stack.enter_context(closing(answers))
-        for count, (frame, result) in enumerate(answers, start=1):
-            position = manifest.numbers.index(result.exit) + 1
-            stats.add([position], [result.age_ms], result.macs, unsure=int(result.label is None))
-            reused += result.reason == REUSED
-            start_s = result.captured_s if start_s is None else start_s
-            seconds = result.captured_s + result.age_ms / 1e3 - start_s
-            _write(outputs, frame, result, detector)
-            if on_result is not None:
-                on_result(result)
-            if count == options.limit or stop.requested:
-                break
-    lost = {output.name: output.lost for output in outputs if output.lost}
-    return _report(parsed.name, stats, reused, counters, seconds, tuple(filter(None, written)), lost, stop.number)
+            file,
+            keep_trying=keep_trying,
+            limit=limit,
+            on_result=on_result or (lambda _: None),
+            on_message=note,
+        ) as (fleet, shared):
+            fleet.wait(lambda: stop.requested)
+        errors = [camera.error for camera in fleet.cameras if camera.error is not None]
+        if errors and not keep_trying:
+            raise errors[0]
+        reports = tuple(_report(camera, stop.number) for camera in fleet.cameras)
+        return FleetReport(reports, _lost(shared), stop.number)
 
 
-def _write(outputs: list[Output], frame: RGB, result: CameraPrediction, detector: EventDetector) -> None:
-    events = detector.update(result)
-    for output in outputs:
-        output.write(frame, result)
-        for event in events:
-            output.event(event)
+def _lost(outputs: Sequence[Output]) -> dict[str, int]:
+    return {output.name: output.lost for output in outputs if output.lost}
 
 
-def _report(
-    source: str,
-    stats: RuntimeStats,
-    reused: int,
-    counters: Counters,
-    seconds: float,
-    outputs: tuple[Path, ...],
-    lost: dict[str, int],
-    signal_number: int | None,
-) -> CameraReport:
-    snapshot = stats.snapshot()
-    frames, ages = snapshot.predictions, snapshot.latency_ms
+def _report(camera: CameraThread, signal_number: int | None) -> CameraReport:
+    snapshot, counters = camera.stats.snapshot(), camera.counters
+    frames, ages, seconds = snapshot.predictions, snapshot.latency_ms, camera.seconds
     return CameraReport(
-        source=source,
+        camera=camera.camera.name,
+        source=camera.camera.source.name,
         frames=frames,
-        reused=reused,
+        reused=counters.reused,
         dropped=counters.dropped,
         refused=counters.refused,
         left_out=counters.left_out,
@@ -220,7 +250,8 @@ def _report(
         unsure=snapshot.unsure,
         mean_macs=snapshot.mean_macs,
         saved=snapshot.saved,
-        outputs=outputs,
-        lost=lost,
+        outputs=tuple(camera.written),
+        lost=_lost(camera.outputs or ()),
+        error=None if camera.error is None else str(camera.error),
         signal=signal_number,
     )

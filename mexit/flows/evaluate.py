@@ -17,6 +17,7 @@ import numpy as np
 
 from mexit.core.artifact_paths import BUNDLES, RUNS, newest
 from mexit.core.atomic_io import sha256_bytes, sha256_file, to_json, write_bytes
+from mexit.core.budget import MADE_BY
 from mexit.core.exit_policy import Policy
 from mexit.core.progress import Progress, Silent
 from mexit.data.dataset import evenly_spaced
@@ -38,6 +39,7 @@ with requires_extra("train", "Evaluating a network"):
     from mexit.flows.run_policies import run_policies
     from mexit.models.device import describe_device, exact_float32
     from mexit.train import checkpoint
+    from mexit.train.precision import set_threads
 
 SAMPLES = 1000
 REPORTS = Path("reports")
@@ -92,7 +94,15 @@ def evaluate_model(
         MissingExtra: torch, or for some attacks `pyautoattack`, is not installed.
     """
     progress, options, start = progress or Silent(), options or EvaluateOptions(), time.monotonic()
-    target = open_target(source or _newest(progress), data_dir, backend, options.device, options.batch)
+    if options.threads is not None:
+        set_threads(options.threads)
+    path = source or _newest(progress)
+    target = open_target(path, data_dir, backend, options.device, options.batch, options.threads)
+    if target.source.superseded_by:
+        progress.note(
+            f"{target.path} was exported before the last training of its run, and has the weights of that time: "
+            f"{target.source.superseded_by} exports the new ones"
+        )
     options = _with_groups(options, target, progress)
     _check(options, target)
     target = _with_budgets(target, options, progress)
@@ -159,9 +169,10 @@ def _with_budgets(target: EvaluationTarget, options: EvaluateOptions, progress: 
         return replace(target, budgets=run_policies(target, names, progress))
     missing = [name for name in names if name not in target.budgets]
     if missing:
+        adds = dict.fromkeys(MADE_BY.get(name, "mexit calibrate --budget NAME=VALUE") for name in missing)
         raise UsageError(
             f"--budgets {','.join(missing)}: {target.path} has policies for {', '.join(target.budgets) or 'none'}; "
-            "mexit calibrate --budget NAME=VALUE adds one"
+            f"{' or '.join(adds)} adds one"
         )
     return replace(target, budgets={name: target.budgets[name] for name in names})
 

@@ -11,11 +11,12 @@ from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
 
+from mexit.calibrate.lost_settings import LostSettings, lost_settings
 from mexit.core.artifact_paths import BUNDLES, RUNS, is_bundle, newest, remember
 from mexit.core.atomic_io import new_directory, sha256_file
 from mexit.core.bundle import Bundle
 from mexit.core.manifest import NAME_PATTERN
-from mexit.core.policies_file import PARITY
+from mexit.core.policies_file import PARITY, Policies
 from mexit.core.printable import shell_path
 from mexit.core.progress import Progress, Silent
 from mexit.core.versions import VERSION, installed_versions
@@ -100,6 +101,7 @@ class ExportResult:
         precision_report: the second precision compared with fp32; None with fp32 alone.
         unfinished: `epochs` done, and `steps` of the next, of a run that is not finished; None for a finished one.
         exits: the exits that were kept and dropped, see `keep_exits.KeptExits.record`.
+        lost: what the calibration of the replaced bundle had and the new one has not.
     """
 
     bundle: Path
@@ -109,6 +111,7 @@ class ExportResult:
     precision_report: PrecisionReport | None = None
     unfinished: Mapping[str, int] | None = None
     exits: Mapping[str, Any] = field(default_factory=dict)
+    lost: tuple[LostSettings, ...] = ()
 
 
 def export_bundle(
@@ -147,12 +150,13 @@ def export_bundle(
     _check_target(out, replace)
     source = _load(run, data_dir, options, progress)
     bundle, differences, report = _build(source, out, options, profile, progress)
-    calibration = None
+    before, calibration = _policies_at(out), None
     with new_directory(out, replace=replace) as folder:  # the bundle is complete, thresholds included, or absent
         bundle.write_files(folder)
         if options.calibrate:
             calibration = _calibrate(folder, out, data_dir, options, progress)
     remember(BUNDLES, out)
+    lost = lost_settings(before, _policies_at(out), out)
     progress.note(f"wrote {out}: {len(differences)} segments, logits within {max(differences):.1e} of torch")
     try:
         choice = autotune.tune(Bundle.open(out), TUNING_S, builds=False).choice
@@ -160,7 +164,15 @@ def export_bundle(
     except MexitError as error:  # the bundle is complete without timings
         progress.note(f"the engines of this device were not timed: {error}")
     exits = bundle.manifest.provenance["exits"]
-    return ExportResult(out, bundle.id, tuple(differences), calibration, report, source.unfinished, exits)
+    return ExportResult(out, bundle.id, tuple(differences), calibration, report, source.unfinished, exits, lost)
+
+
+def _policies_at(out: Path) -> Policies:
+    """The policies of the bundle at `out`; none if there is no bundle, or it cannot be read."""
+    try:
+        return Bundle.open(out).policies_or_empty()
+    except MexitError:
+        return Policies("", ())
 
 
 def _check_target(out: Path, replace: bool) -> None:

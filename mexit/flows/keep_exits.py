@@ -188,10 +188,11 @@ def _text(choice: ExitChoice, where: str) -> str:
     saved = 1 - choice.mean_us / choice.static_us
     kept = ", ".join(map(str, choice.kept))
     return (
-        f"the exits {kept} are kept (--exits all keeps every exit): a budget that may lose {POINTS * MAX_LOSS:g} "
-        f"points of accuracy, like that of --target-drop {MAX_LOSS:g}, takes {choice.mean_us:.0f} us in the mean and "
-        f"saves {saved:.0%} of the time; {static}; the measured loss is {POINTS * choice.loss:.1f} ± "
-        f"{POINTS * choice.loss_error:.1f} points"
+        f"the exits {kept} are kept (--exits all keeps every exit): with thresholds for a loss of at most "
+        f"{POINTS * MAX_LOSS:g} points of accuracy, which mexit calibrate --target-drop {MAX_LOSS:g} selects and "
+        f"certifies, they save {saved:.0%} of the time ({choice.mean_us:.0f} us; measured loss "
+        f"{POINTS * choice.loss:.1f} ± {POINTS * choice.loss_error:.1f} points); {static}; low, medium and high have "
+        "thresholds of their own, which save more or less"
     )
 
 

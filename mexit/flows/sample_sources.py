@@ -73,6 +73,10 @@ class SampleSource(Protocol):
     def data_sha256(self) -> str:
         """The sha256 of the data set."""
 
+    @property
+    def size(self) -> int | None:
+        """Number of groups in the whole data set, or of samples where they form no groups; None if unknown."""
+
     def clean(self, split: str) -> SampleBatches:
         """The clean samples of a split. Raises `Damaged`."""
 
@@ -114,6 +118,11 @@ class DatasetSource:
     @property
     def data_sha256(self) -> str:
         return self.data.sha256
+
+    @property
+    def size(self) -> int | None:
+        groups = self.splits.groups
+        return len(self.data) if groups is None else len(np.unique(groups))
 
     def clean(self, split: str) -> SampleBatches:
         index = self.splits.part(split)
@@ -194,6 +203,10 @@ class UnlabelledSource:
     def data_sha256(self) -> str:
         return self.images.sha256
 
+    @property
+    def size(self) -> int | None:
+        return len(np.unique(self.ids))
+
     def clean(self, split: str) -> SampleBatches:
         ids = self.ids
         order = np.random.default_rng(_SEED).permutation(self.used)
@@ -217,10 +230,12 @@ class BundleSource:
     Attributes:
         images: by file name in the bundle.
         data_sha256: the sha256 of the data set that they are from.
+        size: that data set's number of groups, which the bundle does not store.
     """
 
     images: Mapping[str, CalibrationImages]
     data_sha256: str
+    size: int | None = None
 
     @staticmethod
     def of(bundle: Bundle) -> BundleSource | None:

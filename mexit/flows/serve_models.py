@@ -51,6 +51,7 @@ class ServeOptions:
         batching: "off": every request runs alone; "continuous": requests share runs of a segment.
         name: name of the model in routes, answers and metrics; default the bundle's. For a single bundle only.
         watch: load new and changed versions while the server runs, and unload models whose folder is gone.
+        cameras: file of cameras that run beside the server; see `camera.cameras_file`.
         workers: worker processes; 0: serve in this process; None: as many as the processors allow, where the other
             options permit several.
     """
@@ -77,6 +78,7 @@ class ServeOptions:
     batching: str = "off"
     name: str | None = None
     watch: bool = False
+    cameras: Path | None = None
     workers: int | None = 0
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mexit.core.progress import StopSignal
 from mexit.core.resource_limits import read_limits
 from mexit.errors import MexitError, NotFound, UsageError
 from mexit.flows.serve_models import Note, ServeOptions, grpc_server, note_grpc, open_models
@@ -42,11 +43,20 @@ def why_not(options: ServeOptions) -> str:
         return "this system cannot pass connections to another process"
     if options.batching != "off":
         return "a batch is formed in one process: --batching continuous"
+    if options.cameras is not None:
+        return "cameras run in the process of the server: --cameras"
     return "the drift watch counts in one process: --watch-drift" if options.watch_drift else ""
 
 
-def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[str], None] | None, note: Note) -> None:
-    """Serve in worker processes; arguments and errors as `flows.serve.serve_bundle`."""
+def serve(
+    bundle: Path,
+    options: ServeOptions,
+    limits: Limits,
+    ready: Callable[[str], None] | None,
+    note: Note,
+    signals: StopSignal,
+) -> None:
+    """Serve in worker processes; arguments and errors as `flows.serve.serve_bundle`, which handles the signals."""
     if reason := why_not(options):
         raise UsageError(f"{reason}, which needs --workers 0")
     if options.workers is not None and options.workers < 0:
@@ -78,6 +88,7 @@ def serve(bundle: Path, options: ServeOptions, limits: Limits, ready: Callable[[
                 note=note,
                 tls=options.tls_cert is not None,
                 on_death=partial(remove_live, folder),
+                signals=signals,
                 systemd=SystemdNotify(os.environ),
             )
             supervisor.run()

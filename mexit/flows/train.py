@@ -11,7 +11,7 @@ from typing import Any
 
 from mexit.core.artifact_paths import RUNS, newest, plain_name, remember
 from mexit.core.printable import shell_path
-from mexit.core.progress import Progress, Silent, duration
+from mexit.core.progress import Progress, Silent
 from mexit.core.resource_limits import check_threads
 from mexit.data import registry
 from mexit.data.dataset import DataSet, FileImages
@@ -21,6 +21,7 @@ from mexit.data.registry import is_folder
 from mexit.data.splits import Splits, split
 from mexit.errors import BadInput, Damaged, NotFound, UsageError, requires_extra
 from mexit.flows.data import check_data, note_grey_bits, note_splits
+from mexit.flows.epoch_lines import EpochLines, step_line
 
 with requires_extra("train", "Training a network"):
     from mexit.evaluate import plots
@@ -303,14 +304,14 @@ class _Session:
         write = self.options.tensorboard and self.processes.is_main
         scalars = closing(TensorBoardWriter(trainer.run / FOLDER)) if write else nullcontext()
         with self.progress.track("training", total) as advance, scalars as writer:
-            done = 0
+            done, epoch_lines = 0, EpochLines(self.progress)
 
             def on_step(report: StepReport) -> None:
                 nonlocal done
-                advance(report.done - done, _step_line(report), report.remaining_s)
+                advance(report.done - done, step_line(report), report.remaining_s)
                 done = report.done
                 if report.epoch_record is not None:
-                    self.progress.log(_epoch_line(report, report.epoch_record))
+                    epoch_lines.add(report, report.epoch_record, last=trainer.progress >= 1)
                 if writer is not None:
                     writer.add(report)
 
@@ -335,18 +336,3 @@ def _changed(run: Path, given: Mapping[str, Any], data: str | None, preset: str 
             )
         named["eps"] = robust
     return change_settings(run, stored, named, checkpoint.load_position(run))
-
-
-def _step_line(report: StepReport) -> str:
-    """The labelled numbers beside the progress bar; accuracies are means over exits on the training images."""
-    attacked = report.attacked_accuracy
-    shown = f"correct {100 * report.clean_accuracy:.1f}%" if attacked is None else f"attacked {100 * attacked:.1f}%"
-    return f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  {shown}"
-
-
-def _epoch_line(report: StepReport, record: Mapping[str, Any]) -> str:
-    """One line about a finished epoch; the accuracy on the selection split is that of the last exit."""
-    line = _step_line(report)
-    for name, accuracy in record.get("selection", {}).items():
-        line += f"  selection{'' if name == 'clean' else ' attacked'} {100 * accuracy[-1]:.1f}%"
-    return f"{line}  {duration(report.remaining_s)} left"

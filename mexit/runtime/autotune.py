@@ -140,6 +140,11 @@ class Row:
     state: str
     command: str | None
 
+    @property
+    def usable_or_faster(self) -> bool:
+        """Whether the engine can serve now, or would be faster once it is calibrated."""
+        return self.state != "not calibrated" or self.command is not None
+
 
 @dataclass(frozen=True)
 class Explanation:

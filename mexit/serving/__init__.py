@@ -24,6 +24,7 @@ Around them:
     profile_times     time of answers by the latency profile
     server_stats      state of the server and its models as JSON
     explanation_json  what every exit answers for one image, as JSON
+    camera_views      state, pictures and series of cameras beside the server
     dashboard_files   the page at `/`, which shows these two; its files are in `dashboard/`
     limits            sizes, counts and times that bound the server
     secret_file       files of keys and tokens

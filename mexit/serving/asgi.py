@@ -6,8 +6,9 @@ a small network takes.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -109,10 +110,45 @@ class Response:
 
     async def send(self, send: Send) -> None:
         """Send the response."""
-        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
-        headers.append((b"content-length", b"%d" % len(self.content)))
+        headers = [*encode_headers(self.headers), (b"content-length", b"%d" % len(self.content))]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.content})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamResponse(Response):
+    """A response whose body is sent in parts as they come, until they end or the client has disconnected.
+
+    Attributes:
+        parts: the body.
+        receive: of the request.
+    """
+
+    parts: AsyncGenerator[bytes, None]
+    receive: Receive
+
+    async def send(self, send: Send) -> None:
+        """Send the response."""
+        disconnected = asyncio.ensure_future(self._disconnect())
+        try:
+            await send({"type": "http.response.start", "status": self.status, "headers": encode_headers(self.headers)})
+            async for part in self.parts:
+                if disconnected.done():
+                    return
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            disconnected.cancel()
+            await self.parts.aclose()
+
+    async def _disconnect(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+
+def encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Headers as ASGI has them."""
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 Handler = Callable[[Request], Awaitable[Response]]

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mexit.errors import BadInput, NotFound
-from mexit.serving import api_page, dashboard_files, model_info, openapi, server_stats
-from mexit.serving.asgi import App, Handler, Request, Response, Route, Routes
+from mexit.serving import api_page, camera_views, dashboard_files, model_info, openapi, server_stats
+from mexit.serving.asgi import App, Handler, Request, Response, Route, Routes, StreamResponse
 from mexit.serving.image_body import HOW_TO_SEND
 from mexit.serving.metrics import CONTENT_TYPE
 from mexit.serving.middleware import BearerTokens, Tokens, check_admin, client_id
@@ -149,6 +149,26 @@ async def dashboard_part(request: Request) -> Response:
     return dashboard_files.dashboard_file(request.path_params["file"])
 
 
+async def cameras(request: Request) -> Response:
+    """`GET /v1/cameras`: the state of each camera."""
+    return json_response(_cameras(request).states())
+
+
+async def camera_picture(request: Request) -> Response:
+    """`GET /v1/cameras/{name}/picture.jpg`: the last answered frame, at most 320 pixels wide."""
+    content = await _cameras(request).picture(request.path_params["name"])
+    return Response(content, headers={"content-type": camera_views.JPEG, **camera_views.HEADERS})
+
+
+async def camera_stream(request: Request) -> Response:
+    """`GET /v1/cameras/{name}/stream.mjpg`: answered frames from now on."""
+    headers = {"content-type": camera_views.MJPEG, **camera_views.HEADERS}
+    parts = _cameras(request).stream(request.path_params["name"])
+    if request.method == "HEAD":
+        return Response(headers=headers)
+    return StreamResponse(headers=headers, parts=parts, receive=request.receive)
+
+
 async def metrics(request: Request) -> Response:
     """`GET /metrics`: Prometheus text."""
     return Response(_repository(request).server.metrics.prometheus_text(), headers={"content-type": CONTENT_TYPE})
@@ -217,6 +237,14 @@ def _repository(request: Request) -> ModelRepository:
     return request.state
 
 
+def _cameras(request: Request) -> camera_views.CameraViews:
+    """The cameras of the server. Raises `NotFound` without any."""
+    found = _repository(request).server.cameras
+    if found is None:
+        raise NotFound("this server has no cameras: mexit serve --cameras FILE")
+    return found
+
+
 def _named(request: Request) -> tuple[str, str | None]:
     """The model and the version of the path."""
     return request.path_params["model"], request.path_params.get("version")
@@ -259,6 +287,9 @@ ROUTES = [
     Route("/v1/classify", classify, "POST"),
     Route("/v1/explain", explain, "POST"),
     Route("/v1/stats", stats),
+    Route("/v1/cameras", cameras),
+    Route("/v1/cameras/{name}/picture.jpg", camera_picture),
+    Route("/v1/cameras/{name}/stream.mjpg", camera_stream),
     Route("/", dashboard),
     Route("/dashboard/{file}", dashboard_part),
     Route("/metrics", metrics),

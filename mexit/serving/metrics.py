@@ -178,6 +178,10 @@ class Metrics:
         """Count a response with an error status."""
         self._errors.labels(str(status)).inc()
 
+    def add_collector(self, collector: Collector) -> None:
+        """Add series that are read at every scrape."""
+        self._registry.register(collector)
+
     def samples(self) -> list[tuple[str, Mapping[str, str], float]]:
         """Name, labels and value of every series, those of all processes together."""
         families = self._registry.collect()

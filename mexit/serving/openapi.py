@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mexit.core import versions
+from mexit.serving.camera_views import JPEG, MJPEG
 from mexit.serving.dashboard_files import TYPES as FILES
 from mexit.serving.metrics import CONTENT_TYPE as METRICS_TYPE
 from mexit.serving.oip import HEADER_LENGTH, INPUT_DATATYPE, OUTPUTS
@@ -33,6 +34,7 @@ _BODY_ERRORS = (400, 408, 413, 415)
 _MODEL: Json = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 _VERSION: Json = {**_MODEL, "name": "version", "schema": {"type": "string", "pattern": "^[1-9][0-9]*$"}}
 _FILE: Json = {**_MODEL, "name": "file"}
+_CAMERA: Json = {**_MODEL, "name": "name"}
 _ENCODING: Json = {
     "name": "Content-Encoding",
     "in": "header",
@@ -56,7 +58,7 @@ def description() -> Json:
             "version": versions.VERSION,
             "description": "Inference with early exits: Open Inference Protocol v2, images, metrics.",
         },
-        "paths": {**_server_paths(), **_model_paths(), **_repository_paths(), **_other_paths()},
+        "paths": {**_server_paths(), **_model_paths(), **_repository_paths(), **_camera_paths(), **_other_paths()},
         "components": {
             "schemas": SCHEMAS,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -152,6 +154,21 @@ def _other_paths() -> Json:
         "/": {"get": _page("The dashboard", ("text/html",))},
         "/dashboard/{file}": {"get": part, "parameters": [_FILE]},
     }
+
+
+def _camera_paths() -> Json:
+    """The routes of cameras; a server without cameras answers 404."""
+    paths: Json = {"/v1/cameras": {"get": _operation("State of each camera", "Cameras", (404,))}}
+    for file, kind, summary in (
+        ("picture.jpg", JPEG, "The last answered frame, at most 320 pixels wide"),
+        ("stream.mjpg", MJPEG, "Answered frames from now on, MJPEG"),
+    ):
+        operation = _operation(summary, "Error", (404, 501, 503))
+        operation["responses"]["200"]["content"] = {
+            kind.partition(";")[0]: {"schema": {"type": "string", "format": "binary"}}
+        }
+        paths[f"/v1/cameras/{{name}}/{file}"] = {"get": operation, "parameters": [_CAMERA]}
+    return paths
 
 
 def _page(summary: str, kinds: Sequence[str]) -> Json:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mexit.runtime.prediction import UNSURE
+from mexit.runtime.prediction import REUSED, UNSURE
+from mexit.serving.camera_views import STATES
 from mexit.serving.oip import INPUT_DATATYPE, OUTPUTS
 
 Json = dict[str, Any]
@@ -13,7 +14,7 @@ _COUNT: Json = {"type": "integer", "minimum": 0}
 _NUMBER: Json = {"type": "number"}
 _TRUTH: Json = {"type": "boolean"}
 _REASONS = ("confident", "last", "deadline", "max-exit", "rate-limit", UNSURE)
-_STATES = ("READY", "UNAVAILABLE", "LOADING", "UNLOADING")
+_MODEL_STATES = ("READY", "UNAVAILABLE", "LOADING", "UNLOADING")
 
 
 def _object(fields: Json, optional: tuple[str, ...] = (), **more: Any) -> Json:
@@ -156,7 +157,37 @@ _RATE_LIMITER: Json = _object(
 )
 
 _INDEX: Json = _list(
-    _object({"name": _TEXT, "version": _TEXT, "state": {"type": "string", "enum": list(_STATES)}, "reason": _TEXT})
+    _object(
+        {"name": _TEXT, "version": _TEXT, "state": {"type": "string", "enum": list(_MODEL_STATES)}, "reason": _TEXT}
+    )
+)
+
+_CAMERA_ANSWER: Json = _object(
+    {
+        "camera": _TEXT,
+        "label": _or_null(_TEXT),
+        "steady": {"description": "The label after votes.", **_or_null(_TEXT)},
+        "confidence": _NUMBER,
+        "exit": _COUNT,
+        "reason": {"type": "string", "enum": [*_REASONS, REUSED]},
+        "frame_index": _COUNT,
+        "age_ms": _NUMBER,
+    }
+)
+
+_CAMERA: Json = _object(
+    {
+        "name": _TEXT,
+        "source": {"description": "Without user and password.", **_TEXT},
+        "state": {"type": "string", "enum": list(STATES)},
+        "error": {"description": "Why it has ended.", **_or_null(_TEXT)},
+        "age_s": {"description": "Since the arrival of the last answered frame.", **_or_null(_NUMBER)},
+        "answer": _or_null(_CAMERA_ANSWER),
+        "counters": {"description": "Counts of frames.", "type": "object", "additionalProperties": _COUNT},
+        "exits": {"description": "Answers by exit.", "type": "object", "additionalProperties": _COUNT},
+        "macs": _COUNT,
+        "saved_macs": {"type": "integer"},
+    }
 )
 
 SCHEMAS: Json = {
@@ -268,6 +299,7 @@ SCHEMAS: Json = {
             "exits": _list(_EXIT_ANSWER),
         }
     ),
+    "Cameras": _list(_CAMERA),
     "ServerStats": _object(
         {
             "name": _TEXT,
@@ -280,6 +312,7 @@ SCHEMAS: Json = {
             "models": _list(_MODEL_STATS),
             "repository": _INDEX,
             "rate_limiter": _or_null(_RATE_LIMITER),
+            "cameras": _COUNT,
             "errors": {
                 "description": "Responses with an error status, by status.",
                 "type": "object",

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from mexit.core.resource_limits import read_limits
 from mexit.errors import Overloaded
 from mexit.runtime.rate_limiter import RateLimiter
+from mexit.serving.camera_views import CameraCollector, Cameras, CameraViews
 from mexit.serving.limits import Limits
 from mexit.serving.metrics import Metrics
 from mexit.serving.worker_pool import Job, Quota, WorkerPool
@@ -31,6 +32,7 @@ class ServerState:
         loader: runs one load or unload of a model at a time.
         stopping: set once a stop signal came; new requests are then refused and the server is not ready.
         active: requests in flight.
+        cameras: what the routes of cameras show; None without cameras.
     """
 
     def __init__(
@@ -65,6 +67,12 @@ class ServerState:
         self.loader = WorkerPool(1, MAX_LOADS)
         self.stopping = False
         self.active = 0
+        self.cameras: CameraViews | None = None
+
+    def show_cameras(self, cameras: Cameras) -> None:
+        """Show running cameras in the routes and in the metrics."""
+        self.cameras = CameraViews(cameras, lambda: self.stopping)
+        self.metrics.add_collector(CameraCollector(cameras))
 
     def close(self) -> None:
         """Cancel queued requests. Threads end after their present job."""

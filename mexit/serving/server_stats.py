@@ -48,6 +48,7 @@ def server_stats(repository: ModelRepository) -> Json:
         "models": [_model(service, series) for service in repository.services],
         "repository": repository.index(),
         "rate_limiter": _rate_limiter(server.rate_limiter, series),
+        "cameras": 0 if server.cameras is None else len(server.cameras.states()),
         "errors": {status: count for status, count in errors.items() if count},
     }
 

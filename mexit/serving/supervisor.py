@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import selectors
 import signal
 import socket
@@ -16,8 +15,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
+from mexit.core.progress import StopSignal, end_by_signal
 from mexit.errors import MexitError
 from mexit.serving.channel import Message
 from mexit.serving.limits import Limits
@@ -29,7 +28,6 @@ from mexit.serving.worker_process import WorkerProcess
 MAX_DEATHS, DEATHS_S = 5, 60.0  # this number of deaths within these seconds stops the server
 PING_S, SILENCE_S = 5.0, 30.0
 _TICK_S = 0.5
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _log = logging.getLogger("mexit.server")
 
@@ -48,6 +46,7 @@ class Supervisor:
         note: Callable[[str], None] = lambda _: None,
         tls: bool = False,
         on_death: Callable[[int], None] = lambda _: None,
+        signals: StopSignal | None = None,
         systemd: SystemdNotify | None = None,
     ) -> None:
         """Start nothing yet.
@@ -61,11 +60,13 @@ class Supervisor:
             note: called with one line of the first worker about measured times.
             tls: whether the workers use TLS.
             on_death: called with the process id of a worker that has ended.
+            signals: the stop signals, which interrupt until `run`; None: signals keep their effects.
             systemd: hears when the server is ready or stops, and its watchdog as long as the workers answer.
         """
         self._bound, self._spawn, self._limits = bound, spawn, limits
         self._count = workers
         self._ready, self._note, self._on_death, self._tls = ready, note, on_death, tls
+        self._signals = signals
         self._systemd = systemd or SystemdNotify()
         # Several pings in the time within which the watchdog must hear that they were answered.
         watchdog_s = self._systemd.watchdog_s or float("inf")
@@ -102,7 +103,9 @@ class Supervisor:
             MexitError: a worker could not start, or workers died too often.
         """
         try:
-            with self._signals():
+            with self._woken_by_signals():
+                if self._signals is not None:
+                    self._signals.defer(self.stop, self._end)
                 self._start(0)
                 while self._workers:
                     self._turn()
@@ -126,6 +129,8 @@ class Supervisor:
         worker = self._spawn(index, self._count, sorted(self._changes.unloaded))
         worker.generation = self._changes.generation
         self._workers.append(worker)
+        if self._drain_end_s is not None:  # the signal came while it was spawned
+            worker.process.kill()
         self._selector.register(worker.channel, selectors.EVENT_READ, worker)
 
     def _read(self, worker: WorkerProcess) -> None:
@@ -162,8 +167,8 @@ class Supervisor:
 
     def _make_ready(self, worker: WorkerProcess, message: Message) -> None:
         worker.ready = True
-        if self._drain_end_s is not None:
-            worker.channel.send({"do": "stop"})
+        if self._drain_end_s is not None:  # it is killed, and its message came before
+            return
         if self._count is None:
             self._count = int(message["workers"])
         if self._listening:
@@ -276,8 +281,8 @@ class Supervisor:
                 self._selector.register(one, selectors.EVENT_READ, one)
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Stop at the first SIGTERM or SIGINT; end the process at the second one."""
+    def _woken_by_signals(self) -> Iterator[None]:
+        """A signal ends the wait of the selector, so that its handler runs at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -286,21 +291,14 @@ class Supervisor:
         woken.setblocking(False)
         self._selector.register(woken, selectors.EVENT_READ, "signal")
         before = signal.set_wakeup_fd(wake.fileno())
-        previous = {number: signal.signal(number, self._handle_signal) for number in _STOP_SIGNALS}
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
             signal.set_wakeup_fd(before)
             wake.close()
             woken.close()
 
-    def _handle_signal(self, number: int, _frame: Any) -> None:
-        if self._drain_end_s is None:
-            self.stop()
-            return
+    def _end(self, number: int) -> None:
         for worker in self._workers:
             worker.process.kill()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        end_by_signal(number)

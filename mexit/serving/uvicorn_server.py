@@ -9,23 +9,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-import os
-import signal
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from mexit.core.progress import StopSignal, end_by_signal
 from mexit.errors import UsageError
 from mexit.serving.asgi import App
 from mexit.serving.limits import Limits
@@ -37,7 +34,6 @@ from mexit.serving.unix_socket import UnixSocket
 _BACKLOG = 512
 _PORT_ATTEMPTS = 8
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # of IPv6 where the system has none
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _UNIX_FAMILY = getattr(socket, "AF_UNIX", None)
 _Address = tuple[socket.AddressFamily, Any]
 _HOW_TO_PROTECT = "use --host 127.0.0.1, or protect the server with --token TOKEN (or the variable MEXIT_TOKEN)"
@@ -155,6 +151,7 @@ def run(
     ready: Callable[[str], None] | None,
     beside: Beside | None = None,
     tls: ssl.SSLContext | None = None,
+    signals: StopSignal | None = None,
     systemd: SystemdNotify | None = None,
 ) -> None:
     """Serve until a stop signal, or until `server.stopping` is set, and all requests in flight are answered.
@@ -166,12 +163,15 @@ def run(
         ready: called with the URL once connections are accepted.
         beside: another server for the same models.
         tls: of all connections; None: without TLS.
+        signals: the stop signals, which interrupt until here; None: signals keep their effects.
         systemd: hears when the server is ready, answers, or stops.
     """
-    config = uvicorn_config(app, server.limits)
+    one = Server(uvicorn_config(app, server.limits), server, ready, beside, tls, systemd)
     try:
+        if signals is not None:
+            signals.defer(one.stop, end_by_signal)
         start_listening(bound)
-        Server(config, server, ready, beside, tls, systemd).run(list(bound))
+        one.run(list(bound))
     finally:
         server.close()
         close_all(bound)
@@ -325,26 +325,16 @@ class Server(uvicorn.Server):
         drained = self._state.stopping and not self._state.active
         return await super().on_tick(counter) or drained or time.monotonic() > self._drain_end_s
 
-    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
-        if self._state.stopping:
-            signal.signal(sig, signal.SIG_DFL)
-            os.kill(os.getpid(), sig)
+    def stop(self) -> None:
+        """Refuse new requests, and shut down once those in flight are answered."""
         self._state.stopping = True
         self._systemd.stopping()
-        self._drain_end_s = time.monotonic() + self._state.limits.drain_s
+        self._drain_end_s = time.monotonic() + self._limits.drain_s
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle stop signals. Unlike uvicorn's, it does not raise the signal again after the drain."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = {sig: signal.signal(sig, self.handle_exit) for sig in _STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for sig, handler in previous.items():
-                signal.signal(sig, handler)
+        """Leave the signals to `StopSignal`, which handles them before the start and after the end too."""
+        yield
 
 
 def _resolve(host: str, port: int) -> list[_Address]:

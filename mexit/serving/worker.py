@@ -7,8 +7,6 @@ import copy
 import os
 import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from mexit.serving.asgi import App
@@ -59,11 +57,6 @@ class WorkerServer(Server):
         if self._state.stopping:
             self._report_idle()
         return self._leaving
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the supervisor."""
-        yield
 
     def closed(self) -> None:
         """Report that a connection is closed."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,16 @@ def find_weights(run: Path, sha256: object) -> str | None:
     """
     files = sorted(run.glob("weights*.safetensors"), reverse=True)
     return next((file.name for file in files if sha256_file(file) == sha256), None)
+
+
+def is_superseded(run: Path, file: str) -> bool:
+    """Whether a run was trained further after its weights in this file were written."""
+    if file == WEIGHTS or (run / WEIGHTS).exists():
+        return file != WEIGHTS
+    with suppress(Damaged):  # the weights do not need the checkpoint
+        position = load_position(run)
+        return position is not None and weights_at(position) != file
+    return False
 
 
 def load_model(run: Path, file: str = WEIGHTS) -> tuple[MultiExit, TrainSettings, Splits]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -48,10 +49,10 @@ def points_of(evaluator: TraceEvaluator, *thresholds: tuple[float | None, ...]) 
 FULL = (None, None)
 
 
-def add(calibration, certification, request, *thresholds, others=(None, None)) -> RejectResult:
+def add(calibration, certification, request, *thresholds, others=(None, None), size=None) -> RejectResult:
     points = points_of(calibration, *thresholds, FULL)
     named = {f"budget {place}": place for place in range(len(points))}
-    split = (RejectSamples(calibration, others[0]), RejectSamples(certification, others[1]))
+    split = (RejectSamples(calibration, others[0]), RejectSamples(certification, others[1], size))
     return add_reject_thresholds(points, named, *split, request)
 
 
@@ -202,13 +203,41 @@ def test_an_amount_that_is_said_to_be_enough_is_enough() -> None:
     assert add(calibration, replace(pick(certification, rows), groups=None), RejectRequest(0.02)).points
 
 
+@pytest.mark.parametrize(("group", "unit"), [(1, "pictures"), (6, "groups")])
+def test_the_numbers_of_the_whole_data_set_are_named(group: int, unit: str) -> None:
+    certification = population(60 * group, 1, group=group)
+    with pytest.raises(RiskInfeasible, match="would be enough") as error:
+        add(population(800, 0), certification, RejectRequest(0.02), size=500)
+    found = re.search(rf"about (\d+) {unit}.*; the whole data set has 500 {unit} and needs (\d+)", str(error.value))
+    assert found is not None, error.value
+    assert int(found[2]) / 500 == int(found[1]) / 60
+    with pytest.raises(RiskInfeasible) as error:
+        add(population(800, 0), certification, RejectRequest(0.02))
+    assert "whole data set" not in str(error.value)
+
+
+@pytest.mark.parametrize("group", [1, 6])
+def test_the_smallest_error_that_is_named_can_be_certified_and_a_smaller_one_cannot(group: int) -> None:
+    calibration, certification = population(800, 0), population(60 * group, 1, group=group)
+    with pytest.raises(RiskInfeasible, match="is the smallest that this data certifies") as error:
+        add(calibration, certification, RejectRequest(0.02))
+    found = re.search(r"--max-error (0\.\d+) is the smallest .*, with (\d+\.\d)% answered", str(error.value))
+    assert found is not None, error.value
+    smallest = float(found[1])
+    [point] = add(calibration, certification, RejectRequest(smallest)).points
+    assert f"{100 * point.rejected.coverage:.1f}" == found[2]
+    with pytest.raises(RiskInfeasible):
+        add(calibration, certification, RejectRequest(smallest - 0.005))
+
+
 def test_a_network_that_guesses_is_infeasible_with_any_number_of_pictures() -> None:
     guess = population(500, 0)
     guess.predictions[:] = np.random.default_rng(0).integers(0, 5, guess.predictions.shape)
     with pytest.raises(
         RiskInfeasible, match="no number of pictures with such results would be enough: train longer, or raise"
-    ):
+    ) as error:
         add(guess, guess, RejectRequest(0.02))
+    assert "no --max-error up to 0.5 can be certified on this data" in str(error.value)
 
 
 def test_few_pictures_of_other_things_are_infeasible_with_both_numbers() -> None:

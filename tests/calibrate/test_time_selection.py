@@ -117,6 +117,7 @@ def test_traces_without_labels_are_enough() -> None:
 def test_the_reject_bound_holds_for_the_new_thresholds() -> None:
     config = replace(PLAIN, reject=RejectRequest(0.1))
     entry, traces = calibrated(5, config, samples=1500)
+    entry = replace(entry, reject=replace(entry.reject, reject_from="folder:other-things"))
     timed = select_by_time(entry, traces, MACS, TIMES)
     assert timed.reject == entry.reject
     assert timed.named["full"] == len(timed.frontier) - 1

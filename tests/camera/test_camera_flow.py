@@ -109,7 +109,7 @@ def test_unsure_frames_have_no_label_and_are_counted(reject_bundle: Path, test_d
     assert all((line["label"], line["index"]) == (None, None) for line in unsure)
     assert len(read_video(tmp_path / "out.mp4")[0]) == 40
     shown = typed("camera", reject_bundle, "--source", folder).output
-    assert ": unsure, " in shown
+    assert ": unsure at exit " in shown
     assert any(f": {line['label']}, " in shown for line in lines if line["label"] is not None)
     assert f"unsure │ {len(unsure)}" in " ".join(shown.split()).replace("┃", "│")
 

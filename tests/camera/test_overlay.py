@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from camera_media import prediction
@@ -41,8 +43,12 @@ def test_a_long_label_is_cut() -> None:
 
 def test_an_unsure_answer_is_drawn_as_such() -> None:
     frame = np.zeros((320, 320, 3), np.uint8)
-    unsure = Overlay((1, 2, 3), COSTS).draw(frame, prediction(label=None, index=None, reason="unsure"))
-    assert (unsure == Overlay((1, 2, 3), COSTS).draw(frame, prediction(label="unsure"))).all()
+    unsure = prediction(label=None, index=None, reason="unsure")
+    overlay = Overlay((1, 2, 3), COSTS)
+    drawn = overlay.draw(frame, unsure)
+    assert (drawn == overlay.draw(frame, replace(unsure, confidence=0.1))).all(), "no class, so no confidence in one"
+    assert (drawn != overlay.draw(frame, prediction(label="unsure"))).any()
+    assert (drawn != overlay.draw(frame, prediction(label=""))).any()
     assert describe_cost(prediction(label=None, reason="unsure"), 3, len, 40)[0] == "exit 1 of 3  ·  25% of full cost"
 
 

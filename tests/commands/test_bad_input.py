@@ -182,7 +182,8 @@ def test_an_infeasible_budget_names_a_feasible_one(digits_bundle: Path, picture:
 @pytest.mark.parametrize(
     ("budget", "code", "words"),
     [("cheap", 2, "'cheap' is not a budget: write low, medium, high, full"), ("0", 2, "must be above zero"),
-     ("150%", 2, "at most 100%"), ("0ms", 2, "must be above zero")],
+     ("150%", 2, "at most 100%"), ("0ms", 2, "must be above zero"),
+     ("certified", 2, "mexit calibrate --max-risk 0.02 makes both")],
 )  # fmt: skip
 def test_a_malformed_budget_explains_the_notation(
     budget: str, code: int, words: str, digits_bundle: Path, picture: Path
@@ -212,6 +213,7 @@ MISTAKES = {
     "calibrate {bundle} --data mnist --data-dir /nowhere": "no mnist in /nowhere/mnist",
     "bench {bundle} --repeats 1": "at least 20 repeats",
     "bench {bundle} --batch 0": "batches of 1",
+    "evaluate {bundle} --budgets certified": "high, full; mexit calibrate --max-risk 0.02 adds one",
     "evaluate {bundle} --samples -1": "--samples must be at least 1, found -1",
     "evaluate {bundle} --eps 8": "write 8/255, not 8",
     "evaluate {bundle} --eps 8/0": "'8/0' is not a number or a fraction: write 0.3 or 8/255",

@@ -14,7 +14,7 @@ from mexit.core.resource_limits import THREADS_PER_PROCESSOR, check_threads
 from mexit.errors import UsageError
 
 REPEATED = {
-    "camera --source a --source b": "--source",
+    "camera --source a --rate 1 --rate 2": "--rate",
     "camera --source a --limit 1 --limit 1": "--limit",
     "train --epochs 1 --epochs 2": "--epochs",
     "train --nesterov --no-nesterov": "--nesterov",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from command_line import refused, typed
+import pytest
+from command_line import on_terminal, refused, typed
 from PIL import Image
 
 from mexit.core.artifact_paths import BUNDLES, remember
@@ -69,7 +70,44 @@ def test_an_unsure_image_has_no_label(reject_bundle: Path, test_digits, tmp_path
     assert all((one["label"], one["index"]) == (None, None) and sum(one["probabilities"]) > 0.99 for one in unsure)
     shown = typed("run", reject_bundle, *(one["image"] for one in unsure))
     assert shown.exit_code == 0
-    assert shown.output.count("unsure") == len(unsure)
+    assert [row.split()[:2] for row in shown.stdout.splitlines()[1:]] == [["-", "-"]] * len(unsure), "no confidence"
+    assert shown.stdout.count("unsure") == len(unsure)
+    assert "unsure: below the threshold of mexit calibrate --max-error" in " ".join(shown.stderr.split())
+
+
+def test_the_exit_code_is_that_of_all_errors_and_the_last_line_counts_them(digits_bundle: Path, tmp_path: Path) -> None:
+    good, damaged, absent = (tmp_path / name for name in ("good.png", "damaged.png", "absent.png"))
+    Image.new("L", (8, 8)).save(good)
+    damaged.write_bytes(b"no image")
+    for pictures, code, failed in (
+        ((good, damaged), 1, "1 of 2"),
+        ((good, absent, absent), 2, "2 of 3"),
+        ((absent, good, damaged), 1, "2 of 3"),
+        ((damaged, good, absent), 1, "2 of 3"),
+    ):
+        for options in ((), ("--json",)):
+            shown = typed("run", digits_bundle, *pictures, *options)
+            assert shown.exit_code == code
+            assert shown.stderr.splitlines()[-1] == f"error: {failed} pictures failed"
+    assert "pictures failed" not in refused("run", digits_bundle, damaged, code=1)
+
+
+@pytest.mark.parametrize("columns", [80, 70])
+def test_lines_fit_a_terminal(digits_bundle: Path, tmp_path: Path, columns: int) -> None:
+    pictures = [tmp_path / f"{number:02}-{'long' * 20}-{number:02}.png" for number in range(3)]
+    for path in pictures:
+        Image.new("L", (8, 8)).save(path)
+    code, lines = on_terminal("run", digits_bundle, *pictures, columns=columns)
+    assert code == 0, lines
+    assert max(map(len, lines)) <= columns
+    rows = [line for line in lines if line.endswith(".png")]
+    assert len(rows) == 3
+    for number, row in enumerate(rows):
+        start, end = row.split()[-1].split("…")
+        assert start.startswith(f"{number:02}-")
+        assert end.endswith(f"-{number:02}.png")
+    assert ("left out at 70 columns: saved; --json has all" in lines) == (columns == 70)
+    assert any(" saved " in line for line in lines) == (columns == 80)
 
 
 def test_each_picture_is_one_line_however_long_its_name(digits_bundle: Path, tmp_path: Path) -> None:

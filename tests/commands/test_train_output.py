@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import MEXIT, quiet, typed
+from command_line import on_terminal, typed
 from drawn_pictures import draw
 
 from mexit.core.progress import duration
 
 SMALL = ("--epochs", "3", "--method", "clean", "--batch", "256", "--threads", "1")
 EPOCH = re.compile(r"epoch (\d)/3  loss \d+\.\d{3}  correct \d+\.\d%  selection \d+\.\d%  (\d+):\d\d left")
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def test_a_pipe_gets_one_line_per_epoch() -> None:
@@ -36,20 +33,9 @@ def test_an_attacked_run_shows_both_accuracies_on_a_pipe() -> None:
 @pytest.mark.long
 def test_a_terminal_shows_a_bar_with_labelled_numbers_in_80_columns(tmp_path: Path) -> None:
     root = draw(tmp_path / "own")
-    main, side = pty.openpty()
     arguments = ("train", "--data", f"folder:{root}", *SMALL, "--out", "run")
-    environment = quiet() | {"COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
-    with subprocess.Popen([*MEXIT, *arguments], stderr=side, stdout=subprocess.DEVNULL, env=environment) as process:
-        os.close(side)
-        written = b""
-        while True:
-            try:
-                written += os.read(main, 65536)
-            except OSError:  # how Linux reports the end of a terminal
-                break
-    os.close(main)
-    assert process.returncode == 0, written
-    lines = re.split(r"[\r\n]+", ESCAPES.sub("", written.decode()))
+    code, lines = on_terminal(*arguments, stdout=subprocess.DEVNULL)
+    assert code == 0, lines
     assert max(map(len, lines)) <= 80
     bars = [line for line in lines if line.startswith("training ") and "%" in line]
     shown = re.compile(r" \d+% epoch \d/3  loss \d+\.\d{3}  correct \d+\.\d% \d+:\d\d left")

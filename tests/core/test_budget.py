@@ -46,6 +46,13 @@ def test_anything_else_is_answered_with_the_ways_to_write_one(text: str) -> None
         Budget.parse(text)
 
 
+@pytest.mark.parametrize(("text", "option"), [("certified", "--max-risk 0.02"), ("target", "--target-drop 0.005")])
+def test_a_budget_without_its_certificate_is_answered_with_the_command_that_makes_one(text: str, option: str) -> None:
+    with pytest.raises(UsageError, match=f"'{text}' needs a certificate, and .* none: mexit calibrate {option} makes"):
+        Budget.parse(text)
+    assert Budget.parse(text, {text: 50.0}).value == 50
+
+
 @pytest.mark.parametrize("text", ["0", "0%", "0ms", "0.0M"])
 def test_zero_is_told_apart_from_nonsense(text: str) -> None:
     with pytest.raises(UsageError, match=f"must be above zero, found '{text}'"):

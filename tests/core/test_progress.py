@@ -1,4 +1,4 @@
-"""The first stop signal is recorded; the second one has its previous effect."""
+"""The first stop signal is recorded; a later one has its previous effect."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mexit.core.progress import StopSignal
 
 SIGNALS = """
 import signal, sys
+from mexit.core import progress
 from mexit.core.progress import StopSignal
 number, received = int(sys.argv[1]), []
 signal.signal(number, lambda got, _: received.append(got))
@@ -20,6 +21,10 @@ with StopSignal(lambda: received.append(0)) as stop:
     assert (stop.requested, stop.exit_code) == (False, 0)
     signal.raise_signal(number)
     assert (stop.requested, stop.number, stop.exit_code) == (True, number, int(sys.argv[2]))
+    signal.raise_signal(number)
+    signal.raise_signal(signal.SIGTERM)
+    assert received == [0], received  # `timeout` signals a program and its group
+    progress.SAME_STOP_S = 0
     signal.raise_signal(number)
 signal.raise_signal(number)
 assert received == [0, number, number], received
@@ -36,6 +41,7 @@ def test_the_first_signal_is_recorded_and_the_second_has_its_previous_effect(num
 
 INTERRUPTS = """
 import signal, sys
+from mexit.core import progress
 from mexit.core.progress import StopSignal
 number, received = int(sys.argv[1]), []
 stop = StopSignal(lambda: received.append(0), interrupts=True)
@@ -49,6 +55,22 @@ with StopSignal(lambda: received.append(0), interrupts=True) as stop:
     stop.defer()
     signal.raise_signal(number)
 assert (stop.number, received) == (number, [0])
+with StopSignal(lambda: received.append(0)) as stop:
+    stop.defer(lambda: received.append(1), received.append)
+    signal.raise_signal(number)
+    progress.SAME_STOP_S = 0
+    signal.raise_signal(number)
+assert received == [0, 1, number], received
+with StopSignal(interrupts=True) as stop:
+    try:
+        signal.raise_signal(number)
+    except KeyboardInterrupt:
+        pass  # as Cython's modules do while they are loaded
+    try:
+        stop.defer()
+        raise AssertionError
+    except KeyboardInterrupt:
+        pass
 """
 
 

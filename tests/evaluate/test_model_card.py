@@ -1,4 +1,4 @@
-"""The training command on the model card."""
+"""The training command and the settings on the model card."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 import typer
 
 from mexit.cli import app
-from mexit.evaluate.model_card import train_command
+from mexit.evaluate.model_card import train_command, used_settings
 from mexit.train.config import resolve
 
 
@@ -19,3 +19,13 @@ def test_the_training_command_of_a_folder_has_options_that_exist() -> None:
     assert {word for word in words if word.startswith("--")} <= known
     assert words[words.index("--size") + 1] == "48x96"
     assert words[words.index("--data") + 1] == "folder:my pictures"
+
+
+def test_settings_without_effect_are_not_listed() -> None:
+    attack = {"eps", "step", "steps", "test_steps", "selection_steps", "norm", "rule", "restarts", "loss"}
+    clean = used_settings(resolve("folder:p", None, {"minutes": 5.0}))
+    assert not {*attack, "epochs", "decay_factor"} & set(clean)
+    assert (clean["minutes"], clean["seed"], clean["lr_schedule"]) == (5.0, 0, "one-cycle")
+    attacked = used_settings(resolve("digits", None, {"epochs": 3}))
+    assert attack <= set(attacked)
+    assert (attacked["epochs"], "minutes" in attacked) == (3, False)

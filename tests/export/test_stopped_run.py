@@ -65,7 +65,10 @@ def test_the_checkpoint_is_exported_calibrated_and_evaluated() -> None:
     assert Bundle.open("bundles/x").manifest.provenance["unfinished"] == {"epochs": 1, "steps": 2}
     assert train_model(resume=True, options=TrainOptions(threads=1)).finished, "the run goes on"
     assert typed("calibrate", "bundles/x", "--attack", "average").exit_code == 0
-    assert typed("evaluate", "bundles/x", "--samples", "20", "--attacks", "pgd", "--steps", "1").exit_code == 0
+    arguments = ("evaluate", "bundles/x", "--samples", "20", "--attacks", "pgd", "--steps", "1")
+    older = "has the weights of that time: mexit export runs/x --replace exports the new ones"
+    assert older in " ".join(typed(*arguments).stderr.split())
+    assert not checkpoint.is_superseded(run, checkpoint.WEIGHTS)
     with pytest.raises(MexitError, match="exists already"):
         export_bundle(run)
 
@@ -99,6 +102,17 @@ def test_a_run_killed_before_its_result_was_written_is_exported_as_finished() ->
     provenance, weights = exported(run)
     assert "unfinished" not in provenance
     assert all(torch.equal(value, result[name]) for name, value in weights.items())
+
+
+def test_weights_are_superseded_once_the_run_has_trained_further() -> None:
+    run = stopped_after(3)
+    kept_weights(run)
+    assert not checkpoint.is_superseded(run, "weights-epoch0-step3.safetensors")
+    count = itertools.count(1)
+    train_model(resume=True, options=TrainOptions(threads=1, should_stop=lambda: next(count) == 2))
+    assert checkpoint.is_superseded(run, "weights-epoch0-step3.safetensors")
+    (run / checkpoint.CHECKPOINT).write_bytes(b"\xff" * 99)
+    assert not checkpoint.is_superseded(run, "weights-epoch0-step3.safetensors"), "a damaged checkpoint says nothing"
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 
 from mexit import Bundle, Runtime
 from mexit.commands.calibrate import show_calibration
+from mexit.core.policies_file import RejectOutcome
 from mexit.core.trace import UNKNOWN
 from mexit.data import digits, splits
 from mexit.errors import BadInput, UsageError
@@ -39,6 +41,7 @@ def test_unsure_answers_follow_the_calibrated_thresholds(bundle_copy: Path, othe
     )
     entry = calibrate_bundle(bundle_copy, options=options).entry
     assert (entry.reject.n, entry.reject.n_unknown, entry.reject.max_unknown) == (81, COUNT // 2, 0.2)
+    assert entry.reject.reject_from == f"folder:{other_things}"
     bundle = Bundle.open(bundle_copy)
     unknown = [bundle.load_trace(ref) for ref in entry.evidence if ref.condition == UNKNOWN]
     assert [trace.origin.split for trace in unknown] == ["calibration", "certification"]
@@ -62,9 +65,38 @@ def test_unsure_answers_follow_the_calibrated_thresholds(bundle_copy: Path, othe
 def test_without_max_error_the_next_calibration_removes_the_option(bundle_copy: Path) -> None:
     calibrate_bundle(bundle_copy, options=CalibrateOptions(max_error=0.2, attack="none"))
     assert json.loads((bundle_copy / "policies.json").read_text())["version"] == 2
-    entry = calibrate_bundle(bundle_copy, options=CalibrateOptions(attack="none")).entry
-    assert entry.reject is None
+    result = calibrate_bundle(bundle_copy, options=CalibrateOptions(attack="none"))
+    assert result.entry.reject is None
     assert json.loads((bundle_copy / "policies.json").read_text())["version"] == 1
+    [lost] = result.lost
+    assert lost.text.startswith("removed: the reject option (at most 20.00% wrong answers)")
+    restored = typed(*shlex.split(lost.command)[1:], "--attack", "none", "--cost", "macs", "--json")
+    assert json.loads(restored.stdout)["entry"]["reject"]["max_error"] == 0.2
+    assert json.loads(restored.stdout)["lost"] == []
+
+
+@pytest.mark.slow
+def test_an_export_that_replaces_a_bundle_says_that_the_option_is_removed(bundle_copy: Path, workspace: Path) -> None:
+    calibrate_bundle(bundle_copy, options=CalibrateOptions(max_error=0.2, attack="none"))
+    run = workspace / "runs" / "digits"
+    done = typed("export", run, "--out", bundle_copy, "--exits", "all", "--replace", "--attack", "none")
+    shown = " ".join(done.output.split())
+    assert done.exit_code == 0, shown
+    assert "removed: the reject option (at most 20.00% wrong answers), which the replaced calibration for ort" in shown
+    assert f"mexit calibrate {bundle_copy} --backend ort --max-error 0.2" in shown
+
+
+def test_budgets_that_reject_nothing_are_named(bundle_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = calibrate_bundle(bundle_copy, options=CalibrateOptions(max_error=0.2, attack="none"))
+    everything = [name for names, point in result.entry.by_policy() for name in names if point.rejected.coverage == 1]
+    assert "full" in everything
+    show_calibration(result)
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"{', '.join(everything)}: every picture of the certification split is answered" in words
+    assert "--reject-from folder:PATH" in words
+    frontier = tuple(replace(point, rejected=RejectOutcome(0.9, 0.01, None, (3,))) for point in result.entry.frontier)
+    show_calibration(replace(result, entry=replace(result.entry, frontier=frontier)))
+    assert "--reject-from" not in capsys.readouterr().out
 
 
 def test_a_certificate_and_the_option_are_stored_together(bundle_copy: Path) -> None:
@@ -113,7 +145,10 @@ def test_an_error_that_cannot_be_certified_changes_nothing_and_has_exit_code_3(b
     said = refused("calibrate", bundle_copy, "--attack", "none", "--max-error", "0.002", code=3)
     assert "cannot be certified at confidence 0.95 on 81 pictures" in said
     assert "would be enough" in said
+    assert "is the smallest that this data certifies at that confidence" in said
     assert (bundle_copy / "policies.json").read_bytes() == before
+    said = refused("calibrate", bundle_copy, "--attack", "none", "--max-error", "0.03", code=3)
+    assert "would be enough; the whole data set has 1797 pictures and needs" in said
 
 
 @pytest.mark.parametrize("value", ["0", "1", "2%", "-0.1"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import refused
+from command_line import refused, typed
 from typer.main import get_command
 
 from mexit.cli import app
@@ -228,6 +228,18 @@ def test_the_report_names_the_device_and_does_not_depend_on_the_batch(folder, mo
     assert small["exits"] == whole["exits"]
 
 
+def test_the_threads_are_those_of_torch_and_of_the_engine(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    assert open_target(Path("bundles/digits"), None, "ort", threads=2).runtime.threads == 2
+    before, line = torch.get_num_threads(), ("evaluate", "--samples", 8, "--attacks", "clean", "--no-report")
+    try:
+        for number in (2, 1):
+            assert typed(*line, "bundles/digits", "--threads", number).exit_code == 0
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 @pytest.mark.parametrize(
     "command", ["evaluate runs/digits", "calibrate bundles/digits", "export runs/digits --out bundles/x"]
@@ -302,10 +314,11 @@ def test_groups_and_exits_as_typed() -> None:
         ({"groups": ("pgd", "policy"), "transfer": Path("runs/other")}, "takes (1, 28, 28) images of 10 classes"),
         ({"targets": 0}, "--targets 0"),
         ({"batch": 0}, "--batch 0"),
+        ({"threads": 0}, "threads must be at least 1, found 0"),
         ({"device": "tpu"}, "unknown device 'tpu': choose auto, cpu or cuda"),
         ({"strong_samples": -3}, "--strong-samples -3"),
     ],
-    ids=["exit", "transfer", "targets", "batch", "device", "samples"],
+    ids=["exit", "transfer", "targets", "batch", "threads", "device", "samples"],
 )
 def test_a_mistake_is_reported_before_any_work(folder, monkeypatch, values, message) -> None:
     monkeypatch.chdir(folder)

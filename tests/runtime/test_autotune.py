@@ -267,7 +267,9 @@ def test_inspect_and_bench_explain_the_choice(bundle: Bundle) -> None:
     store(bundle, ("ort", 1, 300), ("other:bf16", 1, 90), skipped={"trt": "no driver"})
     text = " ".join(typed("inspect", bundle.path).stdout.split())
     assert "the fastest measured here" in text
-    assert "not measured: trt: no driver" in text
+    assert " 90 " in text
+    assert "no driver" not in text, "nothing but the engines that serve or would be faster"
+    assert "times of exits and of budgets are end to end and measured apart" in text
     assert f"faster once calibrated: mexit calibrate {bundle.path} --backend other:bf16" in text
     explained = json.loads(typed("inspect", bundle.path, "--json").stdout)["tuning"]
     assert explained["chosen"]["backend"] == "ort"

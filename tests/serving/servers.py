@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import queue
 import re
 import signal
@@ -42,7 +43,7 @@ from pathlib import Path
 from mexit.flows.serve import ServeOptions, serve_bundle
 from mexit.serving.limits import Limits
 bundle, options, limits = json.loads(sys.argv[1])
-options |= {name: Path(options[name]) for name in ("token_file", "tls_cert", "tls_key") if name in options}
+options |= {name: Path(options[name]) for name in ("token_file", "tls_cert", "tls_key", "cameras") if name in options}
 ready = lambda url: print(url, flush=True)
 serve_bundle(Path(bundle), ServeOptions(**options), limits=Limits(**limits), ready=ready)
 """
@@ -119,12 +120,19 @@ class Server(Client):
         return self.process.wait(within_s)
 
 
-def launch(bundle: Path, log: Path, limits: dict[str, Any] | None = None, **options: Any) -> subprocess.Popen[str]:
+def launch(
+    bundle: Path,
+    log: Path,
+    limits: dict[str, Any] | None = None,
+    environment: dict[str, str] | None = None,
+    **options: Any,
+) -> subprocess.Popen[str]:
     """Start the process and return at once. `limits` and `options` are fields of `Limits` and `ServeOptions`."""
+    variables = {**os.environ, **(environment or {})}
     arguments = json.dumps([str(bundle), {"budget": "medium", "port": 0, **options}, limits or {}])
     with log.open("w") as errors:
         return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, arguments], stdout=subprocess.PIPE, stderr=errors, text=True
+            [sys.executable, "-c", PROGRAM, arguments], stdout=subprocess.PIPE, stderr=errors, text=True, env=variables
         )
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from servers import INFER, Server, infer_body, start, wait_until
 
 from mexit import Bundle, Runtime
+from mexit.core.progress import SAME_STOP_S
 from mexit.errors import BudgetInfeasible, MexitError, UsageError
 from mexit.flows.serve import ServeOptions, serve_bundle
 from mexit.serving import uvicorn_server
@@ -191,6 +192,7 @@ def test_a_second_signal_ends_all(two: Server) -> None:
     wait_until(lambda: two.series("mexit_requests_in_flight") == 1)
     two.process.send_signal(signal.SIGTERM)
     wait_until(lambda: bool(two.json("GET", "/v2/health/ready")[0] == 503))
+    time.sleep(SAME_STOP_S)
     assert two.stop() == -signal.SIGTERM
     wait_until(lambda: not any(map(is_running, pids)))
     connection.close()

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,21 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from servers import INFER, Client, Server, hook_runtime, infer_body, refused, serve_runtime, start, wait_until
+from servers import (
+    INFER,
+    Client,
+    Server,
+    hook_runtime,
+    infer_body,
+    launch,
+    refused,
+    serve_runtime,
+    start,
+    wait_until,
+)
 
 from mexit import Runtime
+from mexit.core.progress import SAME_STOP_S
 from mexit.errors import BackendError, MissingExtra, UsageError
 from mexit.flows.serve import ServeOptions, serve_bundle
 from mexit.serving import uvicorn_server
@@ -88,8 +101,45 @@ def test_a_second_signal_ends_the_process(digits_bundle: Path, tmp_path: Path) -
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: bool(server.json("GET", "/v2/health/ready")[0] == 503))
         assert server.process.poll() is None, "the first signal must wait for the request"
+        time.sleep(SAME_STOP_S)
         assert server.stop(signal.SIGTERM) == -signal.SIGTERM
         unfinished.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_that_comes_twice_is_one_request_to_stop(digits_bundle: Path, tmp_path: Path, workers: int) -> None:
+    """`timeout` signals the server and then its process group."""
+    with start(digits_bundle, tmp_path, workers=workers) as server:
+        content = infer_body(GREY)
+        in_flight = begin_request(server, {"Content-Length": str(len(content))})
+        for _ in range(2):
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: bool(server.json("GET", "/v2/health/ready")[0] == 503))
+        in_flight.send(content)
+        assert in_flight.getresponse().status == 200
+        in_flight.close()
+        assert server.process.wait(20) == 0
+        assert server.errors == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_during_the_start_ends_it(digits_bundle: Path, tmp_path: Path, workers: int, number: int) -> None:
+    """With code 0; the socket, the workers and the folder that they share are gone."""
+    path, folder, log = tmp_path / "s", tmp_path / "temporary", tmp_path / "log"
+    folder.mkdir()
+    options = {"workers": workers, "host": f"unix:{path}"}
+    with launch(digits_bundle, log, environment={"TMPDIR": str(folder)}, **options) as process:
+        wait_until(path.exists)
+        if workers:
+            wait_until(lambda: any(folder.iterdir()))
+        process.send_signal(number)
+        assert process.wait(20) == 0, log.read_text()
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
+    assert log.read_text() == ""
+    assert not path.exists()
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.slow
