@@ -160,11 +160,12 @@ class CameraThread:
             while not self._stop.is_set() and self._read_source():
                 pass
         except BaseException as error:  # the fleet raises it in the thread that waits
-            self.error = error
-            if self.camera.keep_trying:
-                self._listeners.on_message(f"camera {self.camera.name} ends: {error or type(error).__name__}")
+            self.error = error.error if isinstance(error, _OutputFailed) else error
         finally:
             self._close_outputs()
+            if self.error is not None and self.camera.keep_trying:
+                why = str(self.error) or type(self.error).__name__
+                self._listeners.on_message(f"camera {self.camera.name} ends: {why}")
 
     def _read_source(self) -> bool:
         """Answer frames until the source ends or fails; return whether to open it again."""
@@ -192,8 +193,6 @@ class CameraThread:
                     if self.counters.answered == camera.limit or self._stop.is_set():
                         break
             return False
-        except _OutputFailed as failed:
-            raise failed.error from None
         except MexitError as error:
             if not camera.keep_trying or camera.source.kind == "files" or isinstance(error, _FINAL):
                 raise

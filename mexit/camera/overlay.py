@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mexit.camera.frame import RGB
+from mexit.camera.region import Region
 from mexit.core.budget import format_macs
 from mexit.runtime.prediction import POLICY_REASONS, UNSURE, Prediction
 
@@ -26,14 +27,29 @@ _MIN_TEXT, _MAX_TEXT = 11, 34  # text height in pixels
 class Overlay:
     """Draws predictions into frames."""
 
-    def __init__(self, numbers: Sequence[int], cumulative_macs: Sequence[int]) -> None:
+    def __init__(self, numbers: Sequence[int], cumulative_macs: Sequence[int], region: Region | None = None) -> None:
         """An overlay for one bundle.
 
         Args:
             numbers: number of each exit in the network, (E,).
             cumulative_macs: cost of leaving at each exit, (E,); it marks the exits on the cost bar.
+            region: the part of each frame that is classified, to draw its outline; None: all of it.
         """
-        self._last_exit, self._costs = numbers[-1], tuple(cumulative_macs)
+        self._last_exit, self._costs, self._region = numbers[-1], tuple(cumulative_macs), region
+
+    def outline(self, frame: RGB) -> RGB:
+        """The frame as it came, (H, W, 3) uint8, with the outline of the region; the same array without a region."""
+        if self._region is None:
+            return frame
+        outlined = frame.copy()
+        inner = self._region.crop(outlined)
+        for colour in (_PANEL[:3], _WHITE[:3]):  # dark and light, to be seen on any frame
+            inner[[0, -1]] = colour
+            inner[:, [0, -1]] = colour
+            inner = inner[1:-1, 1:-1]
+            if not inner.size:
+                break
+        return outlined
 
     def draw(self, frame: RGB, prediction: Prediction) -> RGB:
         """A copy of the frame, (H, W, 3) uint8, with the panel in its top left corner."""

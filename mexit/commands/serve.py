@@ -89,7 +89,12 @@ def serve(
         int, typer.Option(envvar="MEXIT_MAX_CONNECTIONS", min=1, help="Open connections; further ones get 503.")
     ] = DEFAULT.connections,
     max_requests: Annotated[
-        int, typer.Option(envvar="MEXIT_MAX_REQUESTS", min=1, help="Requests that wait or run; further ones get 503.")
+        int,
+        typer.Option(
+            envvar="MEXIT_MAX_REQUESTS",
+            min=1,
+            help="Requests that wait for a worker or run in one; further ones get 503.",
+        ),
     ] = DEFAULT.requests,
     keep_alive: Annotated[
         int, typer.Option(envvar="MEXIT_KEEP_ALIVE", min=1, help="Seconds until an idle connection is closed.")

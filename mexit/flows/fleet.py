@@ -54,7 +54,12 @@ def running_fleet(
     names = [settings.name for settings in file.cameras]
     share_rate(runtime, read_rate_limits(manifest.cumulative_macs, file.rate, file.burst).overall, names)
     for settings in file.cameras:
-        runtime.policy(settings.budget)
+        policy = runtime.policy(settings.budget)
+        if settings.save_unsure is not None and policy.reject is None:
+            on_message(
+                f"{settings.name}: no picture will be saved, because no answer of this bundle is unsure: add a reject "
+                "option with mexit calibrate --max-error 0.02"
+            )
     with ExitStack() as stack:
         shared = open_messages(file.mqtt, file.webhook, names, manifest.name, on_event=on_message)
         for output in reversed(shared):
@@ -75,7 +80,8 @@ def _camera(
     request = RequestOptions(deadline_ms=settings.deadline_ms)
     if settings.budget is not None:
         request["budget"] = settings.budget
-    overlay = Overlay(manifest.numbers, manifest.cumulative_macs)
+    region = settings.steady.region
+    overlay = Overlay(manifest.numbers, manifest.cumulative_macs, region)
     return Camera(
         name=settings.name,
         source=parse_source(settings.source),
@@ -86,6 +92,6 @@ def _camera(
         live=LiveSettings(insecure=settings.insecure),
         keep_trying=keep_trying,
         limit=limit,
-        open_outputs=partial(open_files, settings, settings.name, overlay, on_event=on_message),
+        open_outputs=partial(open_files, settings, settings.name, overlay, region=region, on_event=on_message),
         shared=shared,
     )

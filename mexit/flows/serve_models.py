@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,18 @@ from mexit.runtime.stored_answers import check_answers, warm_up
 from mexit.runtime.time_policies import note_timing
 from mexit.runtime.token_buckets import RateLimits, TokenBuckets
 from mexit.serving.limits import Limits
-from mexit.serving.model_folder import ModelFolder
+from mexit.serving.model_folder import FileState, ModelFolder, ModelVersion
 from mexit.serving.tls import read_pem
 
 if TYPE_CHECKING:
     from mexit.serving.asgi import App
     from mexit.serving.grpc_server import GrpcServer
     from mexit.serving.middleware import Tokens
+    from mexit.serving.model_state import StateJson
     from mexit.serving.repository import Coordinate, ModelRepository
 
 Note = Callable[[str], None]
+Files = tuple[FileState, ...]
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def open_models(
     *,
     coordinate: Coordinate | None = None,
     share_buckets: Callable[[RateLimits], TokenBuckets] | None = None,
+    states: Mapping[str, StateJson] | None = None,
+    alone: bool = False,
 ) -> Iterator[tuple[App, ModelRepository]]:
     """The application and the loaded models of a server.
 
@@ -100,13 +104,15 @@ def open_models(
         tokens: those of `options`.
         coordinate: loads and unloads models in all processes; by default this process is the only one.
         share_buckets: opens the token buckets that processes share.
+        states: of the models in the other processes, whose versions are loaded; None: load the newest ones.
+        alone: whether to load the newest version where that of `states` is not there any more.
     """
     from mexit.serving import http, repository, repository_watch, server_state
 
     folder = ModelFolder(bundle, options.name)
     watch = repository_watch.RepositoryWatch(folder) if options.watch else None
     gc.freeze()  # modules stay; collecting a replaced version then takes milliseconds
-    opened = _open_newest(folder, options, note)
+    opened = _open_first(folder, options, note, states)
     runtimes = list(opened.values())
     server = server_state.ServerState(
         limits,
@@ -116,11 +122,15 @@ def open_models(
         batching=options.batching,
     )
     models = repository.ModelRepository(
-        server, folder, lambda path: opened.pop(path, None) or _open_version(path, options, note), coordinate
+        server, folder, lambda path: opened.pop(_files(path), None) or _open_version(path, options, note), coordinate
     )
     try:
-        models.load_all()
+        lost = None if states is None else models.restore(states)
+        if lost is None or (lost and alone):
+            models.load_all(lost)
+        opened.clear()
         if watch is not None:
+            watch.forget(models.behind())
             watch.start(models.load, models.unload)
         yield http.build_app(models, tokens), models
     finally:
@@ -147,19 +157,29 @@ def note_grpc(addresses: Sequence[str], note: Note) -> None:
         note(f"gRPC at {' and '.join(addresses)}")
 
 
-def _open_newest(folder: ModelFolder, options: ServeOptions, note: Note) -> dict[Path, Runtime]:
-    """The newest version of each model, by path, except those that fail: the repository finds out why.
+def _open_first(
+    folder: ModelFolder, options: ServeOptions, note: Note, states: Mapping[str, StateJson] | None
+) -> dict[Files, Runtime]:
+    """One version of each model, except those that fail: the repository finds out why.
 
-    The number of worker threads and the size of the token buckets depend on the models.
+    It is that of `states`, or the newest. The number of worker threads and the size of the token buckets depend on it.
     """
     opened = {}
-    for newest, *_ in folder.versions().values():
+    for name, versions in folder.versions().items():
+        serves = (states or {}).get(name, {}).get("serves") or ""
+        number = serves.partition(" ")[0]
+        chosen = next((version for version in versions if str(version.number) == number), versions[0])
         try:
-            opened[newest.path] = _open_version(newest.path, options, note)
-        except MexitError:
-            if folder.single:
+            files = chosen.fingerprint()
+            opened[files] = _open_version(chosen.path, options, note)
+        except (MexitError, OSError):
+            if folder.single and states is None:
                 raise
     return opened
+
+
+def _files(path: Path) -> Files:
+    return ModelVersion("", 0, path).fingerprint()
 
 
 def _open_version(path: Path, options: ServeOptions, note: Note) -> Runtime:
@@ -185,7 +205,7 @@ def _rate_limiter(
 ) -> RateLimiter | None:
     """The rate limiter of all models together; a bucket without a given size is that of the most expensive model."""
     given = (options.rate, options.burst, options.client_rate, options.client_burst)
-    costs = [runtime.bundle.manifest.cumulative_macs for runtime in runtimes]
+    costs = [runtime.bundle.manifest.cumulative_macs for runtime in runtimes] or [(1,)]
     limits = [read_rate_limits(cumulative, *given) for cumulative in costs]
     overall = [limit.overall for limit in limits if limit.overall is not None]
     client = [limit.client for limit in limits if limit.client is not None]

@@ -8,8 +8,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from mexit.core.progress import StopSignal
 from mexit.core.resource_limits import read_limits
-from mexit.errors import MexitError, NotFound, UsageError
+from mexit.errors import MexitError, UsageError
 from mexit.flows.serve_models import Note, ServeOptions, grpc_server, note_grpc, open_models
 from mexit.runtime.device_cache import cache_root, make_private
 from mexit.runtime.token_buckets import RateLimits, TokenBuckets
@@ -73,11 +72,12 @@ def serve(
             start = {"bundle": str(bundle), "limits": asdict(limits), "tokens": asdict(tokens), "grpc": addresses}
             environment = _environment(Path(folder))
 
-            def spawn(index: int, workers: int | None, unloaded: Sequence[str]) -> WorkerProcess:
+            def spawn(index: int, workers: int | None, states: Mapping[str, Any], alone: bool) -> WorkerProcess:
                 one = replace(options, workers=workers, watch=options.watch and index == 0)
                 given = {**asdict(one), **{name: _text(getattr(one, name)) for name in _PATHS}}
                 command = [sys.executable, "-m", _MODULE]
-                return WorkerProcess(index, command, environment, {**start, "options": given, "unloaded": unloaded})
+                message = {**start, "options": given, "states": dict(states) or None, "alone": alone}
+                return WorkerProcess(index, command, environment, message)
 
             supervisor = Supervisor(
                 bound,
@@ -88,6 +88,7 @@ def serve(
                 note=note,
                 tls=options.tls_cert is not None,
                 on_death=partial(remove_live, folder),
+                watch=options.watch,
                 signals=signals,
                 systemd=SystemdNotify(os.environ),
             )
@@ -139,16 +140,22 @@ def _work(channel: Channel, start: dict[str, Any]) -> None:
 
     changes = WorkerChanges(channel)
     opened = open_models(
-        Path(start["bundle"]), options, share, note, tokens, coordinate=changes.ask, share_buckets=_share_buckets
+        Path(start["bundle"]),
+        options,
+        share,
+        note,
+        tokens,
+        coordinate=changes.ask,
+        share_buckets=_share_buckets,
+        states=start["states"],
+        alone=start["alone"],
     )
     with opened as (app, models):
-        for name in start["unloaded"]:
-            with suppress(NotFound):
-                models.remove(name)
         threads = max((service.runtime.threads for service in models.services), default=1)
         workers = options.workers or max(1, min(limits.workers, cpus // threads))
         grpc = grpc_server(models, tokens, start["grpc"], options)
-        server = WorkerServer(app, models, channel, changes, {"workers": workers}, grpc, tls)
+        ready = {"workers": workers, "alone": start["alone"]}
+        server = WorkerServer(app, models, channel, changes, ready, grpc, tls)
         server.run([])
     if server.orphaned:  # the supervisor was killed and has left its folder
         shutil.rmtree(os.environ[METRICS_FOLDER], ignore_errors=True)

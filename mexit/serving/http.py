@@ -103,7 +103,7 @@ async def model_infer(request: Request) -> Response:
     header_lengths = request.header_values(HEADER_LENGTH)
     with _repository(request).use(*_named(request)) as service, service.record_failure():
         job = partial(service.infer, header_lengths=header_lengths)
-        is_short = partial(service.is_short, binary=bool(header_lengths))
+        is_short = partial(service.is_short, binary=bool(header_lengths)) if service.may_be_short else None
         content, headers = await _run_job(request, "infer", service, job, is_short)
     return Response(content, headers=headers)
 
@@ -189,14 +189,16 @@ async def _run_job(
     route: str,
     service: Service,
     job: Callable[[IncomingRequest], Job[T]],
-    is_short: Callable[[IncomingRequest], bool] = lambda _: False,
+    is_short: Callable[[IncomingRequest], bool] | None = None,
 ) -> T:
-    """Read the body, then run the request's job in the worker pool."""
+    """Read the body, then run the request's job in the worker pool; without `is_short` it is not short."""
     server, client = service.server, client_id(request)
     with server.in_flight(route, service.name), server.memory.reserve(client) as add:
+        if is_short is None:
+            server.worker_pool.check_room(client)  # to refuse a request before its body is read is cheaper
         body = await read_body(request, add, server.limits)
         incoming = IncomingRequest(body, content_encoding(request), time.perf_counter_ns(), client)
-        short = is_short(incoming)
+        short = is_short is not None and is_short(incoming)
         return await server.worker_pool.run(job(incoming), request.receive, client, short=short)
 
 

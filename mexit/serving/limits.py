@@ -15,7 +15,8 @@ class Limits:
         rows: inputs in one request.
         json_values: values in one JSON text. Each value becomes a Python object of about 30 bytes.
         json_depth: nesting of one JSON text.
-        requests: requests that wait for a worker or run in one; a further request gets status 503.
+        requests: requests that wait for a worker, run in one, or wait for tokens; a further request gets status 503.
+            Those that run in the event loop are bounded by the number of connections.
         client_share: if the rate limiter has a bucket per client, one client may use 1/client_share of
             `requests` and of `held_bytes`.
         workers: worker threads, or worker processes by default, at most.

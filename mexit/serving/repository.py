@@ -5,7 +5,8 @@ requests that have begun end with the version that they began with, which closes
 fails is closed, the one in service stays, and `index` and the log have the reason.
 
 With several worker processes, the supervisor takes the steps in every process: `prepare`, then `commit` if all have
-prepared the same version, else `give_up`; or `remove`.
+prepared the same version, else `give_up`; or `remove`. A process that starts later takes over the versions of the
+others by `restore`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ import gc
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mexit.core.atomic_io import sha256_bytes
 from mexit.errors import Damaged, LoadFailed, MexitError, NotFound, Overloaded
 from mexit.runtime.runtime import Runtime
 from mexit.serving.model_folder import ModelFolder, ModelVersion
+from mexit.serving.model_state import ModelState, StateJson, entry
 from mexit.serving.request_body import short_repr
 from mexit.serving.server_state import ServerState
 from mexit.serving.service import Service
@@ -38,32 +39,6 @@ _FREE_AFTER_S = 1.0
 _BUG = "internal error: the server's log has the details"
 
 _log = logging.getLogger("mexit.server")
-
-
-@dataclass
-class _Model:
-    """What is known of a model.
-
-    Attributes:
-        service: the version in service, or None.
-        prepared: the version that is ready to replace it, or None.
-        failed: number of the newest version that was refused, and the reason; None after a load.
-    """
-
-    service: Service | None = None
-    prepared: Service | None = None
-    failed: tuple[str, str] | None = None
-
-    def entries(self, name: str) -> Iterator[dict[str, str]]:
-        """The model's entries in the index."""
-        version, reason = self.failed or ("", "")
-        if self.service is not None:
-            same = version == self.service.version
-            yield _entry(name, self.service.version, "READY", f"not replaced: {reason}" if same else "")
-            if self.failed is None or same:
-                return
-        if self.failed is not None:
-            yield _entry(name, version, "UNAVAILABLE", reason)
 
 
 class ModelRepository:
@@ -84,7 +59,7 @@ class ModelRepository:
         self.folder = folder
         self._open_version = open_version
         self._coordinate = coordinate or self._apply
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, ModelState] = {}
         self._users: Counter[Service] = Counter()
         self._retired: set[Service] = set()
         self._lock = threading.Lock()
@@ -139,23 +114,59 @@ class ModelRepository:
         entries: list[dict[str, str]] = []
         with self._lock:
             for name in sorted({*self._models, *on_disk}):
-                known = list(self._models.get(name, _Model()).entries(name))
+                known = list(self._models.get(name, ModelState()).entries(name))
                 version = str(on_disk[name][0].number) if name in on_disk else ""
-                entries += known or [_entry(name, version, "UNAVAILABLE", self._why_not(name))]
+                entries += known or [entry(name, version, "UNAVAILABLE", self._why_not(name))]
         if self.server.stopping:
-            return [{**entry, "state": "UNAVAILABLE", "reason": "the server is stopping"} for entry in entries]
+            return [{**one, "state": "UNAVAILABLE", "reason": "the server is stopping"} for one in entries]
         return entries
 
-    def load_all(self) -> None:
-        """Load every model of the folder, in this process. Raises `LoadFailed` if none can be used."""
+    def load_all(self, names: Iterable[str] | None = None) -> None:
+        """Load models of the folder, by default every one, in this process.
+
+        Raises:
+            LoadFailed, NotFound: none can be used.
+        """
         failed = None
-        for name in sorted(self._on_disk()):
+        for name in sorted(self._on_disk() if names is None else names):
             try:
                 self._apply(LOAD, name)
-            except LoadFailed as error:
+            except (LoadFailed, NotFound) as error:
                 failed = failed or error
         if failed is not None and not self.names:
             raise failed
+
+    def states(self) -> dict[str, StateJson]:
+        """The state of each model, for `restore` in another process."""
+        with self._lock:
+            return {name: model.to_json() for name, model in self._models.items()}
+
+    def restore(self, states: Mapping[str, StateJson]) -> list[str]:
+        """Put the versions of another process into service, in this process, and no other ones.
+
+        Args:
+            states: what `states` returned there.
+
+        Returns:
+            The models whose version is no longer on disk, or fails. Their service here stays as it was.
+        """
+        with self._lock:
+            unknown = [name for name in self._models if name not in states]
+        for name in unknown:
+            self.remove(name)
+            self._models.pop(name, None)
+        return [name for name, state in states.items() if not self._restore_one(name, state)]
+
+    def behind(self) -> list[str]:
+        """The models whose newest version on disk has neither been loaded nor refused, and is not unloaded."""
+        newest = {name: str(versions[0].number) for name, versions in self._on_disk().items()}
+        with self._lock:
+            known = {name: list(model.entries(name)) for name, model in self._models.items()}
+        return [
+            name
+            for name, version in newest.items()
+            if name not in known or (known[name] and version not in [one["version"] for one in known[name]])
+        ]
 
     def load(self, name: str) -> None:
         """Put the newest version on disk into service, in every process.
@@ -177,7 +188,7 @@ class ModelRepository:
         """Open the newest version beside the one in service. Without one in service, an older version may do.
 
         Returns:
-            Number of the version, id of the bundle and its policies: equal in processes that prepared the same.
+            Its identity, see `Service`.
 
         Raises:
             NotFound: the folder has no such model.
@@ -191,19 +202,19 @@ class ModelRepository:
         if not versions:
             raise NotFound(f"the folder has no model {short_repr(name)}{self._has(on_disk)}")
         with self._lock:
-            model = self._models.setdefault(name, _Model())
+            model = self._models.setdefault(name, ModelState())
             candidates = versions if model.service is None else versions[:1]
         failed = None
         for version in candidates:
-            service, text = self._open(version)
-            if service is not None:
+            service = self._open(version)
+            if isinstance(service, Service):
                 with self._lock:
                     abandoned, model.prepared = model.prepared, service
                     model.failed = failed
                 if abandoned is not None:
                     abandoned.close()
-                return text
-            failed = failed or (str(version.number), text)
+                return service.identity
+            failed = failed or (str(version.number), service)
         assert failed is not None
         with self._lock:
             model.failed = failed
@@ -223,7 +234,7 @@ class ModelRepository:
     def give_up(self, name: str, reason: str) -> None:
         """Close the prepared version, if there is one; `reason` says why it was given up."""
         with self._lock:
-            model = self._models.setdefault(name, _Model())
+            model = self._models.get(name, ModelState())
             service, model.prepared = model.prepared, None
             if service is not None:
                 model.failed = (service.version, reason)
@@ -239,7 +250,7 @@ class ModelRepository:
                 raise NotFound(f"unknown model {short_repr(name)}{self._has(self._models)}")
             service = None if model is None else model.service
             if on_disk:
-                self._models[name] = _Model()
+                self._models[name] = ModelState()
             else:
                 self._models.pop(name, None)
             self.server.metrics.runtimes.pop(name, None)
@@ -265,15 +276,44 @@ class ModelRepository:
                 self.prepare(name)
                 self.commit(name)
 
-    def _open(self, version: ModelVersion) -> tuple[Service | None, str]:
-        """A service of a version, and what identifies it; or None, and the reason why the version cannot be used."""
+    def _restore_one(self, name: str, state: StateJson) -> bool:
+        with self._lock:
+            model = self._models.setdefault(name, ModelState())
+            present = model.to_json()["serves"]
+        wanted, failed = state["serves"], state["failed"]
+        if wanted is None and present is not None:
+            self.remove(name)
+        if wanted not in (None, present):
+            service = self._open_identical(name, wanted)
+            if service is None:
+                return False
+            with self._lock:
+                model.prepared = service
+            self.commit(name)
+        with self._lock:
+            self._models.setdefault(name, ModelState()).failed = None if failed is None else (failed[0], failed[1])
+        return True
+
+    def _open_identical(self, name: str, identity: str) -> Service | None:
+        """The service of a version with this identity; None if there is none any more."""
+        number = identity.partition(" ")[0]
+        for version in self._on_disk().get(name, ()):
+            service = self._open(version) if str(version.number) == number else number
+            if isinstance(service, Service):
+                if service.identity == identity:
+                    return service
+                service.close()
+        return None
+
+    def _open(self, version: ModelVersion) -> Service | str:
+        """A service of a version, or the reason why the version cannot be used."""
         try:
             before = version.fingerprint()
             runtime = self._open_version(version.path)
             if version.fingerprint() != before:
                 raise Damaged("its files changed while they were read: load it again once they are complete")
-            service = Service(self.server, runtime, version.model, str(version.number))
-            return service, f"{version.number} {runtime.bundle.id} {sha256_bytes(repr(before).encode())}"
+            identity = f"{version.number} {runtime.bundle.id} {sha256_bytes(repr(before).encode())}"
+            return Service(self.server, runtime, version.model, str(version.number), identity)
         except OSError as error:
             reason = f"its files cannot be read: {error.strerror}"
         except MexitError as error:
@@ -282,7 +322,7 @@ class ModelRepository:
             _log.exception("version %s of model '%s' failed", version.number, version.model)
             reason = _BUG
         _log.error("version %s of model '%s' was refused: %s", version.number, version.model, reason)
-        return None, reason
+        return reason
 
     def _find(self, name: str, version: str | None) -> Service:
         model = self._models.get(name)
@@ -344,7 +384,3 @@ def _close(service: Service) -> None:
     timer = threading.Timer(_FREE_AFTER_S, gc.collect)  # its objects refer to each other, so its engine would stay
     timer.daemon = True
     timer.start()
-
-
-def _entry(name: str, version: str, state: str, reason: str) -> dict[str, str]:
-    return {"name": name, "version": version, "state": state, "reason": reason}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from mexit.errors import MexitError
 from mexit.serving.model_folder import FileState, ModelFolder, ModelVersion
@@ -37,6 +37,11 @@ class RepositoryWatch:
     def stop(self) -> None:
         """End the thread after its present look."""
         self._stop.set()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Report these models at the next look, also if they do not change."""
+        for name in names:
+            self._seen.pop(name, None)
 
     def changes(self) -> tuple[list[str], list[str]]:
         """The models to load and those to unload since the last look. Raises `OSError` if the folder is not readable.

@@ -57,17 +57,26 @@ class Service:
         runtime: the opened version.
         name: name of the model in routes, answers and metrics.
         version: number of the version.
+        identity: number of the version and what its files hold: equal in processes that opened the same.
+        may_be_short: whether a request with one image is short, see `is_short`.
         metrics: the model's series and statistics.
     """
 
-    def __init__(self, server: ServerState, runtime: Runtime, name: str | None = None, version: str = "1") -> None:
+    def __init__(
+        self,
+        server: ServerState,
+        runtime: Runtime,
+        name: str | None = None,
+        version: str = "1",
+        identity: str = "",
+    ) -> None:
         """Serve a runtime, whose rate limiter becomes the server's.
 
         Args:
             server: what the models of the server share.
             runtime: the opened version.
             name: name of the model; default the bundle's.
-            version: number of the version.
+            version, identity: see the attributes.
 
         Raises:
             UsageError: the rate limiter could never run a segment of the network.
@@ -76,11 +85,13 @@ class Service:
         self.runtime = runtime
         self.name = name or runtime.bundle.manifest.name
         self.version = version
+        self.identity = identity
         if server.rate_limiter is not None:
             runtime.rate_limiter = server.rate_limiter.for_costs(runtime.bundle.manifest.cumulative_macs)
         self.metrics = server.metrics.model(self.name, version, runtime)
-        may_be_short = server.limits.short_s and server.batching == "off"
-        self._row_s = self._measure_row_s() if may_be_short else float("inf")
+        measure = server.limits.short_s and server.batching == "off"
+        self._row_s = self._measure_row_s() if measure else float("inf")
+        self.may_be_short = self._row_s < server.limits.short_s
         self._row_bytes = 4 * math.prod(runtime.bundle.manifest.input.shape)
         self._batcher: ContinuousBatcher | None = None
         if server.batching == "continuous":

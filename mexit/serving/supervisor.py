@@ -14,7 +14,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from mexit.core.progress import StopSignal, end_by_signal
 from mexit.errors import MexitError
@@ -26,7 +27,7 @@ from mexit.serving.uvicorn_server import start_listening, url_of
 from mexit.serving.worker_process import WorkerProcess
 
 MAX_DEATHS, DEATHS_S = 5, 60.0  # this number of deaths within these seconds stops the server
-PING_S, SILENCE_S = 5.0, 30.0
+PING_S, SILENCE_S, RETRY_S = 5.0, 30.0, 30.0
 _TICK_S = 0.5
 
 _log = logging.getLogger("mexit.server")
@@ -38,7 +39,7 @@ class Supervisor:
     def __init__(
         self,
         bound: Sequence[socket.socket],
-        spawn: Callable[[int, int | None, Sequence[str]], WorkerProcess],
+        spawn: Callable[[int, int | None, Mapping[str, Any], bool], WorkerProcess],
         limits: Limits,
         *,
         workers: int | None,
@@ -46,6 +47,7 @@ class Supervisor:
         note: Callable[[str], None] = lambda _: None,
         tls: bool = False,
         on_death: Callable[[int], None] = lambda _: None,
+        watch: bool = False,
         signals: StopSignal | None = None,
         systemd: SystemdNotify | None = None,
     ) -> None:
@@ -53,19 +55,21 @@ class Supervisor:
 
         Args:
             bound: the sockets of `uvicorn_server.bind`.
-            spawn: starts a worker from its index, `workers` (None as long as it is not known) and models to unload.
+            spawn: starts a worker from its index, `workers` (None as long as it is not known), the states of the models
+                (see `ModelChanges`; empty before the first worker), and whether it is alone and may load others.
             limits: `connections`, `drain_s` and `close_s` apply.
             workers: number of processes; None: as many as the first one proposes.
             ready: called with the URL once all workers are ready and connections are accepted.
             note: called with one line of the first worker about measured times.
             tls: whether the workers use TLS.
             on_death: called with the process id of a worker that has ended.
+            watch: whether changes on disk are loaded without a request.
             signals: the stop signals, which interrupt until `run`; None: signals keep their effects.
             systemd: hears when the server is ready or stops, and its watchdog as long as the workers answer.
         """
         self._bound, self._spawn, self._limits = bound, spawn, limits
         self._count = workers
-        self._ready, self._note, self._on_death, self._tls = ready, note, on_death, tls
+        self._ready, self._note, self._on_death, self._tls, self._reload = ready, note, on_death, tls, watch
         self._signals = signals
         self._systemd = systemd or SystemdNotify()
         # Several pings in the time within which the watchdog must hear that they were answered.
@@ -74,7 +78,10 @@ class Supervisor:
         self._ping_every_s = min(PING_S, watchdog_s / 4)
         self._workers: list[WorkerProcess] = []
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
-        self._changes = ModelChanges(lambda: [worker for worker in self._workers if worker.ready])
+        self._changes = ModelChanges(self._ready_workers, self._handle_join, self._retry)
+        self._started = 0
+        self._waiting: list[int] = []  # indexes of workers that could not load what the others serve
+        self._retry_s = 0.0
         self._selector = selectors.DefaultSelector()
         self._listening = self._accepting = False
         self._stop_requested = False
@@ -132,9 +139,12 @@ class Supervisor:
                 self._accept(key.data)
         self._watch()
 
+    def _ready_workers(self) -> list[WorkerProcess]:
+        return [worker for worker in self._workers if worker.ready]
+
     def _start(self, index: int) -> None:
-        worker = self._spawn(index, self._count, sorted(self._changes.unloaded))
-        worker.generation = self._changes.generation
+        worker = self._spawn(index, self._count, self._changes.states, not self._ready_workers())
+        self._started = max(self._started, index + 1)
         self._workers.append(worker)
         self._selector.register(worker.channel, selectors.EVENT_READ, worker)
 
@@ -165,24 +175,57 @@ class Supervisor:
             self._changes.ask(worker, message)
         elif kind == "step":
             self._changes.finish_step(worker, message)
-        elif kind == "ready" and self._changes.missed_by(worker):
-            self._replace(worker)
         elif kind == "ready":
-            self._make_ready(worker, message)
+            self._count = self._count or int(message["workers"])
+            self._changes.join(worker, message)
 
-    def _make_ready(self, worker: WorkerProcess, message: Message) -> None:
+    def _handle_join(self, worker: WorkerProcess, lost: Sequence[str] | None) -> None:
+        """Use a worker that serves what the others serve; one that cannot ends, and starts again later."""
+        if worker not in self._workers:
+            return
+        if lost is None:
+            worker.process.kill()
+        elif lost:
+            self._set_aside(worker, lost)
+        else:
+            self._make_ready(worker)
+
+    def _make_ready(self, worker: WorkerProcess) -> None:
         worker.ready = True
         if self._drain_end_s is not None:  # it is killed, and its message came before
             return
-        if self._count is None:
-            self._count = int(message["workers"])
+        while self._started < (self._count or 0):  # the first one has measured times for the others
+            self._start(self._started)
+        self._open()
+
+    def _open(self) -> None:
+        """Accept connections, at the start once all workers are ready."""
         if self._listening:
             self._resume()
-            return
-        for index in range(len(self._workers), self._count):  # the first one has measured times for the others
-            self._start(index)
-        if all(other.ready for other in self._workers):
+        elif all(worker.ready for worker in self._workers):
             self._listen()
+
+    def _set_aside(self, worker: WorkerProcess, lost: Sequence[str]) -> None:
+        _log.error(
+            "worker process %d cannot load what the others serve (%s): it starts again after the next load",
+            worker.process.pid,
+            ", ".join(lost),
+        )
+        self._remove(worker)
+        self._waiting.append(worker.index)
+        self._retry_s = time.monotonic() + RETRY_S
+        if self._reload:
+            self._changes.load(lost)
+        if self._ready_workers():
+            self._open()
+        else:
+            self._retry()
+
+    def _retry(self) -> None:
+        """Start the workers that could not load what the others serve."""
+        waiting, self._waiting = self._waiting, []
+        for index in waiting if self._drain_end_s is None else ():
+            self._start(index)
 
     def _listen(self) -> None:
         start_listening(self._bound)
@@ -194,10 +237,6 @@ class Supervisor:
         self._systemd.ready(url)
         if self._ready is not None:
             self._ready(url)
-
-    def _replace(self, worker: WorkerProcess) -> None:
-        self._remove(worker)
-        self._start(worker.index)
 
     def _remove(self, worker: WorkerProcess) -> int:
         """End a worker; returns its exit code."""
@@ -222,9 +261,10 @@ class Supervisor:
         self._deaths.append(now_s)
         if len(self._deaths) == MAX_DEATHS and now_s - self._deaths[0] < DEATHS_S:
             raise MexitError(f"{MAX_DEATHS} worker processes ended within {DEATHS_S:g} s, the last with code {code}")
-        if not any(other.ready for other in self._workers):
-            self._pause()
         self._start(worker.index)
+        if not self._ready_workers():
+            self._pause()
+            self._retry()
 
     def _accept(self, listening: socket.socket) -> None:
         """Pass new connections to workers."""
@@ -236,7 +276,7 @@ class Supervisor:
             self._pass_on(connection)
 
     def _pass_on(self, connection: socket.socket) -> None:
-        ready = sorted((worker for worker in self._workers if worker.ready), key=lambda worker: worker.open)
+        ready = sorted(self._ready_workers(), key=lambda worker: worker.open)
         refuse = sum(worker.open for worker in self._workers) >= self._limits.connections
         for worker in ready:
             if worker.channel.send({"do": "connect", "refuse": refuse}, connection.fileno()):
@@ -250,14 +290,15 @@ class Supervisor:
         now_s = time.monotonic()
         if now_s - self._ping_s > self._ping_every_s:
             self._ping_s = now_s
-            for worker in self._workers:
-                if worker.ready:
-                    worker.channel.send({"do": "ping"})
-        for worker in self._workers:
-            if worker.ready and now_s - worker.heard_s > SILENCE_S:
+            for worker in self._ready_workers():
+                worker.channel.send({"do": "ping"})
+        if self._waiting and now_s > self._retry_s:
+            self._retry()
+        for worker in self._ready_workers():
+            if now_s - worker.heard_s > SILENCE_S:
                 _log.error("worker process %d is silent for %g s and is killed", worker.process.pid, SILENCE_S)
                 worker.process.kill()
-        ready = [worker for worker in self._workers if worker.ready]
+        ready = self._ready_workers()
         if self._listening and ready and all(now_s - worker.heard_s < self._answer_s for worker in ready):
             self._systemd.alive()
         if self._drain_end_s is None:

@@ -34,11 +34,14 @@ class WorkerServer(Server):
         tls: ssl.SSLContext | None = None,
     ) -> None:
         """Start nothing yet; `run` sends the message `ready` once connections are taken."""
-        super().__init__(uvicorn_config(app, models.server.limits), models.server, None, beside, tls)
+        super().__init__(uvicorn_config(app, models.server.limits), models.server, None, None, tls)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.orphaned = False
         self._channel, self._message = channel, ready
         self._refusing = self.config
         self._models, self._changes = models, changes
+        self._beside_later = beside  # its port is shared, so it waits until the models are those of the others
+        changes.on_joined = self._start_beside
         self._idle: bool | None = None
         self._leaving = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -48,8 +51,9 @@ class WorkerServer(Server):
         self._refusing = copy.copy(self.config)
         self._refusing.limit_concurrency = 0
         self.config.limit_concurrency = None  # the supervisor counts connections
-        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._read)
-        self._channel.send({"is": "ready", **self._message})
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._channel.fileno(), self._read)
+        self._channel.send({"is": "ready", "states": self._models.states(), **self._message})
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to shut down: not before the supervisor says so, so that health checks are answered."""
@@ -61,6 +65,12 @@ class WorkerServer(Server):
     def closed(self) -> None:
         """Report that a connection is closed."""
         self._channel.send({"is": "closed"})
+
+    def _start_beside(self) -> None:
+        """Start the other server; called in another thread than the event loop's."""
+        if self._beside_later is not None and self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self._beside_later.start(), self._loop).result()
+            self._beside = self._beside_later
 
     def _report_idle(self) -> None:
         idle = not self._state.active

@@ -44,7 +44,7 @@ class WorkerPool:
 
         Args:
             threads: number of worker threads.
-            max_requests: jobs that wait or run at a time.
+            max_requests: jobs that wait or run at a time, except short ones that do not wait for tokens.
             client_share: one client may have 1/client_share of `max_requests`.
             on_wait: called with the change of the number of jobs that wait for tokens.
         """
@@ -67,12 +67,14 @@ class WorkerPool:
             short: whether to run the job in the event loop.
 
         Raises:
-            Overloaded: `max_requests` jobs wait or run.
+            Overloaded: `max_requests` jobs wait or run. A short job counts while it waits for tokens.
             ClientDisconnected: the job was dropped.
         """
         disconnect: asyncio.Future[object] | None = None
         with self._requests.reserve(client) as add:
-            add(1)
+            counted = not short  # to answer a short job at once takes hardly longer than to refuse it
+            if counted:
+                add(1)
             try:
                 while True:
                     if short:
@@ -82,11 +84,19 @@ class WorkerPool:
                         outcome = await self._run_step(job, client, disconnect)
                     if not isinstance(outcome, TokenWait):
                         return outcome
+                    if not counted:
+                        add(1)
+                        counted = True
                     disconnect = disconnect or asyncio.ensure_future(disconnected())
                     await self._wait_for_tokens(outcome.seconds_left, disconnect)
             finally:
                 if disconnect is not None:
                     disconnect.cancel()
+
+    def check_room(self, client: str) -> None:
+        """Raise `Overloaded` if a job of this client would be refused now, unless it is short."""
+        with self._requests.reserve(client) as add:
+            add(1)
 
     def submit(self, function: Callable[[], None]) -> None:
         """Run a function in a worker, after everything that was queued before."""

@@ -18,7 +18,6 @@ class WorkerProcess:
         index: number of the worker, from 0.
         ready: whether it answers requests.
         idle: whether it has no request in flight; reported after a stop signal.
-        generation: number of changes of the models that it knew at its start.
         open: its open connections.
         passed: connections that it was sent and has not taken yet; if it dies, another worker gets them.
         heard_s: when it sent its last message, by `time.monotonic`.
@@ -27,7 +26,6 @@ class WorkerProcess:
     def __init__(self, index: int, command: Sequence[str], environment: dict[str, str], start: Message) -> None:
         self.index = index
         self.ready = self.idle = False
-        self.generation = 0
         self.open = 0
         self.passed: deque[socket.socket] = deque()
         self.heard_s = time.monotonic()

@@ -222,6 +222,24 @@ def test_an_output_that_fails_ends_its_camera_alone(runtime: Runtime, chunks: li
     assert (len(full.answers), full.closed) == (2, 1)
 
 
+class NoEvents(Recorder):
+    """An output that cannot write events."""
+
+    def event(self, event: CameraEvent) -> None:
+        raise MexitError(f"could not write {event.kind}")
+
+
+def test_an_event_that_cannot_be_written_ends_its_camera_alone(runtime: Runtime, chunks: list[bytes]) -> None:
+    recorder = Recorder()
+    with TcpCamera(chunks, FPS) as sender:
+        off = live("off", f"tcp://127.0.0.1:{unused_port()}", NoEvents())
+        with Fleet(runtime, [off, live("on", sender.address, recorder)], on_message=lambda _: None) as fleet:
+            wait_for(lambda: state(fleet) == {"off": "ended", "on": "live"})
+            count = len(recorder.answers)
+            wait_for(lambda: len(recorder.answers) > count)
+    assert [camera.error for camera in fleet.status()] == ["could not write camera-lost", ""]
+
+
 def test_an_unexpected_error_ends_all(runtime: Runtime, chunks: list[bytes]) -> None:
     class Broken(Recorder):
         def write(self, frame: RGB, prediction: CameraPrediction) -> None:

@@ -103,6 +103,22 @@ def test_closing_stops_the_thread_and_closes_the_reader(every_frame: bool) -> No
     assert not reader_threads()
 
 
+def test_a_frame_that_was_not_taken_is_counted_at_the_end() -> None:
+    """Frames 0 and 1 are put; the consumer takes frame 0 and closes."""
+    put, counters = threading.Event(), Counters()
+
+    def two() -> Generator[Frame, None, None]:
+        yield frame(0)
+        yield frame(1)
+        put.set()
+
+    frames = read_in_thread(two(), threading.Event(), counters, lambda: False, every_frame=True)
+    assert next(frames).index == 0
+    assert put.wait(30)
+    frames.close()
+    assert counters.replaced == 1
+
+
 def test_a_stop_request_while_no_frame_comes() -> None:
     stop = threading.Event()
     answers = iter([False, False, True])

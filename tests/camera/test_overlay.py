@@ -9,6 +9,7 @@ import pytest
 from camera_media import prediction
 
 from mexit.camera.overlay import Overlay, describe_cost, format_confidence, to_ascii
+from mexit.camera.region import Region
 
 COSTS = (250, 600, 1000)
 
@@ -62,3 +63,23 @@ def test_labels_are_transliterated(label: str, drawn: str) -> None:
 @pytest.mark.parametrize(("confidence", "text"), [(0.42, "42%"), (0.994, "99%"), (0.9991, ">99%"), (1.0, "100%")])
 def test_confidence_is_not_rounded_up_to_certainty(confidence: float, text: str) -> None:
     assert format_confidence(confidence) == text
+
+
+@pytest.mark.parametrize("grey", [0, 127, 255])
+def test_the_outline_of_the_region(grey: int) -> None:
+    frame = np.full((80, 60, 3), grey, np.uint8)
+    outlined = Overlay((1, 2, 3), COSTS, Region(20, 30, 16, 40)).outline(frame)
+    edges = np.zeros((80, 60), bool)
+    edges[30:70, 20:36] = True
+    edges[32:68, 22:34] = False
+    assert np.array_equal((outlined != frame).any(axis=2) & edges, (outlined != frame).any(axis=2))
+    assert (abs(outlined[edges].astype(int) - grey).max(axis=1) > 100).sum() >= edges.sum() // 2 - 4
+    assert (frame == grey).all()
+
+
+def test_the_outline_of_small_and_missing_regions() -> None:
+    frame = np.full((8, 8, 3), 127, np.uint8)
+    assert Overlay((1,), COSTS[:1]).outline(frame) is frame
+    for size in (1, 2, 3, 8):
+        drawn = Overlay((1,), COSTS[:1], Region(0, 0, size, max(size, 2))).outline(frame)
+        assert (drawn != frame).any(axis=2).sum() == min(size * max(size, 2), 48)

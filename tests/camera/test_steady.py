@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from camera_media import camera_prediction, prediction, write_images, write_video
+from camera_media import camera_prediction, prediction, read_video, write_images, write_video
 from command_line import typed
 from numpy.typing import NDArray
 from PIL import Image
@@ -152,30 +152,18 @@ def test_a_frame_that_the_rate_limiter_refuses_is_not_the_picture_to_compare_wit
     assert answer[0].label == "b"
 
 
-def test_the_command(digits_bundle: Path, digit_video: Path) -> None:
-    run = typed(
-        "camera",
-        digits_bundle,
-        "--source",
-        digit_video,
-        "--region",
-        "64,0,64,64",
-        "--reuse",
-        "--votes",
-        5,
-        "--hold",
-        2,
-        "--json",
-    )
-    report = json.loads(run.stdout)
+def test_the_command(digits_bundle: Path, digit_video: Path, tmp_path: Path) -> None:
+    command = ("camera", digits_bundle, "--source", digit_video)
+    steady = ("--region", "64,0,64,64", "--reuse", "--votes", 5, "--hold", 2)
+    report = json.loads(typed(*command, *steady, "--out", tmp_path / "out.mp4", "--json").stdout)
     assert (report["frames"], report["dropped"]) == (50, 0)
     assert report["reused"] > 30
-    report = json.loads(typed("camera", digits_bundle, "--source", digit_video, "--run", "motion", "--json").stdout)
+    outline = read_video(tmp_path / "out.mp4")[1][0][300, 325:330]  # five times as large as the source
+    assert outline.min() > 180
+    report = json.loads(typed(*command, "--run", "motion", "--json").stdout)
     assert report["frames"] + report["left_out"] == 50
     assert report["left_out"] == report["dropped"] > 40
-    shown = " ".join(
-        typed("camera", digits_bundle, "--source", digit_video, "--run", "interval", "--interval", 1).output.split()
-    )
+    shown = " ".join(typed(*command, "--run", "interval", "--interval", 1).output.split())
     assert "left out by --run │ 48" in shown
 
 
@@ -201,6 +189,6 @@ def test_the_terminal_shows_changes_of_the_steady_label(capsys: pytest.CaptureFi
         show(camera_prediction(label=label, steady=steady))
     assert [line.split(", ")[0] for line in capsys.readouterr().out.splitlines()] == [
         "frame 0: a",
-        "frame 0: unsure",
+        "frame 0: unsure at exit 1",
         "frame 0: b",
     ]

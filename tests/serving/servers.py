@@ -160,6 +160,36 @@ def start(bundle: Path, directory: Path, limits: dict[str, Any] | None = None, *
             process.stdout.close()
 
 
+def workers_of(server: Server) -> list[int]:
+    """Process ids of a server's workers."""
+    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def serving_workers(server: Server) -> list[int]:
+    """Process ids of the workers that get connections."""
+    connections = [server.connect() for _ in range(2 * len(workers_of(server)))]
+    for connection in connections:
+        connection.request("GET", "/v2/health/live")
+        connection.getresponse().read()
+    ports = {connection.sock.getsockname()[1] for connection in connections}
+    serving = [pid for pid in workers_of(server) if ports & client_ports(server, pid)]
+    for connection in connections:
+        connection.close()
+    return serving
+
+
+def client_ports(server: Server, pid: int) -> set[int]:
+    """Ports of the clients whose connections a worker has."""
+    try:
+        links = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    except FileNotFoundError:  # the process, or a file, is gone
+        return set()
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    mine = [row for row in rows if int(row[1].partition(":")[2], 16) == server.port and f"socket:[{row[9]}]" in links]
+    return {int(row[2].partition(":")[2], 16) for row in mine}
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:

@@ -36,6 +36,7 @@ POINTS = {
         "serving/test_bad_requests.py::test_bad_raw_requests",
         "serving/test_bad_requests.py::test_unknown_names_are_404",
         "serving/test_binary_fuzz.py::test_mutated_binary_requests",
+        "serving/test_grpc_fuzz.py::test_mutated_messages",
         "serving/test_random_requests.py::test_random_requests",
     ],
     "03 length of the JSON part": ["serving/test_bad_requests.py::test_bad_header_lengths"],
@@ -60,6 +61,7 @@ POINTS = {
     "07 large batches and overload": [
         "serving/test_bad_requests.py::test_bad_requests",
         "serving/test_limits.py::test_a_full_queue_answers_503",
+        "serving/test_worker_pool.py::test_short_jobs_are_refused_only_if_they_would_wait_for_tokens",
         "serving/test_service_rate_limit.py::test_a_flood_does_not_affect_another_client",
     ],
     "08 NaN and infinity": [
@@ -69,10 +71,12 @@ POINTS = {
     ],
     "09 reloads under load": [
         "serving/test_reload_under_load.py::test_every_answer_is_of_one_version",
+        "serving/test_replaced_worker.py::test_versions_that_the_others_do_not_serve",
         "serving/test_repository.py::test_a_damaged_version_is_refused",
     ],
     "10 a process that is killed": [
         "serving/test_supervisor.py::test_connections_are_shared_and_a_killed_worker_is_replaced",
+        "serving/test_reload_under_load.py::test_a_killed_worker_under_load",
         "serving/test_supervisor.py::test_workers_end_with_the_supervisor",
         "export/test_stopped_run.py::*",
         "train/test_interrupted_training.py::*",
@@ -88,6 +92,7 @@ POINTS = {
     ],
     "13 memory, files and threads over many requests": [
         "long/test_soak.py::test_memory_over_many_predictions",
+        "long/test_soak.py::test_memory_of_the_server_over_many_requests",
         "serving/test_checklist.py::test_13_files_and_threads_over_many_requests",
     ],
     "14 access": [

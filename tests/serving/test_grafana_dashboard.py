@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import math
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from servers import INFER, infer_body, start
+from PIL import Image
+from servers import INFER, Server, free_port, infer_body, start, wait_until
 
 from mexit import Bundle
 from mexit.core.atomic_io import to_json
@@ -23,7 +29,7 @@ from mexit.runtime.latency_profile import Profile
 FILE = Path(__file__).parents[2] / "examples" / "grafana.json"
 OF_PROMETHEUS = {"instance", "job"}  # labels that every scraped series has
 VARIABLES = {"datasource", "instance", "model"}
-FUNCTIONS = {"rate", "increase", "sum", "count", "histogram_quantile"}
+FUNCTIONS = {"rate", "increase", "sum", "max", "count", "histogram_quantile"}
 KEYWORDS = {"by"}
 # What the dashboard does not show.
 LEFT_OUT = re.compile(r"process_(start_time_seconds|virtual_memory_bytes|max_fds)$|mexit_\w+_created$")
@@ -40,16 +46,29 @@ def dashboard() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def served(mixed_bundle: Path, tmp_path_factory: pytest.TempPathFactory, images: NDArray[np.float32]) -> Series:
-    """The labels of every metric of a server with time policies, rate limits and drift watch, by name."""
+def server(
+    mixed_bundle: Path, tmp_path_factory: pytest.TempPathFactory, images: NDArray[np.float32]
+) -> Iterator[Server]:
+    """A server with time policies, rate limits, drift watch and a camera, so that it has all metrics."""
+    pytest.importorskip("av", reason="needs the extra camera")
     folder = tmp_path_factory.mktemp("grafana")
-    profile = Profile((100.0, 200.0, 400.0), 400.0, Bundle.open(mixed_bundle).id, "ort", "fp32", 1,
-                      installed_versions(PACKAGES))  # fmt: skip
+    versions = installed_versions(PACKAGES)
+    profile = Profile((100.0, 200.0, 400.0), 400.0, Bundle.open(mixed_bundle).id, "ort", "fp32", 1, versions)
     (folder / "profile.json").write_bytes(to_json(asdict(profile)))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "frame.png")
+    (folder / "cameras.toml").write_text(f"[[camera]]\nname = 'door'\nsource = '{folder / 'frame.png'}'\n")
     options = {"cost": "time", "profile": str(folder / "profile.json"), "rate": "1G", "client_rate": "1G"}
-    with start(mixed_bundle, folder, watch_drift=0.5, threads=1, **options) as server:
-        assert server.json("POST", INFER, infer_body(images[:4]))[0] == 200
-        text = server.ask("GET", "/metrics")[2].decode()
+    options["cameras"] = str(folder / "cameras.toml")
+    with start(mixed_bundle, folder, watch_drift=0.5, threads=1, **options) as running:
+        assert running.json("POST", INFER, infer_body(images[:4]))[0] == 200
+        wait_until(lambda: running.series("mexit_camera_frames_total", outcome="answered") == 1)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def served(server: Server) -> Series:
+    """The labels of every metric, by name."""
+    text = server.ask("GET", "/metrics")[2].decode()
     return {name: set(_LABELS.findall(labels)) for name, labels in _SAMPLE.findall(text)}
 
 
@@ -85,7 +104,8 @@ def test_every_metric_and_label_exists(dashboard: dict[str, Any], served: Series
 
 def test_every_metric_is_shown(dashboard: dict[str, Any], served: Series) -> None:
     asked = {name for query, _ in queries(dashboard) for name, _ in selectors(query)}
-    assert {name for name in served.keys() - asked if not LEFT_OUT.match(name)} == set()
+    missing = {name for name in served.keys() - asked if not LEFT_OUT.match(name)}
+    assert not missing, f"add a panel to {FILE.name}, or leave it out here"
 
 
 def test_the_choices_at_the_top_exist(dashboard: dict[str, Any], served: Series) -> None:
@@ -117,3 +137,53 @@ def test_the_panels_fit_and_are_described(dashboard: dict[str, Any]) -> None:
         for one in (panel, *panel["targets"]):
             assert one["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+
+
+@pytest.fixture
+def prometheus(server: Server, tmp_path: Path) -> Iterator[http.client.HTTPConnection]:
+    """A connection to a Prometheus that scrapes the server twice a second."""
+    program, port = shutil.which("prometheus"), free_port()
+    if program is None:
+        pytest.skip("needs prometheus (apt install prometheus)")
+    scrape = {"job_name": "mexit", "scrape_interval": "500ms", "static_configs": [{"targets": [server.address]}]}
+    (tmp_path / "prometheus.yml").write_text(json.dumps({"scrape_configs": [scrape]}))  # JSON is YAML
+    options = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address=127.0.0.1:{port}"]
+    with subprocess.Popen([program, *options], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        try:
+            yield connection
+        finally:
+            connection.close()
+            process.terminate()
+
+
+@pytest.mark.long
+def test_prometheus_answers_every_query(
+    dashboard: dict[str, Any], server: Server, prometheus: http.client.HTTPConnection, images: NDArray[np.float32]
+) -> None:
+    """With a number that is finite for each of its series, once a few requests were answered and one refused."""
+
+    def answer(query: str) -> list[float]:
+        for variable, value in (("$__rate_interval", "4s"), ("$instance", ".+"), ("$model", ".+")):
+            query = query.replace(variable, value)
+        try:
+            prometheus.request("GET", f"/api/v1/query?query={quote(query)}")
+            response = prometheus.getresponse()
+            body = response.read()
+        except OSError:
+            prometheus.close()
+            return []
+        if response.status == 503:  # it starts
+            return []
+        content = json.loads(body)
+        assert content["status"] == "success", (query, content)
+        return [float(series["value"][1]) for series in content["data"]["result"]]
+
+    def has_numbers(query: str) -> bool:
+        server.json("POST", INFER, infer_body(images[:8]))
+        server.json("POST", INFER, infer_body(images[:1], mexit_budget="none"))
+        values = answer(query)
+        return bool(values) and any(map(math.isfinite, values))
+
+    for query, _ in queries(dashboard):
+        wait_until(lambda query=query: has_numbers(query))

@@ -219,13 +219,16 @@ def test_a_full_queue_answers_503(digits_bundle: Path) -> None:
         status, headers, content = server.ask("POST", INFER, body())
         assert (status, headers["retry-after"]) == (503, "1")
         assert json.loads(content)["error"] == "2 requests are waiting already"
+        with socket.create_connection(("127.0.0.1", server.port)) as unsent:
+            unsent.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n".encode())
+            assert unsent.recv(999).startswith(b"HTTP/1.1 503 "), "refused before the body is read"
         assert server.json("GET", "/v2/health/ready") == (200, {"ready": True})
         held.release()
         first.join()
         second.join()
         assert [first_answers[0][0], second_answers[0][0]] == [200, 200]
         assert server.json("POST", INFER, body())[0] == 200
-        assert server.series("mexit_errors_total", status="503") == 1
+        assert server.series("mexit_errors_total", status="503") == 2
 
 
 def send(server: Client) -> http.client.HTTPConnection:

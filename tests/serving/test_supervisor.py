@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from servers import INFER, Server, infer_body, start, wait_until
+from servers import INFER, Server, infer_body, start, wait_until, workers_of
 
 from mexit import Bundle, Runtime
 from mexit.core.progress import SAME_STOP_S
@@ -30,12 +30,6 @@ from mexit.serving.supervisor import Supervisor
 from mexit.serving.worker_process import WorkerProcess
 
 GREY = infer_body(np.full((1, 1, 8, 8), 0.5, np.float32))
-
-
-def workers_of(server: Server) -> list[int]:
-    """Process ids of a server's workers."""
-    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
 
 
 def is_running(pid: int) -> bool:
@@ -230,7 +224,11 @@ def test_servers_that_do_not_start(
 
 def test_workers_that_die_at_once_stop_the_server() -> None:
     """A worker that is ready, and then dies again and again."""
-    program = 'import socket, sys; socket.socket(fileno=int(sys.argv[1])).sendall(b\'{"is": "ready"}\\n\')'
+    program = (
+        "import socket, sys; end = socket.socket(fileno=int(sys.argv[1])); end.recv(9999); "
+        'end.sendall(b\'{"is": "ready", "states": {}, "alone": true}\\n\'); end.recv(9999); '
+        'end.sendall(b\'{"is": "step", "step": "restore", "result": [], "error": null, "state": null}\\n\')'
+    )
     bound = uvicorn_server.bind("127.0.0.1", 0, has_token=False)
     spawned: list[int] = []
 

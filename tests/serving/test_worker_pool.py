@@ -112,6 +112,29 @@ def test_short_jobs_run_in_the_event_loop() -> None:
     asyncio.run(run())
 
 
+def test_short_jobs_are_refused_only_if_they_would_wait_for_tokens() -> None:
+    """A refusal takes nearly as long as a short answer. Connections bound their number."""
+
+    async def run() -> None:
+        pool, gone = WorkerPool(threads=1, max_requests=2), asyncio.Event()
+        answers = [pool.run(job(lambda: 7), never, short=True) for _ in range(20)]
+        assert await asyncio.gather(*answers) == [7] * 20
+        waiting = [
+            asyncio.ensure_future(pool.run(job(lambda: 7, lambda: 60.0), gone.wait, short=True)) for _ in range(2)
+        ]
+        await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded, match="2 requests are waiting already"):
+            pool.check_room("")
+        with pytest.raises(Overloaded, match="2 requests are waiting already"):
+            await pool.run(job(lambda: 7, lambda: 60.0), never, short=True)
+        assert await pool.run(job(lambda: 7), never, short=True) == 7
+        gone.set()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        pool.check_room("")
+
+    asyncio.run(run())
+
+
 def test_a_short_job_waits_for_tokens_and_fails() -> None:
     async def run() -> None:
         pool, left = WorkerPool(threads=1, max_requests=1), [0.01, 0.0]

@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
-from mexit.errors import UsageError
+from mexit.errors import MexitError, UsageError
 
 
 class DiskQuota:
@@ -45,13 +45,20 @@ class DiskQuota:
         return self._bytes
 
     def add(self, *paths: Path) -> None:
-        """Count new files that belong together; remove the oldest files until all fit. The newest always stay."""
+        """Count new files that belong together; remove the oldest files until all fit. The newest always stay.
+
+        Raises:
+            MexitError: a file cannot be removed.
+        """
         self._count(paths)
         while self._bytes > self._max_bytes and len(self._entries) > 1:
             oldest, size = self._entries.popleft()
-            for path in oldest:
-                path.unlink(missing_ok=True)
             self._bytes -= size
+            for path in oldest:
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise MexitError(f"could not remove {path}, which exceeds the quota: {error.strerror}") from None
 
     def _count(self, paths: tuple[Path, ...]) -> None:
         size = 0

@@ -15,6 +15,7 @@ from mexit.camera.outputs.video_segments import VideoSegments
 from mexit.camera.outputs.video_writer import VideoWriter
 from mexit.camera.outputs.webhook import Webhook
 from mexit.camera.overlay import Overlay
+from mexit.camera.region import Region
 from mexit.errors import UsageError
 
 
@@ -51,8 +52,8 @@ class FileSettings:
             sources: files that are read.
 
         Raises:
-            UsageError: two outputs or an output and a source are the same file, a file is a folder, or a setting lacks
-                the one that it belongs to.
+            UsageError: two outputs or an output and a source are the same file, a file is a folder or the reverse, or a
+                setting lacks the one that it belongs to.
         """
         named = {"--out": self.out, "--jsonl": self.jsonl, "--events": self.events}
         taken: dict[Path, str] = {}
@@ -67,6 +68,8 @@ class FileSettings:
             if path.is_dir():
                 raise UsageError(f"{place} is a folder; name a file in it")
             taken[place] = flag
+        if self.save_unsure is not None and self.save_unsure.exists() and not self.save_unsure.is_dir():
+            raise UsageError(f"{self.save_unsure} is a file: --save-unsure expects a folder")
         if self.segment_s is not None and self.out is None:
             raise UsageError("--segment divides the video of --out: add --out NAME.mp4")
         if self.out_mb is not None and self.segment_s is None:
@@ -75,7 +78,15 @@ class FileSettings:
             raise UsageError("--jsonl-mb rotates the files of --jsonl and --events: add one of them")
 
 
-def open_files(settings: FileSettings, camera: str, overlay: Overlay, *, live: bool, on_event: OnEvent) -> list[Output]:
+def open_files(
+    settings: FileSettings,
+    camera: str,
+    overlay: Overlay,
+    *,
+    live: bool,
+    region: Region | None = None,
+    on_event: OnEvent,
+) -> list[Output]:
     """Open the files of one camera; none is written before its first content comes.
 
     Args:
@@ -83,6 +94,7 @@ def open_files(settings: FileSettings, camera: str, overlay: Overlay, *, live: b
         camera: name of the camera.
         overlay: draws predictions into video.
         live: whether its source is live.
+        region: the part of its picture that is classified; None: all of it.
         on_event: called with a message when a picture cannot be saved.
 
     Raises:
@@ -101,8 +113,16 @@ def open_files(settings: FileSettings, camera: str, overlay: Overlay, *, live: b
     elif settings.out is not None:
         outputs.append(VideoWriter(settings.out, overlay, live=live))
     if settings.save_unsure is not None:
-        quota_mb = settings.save_unsure_mb
-        outputs.append(SaveUnsure(settings.save_unsure, camera, live=live, quota_mb=quota_mb, on_event=on_event))
+        outputs.append(
+            SaveUnsure(
+                settings.save_unsure,
+                camera,
+                live=live,
+                quota_mb=settings.save_unsure_mb,
+                region=region,
+                on_event=on_event,
+            )
+        )
     return outputs
 
 

@@ -14,8 +14,9 @@ from mexit.camera.outputs.background_sender import BackgroundSender
 from mexit.camera.outputs.disk_quota import DiskQuota
 from mexit.camera.outputs.output_names import FILE_TIME, camera_slug, file_time, utc_now
 from mexit.camera.prediction import CameraPrediction
+from mexit.camera.region import Region
 from mexit.core.atomic_io import to_json, write_bytes
-from mexit.errors import MexitError, UsageError
+from mexit.errors import MexitError
 from mexit.runtime.prediction import UNSURE
 
 QUOTA_MB = 500.0
@@ -41,6 +42,7 @@ class SaveUnsure:
         live: bool,
         quota_mb: float = QUOTA_MB,
         interval_s: float = INTERVAL_S,
+        region: Region | None = None,
         on_event: OnEvent,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -52,17 +54,17 @@ class SaveUnsure:
             live: whether the source is live. Of files, every picture is written before the next frame is read.
             quota_mb: size of the camera's files, 10^6 bytes.
             interval_s: least time between two saved pictures of a live camera, seconds.
+            region: the part of each frame that the network saw, and that is saved; None: all of it.
             on_event: called with a message when a picture cannot be written.
             now: the present time in UTC.
 
         Raises:
-            UsageError: `folder` is a file, or the quota is not positive.
+            UsageError: the quota is not positive.
         """
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder} is a file: pictures of unsure answers expect a folder")
         self._folder, self._slug = folder, camera_slug(camera)
         self._interval_s, self._on_event, self._now = interval_s if live else 0.0, on_event, now
         self._quota = DiskQuota(folder, re.compile(rf"{FILE_TIME}-{re.escape(self._slug)}-\d+\.(png|json)"), quota_mb)
+        self._region = region
         self._next_s = float("-inf")
         self._saved = False
         self._failure = ""
@@ -102,7 +104,7 @@ class SaveUnsure:
         png, answer = self._folder / f"{stem}.png", self._folder / f"{stem}.json"
         try:
             write_bytes(answer, to_json({**prediction.to_json(), "time": saved_at.isoformat(timespec="milliseconds")}))
-            write_bytes(png, _png(frame))
+            write_bytes(png, _png(frame if self._region is None else self._region.crop(frame)))
             self._quota.add(png, answer)
         except (MexitError, OSError) as error:
             self._report(str(error))

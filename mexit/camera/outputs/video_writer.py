@@ -71,7 +71,7 @@ class VideoWriter(FileOutput):
         """Encode a frame, RGB (H, W, 3) uint8, with its prediction. Raises `MexitError` if writing fails."""
         av = import_av()
         try:
-            picture = self._overlay.draw(self._fit(enlarge(frame)), prediction)
+            picture = self._overlay.draw(self._fit(enlarge(self._overlay.outline(frame))), prediction)
             video_frame = av.VideoFrame.from_ndarray(pad_to_even(picture), format="rgb24")
             video_frame = video_frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
             if self._container is None:

@@ -38,10 +38,16 @@ def test_a_receiver_that_hangs_delays_no_put() -> None:
 
 
 def test_closing_gives_up_an_item_that_hangs() -> None:
-    release = threading.Event()
-    sender: BackgroundSender[int] = BackgroundSender("test", lambda _: release.wait(60), size=10)
+    release, entered = threading.Event(), threading.Event()
+
+    def deliver(item: int) -> bool:
+        entered.set()
+        return release.wait(60)
+
+    sender: BackgroundSender[int] = BackgroundSender("test", deliver, size=10)
     for i in range(5):
         sender.put(i)
+    assert entered.wait(60)
     sender.close(timeout_s=0.0)
     assert (sender.delivered, sender.lost) == (0, 5)
     release.set()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mexit.camera.outputs.disk_quota import DiskQuota
-from mexit.errors import UsageError
+from mexit.errors import MexitError, UsageError
 
 PATTERN = re.compile(r"\d+\.(png|json)")
 
@@ -53,6 +53,13 @@ def test_files_that_were_moved_away_are_no_error(tmp_path: Path) -> None:
     path.unlink()
     quota.add(*write(tmp_path, "1.png"))
     assert names(tmp_path) == ["1.png"]
+
+
+def test_a_file_that_cannot_be_removed_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "0.png").mkdir()
+    quota = DiskQuota(tmp_path, PATTERN, max_mb=0.0001)
+    with pytest.raises(MexitError, match=r"could not remove .*0\.png, which exceeds the quota"):
+        quota.add(*write(tmp_path, "1.png"))
 
 
 def test_a_missing_folder_is_empty(tmp_path: Path) -> None:

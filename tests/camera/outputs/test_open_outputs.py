@@ -31,6 +31,14 @@ def test_every_setting_opens_its_output_and_writes_nothing(tmp_path: Path) -> No
     assert open_files(FileSettings(), "gate", OVERLAY, live=True, on_event=print) == []
 
 
+def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(UsageError, match="a is a file: --save-unsure expects a folder"):
+        FileSettings(save_unsure=tmp_path / "a").check()
+    with pytest.raises(UsageError, match="is a folder; name a file in it"):
+        FileSettings(events=tmp_path).check()
+
+
 def test_messages() -> None:
     pytest.importorskip("paho.mqtt", reason="needs the extra mqtt")
     outputs = open_messages(

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from camera_media import camera_prediction
+from camera_media import camera_prediction, write_images
 from PIL import Image
 
 from mexit.camera.outputs.save_unsure import SaveUnsure
 from mexit.camera.prediction import CameraPrediction
-from mexit.errors import UsageError
+from mexit.camera.region import Region
 from mexit.flows.camera import CameraOptions, run_camera
 
 START = datetime(2026, 1, 31, 23, 59, 59, 500_000, timezone.utc)
@@ -49,6 +49,14 @@ def test_unsure_answers_alone_are_saved(tmp_path: Path, live: bool) -> None:
     assert (answer["camera"], answer["label"], answer["reason"]) == ("gate", None, "unsure")
     assert (answer["confidence"], answer["time"]) == (0.25, "2026-01-31T23:59:59.500+00:00")
     assert saver.lost == 0
+
+
+def test_the_region_is_saved_as_the_network_saw_it(tmp_path: Path) -> None:
+    saver = SaveUnsure(tmp_path, "gate", live=False, region=Region(0.5, 0, 0.5, 0.25), on_event=print)
+    saver.write(noise(1), unsure(7))
+    saver.close()
+    [path] = tmp_path.glob("*.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), noise(1)[:10, 20:])
 
 
 def test_a_live_camera_gives_a_picture_per_second(tmp_path: Path) -> None:
@@ -87,10 +95,15 @@ def test_a_picture_that_cannot_be_written_is_lost_and_reported_once(tmp_path: Pa
     assert note.startswith("a picture of an unsure answer is not saved: could not write")
 
 
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("a file")
-    with pytest.raises(UsageError, match="a is a file: pictures of unsure answers expect a folder"):
-        output(tmp_path / "a")
+def test_a_bundle_that_is_never_unsure_is_reported(digits_bundle: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "frames", ["0.png"])
+    notes: list[str] = []
+    options = CameraOptions(save_unsure=tmp_path / "unsure")
+    report = run_camera(digits_bundle, str(tmp_path / "frames"), options, on_event=notes.append)
+    assert any("no picture will be saved, because no answer of this bundle is unsure" in note for note in notes)
+    assert report.outputs == ()
+    report = run_camera(digits_bundle, str(tmp_path / "frames"), CameraOptions(), on_event=notes.append)
+    assert sum("no picture will be saved" in note for note in notes) == 1
 
 
 def test_a_run_saves_the_pictures_that_it_was_unsure_about(reject_bundle: Path, test_digits, tmp_path: Path) -> None:

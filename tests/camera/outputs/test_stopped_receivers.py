@@ -19,7 +19,7 @@ from mexit.flows.camera import CameraOptions, run_camera
 
 FPS = 10
 STOPPED_S = 60.0
-MOST_AGE_S = 1.0  # ten frames; a delay by a receiver would last for seconds
+MOST_AGE_S = 2.0  # the webhook would delay frames by 5 s, the broker by a minute
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
@@ -57,7 +57,7 @@ def test_no_frame_is_delayed(digits_bundle: Path, test_digits, tmp_path: Path) -
             limit=int(FPS * (STOPPED_S + 15)),
             events=tmp_path / "events.jsonl",
             mqtt=MqttSettings(f"mqtt://127.0.0.1:{broker.port}", interval_s=1.0),
-            webhook=WebhookSettings(f"{server.url}/hook", timeout_s=2.0, retries=1),
+            webhook=WebhookSettings(f"{server.url}/hook", timeout_s=5.0, retries=1),
         )
         resume.start()
         report = run_camera(digits_bundle, f"{server.url}/camera", options, on_result=results.append)
@@ -66,15 +66,15 @@ def test_no_frame_is_delayed(digits_bundle: Path, test_digits, tmp_path: Path) -
         states = [json.loads(text) for topic, text, _ in subscriber.messages if topic.endswith("/state")]
         assert subscriber.texts("mexit/status") == ["offline"]
     broker.kill()
-    arrivals = np.array([result.captured_s for result in results])
     assert max(result.age_ms for result in results) < 1e3 * MOST_AGE_S
-    assert np.diff(arrivals).max() < MOST_AGE_S
+    indices = np.array([result.frame_index for result in results])
+    assert np.diff(indices).max() < FPS * MOST_AGE_S  # the camera sends while a receiver holds up the answers
     last = results[-1]
     assert report.frames + last.dropped + report.undecodable == last.frame_index + 1
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert len(events) > STOPPED_S / 4
     assert len(set(accepted)) + report.lost["webhook"] == len(events)
     assert len(accepted) > 0
-    assert report.lost["webhook"] > STOPPED_S / 10
+    assert report.lost["webhook"] >= 4
     assert "mqtt" not in report.lost  # a thousand messages wait for an hour at this rate
     assert last.frame_index - states[-1]["frame_index"] <= 2 * FPS

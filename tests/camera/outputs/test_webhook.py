@@ -104,7 +104,8 @@ def test_a_final_answer_costs_the_event_and_is_reported_once(status: int, messag
     with web_server(lambda reply: reply.give(status=status, Location="/else")) as server:
         url = server.with_user("me:geheim") + "/geheim?key=geheim"
         webhook, notes = sent(url, [CHANGED, CHANGED], until=lambda: len(server.seen) == 2)
-        assert {request.command for request in server.seen} == {"POST"}
+        assert [request.command for request in server.seen] == ["POST", "POST"]
+        assert len({request.body for request in server.seen}) == 2
     assert webhook.lost == 2
     assert notes == [f"webhook {server.url}: an event is lost: {message}"]
 
