@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -134,7 +135,8 @@ async def explain(request: Request) -> Response:
 
 async def stats(request: Request) -> Response:
     """`GET /v1/stats`: the state of the server and of its models."""
-    return json_response(server_stats.server_stats(_repository(request)))
+    # Reading the counts of all processes takes milliseconds, which short requests in the event loop would wait for.
+    return json_response(await asyncio.to_thread(server_stats.server_stats, _repository(request)))
 
 
 async def dashboard(_: Request) -> Response:

@@ -84,6 +84,7 @@ class Supervisor:
         self._retry_s = 0.0
         self._selector = selectors.DefaultSelector()
         self._listening = self._accepting = False
+        self._stop_requested = False
         self._drain_end_s: float | None = None
         self._leaving = False
         self._ping_s = 0.0
@@ -94,7 +95,10 @@ class Supervisor:
         return [worker.process.pid for worker in self._workers]
 
     def stop(self) -> None:
-        """Let the workers refuse new requests and answer those in flight. Call in the thread of `run`."""
+        """Let the workers refuse new requests and answer those in flight. Call in the thread of `run`.
+
+        Not in a signal handler, which may have interrupted a message to a worker: the channel's lock is held then.
+        """
         self._drain_end_s = time.monotonic() + self._limits.drain_s
         self._systemd.stopping()
         for worker in self._workers:
@@ -112,7 +116,7 @@ class Supervisor:
         try:
             with self._woken_by_signals():
                 if self._signals is not None:
-                    self._signals.defer(self.stop, self._end)
+                    self._signals.defer(self._request_stop, self._end)
                 self._start(0)
                 while self._workers:
                     self._turn()
@@ -123,7 +127,10 @@ class Supervisor:
             self._selector.close()
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(self._tick_s):
+        events = self._selector.select(self._tick_s)
+        if self._stop_requested and self._drain_end_s is None:
+            self.stop()
+        for key, _ in events:
             if isinstance(key.data, WorkerProcess):
                 self._read(key.data)
             elif key.data == "signal":
@@ -139,8 +146,6 @@ class Supervisor:
         worker = self._spawn(index, self._count, self._changes.states, not self._ready_workers())
         self._started = max(self._started, index + 1)
         self._workers.append(worker)
-        if self._drain_end_s is not None:  # the signal came while it was spawned
-            worker.process.kill()
         self._selector.register(worker.channel, selectors.EVENT_READ, worker)
 
     def _read(self, worker: WorkerProcess) -> None:
@@ -323,7 +328,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _woken_by_signals(self) -> Iterator[None]:
-        """A signal ends the wait of the selector, so that its handler runs at once."""
+        """A signal ends the wait of the selector, so that a stop begins at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -338,6 +343,9 @@ class Supervisor:
             signal.set_wakeup_fd(before)
             wake.close()
             woken.close()
+
+    def _request_stop(self) -> None:
+        self._stop_requested = True
 
     def _end(self, number: int) -> None:
         for worker in self._workers:

@@ -1,7 +1,8 @@
 // A tile for each camera: latest picture, label, exit, age and state. The server has the routes only with cameras.
 
 import { ask, get, token } from "./client.js";
-import { NONE, count, el, probability, span, write } from "./text.js";
+import { showStack } from "./models.js";
+import { NONE, count, el, percent, probability, span, write } from "./text.js";
 
 const STATES = { live: "good", starting: "busy", lost: "bad", frozen: "bad", ended: "off" };
 const PREVIEW_MS = 250;
@@ -30,25 +31,52 @@ class Tile {
     this.label = el("p", { className: "label" });
     this.facts = el("p", { className: "more" });
     this.counts = el("p", { className: "more" });
+    this.stack = el("div", { className: "stack", "aria-hidden": "true" });
     this.problem = el("p", { className: "wrong" });
-    this.picture = el("img", { alt: `Latest picture of ${name}`, width: 320, height: 240 });
+    this.picture = el("img", {
+      alt: `Latest picture of ${name}`,
+      width: 320,
+      height: 240,
+      hidden: true,
+      onload: () => {
+        this.picture.hidden = false;
+      },
+    });
     this.live = el("button", { type: "button", "aria-pressed": "false", onclick: () => this.toggle() }, "Live preview");
-    this.element = el("article", { className: "card tile", "aria-label": `Camera ${name}` }, this.picture,
-      el("header", {}, el("h3", {}, name), this.chip), this.label, this.facts, this.counts, this.problem, this.live);
+    this.element = el(
+      "article",
+      { className: "card tile", "aria-label": `Camera ${name}` },
+      el("div", { className: "screen" }, this.picture),
+      el("header", {}, el("h3", {}, name), this.chip),
+      this.label,
+      this.facts,
+      this.stack,
+      this.counts,
+      this.problem,
+      this.live,
+    );
     parent.append(this.element);
   }
 
-  show({ state, answer, age_s, counters, error }) {
+  show({ state, answer, age_s, counters, exits, macs, saved_macs, error }) {
     write(this.chip, state);
     this.chip.dataset.state = STATES[state] ?? "off";
     const shown = answer && (answer.steady ?? answer.label ?? "unsure");
     write(this.label, shown ?? "no answer yet");
-    write(this.facts, answer ? `exit ${answer.exit} · ${probability(answer.confidence)} · ${age_s === null ? NONE : `${span(age_s)} old`}` : "");
+    this.label.classList.toggle("none", !answer);
+    const age = age_s === null ? NONE : age_s < 1 ? "just now" : `${span(age_s)} ago`;
+    write(this.facts, answer ? `${probability(answer.confidence)} · exit ${answer.exit} · ${age}` : "");
     const dropped = counters.dropped + counters.refused + counters.left_out;
-    write(this.counts, `${count(counters.answered)} answered · ${count(dropped)} dropped · ${count(counters.undecodable)} undecodable`);
+    const saved = macs + saved_macs ? `, ${percent(saved_macs / (macs + saved_macs), 0)} of the MACs saved` : "";
+    write(
+      this.counts,
+      `${count(counters.answered)} answered${saved}, ${count(dropped)} dropped, ` +
+        `${count(counters.undecodable)} undecodable`,
+    );
+    showStack(this.stack, Object.values(exits));
     write(this.problem, error ?? "");
     this.element.classList.toggle("old", state !== "live");
-    if (!this.streams) this.refresh();
+    if (answer && !this.streams) this.refresh();
   }
 
   // A picture is fetched with the token in a header, which an address in `src` cannot carry.
@@ -61,19 +89,25 @@ class Tile {
       if (!this.streams) this.picture.src = url;
       if (before.startsWith("blob:")) URL.revokeObjectURL(before);
     } catch {
-      // There is no picture before the first frame.
+      // The tile keeps the picture before.
     }
     this.busy = false;
   }
 
-  // The stream needs no token, or else pictures are fetched quickly one by one.
+  // One camera at a time: a stream occupies one of the few connections that a browser opens to a server.
   toggle() {
-    const playing = this.live.getAttribute("aria-pressed") !== "true";
-    this.live.setAttribute("aria-pressed", playing);
+    const play = this.live.getAttribute("aria-pressed") !== "true";
+    for (const tile of tiles.values()) tile.play(tile === this && play);
+  }
+
+  // An address in `src` cannot carry a token: pictures are then fetched quickly one by one.
+  play(on) {
+    if (on === (this.live.getAttribute("aria-pressed") === "true")) return;
+    this.live.setAttribute("aria-pressed", on);
     clearInterval(this.timer);
-    this.streams = playing && !token.get();
+    this.streams = on && !token.get();
     if (this.streams) this.picture.src = `${this.path}/stream.mjpg`;
-    else if (playing) this.timer = setInterval(() => this.refresh(), PREVIEW_MS);
     else this.refresh();
+    if (on && !this.streams) this.timer = setInterval(() => this.refresh(), PREVIEW_MS);
   }
 }

@@ -21,7 +21,13 @@ export async function ask(path, options = {}) {
   const value = token.get();
   const headers = { ...(value ? { Authorization: `Bearer ${value}` } : {}), ...options.headers };
   const signal = AbortSignal.timeout(options.timeout_ms ?? TIMEOUT_MS);
-  const response = await fetch(path, { method: options.method ?? "GET", body: options.body, headers, signal, cache: "no-store" });
+  const response = await fetch(path, {
+    method: options.method ?? "GET",
+    body: options.body,
+    headers,
+    signal,
+    cache: "no-store",
+  });
   if (response.ok) return response;
   let message = `status ${response.status}`;
   try {

@@ -6,21 +6,24 @@ import { showModels } from "./models.js";
 import { Picture } from "./picture.js";
 import { showErrors, showLimiter } from "./server.js";
 import { bytes, clock, el, span, write } from "./text.js";
-import { History } from "./window.js";
+import { History, restarted } from "./window.js";
 
 const PERIOD_MS = 1000;
 const SHOWN_CHANGES = 8;
+const PLAIN = ["unloaded", "not loaded", "the server is stopping"]; // reasons that other lines report
 const by = (id) => document.getElementById(id);
 const history = new History();
 const picture = new Picture();
 let answered_s = null;
 let timer = 0;
+let asking = false;
 
 const now_s = () => performance.now() / 1000;
 
 async function update() {
   clearTimeout(timer);
-  if (document.hidden || by("token-dialog").open) return;
+  if (asking || document.hidden || by("token-dialog").open) return;
+  asking = true;
   try {
     const stats = await get("v1/stats");
     note(stats);
@@ -34,6 +37,8 @@ async function update() {
   } catch (error) {
     if (error instanceof ServerError && error.status === 401) return ask_token();
     lost(error);
+  } finally {
+    asking = false;
   }
   timer = setTimeout(update, PERIOD_MS);
 }
@@ -58,21 +63,26 @@ function show() {
 function note(stats) {
   const before = history.newest?.stats;
   if (!before) return change("The dashboard was opened");
-  if (before.started_s !== stats.started_s) change("The server was started again");
+  if (restarted(before, stats)) change("The server was started again");
   const old = new Map(before.models.map((model) => [model.name, model]));
   for (const model of stats.models) {
     const known = old.get(model.name);
     old.delete(model.name);
     if (!known) change(`${model.name}: version ${model.version} is in service`);
-    else if (known.version !== model.version) change(`${model.name}: version ${model.version} replaced version ${known.version}`);
+    else if (known.version !== model.version)
+      change(`${model.name}: version ${model.version} replaced version ${known.version}`);
     else if (known.id !== model.id) change(`${model.name}: the files of version ${model.version} changed`);
     if (model.drift?.alarms > (known?.drift?.alarms ?? 0)) change(`${model.name}: drift alarm, the data has changed`);
   }
   for (const name of old.keys()) change(`${name}: no longer in service`);
-  const refused = (entries) => entries.filter(({ reason, state }) => state !== "READY" && reason).map(({ name, version, reason }) => `${name}: version ${version}: ${reason}`);
+  const refused = (entries) =>
+    entries
+      .filter(({ reason, state }) => state !== "READY" && reason && !PLAIN.includes(reason))
+      .map(({ name, version, reason }) => `${name}: version ${version}: ${reason}`);
   const known = new Set(refused(before.repository));
   for (const text of refused(stats.repository)) if (!known.has(text)) change(text);
-  if (before.state !== stats.state) change(stats.state === "stopping" ? "The server is stopping" : "The server is ready");
+  if (before.state !== stats.state)
+    change(stats.state === "stopping" ? "The server is stopping" : "The server is ready");
 }
 
 function change(text) {

@@ -21,7 +21,12 @@ export function showModels(parent, history, sinceStart, changed) {
   for (const name of names) {
     if (!cards.has(name)) cards.set(name, new Card(name, parent, changed));
     const known = stats.repository.filter((entry) => entry.name === name);
-    cards.get(name).show(stats.models.find((model) => model.name === name), known, history.model(name), sinceStart);
+    cards.get(name).show(
+      stats.models.find((model) => model.name === name),
+      known,
+      history.model(name),
+      sinceStart,
+    );
   }
   if (!names.length) write(parent, "No model is in service.");
 }
@@ -47,33 +52,61 @@ class Card {
       el("div", { className: "figures" }, ...Object.values(this.figures).map((one) => one.element)),
       el("h4", {}, "Exits taken"),
       this.stack,
-      el("table", { className: "exits" }, el("caption", { className: "hidden" }, `Exits of ${name}`), el("thead", {}, el("tr", {}, ...head)), this.rows),
+      el(
+        "table",
+        { className: "exits" },
+        el("caption", { className: "hidden" }, `Exits of ${name}`),
+        el("thead", {}, el("tr", {}, ...head)),
+        this.rows,
+      ),
       this.note,
     );
     const title = el("h3", {}, name);
-    this.element = el("article", { className: "card model", "aria-label": `Model ${name}` },
-      el("header", {}, el("div", {}, el("div", { className: "title" }, title, this.chip), this.facts), this.button), this.problem, this.body);
+    this.element = el(
+      "article",
+      { className: "card model", "aria-label": `Model ${name}` },
+      el("header", {}, el("div", {}, el("div", { className: "title" }, title, this.chip), this.facts), this.button),
+      this.problem,
+      this.body,
+    );
     parent.append(this.element);
   }
 
   show(model, known, entries, sinceStart) {
+    Object.assign(this, { model, known });
     const refused = known.filter(({ state, reason }) => reason && (model || state !== "READY"));
     this.body.hidden = !model;
     this.state(model, known);
     if (!this.loading) {
       write(this.button, model ? "Load newest version" : "Load");
-      const reasons = refused.map(({ version, reason }) => (model ? `Version ${version} is not in service: ${reason}` : reason));
-      if (!this.failed || !model) write(this.problem, reasons.filter((one) => one !== "unloaded" && one !== "not loaded").join(" "));
+      const reasons = refused.map(({ version, state, reason }) =>
+        state === "READY"
+          ? `Version ${version}: ${reason}`
+          : model
+            ? `Version ${version} is not in service: ${reason}`
+            : reason,
+      );
+      if (!this.failed || !model)
+        write(this.problem, reasons.filter((one) => one !== "unloaded" && one !== "not loaded").join(" "));
     }
     if (!model) return;
     const engine = `${ENGINES[model.engine] ?? model.engine} ${model.precision}`;
     const threads = model.threads === 1 ? "1 thread" : `${model.threads} threads`;
-    write(this.facts, `Version ${model.version} · budget ${model.budget} · ${engine}, ${threads} · ${count(model.classes)} classes`);
+    write(
+      this.facts,
+      `Version ${model.version} · budget ${model.budget} · ${engine}, ${threads} · ${count(model.classes)} classes`,
+    );
     this.show_figures(model, entries, sinceStart);
   }
 
   state(model, known) {
-    const state = this.loading ? "loading" : model ? "in service" : known[0]?.reason === "unloaded" ? "unloaded" : "not in service";
+    const state = this.loading
+      ? "loading"
+      : model
+        ? "in service"
+        : known[0]?.reason === "unloaded"
+          ? "unloaded"
+          : "not in service";
     write(this.chip, state);
     this.chip.dataset.state = this.loading ? "busy" : model ? "good" : "off";
     write(this.facts, model ? this.facts.textContent : known[0] ? `Version ${known[0].version}` : "");
@@ -89,13 +122,22 @@ class Card {
     const figures = this.figures;
     figures.answers.show(`${rate(recent.length ? now : NaN)} /s`, `${count(all)} since the start`);
     const saved = 1 - done.macs / done.static_macs;
-    figures.macs.show(some ? percent(saved) : NONE, some ? `${macs(done.macs / done.answers)} of ${macs(model.static_macs)} per answer` : "no answers yet");
+    figures.macs.show(
+      some ? percent(saved) : NONE,
+      some ? `${macs(done.macs / done.answers)} of ${macs(model.static_macs)} per answer` : "no answers yet",
+    );
     const timed = model.static_us !== null;
     const time = 1 - done.profile_s / done.static_profile_s;
     const each = seconds(done.profile_s / done.answers);
-    figures.time.show(timed && some ? percent(time) : NONE, !timed ? "budgets are in MACs here" : some ? `${each} of ${us(model.static_us)} per answer` : "no answers yet");
+    figures.time.show(
+      timed && some ? percent(time) : NONE,
+      !timed ? "budgets are in MACs here" : some ? `${each} of ${us(model.static_us)} per answer` : "no answers yet",
+    );
     figures.latency.show(q[0], `p95\u00a0${q[1]}, p99\u00a0${q[2]}`);
-    figures.unsure.show(some ? percent(done.unsure / done.answers) : NONE, `${count(done.unsure)} ${done.unsure === 1 ? "answer" : "answers"} withheld`);
+    figures.unsure.show(
+      some ? percent(done.unsure / done.answers) : NONE,
+      `${count(done.unsure)} ${done.unsure === 1 ? "answer" : "answers"} withheld`,
+    );
     figures.flight.show(count(model.in_flight), "requests");
     this.spark.show(recent.slice(-SPARK_POINTS));
     this.show_exits(model, done);
@@ -106,6 +148,7 @@ class Card {
 
   show_exits(model, done) {
     if (this.rows.children.length !== model.exits.length) this.make_exits(model.exits.length);
+    showStack(this.stack, done.exits);
     model.exits.forEach((exit, k) => {
       const share = done.answers ? done.exits[k] / done.answers : 0;
       const [name, part, answers, cost, time] = this.rows.children[k].children;
@@ -114,20 +157,18 @@ class Card {
       write(answers, count(done.exits[k]));
       write(cost, macs(exit.macs));
       write(time, us(exit.us));
-      this.stack.children[k].style.flexGrow = share;
-      this.stack.children[k].hidden = !share;
     });
   }
 
   make_exits(number) {
-    const swatch = (k) => {
-      const element = el("i", { className: "swatch", "aria-hidden": "true" });
-      element.style.background = exit_color(k, number);
-      return element;
-    };
-    const row = (k) => el("tr", {}, el("th", { scope: "row" }, swatch(k), el("span")), ...EXIT_COLUMNS.slice(1).map(() => el("td", { className: "number" })));
+    const row = (k) =>
+      el(
+        "tr",
+        {},
+        el("th", { scope: "row" }, swatch(k, number), el("span")),
+        ...EXIT_COLUMNS.slice(1).map(() => el("td", { className: "number" })),
+      );
     this.rows.replaceChildren(...Array.from({ length: number }, (_, k) => row(k)));
-    this.stack.replaceChildren(...Array.from({ length: number }, (_, k) => swatch(k)));
   }
 
   async load() {
@@ -147,12 +188,17 @@ class Card {
     }
     this.loading = false;
     this.button.disabled = false;
+    this.state(this.model, this.known);
   }
 }
 
 const FIGURES = [
-  ["answers", "Answers"], ["macs", "MACs saved"], ["time", "Time saved"],
-  ["latency", "Latency, median"], ["unsure", "Unsure"], ["flight", "In flight"],
+  ["answers", "Answers"],
+  ["macs", "MACs saved"],
+  ["time", "Time saved"],
+  ["latency", "Latency, median"],
+  ["unsure", "Unsure"],
+  ["flight", "In flight"],
 ];
 const EXIT_COLUMNS = ["Exit", "Share", "Answers", "MACs", "Time"];
 
@@ -160,12 +206,32 @@ function figure(title) {
   const value = el("p", { className: "value" });
   const more = el("p", { className: "more" });
   const element = el("div", { className: "figure" }, el("h4", {}, title), value, more);
-  return { element, show: (text, rest) => { write(value, text); write(more, rest); } };
+  return {
+    element,
+    show: (text, rest) => {
+      write(value, text);
+      write(more, rest);
+    },
+  };
 }
 
-// From the first exit to the last along one scale of colour.
-export function exit_color(k, number) {
-  return `color-mix(in oklab, var(--first-exit), var(--last-exit) ${number > 1 ? (100 * k) / (number - 1) : 0}%)`;
+// The colour of an exit, from the first one to the last along one scale.
+export function swatch(k, number) {
+  const element = el("i", { className: "swatch", "aria-hidden": "true" });
+  const share = number > 1 ? (100 * k) / (number - 1) : 0;
+  element.style.background = `color-mix(in oklab, var(--first-exit), var(--last-exit) ${share}%)`;
+  return element;
+}
+
+// The shares of the exits as one bar, from the answers at each exit.
+export function showStack(stack, answers) {
+  if (stack.children.length !== answers.length)
+    stack.replaceChildren(...answers.map((_, k) => swatch(k, answers.length)));
+  const total = answers.reduce((sum, one) => sum + one, 0);
+  answers.forEach((one, k) => {
+    stack.children[k].style.flexGrow = total ? one / total : 0;
+    stack.children[k].hidden = !one;
+  });
 }
 
 // A quantile of fewer requests than it needs says nothing.
@@ -177,7 +243,8 @@ function latency(edges, counts, share) {
 
 function drift(watch) {
   if (!watch) return "";
-  const compared = `${count(watch.disagreed)} of ${count(watch.compared)} early answers that were compared differ from the full network's`;
+  const pair = `${count(watch.disagreed)} of ${count(watch.compared)}`;
+  const compared = `${pair} early answers that were compared differ from the full network's`;
   return watch.alarms ? `Drift: the data has changed. ${compared}.` : `Drift watch: no alarm. ${compared}.`;
 }
 
@@ -190,12 +257,23 @@ function spark() {
     element.append(path);
     return path;
   });
-  for (const [name, value] of [["viewBox", `0 0 ${SPARK_POINTS} 20`], ["preserveAspectRatio", "none"], ["class", "spark"], ["aria-hidden", "true"]]) element.setAttribute(name, value);
+  for (const [name, value] of [
+    ["viewBox", `0 0 ${SPARK_POINTS} 20`],
+    ["preserveAspectRatio", "none"],
+    ["class", "spark"],
+    ["aria-hidden", "true"],
+  ])
+    element.setAttribute(name, value);
   const show = (values) => {
     const most = Math.max(1e-9, ...values);
-    const points = values.map((value, k) => `${SPARK_POINTS - values.length + k + 0.5},${(19 - (17 * value) / most).toFixed(2)}`);
+    const points = values.map(
+      (value, k) => `${SPARK_POINTS - values.length + k + 0.5},${(19 - (17 * value) / most).toFixed(2)}`,
+    );
     line.setAttribute("d", points.length > 1 ? `M${points.join("L")}` : "");
-    area.setAttribute("d", points.length > 1 ? `M${points.join("L")}L${SPARK_POINTS},20L${SPARK_POINTS - values.length + 0.5},20Z` : "");
+    area.setAttribute(
+      "d",
+      points.length > 1 ? `M${points.join("L")}L${SPARK_POINTS},20L${SPARK_POINTS - values.length + 0.5},20Z` : "",
+    );
   };
   return { element, show };
 }

@@ -1,7 +1,7 @@
 // "Drop a picture": the answer within a budget, and what every exit answers and why.
 
 import { post } from "./client.js";
-import { exit_color } from "./models.js";
+import { swatch } from "./models.js";
 import { el, macs, percent, probability, us, write } from "./text.js";
 
 const TYPED_MS = 150; // the slider rests this long before a request is sent
@@ -30,7 +30,10 @@ export class Picture {
     }
     drop.addEventListener("drop", (event) => this.take(event.dataTransfer.files[0]));
     document.addEventListener("paste", (event) => this.take(event.clipboardData.files[0]));
-    by("model").addEventListener("change", () => { this.show_budgets(); this.soon(0); });
+    by("model").addEventListener("change", () => {
+      this.show_budgets();
+      this.soon(0);
+    });
     by("budget").addEventListener("input", () => this.choose(Number(by("budget").value)));
   }
 
@@ -41,7 +44,9 @@ export class Picture {
     this.key = key;
     const before = by("model").value;
     this.models = models;
-    by("model").replaceChildren(...models.map(({ name }) => el("option", { value: name, selected: name === before }, name)));
+    by("model").replaceChildren(
+      ...models.map(({ name }) => el("option", { value: name, selected: name === before }, name)),
+    );
     by("model-field").hidden = models.length < 2;
     this.show_budgets();
     if (this.file) this.soon(0);
@@ -58,26 +63,31 @@ export class Picture {
     if (!model) return;
     const { named, lowest, unit, calibrated } = model.budgets;
     slider.min = Math.min(100, Math.ceil(100 * lowest));
-    const button = ([name, share]) => el("button", { type: "button", onclick: () => this.choose(Math.round(100 * share), name) }, name);
+    const button = ([name, share]) =>
+      el("button", { type: "button", onclick: () => this.choose(Math.round(100 * share), name) }, name);
     by("named").replaceChildren(...Object.entries(named).map(button));
     const what = unit === "us" ? "time" : "MACs";
-    write(by("budget-note"), !calibrated ? "This bundle has no thresholds: only the budget full works. Run mexit calibrate."
-      : lowest >= 1 ? "Exit 1 costs as much as the static network here: every budget is full."
-        : `Mean ${what} of a picture, as a share of the static network's.`);
-    const [value, name] = this.budgets.get(model.name) ?? [Math.round(100 * (named[model.budget] ?? 1)), named[model.budget] ? model.budget : "full"];
-    this.set(value, name);
+    write(
+      by("budget-note"),
+      !calibrated
+        ? "This bundle has no thresholds: only the budget full works. Run mexit calibrate."
+        : lowest >= 1
+          ? "Exit 1 costs as much as the static network here: every budget is full."
+          : `Mean ${what} of a picture, as a share of the static network's.`,
+    );
+    this.set(...(this.budgets.get(model.name) ?? start(model.budget, named)));
   }
 
   choose(value, name) {
     this.set(value, name);
-    if (this.model) this.budgets.set(this.model.name, [value, this.budget]);
+    if (this.model) this.budgets.set(this.model.name, [value, name]);
     this.soon(TYPED_MS);
   }
 
   set(value, name) {
     this.budget = name ?? (value >= 100 ? "full" : `${value}%`);
     by("budget").value = value;
-    const text = name ? `${name}, ${value} %` : `${value} %`;
+    const text = name && name !== "full" ? `${name}, ${value} %` : `${value} %`;
     write(by("budget-text"), text);
     by("budget").setAttribute("aria-valuetext", text);
     for (const button of by("named").children) button.setAttribute("aria-pressed", button.textContent === this.budget);
@@ -88,8 +98,14 @@ export class Picture {
     this.file = file;
     const preview = by("preview");
     URL.revokeObjectURL(preview.src);
-    preview.onload = () => { preview.hidden = false; write(by("drop-text"), file.name); };
-    preview.onerror = () => { preview.hidden = true; write(by("drop-text"), file.name); }; // a format that browsers do not show
+    preview.onload = () => {
+      preview.hidden = false;
+      write(by("drop-text"), file.name);
+    };
+    preview.onerror = () => {
+      preview.hidden = true;
+      write(by("drop-text"), file.name);
+    }; // a format that browsers do not show
     preview.src = URL.createObjectURL(file);
     this.soon(0);
   }
@@ -110,10 +126,17 @@ export class Picture {
       const answered = await post(`v1/classify?${query}`, this.file);
       if (number === this.number) by("answer").replaceChildren(...result(explained, answered));
     } catch (error) {
-      if (number === this.number) by("answer").replaceChildren(el("p", { className: "wrong" }, `No answer: ${error.message}`));
+      if (number === this.number)
+        by("answer").replaceChildren(el("p", { className: "wrong" }, `No answer: ${error.message}`));
     }
     if (number === this.number) by("answer").setAttribute("aria-busy", "false");
   }
+}
+
+// Where the slider begins: at the budget of the server, if it is a name or a share.
+function start(budget, named) {
+  if (named[budget]) return [Math.round(100 * named[budget]), budget];
+  return budget.endsWith("%") ? [Math.round(parseFloat(budget))] : [100, "full"];
 }
 
 function result(explained, answered) {
@@ -127,9 +150,12 @@ function result(explained, answered) {
   return [
     el("p", { className: "label" }, el("strong", {}, label), " ", el("span", {}, probability(answered.confidence))),
     el("p", {}, why(answered, explained)),
-    el("dl", { className: "costs" },
+    el(
+      "dl",
+      { className: "costs" },
       ...entry("Cost", `${macs(answered.macs)} MACs, ${percent(share, 0)} of the static network`),
-      ...entry("Time", `${us(computed)} in the network, after ${before}`)),
+      ...entry("Time", `${us(computed)} in the network, after ${before}`),
+    ),
     el("h3", { className: "hidden" }, "Every exit"),
     el("ol", { className: "ladder" }, ...explained.exits.map((exit, k) => step(exit, k, number, reached, explained))),
   ];
@@ -138,7 +164,8 @@ function result(explained, answered) {
 const entry = (name, text) => [el("dt", {}, name), el("dd", {}, text)];
 
 function why(answered, explained) {
-  if (explained.static && answered.reason === "last") return "This budget runs the static network, whose only exit is the last one.";
+  if (explained.static && answered.reason === "last")
+    return "This budget runs the static network, whose only exit is the last one.";
   if (answered.reason !== "confident") return REASONS[answered.reason] ?? answered.reason;
   return `Exit ${answered.exit} was confident: its score reached the threshold.`;
 }
@@ -148,14 +175,20 @@ function step(exit, k, number, reached, explained) {
   const fate = k === reached ? "left here" : skipped ? "not needed" : "went on";
   const chip = el("span", { className: "chip" }, fate);
   chip.dataset.state = k === reached ? "good" : "off";
-  const swatch = el("i", { className: "swatch", "aria-hidden": "true" });
-  swatch.style.background = exit_color(k, number);
   const time = exit.us === null ? "" : ` · ${us(exit.us)}`;
-  const item = el("li", { className: skipped ? "skipped" : "" },
-    el("header", {}, swatch, el("h4", {}, `Exit ${exit.exit}`), chip),
+  const item = el(
+    "li",
+    { className: skipped ? "skipped" : "" },
+    el("header", {}, swatch(k, number), el("h4", {}, `Exit ${exit.exit}`), chip),
     el("p", { className: "more" }, `${macs(exit.macs)} MACs${time}`),
-    el("table", {}, el("caption", { className: "hidden" }, `Most probable classes at exit ${exit.exit}`), el("tbody", {}, ...exit.classes.slice(0, SHOWN).map(bar))),
-    el("p", { className: "note" }, score(exit, explained.measure, k === number - 1)));
+    el(
+      "table",
+      {},
+      el("caption", { className: "hidden" }, `Most probable classes at exit ${exit.exit}`),
+      el("tbody", {}, ...exit.classes.slice(0, SHOWN).map(bar)),
+    ),
+    el("p", { className: "note" }, score(exit, explained.measure, k === number - 1)),
+  );
   return item;
 }
 
@@ -163,16 +196,34 @@ function bar({ label, probability: p }) {
   const fill = el("i", { className: "fill", "aria-hidden": "true" });
   fill.style.width = `${100 * p}%`;
   const track = el("div", { className: "track" }, fill);
-  return el("tr", {}, el("th", { scope: "row", title: label }, label, track), el("td", { className: "number" }, probability(p)));
+  return el(
+    "tr",
+    {},
+    el("th", { scope: "row", title: label }, label, track),
+    el("td", { className: "number" }, probability(p)),
+  );
 }
 
-const times = (margin) => (margin > 20 ? "over 100 million" : new Intl.NumberFormat("en", { maximumSignificantDigits: 3, notation: margin > 9 ? "compact" : "standard" }).format(Math.exp(margin)));
+const times = (margin) =>
+  margin > 20
+    ? "over 100 million"
+    : new Intl.NumberFormat("en", {
+        maximumSignificantDigits: 3,
+        notation: margin > 9 ? "compact" : "standard",
+      }).format(Math.exp(margin));
 const of_log_odds = (s) => probability(1 / (1 + Math.exp(-s)), 4);
 const MEASURES = {
   "max-probability": [(s) => `The first class has ${of_log_odds(s)}`, (s) => `it needs ${of_log_odds(s)}`],
-  margin: [(s) => `The first class is ${times(s)} times as probable as the second`, (s) => `it needs ${times(s)} times`],
+  margin: [
+    (s) => `The first class is ${times(s)} times as probable as the second`,
+    (s) => `it needs ${times(s)} times`,
+  ],
   entropy: [(s) => `The entropy is ${Math.abs(s).toFixed(3)}`, (s) => `it needs at most ${Math.abs(s).toFixed(3)}`],
-  agreement: [(s) => `${Math.floor(s) === 1 ? "1 exit" : `${Math.floor(s)} exits`} in a row named this class: score ${s.toFixed(2)}`, (s) => `it needs ${s.toFixed(2)}`],
+  agreement: [
+    (s) =>
+      `${Math.floor(s) === 1 ? "1 exit" : `${Math.floor(s)} exits`} in a row named this class: score ${s.toFixed(2)}`,
+    (s) => `it needs ${s.toFixed(2)}`,
+  ],
 };
 
 // The score in words, beside the threshold of the exit.

@@ -29,7 +29,11 @@ function digits(value, places = 3) {
 }
 
 export function macs(value) {
-  for (const [unit, size] of [["G", 1e9], ["M", 1e6], ["k", 1e3]]) {
+  for (const [unit, size] of [
+    ["G", 1e9],
+    ["M", 1e6],
+    ["k", 1e3],
+  ]) {
     if (Math.abs(value) >= size) return digits(value / size) + unit;
   }
   return count(value);

@@ -9,10 +9,9 @@ export class History {
   }
 
   add(stats, time_s) {
-    const last = this.entries.at(-1);
-    if (last && last.stats.started_s !== stats.started_s) this.entries = [];
+    if (this.newest && restarted(this.newest.stats, stats)) this.entries = [];
+    this.entries = this.entries.filter((entry) => time_s - entry.time_s <= LENGTH_S);
     this.entries.push({ time_s, stats });
-    while (this.entries.length > 2 && time_s - this.entries[1].time_s >= LENGTH_S) this.entries.shift();
   }
 
   get newest() {
@@ -21,16 +20,29 @@ export class History {
 
   // A model's entry in each answer, with its time.
   model(name) {
-    const found = this.entries.map(({ time_s, stats }) => ({ time_s, model: stats.models.find((one) => one.name === name) }));
+    const found = this.entries.map(({ time_s, stats }) => ({
+      time_s,
+      model: stats.models.find((one) => one.name === name),
+    }));
     return found.filter(({ model }) => model);
   }
+}
+
+const answers = (model) => model.exits.reduce((total, one) => total + one.answers, 0);
+
+// Whether the server has ended in between: counts never fall while it runs.
+export function restarted(before, now) {
+  return now.models.some((model) => {
+    const known = before.models.find(({ name }) => name === model.name);
+    return known && (answers(model) < answers(known) || model.latency.counts.at(-1) < known.latency.counts.at(-1));
+  });
 }
 
 // The difference of two entries of a model; `before` null counts from the start.
 export function between(before, now) {
   const minus = (read) => read(now) - (before ? read(before) : 0);
-  const answersOf = (model, exit) => model.exits.find((one) => one.exit === exit)?.answers ?? 0;
-  const exits = now.exits.map(({ exit }) => minus((model) => answersOf(model, exit)));
+  const at = (model, exit) => model.exits.find((one) => one.exit === exit)?.answers ?? 0;
+  const exits = now.exits.map(({ exit }) => minus((model) => at(model, exit)));
   const same = before && before.latency.counts.length === now.latency.counts.length;
   return {
     exits,
@@ -58,7 +70,6 @@ export function quantile(edges, counts, share) {
 
 // Answers per second between each two entries.
 export function rates(entries) {
-  const answers = (model) => model.exits.reduce((total, { answers }) => total + answers, 0);
   return entries.slice(1).map((now, k) => {
     const before = entries[k];
     return Math.max(0, answers(now.model) - answers(before.model)) / Math.max(1e-3, now.time_s - before.time_s);
