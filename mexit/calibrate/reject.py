@@ -324,7 +324,7 @@ def _explain_failure(
     return (
         f"{bound} cannot be certified at confidence {request.confidence:g} on {_count(known)}: at the most promising "
         f"threshold {measured.coverage:.1%} are answered, {measured.error:.2%} of them wrong{unknown}; "
-        f"{_remedy(case, reject, request, certification.data_size)}{_smallest_error(selecting, case, request)}"
+        f"{_remedy(case, reject, request, certification.data_size)}; {_smallest_error(selecting, case, request)}"
     )
 
 
@@ -337,16 +337,12 @@ def _remedy(case: _Case, reject: float, request: RejectRequest, data_size: int |
             others = "" if case.unknown is None else f" and {_count(case.unknown.repeated(times))} of other things"
             unit = "pictures" if _group_count(case.known.groups) is None else "groups"
             total = f"; the whole data set has {data_size} {unit} and needs {times * data_size}" if data_size else ""
-            return (
-                f"about {needed}{others} with such results would be enough{total}: certify on more data, or raise "
-                "--max-error"
-            )
-    options = "--max-error" if case.unknown is None else "--max-error or --max-unknown"
-    return f"no number of pictures with such results would be enough: train longer, or raise {options}"
+            return f"about {needed}{others} with such results would be enough{total}"
+    return "no number of pictures with such results would be enough: train longer"
 
 
 def _smallest_error(calibration: _Case, certification: _Case, request: RejectRequest) -> str:
-    """The smallest `max_error` that this data certifies, in steps of `STEP`, and its coverage."""
+    """Whether a larger bound can be certified: the smallest `max_error`, in steps of `STEP`, and its coverage."""
 
     def coverage(steps: int) -> float | None:
         larger = replace(request, max_error=round(steps * STEP, 6))
@@ -354,17 +350,16 @@ def _smallest_error(calibration: _Case, certification: _Case, request: RejectReq
         return None if reject is None else certification.outcome(reject, ()).coverage
 
     low, high = int(request.max_error / STEP + 1e-9), round(LARGEST / STEP)
-    if low >= high:
-        return ""
-    answered = coverage(high)
+    answered = coverage(high) if low < high else None
     if answered is None:
-        return f"; no --max-error up to {LARGEST:g} can be certified on this data at that confidence"
+        larger = "" if certification.unknown is None else "; a larger --max-unknown may be"
+        return f"on this data no --max-error up to {LARGEST:g} can be certified at that confidence{larger}"
     while high - low > 1:
         middle = (low + high) // 2
         found = coverage(middle)
         low, high, answered = (middle, high, answered) if found is None else (low, middle, found)
     return (
-        f"; --max-error {high * STEP:g} is the smallest that this data certifies at that confidence, with "
+        f"type --max-error {high * STEP:g}, which is the smallest that this data certifies at that confidence, with "
         f"{answered:.1%} answered"
     )
 

@@ -22,7 +22,6 @@ from mexit.commands.options import (
 )
 from mexit.core.artifact_paths import is_bundle
 from mexit.core.budget import short_macs
-from mexit.core.printable import shell_path
 from mexit.core.wrong_path import BUNDLE, found_instead
 from mexit.errors import MexitError, NotFound, UsageError
 
@@ -92,7 +91,10 @@ def bundle_and_images(paths: Sequence[Path]) -> tuple[Path | None, Sequence[Path
         return first, others
     beside = len(first.parts) > 1 and any(path.parent == first.parent and path.is_file() for path in others)
     if (first.is_dir() or first.suffix == ".onnx") and not (beside and found_instead(first, BUNDLE) is None):
-        hint = f"name its pictures, {shell_path(first)}/*, or use mexit camera --source {shell_path(first)}"
+        from mexit.flows.run import pictures_in
+
+        pattern = pictures_in(first)
+        hint = f"name its pictures, {pattern}, or use mexit camera --source '{pattern}'"
         raise UsageError(found_instead(first, BUNDLE) or f"{first} is a folder, not an image: {hint}")
     if others and not first.exists() and not first.suffix and not beside:
         raise NotFound(

@@ -100,6 +100,8 @@ def has_labels(path: Path) -> bool:
 
 
 def _check_exists(path: Path) -> None:
+    if path.is_file():
+        raise NotFound(f"{path} is a file: the folder that holds the class folders is expected")
     if not path.is_dir():
         raise NotFound(f"image folder {path} does not exist")
 

@@ -24,7 +24,7 @@ class EpochLines:
 
     def add(self, report: StepReport, record: Mapping[str, Any], *, last: bool) -> None:
         """Report a finished epoch with its log record; `last` says whether the run ends with it."""
-        now_s = time.monotonic()
+        now_s = time.perf_counter()  # not the clock of the schedule
         if last or self._shown < FIRST or now_s - self._shown_s >= APART_S:
             self._shown, self._shown_s = self._shown + 1, now_s
             self._progress.log(_epoch_line(report, record))

@@ -10,6 +10,7 @@ from mexit.core.artifact_paths import BUNDLES, is_bundle, newest
 from mexit.core.budget import Macs
 from mexit.core.printable import shell_path
 from mexit.core.progress import Progress, Silent
+from mexit.data.image_formats import SUFFIXES
 from mexit.data.preprocess import read_image
 from mexit.errors import MexitError, NotFound, UsageError
 from mexit.runtime import Prediction, Runtime
@@ -86,4 +87,11 @@ def _check(image: Path) -> None:
     if is_bundle(image):
         raise UsageError(f"{image} is a bundle, a picture is expected: name the bundle before the pictures")
     if image.is_dir():
-        raise UsageError(f"{image} is a folder, a picture is expected: name its pictures, {shell_path(image)}/*")
+        raise UsageError(f"{image} is a folder, a picture is expected: name its pictures, {pictures_in(image)}")
+
+
+def pictures_in(folder: Path) -> str:
+    """A shell pattern for pictures of a folder, or of a folder below it where it has none itself."""
+    found = next((path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES), folder / "*")
+    has_own = any(path.suffix.lower() in SUFFIXES for path in folder.glob("*"))
+    return f"{shell_path(folder if has_own else found.parent)}/*"

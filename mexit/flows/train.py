@@ -284,6 +284,11 @@ class _Session:
             return
         trainer.resume()
         position = trainer.position
+        if checkpoint.is_finished(position, trainer.settings):
+            by_clock, length = trainer.settings.minutes, "--finetune" if trainer.settings.freeze else "--epochs"
+            more = f"--minutes above {by_clock:g}" if by_clock else f"{length} above {position.epoch}"
+            self.progress.note(f"{trainer.run} is finished, nothing is left to train: add {more} to train on")
+            return
         self.progress.note(f"continuing {trainer.run} at epoch {position.epoch + 1}, step {position.step + 1}")
 
     def _store_changes(self, trainer: Trainer) -> None:

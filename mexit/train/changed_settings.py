@@ -73,12 +73,21 @@ def change_settings(
 
 def describe_change(settings: TrainSettings, stored: TrainSettings) -> str:
     """The settings that differ from the stored ones, such as `--epochs 6 instead of 3`."""
-    names = settings.changes[-1]["before"] if settings.changes != stored.changes else ()
-    shown = [
-        f"{option_name(name)} {_show(name, getattr(settings, name))} instead of {_show(name, getattr(stored, name))}"
+    if settings.changes == stored.changes:
+        return ""
+    names = settings.changes[-1]["before"]
+    epochs_end_it = "minutes" in names and not settings.minutes  # whether their number changed or not
+
+    def before(name: str) -> str:
+        old = "minutes" if epochs_end_it and name in ("epochs", "finetune") else name
+        value = _show(old, getattr(stored, old))
+        return value if old == name else f"{option_name(old)} {value}"
+
+    return ", ".join(
+        f"{option_name(name)} {_show(name, getattr(settings, name))} instead of {before(name)}"
         for name in names
-    ]
-    return ", ".join(shown)
+        if not (epochs_end_it and name == "minutes")
+    )
 
 
 def _length(stored: TrainSettings, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -219,9 +219,9 @@ def test_the_numbers_of_the_whole_data_set_are_named(group: int, unit: str) -> N
 @pytest.mark.parametrize("group", [1, 6])
 def test_the_smallest_error_that_is_named_can_be_certified_and_a_smaller_one_cannot(group: int) -> None:
     calibration, certification = population(800, 0), population(60 * group, 1, group=group)
-    with pytest.raises(RiskInfeasible, match="is the smallest that this data certifies") as error:
+    with pytest.raises(RiskInfeasible, match="which is the smallest that this data certifies") as error:
         add(calibration, certification, RejectRequest(0.02))
-    found = re.search(r"--max-error (0\.\d+) is the smallest .*, with (\d+\.\d)% answered", str(error.value))
+    found = re.search(r"--max-error (0\.\d+), which is the smallest .*, with (\d+\.\d)% answered", str(error.value))
     assert found is not None, error.value
     smallest = float(found[1])
     [point] = add(calibration, certification, RejectRequest(smallest)).points
@@ -234,10 +234,10 @@ def test_a_network_that_guesses_is_infeasible_with_any_number_of_pictures() -> N
     guess = population(500, 0)
     guess.predictions[:] = np.random.default_rng(0).integers(0, 5, guess.predictions.shape)
     with pytest.raises(
-        RiskInfeasible, match="no number of pictures with such results would be enough: train longer, or raise"
+        RiskInfeasible, match="no number of pictures with such results would be enough: train longer; on this data no"
     ) as error:
         add(guess, guess, RejectRequest(0.02))
-    assert "no --max-error up to 0.5 can be certified on this data" in str(error.value)
+    assert "no --max-error up to 0.5 can be certified at that confidence" in str(error.value)
 
 
 def test_few_pictures_of_other_things_are_infeasible_with_both_numbers() -> None:

@@ -48,7 +48,10 @@ def test_a_bundle_is_no_run(line: str, digits_bundle: Path) -> None:
 
 def test_a_folder_is_neither(digits_bundle: Path) -> None:
     said = refused("run", "folder", "x.png", code=2)
-    assert "folder is a folder, not an image: name its pictures, folder/*, or use mexit camera --source folder" in said
+    assert "folder is a folder, not an image: name its pictures, folder/*, or use mexit camera --source" in said
+    (Path("folder") / "a").mkdir()
+    (Path("folder") / "a" / "1.webp").touch()
+    assert "name its pictures, folder/a/*, or" in refused("run", "folder", "x.png", code=2)
     assert "folder/bundle.json does not exist" in refused("inspect", "folder", code=2)
     assert "folder/settings.json does not exist" in refused("export", "folder", code=2)
 

@@ -65,9 +65,10 @@ def test_the_hash_covers_every_image_and_every_label(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "nowhere", tmp_path / "file"):
-        with pytest.raises(NotFound, match=f"image folder {path} does not exist"):
-            folder.load(path)
+    with pytest.raises(NotFound, match=f"image folder {tmp_path / 'nowhere'} does not exist"):
+        folder.load(tmp_path / "nowhere")
+    with pytest.raises(NotFound, match=f"{tmp_path / 'file'} is a file: the folder that holds the class folders"):
+        folder.load(tmp_path / "file")
 
 
 @pytest.mark.parametrize(("classes", "count"), [((), 0), (("a",), 1), (("a", "b"), 0)], ids=["none", "one", "empty"])

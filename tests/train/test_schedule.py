@@ -13,6 +13,7 @@ from torch import nn
 
 from mexit.attacks.pgd import Attack, PGDConfig, craft, run_attack
 from mexit.attacks.rng import CounterRNG
+from mexit.core.progress import Silent
 from mexit.data import digits, splits
 from mexit.errors import UsageError
 from mexit.flows.train import TrainOptions, train_model
@@ -156,7 +157,10 @@ def test_minutes_add_up_over_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_finished_run_by_the_clock_does_not_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", _Clock())
     first = train_model(settings=SMALL | {"minutes": 0.3, "validate_every": 9}, out=tmp_path / "run")
+    notes: list[str] = []
+    monkeypatch.setattr(Silent, "note", lambda _, text: notes.append(text))
     again = train_model(out=tmp_path / "run", resume=True)
+    assert any("is finished, nothing is left to train: add --minutes above 0.3" in note for note in notes)
     assert again.settings == first.settings
     assert again.records == first.records
 
