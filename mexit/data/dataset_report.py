@@ -16,7 +16,7 @@ from mexit.data.dataset_problems import Problem, find_problems, official_parts
 from mexit.data.groups import Grouping, find_groups
 from mexit.data.near_duplicates import near_duplicates, thumbnails
 from mexit.data.picture_scan import PictureScan, grey_bits, scan_pictures
-from mexit.data.splits import NAMES, few_calibrate, split
+from mexit.data.splits import NAMES, few_calibrate, few_groups, split
 from mexit.errors import BadInput
 
 
@@ -111,8 +111,8 @@ def _splits(data: DataSet, grouping: Grouping | None) -> tuple[dict[str, int], s
         splits = split(data, grouping)
     except BadInput as error:
         return {}, "" if grouping is None else grouping.how, (Problem("no splits", True, str(error)),)
-    few = few_calibrate(splits)
-    problems = (Problem("few to calibrate", False, few),) if few else ()
+    found = {"few to calibrate": few_calibrate(splits), "few groups": few_groups(data, splits)}
+    problems = tuple(Problem(kind, False, text) for kind, text in found.items() if text)
     return {name: len(splits.parts[name]) for name in NAMES}, splits.grouping, problems
 
 

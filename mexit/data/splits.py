@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mexit.core.atomic_io import read_bytes, read_npz, sha256_bytes, to_npz
 from mexit.core.bundle import Bundle
+from mexit.core.printable import listed, printable
 from mexit.core.schema import decode
 from mexit.core.trace import MIN_SAMPLES
 from mexit.data.dataset import DataSet
@@ -41,6 +42,8 @@ _SMALL = 5_000  # images
 _OWN_SHARES = {"selection": 0.06, "calibration": 0.14, "certification": 0.14}
 _TEST_SHARE = 0.25
 _MOST_CALIBRATE = 1 / 3  # of the images outside the test part, to reach `MIN_SAMPLES`
+FEW_GROUPS = 5  # of a class in the training split
+_SHOWN = 3  # classes in a sentence
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,23 @@ def few_calibrate(splits: Splits) -> str:
     return (
         f"the calibration split has {count} images, and mexit export and calibrate need {MIN_SAMPLES} to set "
         "thresholds: add images, or calibrate on other ones (mexit export --no-calibrate, then mexit calibrate --data)"
+    )
+
+
+def few_groups(data: DataSet, splits: Splits) -> str:
+    """The classes whose training pictures belong to few groups, and what to do; "" without such classes or groups."""
+    train = splits.part("train")
+    groups = splits.groups_of(train)
+    if groups is None:
+        return ""
+    of_class = [len(np.unique(groups[data.labels[train] == label])) for label in range(len(data.classes))]
+    few = [label for label in np.argsort(of_class, kind="stable").tolist() if of_class[label] < FEW_GROUPS]
+    if not few:
+        return ""
+    shown = listed(few, _SHOWN, lambda label: f"{printable(data.classes[label])} {of_class[label]}")
+    return (
+        f"classes with fewer than {FEW_GROUPS} groups (objects, films or bursts) to train with, {len(few)}: {shown}: "
+        "new objects of these classes will hardly be recognised; add pictures of other objects"
     )
 
 

@@ -13,7 +13,7 @@ from mexit.data.dataset_problems import find_problems
 from mexit.data.dataset_report import DatasetReport, report_data_set
 from mexit.data.groups import default_group
 from mexit.data.picture_scan import PictureScan, grey_bits, scan_pictures
-from mexit.data.splits import Splits, few_calibrate
+from mexit.data.splits import Splits, few_calibrate, few_groups
 from mexit.errors import BadInput
 
 __all__ = ["DatasetReport", "check_data", "note_grey_bits", "note_splits", "report_data"]
@@ -93,10 +93,9 @@ def note_grey_bits(scan: PictureScan | None, splits: Splits, progress: Progress 
     return bits
 
 
-def note_splits(splits: Splits, progress: Progress) -> None:
-    """Note before training what export would refuse after it."""
-    few = few_calibrate(splits)
-    if few:
+def note_splits(data: DataSet, splits: Splits, progress: Progress) -> None:
+    """Note before training what export would refuse after it, and classes with few objects."""
+    for few in filter(None, (few_calibrate(splits), few_groups(data, splits))):
         _note(progress, f"warning: {few}")
 
 

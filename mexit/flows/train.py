@@ -194,7 +194,7 @@ class _Opening:
         run = processes.on_main(lambda: self.stack.enter_context(new_run(out, name)))
         scan = processes.on_main(lambda: check_data(data_set, progress))
         splits = split(data_set, find_groups(data_set, settings.group, progress), settings.split_seed)
-        note_splits(splits, progress)
+        note_splits(data_set, splits, progress)
         settings = replace(settings, grey_bits=note_grey_bits(scan, splits, progress))
         if isinstance(data_set.images, FileImages) and is_folder(data) and len(data_set) <= MAX_KNOWN:
             splits = replace(splits, fingerprints=fingerprints(data_set.images))

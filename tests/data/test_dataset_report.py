@@ -133,6 +133,7 @@ def test_a_track_in_train_and_test_is_said(tmp_path: Path) -> None:
                 scene = Image.fromarray(noise(5, 5, 3, seed=10 * label + track))
                 frame = np.roll(np.asarray(scene.resize((48, 48), Image.Resampling.BICUBIC)), 3 * number, axis=1)
                 (tmp_path / part / name / f"{track:05}_{number:05}.png").write_bytes(encode(frame))
+    assert found(tmp_path, "few groups").text.startswith("classes with fewer than 5 groups")
     groups = report(tmp_path).groups
     assert groups.startswith("10 groups of pictures (10 in the test part) by track_frame in the names")
     assert "60 training pictures belong to 10 groups that are in the test part too" in groups
