@@ -15,8 +15,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ BLOCKS, DRAWS = 25, 4000
 SAMPLE_EVERY = 1000
 BATCHES = (1, 1, 1, 1, 2, 3, 5, 8)
 BUDGETS = ("low", "medium", "high", "full")
+MEASURED = ("seconds", "MB at 0 / 10 / 50 / 100 %", "slope", "99 % bound", "")  # the columns of `measured`
 
 
 @dataclass(frozen=True)
@@ -101,26 +104,29 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def measured(command: Sequence[str]) -> tuple[dict[str, Any], Slope, list[str]]:
+    """Run one case in a process of its own: what it printed, its slope, and the last cells of its row."""
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    run = json.loads(done.stdout)
+    growth = slope(np.array(run["counts"]), np.array(run["resident"]))
+    marks = [run["resident"][int(share * (len(run["resident"]) - 1))] / 1e6 for share in (0, 0.1, 0.5, 1)]
+    cells = [
+        f"{run['seconds']:.0f}", " / ".join(f"{mark:.2f}" for mark in marks), f"{growth.estimate:.3f}",
+        f"{growth.upper:.3f}", "under the limit" if growth.passed else "FLAGGED",
+    ]  # fmt: skip
+    return run, growth, cells
+
+
 def main(bundle: str, predictions: str = "1000000") -> None:
     """Measure and write the page; exit with 1 if a check fails."""
     from page import table, write_page
 
     rows, passed = [], []
     for name, leak in (("as it is", 0), (f"with a leak of {PLANTED_BYTES} bytes per prediction", PLANTED_BYTES)):
-        command = [sys.executable, __file__, "--work", bundle, predictions, str(leak)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        run = json.loads(done.stdout)
-        growth = slope(np.array(run["counts"]), np.array(run["resident"]))
+        run, growth, cells = measured([sys.executable, __file__, "--work", bundle, predictions, str(leak)])
         passed.append(growth.passed)
-        marks = [run["resident"][int(share * (len(run["resident"]) - 1))] / 1e6 for share in (0, 0.1, 0.5, 1)]
-        rows.append(
-            [
-                name, f"{run['counts'][-1]:,}", f"{run['calls']:,}", f"{run['seconds']:.0f}",
-                " / ".join(f"{mark:.2f}" for mark in marks), f"{growth.estimate:.3f}", f"{growth.upper:.3f}",
-                "under the limit" if growth.passed else "FLAGGED",
-            ]
-        )  # fmt: skip
-    columns = ["run", "predictions", "calls", "seconds", "MB at 0 / 10 / 50 / 100 %", "slope", "99 % bound", ""]
+        rows.append([name, f"{run['counts'][-1]:,}", f"{run['calls']:,}", *cells])
+    columns = ["run", "predictions", "calls", *MEASURED]
     write_page(
         "memory_slope",
         "2-core-cpu",

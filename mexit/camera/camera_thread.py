@@ -41,7 +41,7 @@ class Camera:
         request: options of each frame's request: budget, deadline_ms.
         steady: region, trigger and votes.
         unsure_s: seconds without a steady label until the event "unsure".
-        frozen_s: see `pipeline.classify_frames`.
+        frozen_s: seconds without a change after which the picture of a live source counts as frozen; 0: never.
         live: time-outs and delays of a live source.
         keep_trying: whether a source that fails is opened again and again, and `live.connect_attempts` does not count.
         limit: number of answers after which it ends; None: no limit.

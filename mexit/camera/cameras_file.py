@@ -57,7 +57,7 @@ class CameraSettings(FileSettings):
 
     Attributes:
         name: its name in answers, events, metrics and addresses.
-        source: source string, possibly with a password; see `parse_source`.
+        source: source string, as typed after `--source`, possibly with a password.
         budget: budget of each frame; None: that of the file.
         steady: region, trigger, reused answers and votes; each of their settings is a key of the file.
         unsure_s: seconds without a steady label until the event "unsure".
@@ -177,7 +177,8 @@ def cameras_of_sources(sources: Sequence[str], **settings: Any) -> tuple[CameraS
         settings: further attributes of every camera.
 
     Raises:
-        UsageError, NotFound: a source is not valid; see `parse_source`.
+        UsageError: a source is empty, or an address that is not supported.
+        NotFound: a source does not exist.
     """
     cameras: list[CameraSettings] = []
     for source in sources:

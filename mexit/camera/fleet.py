@@ -107,7 +107,9 @@ class Fleet:
         Args:
             runtime: the opened bundle; its rate limiter bounds all cameras together.
             cameras: with distinct names.
-            on_result, on_message, on_event: see `Listeners`; one of them is called at a time.
+            on_result: called with each answer, after it was written.
+            on_message: called with a message about a source.
+            on_event: called with each event, after it was written. One of the three is called at a time.
 
         Raises:
             UsageError: two cameras have the same name.

@@ -39,7 +39,7 @@ class SteadyAnswers:
 
         Args:
             settings: their settings.
-            live: whether the source is live; see `TriggerSettings.reuse`.
+            live: whether the source is live, which reuses answers unless the settings say otherwise.
 
         Raises:
             UsageError: `votes` or `hold` is below 1.
@@ -51,7 +51,7 @@ class SteadyAnswers:
 
     @property
     def delay_frames(self) -> int:
-        """The stated delay of the steady label, in answers; see `Votes.delay_frames`."""
+        """The stated delay: answers after a change of all answers until the steady label changes too, at most."""
         return self._votes.delay_frames
 
     def answer(
@@ -62,7 +62,7 @@ class SteadyAnswers:
         Args:
             image: the frame as the runtime takes it.
             rgb: the frame, (H, W, 3) uint8.
-            now_s: its time, see `frame.clock_s`.
+            now_s: its time, seconds: by the timestamps of a recording, else its arrival.
             classify: runs the network on `image`, or on the region of `rgb`. Its errors are raised.
 
         Returns:

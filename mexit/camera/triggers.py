@@ -67,7 +67,7 @@ class Trigger:
 
         Args:
             settings: its settings.
-            live: whether the source is live; see `TriggerSettings.reuse`.
+            live: whether the source is live, which reuses answers unless the settings say otherwise.
         """
         self._settings = settings
         self._reuse = live if settings.reuse is None else settings.reuse

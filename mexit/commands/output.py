@@ -178,7 +178,8 @@ def aligned(
     Args:
         columns: the headers.
         rows: the cells.
-        drop, shorten: headers of what may go on a narrow terminal, see `fit_columns.fit`.
+        drop: headers of the columns that may be dropped on a narrow terminal, the first one first.
+        shorten: headers of the columns whose cells may be shortened there.
 
     Returns:
         The headers of the columns that were dropped.

@@ -186,7 +186,7 @@ def run_cameras(
 
     Args:
         bundle: the bundle's directory.
-        file: the cameras and what they share; see `camera.cameras_file`.
+        file: the cameras and what they share.
         limit: number of answers after which a camera ends.
         keep_trying: whether a source that fails is opened again and again; its error is in the report. Without it, the
             error is raised.

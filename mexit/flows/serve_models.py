@@ -53,7 +53,7 @@ class ServeOptions:
         batching: "off": every request runs alone; "continuous": requests share runs of a segment.
         name: name of the model in routes, answers and metrics; default the bundle's. For a single bundle only.
         watch: load new and changed versions while the server runs, and unload models whose folder is gone.
-        cameras: file of cameras that run beside the server; see `camera.cameras_file`.
+        cameras: file of cameras (TOML) that run beside the server.
         workers: worker processes; 0: serve in this process; None: as many as the processors allow, where the other
             options permit several.
     """

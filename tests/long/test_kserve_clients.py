@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from served_demo import BUNDLE, MODEL, OUTPUTS, TOKEN, Images, Served, assert_same, digit_tensor, serve_demo
+from served_demo import MODEL, OUTPUTS, TOKEN, Images, Served, assert_same
 
 from mexit import Runtime
 
@@ -16,22 +16,6 @@ pytestmark = pytest.mark.long
 grpc = pytest.importorskip("grpc", exc_type=ImportError, reason="needs grpcio")
 kserve = pytest.importorskip("kserve", exc_type=ImportError, reason="needs kserve: clients-requirements.txt")
 httpx = pytest.importorskip("httpx", exc_type=ImportError, reason="needs kserve: clients-requirements.txt")
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "tls"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve_demo(tmp_path_factory.mktemp("served"), request.param) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def runtime() -> Runtime:
-    return Runtime.open(BUNDLE, budget="medium")
-
-
-@pytest.fixture(scope="module")
-def images() -> Images:
-    return digit_tensor()
 
 
 def kserve_request(images: Images, binary: bool, **parameters: object) -> Any:

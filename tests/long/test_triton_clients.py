@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
-from served_demo import BUNDLE, MODEL, OUTPUTS, TOKEN, Images, Served, assert_same, digit_tensor, serve_demo
+from served_demo import MODEL, OUTPUTS, TOKEN, Images, Served, assert_same
 
 from mexit import Runtime
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "tls"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve_demo(tmp_path_factory.mktemp("served"), request.param) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def runtime() -> Runtime:
-    return Runtime.open(BUNDLE, budget="medium")
-
-
-@pytest.fixture(scope="module")
-def images() -> Images:
-    return digit_tensor()
 
 
 def triton_tensor(package: Any, images: Images, **options: Any) -> Any:

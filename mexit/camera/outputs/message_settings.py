@@ -33,7 +33,7 @@ class WebhookSettings:
 
     Attributes:
         url: http or https, possibly with user and password; never shown beyond the host, since paths hold secrets too.
-        events: kinds of events to send; see `mexit.camera.events.CameraEvent`.
+        events: kinds of events to send, of `EVENT_KINDS`.
         timeout_s: for each step of the network, seconds.
         retries: further attempts after a failed one, with growing pauses.
     """
