@@ -76,6 +76,7 @@ def test_the_size_limit_is_exact(encoding: str, compress: Callable[[bytes], byte
         ("gzip, deflate", zlib.compress(gzip.compress(b"plain"))),
         ("deflate,gzip,gzip", gzip.compress(gzip.compress(zlib.compress(b"plain")))),
     ],
+    ids=["none", "identity", "other name", "empty names", "members", "two", "three"],  # gzip holds the time
 )
 def test_codings_of_the_rfcs(encoding: str, sent: bytes) -> None:
     """Several codings are undone from the last one; a gzip body may have several members."""
