@@ -168,7 +168,10 @@ def workers_of(server: Server) -> list[int]:
 
 def serving_workers(server: Server) -> list[int]:
     """Process ids of the workers that get connections."""
-    connections = [server.connect() for _ in range(2 * len(workers_of(server)))]
+    workers = workers_of(server)
+    # A connection goes to the worker with the fewest, so it takes as many as are open to reach the busiest one.
+    number = len(workers) + sum(len(client_ports(server, pid)) for pid in workers)
+    connections = [server.connect() for _ in range(number)]
     for connection in connections:
         connection.request("GET", "/v2/health/live")
         connection.getresponse().read()
