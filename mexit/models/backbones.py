@@ -162,9 +162,9 @@ def _timm_module(name: str, pretrained: bool) -> nn.Module:
     try:
         module: nn.Module = timm.create_model(architecture, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
         reason = " ".join(str(error).split())[:200]
+        if not pretrained:
+            raise UsageError(f"timm cannot build '{architecture}': {reason}") from None
         raise UsageError(
             f"timm cannot load the weights of {architecture} ({reason}): give a file with --weights"
         ) from None

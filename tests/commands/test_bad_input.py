@@ -211,7 +211,7 @@ MISTAKES = {
     "calibrate {bundle} --attack x": "unknown attack 'x'",
     "calibrate {bundle} --data folder:/nowhere": "image folder /nowhere does not exist",
     "calibrate {bundle} --data mnist --data-dir /nowhere": "no mnist in /nowhere/mnist",
-    "bench {bundle} --repeats 1": "at least 20 repeats",
+    "bench {bundle} --repeats 1": "--repeats must be at least 20",
     "bench {bundle} --batch 0": "each --batch at least 1",
     "evaluate {bundle} --budgets certified": "high, full; mexit calibrate --max-risk 0.02 adds one",
     "evaluate {bundle} --samples -1": "--samples must be at least 1, found -1",
