@@ -117,6 +117,9 @@ def choose(
         data, splits, spec: the samples of the selection and the calibration split judge the subsets of exits.
         progress: receives the progress.
         profile: times of a bundle with all exits on another device; None measures the segments on this machine.
+
+    Returns:
+        The choice; all exits where the splits have too few samples for one.
     """
     exits = len(segments)
     if exits == 1:

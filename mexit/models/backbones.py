@@ -103,9 +103,20 @@ def is_backbone(name: str) -> bool:
     return name == EFFICIENTNET_LITE0 or name.startswith((TIMM, MODULE))
 
 
-@cache
 def data_config(name: str) -> DataConfig:
-    """The data configuration of a network."""
+    """The data configuration of a network. Raises as `Backbone.build` does."""
+    return _data_config(name, file_hash(name))
+
+
+def count_exits(name: str) -> int:
+    """Number of exits of a network at its own size. Raises as `Backbone.build` does."""
+    return _count_exits(name, file_hash(name))
+
+
+# Both are cached by the content of the user's file too, which may change within one process.
+@cache
+def _data_config(name: str, sha256: str | None) -> DataConfig:
+    del sha256
     if name == EFFICIENTNET_LITE0:
         prepare = PrepareSpec(resize="bicubic", fit="cover", crop=224 / 256)
         return DataConfig((3, 224, 224), (127 / 255,) * 3, (128 / 255,) * 3, prepare)
@@ -115,8 +126,8 @@ def data_config(name: str) -> DataConfig:
 
 
 @cache
-def count_exits(name: str) -> int:
-    """Number of exits of a network at its own size."""
+def _count_exits(name: str, sha256: str | None) -> int:
+    del sha256
     return Backbone(name).build(2).exits
 
 

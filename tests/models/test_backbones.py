@@ -162,6 +162,13 @@ def test_what_cannot_be_used_of_a_users_network_is_named(code: Path, function: s
         model_spec(f"module:{code}:{function}").build(6)
 
 
+def test_a_file_that_changes_in_one_process_is_read_again(code: Path) -> None:
+    assert model_spec(f"module:{code}:named").exits == 3
+    code.write_text(CODE.replace('"mean": (0.1, 0.2, 0.3)', '"mean": (0.7, 0.2, 0.3)').replace('["0", "3"]', '["3"]'))
+    assert model_spec(f"module:{code}:named").exits == 2
+    assert model_spec(f"module:{code}:build").build(6).normalise.mean.flatten()[0] == pytest.approx(0.7)
+
+
 def test_a_changed_file_is_refused(code: Path) -> None:
     settings = resolve("digits", None, {"model": f"module:{code}:build", "method": "clean"})
     settings.model_spec()
