@@ -187,6 +187,16 @@ def test_the_status_has_a_small_picture(runtime: Runtime, tmp_path: Path) -> Non
     assert value["age_s"] > 0
 
 
+def test_the_small_picture_of_a_very_tall_one(runtime: Runtime, tmp_path: Path) -> None:
+    """JPEG ends at 65,535 rows."""
+    write_images(tmp_path / "a", ["1.png"], size=(66_000, 4))
+    with Fleet(runtime, [Camera("a", parse_source(str(tmp_path / "a")))]) as fleet:
+        fleet.wait()
+    [status] = fleet.status()
+    assert status.picture is not None
+    assert status.picture.shape == (1270, 1, 3)
+
+
 def test_a_wrong_password_ends_one_camera(runtime: Runtime, chunks: list[bytes]) -> None:
     units = nal_units(grey_frames(60), FPS)
     recorder = Recorder()
@@ -219,6 +229,7 @@ def test_an_output_that_fails_ends_its_camera_alone(runtime: Runtime, chunks: li
         with Fleet(runtime, cameras, on_message=lambda _: None) as fleet:
             wait_for(lambda: state(fleet) == {"full": "ended", "on": "live"} and len(recorder.answers) > 10)
     assert [camera.error for camera in fleet.status()] == ["could not write it: No space left on device", ""]
+    assert [camera.to_json()["state"] for camera in fleet.status()] == ["ended", "ended"]
     assert (len(full.answers), full.closed) == (2, 1)
 
 

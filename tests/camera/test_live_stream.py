@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,15 @@ def test_rtsp_over_tcp_shows_no_password(
     assert "geheim" not in lines + repr(report) + repr(results) + str(events) + caplog.text
 
 
+def test_rtsp_over_udp_where_tcp_is_refused(units: list[list[bytes]]) -> None:
+    with RtspCamera(units, FPS, udp=True) as sender:
+        frames = classify_frames(slow_runtime(), f"rtsp://127.0.0.1:{sender.port}/live", live=IMPATIENT)
+        with closing(frames):
+            answers = [next(frames)[1] for _ in range(5)]
+    assert ["TCP" in transport for transport in sender.transports] == [True, False]
+    assert answers[-1].frame_index >= 4
+
+
 def test_a_wrong_password_is_not_tried_again(
     units: list[list[bytes]], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +324,7 @@ def test_losses_are_logged_by_default(chunks: list[bytes], caplog: pytest.LogCap
 def test_rtsp_options() -> None:
     settings = LiveSettings(read_timeout_s=2.5)
     options = stream_options("rtsp://host/x", settings)
-    assert options["rtsp_transport"] == "tcp"
+    assert (options["rtsp_transport"], options["rtsp_flags"]) == ("tcp+udp", "prefer_tcp")
     assert options["timeout"] == "2500000"
+    assert stream_options("rtsps://host/x", settings)["rtsp_transport"] == "tcp"  # UDP would not be encrypted
     assert "rtsp_transport" not in stream_options("udp://@:5000", settings)
