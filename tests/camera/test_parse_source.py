@@ -99,7 +99,7 @@ def test_missing_files(tmp_path: Path, name: str, message: str) -> None:
 
 
 def test_a_home_that_does_not_exist() -> None:
-    with pytest.raises(NotFound, match="source ~no-such-user/a.mp4 cannot be read"):
+    with pytest.raises(NotFound, match=r"source ~no-such-user/a\.mp4 cannot be read"):
         parse_source("~no-such-user/a.mp4")
 
 

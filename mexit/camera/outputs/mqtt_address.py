@@ -9,8 +9,8 @@ from mexit.errors import UsageError
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _EXPECTED = (
-    "expected mqtt://HOST:1883, or mqtts://HOST:8883 for TLS; USER:PASSWORD@ goes before the host, with @ in a password "
-    "written as %40 and / as %2F"
+    "expected mqtt://HOST:1883, or mqtts://HOST:8883 for TLS; USER:PASSWORD@ goes before the host, with @ in a "
+    "password written as %40 and / as %2F"
 )
 _WILDCARDS = frozenset("+#")
 _LONGEST_TOPIC = 1000  # bytes; the protocol ends at 65,535 for the topic of a camera, which begins with this one
