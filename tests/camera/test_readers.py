@@ -17,8 +17,6 @@ from PIL import Image
 
 from mexit.camera.frame import Counters
 from mexit.camera.pipeline import classify_frames
-from mexit.camera.region import Region
-from mexit.camera.steady import SteadySettings
 from mexit.errors import BadInput, Damaged, MexitError, MissingExtra, NotFound
 from mexit.flows.camera import CameraOptions, run_camera
 from mexit.runtime import Runtime
@@ -280,13 +278,3 @@ def test_a_pipe_without_a_writer_does_not_delay_a_stop(tmp_path: Path) -> None:
     assert list(classify_frames(slow_runtime(), str(tmp_path / "a.ts"), stopped=lambda: True, counters=counters)) == []
     assert counters.arrived == 0
     os.close(os.open(tmp_path / "a.ts", os.O_WRONLY | os.O_NONBLOCK))  # ends the thread that waits for a writer
-
-
-def test_frames_with_the_same_fault_are_reported_once(tmp_path: Path) -> None:
-    video = write_video(tmp_path / "a.mp4", grey_frames(5), [i / 25 for i in range(5)])
-    notes: list[str] = []
-    counters = Counters()
-    steady = SteadySettings(region=Region(100, 100, 5, 5))
-    with pytest.raises(Damaged, match=r"not one of 5 frames can be decoded: the region 100,100,5,5 lies outside"):
-        list(classify_frames(slow_runtime(), str(video), steady=steady, on_event=notes.append, counters=counters))
-    assert (len(notes), counters.undecodable) == (1, 5)
