@@ -51,6 +51,7 @@ else:
 T = TypeVar("T")
 _AT_LINE = re.compile(r"(?P<cause>.*) \(at line (?P<line>\d+), column \d+\)", re.DOTALL)
 _LARGEST_FILE = 1_000_000  # bytes
+_OUTPUTS = ("jsonl", "events", "out", "save_unsure")
 _KEPT = re.compile(r"[^\w.-]+")  # characters of a source that its camera's name leaves out
 
 
@@ -236,9 +237,10 @@ class _Reader:
             if camera.name in [other.name for other in cameras]:
                 raise self._error((*path, "name"), title, "name: another camera has it; expected a name of its own")
             self._check_source(camera, path, title)
-            for key in ("jsonl", "events", "out", "save_unsure"):
+            for key in _OUTPUTS:
                 self._check_output(getattr(camera, key), (*path, key), title, outputs)
             cameras.append(camera)
+        self._check_rotated(cameras)
         return cameras
 
     def _check_topics(self, cameras: Sequence[CameraSettings]) -> None:
@@ -272,6 +274,18 @@ class _Reader:
             expected = "folder" if key == "save_unsure" else "file"
             raise self._error(path, title, f"{key}: {output} is no {expected}; expected a {expected}")
         outputs[output.resolve()] = title
+
+    def _check_rotated(self, cameras: Sequence[CameraSettings]) -> None:
+        for owner in cameras:
+            lines = [] if owner.jsonl_mb is None else [path for path in (owner.jsonl, owner.events) if path is not None]
+            rotated = [re.compile(rf"{re.escape(str(path.resolve()))}\.\d+") for path in lines]
+            for position, camera in enumerate(cameras):
+                for key in _OUTPUTS:
+                    output = getattr(camera, key)
+                    if output is not None and any(names.fullmatch(str(output.resolve())) for names in rotated):
+                        message = f"{key}: {output} is a name of rotated lines of camera '{owner.name}'"
+                        title = f"camera '{camera.name}'"
+                        raise self._error(("camera", position, key), title, f"{message}; expected another path")
 
     def _outside(
         self, values: dict[str, Any], key: str, kind: Callable[..., T], parsers: Mapping[str, Parse]

@@ -27,7 +27,7 @@ from mexit.runtime.stats import StatsSnapshot
 from mexit.runtime.token_buckets import RateLimit
 
 PICTURE_SIZE = (1280, 320)  # rows and columns of the picture in a status, at most
-COUNTS = ("arrived", "answered", "reused", "dropped", "refused", "left_out", "undecodable", "reconnects")
+_COUNTS = ("arrived", "answered", "reused", "dropped", "refused", "left_out", "undecodable", "reconnects")
 _POLL_S = 0.1
 _LOG = logging.getLogger("mexit.camera")
 
@@ -83,7 +83,7 @@ class CameraStatus:
             "error": self.error or None,
             "age_s": None if self.age_s is None else round(self.age_s, 3),
             "answer": None if self.prediction is None else self.prediction.to_json(),
-            "counters": {name: getattr(counters, name) for name in COUNTS},
+            "counters": {name: getattr(counters, name) for name in _COUNTS},
             "exits": {str(number): count for number, count in zip(self.exits, self.stats.exits, strict=True)},
             "macs": self.stats.macs,
             "saved_macs": self.stats.saved_macs,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fractions import Fraction
+from hashlib import md5
 from typing import TypeVar
 
 import av
@@ -171,13 +172,15 @@ class UdpCamera(Sender):
 
 
 class RtspCamera(Sender):
-    """Minimal RTSP: Basic authentication, and H.264 in RTP, interleaved in the TCP connection or over UDP alone."""
+    """Minimal RTSP: Basic or Digest authentication, and H.264 in RTP, in the TCP connection or over UDP alone."""
 
-    def __init__(self, units: Sequence[Sequence[bytes]], fps: int, user: str = "", *, udp: bool = False) -> None:
+    def __init__(
+        self, units: Sequence[Sequence[bytes]], fps: int, user: str = "", *, udp: bool = False, digest: bool = False
+    ) -> None:
         super().__init__()
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM) if udp else None
         self._units, self._fps = units, fps
-        self._authorization = "Basic " + base64.b64encode(user.encode()).decode() if user else None
+        self._user, self._digest = user, digest
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self.transports: list[str] = []
@@ -206,9 +209,10 @@ class RtspCamera(Sender):
             headers[name.lower()] = value.strip()
         method, address = request.split()[:2]
         extra, body, status = "", "", "200 OK"
-        if self._authorization and method != "OPTIONS" and headers.get("authorization") != self._authorization:
+        if self._user and method != "OPTIONS" and not self._is_known(method, headers.get("authorization", "")):
             self.refused += 1
-            status, extra = "401 Unauthorized", 'WWW-Authenticate: Basic realm="camera"\r\n'
+            challenge = 'Digest realm="camera", nonce="n1"' if self._digest else 'Basic realm="camera"'
+            status, extra = "401 Unauthorized", f"WWW-Authenticate: {challenge}\r\n"
         elif method == "OPTIONS":
             extra = "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n"
         elif method == "DESCRIBE":
@@ -227,6 +231,17 @@ class RtspCamera(Sender):
             self._play(client)
             return False
         return method != "TEARDOWN"
+
+    def _is_known(self, method: str, authorization: str) -> bool:
+        if not self._digest:
+            return authorization == "Basic " + base64.b64encode(self._user.encode()).decode()
+        given = dict(re.findall(r'(\w+)="([^"]*)"', authorization))
+        user, _, password = self._user.partition(":")
+        secret, request = (
+            md5(text.encode()).hexdigest() for text in (f"{user}:camera:{password}", f"{method}:{given.get('uri')}")
+        )
+        right = md5(f"{secret}:n1:{request}".encode()).hexdigest()
+        return authorization.startswith("Digest") and given.get("response") == right
 
     def _set_up_udp(self, udp: socket.socket, transport: str) -> tuple[str, str]:
         ports = re.search(r"client_port=(\d+)-\d+", transport)

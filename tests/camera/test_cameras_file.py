@@ -153,6 +153,10 @@ def test_no_password_in_the_text_of_settings(tmp_path: Path) -> None:
             "jsonl = 'a'\n[[camera]]\nname = 'b'\nsource = 'rtsp://h/s'\njsonl = './a'",
             "8: camera 'b': jsonl: a is also an output of camera 'gate'; expected another path",
         ),
+        (
+            "jsonl = 'a'\njsonl_mb = 1\n[[camera]]\nname = 'b'\nsource = 'rtsp://h/s'\njsonl = './a.12'",
+            "9: camera 'b': jsonl: a.12 is a name of rotated lines of camera 'gate'; expected another path",
+        ),
     ],
 )
 def test_an_error_names_file_line_and_key(tmp_path: Path, change: str, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import time
@@ -158,6 +159,36 @@ def test_a_lost_camera_comes_back(runtime: Runtime, chunks: list[bytes]) -> None
         "camera-lost",
         "camera-back",
     ]
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "rtsp", "http"])
+def test_a_stop_does_not_wait_for_a_silent_server(runtime: Runtime, scheme: str) -> None:
+    """The server accepts the connection and says nothing; the time-outs are longer than the test may take."""
+    patient = LiveSettings(open_timeout_s=1000, read_timeout_s=1000)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/live"
+        with Fleet(runtime, [Camera("a", parse_source(address), live=patient)]) as fleet:
+            connection, _ = server.accept()
+        connection.close()
+    assert fleet.status()[0].counters.arrived == 0
+
+
+def test_the_clock_of_the_system_changes(
+    runtime: Runtime, chunks: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It jumps by a day with every look at it."""
+    clock = (1.7e9 + 86_400 * (-1) ** number for number in itertools.count())
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    recorder = Recorder()
+    with TcpCamera(chunks, FPS) as sender, Fleet(runtime, [live("on", sender.address, recorder)]) as fleet:
+        wait_for(lambda: len(recorder.answers) > 20)
+        assert state(fleet) == {"on": "live"}
+    assert all(0 <= answer.age_ms < 3_600_000 for answer in recorder.answers)
+    assert [answer.captured_s for answer in recorder.answers] == sorted(
+        answer.captured_s for answer in recorder.answers
+    )
+    assert {event.kind for event in recorder.events} <= {"label-changed"}
+    assert all(0 <= event.seconds < 3600 for event in recorder.events)
 
 
 def test_a_frozen_picture_is_an_event(runtime: Runtime) -> None:
