@@ -64,7 +64,7 @@ class DiskQuota:
     def _count(self, paths: tuple[Path, ...]) -> None:
         size = 0
         for path in paths:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 size += path.stat().st_size
         self._entries.append((paths, size))
         self._bytes += size
