@@ -50,7 +50,7 @@ def check_ray_options(bundle: Path, options: ServeOptions, limits: Limits) -> No
             options.tls_cert is not None or options.tls_key is not None,
             "let the load balancer before the proxies end TLS",
         ),
-        "--rate and --client-rate": (
+        "a rate (--rate, --burst, --client-rate, --client-burst)": (
             any(one is not None for one in (options.rate, options.burst, options.client_rate, options.client_burst)),
             "replicas share no rate limiter; bound the replicas by --max-replicas, and requests by the load balancer",
         ),
@@ -63,5 +63,5 @@ def check_ray_options(bundle: Path, options: ServeOptions, limits: Limits) -> No
     for name, (given, how) in instead.items():
         if given:
             raise UsageError(f"{name} does not apply with --ray: {how}")
-    if not is_bundle(bundle):
+    if bundle.is_dir() and not is_bundle(bundle):
         raise UsageError(f"--ray deploys one bundle, found the folder of models {bundle}: give one of its bundles")

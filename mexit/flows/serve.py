@@ -75,9 +75,10 @@ def _serve(
     signals: StopSignal,
 ) -> None:
     _check_packages(options)
-    _check_options(bundle, options)
     if options.replicas is not None:
         check_ray_options(bundle, options, limits)
+    _check_options(bundle, options)
+    if options.replicas is not None:
         _check_package("ray.serve", "ray[serve]", "ray", "Serving with Ray")
         # Imported late because Ray is an optional dependency.
         from mexit.flows.serve_ray import serve_on_ray

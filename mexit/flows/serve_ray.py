@@ -34,6 +34,7 @@ ADDRESS = "RAY_ADDRESS"
 APPLICATION = "mexit"
 BUDGET = "budget"  # the key of `user_config`
 _LOCAL_STORE_BYTES = 100 << 20  # of Ray's object store, which requests do not use
+_LOGGING = {"enable_access_log": False}  # a line for each request costs processor time
 _LOOK_S = 0.2
 
 _log = logging.getLogger("mexit.server")
@@ -166,7 +167,7 @@ def _run(config: ReplicaConfig, http: Mapping[str, Any], signals: StopSignal, re
             "mexit.flows.serve_ray.deployment to it"
         )
     try:
-        serve.start(proxy_location="EveryNode", http_options=dict(http))
+        serve.start(proxy_location="EveryNode", http_options=dict(http), logging_config=_LOGGING)
         serve.run(_application(config), name=APPLICATION)
         signals.defer()
         ready()
@@ -228,7 +229,7 @@ def _application(config: ReplicaConfig) -> Any:
         max_ongoing_requests=config.limits.requests,
         max_queued_requests=config.limits.requests,
         graceful_shutdown_timeout_s=config.limits.drain_s,
-        logging_config={"enable_access_log": False},
+        logging_config=_LOGGING,
     )
     return replica.bind()
 
