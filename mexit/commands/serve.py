@@ -195,7 +195,7 @@ def serve(
             output.RichProgress().note(f"standard output cannot be written; serving at {url}")
 
     def show_address(url: str) -> None:
-        output.say(f"serving {path} at {url} within budget {budget}; Ctrl-C stops it")
+        output.say(f"serving {path} at {url} with budget {budget}; Ctrl-C stops it")
         header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None or token_file is not None else ""
         if url.startswith(_UNIX):
             header, url = f"--unix-socket {shell_path(url.removeprefix(_UNIX))} {header}", _unix_url(tls_cert)
