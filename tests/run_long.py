@@ -30,6 +30,7 @@ REQUIREMENTS = {
     "tests/long/test_opencv_examples.py": "tests/long/opencv-requirements.txt",
     "tests/long/test_kserve_clients.py": "tests/long/clients-requirements.txt",
     "tests/long/test_triton_clients.py": "tests/long/clients-requirements.txt",
+    "tests/long/test_ray_serve.py": "tests/long/ray-requirements.txt",
 }
 
 

@@ -29,6 +29,7 @@ from mexit.calibrate.hypothesis_tests import (
     METHODS,
     are_grouped,
     certified_prefix,
+    check_share,
     groups_needed,
     p_value,
     samples_needed,
@@ -65,10 +66,8 @@ class CertificateRequest:
     max_macs: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_risk < 1 or not 0 < self.confidence < 1:
-            raise UsageError(
-                f"--max-risk and --confidence must lie between 0 and 1, found {self.max_risk} and {self.confidence}"
-            )
+        check_share("--max-risk", self.max_risk)
+        check_share("--confidence", self.confidence)
         if self.loss not in LOSSES:
             raise UsageError(f"unknown loss '{self.loss}': choose from {', '.join(LOSSES)}")
         if self.method != "auto" and self.method not in METHODS:

@@ -18,13 +18,14 @@ from mexit.calibrate.clusters import Estimate, difference_interval
 from mexit.calibrate.reject import RejectSamples, reject_outcome
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.atomic_io import read_json, to_json, write_bytes
-from mexit.core.budget import format_macs
+from mexit.core.budget import format_macs, short_macs
 from mexit.core.policies_file import FrontierPoint, PolicyEntry
 from mexit.errors import Damaged, NotFound
 
 FILE = Path("reports") / "expected_and_test.json"
 CONFIDENCE = 0.95
 MAX_NAMES = 3  # classes in a sentence
+VISIBLE = 0.01  # share of a budget by which an expected cost exceeds it before a sentence says so
 MAX_EXCESS = 0.05  # share of the expected cost by which the test cost may exceed it
 
 
@@ -64,7 +65,7 @@ def expected_and_test(
         "test": None if test is None else _size(test) | {"of": of},
         "missing": missing,
         "budgets": rows,
-        "warnings": [*(sentence for row in rows for sentence in _warnings(row)), *unlike],
+        "warnings": [*_over_budget(rows), *(sentence for row in rows for sentence in _warnings(row)), *unlike],
     }
 
 
@@ -160,6 +161,22 @@ def _exceeds(expected: Estimate, test: Estimate | None) -> bool:
     factor = 1 + MAX_EXCESS
     limit = replace(expected, value=factor * expected.value, stderr=factor * expected.stderr)
     return difference_interval(test, limit, CONFIDENCE)[0] > 0
+
+
+def _over_budget(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence if the expected cost exceeds budgets by more than `VISIBLE`."""
+    found = []
+    for row in rows:
+        expected = row["cost"]["expected"]["value"]
+        for name, limit in zip(row["names"], row["budget_macs"], strict=True):
+            if expected > (1 + VISIBLE) * limit:
+                found.append(f"{name} {short_macs(expected)} of {format_macs(limit)}")
+    if not found:
+        return []
+    return [
+        f"expected above the budget: {', '.join(found)}; a budget holds for the mean of the images that select the "
+        "thresholds, and the mean of others may be higher"
+    ]
 
 
 def _warnings(row: Mapping[str, Any]) -> list[str]:

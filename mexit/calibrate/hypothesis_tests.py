@@ -228,6 +228,13 @@ def _log_factorial(counts: NDArray[np.int64]) -> Floats:
     return np.array([lgamma(count + 1) for count in counts.tolist()])
 
 
+def check_share(option: str, value: float) -> None:
+    """Raise `UsageError` unless the value of an option is a share, in (0, 1)."""
+    if not 0 < value < 1:
+        hint = f": write {value / 100:g} for {value:g}%" if 1 <= value < 100 else ""
+        raise UsageError(f"{option} must lie between 0 and 1, found {value:g}{hint}")
+
+
 def _check(losses: Floats, epsilon: float) -> None:
     if not 0 < epsilon < 1:
         raise UsageError(f"a risk must lie between 0 and 1, found {epsilon}")

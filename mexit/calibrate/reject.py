@@ -26,7 +26,7 @@ from math import log
 import numpy as np
 from numpy.typing import NDArray
 
-from mexit.calibrate.hypothesis_tests import are_grouped, p_value
+from mexit.calibrate.hypothesis_tests import are_grouped, check_share, p_value
 from mexit.calibrate.trace_evaluator import TraceEvaluator
 from mexit.core.exit_policy import HIGHEST, LOWEST, Thresholds, should_exit
 from mexit.core.policies_file import FrontierPoint, RejectOutcome, RejectTerms
@@ -54,11 +54,9 @@ class RejectRequest:
     max_unknown: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_error < 1 or not 0 < self.confidence < 1 or not 0 < self.max_unknown < 1:
-            raise UsageError(
-                "--max-error, --confidence and --max-unknown must lie between 0 and 1, found "
-                f"{self.max_error}, {self.confidence} and {self.max_unknown}"
-            )
+        check_share("--max-error", self.max_error)
+        check_share("--confidence", self.confidence)
+        check_share("--max-unknown", self.max_unknown)
 
     @property
     def delta(self) -> float:

@@ -72,7 +72,9 @@ def show_expected(table: Mapping[str, Any] | None) -> None:
         costs = [short_macs(cost[part]["value"]) if cost[part] else "-" for part in ("expected", "test")]
         differences = _difference(accuracy), _difference(cost, cost["expected"]["value"])
         rows.append([", ".join(row["names"]), *cells, differences[0], *costs, differences[1]])
-    columns = ["budget", "expected\naccuracy", "test", "difference", "expected\nMACs", "test", "difference"]
+    columns = ["budget"]
+    for quantity in ("accuracy", "MACs"):
+        columns += [f"expected\n{quantity}", f"test\n{quantity}", f"difference\n± {table['confidence']:.0%}"]
     output.table("expected and test results", columns, rows, _expected_caption(table))
     for sentence in table["warnings"]:
         output.paragraph(sentence)
@@ -97,11 +99,13 @@ def show_reject(entry: PolicyEntry, table: Mapping[str, Any] | None) -> None:
             shares = output.percent(rejected.coverage), output.percent(answered)
             rows.append([", ".join(names), *shares, _share(rejected.error), _share(wrong), *others])
     groups = "" if entry.reject.groups is None else f" in {entry.reject.groups} groups"
-    caption = f"measured on {entry.reject.n} images{groups} of the certification split"
+    caption = (
+        f"wrong: share of the answers; expected: measured on {entry.reject.n} images{groups} of the certification split"
+    )
     if entry.reject.n_unknown is not None:
         caption += f" and {entry.reject.n_unknown} of other things"
     others = [] if entry.reject.n_unknown is None else ["other things\nanswered"]
-    columns = ["budget", "answered", "test", "wrong\nanswers", "test", *others]
+    columns = ["budget", "expected\nanswered", "test\nanswered", "expected\nwrong", "test\nwrong", *others]
     output.table(f"reject option: at most {_share(entry.reject.max_error)} wrong answers", columns, rows, caption)
     output.paragraph(entry.reject.promise)
     everything = [name for names, point in entry.by_policy() for name in names if _answers_all(point)]
@@ -111,6 +115,12 @@ def show_reject(entry: PolicyEntry, table: Mapping[str, Any] | None) -> None:
             "without rejecting any; so are pictures of other things: --reject-from folder:PATH, a folder of such "
             "pictures, makes most of them unsure"
         )
+
+
+def cheapest_budget(entry: PolicyEntry) -> str:
+    """The name of a cheap budget to serve: `low` or the cheapest one, or `full` where it has the policy of `full`."""
+    names = next((names for names, _ in entry.by_policy() if "low" in names), entry.by_policy()[0][0])
+    return "full" if "full" in names else "low" if "low" in names else names[0]
 
 
 def show_lost(result: CalibrateResult | ExportResult) -> None:
@@ -166,9 +176,7 @@ def _expected_caption(table: Mapping[str, Any]) -> str:
         rejects = any(row.get("reject") for row in table["budgets"])
         use = "certification selects the reject thresholds alone" if rejects else "neither split selects anything"
         lines.append(f"test: {_size(test)} of the test split{of}; {use}")
-        lines.append(
-            f"difference: in points and in % of the expected MACs, with its {table['confidence']:.0%} interval"
-        )
+        lines.append(f"difference: in points and in % of the expected MACs; ±: its {table['confidence']:.0%} interval")
     return "\n".join(lines)
 
 

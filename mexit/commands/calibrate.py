@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mexit.commands import output
-from mexit.commands.budget_tables import show_expected, show_lost, show_policies, show_reject, show_times
+from mexit.commands.budget_tables import (
+    cheapest_budget,
+    show_expected,
+    show_lost,
+    show_policies,
+    show_reject,
+    show_times,
+)
 from mexit.commands.options import AttackOption, Backend, BundleArg, CostOption, DataDir, Device, Json, Threads, pairs
 from mexit.core.glossary import GLOSSARY
 
@@ -159,8 +166,7 @@ def show_calibration(result: CalibrateResult) -> None:
         names = ", ".join(result.unavailable)
         output.say(f"not available: {names}: the answers of early exits alone break the bound of --max-error")
     show_lost(result)
-    budget = "low" if "low" in result.entry.named else next(iter(result.entry.named))
-    output.next_commands(f"mexit serve --budget {budget}", "mexit evaluate")
+    output.next_commands(f"mexit serve --budget {cheapest_budget(result.entry)}", "mexit evaluate")
 
 
 def say_certificates(entry: PolicyEntry) -> None:

@@ -10,13 +10,16 @@ import typer
 
 from mexit.commands import output
 from mexit.commands.options import Backend, DataDir, Device, Json, SourceArg, fraction
+from mexit.core.artifact_paths import is_bundle
 from mexit.core.budget import short_macs
+from mexit.core.printable import shell_path
 from mexit.evaluate.reports import merged_budgets, reject_sentence
 
 if TYPE_CHECKING:
     from mexit.flows.evaluate import EvaluateResult
 
 _ROUNDING = 1e-6  # of a mean cost, relative
+_ERROR = "±: standard error"
 
 
 def evaluate(
@@ -111,7 +114,7 @@ def evaluate(
 
 
 def show_evaluation(result: EvaluateResult) -> None:
-    """Print accuracy per exit and per budget, the transfer between exits, and failed checks."""
+    """Print accuracy per exit and per budget, the transfer between exits, failed checks, and what usually follows."""
     report = result.report
     exits = [f"exit {row['exit']}" for row in report["exits"]]
     _show_exits(report)
@@ -131,12 +134,17 @@ def show_evaluation(result: EvaluateResult) -> None:
         output.paragraph(f"wrote into {result.written[0].parent}: {names}")
     if result.kept:
         output.paragraph(f"kept, of other attacks: {', '.join(path.name for path in result.kept)}")
+    source = Path(report["settings"]["source"])
+    output.next_commands(
+        *(f"python -m webbrowser {path.resolve().as_uri()}" for path in result.written if path.suffix == ".html"),
+        f"mexit {'bench' if is_bundle(source) else 'export'} {shell_path(source)}",
+    )
 
 
 def _show_exits(report: Mapping[str, Any]) -> None:
     settings = report["settings"]
     caption = f"{settings['n']} of {settings['of']} test images, {settings['precision']} on {settings['device']}"
-    caption += "; ±: standard error"
+    caption += f"; {_ERROR}"
     if report["transfer"]:
         caption += f"; {settings['attack']}"
     if settings["strong_n"]:
@@ -176,7 +184,7 @@ def _show_budgets(report: Mapping[str, Any]) -> None:
     columns = ["budget", "images", "accuracy", "mean MACs", "exits taken"]
     attacked = any("worst" in conditions for conditions in report["budgets"].values())
     caption = "worst: correct under every attack, the slowdown attacks included\n" if attacked else ""
-    output.table("accuracy and cost of the deployed policy", columns, rows, caption + output.MACS)
+    output.table("accuracy and cost of the deployed policy", columns, rows, f"{caption}{output.MACS}; {_ERROR}")
     if exceeded:
         output.paragraph(
             f"the clean test images cost more than the images that selected the thresholds: {'; '.join(exceeded)}"

@@ -161,7 +161,7 @@ def show_export(result: ExportResult) -> None:
         budget_tables.show_policies(result.calibration.entry, result.calibration.profile)
     differences = ", ".join(f"{difference:.1e}" for difference in result.differences)
     output.paragraph(
-        f"wrote {result.bundle}, model {result.model[:12]}; largest difference from torch per exit: {differences}"
+        f"{result.bundle}: model {result.model[:12]}; largest difference from torch per exit: {differences}"
     )
     report = result.precision_report
     if report:
@@ -169,10 +169,11 @@ def show_export(result: ExportResult) -> None:
     if result.calibration:
         budget_tables.show_expected(result.calibration.expected)
     budget_tables.show_lost(result)
+    budget = "low" if result.calibration is None else budget_tables.cheapest_budget(result.calibration.entry)
     output.next_commands(
         *(["mexit calibrate"] if not result.calibration else []),
         *(["mexit calibrate --backend ort:int8"] if report and report.precision == "int8" else []),
-        "mexit serve --budget low",
+        f"mexit serve --budget {budget}",
         "mexit evaluate",
         "mexit bench",
     )

@@ -49,6 +49,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         "Limits of the server": "max_body max_connections max_requests keep_alive drain",
         "Changed data": "watch_drift on_drift",
         _MACHINE: "backend threads workers batching cost profile",
+        "Several machines": "ray min_replicas max_replicas",
     },
     "camera": {
         BASIC: "source config budget out jsonl mqtt webhook limit insecure json",

@@ -142,6 +142,19 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Deploy on Ray Serve: on the cluster that RAY_ADDRESS names, or on a local one. See docs/scaling.md.",
+        ),
+    ] = False,
+    min_replicas: Annotated[
+        int | None, typer.Option(help="Fewest replicas with --ray; default 1.", show_default=False)
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="Most replicas with --ray; default 4, or the fewest.", show_default=False)
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -168,8 +181,10 @@ def serve(
 
     A folder of bundles (NAME/bundle.json, or NAME/1, NAME/2, ...) serves them all; the highest number is the version.
     """
+    from mexit.flows.ray_options import read_replicas
     from mexit.flows.serve import ServeOptions, model_names, serve_bundle
 
+    replicas = read_replicas(ray, min_replicas, max_replicas)
     path = bundle or newest(BUNDLES, output.RichProgress())
     models = () if is_bundle(path) else model_names(path)
 
@@ -180,7 +195,7 @@ def serve(
             output.RichProgress().note(f"standard output cannot be written; serving at {url}")
 
     def show_address(url: str) -> None:
-        output.say(f"serving {path} at {url} within budget {budget}; Ctrl-C stops it")
+        output.say(f"serving {path} at {url} with budget {budget}; Ctrl-C stops it")
         header = '-H "Authorization: Bearer $MEXIT_TOKEN" ' if token is not None or token_file is not None else ""
         if url.startswith(_UNIX):
             header, url = f"--unix-socket {shell_path(url.removeprefix(_UNIX))} {header}", _unix_url(tls_cert)
@@ -218,6 +233,7 @@ def serve(
         workers=workers,
         watch=watch,
         cameras=cameras,
+        replicas=replicas,
     )
     limits = replace(
         with_body(DEFAULT, max_body),

@@ -35,7 +35,7 @@ from mexit.core.onnx_safety import refuse_external_data
 from mexit.core.policies_file import Policies, TraceRef
 from mexit.core.printable import shell_path
 from mexit.core.trace import MAX_TRACE_BYTES, Trace
-from mexit.core.wrong_path import BUNDLE, found_instead
+from mexit.core.wrong_path import BUNDLE, found_instead, similar_beside
 from mexit.errors import Damaged, NotCalibrated, NotFound, StalePolicy, Untrusted, UsageError
 
 MANIFEST = "bundle.json"
@@ -73,7 +73,8 @@ class Bundle:
         """
         path = Path(path)
         if not path.exists():
-            raise NotFound(f"bundle {path} does not exist: make one with mexit export, or name its directory")
+            near = similar_beside(path) or ": make one with mexit export, or name its directory"
+            raise NotFound(f"bundle {path} does not exist{near}")
         if instead := found_instead(path, BUNDLE):
             raise UsageError(instead)
         content = read_bytes(resolve_inside(path, MANIFEST), "bundle manifest", MAX_JSON_BYTES)

@@ -25,6 +25,7 @@ _PREPARE_CHOICES = {
     "grey": ("luma",),
     "alpha": ("black", "white"),
 }
+MAX_SIDE = 4096  # pixels of an input
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -76,8 +77,8 @@ class InputSpec:
         fixed = (self.dtype, self.layout, self.range)
         if fixed != ("float32", "NCHW", (0.0, 1.0)):
             raise Damaged(f"input must be float32 NCHW in [0, 1], found {fixed}")
-        if self.channels not in (1, 3) or not all(0 < side <= 4096 for side in self.size):
-            raise Damaged(f"input must have 1 or 3 channels and 1 to 4096 pixels per side, found {self.shape}")
+        if self.channels not in (1, 3) or not all(0 < side <= MAX_SIDE for side in self.size):
+            raise Damaged(f"input must have 1 or 3 channels and 1 to {MAX_SIDE} pixels per side, found {self.shape}")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -1,7 +1,9 @@
-"""What is at a path where a run or a bundle is expected, for messages."""
+"""What is at a path, or beside it, where something else is expected; for messages."""
 
 from __future__ import annotations
 
+import difflib
+from contextlib import suppress
 from pathlib import Path
 
 RUN, BUNDLE = "run", "bundle"
@@ -26,3 +28,11 @@ def found_instead(path: Path, expected: str) -> str | None:
         hint = "mexit export makes a bundle of it" if other == RUN else "name the run that it was exported from"
         return f"{path} is a {other}, a {expected} is expected: {hint}"
     return None
+
+
+def similar_beside(path: Path) -> str:
+    """`, did you mean runs/signs?` with an entry of the same folder whose name is similar; empty without one."""
+    with suppress(OSError):
+        if near := difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1):
+            return f", did you mean {path.with_name(near[0])}?"
+    return ""

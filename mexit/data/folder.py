@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mexit.core.manifest import is_class_name
 from mexit.core.printable import listed, shell_path
+from mexit.core.wrong_path import similar_beside
 from mexit.data.class_names import find_class_file, read_class_names
 from mexit.data.dataset import DataSet, FileImages, UnlabelledImages
 from mexit.data.image_files import HIDDEN, ImageFile, LabelledFiles, has_images, list_folders, list_images
@@ -103,7 +104,7 @@ def _check_exists(path: Path) -> None:
     if path.is_file():
         raise NotFound(f"{path} is a file: the folder that holds the class folders is expected")
     if not path.is_dir():
-        raise NotFound(f"image folder {path} does not exist")
+        raise NotFound(f"image folder {path} does not exist{similar_beside(path)}")
 
 
 def _class_files(root: Path, part: str, skipped: Counter[str]) -> dict[str, list[ImageFile]]:

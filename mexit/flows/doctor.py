@@ -243,7 +243,9 @@ def check_engine(name: str, answer: Mapping[str, Any]) -> Finding:
     if "failed" in answer:
         status = PROBLEM if name == autotune.DEFAULT else WARNING
         found = f"installed, but does not open: {answer['failed']}"
-        return Finding(label, status, found, "reinstall its package; --backend selects another engine")
+        explained = status == WARNING and answer.get("explained")  # such as: this machine has no GPU
+        fix = "nothing, unless --backend is to name this engine" if explained else "reinstall its package"
+        return Finding(label, status, found, fix)
     if not answer["right"]:
         return Finding(label, PROBLEM, "opens, but gives a wrong answer", "install another version of it")
     return Finding(label, OK, _WORKS)

@@ -69,7 +69,7 @@ def main() -> None:
     except MissingExtra as error:
         answer = {"missing": str(error), "failed": str(error)}
     except MexitError as error:
-        answer = {"failed": str(error)}
+        answer = {"failed": str(error), "explained": True}
     sys.stdout.write(f"\n{json.dumps(answer)}\n")
 
 

@@ -288,7 +288,8 @@ def _keep_exits(
     else:
         spec = source.settings.model_spec().input
         kept = keep_exits.choose(segments, source.data, source.splits, spec, progress, profile)
-    progress.note(kept.text)
+    if kept.text:
+        progress.note(kept.text)
     return kept
 
 

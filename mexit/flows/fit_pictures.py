@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,34 @@ with requires_extra("train", "Training a network"):
     from mexit.data.picture_sample import sample_pictures
     from mexit.train.config import TrainSettings
     from mexit.train.dataloader import load_batches, worker_count
-    from mexit.train.picture_defaults import FEW_PASSES, fit_to_pictures, measure_normalisation, measure_speed
+    from mexit.train.picture_defaults import (
+        BASIC,
+        FEW_PASSES,
+        fit_to_pictures,
+        measure_normalisation,
+        measure_speed,
+        network_shape,
+    )
     from mexit.train.precision import select_precision
 
 _BATCH = 64
+
+
+def check_network(settings: TrainSettings, given: Mapping[str, Any], classes: int) -> None:
+    """Check the network and its input before the pictures are read, which may take minutes.
+
+    Args:
+        settings: resolved settings.
+        given: settings that the user gave; without a network, the smallest that a folder may get stands for it.
+        classes: C.
+
+    Raises:
+        UsageError: the network is unknown, or takes no images of this size and these channels.
+    """
+    if given.get("model") is None and is_folder(settings.data):
+        settings = replace(settings, model=BASIC)
+    if settings.model_spec().initial is None:  # a pretrained network reads its weights when it is built
+        network_shape(settings, classes)
 
 
 def fit_settings(

@@ -51,7 +51,7 @@ class KeptExits:
         numbers: of the exits in the network, from 1, the last one included.
         record: what `bundle.json` says about them under `provenance.exits`: `option`, `kept`, `dropped` (the reason
             of each), and the measured `choice` of "auto".
-        text: the choice in one line; empty if all exits were to be kept.
+        text: the choice for people; empty if all exits were to be kept.
     """
 
     numbers: tuple[int, ...]
@@ -194,11 +194,10 @@ def _text(choice: ExitChoice, where: str) -> str:
     saved = 1 - choice.mean_us / choice.static_us
     kept = ", ".join(map(str, choice.kept))
     return (
-        f"the exits {kept} are kept (--exits all keeps every exit): with thresholds for a loss of at most "
-        f"{POINTS * MAX_LOSS:g} points of accuracy, which mexit calibrate --target-drop {MAX_LOSS:g} selects and "
-        f"certifies, they save {saved:.0%} of the time ({choice.mean_us:.0f} us; measured loss "
-        f"{POINTS * choice.loss:.1f} ± {POINTS * choice.loss_error:.1f} points); {static}; low, medium and high have "
-        "thresholds of their own, which save more or less"
+        f"the exits {kept} are kept (--exits all keeps every exit): they save {saved:.0%} of the time at a loss of "
+        f"{POINTS * choice.loss:.1f} points (standard error {POINTS * choice.loss_error:.1f})\n"
+        f"{static}; with such thresholds, which mexit calibrate --target-drop {MAX_LOSS:g} selects, "
+        f"{choice.mean_us:.0f} us"
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mexit.core.progress import StopSignal
 from mexit.errors import UsageError, missing_extra, requires_extra
+from mexit.flows.ray_options import check_ray_options
 from mexit.flows.serve_cameras import cameras_beside, read_server_cameras
 from mexit.flows.serve_models import Note, ServeOptions, grpc_server, note_grpc, open_models
 from mexit.serving.limits import Limits
@@ -74,7 +75,16 @@ def _serve(
     signals: StopSignal,
 ) -> None:
     _check_packages(options)
+    if options.replicas is not None:
+        check_ray_options(bundle, options, limits)
     _check_options(bundle, options)
+    if options.replicas is not None:
+        _check_package("ray.serve", "ray[serve]", "ray", "Serving with Ray")
+        # Imported late because Ray is an optional dependency.
+        from mexit.flows.serve_ray import serve_on_ray
+
+        serve_on_ray(bundle, options, limits, ready, note)
+        return
     allow_connections(limits.connections)
     # Imported late because the web framework is an optional dependency.
     from mexit.flows import serve_processes
@@ -140,11 +150,15 @@ def _check_options(bundle: Path, options: ServeOptions) -> None:
 
 def _check_packages(options: ServeOptions) -> None:
     for module, package in _PACKAGES.items():
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            raise missing_extra(package, "serve", "Serving") from None
+        _check_package(module, package, "serve", "Serving")
     if options.grpc_port is not None:
         with requires_extra("grpc", "Serving over gRPC"):
             importlib.import_module("grpc")
             importlib.import_module("google.protobuf")
+
+
+def _check_package(module: str, package: str, extra: str, purpose: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        raise missing_extra(package, extra, purpose) from None

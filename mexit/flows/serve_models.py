@@ -56,6 +56,7 @@ class ServeOptions:
         cameras: file of cameras (TOML) that run beside the server.
         workers: worker processes; 0: serve in this process; None: as many as the processors allow, where the other
             options permit several.
+        replicas: smallest and largest number of replicas of a Ray Serve deployment; None: no such deployment.
     """
 
     budget: str = "low"
@@ -82,6 +83,7 @@ class ServeOptions:
     watch: bool = False
     cameras: Path | None = None
     workers: int | None = 0
+    replicas: tuple[int, int] | None = None
 
 
 @contextmanager
@@ -122,7 +124,7 @@ def open_models(
         batching=options.batching,
     )
     models = repository.ModelRepository(
-        server, folder, lambda path: opened.pop(_files(path), None) or _open_version(path, options, note), coordinate
+        server, folder, lambda path: opened.pop(_files(path), None) or open_version(path, options, note), coordinate
     )
     try:
         lost = None if states is None else models.restore(states)
@@ -171,7 +173,7 @@ def _open_first(
         chosen = next((version for version in versions if str(version.number) == number), versions[0])
         try:
             files = chosen.fingerprint()
-            opened[files] = _open_version(chosen.path, options, note)
+            opened[files] = open_version(chosen.path, options, note)
         except (MexitError, OSError):
             if folder.single and states is None:
                 raise
@@ -182,7 +184,7 @@ def _files(path: Path) -> Files:
     return ModelVersion("", 0, path).fingerprint()
 
 
-def _open_version(path: Path, options: ServeOptions, note: Note) -> Runtime:
+def open_version(path: Path, options: ServeOptions, note: Note) -> Runtime:
     """Open a bundle, check it with stored answers, and warm it up."""
     runtime = Runtime.open(
         path,

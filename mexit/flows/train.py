@@ -25,7 +25,7 @@ from mexit.flows.epoch_lines import EpochLines, step_line
 
 with requires_extra("train", "Training a network"):
     from mexit.evaluate import plots
-    from mexit.flows.fit_pictures import fit_settings, normalise, read_pictures
+    from mexit.flows.fit_pictures import check_network, fit_settings, normalise, read_pictures
     from mexit.flows.train_headline import headline
     from mexit.train import checkpoint
     from mexit.train.changed_settings import change_settings, describe_change
@@ -190,6 +190,7 @@ class _Opening:
         processes, progress = self.processes, self.progress
         data_set = registry.load(data, self.data_dir)
         settings = resolve(data, preset, given)
+        check_network(settings, given, len(data_set.classes))
         name = plain_name(f"{data_set.name.rpartition('/')[2].replace(':', '-')}-{settings.kind}")
         run = processes.on_main(lambda: self.stack.enter_context(new_run(out, name)))
         scan = processes.on_main(lambda: check_data(data_set, progress))

@@ -27,7 +27,7 @@ from torch import Tensor
 from mexit.core.atomic_io import parse_json, read_bytes, read_json, sha256_file, to_json, write_bytes
 from mexit.core.printable import shell_path
 from mexit.core.schema import decode
-from mexit.core.wrong_path import RUN, found_instead
+from mexit.core.wrong_path import RUN, found_instead, similar_beside
 from mexit.data.splits import Splits
 from mexit.errors import Damaged, MexitError, NotFound, UsageError
 from mexit.models import MultiExit
@@ -221,7 +221,7 @@ def load_settings(run: Path) -> TrainSettings:
         Damaged: its settings are damaged.
     """
     if not run.exists():
-        raise NotFound(f"run {run} does not exist: make one with mexit train")
+        raise NotFound(f"run {run} does not exist{similar_beside(run) or ': make one with mexit train'}")
     if instead := found_instead(run, RUN):
         raise UsageError(instead)
     value = read_json(run / SETTINGS, "settings")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mexit.attacks.pgd import Attack, PGDConfig
+from mexit.core.manifest import MAX_SIDE
 from mexit.core.schema import decode
 from mexit.data.groups import default_group
 from mexit.errors import UsageError
@@ -193,7 +194,8 @@ class TrainSettings:
         self._check_choice("keep", KEEP)
         self._check_choice("precision", PRECISIONS)
         self._check_choice("augment", AUGMENTS)
-        self._check(self.size is None or min(self.size) >= 1, "size", "must have sides of at least 1 pixel")
+        sides = self.size or (1, 1)
+        self._check(1 <= min(sides) <= max(sides) <= MAX_SIDE, "size", f"must have sides of 1 to {MAX_SIDE} pixels")
         self._check(self.channels in (None, 1, 3), "channels", "must be 1 or 3")
         self._check(self.grey_bits is None or 9 <= self.grey_bits <= 16, "grey_bits", "must lie in 9 to 16")
         self._check(len(self.mean) == len(self.std), "mean", "must have as many numbers as std, one per channel")

@@ -95,11 +95,17 @@ def fit_to_pictures(
 
 def training_macs(settings: TrainSettings, classes: int) -> float:
     """MACs of one training image: three forward passes for a step, two more for each step of the attack."""
-    macs = exit_costs(_shape_of(settings, classes))[-1].macs
+    macs = exit_costs(network_shape(settings, classes))[-1].macs
     if settings.attack == "none":
         return 3.0 * macs
     attacks = settings.model_spec().exits if settings.attack == "max-average" else 1
     return macs * (6.0 + 2.0 * settings.steps * settings.restarts * attacks)
+
+
+def network_shape(settings: TrainSettings, classes: int) -> MultiExit:
+    """The network of a run without memory for its weights."""
+    with torch.device("meta"):
+        return settings.model_spec().build(classes)
 
 
 def measure_speed(precision: Precision) -> float:
@@ -165,11 +171,5 @@ def _sides(size: tuple[int, int]) -> list[int]:
     return [side for side in SIDES if min(nearest, SMALLEST_SIDE) <= side <= nearest]
 
 
-def _shape_of(settings: TrainSettings, classes: int) -> MultiExit:
-    """The network of a run without memory for its weights."""
-    with torch.device("meta"):
-        return settings.model_spec().build(classes)
-
-
 def _has_batch_norm(settings: TrainSettings, classes: int) -> bool:
-    return any(isinstance(layer, nn.BatchNorm2d) for layer in _shape_of(settings, classes).modules())
+    return any(isinstance(layer, nn.BatchNorm2d) for layer in network_shape(settings, classes).modules())

@@ -260,6 +260,8 @@ def test_labels_and_sensible_bounds_are_needed() -> None:
     for bad in ({"max_error": 0.0}, {"max_error": 1.5}, {"max_error": 0.1, "confidence": 1.0}):
         with pytest.raises(UsageError, match="must lie between 0 and 1"):
             RejectRequest(**bad)
+    with pytest.raises(UsageError, match=r"found 5: write 0\.05 for 5%"):
+        RejectRequest(5)
     with pytest.raises(UsageError, match="must lie between 0 and 1"):
         RejectRequest(0.1, max_unknown=0.0)
 

@@ -95,6 +95,22 @@ def test_training_refuses_a_damaged_picture_and_leaves_nothing(damage: str, pets
     assert not Path("runs").exists() or not any(Path("runs").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("--model", "nosuch"), "unknown model 'nosuch'"),
+        (("--size", "5"), "at least 8 x 8 pixels, found 5 x 5"),
+        (("--size", "5000"), "sides of 1 to 4096 pixels, found (5000, 5000)"),
+        (("--model", "resnet38", "--size", "20"), "takes images of 3 x 32 x 32"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_before_the_pictures_are_read(
+    options: tuple[str, ...], error: str, pets: Path
+) -> None:
+    Path("pets/01/7.png").write_bytes(b"no picture")
+    assert error in refused(*TRAIN, *options, code=2)
+
+
 @pytest.mark.slow
 def test_training_notes_class_names_and_problems_before_the_first_step(pets: Path) -> None:
     Path("pets/00/notes.txt").write_text("x")

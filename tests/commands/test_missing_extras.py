@@ -41,6 +41,7 @@ CASES = [
     ("serve {bundle} --port 0", "uvicorn", "uvicorn", "serve", "Serving"),
     ("serve {bundle} --port 0", "prometheus_client", "prometheus-client", "serve", "Serving"),
     ("serve {bundle} --port 0 --grpc-port 0", "grpc", "grpcio", "grpc", "Serving over gRPC"),
+    ("serve {bundle} --ray", "ray", "ray[serve]", "ray", "Serving with Ray"),
     ("camera {bundle} --source x.mp4", "av", "av", "camera", "Reading or writing video"),
 ]
 

@@ -59,3 +59,9 @@ def test_a_folder_is_neither(digits_bundle: Path) -> None:
 def test_what_is_missing_is_still_missing() -> None:
     assert "run gone.onnx does not exist" in refused("export", "gone.onnx", code=2)
     assert "bundle gone.onnx does not exist" in refused("inspect", "gone.onnx", code=2)
+
+
+def test_a_similar_name_beside_a_missing_one_is_suggested() -> None:
+    assert refused("inspect", "foldre", code=2).endswith("foldre does not exist, did you mean folder?")
+    assert refused("export", "foldre", code=2).endswith("foldre does not exist, did you mean folder?")
+    assert refused("train", "--data", "folder:foldre", code=2).endswith("foldre does not exist, did you mean folder?")

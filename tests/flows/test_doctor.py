@@ -190,6 +190,13 @@ def test_answers_of_engine_probes_become_findings() -> None:
     assert "wrong answer" in doctor.check_engine("trt", {"right": False}).found
 
 
+def test_an_engine_whose_device_is_missing_is_not_to_be_installed_again() -> None:
+    explained = {"failed": "no GPU can be used here", "explained": True}
+    assert doctor.check_engine("trt", explained).fix.startswith("nothing")
+    assert doctor.check_engine("trt", {"failed": "ended by signal 11"}).fix.startswith("reinstall")
+    assert doctor.check_engine("ort", explained).fix.startswith("reinstall")
+
+
 def test_a_machine_without_a_working_engine_is_a_problem() -> None:
     assert only(doctor.check_engines(answering(missing="pip install it", failed="")), "problem") == [
         "no engine works, so no bundle can run here -> pip install 'mexit[cpu]'"
