@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import log
+from math import ceil, floor, log, log10
 from typing import Any
 
 import numpy as np
@@ -326,11 +326,17 @@ def _too_few(evaluator: TraceEvaluator, request: CertificateRequest) -> str | No
     smallest = 1 - request.delta ** (1 / n)
     if smallest <= request.max_risk:
         return None
-    needed = int(np.ceil(log(request.delta) / log(1 - request.max_risk)))
+    needed = ceil(log(request.delta) / log(1 - request.max_risk))
     return (
         f"{n} certification samples cannot certify {{guarantee}}, even without a single loss: the smallest risk is "
-        f"{smallest:.2g}; {needed} samples would do"
+        f"{_rounded_up(smallest):g}; {needed} samples would do"
     )
+
+
+def _rounded_up(risk: float) -> float:
+    """The smallest number with two significant digits that is not below the risk."""
+    digits = 1 - floor(log10(risk))
+    return ceil(risk * 10.0**digits) / 10.0**digits
 
 
 def _needed(losses: Floats, groups: NDArray[np.int64] | None, request: CertificateRequest) -> tuple[str, int | None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from typing import Any
 
 from mexit.calibrate.calibration import disagreement_bound
@@ -39,7 +40,7 @@ class _Evaluator:
 
     def outcome(self, thresholds: Thresholds) -> Outcome:
         us = self.time.cost(thresholds)
-        error = self.time.outcome(thresholds).macs_error
+        error = us.stderr if isfinite(us.stderr) else None  # infinite with a single group
         return replace(self.macs.outcome(thresholds), mean_us=us.value, us_error=error)
 
 
@@ -112,7 +113,7 @@ def _own_budgets(entry: PolicyEntry, times: Costs) -> dict[str, Budget]:
 def _in_both_units(
     point: FrontierPoint, calibration: _Evaluator, certification: _Evaluator, attacked: _Evaluator | None
 ) -> FrontierPoint:
-    """A point of a frontier in time, with the outcomes in MACs too."""
+    """A point of `frontier` for costs in time, whose `budget_macs` is in microseconds, with outcomes in both units."""
     outcome = calibration.outcome(point.thresholds)
     return FrontierPoint(
         budget_macs=outcome.mean_macs,

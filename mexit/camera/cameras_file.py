@@ -17,9 +17,11 @@ from typing import Any, TypeVar
 from mexit.camera.events import UNSURE_S
 from mexit.camera.outputs.message_settings import EVENT_KINDS, MqttSettings, WebhookSettings
 from mexit.camera.outputs.open_outputs import FileSettings
+from mexit.camera.outputs.output_names import camera_slugs
 from mexit.camera.parse_source import parse_source
 from mexit.camera.setting_values import (
     Parse,
+    broker,
     check_budget,
     check_region,
     choice,
@@ -30,7 +32,7 @@ from mexit.camera.setting_values import (
     number,
     share,
     text,
-    text_or_none,
+    topic,
     url,
     whole,
     words,
@@ -48,6 +50,8 @@ else:
 
 T = TypeVar("T")
 _AT_LINE = re.compile(r"(?P<cause>.*) \(at line (?P<line>\d+), column \d+\)", re.DOTALL)
+_LARGEST_FILE = 1_000_000  # bytes
+_OUTPUTS = ("jsonl", "events", "out", "save_unsure")
 _KEPT = re.compile(r"[^\w.-]+")  # characters of a source that its camera's name leaves out
 
 
@@ -127,15 +131,15 @@ _CAMERA: Mapping[str, Parse] = {
     "save_unsure_mb": number,
 }
 _MQTT: Mapping[str, Parse] = {
-    "url": partial(url, schemes=("mqtt", "mqtts")),
-    "topic": text,
-    "discovery": text_or_none,
+    "url": broker,
+    "topic": topic,
+    "discovery": partial(topic, empty=True),
     "interval_s": number,
 }
 _WEBHOOK: Mapping[str, Parse] = {
     "url": partial(url, schemes=("http", "https")),
     "events": partial(words, known=EVENT_KINDS),
-    "timeout_s": number,
+    "timeout_s": partial(number, most=3600),  # the network's functions end at 24 days
     "retries": partial(whole, least=0),
 }
 _FILE: Mapping[str, Parse] = {
@@ -157,14 +161,18 @@ def read_cameras_file(path: Path) -> CamerasFile:
         UsageError: the file is no TOML, or a key or a value is not valid; the message has file, line and key.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            encoded = file.read(_LARGEST_FILE + 1)
+        content = encoded.decode("utf-8-sig")  # Windows' editors write a mark
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist; docs/camera.md shows a file of cameras") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+    if len(encoded) > _LARGEST_FILE:
+        raise UsageError(f"{path} has more than {_LARGEST_FILE} bytes: it is no file of cameras")
     try:
         values = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits, and of deep lists
         raise _syntax_error(path, content, str(error)) from None
     return _Reader(path, key_lines(content)).file(values)
 
@@ -207,10 +215,14 @@ class _Reader:
         found = values.get("camera")
         if not isinstance(found, list) or not found or not all(isinstance(camera, dict) for camera in found):
             raise self._error(("camera",), "", "no camera; expected at least one table [[camera]] with name and source")
+        cameras = self._cameras(found)
+        mqtt = self._outside(values, "mqtt", MqttSettings, _MQTT)
+        if mqtt is not None:
+            self._check_topics(cameras)
         return CamerasFile(
-            tuple(self._cameras(found)),
+            tuple(cameras),
             **shared,
-            mqtt=self._outside(values, "mqtt", MqttSettings, _MQTT),
+            mqtt=mqtt,
             webhook=self._outside(values, "webhook", WebhookSettings, _WEBHOOK),
         )
 
@@ -225,10 +237,18 @@ class _Reader:
             if camera.name in [other.name for other in cameras]:
                 raise self._error((*path, "name"), title, "name: another camera has it; expected a name of its own")
             self._check_source(camera, path, title)
-            for key in ("jsonl", "events", "out", "save_unsure"):
+            for key in _OUTPUTS:
                 self._check_output(getattr(camera, key), (*path, key), title, outputs)
             cameras.append(camera)
+        self._check_rotated(cameras)
         return cameras
+
+    def _check_topics(self, cameras: Sequence[CameraSettings]) -> None:
+        for position in range(len(cameras)):
+            try:
+                camera_slugs([camera.name for camera in cameras[: position + 1]])
+            except UsageError as error:
+                raise self._error(("camera", position, "name"), "", f"name: {error}") from None
 
     def _check_source(self, camera: CameraSettings, path: KeyPath, title: str) -> None:
         try:
@@ -255,6 +275,18 @@ class _Reader:
             raise self._error(path, title, f"{key}: {output} is no {expected}; expected a {expected}")
         outputs[output.resolve()] = title
 
+    def _check_rotated(self, cameras: Sequence[CameraSettings]) -> None:
+        for owner in cameras:
+            lines = [] if owner.jsonl_mb is None else [path for path in (owner.jsonl, owner.events) if path is not None]
+            rotated = [re.compile(rf"{re.escape(str(path.resolve()))}\.\d+") for path in lines]
+            for position, camera in enumerate(cameras):
+                for key in _OUTPUTS:
+                    output = getattr(camera, key)
+                    if output is not None and any(names.fullmatch(str(output.resolve())) for names in rotated):
+                        message = f"{key}: {output} is a name of rotated lines of camera '{owner.name}'"
+                        title = f"camera '{camera.name}'"
+                        raise self._error(("camera", position, key), title, f"{message}; expected another path")
+
     def _outside(
         self, values: dict[str, Any], key: str, kind: Callable[..., T], parsers: Mapping[str, Parse]
     ) -> T | None:
@@ -271,6 +303,8 @@ class _Reader:
         parsed = self._table(path, title, values, parsers)
         try:
             return kind(**parsed)
+        except UsageError as error:
+            raise self._error(path, title, str(error)) from None
         except TypeError:  # a field without a default
             missing = [key for key in ("name", "source", "url") if key in parsers and key not in parsed]
             raise self._error(path, title, f"{missing[0]} is missing") from None

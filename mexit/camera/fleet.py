@@ -26,8 +26,8 @@ from mexit.runtime.shared_runtime import SharedRuntime
 from mexit.runtime.stats import StatsSnapshot
 from mexit.runtime.token_buckets import RateLimit
 
-PICTURE_WIDTH = 320  # pixels of the picture in a status, at most
-COUNTS = ("arrived", "answered", "reused", "dropped", "refused", "left_out", "undecodable", "reconnects")
+PICTURE_SIZE = (1280, 320)  # rows and columns of the picture in a status, at most
+_COUNTS = ("arrived", "answered", "reused", "dropped", "refused", "left_out", "undecodable", "reconnects")
 _POLL_S = 0.1
 _LOG = logging.getLogger("mexit.camera")
 
@@ -62,10 +62,10 @@ class CameraStatus:
 
     @property
     def picture(self) -> RGB | None:
-        """The frame with at most `PICTURE_WIDTH` columns: every n-th row and column."""
+        """The frame with at most `PICTURE_SIZE` rows and columns: every n-th of them."""
         if self.frame is None:
             return None
-        step = -(-self.frame.shape[1] // PICTURE_WIDTH)
+        step = max(-(-side // most) for side, most in zip(self.frame.shape, PICTURE_SIZE, strict=False))
         return self.frame[::step, ::step]
 
     @property
@@ -83,7 +83,7 @@ class CameraStatus:
             "error": self.error or None,
             "age_s": None if self.age_s is None else round(self.age_s, 3),
             "answer": None if self.prediction is None else self.prediction.to_json(),
-            "counters": {name: getattr(counters, name) for name in COUNTS},
+            "counters": {name: getattr(counters, name) for name in _COUNTS},
             "exits": {str(number): count for number, count in zip(self.exits, self.stats.exits, strict=True)},
             "macs": self.stats.macs,
             "saved_macs": self.stats.saved_macs,

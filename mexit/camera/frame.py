@@ -91,7 +91,8 @@ class Counters:
 
     def count_undecodable(self, *, arrived: bool = True) -> None:
         """Count a frame that cannot be decoded; `arrived`: count its arrival too."""
-        self.arrived += arrived
+        if arrived:  # the reader's thread alone writes this count
+            self.arrived += 1
         with self._lock:  # the reader and the pipeline find damaged frames in different threads
             self.undecodable += 1
 

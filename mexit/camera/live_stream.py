@@ -125,7 +125,7 @@ class LiveReader:
 
         Raises:
             AccessRefused: the password is refused.
-        MexitError: no first connection, or no frame for `give_up_s`.
+            MexitError: no first connection, or no frame for `give_up_s`.
             BadInput: the source has no video stream.
         """
         av = import_av()
@@ -230,12 +230,14 @@ class _StreamDead(Exception):
 
 
 def stream_options(url: str, settings: LiveSettings) -> dict[str, str]:
-    """FFmpeg's options for a URL: short analysis, RTSP over TCP, time-outs of the socket, certificates."""
+    """FFmpeg's options for a URL: short analysis, transport of RTSP, time-outs of the socket, certificates."""
     scheme = url.partition("://")[0].lower()
     options = {"analyzeduration": str(_MICROSECONDS), **tls_options(scheme, insecure=settings.insecure)}
     if scheme in ("rtsp", "rtsps"):
         # Over UDP, packets are lost silently, and each loss damages all frames up to the next key frame.
         options |= {"rtsp_transport": "tcp", "timeout": str(round(settings.read_timeout_s * _MICROSECONDS))}
+        if scheme == "rtsp":  # UDP where the camera refuses TCP (status 461); it would not be encrypted
+            options |= {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"}
     elif scheme == "udp":
         options |= {"overrun_nonfatal": "1"}
     return options

@@ -143,17 +143,27 @@ def _url(scheme: str, url: str) -> Source:
 
 
 def _files(text: str) -> Source:
-    path = Path(text).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(text).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a folder without access, an unknown home
+        why = getattr(error, "strerror", None) or str(error)
+        raise NotFound(f"source {_without_password(text)} cannot be read: {why}") from None
+    if is_folder:
         return Source("files", text, files=_images_in(path))
-    if path.exists():
+    if exists:
         return Source("files", text, files=(path,))
     if any(character in text for character in "*?["):
         return Source("files", text, files=_matches(str(path)))
     if _USER_AND_PASSWORD.match(text):
-        name = text.rpartition("@")[2]
-        raise NotFound(f"source ...@{name} does not exist; an address begins with its scheme, such as rtsp://")
+        name = _without_password(text)
+        raise NotFound(f"source {name} does not exist; an address begins with its scheme, such as rtsp://")
     raise NotFound(f"source {text} does not exist: {SOURCE_HELP}")
+
+
+def _without_password(text: str) -> str:
+    """A source without a scheme, as messages show it."""
+    return f"...@{text.rpartition('@')[2]}" if _USER_AND_PASSWORD.match(text) else text
 
 
 def _images_in(folder: Path) -> tuple[Path, ...]:

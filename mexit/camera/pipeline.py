@@ -117,7 +117,7 @@ def _answer_frames(
     frozen: FrozenPicture,
     classify: Callable[[Any], Prediction],
 ) -> Generator[AnsweredFrame, None, None]:
-    counters, usable, last_error = reader.counters, False, ""
+    counters, usable, last_error, last_source = reader.counters, False, "", ""
     with closing(reader.frames()) as frames:
         for frame in frames:
             try:
@@ -132,8 +132,9 @@ def _answer_frames(
                 continue
             except (BadInput, Damaged) as error:
                 counters.count_undecodable(arrived=False)
-                last_error = f": {error}"
-                reader.on_event(f"{frame.source}: frame {frame.index} is skipped{last_error}")
+                if (frame.source, str(error)) != (last_source, last_error):  # not the same for each frame of a video
+                    reader.on_event(f"{frame.source}: frame {frame.index} is skipped: {error}")
+                last_source, last_error = frame.source, str(error)
                 continue
             except BaseException:
                 counters.refused += 1
@@ -146,7 +147,8 @@ def _answer_frames(
             counters.reused += answer[0].reason == REUSED
             yield rgb, _camera_prediction(name, frame, *answer, counters.refused + counters.left_out)
     if not usable and not reader.stopped():
-        raise Damaged(f"{reader.source.name}: not one of {counters.arrived} frames can be decoded{last_error}")
+        why = f": {last_error}" if last_error else ""
+        raise Damaged(f"{reader.source.name}: not one of {counters.arrived} frames can be decoded{why}")
 
 
 def _note_frozen(counters: Counters, is_frozen: bool) -> None:
@@ -184,7 +186,9 @@ class _Reader:
     counters: Counters
 
     def frames(self) -> Generator[Frame, None, None]:
-        if self.source.kind != "files" or not self.every_frame:
+        # Reading a pipe may wait for its writer for ever, and a stop signal must not.
+        has_end = self.source.kind == "files" and all(path.is_file() for path in self.source.files)
+        if not has_end or not self.every_frame:
             yield from self._read_in_thread()
             return
         with closing(self._read(threading.Event(), self.on_event)) as frames:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mexit.camera.outputs.mqtt_address import check_topic, parse_broker
 from mexit.camera.region import Region
 from mexit.core.budget import Budget, parse_macs
 from mexit.core.redact import redact_text
@@ -17,6 +17,8 @@ Parse = Callable[[Any], Any]
 _SHOWN = 60  # characters of a value in a message
 _NOT_IN_NAMES = "/#+"  # they have a meaning in addresses and in topics of MQTT
 _LONGEST_NAME = 64
+_LARGEST = 1e9  # of a number: 30 years in seconds, more bytes in MB than a disk holds
+_LARGEST_WHOLE = 10_000  # of a number of votes, threads, files or attempts
 
 
 def text(value: Any) -> str:
@@ -26,14 +28,9 @@ def text(value: Any) -> str:
     return value
 
 
-def text_or_none(value: Any) -> str:
-    """A text, which may be empty."""
-    return "" if value == "" else text(value)
-
-
 def name(value: Any) -> str:
     """The name of a camera."""
-    valid = isinstance(value, str) and value.strip() == value and value.isprintable()
+    valid = isinstance(value, str) and value.strip() == value and value.isprintable() and value not in (".", "..")
     if not valid or not 0 < len(value) <= _LONGEST_NAME or any(character in value for character in _NOT_IN_NAMES):
         raise _unexpected(value, f"1 to {_LONGEST_NAME} printable characters without {', '.join(_NOT_IN_NAMES)}")
     return str(value)
@@ -46,25 +43,24 @@ def flag(value: Any) -> bool:
     return value
 
 
-def number(value: Any, *, zero: bool = False) -> float:
-    """A number above zero; with `zero`, zero too."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    if not is_number or value < 0 or (not zero and value == 0):
-        raise _unexpected(value, "a number of at least 0" if zero else "a number above 0")
+def number(value: Any, *, zero: bool = False, most: float = _LARGEST) -> float:
+    """A number above zero, at most `most`; with `zero`, zero too."""
+    if not _is_number(value) or not 0 <= value <= most or (not zero and value == 0):
+        raise _unexpected(value, f"a number {'of at least' if zero else 'above'} 0 and at most {most:.0f}")
     return float(value)
 
 
 def share(value: Any) -> float:
-    """A number above 0 and at most 1."""
-    if number(value) > 1:
-        raise _unexpected(value, "a share above 0 and at most 1")
+    """A number from 0 to below 1."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise _unexpected(value, "a share from 0 to below 1")
     return float(value)
 
 
 def whole(value: Any, *, least: int = 1) -> int:
-    """A whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise _unexpected(value, f"a whole number of at least {least}")
+    """A whole number from `least` to 10,000."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _LARGEST_WHOLE:
+        raise _unexpected(value, f"a whole number of at least {least} and at most {_LARGEST_WHOLE}")
     return value
 
 
@@ -84,7 +80,13 @@ def words(value: Any, *, known: Sequence[str]) -> tuple[str, ...]:
 
 def file_path(value: Any, *, suffix: str = "") -> Path:
     """The path of a file or folder; `~` is the home directory."""
-    path = Path(text(value)).expanduser()
+    text(value)
+    try:
+        path = Path(value).expanduser()
+        path.resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, links in a circle, an unknown home, a zero byte
+        raise _unexpected(value, "a path that this system can use") from None
     if suffix and path.suffix.lower() != suffix:
         raise _unexpected(value, f"a path that ends in {suffix}")
     return path
@@ -100,6 +102,27 @@ def url(value: Any, *, schemes: Sequence[str]) -> str:
         valid = False
     if not valid:
         raise ValueError(f"no address; expected {expected}")
+    return str(value)
+
+
+def broker(value: Any) -> str:
+    """The address of an MQTT broker, see `parse_broker`. The message does not show the value."""
+    address = url(value, schemes=("mqtt", "mqtts"))
+    try:
+        parse_broker(address)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return address
+
+
+def topic(value: Any, *, empty: bool = False) -> str:
+    """The beginning of topics of MQTT, see `check_topic`; with `empty`, it may be empty."""
+    if empty and value == "":
+        return ""
+    try:
+        check_topic(text(value))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
     return str(value)
 
 
@@ -124,12 +147,16 @@ def macs_per_second(value: Any) -> str:
 def check_region(value: Any) -> Region:
     """A list of x, y, width and height, see `Region`."""
     is_list = isinstance(value, list) and len(value) == 4
-    if not is_list or not all(isinstance(side, int | float) and not isinstance(side, bool) for side in value):
+    if not is_list or not all(_is_number(side) and not side > _LARGEST for side in value):
         raise _unexpected(value, "[x, y, width, height], shares of the picture (0 to 1) or pixels")
     try:
         return Region.of(value)
     except UsageError as error:
         raise ValueError(str(error)) from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _unexpected(value: Any, expected: str) -> ValueError:

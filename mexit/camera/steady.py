@@ -10,7 +10,7 @@ from typing import Any
 from mexit.camera.frame import RGB
 from mexit.camera.region import Region
 from mexit.camera.triggers import Trigger, TriggerSettings
-from mexit.camera.votes import Votes
+from mexit.camera.votes import Votes, check_votes
 from mexit.runtime.prediction import POLICY_REASONS, REUSED, UNSURE, Prediction
 
 
@@ -21,14 +21,17 @@ class SteadySettings:
     Attributes:
         region: the part of the picture that is classified; None: the whole picture.
         trigger: which frames run through the network.
-        votes: number of last answers that vote for the steady label, from 1.
-        hold: number of answers after which another label that leads becomes the steady one, from 1.
+        votes: number of last answers that vote for the steady label, from 1 to 10,000.
+        hold: number of answers after which another label that leads becomes the steady one, from 1 to 10,000.
     """
 
     region: Region | None = None
     trigger: TriggerSettings = field(default_factory=TriggerSettings)
     votes: int = 1
     hold: int = 1
+
+    def __post_init__(self) -> None:
+        check_votes(self.votes, self.hold)
 
 
 class SteadyAnswers:
@@ -40,9 +43,6 @@ class SteadyAnswers:
         Args:
             settings: their settings.
             live: whether the source is live, which reuses answers unless the settings say otherwise.
-
-        Raises:
-            UsageError: `votes` or `hold` is below 1.
         """
         self._region = settings.region
         self._trigger = Trigger(settings.trigger, live=live)

@@ -14,6 +14,17 @@ from collections import deque
 
 from mexit.errors import UsageError
 
+MOST_ANSWERS = 10_000  # that vote: the votes are counted for every answer
+
+
+def check_votes(window: int, hold: int) -> None:
+    """Check the arguments of `Votes`. Raises `UsageError`."""
+    for name, value in (("votes", window), ("hold", hold)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, found {value}")
+        if value > MOST_ANSWERS:
+            raise UsageError(f"{name} must be at most {MOST_ANSWERS}, found {value}")
+
 
 class Votes:
     """The steady label of one camera. Not thread-safe.
@@ -26,15 +37,14 @@ class Votes:
         """Votes before the first answer. With `window` 1 and `hold` 1 the steady label is that of the last answer.
 
         Args:
-            window: number of last answers that vote, from 1.
-            hold: number of answers with another label, while that label leads, until the steady label changes; from 1.
+            window: number of last answers that vote, from 1 to `MOST_ANSWERS`.
+            hold: number of answers with another label, while that label leads, until the steady label changes; from 1
+                to `MOST_ANSWERS`.
 
         Raises:
-            UsageError: a number below 1.
+            UsageError: a number out of its range.
         """
-        for name, value in (("votes", window), ("hold", hold)):
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1, found {value}")
+        check_votes(window, hold)
         self.steady: str | None = None
         self._answers: deque[tuple[str | None, float]] = deque(maxlen=window)
         self._window, self._hold = window, hold

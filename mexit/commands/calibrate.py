@@ -50,7 +50,8 @@ def calibrate(
     confidence: Annotated[
         float | None,
         typer.Option(
-            help="Confidence of --max-risk and of --max-error, each for itself. Default: 0.95.", show_default=False
+            help="Confidence of --max-risk, --target-drop and --max-error, each for itself. Default: 0.95.",
+            show_default=False,
         ),
     ] = None,
     loss: Annotated[

@@ -87,7 +87,7 @@ class Budget:
         """The budget for a network with these costs, in their unit.
 
         Raises:
-            BudgetInfeasible: the budget is below the cost of exit 1; the message names the nearest feasible value.
+            BudgetInfeasible: the budget is below the cheapest policy; the message names the nearest feasible value.
             UsageError: the budget is a time and the costs are MACs, or the other way round.
         """
         first, static, unit = costs.first, costs.static, costs.unit
@@ -101,10 +101,11 @@ class Budget:
             )
         cost = {"share": static, "macs": 1.0, "ms": 1000.0}[self.kind] * self.value
         if cost < first:
+            nearest = exact_macs(first) if unit == MACS else f"{first * 1.0001 / 1000:.6g}ms"
             raise BudgetInfeasible(
-                f"budget '{self.text}' is {format_cost(cost, unit)}, but exit 1 alone costs "
+                f"budget '{self.text}' is {format_cost(cost, unit)}, but the cheapest policy costs "
                 f"{format_cost(first, unit)} ({100 * first / static:.1f}% of the static network): the nearest feasible "
-                f"budget is {exact_macs(first) if unit == MACS else f'{first * 1.0001 / 1000:.6g}ms'}"
+                f"budget is {nearest}"
             )
         return cost
 

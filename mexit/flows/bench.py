@@ -72,8 +72,10 @@ def bench_bundle(
         MexitError: the bundle or the engine cannot be opened.
     """
     progress = progress or Silent()
-    if repeats < MIN_REPEATS or min(batches) < 1:
-        raise UsageError(f"at least {MIN_REPEATS} repeats and batches of 1, found {repeats} and {list(batches)}")
+    if repeats < MIN_REPEATS or min(batches, default=0) < 1:
+        raise UsageError(
+            f"--repeats must be at least {MIN_REPEATS} and each --batch at least 1, found {repeats} and {list(batches)}"
+        )
     path = bundle or newest(BUNDLES, progress)
     tuning = autotune.tune(Bundle.open(path)) if tune else None
     runtime = Runtime.open(path, STATIC, backend=backend, threads=threads, cost=cost, profile=profile)
@@ -193,11 +195,11 @@ def _advice(runtime: Runtime) -> list[str]:
     advice = []
     exits = runtime.bundle.manifest.provenance.get("exits", {})
     if len(runtime.backend.segments) > 1 and exits.get("option") != "auto":
-        advice.append("mexit export --exits auto, which keeps only exits that save time")
+        advice.append("mexit export --exits auto --replace (keeps only exits that save time)")
     if runtime.calibrated and runtime.timing is None and not runtime.why_not_time:
-        advice.append("--cost time, which selects thresholds by the times on this device")
+        advice.append("--cost time (selects thresholds by the times on this device)")
     if not autotune.explain(runtime.bundle).rows:
-        advice.append("mexit bench --tune, which finds the fastest engine")
+        advice.append("mexit bench --tune (finds the fastest engine)")
     return [*advice, LARGER_NETWORK]
 
 

@@ -10,6 +10,7 @@ from mexit.flows.paired_times import Ratio
 from mexit.runtime import autotune
 
 STATIC = "full"  # the budget that runs the static network
+UNCLEAR = 0.1  # share of the static network's time that a budget may save unseen where times vary
 SMALL_LOSS = 0.005  # share of the images; a budget that loses more is named only if no other one saves time
 
 
@@ -108,6 +109,11 @@ class BenchResult:
         good = [row for row in faster if (row.accuracy_change or 0.0) >= -SMALL_LOSS]
         return next(iter([*good, *faster]), None)
 
+    def unclear(self) -> Row | None:
+        """The fastest budget whose interval reaches from a clear saving to none, at the smallest batch size."""
+        rows = [row for row in self.budgets() if row.of_static.low < 1 - UNCLEAR and row.of_static.high >= 1]
+        return min(rows, key=lambda row: row.of_static.value, default=None)
+
     def slower_than_static(self) -> list[Row]:
         """The budgets that are significantly slower than the static network, at any batch size."""
         return [row for row in self.rows if row.is_budget and row.of_static.low > 1]
@@ -122,6 +128,12 @@ class BenchResult:
                 "compare budgets with the static network."
             )
         best = self.fastest()
+        if best is None and (unclear := self.unclear()):
+            return (
+                f"The times vary too much to say whether early exit saves time here: {unclear.path} takes "
+                f"{share(unclear.of_static)} of the static network's time at batch {self.batch}; repeat it on a quiet "
+                "machine, or with more --repeats."
+            )
         if best is None:
             return (
                 f"Early exit saves no time here at batch {self.batch}: no budget is significantly faster than the "

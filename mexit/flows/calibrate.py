@@ -49,7 +49,7 @@ _BELONGS_TO = {  # an option to the options of which one must be given too, and 
     "loss": _MAX_RISK,
     "risk_method": _MAX_RISK,
     "max_cost": _MAX_RISK,
-    "confidence": (("max_risk", "max_error", "target_drop"), "--max-risk or --max-error, such as 0.02"),
+    "confidence": (("max_risk", "max_error", "target_drop"), "--max-risk, --target-drop or --max-error"),
     "reject_from": (("max_error",), "--max-error, such as 0.02"),
     "max_unknown": (("reject_from",), "--reject-from, such as folder:PATH"),
 }
@@ -68,7 +68,7 @@ class CalibrateOptions:
         attack: attack under which cost and accuracy are measured too: "single", "average", "max-average" or "none".
             None = "none" for a run that was trained on clean images, else "average".
         max_risk: certify that the mean loss is at most this value, in (0, 1); None = no certificate.
-        confidence: of the certificate and of the reject option, in (0, 1), of each for itself; None = 0.95.
+        confidence: of the certificates and of the reject option, in (0, 1), of each for itself; None = 0.95.
         loss: certified loss: "early-error", "disagreement" or "accuracy-gap"; None = "early-error".
         risk_method: test: "binomial", "betting", or "auto"; None = "auto".
         max_cost: certify this bound on the mean cost too, written as a budget, such as "50%".
@@ -82,8 +82,8 @@ class CalibrateOptions:
         device: device of the torch network that crafts the attack: "auto", "cpu" or "cuda".
 
     Raises:
-        UsageError: an option without the one that it belongs to, such as `loss` without `max_risk`, or an unknown
-            attack.
+        UsageError: an option without the one that it belongs to, such as `loss` without `max_risk`, an unknown attack,
+            or a `target_drop` outside (0, 1).
     """
 
     budgets: Mapping[str, str] = field(default_factory=dict)
@@ -109,6 +109,11 @@ class CalibrateOptions:
                 raise UsageError(f"--{name.replace('_', '-')} has no effect alone: add {remedy}")
         if self.attack not in (None, *ATTACKS):
             raise UsageError(f"unknown attack '{self.attack}': choose from {', '.join(ATTACKS)}")
+        if self.target_drop is not None and not 0 < self.target_drop < 1:
+            raise UsageError(
+                "--target-drop is a share of the answers above 0 and below 1, such as 0.005 for half a point of "
+                f"accuracy, found {self.target_drop:g}"
+            )
 
     def config(self, costs: Costs) -> CalibrationConfig:
         """Parse the budgets and the certificate for a bundle with these costs of its exits.

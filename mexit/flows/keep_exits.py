@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -38,6 +39,8 @@ SPLITS = ("selection", "calibration")
 MAX_SAMPLES = 2000  # of each split
 PICTURES = 8  # on which segments are timed
 POINTS = 100
+_NUMBER = re.compile("[1-9][0-9]{0,5}")
+_SHOWN = 60  # characters of an option in a message
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,9 @@ def choose(
         data, splits, spec: the samples of the selection and the calibration split judge the subsets of exits.
         progress: receives the progress.
         profile: times of a bundle with all exits on another device; None measures the segments on this machine.
+
+    Returns:
+        The choice; all exits where the splits have too few samples for one.
     """
     exits = len(segments)
     if exits == 1:
@@ -197,6 +203,6 @@ def _text(choice: ExitChoice, where: str) -> str:
 
 def _numbers(option: str) -> list[int]:
     parts = [part.strip() for part in option.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"--exits is auto, all or the numbers of exits such as 1,3,7; found '{option}'")
+    if not all(_NUMBER.fullmatch(part) for part in parts):
+        raise UsageError(f"--exits is auto, all or the numbers of exits such as 1,3,7; found '{option[:_SHOWN]}'")
     return sorted({int(part) for part in parts})

@@ -45,7 +45,11 @@ class SegmentTimer:
         self._us: dict[Pair, float] = {}
 
     def times(self, pairs: Iterable[Pair]) -> SegmentTimes:
-        """Measure the segments from after exit i (0 = the image) to exit j, by (i, j); the static network is (0, E)."""
+        """Measure the segments from after exit i (0 = the image) to exit j, by (i, j), that were not measured yet.
+
+        Args:
+            pairs: with (0, E), the static network, in the first call.
+        """
         missing = [pair for pair in pairs if pair not in self._us]
         self._us |= dict(zip(missing, self._measure(missing), strict=True))
         last = len(self._segments)

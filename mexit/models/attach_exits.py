@@ -91,8 +91,11 @@ def attach_exits(
         classifier has C outputs; else the classifier is a new one.
 
     Raises:
-        UsageError: the module cannot be cut there; the message names the reason and places that can be used.
+        UsageError: the module cannot be cut there; the message names the reason and places that can be used. Or it
+            does not run on such images, or returns values that are not finite.
     """
+    if isinstance(after, str):
+        raise UsageError(f"`after` must be a list of names of submodules, found '{after}': write [{after!r}]")
     module.eval()
     shape = (max(input_shape[0], len(mean)), *input_shape[1:])
     named = [name for name, _ in module.named_modules()]
@@ -278,6 +281,8 @@ def _check_equal(module: nn.Module, network: MultiExit, own: nn.Linear | None, s
         result = own(result)
     elif reference.ndim != 2:
         reference = cast("ExitHead", cast("Stage", network.stages[-1]).head).pool(reference)
+    if not (reference.isfinite().all() and result.isfinite().all()):
+        raise UsageError("the module returns values that are not finite for random images: check its weights")
     if not torch.allclose(result, reference, rtol=_TOLERANCE, atol=_TOLERANCE * float(reference.abs().max())):
         raise UsageError(
             "the parts of the module in order do not compute what the module computes: its forward depends on more "

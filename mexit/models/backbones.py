@@ -14,18 +14,17 @@ import runpy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from mexit.core.manifest import PrepareSpec
-from mexit.errors import Damaged, NotFound, UsageError, requires_extra
+from mexit.errors import MexitError, NotFound, UsageError, requires_extra
 from mexit.models.attach_exits import attach_exits
 from mexit.models.multi_exit import MultiExit
+from mexit.models.weights_file import load_weights
 
 EFFICIENTNET_LITE0, TIMM, MODULE = "efficientnet-lite0", "timm:", "module:"
 FORMS = {
@@ -33,7 +32,6 @@ FORMS = {
     "timm:NAME": "a network of timm with its pretrained weights; needs mexit[timm]",
     "module:PATH.py:FUNCTION": "the torch module that your function returns; executes your file",
 }
-_SHOWN = 4
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _FITS = {"center": "cover", "squash": "stretch", "border": "contain"}
 
@@ -105,9 +103,20 @@ def is_backbone(name: str) -> bool:
     return name == EFFICIENTNET_LITE0 or name.startswith((TIMM, MODULE))
 
 
-@cache
 def data_config(name: str) -> DataConfig:
-    """The data configuration of a network."""
+    """The data configuration of a network. Raises as `Backbone.build` does."""
+    return _data_config(name, file_hash(name))
+
+
+def count_exits(name: str) -> int:
+    """Number of exits of a network at its own size. Raises as `Backbone.build` does."""
+    return _count_exits(name, file_hash(name))
+
+
+# Both are cached by the content of the user's file too, which may change within one process.
+@cache
+def _data_config(name: str, sha256: str | None) -> DataConfig:
+    del sha256
     if name == EFFICIENTNET_LITE0:
         prepare = PrepareSpec(resize="bicubic", fit="cover", crop=224 / 256)
         return DataConfig((3, 224, 224), (127 / 255,) * 3, (128 / 255,) * 3, prepare)
@@ -117,8 +126,8 @@ def data_config(name: str) -> DataConfig:
 
 
 @cache
-def count_exits(name: str) -> int:
-    """Number of exits of a network at its own size."""
+def _count_exits(name: str, sha256: str | None) -> int:
+    del sha256
     return Backbone(name).build(2).exits
 
 
@@ -136,58 +145,6 @@ def check_file(name: str, sha256: str | None) -> None:
             f"{_user_file(name)[0]} has changed since the run began, and the run's weights belong to its earlier "
             "content: restore the file, or train a new run"
         )
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a file of weights into a module: safetensors, or a state dict that `torch.save` wrote.
-
-    A last linear layer of another number of classes keeps its own weights.
-
-    Raises:
-        NotFound: the file does not exist.
-        Damaged: it cannot be read, or holds other objects than tensors.
-        UsageError: its tensors are those of another network.
-    """
-    found, own = _read_weights(path), module.state_dict()
-    last = next((name for name, layer in reversed(list(module.named_modules())) if isinstance(layer, nn.Linear)), None)
-    for name in (f"{last}.weight", f"{last}.bias"):
-        if name in own and name in found and own[name].shape != found[name].shape:
-            found[name] = own[name]
-    missing, extra = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    shapes = sorted(name for name in own.keys() & found.keys() if own[name].shape != found[name].shape)
-    wrong = [("missing", missing), ("unexpected", extra), ("of another shape", shapes)]
-    if any(names for _, names in wrong):
-        texts = (
-            f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
-            for what, names in wrong
-            if names
-        )
-        raise UsageError(
-            f"--weights {path} holds tensors of another network: {'; '.join(texts)}. Give the weights of the network "
-            "named by --model, with the names of its own state_dict()"
-        )
-    module.load_state_dict(found, strict=False)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise NotFound(f"--weights {path} does not exist: give a file of safetensors or a state dict of torch.save")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise Damaged(f"--weights {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    except Exception as error:  # UnpicklingError and others: the file holds code or classes
-        reason = " ".join(str(error).split())[:120]
-        raise Damaged(f"--weights {path} is no plain state dict, and nothing else is loaded: {reason}") from None
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise Damaged(f"--weights {path} holds no state dict: save it with torch.save(model.state_dict(), FILE)")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
 def _build_module(name: str, size: tuple[int, int], pretrained: bool) -> nn.Module:
@@ -216,9 +173,9 @@ def _timm_module(name: str, pretrained: bool) -> nn.Module:
     try:
         module: nn.Module = timm.create_model(architecture, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
         reason = " ".join(str(error).split())[:200]
+        if not pretrained:
+            raise UsageError(f"timm cannot build '{architecture}': {reason}") from None
         raise UsageError(
             f"timm cannot load the weights of {architecture} ({reason}): give a file with --weights"
         ) from None
@@ -252,19 +209,46 @@ def _timm_config(module: nn.Module) -> DataConfig:
 
 
 def _from_dict(values: Mapping[str, Any], classes: int) -> DataConfig:
-    """A data configuration with the keys of timm: input_size, mean, std, crop_pct, crop_mode, interpolation; after."""
-    resize = str(values.get("interpolation", "bilinear"))
-    prepare = PrepareSpec(
-        resize=resize if resize in ("bilinear", "bicubic", "box") else "bicubic",
-        fit=_FITS.get(str(values.get("crop_mode", "center")), "cover"),
-        crop=float(values.get("crop_pct", 1.0)),
-    )
-    channels, height, width = values.get("input_size", (3, 224, 224))
-    mean, std = (tuple(map(float, values.get(key, _IMAGENET[key]))) for key in ("mean", "std"))
+    """A data configuration with the keys of timm: input_size, mean, std, crop_pct, crop_mode, interpolation; after.
+
+    Raises:
+        UsageError: the value of a key cannot be used.
+    """
     after = values.get("after")
-    if isinstance(after, str) or not all(isinstance(one, str) for one in after or ()):
+    if after is not None and not (isinstance(after, list | tuple) and all(isinstance(one, str) for one in after)):
         raise UsageError(f"'after' must be a list of names of submodules, found {after!r}")
-    return DataConfig((channels, height, width), mean, std, prepare, classes, None if after is None else tuple(after))
+    channels, height, width = _numbers(values, "input_size", (3, 224, 224), 3)
+    if not all(side == int(side) >= 1 for side in (channels, height, width)):
+        raise UsageError(f"'input_size' must be (channels, height, width), found {values['input_size']!r}")
+    mean, std = (_numbers(values, key, _IMAGENET[key]) for key in ("mean", "std"))
+    if len(mean) != len(std) or min(std) <= 0:
+        raise UsageError(f"'mean' and 'std' need a number per channel, and 'std' positive ones, found {mean} and {std}")
+    resize, crop = str(values.get("interpolation", "bilinear")), values.get("crop_pct", 1.0)
+    try:
+        prepare = PrepareSpec(
+            resize=resize if resize in ("bilinear", "bicubic", "box") else "bicubic",
+            fit=_FITS.get(str(values.get("crop_mode", "center")), "cover"),
+            crop=float(crop),
+        )
+    except (MexitError, TypeError, ValueError):
+        raise UsageError(f"'crop_pct' must be a number above 0, at most 1, found {crop!r}") from None
+    return DataConfig(
+        (int(channels), int(height), int(width)), mean, std, prepare, classes, None if after is None else tuple(after)
+    )
+
+
+def _numbers(
+    values: Mapping[str, Any], key: str, default: tuple[float, ...], count: int | None = None
+) -> tuple[float, ...]:
+    """The finite numbers of a key, `count` ones or at least one. Raises `UsageError`."""
+    found = values.get(key, default)
+    try:
+        numbers = tuple(map(float, found))
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or count not in (None, len(numbers)) or not all(map(isfinite, numbers)):
+        raise UsageError(f"'{key}' must be {count or 'one or more'} numbers, found {found!r}")
+    return numbers
 
 
 def _user_file(name: str) -> tuple[Path, str]:

@@ -221,8 +221,8 @@ def _find_classifier(module: nn.Module, input_shape: tuple[int, int, int]) -> st
     try:
         with torch.no_grad():
             result = module(_example(module, input_shape, _BATCHES[0]))
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # the code of any module runs here, and may fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         shape = " x ".join(map(str, input_shape))
         raise UsageError(
             f"the module does not run on images of {shape} (channels x height x width): {reason}"

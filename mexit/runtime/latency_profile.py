@@ -48,7 +48,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         if not self.exits_us or not all(isfinite(us) and us > 0 for us in (*self.exits_us, self.static_us)):
-            raise Damaged(f"a latency profile needs positive times, found {self.exits_us} and {self.static_us}")
+            raise Damaged(f"times must be positive numbers, found {self.exits_us} and {self.static_us} us")
 
     @property
     def costs(self) -> Costs:

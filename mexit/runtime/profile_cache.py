@@ -11,7 +11,7 @@ from mexit.core.atomic_io import read_json
 from mexit.core.bundle import Bundle
 from mexit.core.schema import decode
 from mexit.core.versions import installed_versions
-from mexit.errors import MexitError, UsageError
+from mexit.errors import Damaged, MexitError, UsageError
 from mexit.runtime.autotune import PACKAGES
 from mexit.runtime.backends.base import Backend
 from mexit.runtime.device_cache import cache_folder, write_fact
@@ -82,7 +82,10 @@ def load_profile(path: Path) -> Profile:
     """Read a file with a profile: one alone, or one of the policies in time. Raises `NotFound`, `Damaged`."""
     value = read_json(path, "latency profile")
     nested = value.get("profile") if isinstance(value, dict) else None
-    profile: Profile = decode(nested or value, Profile, str(path))
+    try:
+        profile: Profile = decode(nested or value, Profile, "its content")
+    except Damaged as error:
+        raise Damaged(f"latency profile {path} cannot be used: {error}") from None
     return profile
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from mexit.runtime.profile_cache import EngineKey, new_profile, profile_path, re
 WAIT_S = 30.0  # for the process that measures
 UNITS = ("macs", "time")
 SHOWN = ("low", "medium", "high")
+_NOT_STORED = "every start measures again: set MEXIT_CACHE to a folder that can be written"
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,15 @@ class TimePolicies:
         entry: the policies, with a frontier in microseconds.
         profile: the times.
         measured: whether this start measured or selected; false where it read the device cache.
+        file: the file that the times are from; None where they were measured on this device.
+        stored: false where the device cache cannot be written, so that the next start measures again.
     """
 
     entry: PolicyEntry
     profile: Profile
     measured: bool
+    file: str | None = None
+    stored: bool = True
 
     @property
     def costs(self) -> Costs:
@@ -56,12 +61,13 @@ class TimePolicies:
         static = self.profile.static_us
         named = [(name, self.entry.frontier[self.entry.named[name]]) for name in SHOWN if name in self.entry.named]
         times = [f"{name} {point.calibration.mean_us or static:,.0f}" for name, point in named]
-        head = f"measured on this device: static {static:,.0f} us"
+        origin = "measured on this device" if self.file is None else f"times of {self.file}"
+        head, tail = f"{origin}: static {static:,.0f} us", "" if self.stored else f"; {_NOT_STORED}"
         if all(threshold is None for _, point in named for threshold in point.thresholds):
-            return f"{head}; early exit saves no time here, and all budgets are the static network"
+            return f"{head}; early exit saves no time here, and all budgets are the static network{tail}"
         shares = {name: 1 - (point.calibration.mean_us or static) / static for name, point in named}
         name = "medium" if shares.get("medium", 0.0) > 0 else max(shares, key=lambda one: shares[one])
-        return f"{head}; {', '.join(times)} us; early exit saves {shares[name]:.0%} at {name}"
+        return f"{head}; {', '.join(times)} us; early exit saves {shares[name]:.0%} at {name}{tail}"
 
 
 def check_cost(cost: str, profile: str | Path | None) -> None:
@@ -97,9 +103,10 @@ def open_in_time(
     if entry is None:
         return None, ""
     try:
-        return time_policies(bundle, backend, threads, entry, calls, profile=given, again=again), ""
-    except (MexitError, KeyError) as error:
+        timed = time_policies(bundle, backend, threads, entry, calls, profile=given, again=again)
+    except MexitError as error:
         return None, f"budgets are in MACs: {error}"
+    return timed if profile is None else replace(timed, file=str(profile)), ""
 
 
 def note_timing(timing: TimePolicies | None, why_not: str, note: Callable[[str], object]) -> None:
@@ -139,28 +146,40 @@ def time_policies(
         return _select(bundle, entry, traces, profile)
     path = _path(bundle, backend, threads)
     if path is None:
-        return _select(bundle, entry, traces, new_profile(bundle, backend, threads, calls))
+        unstored = _select(bundle, entry, traces, new_profile(bundle, backend, threads, calls))
+        return replace(unstored, stored=False)
     if not again and (stored := _load(path, bundle, backend, threads, entry)):
         return stored
+    with ExitStack() as stack:
+        _wait_for_lock(stack, path.parent)
+        if not again and (stored := _load(path, bundle, backend, threads, entry)):
+            return stored
+        selected = _select(bundle, entry, traces, new_profile(bundle, backend, threads, calls))
+        return _store(path, entry, selected)
+
+
+def _wait_for_lock(stack: ExitStack, folder: Path) -> None:
+    """Lock the folder until the stack ends; after `WAIT_S`, or where the folder cannot be written, go on without."""
     until = time.monotonic() + WAIT_S
-    while True:
+    while time.monotonic() < until:
         try:
-            with directory_lock(path.parent, "budgets are being measured"):
-                if not again and (stored := _load(path, bundle, backend, threads, entry)):
-                    return stored
-                selected = _select(bundle, entry, traces, new_profile(bundle, backend, threads, calls))
-                value = {
-                    "policies": _digest(entry),
-                    "profile": asdict(selected.profile),
-                    "entry": entry_to_json(selected.entry),
-                }
-                with suppress(MexitError):
-                    write_fact(path, value)
-                return selected
+            stack.enter_context(directory_lock(folder, "budgets are being measured"))
         except UsageError:  # another process measures
-            if time.monotonic() > until:
-                return _select(bundle, entry, traces, new_profile(bundle, backend, threads, calls))
             time.sleep(0.05)
+        except MexitError:
+            return
+        else:
+            return
+
+
+def _store(path: Path, entry: PolicyEntry, selected: TimePolicies) -> TimePolicies:
+    """Write the policies that were selected for `entry` into the device cache, if it can be written."""
+    content = {"profile": asdict(selected.profile), "entry": entry_to_json(selected.entry)}
+    try:
+        write_fact(path, {"policies": _digest(entry), "checksum": sha256_bytes(to_json(content)), **content})
+    except MexitError:
+        return replace(selected, stored=False)
+    return selected
 
 
 def stored_policies(bundle: Bundle, entry: PolicyEntry, threads: int) -> TimePolicies | None:
@@ -196,10 +215,11 @@ def _path(bundle: Bundle, backend: Backend, threads: int) -> Path | None:
 
 
 def _load(path: Path, bundle: Bundle, engine: EngineKey, threads: int, entry: PolicyEntry) -> TimePolicies | None:
-    """The stored policies; None if there are none that hold for these packages and stored policies."""
+    """The stored policies; None if there are none that hold for these packages and stored policies, or damaged ones."""
     try:
         value: Any = read_json(path, "policies in time")
-        if value["policies"] != _digest(entry):
+        content = {name: value[name] for name in ("profile", "entry")}
+        if value["policies"] != _digest(entry) or value["checksum"] != sha256_bytes(to_json(content)):
             return None
         profile: Profile = decode(value["profile"], Profile, str(path))
         if why_not(profile, bundle, engine, threads):

@@ -155,7 +155,7 @@ async def cameras(request: Request) -> Response:
 
 
 async def camera_picture(request: Request) -> Response:
-    """`GET /v1/cameras/{name}/picture.jpg`: the last answered frame, at most 320 pixels wide."""
+    """`GET /v1/cameras/{name}/picture.jpg`: the last answered frame, at most 320 x 1280 pixels."""
     content = await _cameras(request).picture(request.path_params["name"])
     return Response(content, headers={"content-type": camera_views.JPEG, **camera_views.HEADERS})
 

@@ -160,7 +160,7 @@ def _camera_paths() -> Json:
     """The routes of cameras; a server without cameras answers 404."""
     paths: Json = {"/v1/cameras": {"get": _operation("State of each camera", "Cameras", (404,))}}
     for file, kind, summary in (
-        ("picture.jpg", JPEG, "The last answered frame, at most 320 pixels wide"),
+        ("picture.jpg", JPEG, "The last answered frame, at most 320 pixels wide and 1280 high"),
         ("stream.mjpg", MJPEG, "Answered frames from now on, MJPEG"),
     ):
         operation = _operation(summary, "Error", (404, 501, 503))

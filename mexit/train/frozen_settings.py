@@ -44,9 +44,11 @@ def check_frozen(given: Mapping[str, Any]) -> None:
         given: fields of `TrainSettings` that the user gave, and "robust".
 
     Raises:
-        UsageError: no network, a second length, or a setting of joint training without joint training.
+        UsageError: no network, no length, a second one, or a setting of joint training without joint training.
     """
     frozen, finetune = given.get("freeze"), given.get("finetune")
+    if finetune == 0 and not frozen:
+        raise UsageError("--finetune 0 trains nothing: give at least 1, or --freeze to train the heads alone")
     if finetune and frozen is False:
         raise UsageError("--finetune trains on from the heads of a frozen network: leave out freeze=False")
     if not frozen and not finetune:

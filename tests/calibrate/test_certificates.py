@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -179,6 +181,15 @@ def test_a_certificate_states_its_guarantee_and_its_limits(points) -> None:
 def test_too_few_samples_are_refused_with_the_number_needed(points) -> None:
     with pytest.raises(RiskInfeasible, match="299 samples would do"):
         certify(points, {"clean": evaluator_of(make_trace(100, 5))}, CertificateRequest(0.01, 0.95))
+
+
+@pytest.mark.parametrize("samples", [40, 81, 200])
+def test_the_smallest_risk_that_a_message_names_can_be_requested(points, samples: int) -> None:
+    evaluators = {"clean": evaluator_of(make_trace(samples, 1))}
+    with pytest.raises(RiskInfeasible, match="the smallest risk is") as found:
+        certify(points, evaluators, CertificateRequest(0.0001))
+    smallest = float(re.findall(r"the smallest risk is ([\d.e-]+);", str(found.value))[0])
+    assert risk_is_rejected(np.zeros(samples), CertificateRequest(smallest))
 
 
 def test_an_infeasible_risk_is_refused_with_the_measured_one(points) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,17 @@ def _add_silence(container: Any, seconds: float) -> None:
         frame.sample_rate, frame.pts, frame.time_base = 16_000, start, Fraction(1, 16_000)
         container.mux(stream.encode(frame))
     container.mux(stream.encode())
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """No file can grow above `size` bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def read_video(path: Path) -> tuple[list[float], list[NDArray[np.uint8]]]:

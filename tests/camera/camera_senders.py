@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import socket
 import struct
 import threading
@@ -11,11 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fractions import Fraction
+from hashlib import md5
+from typing import TypeVar
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 LIVE = {"preset": "ultrafast", "tune": "zerolatency", "g": "10"}
 
 
@@ -90,7 +94,7 @@ class Sender:
         with suppress(OSError):
             self.run()
 
-    def pace(self, chunks: Sequence[bytes], fps: float, send: Callable[[bytes], object]) -> None:
+    def pace(self, chunks: Sequence[T], fps: float, send: Callable[[T], object]) -> None:
         """Send the chunks at `fps` chunks per second."""
         self.sent.clear()
         start = time.monotonic()
@@ -168,12 +172,15 @@ class UdpCamera(Sender):
 
 
 class RtspCamera(Sender):
-    """Minimal RTSP: Basic authentication, and H.264 in RTP interleaved in the TCP connection."""
+    """Minimal RTSP: Basic or Digest authentication, and H.264 in RTP, in the TCP connection or over UDP alone."""
 
-    def __init__(self, units: Sequence[Sequence[bytes]], fps: int, user: str = "") -> None:
+    def __init__(
+        self, units: Sequence[Sequence[bytes]], fps: int, user: str = "", *, udp: bool = False, digest: bool = False
+    ) -> None:
         super().__init__()
+        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM) if udp else None
         self._units, self._fps = units, fps
-        self._authorization = "Basic " + base64.b64encode(user.encode()).decode() if user else None
+        self._user, self._digest = user, digest
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self.transports: list[str] = []
@@ -181,6 +188,8 @@ class RtspCamera(Sender):
 
     def unblock(self) -> None:
         close_server(self._server)
+        if self._udp is not None:
+            self._udp.close()
 
     def run(self) -> None:
         while not self.over.is_set():
@@ -200,9 +209,10 @@ class RtspCamera(Sender):
             headers[name.lower()] = value.strip()
         method, address = request.split()[:2]
         extra, body, status = "", "", "200 OK"
-        if self._authorization and method != "OPTIONS" and headers.get("authorization") != self._authorization:
+        if self._user and method != "OPTIONS" and not self._is_known(method, headers.get("authorization", "")):
             self.refused += 1
-            status, extra = "401 Unauthorized", 'WWW-Authenticate: Basic realm="camera"\r\n'
+            challenge = 'Digest realm="camera", nonce="n1"' if self._digest else 'Basic realm="camera"'
+            status, extra = "401 Unauthorized", f"WWW-Authenticate: {challenge}\r\n"
         elif method == "OPTIONS":
             extra = "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n"
         elif method == "DESCRIBE":
@@ -211,6 +221,8 @@ class RtspCamera(Sender):
         elif method == "SETUP":
             self.transports.append(headers["transport"])
             extra = "Session: 1\r\nTransport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n"
+            if self._udp is not None:
+                status, extra = self._set_up_udp(self._udp, headers["transport"])
         else:
             extra = "Session: 1\r\n"
         reply = f"RTSP/1.0 {status}\r\nCSeq: {headers['cseq']}\r\n{extra}\r\n{body}"
@@ -219,6 +231,26 @@ class RtspCamera(Sender):
             self._play(client)
             return False
         return method != "TEARDOWN"
+
+    def _is_known(self, method: str, authorization: str) -> bool:
+        if not self._digest:
+            return authorization == "Basic " + base64.b64encode(self._user.encode()).decode()
+        given = dict(re.findall(r'(\w+)="([^"]*)"', authorization))
+        user, _, password = self._user.partition(":")
+        secret, request = (
+            md5(text.encode()).hexdigest() for text in (f"{user}:camera:{password}", f"{method}:{given.get('uri')}")
+        )
+        right = md5(f"{secret}:n1:{request}".encode()).hexdigest()
+        return authorization.startswith("Digest") and given.get("response") == right
+
+    def _set_up_udp(self, udp: socket.socket, transport: str) -> tuple[str, str]:
+        ports = re.search(r"client_port=(\d+)-\d+", transport)
+        if ports is None:
+            return "461 Unsupported Transport", ""
+        udp.bind(("127.0.0.1", 0))
+        udp.connect(("127.0.0.1", int(ports[1])))
+        own = udp.getsockname()[1]
+        return "200 OK", f"Session: 1\r\nTransport: RTP/AVP;unicast;{ports[0]};server_port={own}-{own + 1}\r\n"
 
     def _description(self) -> str:
         parameters = ",".join(base64.b64encode(unit).decode() for unit in self._units[0] if unit[0] & 31 in (7, 8))
@@ -230,13 +262,20 @@ class RtspCamera(Sender):
 
     def _play(self, client: socket.socket) -> None:
         number = 0
-        chunks = []
+        frames: list[list[bytes]] = []
         for i, units in enumerate(self._units):
-            chunk = b""
+            frames.append([])
             for position, unit in enumerate(units):
                 last = 0x80 if position == len(units) - 1 else 0
-                packet = struct.pack(">BBHII", 0x80, 96 | last, number % 65536, i * 90_000 // self._fps, 7) + unit
-                chunk += struct.pack(">cBH", b"$", 0, len(packet)) + packet
+                header = struct.pack(">BBHII", 0x80, 96 | last, number % 65536, i * 90_000 // self._fps, 7)
+                frames[-1].append(header + unit)
                 number += 1
-            chunks.append(chunk)
-        self.pace(chunks, self._fps, client.sendall)
+
+        def send(packets: list[bytes]) -> None:
+            for packet in packets:
+                if self._udp is None:
+                    client.sendall(struct.pack(">cBH", b"$", 0, len(packet)) + packet)
+                else:
+                    self._udp.send(packet)
+
+        self.pace(frames, self._fps, send)

@@ -109,7 +109,25 @@ def test_no_password_in_the_text_of_settings(tmp_path: Path) -> None:
         ("votes = true", "votes: found True; expected a whole number"),
         ("interval_s = -1", "interval_s: found -1; expected a number above 0"),
         ("interval_s = nan", "interval_s: found nan; expected a number above 0"),
-        ("motion = 2", "motion: found 2; expected a share above 0 and at most 1"),
+        ("motion = 2", "motion: found 2; expected a share from 0 to below 1"),
+        ("motion = 1.0", "4: camera 'gate': motion: found 1.0; expected a share from 0 to below 1"),
+        ("interval_s = " + "9" * 400, "and at most 1000000000"),
+        ("region = [" + "9" * 400 + ", 0, 1, 1]", "4: camera 'gate': region: found [999"),
+        ("interval_s = " + "9" * 5000, ": no valid TOML: Exceeds the limit"),
+        ("votes = " + "9" * 30, "expected a whole number of at least 1 and at most 10000"),
+        ("jsonl = '~no-such-user/a'", "4: camera 'gate': jsonl: found '~no-such-user/a'; expected a path that this"),
+        ("jsonl = 'loop'", "4: camera 'gate': jsonl: found 'loop'; expected a path that this system can use"),
+        ('jsonl = "a\\u0000b"', "expected a path that this system can use"),
+        ("jsonl = '" + "a" * 5000 + "'", "expected a path that this system can use"),
+        ("[[camera]]\nname = '..'\nsource = 'rtsp://h/s'", "5: camera '..': name: found '..'; expected 1 to 64"),
+        ("[mqtt]\nurl = 'mqtt://u:secret@h'\ntopic = 'a/#'", "6: mqtt: topic: 'a/#' is no topic to publish to"),
+        ("[mqtt]\nurl = 'mqtt://u:secret@h'\ndiscovery = '+'", "6: mqtt: discovery: '+' is no topic"),
+        ("[mqtt]\nurl = 'mqtt://u:secret@h/a'", "5: mqtt: url: the address of the MQTT broker is not complete"),
+        (
+            "[[camera]]\nname = 'Gate'\nsource = 'rtsp://h/s'\n[mqtt]\nurl = 'mqtt://h'",
+            "5: name: cameras 'gate' and 'Gate' have the same name in topics and files, gate: rename one",
+        ),
+        ("[webhook]\nurl = 'http://h'\ntimeout_s = 1e7", "6: webhook: timeout_s: found 10000000.0; expected"),
         ("reuse = 1", "reuse: found 1; expected true or false"),
         ("run = 'always'", "run: found 'always'; expected one of every-frame, motion, interval"),
         ("budget = 'lowest'", "budget: 'lowest' is not a budget"),
@@ -135,9 +153,14 @@ def test_no_password_in_the_text_of_settings(tmp_path: Path) -> None:
             "jsonl = 'a'\n[[camera]]\nname = 'b'\nsource = 'rtsp://h/s'\njsonl = './a'",
             "8: camera 'b': jsonl: a is also an output of camera 'gate'; expected another path",
         ),
+        (
+            "jsonl = 'a'\njsonl_mb = 1\n[[camera]]\nname = 'b'\nsource = 'rtsp://h/s'\njsonl = './a.12'",
+            "9: camera 'b': jsonl: a.12 is a name of rotated lines of camera 'gate'; expected another path",
+        ),
     ],
 )
 def test_an_error_names_file_line_and_key(tmp_path: Path, change: str, message: str) -> None:
+    (Path.cwd() / "loop").symlink_to("loop")
     path = written(tmp_path, GATE + change + "\n")
     with pytest.raises(MexitError) as caught:
         read_cameras_file(path)
@@ -155,6 +178,7 @@ def test_an_error_names_file_line_and_key(tmp_path: Path, change: str, message: 
         ("cost = 'money'\n" + GATE, "1: cost: found 'money'; expected one of time, macs"),
         ("rate = '5M'\n", "1: no camera; expected at least one table [[camera]]"),
         ("camera = 1\n", "1: no camera; expected at least one table [[camera]]"),
+        ("a = " + "[" * 5000 + "]" * 5000 + "\n" + GATE, ": no valid TOML: "),
         ("mqtt = 1\n" + GATE, "1: mqtt: found a value; expected a table [mqtt]"),
         ("mqtt.url = 'nowhere'\n" + GATE, "1: mqtt: url: no address"),
         ("camera = [{ name = 'a', source = '' }]\n", "1: camera 'a': source: found ''; expected a text in quotes"),
@@ -179,9 +203,20 @@ def test_an_error_shows_no_password(tmp_path: Path) -> None:
 def test_a_missing_file_and_one_that_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"absent\.toml does not exist"):
         read_cameras_file(tmp_path / "absent.toml")
+    with pytest.raises(UsageError, match="has more than 1000000 bytes"):
+        read_cameras_file(Path("/dev/zero"))
     (tmp_path / "a.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"a\.toml cannot be read: it is not UTF-8"):
         read_cameras_file(tmp_path / "a.toml")
+
+
+def test_the_mark_and_the_line_ends_of_windows(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(("\ufeff" + GATE.replace("\n", "\r\n")).encode())
+    assert [camera.name for camera in read_cameras_file(path).cameras] == ["gate"]
+    path.write_bytes(("\ufeff" + GATE.replace("\n", "\r\n") + "votes = 0\r\n").encode())
+    with pytest.raises(UsageError, match=r":4: camera 'gate': votes"):
+        read_cameras_file(path)
 
 
 def test_the_source_is_no_output(tmp_path: Path) -> None:

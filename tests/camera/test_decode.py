@@ -159,3 +159,13 @@ def test_raw_video_within_a_glob_starts_at_zero(tmp_path: Path) -> None:
     results = [result for _, result in classify_frames(slow_runtime(), f"{tmp_path}/*.h264")]
     assert [result.time_s for result in results] == pytest.approx([0, 0.04, 0.08] * 2)
     assert [result.frame_index for result in results] == list(range(6))
+
+
+def test_a_video_that_changes_its_size(tmp_path: Path) -> None:
+    times = [i / 25 for i in range(4)]
+    parts = [
+        write_video(tmp_path / f"{k}.h264", grey_frames(4, size), times) for k, size in enumerate([(64, 96), (48, 64)])
+    ]
+    (tmp_path / "both.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
+    shapes = [frame.shape for frame, _ in classify_frames(slow_runtime(), str(tmp_path / "both.h264"))]
+    assert shapes == [(64, 96, 3)] * 4 + [(48, 64, 3)] * 4

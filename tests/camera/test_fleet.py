@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import time
@@ -160,6 +161,36 @@ def test_a_lost_camera_comes_back(runtime: Runtime, chunks: list[bytes]) -> None
     ]
 
 
+@pytest.mark.parametrize("scheme", ["tcp", "rtsp", "http"])
+def test_a_stop_does_not_wait_for_a_silent_server(runtime: Runtime, scheme: str) -> None:
+    """The server accepts the connection and says nothing; the time-outs are longer than the test may take."""
+    patient = LiveSettings(open_timeout_s=1000, read_timeout_s=1000)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/live"
+        with Fleet(runtime, [Camera("a", parse_source(address), live=patient)]) as fleet:
+            connection, _ = server.accept()
+        connection.close()
+    assert fleet.status()[0].counters.arrived == 0
+
+
+def test_the_clock_of_the_system_changes(
+    runtime: Runtime, chunks: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It jumps by a day with every look at it."""
+    clock = (1.7e9 + 86_400 * (-1) ** number for number in itertools.count())
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    recorder = Recorder()
+    with TcpCamera(chunks, FPS) as sender, Fleet(runtime, [live("on", sender.address, recorder)]) as fleet:
+        wait_for(lambda: len(recorder.answers) > 20)
+        assert state(fleet) == {"on": "live"}
+    assert all(0 <= answer.age_ms < 3_600_000 for answer in recorder.answers)
+    assert [answer.captured_s for answer in recorder.answers] == sorted(
+        answer.captured_s for answer in recorder.answers
+    )
+    assert {event.kind for event in recorder.events} <= {"label-changed"}
+    assert all(0 <= event.seconds < 3600 for event in recorder.events)
+
+
 def test_a_frozen_picture_is_an_event(runtime: Runtime) -> None:
     frames = [*grey_frames(20, (48, 64)), *grey_frames(1, (48, 64)) * 200, *grey_frames(150, (48, 64))]
     recorder = Recorder()
@@ -185,6 +216,16 @@ def test_the_status_has_a_small_picture(runtime: Runtime, tmp_path: Path) -> Non
     assert value["counters"]["answered"] == sum(value["exits"].values()) == 1
     assert value["answer"]["camera"] == "a"
     assert value["age_s"] > 0
+
+
+def test_the_small_picture_of_a_very_tall_one(runtime: Runtime, tmp_path: Path) -> None:
+    """JPEG ends at 65,535 rows."""
+    write_images(tmp_path / "a", ["1.png"], size=(66_000, 4))
+    with Fleet(runtime, [Camera("a", parse_source(str(tmp_path / "a")))]) as fleet:
+        fleet.wait()
+    [status] = fleet.status()
+    assert status.picture is not None
+    assert status.picture.shape == (1270, 1, 3)
 
 
 def test_a_wrong_password_ends_one_camera(runtime: Runtime, chunks: list[bytes]) -> None:
@@ -219,6 +260,7 @@ def test_an_output_that_fails_ends_its_camera_alone(runtime: Runtime, chunks: li
         with Fleet(runtime, cameras, on_message=lambda _: None) as fleet:
             wait_for(lambda: state(fleet) == {"full": "ended", "on": "live"} and len(recorder.answers) > 10)
     assert [camera.error for camera in fleet.status()] == ["could not write it: No space left on device", ""]
+    assert [camera.to_json()["state"] for camera in fleet.status()] == ["ended", "ended"]
     assert (len(full.answers), full.closed) == (2, 1)
 
 

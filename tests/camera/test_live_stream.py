@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from mexit.camera.live_stream import Decode, DecoderLag, LiveReader, LiveSetting
 from mexit.camera.parse_source import Source
 from mexit.camera.pipeline import classify_frames
 from mexit.camera.prediction import CameraPrediction
+from mexit.camera.steady import SteadySettings
+from mexit.camera.triggers import TriggerSettings
 from mexit.errors import BadInput, MexitError
 from mexit.flows.camera import CameraOptions, run_camera
 
 FPS = 100
+EVERY_FRAME_RUNS = SteadySettings(trigger=TriggerSettings(reuse=False))
 IMPATIENT = LiveSettings(open_timeout_s=5, read_timeout_s=1.5, connect_attempts=3, first_delay_s=0.05)
 
 
@@ -57,7 +61,9 @@ def test_the_newest_frame_of_a_fast_stream(kind: type, chunks: list[bytes]) -> N
     lags, results = [], []
     counters = Counters()
     with kind(chunks, FPS) as sender:
-        answers = classify_frames(slow_runtime(0.1), sender.address, live=IMPATIENT, counters=counters)
+        answers = classify_frames(
+            slow_runtime(0.1), sender.address, live=IMPATIENT, counters=counters, steady=EVERY_FRAME_RUNS
+        )
         for _, result in answers:
             assert result.time_s is not None
             lags.append(len(sender.sent) - 1 - round(result.time_s * FPS))
@@ -285,6 +291,35 @@ def test_rtsp_over_tcp_shows_no_password(
     assert "geheim" not in lines + repr(report) + repr(results) + str(events) + caplog.text
 
 
+def test_rtsp_with_digest(units: list[list[bytes]]) -> None:
+    with RtspCamera(units, FPS, "admin:ge heim", digest=True) as sender:
+        address = f"rtsp://admin:ge%20heim@127.0.0.1:{sender.port}/live"
+        with closing(classify_frames(slow_runtime(), address, live=IMPATIENT)) as frames:
+            assert next(frames)[1].source == f"rtsp://127.0.0.1:{sender.port}/live"
+    assert sender.refused == 1  # without a password
+
+
+def test_a_stream_that_changes_its_size() -> None:
+    chunks = [chunk for size in ((48, 64), (96, 64)) for chunk in transport_stream(grey_frames(40, size), FPS)]
+    with TcpCamera(chunks, FPS) as sender:
+        frames = classify_frames(slow_runtime(), sender.address, live=IMPATIENT)
+        with closing(frames):
+            shapes = [next(frames)[0].shape]
+            while shapes[-1] == (48, 64, 3):
+                shapes.append(next(frames)[0].shape)
+        assert sender.connections == 1
+    assert shapes[-1] == (96, 64, 3)
+
+
+def test_rtsp_over_udp_where_tcp_is_refused(units: list[list[bytes]]) -> None:
+    with RtspCamera(units, FPS, udp=True) as sender:
+        frames = classify_frames(slow_runtime(), f"rtsp://127.0.0.1:{sender.port}/live", live=IMPATIENT)
+        with closing(frames):
+            answers = [next(frames)[1] for _ in range(5)]
+    assert ["TCP" in transport for transport in sender.transports] == [True, False]
+    assert answers[-1].frame_index >= 4
+
+
 def test_a_wrong_password_is_not_tried_again(
     units: list[list[bytes]], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +349,7 @@ def test_losses_are_logged_by_default(chunks: list[bytes], caplog: pytest.LogCap
 def test_rtsp_options() -> None:
     settings = LiveSettings(read_timeout_s=2.5)
     options = stream_options("rtsp://host/x", settings)
-    assert options["rtsp_transport"] == "tcp"
+    assert (options["rtsp_transport"], options["rtsp_flags"]) == ("tcp+udp", "prefer_tcp")
     assert options["timeout"] == "2500000"
+    assert stream_options("rtsps://host/x", settings)["rtsp_transport"] == "tcp"  # UDP would not be encrypted
     assert "rtsp_transport" not in stream_options("udp://@:5000", settings)

@@ -88,6 +88,7 @@ def test_a_file_name_that_looks_like_a_glob(tmp_path: Path) -> None:
         ("*.png", "no image or video matches"),
         ("*.txt", r"no image or video matches .* \(1 other files match\)"),
         ("empty", "holds no images .* give a glob"),
+        ("a" * 300, "cannot be read: File name too long"),
     ],
 )
 def test_missing_files(tmp_path: Path, name: str, message: str) -> None:
@@ -95,6 +96,11 @@ def test_missing_files(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(NotFound, match=message):
         parse_source(str(tmp_path / name))
+
+
+def test_a_home_that_does_not_exist() -> None:
+    with pytest.raises(NotFound, match=r"source ~no-such-user/a\.mp4 cannot be read"):
+        parse_source("~no-such-user/a.mp4")
 
 
 def test_a_source_does_not_show_its_address() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from pathlib import Path
@@ -268,3 +269,12 @@ def test_stopped_ends_the_iteration(tmp_path: Path) -> None:
     for _, result in classify_frames(slow_runtime(), str(tmp_path), stopped=lambda: len(seen) == 2):
         seen.append(result.frame_index)
     assert seen == [0, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_without_a_writer_does_not_delay_a_stop(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.ts")
+    counters = Counters()
+    assert list(classify_frames(slow_runtime(), str(tmp_path / "a.ts"), stopped=lambda: True, counters=counters)) == []
+    assert counters.arrived == 0
+    os.close(os.open(tmp_path / "a.ts", os.O_WRONLY | os.O_NONBLOCK))  # ends the thread that waits for a writer

@@ -104,7 +104,7 @@ def test_a_region_outside_the_picture_is_an_error(runtime: Runtime, digit_video:
     steady = SteadySettings(region=Region(500, 0, 10, 10))
     with pytest.raises(Damaged, match="the region 500,0,10,10 lies outside the picture of 128 x 64 pixels"):
         list(runtime.camera(str(digit_video), steady=steady, on_event=messages.append))
-    assert len(messages) == 50
+    assert len(messages) == 1  # the same for all 50 frames
 
 
 def test_an_answer_is_not_reused_before_the_votes_agree() -> None:

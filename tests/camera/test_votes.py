@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from mexit.camera.steady import SteadySettings
 from mexit.camera.votes import Votes
 from mexit.errors import UsageError
 
@@ -92,7 +93,17 @@ def test_settled_means_that_repeating_the_answer_changes_nothing() -> None:
     assert steady_labels(other, "A" * 10) == "A" * 10
 
 
-@pytest.mark.parametrize(("window", "hold", "message"), [(0, 1, "votes must be"), (3, 0, "hold must be")])
-def test_numbers_below_one_are_refused(window: int, hold: int, message: str) -> None:
-    with pytest.raises(UsageError, match=f"{message} at least 1, found 0"):
+@pytest.mark.parametrize(
+    ("window", "hold", "message"),
+    [
+        (0, 1, "votes must be at least 1, found 0"),
+        (3, 0, "hold must be at least 1, found 0"),
+        (10**30, 1, "votes must be at most 10000"),
+        (1, 10_001, "hold must be at most 10000, found 10001"),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(window: int, hold: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         Votes(window, hold)
+    with pytest.raises(UsageError, match=message):
+        SteadySettings(votes=window, hold=hold)

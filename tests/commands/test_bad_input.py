@@ -173,7 +173,7 @@ def test_an_uncalibrated_bundle_answers_only_with_the_full_budget(bundle_copy: P
 
 def test_an_infeasible_budget_names_a_feasible_one(digits_bundle: Path, picture: Path) -> None:
     said = refused("run", digits_bundle, picture, "--budget", "1%", code=3)
-    assert "but exit 1 alone costs" in said
+    assert "but the cheapest policy costs" in said
     nearest = said.rpartition(" ")[2]
     assert typed("run", digits_bundle, picture, "--budget", nearest).exit_code == 0
     assert "nearest feasible budget" in refused("calibrate", digits_bundle, "--budget", "tiny=10", code=3)
@@ -211,8 +211,8 @@ MISTAKES = {
     "calibrate {bundle} --attack x": "unknown attack 'x'",
     "calibrate {bundle} --data folder:/nowhere": "image folder /nowhere does not exist",
     "calibrate {bundle} --data mnist --data-dir /nowhere": "no mnist in /nowhere/mnist",
-    "bench {bundle} --repeats 1": "at least 20 repeats",
-    "bench {bundle} --batch 0": "batches of 1",
+    "bench {bundle} --repeats 1": "--repeats must be at least 20",
+    "bench {bundle} --batch 0": "each --batch at least 1",
     "evaluate {bundle} --budgets certified": "high, full; mexit calibrate --max-risk 0.02 adds one",
     "evaluate {bundle} --samples -1": "--samples must be at least 1, found -1",
     "evaluate {bundle} --eps 8": "write 8/255, not 8",
@@ -225,8 +225,12 @@ MISTAKES = {
     "train --model x": "unknown model 'x': choose from digits-cnn",
     "calibrate {bundle} --loss disagreement": "--loss has no effect alone: add --max-risk, such as 0.02",
     "calibrate {bundle} --risk-method auto --max-error 0.1": "--risk-method has no effect alone: add --max-risk",
+    **{
+        f"calibrate {{bundle}} --target-drop {share}": "--target-drop is a share of the answers above 0 and below 1"
+        for share in ("0", "-0.1", "1", "nan")
+    },
     "calibrate {bundle} --max-cost 50%": "--max-cost has no effect alone: add --max-risk",
-    "calibrate {bundle} --confidence 0.9": "--confidence has no effect alone: add --max-risk or --max-error",
+    "calibrate {bundle} --confidence 0.9": "--confidence has no effect alone: add --max-risk, --target-drop",
     "calibrate {bundle} --max-error 0.1 --max-unknown 0.2": "--max-unknown has no effect alone: add --reject-from",
     "export {bundle} --trt --attack none --no-calibrate": "--attack and --no-calibrate: for the export of a run, and",
     "export {bundle} --trt --out x": "--out: for the export of a run",

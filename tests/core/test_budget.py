@@ -70,7 +70,7 @@ def test_below_exit_1_the_nearest_feasible_budget_is_named_and_can_be_typed() ->
         Budget.parse("5%").cost(COSTS)
     message = str(caught.value)
     assert message == (
-        "budget '5%' is 462k MACs, but exit 1 alone costs 1M MACs (10.8% of the static network): "
+        "budget '5%' is 462k MACs, but the cheapest policy costs 1M MACs (10.8% of the static network): "
         "the nearest feasible budget is 1000000"
     )
     assert Budget.parse(message.rpartition(" ")[2]).cost(COSTS) == COSTS.cumulative[0]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mexit.calibrate.against_static import compare_with_static
 from mexit.commands.bench import show_bench
 from mexit.core.bundle import Bundle
+from mexit.errors import UsageError
 from mexit.flows.bench import bench_bundle
 from mexit.flows.bench_result import BenchResult, Row
 from mexit.flows.paired_times import Ratio
@@ -97,6 +99,12 @@ def test_budgets_are_selected_by_time(bundle_copy: Path, tmp_path: Path) -> None
     assert stored.stat().st_mtime_ns > before
 
 
+@pytest.mark.parametrize("numbers", [{"repeats": 19}, {"batches": [1, 0]}, {"batches": []}])
+def test_numbers_that_are_too_small_are_refused(numbers: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--repeats must be at least 20 and each --batch at least 1"):
+        bench_bundle(Path("bundle"), **numbers)
+
+
 def test_a_budget_that_loses_accuracy_comes_second() -> None:
     shown = result(low=(0.6, 0.05), medium=(0.72, 0.01))
     full, low, medium = shown.rows
@@ -112,6 +120,13 @@ def test_without_a_significant_saving_the_verdict_says_what_to_do(capsys: pytest
     assert "Early exit saves no time here at batch 1" in text
     assert "use full, or try a, b or c." in text
     assert "slower here" not in text
+
+
+def test_times_that_vary_too_much_are_no_evidence_against_early_exit() -> None:
+    shown = result(low=(0.6, 0.5), medium=(0.99, 0.02))
+    assert not shown.to_json()["saves_time"]
+    assert "vary too much to say whether early exit saves time here: low takes 0.60 ± 0.50 of" in shown.verdict()
+    assert "saves time here: medium takes" in result(low=(0.6, 0.5), medium=(0.9, 0.02)).verdict()
 
 
 def test_random_images_give_no_verdict() -> None:

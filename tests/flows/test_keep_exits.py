@@ -150,6 +150,8 @@ def test_wrong_exits_are_refused(run) -> None:
     assert "auto, all or the numbers of exits such as 1,3,7; found '0'" in refused(
         "export", run, "--exits", "0", code=2
     )
+    with pytest.raises(UsageError, match=r"numbers of exits such as 1,3,7; found '9{60}'"):
+        keep_named("9" * 5000, 3)
     with pytest.raises(UsageError, match="the network has the exits 1 to 3"):
         keep_named("1,7", 3)
     assert keep_named("3, 1,1", 5).numbers == (1, 3, 5)

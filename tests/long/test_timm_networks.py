@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mexit import Bundle, Runtime
+from mexit import Bundle, Runtime, UsageError
 from mexit.flows.export import ExportOptions, export_bundle
 from mexit.flows.train import TrainOptions, train_model
 from mexit.models import MultiExit, model_spec
@@ -125,3 +125,16 @@ def check_answers(bundle: Bundle, network: MultiExit) -> None:
         exits, probabilities, _ = answer_slowly(runtime.backend, images, runtime.policy(budget), logits.shape[2])
         assert [one.exit for one in found] == [bundle.manifest.numbers[k - 1] for k in exits]
         assert np.allclose([one.probabilities for one in found], probabilities, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet9999", "timm has no network 'resnet9999': similar names are "),
+        ("resnet18.no_such_weights", r"timm cannot build 'resnet18.no_such_weights': Invalid pretrained tag"),
+    ],
+)
+def test_a_name_that_timm_does_not_know_is_refused(name: str, message: str) -> None:
+    pytest.importorskip("timm", exc_type=ImportError, reason="needs the extra timm")
+    with pytest.raises(UsageError, match=message):
+        model_spec(f"timm:{name}")

@@ -285,3 +285,15 @@ def test_macs_count_convolutions_and_attention() -> None:
     attention = 17 * 8 * 24 + 2 * 17 * 17 * 8
     costs = exit_costs(attach(Tokens("token"), ["blocks.0", "blocks.1"]))
     assert costs[1].macs - costs[0].macs == attention + heads
+
+
+def test_one_name_instead_of_a_list_says_how_to_write_it() -> None:
+    with pytest.raises(UsageError, match=r"found 'blocks.0': write \['blocks.0'\]"):
+        attach_exits(Network(), after="blocks.0", classes=5, input_shape=SHAPE, mean=MEAN, std=STD)
+
+
+def test_weights_that_are_not_finite_are_named_as_the_reason() -> None:
+    network = Network()
+    torch.nn.init.constant_(network.fc.bias, torch.nan)
+    with pytest.raises(UsageError, match="returns values that are not finite for random images: check its weights"):
+        attach_exits(network, classes=5, input_shape=SHAPE, mean=MEAN, std=STD)

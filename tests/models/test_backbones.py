@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from mexit import Damaged, NotFound, UsageError
+from mexit import NotFound, UsageError
 from mexit.models import model_spec
-from mexit.models.backbones import load_weights
 from mexit.train.config import TrainSettings, resolve
 
 CODE = """
@@ -40,6 +38,26 @@ def wrong():
 
 def unknown():
     return build()[0], {"input_size": (3, 20, 24), "after": ["9"]}
+
+def configured(**values):
+    return build()[0], {"input_size": (3, 20, 24), **values}
+
+def no_numbers(): return configured(mean=0.5)
+def zero_std(): return configured(std=(1, 0, 1))
+def two_stds(): return configured(std=(1, 1))
+def two_sides(): return configured(input_size=(20, 24))
+def half_a_pixel(): return configured(input_size=(3, 20.5, 24))
+def words_as_size(): return configured(input_size="20x24")
+def no_crop(): return configured(crop_pct=None)
+def large_crop(): return configured(crop_pct=2)
+def number_as_place(): return configured(after=3)
+
+class Failing(nn.Sequential):
+    def forward(self, images):
+        raise KeyError("a key of the user")
+
+def failing():
+    return Failing(nn.Linear(2, 2)), {}
 
 class Positions(nn.Module):
     # Features plus position embeddings, which depend on the size; with the interface of timm.
@@ -124,6 +142,33 @@ def test_weights_of_the_own_size_are_loaded_before_the_network_takes_another_siz
         spec.with_input((3, 20, 20)).initial(6)
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("no_numbers", "'mean' must be one or more numbers, found 0.5"),
+        ("zero_std", "'std' positive ones"),
+        ("two_stds", "need a number per channel"),
+        ("two_sides", "'input_size' must be 3 numbers"),
+        ("half_a_pixel", r"'input_size' must be \(channels, height, width\), found \(3, 20.5, 24\)"),
+        ("words_as_size", "'input_size' must be 3 numbers, found '20x24'"),
+        ("no_crop", "'crop_pct' must be a number above 0, at most 1, found None"),
+        ("large_crop", "'crop_pct' must be a number above 0, at most 1, found 2"),
+        ("number_as_place", "'after' must be a list of names of submodules, found 3"),
+        ("failing", "does not run on images of 3 x 224 x 224 .*KeyError: 'a key of the user'"),
+    ],
+)
+def test_what_cannot_be_used_of_a_users_network_is_named(code: Path, function: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        model_spec(f"module:{code}:{function}").build(6)
+
+
+def test_a_file_that_changes_in_one_process_is_read_again(code: Path) -> None:
+    assert model_spec(f"module:{code}:named").exits == 3
+    code.write_text(CODE.replace('"mean": (0.1, 0.2, 0.3)', '"mean": (0.7, 0.2, 0.3)').replace('["0", "3"]', '["3"]'))
+    assert model_spec(f"module:{code}:named").exits == 2
+    assert model_spec(f"module:{code}:build").build(6).normalise.mean.flatten()[0] == pytest.approx(0.7)
+
+
 def test_a_changed_file_is_refused(code: Path) -> None:
     settings = resolve("digits", None, {"model": f"module:{code}:build", "method": "clean"})
     settings.model_spec()
@@ -146,40 +191,6 @@ def test_a_changed_file_is_refused(code: Path) -> None:
 def test_a_wrong_name_says_what_is_expected(code: Path, name: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         model_spec(name.format(path=code))
-
-
-def module() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 6))
-
-
-@pytest.mark.parametrize("file", ["w.safetensors", "w.pth"])
-def test_weights_are_loaded_and_a_classifier_of_other_classes_is_left_out(tmp_path: Path, file: str) -> None:
-    path, source, target = tmp_path / file, module(), module()
-    state = source.state_dict() | {"3.weight": torch.rand(9, 4), "3.bias": torch.rand(9)}
-    save_file(state, path) if file.endswith("safetensors") else torch.save({"state_dict": state}, path)
-    classifier = target[3].weight.detach().clone()
-    load_weights(target, path)
-    assert torch.equal(target[0].weight, source[0].weight)
-    assert torch.equal(target[3].weight, classifier)
-
-
-def test_weights_of_another_network_name_the_first_tensors(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    save_file({"0.weight": torch.rand(4, 3, 5, 5), "stem.weight": torch.rand(2)}, path)
-    with pytest.raises(UsageError, match=r"missing \(0.bias, .*unexpected \(stem.weight\).*another shape \(0.weight\)"):
-        load_weights(module(), path)
-
-
-def test_a_file_with_objects_is_not_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "w.pth"
-    torch.save(module(), path)
-    with pytest.raises(Damaged, match="no plain state dict"):
-        load_weights(module(), path)
-    path.write_bytes(b"no weights")
-    with pytest.raises(Damaged):
-        load_weights(module(), path)
-    with pytest.raises(NotFound, match="does not exist"):
-        load_weights(module(), tmp_path / "gone.pth")
 
 
 def test_weights_for_a_network_that_is_trained_from_random_ones_are_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 from mexit import Runtime
 from mexit.core.atomic_io import to_json
 from mexit.core.versions import installed_versions
-from mexit.errors import UsageError
+from mexit.errors import Damaged, UsageError
 from mexit.runtime.autotune import PACKAGES
 from mexit.runtime.latency_profile import Profile, measure_times_us
 
@@ -58,7 +58,7 @@ def test_a_given_profile_selects_thresholds_in_time(mixed_bundle, tmp_path) -> N
     assert runtime.policy("0.65ms") == runtime.policy()
     assert macs.timing is None
     assert macs.policy() != runtime.policy()
-    assert runtime.timing.summary().startswith("measured on this device: static 1,000 us; low ")
+    assert runtime.timing.summary().startswith(f"times of {path}: static 1,000 us; low ")
     again = Runtime.open(mixed_bundle, "medium", cost="time", profile=path)
     assert again.policy() == runtime.policy()
     assert not list(Path(os.environ["MEXIT_CACHE"]).rglob("policies-*")), "a given profile is not stored"
@@ -83,6 +83,37 @@ def test_the_first_start_measures_and_later_ones_read(mixed_bundle) -> None:
     assert Runtime.open(mixed_bundle, "low", cost="time").timing.measured, "times of another version do not count"
     given = Runtime.open(mixed_bundle, "low", cost="time", profile=path)
     assert given.timing.profile.static_us > 0, "a file of the device cache can be given"
+
+
+def test_changed_policies_in_the_device_cache_are_not_used(mixed_bundle) -> None:
+    first = Runtime.open(mixed_bundle, "low", cost="time").timing
+    assert first.stored
+    assert first.summary().startswith("measured on this device: ")
+    (path,) = Path(os.environ["MEXIT_CACHE"]).rglob("policies-ort-*.json")
+    stored = json.loads(path.read_text())
+    stored["entry"]["temperatures"][0] *= 2
+    path.write_text(json.dumps(stored))
+    again = Runtime.open(mixed_bundle, "low", cost="time").timing
+    assert again.measured
+    assert again.entry.temperatures == first.entry.temperatures
+    assert not Runtime.open(mixed_bundle, "low", cost="time").timing.measured
+
+
+@pytest.mark.parametrize("blocked", ["policies-ort-fp32-fp32-1.json", ".lock"])
+def test_a_cache_that_cannot_be_written_is_named_at_each_start(mixed_bundle, blocked) -> None:
+    Runtime.open(mixed_bundle, "low", cost="time")
+    (path,) = Path(os.environ["MEXIT_CACHE"]).rglob("policies-ort-*.json")
+    path.unlink()
+    (path.parent / blocked).mkdir()
+    for _ in range(2):
+        timing = Runtime.open(mixed_bundle, "low", cost="time").timing
+        assert timing.measured
+        if blocked != ".lock":  # without a lock the file is written
+            assert timing.summary().endswith(
+                "every start measures again: set MEXIT_CACHE to a folder that can be written"
+            )
+            continue
+        path.unlink()
 
 
 @pytest.mark.parametrize("missing", ["cache", "traces"])
@@ -116,6 +147,20 @@ def test_without_a_cache_or_traces_a_bundle_opens(mixed_bundle, tmp_path, monkey
 def test_a_profile_of_something_else_is_refused(mixed_bundle, tmp_path, changes, message) -> None:
     path = store_profile(mixed_bundle, tmp_path, 300, 900, 1200, static_us=1000, **changes)
     with pytest.raises(UsageError, match=message):
+        Runtime.open(mixed_bundle, "low", cost="time", profile=path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("[", "is not valid JSON"), ('{"exits_us": [1]}', "its content: missing static_us")]
+)
+def test_a_damaged_profile_names_its_file(mixed_bundle, tmp_path, content, message) -> None:
+    path = tmp_path / "times.json"
+    path.write_text(content)
+    with pytest.raises(Damaged, match=rf"times\.json .*{message}"):
+        Runtime.open(mixed_bundle, "low", cost="time", profile=path)
+    path = store_profile(mixed_bundle, tmp_path, 300, 900, 1200, static_us=1000)
+    path.write_text(path.read_text().replace("900", "-900"))
+    with pytest.raises(Damaged, match=rf"{path} cannot be used: times must be positive numbers"):
         Runtime.open(mixed_bundle, "low", cost="time", profile=path)
 
 

@@ -204,7 +204,7 @@ def test_cameras(mixed_bundle: Path, images: Images, tmp_path: Path, show: Calla
         Image.fromarray((images[k, 0] * 255).astype(np.uint8)).save(folder / f"{k}.png")
     settings = tmp_path / "cameras.toml"
     settings.write_text(
-        f'[[camera]]\nname = "gate"\nsource = "{folder}"\n'
+        f'[[camera]]\nname = "gate"\nsource = "{folder}"\nrun = "interval"\ninterval_s = 1000\n'
         f'[[camera]]\nname = "yard"\nsource = "rtsp://127.0.0.1:{free_port()}/none"\n'
     )
     with start(mixed_bundle, tmp_path, cameras=str(settings), workers=0) as server:
@@ -213,7 +213,9 @@ def test_cameras(mixed_bundle: Path, images: Images, tmp_path: Path, show: Calla
         gate.locator(".chip", has_text="ended").wait_for()
         states = {camera["name"]: camera for camera in server.json("GET", "/v1/cameras")[1]}
         assert gate.locator(".label").inner_text() == states["gate"]["answer"]["steady"]
-        assert f"{states['gate']['counters']['answered']} answered" in gate.inner_text()
+        assert states["gate"]["counters"]["dropped"] == 2
+        assert "1 answered" in gate.inner_text()
+        assert "2 dropped" in gate.inner_text()
         assert gate.locator("img").evaluate("image => image.naturalWidth") == 8
         yard.locator(".chip", has_text="lost").wait_for()
         assert yard.locator(".label").inner_text() == "no answer yet"

@@ -57,6 +57,7 @@ def test_freeze_needs_a_network() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"finetune": 0}, "--finetune 0 trains nothing: give at least 1, or --freeze"),
     ({"freeze": True, "epochs": 3}, "--finetune N"),
     ({"finetune": 2, "epochs": 3}, "--finetune N"),
     ({"finetune": 2, "minutes": 3.0}, "give one of them"),

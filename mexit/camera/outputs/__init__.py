@@ -6,7 +6,7 @@
     save_unsure       pictures of unsure answers, with a quota
     bounded_queue     a queue that never waits: the oldest item makes room
     background_sender delivers items of a queue in a thread of its own
-    mqtt              messages to an MQTT broker; mqtt_messages has their topics and contents
+    mqtt              messages to an MQTT broker; mqtt_messages has their topics and contents, mqtt_address its address
     home_assistant    messages that describe the cameras to Home Assistant
     webhook           events to a web server
     message_settings  settings of MQTT and webhooks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from contextlib import suppress
@@ -29,8 +30,8 @@ class DiskQuota:
         Raises:
             UsageError: the limit is not positive.
         """
-        if not max_mb > 0:
-            raise UsageError(f"a quota is more than 0 MB, found {max_mb:g}")
+        if not 0 < max_mb < math.inf:
+            raise UsageError(f"a quota is a number of MB above 0, found {max_mb:g}")
         self._max_bytes = round(max_mb * 1e6)
         self._entries: deque[tuple[tuple[Path, ...], int]] = deque()
         self._bytes = 0
@@ -63,7 +64,7 @@ class DiskQuota:
     def _count(self, paths: tuple[Path, ...]) -> None:
         size = 0
         for path in paths:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 size += path.stat().st_size
         self._entries.append((paths, size))
         self._bytes += size

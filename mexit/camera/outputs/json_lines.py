@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -40,7 +41,7 @@ class JsonLines(FileOutput):
         Raises:
             UsageError: `max_mb` is not positive, or `keep` is negative.
         """
-        if (max_mb is not None and not max_mb > 0) or keep < 0:
+        if (max_mb is not None and not 0 < max_mb < math.inf) or keep < 0:
             raise UsageError(f"rotation expects a size above 0 MB and at least 0 kept files, found {max_mb} and {keep}")
         self._path = path
         self._max_bytes = None if max_mb is None else round(max_mb * 1e6)
@@ -87,17 +88,24 @@ class JsonLines(FileOutput):
         self._file, self._bytes = self._path.open("wb"), 0
 
     def _rotate(self) -> None:
-        """Rename the file and the rotated ones; the oldest is replaced."""
-        names = [self._path, *(self._path.with_name(f"{self._path.name}.{n}") for n in range(1, self._keep + 1))]
+        """Rename the file and the rotated ones up to the first number that is free; else the oldest is replaced."""
+        names = [self._path]
+        while len(names) <= self._keep and names[-1].exists():
+            names.append(self._path.with_name(f"{self._path.name}.{len(names)}"))
         for newer, older in zip(names[-2::-1], names[:0:-1], strict=True):
             with suppress(FileNotFoundError):
                 os.replace(newer, older)
 
     def _failed(self, error: OSError) -> MexitError:
-        """The error to raise. The file is given up: closing it again would try to write the same line."""
+        """The error to raise. The file is given up: closing it again would try to write the same line.
+
+        The part of that line that was written is removed.
+        """
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
+            with suppress(OSError):
+                os.truncate(self._path, self._bytes)
             self._file = None
         return MexitError(f"could not write {self._path}: {error.strerror or error}")
 

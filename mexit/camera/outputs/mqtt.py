@@ -15,16 +15,16 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from mexit.camera.events import CameraEvent
 from mexit.camera.frame import RGB, OnEvent
 from mexit.camera.outputs.background_sender import BackgroundSender
 from mexit.camera.outputs.home_assistant import discovery_messages
 from mexit.camera.outputs.message_settings import MqttSettings
+from mexit.camera.outputs.mqtt_address import check_topic, parse_broker
 from mexit.camera.outputs.mqtt_messages import OFFLINE, ONLINE, Topics, state_message
 from mexit.camera.outputs.output_names import camera_slugs
 from mexit.camera.prediction import CameraPrediction
@@ -36,36 +36,10 @@ with requires_extra("mqtt", "Publishing to an MQTT broker"):
     from paho.mqtt.client import Client
     from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
-_EXPECTED = "expected mqtt://user:password@host:1883, or mqtts:// for TLS; write @ in a password as %40 and / as %2F"
 _KEEP_ALIVE_S = 15  # the broker reports a lost program after 1.5 times as long
 _MAX_RETRY_S = 30
 _POLL_S = 0.1
-_WILDCARDS = frozenset("+#\0")
 _CAMERA_STATES = {"camera-lost": "lost", "camera-frozen": "frozen", "camera-back": ONLINE}
-
-
-@dataclass(frozen=True)
-class MqttAddress:
-    """A parsed address of a broker.
-
-    Attributes:
-        host, port: of the broker.
-        tls: whether the connection is encrypted.
-        user, password: None if the address has none.
-    """
-
-    host: str
-    port: int
-    tls: bool
-    user: str | None
-    password: str | None = field(repr=False)
-
-    @property
-    def name(self) -> str:
-        """The address without credentials."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"mqtt{'s' if self.tls else ''}://{host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -75,21 +49,6 @@ class Message:
     topic: str
     content: str
     retain: bool
-
-
-def parse_broker(url: str) -> MqttAddress:
-    """Parse the address of a broker. Raises `UsageError`, whose message holds no password."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-        (host or "").encode("idna")
-    except ValueError:
-        raise UsageError(f"the address of the MQTT broker cannot be read: {_EXPECTED}") from None
-    if parts.scheme not in _PORTS or not host or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise UsageError(f"the address of the MQTT broker is not complete, or has a path: {_EXPECTED}")
-    user = None if parts.username is None else unquote(parts.username)
-    password = None if parts.password is None else unquote(parts.password)
-    return MqttAddress(host, port or _PORTS[parts.scheme], parts.scheme == "mqtts", user, password)
 
 
 class Mqtt:
@@ -115,10 +74,7 @@ class Mqtt:
         """
         self._address = parse_broker(settings.url)
         for topic in (settings.topic, settings.discovery):
-            if _WILDCARDS & set(topic) or topic.startswith(("/", "$")) or topic.endswith("/"):
-                raise UsageError(
-                    f"'{topic}' is no topic to publish to: write words with / between them, such as mexit/hall"
-                )
+            check_topic(topic)
         if not settings.topic:
             raise UsageError("the topic is empty: write a word such as mexit")
         self._interval_s, self._on_event = settings.interval_s, on_event

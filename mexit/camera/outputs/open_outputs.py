@@ -60,7 +60,10 @@ class FileSettings:
         for flag, path in named.items():
             if path is None:
                 continue
-            place = path.resolve()
+            try:
+                place = path.resolve()
+            except (OSError, RuntimeError) as error:  # links in a circle
+                raise UsageError(f"{flag} {path} is no path that this system can use: {error}") from None
             if place in taken:
                 raise UsageError(f"{taken[place]} and {flag} cannot both be written to {path}: name two files")
             if place in {source.resolve() for source in sources}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -107,6 +108,9 @@ class SaveUnsure:
             write_bytes(png, _png(frame if self._region is None else self._region.crop(frame)))
             self._quota.add(png, answer)
         except (MexitError, OSError) as error:
+            for path in (answer, png):  # half of a pair, which the quota does not count
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
             self._report(str(error))
             return False
         self._saved, self._failure = True, ""

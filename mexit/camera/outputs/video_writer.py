@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ class VideoWriter(FileOutput):
             ) from None
         finally:
             self._container = None
-            self._temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
 
     def _open(self, width: int, height: int) -> None:
         av = import_av()

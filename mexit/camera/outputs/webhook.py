@@ -103,7 +103,7 @@ def _retry_after_s(error: Exception, delay_s: float) -> float | None:
             if error.code not in _TRY_AGAIN and error.code < 500:
                 return None
             asked = error.headers.get("Retry-After", "")
-            if asked.isdigit():
+            if asked.isdecimal():
                 return min(float(asked), _MAX_DELAY_S)
     elif isinstance(error, ValueError):  # an address that urllib cannot use
         return None
@@ -122,7 +122,7 @@ def _describe(error: Exception) -> str:
 
 def _host(url: str) -> str:
     """Scheme and host of an address. Raises `UsageError`, whose message holds nothing secret."""
-    expected = "expected https://host/path or http://user:password@host:port/path"
+    expected = "expected https://HOST/PATH or http://HOST:PORT/PATH; USER:PASSWORD@ goes before the host"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

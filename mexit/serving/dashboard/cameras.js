@@ -66,11 +66,10 @@ class Tile {
     this.label.classList.toggle("none", !answer);
     const age = age_s === null ? NONE : age_s < 1 ? "just now" : `${span(age_s)} ago`;
     write(this.facts, answer ? `${probability(answer.confidence)} · exit ${answer.exit} · ${age}` : "");
-    const dropped = counters.dropped + counters.refused + counters.left_out;
     const saved = macs + saved_macs ? `, ${percent(saved_macs / (macs + saved_macs), 0)} of the MACs saved` : "";
     write(
       this.counts,
-      `${count(counters.answered)} answered${saved}, ${count(dropped)} dropped, ` +
+      `${count(counters.answered)} answered${saved}, ${count(counters.dropped)} dropped, ` +
         `${count(counters.undecodable)} undecodable`,
     );
     showStack(this.stack, Object.values(exits));

@@ -66,7 +66,7 @@ def test_a_missing_folder_is_empty(tmp_path: Path) -> None:
     assert DiskQuota(tmp_path / "none", PATTERN, max_mb=1.0).bytes == 0
 
 
-@pytest.mark.parametrize("max_mb", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("max_mb", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_bad_limit(tmp_path: Path, max_mb: float) -> None:
-    with pytest.raises(UsageError, match="more than 0 MB"):
+    with pytest.raises(UsageError, match="a number of MB above 0"):
         DiskQuota(tmp_path, PATTERN, max_mb)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from camera_media import camera_prediction, grey_frames
+from camera_media import camera_prediction, file_limit, grey_frames
 
 from mexit.camera.events import CameraEvent
 from mexit.camera.outputs.json_lines import EventLines, JsonLines
@@ -93,10 +93,28 @@ def test_without_kept_files_the_old_lines_are_dropped(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("settings", [{"max_mb": 0.0}, {"max_mb": -1.0}, {"max_mb": float("nan")}, {"keep": -1}])
+@pytest.mark.parametrize(
+    "settings", [{"max_mb": 0.0}, {"max_mb": -1.0}, {"max_mb": float("nan")}, {"max_mb": float("inf")}, {"keep": -1}]
+)
 def test_bad_sizes_are_refused(tmp_path: Path, settings: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="rotation expects"):
         JsonLines(tmp_path / "a.jsonl", **settings)
+
+
+def test_any_number_of_kept_files(tmp_path: Path) -> None:
+    """Files are renamed up to the first free number, so a large number of them costs nothing."""
+    output = JsonLines(tmp_path / "a", max_mb=0.0004, keep=10**12)
+    write_frames(output, range(4))
+    assert [indices(tmp_path / name) for name in ("a", "a.1", "a.2", "a.3")] == [[3], [2], [1], [0]]
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_left_out(tmp_path: Path) -> None:
+    output = JsonLines(tmp_path / "a")
+    write_frames(output, range(2))
+    with file_limit((tmp_path / "a").stat().st_size + 50), pytest.raises(MexitError, match="could not write"):
+        write_frames(output, range(2, 3))
+    assert output.close() is None
+    assert indices(tmp_path / "a") == [0, 1]
 
 
 def test_events_have_a_file_of_their_own(tmp_path: Path) -> None:

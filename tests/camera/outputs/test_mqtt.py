@@ -19,7 +19,9 @@ from web_server import certificate_file
 from mexit.camera.events import CameraEvent
 from mexit.camera.outputs.background_sender import QUEUE_SIZE
 from mexit.camera.outputs.message_settings import MqttSettings
-from mexit.camera.outputs.mqtt import Mqtt, parse_broker
+from mexit.camera.outputs.mqtt import Mqtt
+from mexit.camera.outputs.mqtt_address import parse_broker
+from mexit.core.redact import redact_text
 from mexit.errors import UsageError
 
 FRAME = grey_frames(1)[0]
@@ -54,12 +56,13 @@ def test_addresses() -> None:
     ["secret", "http://a:secret@b", "mqtt://", "mqtt://a:secret@b/t", "mqtt://a:secret@b:x", "mqtt://a:se/cret@b"],
 )
 def test_a_bad_address_is_refused_without_its_password(url: str) -> None:
-    with pytest.raises(UsageError, match="expected mqtt://user:password@host:1883") as caught:
+    with pytest.raises(UsageError, match="expected mqtt://HOST:1883") as caught:
         parse_broker(url)
     assert "cret" not in str(caught.value)
+    assert redact_text(str(caught.value)) == str(caught.value)  # what a terminal shows is all of it
 
 
-@pytest.mark.parametrize("topic", ["a/+/b", "#", "/a", "a/", "$SYS", ""])
+@pytest.mark.parametrize("topic", ["a/+/b", "#", "/a", "a/", "$SYS", "", "a\nb", "a" * 70_000])
 def test_a_bad_topic_is_refused(topic: str) -> None:
     with pytest.raises(UsageError, match="topic"):
         Mqtt(MqttSettings("mqtt://127.0.0.1:1", topic), ["gate"], "digits", on_event=print)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from camera_media import camera_prediction, write_images
+from camera_media import camera_prediction, file_limit, write_images
 from PIL import Image
 
 from mexit.camera.outputs.save_unsure import SaveUnsure
@@ -93,6 +93,13 @@ def test_a_picture_that_cannot_be_written_is_lost_and_reported_once(tmp_path: Pa
     assert (saver.close(), saver.lost) == (None, 3)
     [note] = notes
     assert note.startswith("a picture of an unsure answer is not saved: could not write")
+
+
+def test_a_picture_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path: Path) -> None:
+    saver = output(tmp_path)
+    with file_limit(2000):  # more than the answer, less than the picture
+        saver.write(noise(0), unsure(0))
+    assert (saver.close(), saver.lost, list(tmp_path.iterdir())) == (None, 1, [])
 
 
 def test_a_bundle_that_is_never_unsure_is_reported(digits_bundle: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_without_a_frame_nothing_is_written(tmp_path: Path) -> None:
     [
         ("a.mp4", {"segment_s": 0.0}, "a segment lasts more than 0 seconds"),
         ("a.avi", {}, "must end in .mp4"),
-        ("a.mp4", {"max_mb": 0.0}, "a quota is more than 0 MB"),
+        ("a.mp4", {"max_mb": 0.0}, "a quota is a number of MB above 0"),
     ],
 )
 def test_bad_settings(tmp_path: Path, name: str, settings: dict[str, float], message: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import resource
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from camera_media import camera_prediction, grey_frames, read_video, write_images, write_video
+from camera_media import camera_prediction, file_limit, grey_frames, read_video, write_images, write_video
 from numpy.typing import NDArray
 
 from mexit.camera.outputs.video_writer import TICKS_PER_S, Timestamps, VideoWriter, enlarge, pad_to_even
@@ -147,15 +147,20 @@ def test_a_write_error_leaves_the_earlier_video(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("earlier")
     noise = list(np.random.default_rng(0).integers(0, 256, (100, 320, 320, 3), np.uint8))
     sink = VideoWriter(tmp_path / "a.mp4", Overlay((1, 2, 3), COSTS), live=False)
-    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, previous[1]))
-    try:
+    with file_limit(40_000):
         with pytest.raises(MexitError, match=r"could not write .*a.mp4: File too large"):
             write_all(sink, noise)
         assert sink.close() is None
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
     assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("a.mp4", "earlier")]
+
+
+def test_a_folder_that_is_replaced_by_a_file(tmp_path: Path) -> None:
+    sink = VideoWriter(tmp_path / "folder" / "a.mp4", Overlay((1, 2, 3), COSTS), live=False)
+    write_all(sink, grey_frames(2))
+    shutil.rmtree(tmp_path / "folder")
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(MexitError, match=r"could not finish .*a.mp4: Not a directory"):
+        sink.close()
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
