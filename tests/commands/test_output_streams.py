@@ -37,7 +37,7 @@ def errors(stderr: bytes) -> list[str]:
     text = stderr.decode()
     assert "Traceback" not in text
     assert "Exception ignored" not in text
-    return [line for line in text.splitlines() if "rror" in line]
+    return [line for line in text.splitlines() if "rror:" in line]
 
 
 @pytest.mark.parametrize("line", COMMANDS.values(), ids=COMMANDS.keys())
