@@ -216,7 +216,7 @@ class CameraThread:
         answered_s = prediction.captured_s + prediction.age_ms / 1e3
         self._span_s = (prediction.captured_s if self._span_s is None else self._span_s[0], answered_s)
         position = self.exits.index(prediction.exit) + 1
-        self.stats.add([position], [prediction.age_ms], prediction.macs, unsure=int(prediction.label is None))
+        self.stats.add(position, prediction.age_ms, prediction.macs, unsure=prediction.label is None)
         self._each_output(methodcaller("write", frame, prediction))
         self._send(self._detector.update(prediction))
         self._listeners.on_result(prediction)

@@ -8,7 +8,7 @@ from typing import Any
 from mexit.runtime.prediction import Prediction
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class CameraPrediction(Prediction):
     """A prediction with the data of its frame.
 

@@ -70,9 +70,8 @@ class PolicySelector:
         self._costs = bundle.manifest.costs
         self._bundle, self._backend = bundle, backend
         self._profile, self._all_heads = profile, all_heads
-        self.select = lru_cache(maxsize=256)(self._select)
+        self.find = lru_cache(maxsize=256)(self._find)
         self.at = lru_cache(maxsize=256)(self._at)
-        self._parse = lru_cache(maxsize=256)(self._read)
 
     def scorer(self, classes: int) -> Scorer:
         """The scorer of all policies that let rows leave early."""
@@ -80,19 +79,24 @@ class PolicySelector:
         policy = self._all_exits() if entry is None else entry.policy(entry.frontier[-1])
         return policy.scorer(classes)
 
-    def parse(self, budget: str | Budget) -> Budget:
-        """A budget as typed, with the names that this bundle defines. Raises `UsageError`."""
-        return budget if isinstance(budget, Budget) else self._parse(budget)
+    def _find(self, budget: str | Budget) -> tuple[Budget, PolicyChoice]:
+        """A budget, as typed or parsed, with the names that this bundle defines, and its choice.
 
-    def _read(self, text: str) -> Budget:
-        entries = (self._macs_entry, self.entry)
-        return Budget.parse(text, {name: macs for entry in entries if entry for name, macs in entry.names.items()})
+        Raises:
+            UsageError: it is no budget.
+            NotCalibrated, BudgetInfeasible: it has no policy.
+        """
+        if isinstance(budget, str):
+            entries = (self._macs_entry, self.entry)
+            names = {name: macs for entry in entries if entry for name, macs in entry.names.items()}
+            budget = Budget.parse(budget, names)
+        return budget, self._select(budget)
 
     def use_time(self, timed: TimePolicies) -> None:
         """Select budgets in time from now on; those that exist in MACs alone stay."""
         self.entry, self._costs = timed.entry, timed.costs
-        for cached in (self.select, self.at, self._parse):
-            cached.cache_clear()
+        self.find.cache_clear()
+        self.at.cache_clear()
 
     def _select(self, budget: Budget) -> PolicyChoice:
         """The choice of a budget. Raises `NotCalibrated`, `BudgetInfeasible`."""

@@ -33,7 +33,7 @@ class PredictionBuilder:
                 Prediction(
                     index=None if withheld else index,
                     label=None if withheld else self._classes[index],
-                    confidence=float(probabilities[index]),
+                    confidence=probabilities.item(index),
                     probabilities=probabilities,
                     exit=self._numbers[k - 1],
                     reason=UNSURE if withheld else answers.reasons[row],

@@ -48,6 +48,9 @@ class RequestOptions(TypedDict, total=False):
     queued_s: float
 
 
+OPTIONS = frozenset(RequestOptions.__annotations__)
+
+
 class Request:
     """The state of one inference request. Not thread-safe.
 
@@ -64,6 +67,18 @@ class Request:
         start_s: time of the call on the clock of `time.perf_counter`.
     """
 
+    # Of requests without options. An assignment for each would cost a call microseconds.
+    deadline_s: float | None = None
+    wait_s: float | None = None
+    max_exit: int | None = None
+    last_exit: int | None = None
+    receipts = False
+    client = ""
+    queued_s = 0.0
+    granted = 0
+    waited_s = 0.0
+    _blocked_s: float | None = None
+
     def __init__(
         self,
         tensor: NDArray[np.float32],
@@ -78,6 +93,13 @@ class Request:
             UsageError: an option has no valid value.
         """
         self.start_s = time.perf_counter()
+        self.tensor, self.budget, self.choice = tensor, budget, choice
+        self.predictions: list[Prediction] = []
+        self._rate_limiter = rate_limiter
+        if options:
+            self._read(options)
+
+    def _read(self, options: RequestOptions) -> None:
         deadline_ms, wait_ms = options.get("deadline_ms"), options.get("wait_ms")
         if deadline_ms is not None and not deadline_ms > 0:
             raise UsageError(f"deadline_ms must be above zero, found {deadline_ms}")
@@ -85,19 +107,12 @@ class Request:
             raise UsageError(f"wait_ms must be at least zero, found {wait_ms}")
         if wait_ms is None or (deadline_ms is not None and deadline_ms < wait_ms):
             wait_ms = deadline_ms
-        self.tensor, self.budget, self.choice = tensor, budget, choice
         self.deadline_s = None if deadline_ms is None else deadline_ms / 1e3
         self.wait_s = None if wait_ms is None else wait_ms / 1e3
         self.max_exit = options.get("max_exit")
-        self.last_exit: int | None = None
         self.receipts = options.get("receipts", False)
         self.client = options.get("client", "")
         self.queued_s = options.get("queued_s", 0.0)
-        self.predictions: list[Prediction] = []
-        self.granted = 0
-        self.waited_s = 0.0
-        self._rate_limiter = rate_limiter
-        self._blocked_s: float | None = None
 
     @property
     def done(self) -> bool:

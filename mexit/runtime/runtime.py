@@ -24,12 +24,12 @@ from mexit.runtime.engine import Answers, answer, exit_position, runs_static
 from mexit.runtime.input_images import prepare_images
 from mexit.runtime.latency_profile import Profile, TimedCalls
 from mexit.runtime.policy_selection import PolicyChoice, PolicySelector, entry_or_none
-from mexit.runtime.prediction import Prediction
+from mexit.runtime.prediction import RATE_LIMIT, Prediction
 from mexit.runtime.prediction_builder import PredictionBuilder
 from mexit.runtime.profile_cache import device_profile
 from mexit.runtime.rate_limiter import RateLimiter, read_rate_limits
 from mexit.runtime.reference import run_all_exits
-from mexit.runtime.request import Request, RequestOptions
+from mexit.runtime.request import OPTIONS, Request, RequestOptions
 from mexit.runtime.stats import RuntimeStats
 from mexit.runtime.time_policies import TimePolicies, check_cost, open_in_time
 
@@ -184,9 +184,8 @@ class Runtime:
 
     @budget.setter
     def budget(self, budget: str | Budget) -> None:
-        budget = self._selector.parse(budget)
-        self._selector.select(budget)
-        self._budget = budget
+        self._budget, _ = self._selector.find(budget)
+        self._given = budget  # found by the text faster than by the parsed budget
 
     @property
     def calibrated(self) -> bool:
@@ -222,7 +221,7 @@ class Runtime:
     def answer_tensor(self, tensor: NDArray[np.float32], **options: Unpack[RequestOptions]) -> list[Prediction]:
         """Answer images that `prepare` returned, (B, C, H, W) float32; otherwise as a call of the runtime."""
         request = self.begin(tensor, **options)
-        while not request.done:
+        while len(request.predictions) < len(tensor):
             if (wait_s := request.acquire_tokens()) > 0:
                 time.sleep(wait_s)
             else:
@@ -236,12 +235,10 @@ class Runtime:
             tensor: images that `prepare` returned, (B, C, H, W) float32.
             options: see `request.RequestOptions`.
         """
-        if options and (unknown := options.keys() - RequestOptions.__annotations__.keys()):
-            raise TypeError(f"unknown option '{min(unknown)}' of a request")
-        budget = options.get("budget")
-        parsed = self._budget if budget is None else self._selector.parse(budget)
-        choice = self._choose(parsed)
-        request = Request(tensor, parsed, choice, self.rate_limiter, options)
+        if not OPTIONS.issuperset(options):
+            raise TypeError(f"unknown option '{min(options.keys() - OPTIONS)}' of a request")
+        budget = options.pop("budget", None)
+        request = Request(tensor, *self._find(budget), self.rate_limiter, options)
         if request.max_exit is not None:
             request.last_exit = exit_position(self.bundle.manifest.numbers, request.max_exit)
         return request
@@ -259,7 +256,8 @@ class Runtime:
             permit=None if self.rate_limiter is None else request.acquire_segment,
         )
         predictions = self.complete(request, answers, start_s)
-        self.check_drift(request, images, answers)
+        if self.drift_watch is not None:
+            self.check_drift(request, images, answers)
         return predictions
 
     def complete(
@@ -274,10 +272,9 @@ class Runtime:
             batch_rows: size of the batch in segment 1; default the number of answers.
         """
         predictions = self._builder.build(request, answers, start_s, batch_rows)
-        spent = sum([prediction.macs for prediction in predictions])
-        latency_ms = [prediction.latency_ms for prediction in predictions]
-        rate_limited, unsure = answers.reasons.count("rate-limit"), sum(answers.unsure or ())
-        self.stats.add(answers.exits, latency_ms, spent, rate_limited, unsure)
+        for k, reason, prediction in zip(answers.exits, answers.reasons, predictions, strict=True):
+            unsure = prediction.label is None
+            self.stats.add(k, prediction.latency_ms, prediction.macs, reason == RATE_LIMIT, unsure)
         request.predictions += predictions
         return predictions
 
@@ -311,7 +308,7 @@ class Runtime:
 
     def _full_network(self, images: NDArray[np.float32]) -> tuple[NDArray[np.int64], int]:
         """Classes (R,) that the budget `full` predicts for images, and the MACs of one of them."""
-        segments, full = self.backend.segments, self._selector.select(Budget.parse("full")).policy
+        segments, full = self.backend.segments, self._selector.find("full")[1].policy
         # The rate limiter's tokens are those of the segments.
         if self.rate_limiter is None and runs_static(self.backend, full, len(segments), any_exit=False):
             answers = answer(self.backend, images, full, len(self.bundle.manifest.classes))
@@ -340,7 +337,7 @@ class Runtime:
 
     def policy(self, budget: str | Budget | None = None) -> Policy:
         """The policy that a budget selects; default `runtime.budget`."""
-        return self._choose(self._budget if budget is None else self._selector.parse(budget)).policy
+        return self._find(budget)[1].policy
 
     def run_to_exit(self, k: int) -> list[Prediction]:
         """Answer one grey image that leaves at the k-th exit of the bundle, from 1; `stats` do not count it."""
@@ -353,12 +350,13 @@ class Runtime:
         exits = [partial(self.run_to_exit, k) for k in range(1, len(self.bundle.manifest.exits) + 1)]
         return (*exits, partial(static.answer_tensor, self._profiling_copy[1]))
 
-    def _choose(self, budget: Budget) -> PolicyChoice:
-        choice = self._selector.select(budget)
-        if self.drift_watch is None or choice.frontier_index is None:
-            return choice
-        safer = self.drift_watch.safer(choice.frontier_index)
-        return choice if safer == choice.frontier_index else self._selector.at(safer)
+    def _find(self, budget: str | Budget | None) -> tuple[Budget, PolicyChoice]:
+        """A budget, by default `budget`, and its policy; with a drift watch that moved, a safer one."""
+        found = self._selector.find(self._given if budget is None else budget)
+        if self.drift_watch is None or (index := found[1].frontier_index) is None:
+            return found
+        safer = self.drift_watch.safer(index)
+        return found if safer == index else (found[0], self._selector.at(safer))
 
     @cached_property
     def _profiling_copy(self) -> tuple[Runtime, NDArray[np.float32]]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log10
 
 import numpy as np
 
 _BUCKETS_PER_DECADE = 40
 _LOWEST_MS, _DECADES = 1e-3, 9
-# Lower edges of the latency buckets but the first, in milliseconds.
-_EDGES_MS = [_LOWEST_MS * 10 ** (i / _BUCKETS_PER_DECADE) for i in range(1, _BUCKETS_PER_DECADE * _DECADES + 1)]
+_LAST_BUCKET = _BUCKETS_PER_DECADE * _DECADES
 
 
 @dataclass(frozen=True)
@@ -63,34 +62,26 @@ class RuntimeStats:
         """
         self._static_macs, self._macs = static_macs, 0
         self._exits = [0] * exits
-        self._latencies = [0] * (len(_EDGES_MS) + 1)
+        self._latencies = [0] * (_LAST_BUCKET + 1)
         self._rate_limited = self._unsure = 0
         self._watch_macs = 0
         self._lock = threading.Lock()
 
-    def add(
-        self,
-        exits: Sequence[int],
-        latency_ms: Sequence[float],
-        macs: int,
-        rate_limited: int = 0,
-        unsure: int = 0,
-    ) -> None:
-        """Count answers.
+    def add(self, k: int, latency_ms: float, macs: int, rate_limited: bool = False, unsure: bool = False) -> None:
+        """Count an answer.
 
         Args:
-            exits: exit of each answer, from 1, (B,).
-            latency_ms: milliseconds until each answer, (B,).
-            macs: what the answers cost together.
-            rate_limited: how many of them ended early for want of tokens.
-            unsure: how many of them are unsure.
+            k: its exit in the bundle, from 1.
+            latency_ms: milliseconds until the answer.
+            macs: what it cost.
+            rate_limited: whether it ended early for want of tokens.
+            unsure: whether it is unsure.
         """
-        buckets = [bisect_right(_EDGES_MS, ms) for ms in latency_ms]
+        decades = log10(max(latency_ms, _LOWEST_MS) / _LOWEST_MS)
+        bucket = min(int(_BUCKETS_PER_DECADE * decades), _LAST_BUCKET)
         with self._lock:
-            for k in exits:
-                self._exits[k - 1] += 1
-            for bucket in buckets:
-                self._latencies[bucket] += 1
+            self._exits[k - 1] += 1
+            self._latencies[bucket] += 1
             self._rate_limited += rate_limited
             self._unsure += unsure
             self._macs += macs
