@@ -134,11 +134,10 @@ def show_evaluation(result: EvaluateResult) -> None:
         output.paragraph(f"wrote into {result.written[0].parent}: {names}")
     if result.kept:
         output.paragraph(f"kept, of other attacks: {', '.join(path.name for path in result.kept)}")
+    for page in (path for path in result.written if path.suffix == ".html"):
+        output.paragraph(f"{page}: pictures and tables of the clean answers, for a browser")
     source = Path(report["settings"]["source"])
-    output.next_commands(
-        *(f"python -m webbrowser {path.resolve().as_uri()}" for path in result.written if path.suffix == ".html"),
-        f"mexit {'bench' if is_bundle(source) else 'export'} {shell_path(source)}",
-    )
+    output.next_commands(f"mexit {'bench' if is_bundle(source) else 'export'} {shell_path(source)}")
 
 
 def _show_exits(report: Mapping[str, Any]) -> None:

@@ -35,19 +35,20 @@ _BATCH = 64
 
 
 def check_network(settings: TrainSettings, given: Mapping[str, Any], classes: int) -> None:
-    """Check the network and its input before the pictures are read, which may take minutes.
+    """Check the network, and for a folder its input, before the pictures are read, which may take minutes.
 
     Args:
         settings: resolved settings.
-        given: settings that the user gave; without a network, the smallest that a folder may get stands for it.
+        given: settings that the user gave; without a network, one that a folder may get stands for it.
         classes: C.
 
     Raises:
         UsageError: the network is unknown, or takes no images of this size and these channels.
     """
-    if given.get("model") is None and is_folder(settings.data):
+    folder = is_folder(settings.data)
+    if folder and given.get("model") is None:
         settings = replace(settings, model=BASIC)
-    if settings.model_spec().initial is None:  # a pretrained network reads its weights when it is built
+    if settings.model_spec().initial is None and folder:  # a pretrained network reads its weights when it is built
         network_shape(settings, classes)
 
 
