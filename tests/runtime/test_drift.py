@@ -102,13 +102,13 @@ def answer_and_check(runtime: Runtime, images: Any) -> list[Prediction]:
 
 
 def test_answers_are_returned_before_they_are_checked(mixed_bundle, test_digits) -> None:
-    """The last segment, which early answers do not need, blocks until the answers are there."""
+    """The static network, which early answers do not need, blocks until the answers are there."""
     runtime = Runtime.open(mixed_bundle, "40%", backend="ort")
     images = [image for image in test_digits[0] if runtime(image)[0].exit == 1][:5]
     runtime.watch_drift(1.0)
-    last, answered = runtime.backend.segments[-1], threading.Event()
-    run = last.run
-    last.run = lambda carried: (answered.wait(60), run(carried))[1]
+    static, answered = runtime.backend.static, threading.Event()
+    run = static.run
+    static.run = lambda carried: (answered.wait(60), run(carried))[1]
     predictions = runtime(images)
     assert [one.reason for one in predictions] == ["confident"] * 5
     assert runtime.stats.snapshot().watch_macs == 0
