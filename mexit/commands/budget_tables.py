@@ -117,10 +117,11 @@ def show_reject(entry: PolicyEntry, table: Mapping[str, Any] | None) -> None:
         )
 
 
-def cheapest_budget(entry: PolicyEntry) -> str:
-    """The name of a cheap budget to serve: `low` or the cheapest one, or `full` where it has the policy of `full`."""
-    names = next((names for names, _ in entry.by_policy() if "low" in names), entry.by_policy()[0][0])
-    return "full" if "full" in names else "low" if "low" in names else names[0]
+def budget_to_serve(entry: PolicyEntry) -> str:
+    """The budget of the next command: `low` or the cheapest; `full` if that one has the policy of `full`."""
+    groups = [names for names, _ in entry.by_policy()]
+    names = next((names for names in groups if "low" in names), groups[0])
+    return next(name for name in ("full", "low", names[0]) if name in names)
 
 
 def show_lost(result: CalibrateResult | ExportResult) -> None:

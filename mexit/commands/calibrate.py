@@ -9,7 +9,7 @@ import typer
 
 from mexit.commands import output
 from mexit.commands.budget_tables import (
-    cheapest_budget,
+    budget_to_serve,
     show_expected,
     show_lost,
     show_policies,
@@ -166,7 +166,7 @@ def show_calibration(result: CalibrateResult) -> None:
         names = ", ".join(result.unavailable)
         output.say(f"not available: {names}: the answers of early exits alone break the bound of --max-error")
     show_lost(result)
-    output.next_commands(f"mexit serve --budget {cheapest_budget(result.entry)}", "mexit evaluate")
+    output.next_commands(f"mexit serve --budget {budget_to_serve(result.entry)}", "mexit evaluate")
 
 
 def say_certificates(entry: PolicyEntry) -> None:

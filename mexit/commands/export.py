@@ -169,7 +169,7 @@ def show_export(result: ExportResult) -> None:
     if result.calibration:
         budget_tables.show_expected(result.calibration.expected)
     budget_tables.show_lost(result)
-    budget = "low" if result.calibration is None else budget_tables.cheapest_budget(result.calibration.entry)
+    budget = "low" if result.calibration is None else budget_tables.budget_to_serve(result.calibration.entry)
     output.next_commands(
         *(["mexit calibrate"] if not result.calibration else []),
         *(["mexit calibrate --backend ort:int8"] if report and report.precision == "int8" else []),

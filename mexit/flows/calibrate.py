@@ -18,6 +18,7 @@ from mexit.calibrate.calibration import (
     report,
 )
 from mexit.calibrate.certificates import CertificateRequest
+from mexit.calibrate.hypothesis_tests import check_share
 from mexit.calibrate.lost_settings import LostSettings, lost_settings
 from mexit.calibrate.reject import RejectRequest
 from mexit.calibrate.score_selection import ScoreQuality
@@ -109,11 +110,8 @@ class CalibrateOptions:
                 raise UsageError(f"--{name.replace('_', '-')} has no effect alone: add {remedy}")
         if self.attack not in (None, *ATTACKS):
             raise UsageError(f"unknown attack '{self.attack}': choose from {', '.join(ATTACKS)}")
-        if self.target_drop is not None and not 0 < self.target_drop < 1:
-            raise UsageError(
-                "--target-drop is a share of the answers above 0 and below 1, such as 0.005 for half a point of "
-                f"accuracy, found {self.target_drop:g}"
-            )
+        if self.target_drop is not None:
+            check_share("--target-drop", self.target_drop)
 
     def config(self, costs: Costs) -> CalibrationConfig:
         """Parse the budgets and the certificate for a bundle with these costs of its exits.

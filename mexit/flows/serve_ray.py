@@ -46,7 +46,7 @@ class ReplicaConfig:
 
     Attributes:
         bundle: the bundle's directory, on every machine.
-        content: sha256 of what decides its answers, see `_content`.
+        content: sha256 of the manifest and the policies, which decide the answers.
         options: with the engine and its number of threads named.
         limits: of one replica.
         tokens: those of the server.

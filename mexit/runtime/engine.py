@@ -107,7 +107,7 @@ def answer(
         UsageError: `max_exit` is not in 1..E.
     """
     exits = len(backend.segments)
-    last = exits if max_exit is None else last_exit(exits, max_exit)
+    last = last_exit(exits, max_exit)
     if runs_static(backend, policy, last, any_exit=permit is not None or deadline_s is not None):
         assert backend.static is not None
         assert policy.static is not None

@@ -204,11 +204,17 @@ def test_a_frozen_picture_is_an_event(runtime: Runtime) -> None:
     assert kinds[:2] == ["camera-frozen", "camera-back"]
 
 
-def test_the_status_has_a_small_picture(runtime: Runtime, tmp_path: Path) -> None:
-    write_images(tmp_path / "a", ["1.png"], size=(600, 1000))
-    with Fleet(runtime, [Camera("a", parse_source(str(tmp_path / "a")))]) as fleet:
+def status_of_a_picture(runtime: Runtime, folder: Path, size: tuple[int, int]) -> CameraStatus:
+    """The status of a camera that answered one picture of `size` (H, W)."""
+    write_images(folder / "a", ["1.png"], size=size)
+    with Fleet(runtime, [Camera("a", parse_source(str(folder / "a")))]) as fleet:
         fleet.wait()
     [status] = fleet.status()
+    return status
+
+
+def test_the_status_has_a_small_picture(runtime: Runtime, tmp_path: Path) -> None:
+    status = status_of_a_picture(runtime, tmp_path, (600, 1000))
     assert status.picture is not None
     assert status.picture.shape == (150, 250, 3)
     value = json.loads(json.dumps(status.to_json()))
@@ -220,10 +226,7 @@ def test_the_status_has_a_small_picture(runtime: Runtime, tmp_path: Path) -> Non
 
 def test_the_small_picture_of_a_very_tall_one(runtime: Runtime, tmp_path: Path) -> None:
     """JPEG ends at 65,535 rows."""
-    write_images(tmp_path / "a", ["1.png"], size=(66_000, 4))
-    with Fleet(runtime, [Camera("a", parse_source(str(tmp_path / "a")))]) as fleet:
-        fleet.wait()
-    [status] = fleet.status()
+    status = status_of_a_picture(runtime, tmp_path, (66_000, 4))
     assert status.picture is not None
     assert status.picture.shape == (1270, 1, 3)
 

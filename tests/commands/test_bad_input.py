@@ -226,7 +226,7 @@ MISTAKES = {
     "calibrate {bundle} --loss disagreement": "--loss has no effect alone: add --max-risk, such as 0.02",
     "calibrate {bundle} --risk-method auto --max-error 0.1": "--risk-method has no effect alone: add --max-risk",
     **{
-        f"calibrate {{bundle}} --target-drop {share}": "--target-drop is a share of the answers above 0 and below 1"
+        f"calibrate {{bundle}} --target-drop {share}": "--target-drop must lie between 0 and 1"
         for share in ("0", "-0.1", "1", "nan")
     },
     "calibrate {bundle} --max-cost 50%": "--max-cost has no effect alone: add --max-risk",
