@@ -224,7 +224,7 @@ def _draw_accuracy(
     axes.set_ylim(top=min(axes.get_ylim()[1], 100.3))
     axes.set(xlabel="mean cost, million MACs", ylabel="accuracy, %")
     axes.set_title(title, pad=18)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)  # below: lines may lie anywhere
 
 
 def _draw_costs(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -247,7 +247,7 @@ def _draw_reliability(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.plot(*zip(*points, strict=True), marker="o", color=CLEAN, alpha=alpha, label=label)
     axes.set(xlabel="confidence", ylabel="accuracy", title="reliability, held out")
     if rows:
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="center left")  # answers of low confidence are rare
 
 
 def new_figure(panels: int, rows: int = 1, size: tuple[float, float] | None = None) -> tuple[Figure, Sequence[Axes]]:
